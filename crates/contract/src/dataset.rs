@@ -1,0 +1,233 @@
+//! Datasets: what a builder is told, what it leaves in the store, and what it ends with.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::Digest;
+
+/// The shape of a dataset's rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Format {
+    /// `{"text": "..."}`
+    Text,
+    /// `{"prompt": "...", "completion": "..."}`
+    Completion,
+    /// `{"messages": [{"role": "user", "content": "..."}, ...]}`
+    Chat,
+}
+
+/// The part of a dataset that a row belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Split {
+    /// Trained on.
+    Train,
+    /// Looked at during training.
+    Validation,
+    /// Scored once, at the end.
+    Test,
+}
+
+impl Split {
+    /// All three, in the order of their files.
+    pub const ALL: [Self; 3] = [Self::Train, Self::Validation, Self::Test];
+
+    /// `train`, `validation` or `test`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Train => "train",
+            Self::Validation => "validation",
+            Self::Test => "test",
+        }
+    }
+}
+
+/// Configuration of one build (`config.json` of a dataset builder).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BuildConfig {
+    /// Name of the Dataset.
+    pub dataset: String,
+    /// Digest of everything that decides the outcome as far as the operator can see it (spec,
+    /// contents of ConfigMaps, refresh annotation).
+    pub fingerprint: Digest,
+    /// Shape of the rows.
+    pub format: Format,
+    /// Where the rows come from, in order.
+    pub sources: Vec<Source>,
+    /// Which rows are good, and how many must be.
+    pub validation: Validation,
+    /// How rows are dealt to train, validation and test.
+    pub split: HashSplit,
+}
+
+/// One source: a mounted file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Source {
+    /// Its name in the spec, used in messages.
+    pub name: String,
+    /// The URI or `configmap://NAME/KEY`, for provenance.
+    pub uri: String,
+    /// The mounted file.
+    pub path: String,
+}
+
+/// Rules for rows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Validation {
+    /// The build fails with fewer good rows.
+    pub minimum_rows: u64,
+    /// The build fails with a larger share of bad rows: a decimal in percent.
+    pub maximum_invalid_percent: String,
+}
+
+/// A split by hash: a row (or its group) never moves when other rows arrive.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HashSplit {
+    /// Column whose equal values stay together; none: the row itself.
+    pub group_column: Option<String>,
+    /// Percent of the rows in `train`.
+    pub train_percent: u32,
+    /// Percent of the rows in `validation`.
+    pub validation_percent: u32,
+    /// Percent of the rows in `test`.
+    pub test_percent: u32,
+    /// Enters the hash.
+    pub seed: u64,
+}
+
+/// Rows by split; `rejected` were bad and are in none.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RowCounts {
+    /// Rows to train on.
+    pub train: u64,
+    /// Rows to validate on.
+    pub validation: u64,
+    /// Rows to test on.
+    pub test: u64,
+    /// Bad rows.
+    pub rejected: u64,
+}
+
+/// A bad row, without its data.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RejectedRow {
+    /// Name of the source.
+    pub source: String,
+    /// Line, from 1.
+    pub line: u64,
+    /// The rule that it broke, for example `prompt is missing`.
+    pub rule: String,
+}
+
+/// How many rejected rows are named.
+pub const NAMED_REJECTED_ROWS: usize = 20;
+
+/// `manifest.json` of a version: written last, without it the folder does not exist.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Manifest {
+    /// Over canonical rows and schema.
+    pub digest: Digest,
+    /// Over the schema alone.
+    pub schema_hash: Digest,
+    /// Shape of the rows.
+    pub format: Format,
+    /// Rows by split.
+    pub rows: RowCounts,
+    /// The files of this folder: name to SHA-256 of the bytes.
+    pub files: BTreeMap<String, Digest>,
+    /// Bytes of all files.
+    pub size_bytes: u64,
+    /// Where the rows came from; does not enter `digest`.
+    pub provenance: Provenance,
+    /// Digest of `provenance`.
+    pub provenance_digest: Digest,
+}
+
+/// Where a version came from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Provenance {
+    /// Each source with the SHA-256 of the bytes that were read.
+    pub sources: Vec<SourceProvenance>,
+    /// Version of the builder.
+    pub code_version: String,
+    /// Version number of the dataset before this one.
+    pub parent: Option<u32>,
+    /// RFC 3339 time of the build.
+    pub created_time: String,
+}
+
+/// One source as it was read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SourceProvenance {
+    /// Name in the spec.
+    pub name: String,
+    /// Its URI.
+    pub uri: String,
+    /// SHA-256 of the bytes.
+    pub digest: Digest,
+    /// Number of bytes.
+    pub size_bytes: u64,
+}
+
+/// `versions/<n>.json`: number `n` of a dataset, create-only.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct VersionRecord {
+    /// Number, from 1.
+    pub version: u32,
+    /// Over canonical rows and schema.
+    pub digest: Digest,
+    /// Over the schema alone.
+    pub schema_hash: Digest,
+    /// Rows by split.
+    pub rows: RowCounts,
+    /// The first bad rows.
+    pub rejected: Vec<RejectedRow>,
+    /// Bytes of all files.
+    pub size_bytes: u64,
+    /// RFC 3339.
+    pub created_time: String,
+    /// Digest of the manifest's provenance.
+    pub provenance_digest: Digest,
+}
+
+/// `builds/<fingerprint>.json`: the version that a build ended with, new or not.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BuildRecord {
+    /// Of the build's configuration.
+    pub fingerprint: Digest,
+    /// The version that holds the rows.
+    pub version: u32,
+    /// Its digest.
+    pub digest: Digest,
+}
+
+/// Termination message of a dataset builder.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BuildSummary {
+    /// A condition reason, for example `DataError`; `Completed` on success.
+    pub reason: String,
+    /// What happened, without data.
+    pub message: String,
+    /// The version, on success.
+    pub version: Option<u32>,
+    /// Its digest, on success.
+    pub digest: Option<Digest>,
+    /// Rows read and rejected as far as the build came.
+    pub rows: Option<RowCounts>,
+    /// The first bad rows.
+    #[serde(default)]
+    pub rejected: Vec<RejectedRow>,
+}

@@ -1,0 +1,128 @@
+//! Configuration of engines and routers, and the HTTP headers between them.
+
+use serde::{Deserialize, Serialize};
+
+use crate::Digest;
+
+/// Request (router to engine) and answer (to the client): `<adapter>@v<version>`; the bare base model
+/// is `<name>@base`.
+pub const HEADER_ADAPTER: &str = "x-graftwork-adapter";
+/// Request: who calls; requests of one caller stay on one side of a canary.
+pub const HEADER_CALLER: &str = "x-graftwork-caller";
+/// Request: `candidate` or `stable`, where a rollout allows it.
+pub const HEADER_VERSION: &str = "x-graftwork-version";
+/// Request and answer: correlates logs.
+pub const HEADER_REQUEST_ID: &str = "x-request-id";
+
+/// `config.json` of an engine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EngineConfig {
+    /// Name of the ServingEndpoint.
+    pub endpoint: String,
+    /// Its UID: calls are signed for it.
+    pub owner_uid: String,
+    /// The operator's public keys (64 hexadecimal digits each).
+    pub operator_keys: Vec<String>,
+    /// The base model's mounted folder.
+    pub base_path: String,
+    /// Over the folder's files.
+    pub base_digest: Digest,
+    /// How the bare base model is called; none: it is not offered.
+    pub base_name: Option<String>,
+    /// Rows of one forward pass.
+    pub maximum_batch_size: u32,
+    /// Adapters in memory.
+    pub maximum_loaded_adapters: u32,
+    /// Prompt and answer together.
+    pub maximum_context_tokens: u32,
+    /// The versions to register at start; pushes replace the list.
+    pub adapters: Vec<EngineAdapter>,
+    /// Compute threads; 0: as many as the container may use.
+    #[serde(default)]
+    pub threads: usize,
+}
+
+/// One adapter version of an engine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EngineAdapter {
+    /// What a client names in `model`.
+    pub name: String,
+    /// Number.
+    pub version: u32,
+    /// Content.
+    pub digest: Digest,
+    /// Folder in the store, relative to the namespace's folder.
+    pub folder: String,
+    /// The version that a request gets which names the adapter alone.
+    pub is_default: bool,
+}
+
+/// `config.json` of a router.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RouterConfig {
+    /// Name of the ServingEndpoint.
+    pub endpoint: String,
+    /// Its UID: calls are signed for it.
+    pub owner_uid: String,
+    /// The operator's public keys (64 hexadecimal digits each).
+    pub operator_keys: Vec<String>,
+    /// Host name of the engines' headless Service, used until a table is pushed.
+    pub engines_host: String,
+    /// The bare base model's name; none: it is not offered.
+    pub base_name: Option<String>,
+    /// Stable versions only.
+    pub models: Vec<RouterModel>,
+}
+
+/// One model of a mounted routing table.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RouterModel {
+    /// What a client names in `model`.
+    pub name: String,
+    /// Number.
+    pub version: u32,
+    /// Content.
+    pub digest: Digest,
+}
+
+/// The value of [`HEADER_ADAPTER`] for an adapter's version.
+pub fn adapter_header(name: &str, version: u32) -> String {
+    format!("{name}@v{version}")
+}
+
+/// The value of [`HEADER_ADAPTER`] for the bare base model.
+pub fn base_header(name: &str) -> String {
+    format!("{name}@base")
+}
+
+/// Reads a value of [`HEADER_ADAPTER`]: the name, and the version or `None` for the bare base.
+pub fn parse_adapter_header(value: &str) -> Option<(&str, Option<u32>)> {
+    let (name, version) = value.rsplit_once('@')?;
+    if version == "base" {
+        return Some((name, None));
+    }
+    Some((name, Some(version.strip_prefix('v')?.parse().ok()?)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_are_read_back() {
+        assert_eq!(
+            parse_adapter_header(&adapter_header("a@b", 7)),
+            Some(("a@b", Some(7)))
+        );
+        assert_eq!(
+            parse_adapter_header(&base_header("tiny")),
+            Some(("tiny", None))
+        );
+        assert_eq!(parse_adapter_header("x@7"), None);
+        assert_eq!(parse_adapter_header("x"), None);
+    }
+}

@@ -1,0 +1,142 @@
+//! The ledger of an adapter's versions: small records, each written once and never changed.
+//! Stage, number and rejection of a version come back from here when status is lost.
+
+use serde::{Deserialize, Serialize};
+
+use crate::Digest;
+use crate::run::Metric;
+
+/// Which record of a version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum RecordKind {
+    /// The version exists.
+    Created,
+    /// The gate's verdict.
+    Gate,
+    /// It may be served.
+    Approved,
+    /// It may not be served.
+    Rejected,
+}
+
+impl RecordKind {
+    /// All kinds.
+    pub const ALL: [Self; 4] = [Self::Created, Self::Gate, Self::Approved, Self::Rejected];
+
+    /// The file name without `.json`.
+    pub const fn file_stem(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Gate => "gate",
+            Self::Approved => "approved",
+            Self::Rejected => "rejected",
+        }
+    }
+}
+
+/// `created.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Created {
+    /// Number, from 1.
+    pub version: u32,
+    /// Content.
+    pub digest: Digest,
+    /// LoRA's rank.
+    pub rank: u32,
+    /// Bytes of the files.
+    pub size_bytes: u64,
+    /// The TrainingRun that made it; none: imported.
+    pub training_run: Option<String>,
+    /// The data it was trained on.
+    pub dataset: Option<DatasetVersion>,
+    /// Digest of the base model that it belongs to.
+    pub base: Digest,
+    /// Test metrics of the run; empty for an import.
+    pub metrics: Vec<Metric>,
+    /// What the metrics were compared with: `base` or a version's number.
+    pub reference: Option<String>,
+    /// RFC 3339.
+    pub created_time: String,
+}
+
+/// A dataset's version.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DatasetVersion {
+    /// Name of the Dataset.
+    pub name: String,
+    /// Number.
+    pub version: u32,
+    /// Content.
+    pub digest: Digest,
+}
+
+/// A verdict.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Verdict {
+    /// The rule holds.
+    Pass,
+    /// It does not.
+    Fail,
+    /// There is not enough evidence.
+    Inconclusive,
+}
+
+/// `gate.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Gate {
+    /// Digest of the gate's rules and confidence: another gate judges again.
+    pub rules_digest: Digest,
+    /// Of all rules together.
+    pub verdict: Verdict,
+    /// Each rule with its numbers.
+    pub rules: Vec<RuleOutcome>,
+    /// RFC 3339.
+    pub time: String,
+}
+
+/// One rule with its numbers, as decimal strings.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RuleOutcome {
+    /// Name of the metric.
+    pub metric: String,
+    /// Of the version.
+    pub value: Option<String>,
+    /// Of the reference.
+    pub reference: Option<String>,
+    /// Of the difference (or of the value), at the gate's confidence.
+    pub interval: Option<[String; 2]>,
+    /// The verdict.
+    pub verdict: Verdict,
+    /// In words, with value and limit.
+    pub message: String,
+}
+
+/// `approved.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Approved {
+    /// `gate` or the user's name.
+    pub by: String,
+    /// The user's reason.
+    pub reason: String,
+    /// RFC 3339.
+    pub time: String,
+}
+
+/// `rejected.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Rejected {
+    /// A condition reason, for example `GateFailed`, `RejectedByUser`, `RolledBack`.
+    pub reason: String,
+    /// In words, with value and limit.
+    pub message: String,
+    /// `gate`, an endpoint's name, or the user's name.
+    pub by: String,
+    /// RFC 3339.
+    pub time: String,
+}

@@ -1,0 +1,58 @@
+//! Words that the operator, the data plane and the tests share: configuration files, reports, exit
+//! codes, store paths, digests, signed calls and the gRPC contracts.
+//!
+//! This crate does no I/O, knows nothing of Kubernetes and nothing of tensors. The generated gRPC
+//! clients and servers are behind the feature `grpc`, so that pure crates can use the words alone.
+//!
+//! Compatibility: operator N speaks the contract of N-1. Fields are added with a default, never
+//! renamed; a reader keeps what it does not know where it writes the value back.
+
+pub mod adapter;
+pub mod dataset;
+pub mod digest;
+pub mod endpoint;
+pub mod exit;
+pub mod keeper;
+pub mod latency;
+pub mod ledger;
+pub mod paths;
+pub mod pod;
+pub mod run;
+pub mod signing;
+
+/// Generated messages and, with the feature `grpc`, clients and servers.
+#[allow(missing_docs, clippy::all, clippy::pedantic)]
+pub mod proto {
+    /// Signed envelope shared by all services.
+    pub mod call {
+        pub mod v1 {
+            include!(concat!(env!("OUT_DIR"), "/graftwork.call.v1.rs"));
+        }
+    }
+    /// The keeper: the long-lived writer of a namespace's store.
+    pub mod store {
+        pub mod v1 {
+            include!(concat!(env!("OUT_DIR"), "/graftwork.store.v1.rs"));
+        }
+    }
+    /// The trainer's progress.
+    pub mod trainer {
+        pub mod v1 {
+            include!(concat!(env!("OUT_DIR"), "/graftwork.trainer.v1.rs"));
+        }
+    }
+    /// The engine's adapters.
+    pub mod engine {
+        pub mod v1 {
+            include!(concat!(env!("OUT_DIR"), "/graftwork.engine.v1.rs"));
+        }
+    }
+    /// The router's table and counters.
+    pub mod router {
+        pub mod v1 {
+            include!(concat!(env!("OUT_DIR"), "/graftwork.router.v1.rs"));
+        }
+    }
+}
+
+pub use digest::Digest;

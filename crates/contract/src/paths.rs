@@ -1,0 +1,79 @@
+//! Where things stand in the artifact store, relative to `<store>/<namespace>/`.
+//!
+//! A pod mounts the folder of its own namespace only, so no path here holds a namespace.
+
+use crate::Digest;
+
+/// `datasets/<name>/<digest>`: one built version.
+pub fn dataset(name: &str, digest: &Digest) -> String {
+    format!("datasets/{name}/{}", digest.hex())
+}
+
+/// `datasets/<name>/versions`: the numbered records of a dataset.
+pub fn dataset_versions(name: &str) -> String {
+    format!("datasets/{name}/versions")
+}
+
+/// `datasets/<name>/versions/<n>.json`.
+pub fn dataset_version(name: &str, version: u32) -> String {
+    format!("datasets/{name}/versions/{version}.json")
+}
+
+/// `datasets/<name>/builds/<fingerprint>.json`: what a build with this fingerprint of spec and
+/// sources ended with, so that a build that changed nothing is not repeated.
+pub fn dataset_build(name: &str, fingerprint: &Digest) -> String {
+    format!("datasets/{name}/builds/{}.json", fingerprint.hex())
+}
+
+/// `runs/<name>/<digest of the resolved spec>`.
+pub fn run(name: &str, inputs: &Digest) -> String {
+    format!("runs/{name}/{}", inputs.hex())
+}
+
+/// `runs/<name>/<inputs>/result.json`: written once, on success.
+pub fn run_result(name: &str, inputs: &Digest) -> String {
+    format!("{}/result.json", run(name, inputs))
+}
+
+/// `runs/<name>/<inputs>/resolved.json`.
+pub fn run_resolved(name: &str, inputs: &Digest) -> String {
+    format!("{}/resolved.json", run(name, inputs))
+}
+
+/// `runs/<name>/<inputs>/fence/<epoch>.json`: create-only claims of attempts; the highest wins.
+pub fn run_fence(name: &str, inputs: &Digest) -> String {
+    format!("{}/fence", run(name, inputs))
+}
+
+/// `runs/<name>/<inputs>/checkpoints`.
+pub fn run_checkpoints(name: &str, inputs: &Digest) -> String {
+    format!("{}/checkpoints", run(name, inputs))
+}
+
+/// `runs/<name>/<inputs>/metrics`.
+pub fn run_metrics(name: &str, inputs: &Digest) -> String {
+    format!("{}/metrics", run(name, inputs))
+}
+
+/// `adapters/<name>/<digest>`: a PEFT folder with a manifest.
+pub fn adapter(name: &str, digest: &Digest) -> String {
+    format!("adapters/{name}/{}", digest.hex())
+}
+
+/// `adapters/<name>/versions`: the ledger.
+pub fn adapter_versions(name: &str) -> String {
+    format!("adapters/{name}/versions")
+}
+
+/// `adapters/<name>/versions/<n>/<record>.json`.
+pub fn adapter_record(name: &str, version: u32, record: crate::ledger::RecordKind) -> String {
+    format!(
+        "adapters/{name}/versions/{version}/{}.json",
+        record.file_stem()
+    )
+}
+
+/// Folder of a run's own adapter, where it names no LoRAAdapter to publish to.
+pub fn run_adapter(name: &str, inputs: &Digest, digest: &Digest) -> String {
+    format!("{}/adapter/{}", run(name, inputs), digest.hex())
+}

@@ -1,0 +1,40 @@
+//! What every pod of ours finds in its container: mount paths, ports and environment.
+
+/// Folder of the mounted configuration (a `ConfigMap`).
+pub const CONFIG_DIR: &str = "/etc/graftwork";
+/// The configuration file in [`CONFIG_DIR`]; which type it holds depends on the process.
+pub const CONFIG_FILE: &str = "/etc/graftwork/config.json";
+/// Mount point of the namespace's folder of the artifact store.
+pub const STORE_DIR: &str = "/var/lib/graftwork/store";
+/// Below this, one folder for each mounted claim of base models, sources and imports:
+/// `/var/lib/graftwork/claims/<claim>`.
+pub const CLAIMS_DIR: &str = "/var/lib/graftwork/claims";
+/// Below this, one folder for each `ConfigMap` source of a dataset:
+/// `/var/lib/graftwork/sources/<source name>/<key>`.
+pub const SOURCES_DIR: &str = "/var/lib/graftwork/sources";
+/// Scratch space (an `emptyDir`).
+pub const SCRATCH_DIR: &str = "/tmp";
+/// Where the kubelet reads the termination message.
+pub const TERMINATION_FILE: &str = "/dev/termination-log";
+/// A termination message is cut at this many bytes by the kubelet.
+pub const TERMINATION_BYTES: usize = 4096;
+
+/// Environment: the pod's UID, from the downward API.
+pub const ENV_POD_UID: &str = "POD_UID";
+/// Environment: the pod's name, from the downward API.
+pub const ENV_POD_NAME: &str = "POD_NAME";
+
+/// gRPC of keepers, trainers, engines and routers.
+pub const GRPC_PORT: u16 = 9090;
+/// OpenAI HTTP of engines and routers.
+pub const HTTP_PORT: u16 = 8080;
+/// `/metrics`, `/healthz` and `/readyz` of engines and routers.
+pub const METRICS_PORT: u16 = 8081;
+
+/// User and group of every container.
+pub const USER_ID: i64 = 65532;
+
+/// The folder at which a claim is mounted.
+pub fn claim_dir(claim: &str) -> String {
+    format!("{CLAIMS_DIR}/{claim}")
+}

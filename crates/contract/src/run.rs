@@ -1,0 +1,271 @@
+//! Training runs: what a trainer is told, what it leaves in the store, and what it ends with.
+
+use serde::{Deserialize, Serialize};
+
+use crate::Digest;
+use crate::dataset::{Format, Split};
+
+/// Configuration of one run (`config.json` of a trainer). The same for all attempts.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TrainerConfig {
+    /// Name of the TrainingRun.
+    pub run: String,
+    /// What decides the result, pinned; `resolved.json` holds the same.
+    pub resolved: Resolved,
+    /// Digest of [`RunKey`]: names the run's folder in the store.
+    pub key: Digest,
+    /// LoRA's shape.
+    pub lora: Lora,
+    /// Optimisation.
+    pub hyperparameters: Hyperparameters,
+    /// When state is saved.
+    pub checkpoint: Checkpoint,
+    /// What is scored at the end.
+    pub evaluation: Evaluation,
+    /// The LoRAAdapter that the result is for; none: the files stay in the run's folder.
+    pub adapter: Option<String>,
+    /// Compute threads; 0: as many as the container may use.
+    #[serde(default)]
+    pub threads: usize,
+}
+
+/// What names a run's folder: everything in the spec that decides the result, and the base's digest.
+/// Compute, limits, checkpoints and `suspend` do not enter it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RunKey {
+    /// Digest of the base model's files.
+    pub base: Digest,
+    /// Name of the dataset.
+    pub dataset: String,
+    /// The version that the spec asks for; none: the latest at the start.
+    pub dataset_version: Option<u32>,
+    /// LoRA's shape.
+    pub lora: Lora,
+    /// Optimisation.
+    pub hyperparameters: Hyperparameters,
+    /// What is scored.
+    pub evaluation: Evaluation,
+    /// The LoRAAdapter that the result is for.
+    pub adapter: Option<String>,
+}
+
+/// Inputs as pinned at the first start (`resolved.json`, create-only).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Resolved {
+    /// The base model.
+    pub base: ResolvedBase,
+    /// The data.
+    pub dataset: ResolvedDataset,
+    /// The adapter version that is scored on the same rows; none: the bare base model.
+    pub reference: Option<ResolvedReference>,
+}
+
+/// A base model in a mounted claim.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ResolvedBase {
+    /// As in the spec.
+    pub uri: String,
+    /// The mounted folder.
+    pub path: String,
+    /// Over the folder's files.
+    pub digest: Digest,
+}
+
+/// A dataset version.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ResolvedDataset {
+    /// Name of the Dataset.
+    pub name: String,
+    /// Number.
+    pub version: u32,
+    /// Content.
+    pub digest: Digest,
+    /// Shape of the rows.
+    pub format: Format,
+}
+
+/// An adapter version to compare with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ResolvedReference {
+    /// Name of the LoRAAdapter.
+    pub adapter: String,
+    /// Number.
+    pub version: u32,
+    /// Content.
+    pub digest: Digest,
+}
+
+/// LoRA (Hu et al. 2021, arXiv:2106.09685): `W x + (alpha / r) B A x`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Lora {
+    /// `r`.
+    pub rank: u32,
+    /// Numerator of the scaling.
+    pub alpha: f64,
+    /// Probability with which an input element of A is dropped in training.
+    pub dropout: f64,
+    /// Last parts of the module paths, for example `q_proj`.
+    pub target_modules: Vec<String>,
+}
+
+/// The learning rate's course after the warm-up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Schedule {
+    /// Half a cosine down to zero.
+    Cosine,
+    /// A straight line down to zero.
+    Linear,
+    /// No change.
+    Constant,
+}
+
+/// Optimisation.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Hyperparameters {
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// Course after the warm-up.
+    pub schedule: Schedule,
+    /// Optimiser steps with a rising learning rate.
+    pub warmup_steps: u64,
+    /// Passes over the data; ignored where `maximum_steps` is set.
+    pub epochs: u32,
+    /// Optimiser steps in all.
+    pub maximum_steps: Option<u64>,
+    /// Examples per optimiser step.
+    pub batch_size: u32,
+    /// Examples per forward pass.
+    pub micro_batch_size: u32,
+    /// Tokens of one example; longer ones are cut at the start of the prompt.
+    pub maximum_sequence_length: u32,
+    /// Decoupled weight decay (AdamW).
+    pub weight_decay: f64,
+    /// Gradients are scaled down to this 2-norm.
+    pub maximum_gradient_norm: f64,
+    /// Of initialisation, order and dropout.
+    pub seed: u64,
+}
+
+/// When state is saved.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Checkpoint {
+    /// Optimiser steps between checkpoints.
+    pub every_steps: u64,
+    /// How many are kept.
+    pub keep: u32,
+}
+
+/// What is scored at the end, on the test split.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Evaluation {
+    /// Which measures.
+    pub metrics: Vec<MetricKind>,
+    /// Greedy tokens per answer.
+    pub maximum_new_tokens: u32,
+    /// The first rows of the split that are scored; none: all.
+    pub maximum_rows: Option<u64>,
+}
+
+/// A measure of the test split.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum MetricKind {
+    /// `loss`: mean negative log-likelihood of the completion's tokens, in nats.
+    Loss,
+    /// `exact_match`: share of greedy answers whose first line, trimmed, is the completion's.
+    ExactMatch,
+}
+
+impl MetricKind {
+    /// The metric's name in results and gate rules.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Loss => "loss",
+            Self::ExactMatch => "exact_match",
+        }
+    }
+
+    /// Whether a larger value is a better one.
+    pub const fn higher_is_better(self) -> bool {
+        matches!(self, Self::ExactMatch)
+    }
+}
+
+/// `result.json`: written once, on success.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RunResult {
+    /// Name of the TrainingRun.
+    pub run: String,
+    /// Digest of the [`RunKey`].
+    pub key: Digest,
+    /// Pinned inputs.
+    pub resolved: Resolved,
+    /// The adapter's content digest.
+    pub digest: Digest,
+    /// Folder in the store, relative to the namespace's folder.
+    pub folder: String,
+    /// Bytes of the adapter's files.
+    pub size_bytes: u64,
+    /// LoRA's rank.
+    pub rank: u32,
+    /// Optimiser steps.
+    pub steps: u64,
+    /// Mean loss of the last steps.
+    pub final_loss: f64,
+    /// Test metrics, of the adapter and of its reference on the same rows.
+    pub metrics: Vec<Metric>,
+    /// RFC 3339.
+    pub finished_time: String,
+    /// Version of the trainer.
+    pub code_version: String,
+}
+
+/// One measure on the test rows.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Metric {
+    /// `loss`, `exact_match`, ...
+    pub name: String,
+    /// Always `test` for gates.
+    pub split: Split,
+    /// Of the new adapter.
+    pub value: f64,
+    /// Standard error of `value`.
+    pub standard_error: f64,
+    /// Of the reference on the same rows.
+    pub baseline: f64,
+    /// Mean over rows of new minus reference.
+    pub difference: f64,
+    /// Standard error of `difference` (paired).
+    pub difference_standard_error: f64,
+    /// Rows.
+    pub samples: u64,
+}
+
+/// Termination message of a trainer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RunSummary {
+    /// A condition reason of TrainingRun, for example `Diverged`.
+    pub reason: String,
+    /// What happened, with field, value, limit and remedy; no data.
+    pub message: String,
+    /// The step that was reached.
+    pub step: u64,
+    /// All steps; 0 before they are known.
+    pub total_steps: u64,
+    /// Step of the newest checkpoint.
+    pub checkpoint_step: Option<u64>,
+    /// The adapter's digest, on success.
+    pub digest: Option<Digest>,
+}

@@ -1,0 +1,36 @@
+//! The Llama transformer that graftwork trains and serves, and everything that belongs to its files.
+//!
+//! One forward pass is shared by the trainer (differentiable, through [`candle_core`]'s autograd)
+//! and by the engine (batched rows of different adapters over a paged KV cache), so that what was
+//! trained is what is served. On the CPU every reduction has a fixed order: a row's logits have the
+//! same bits whatever shares its batch, however its prompt was cut, and for any thread count.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`config`] | the Hugging Face `config.json` of a Llama model |
+//! | [`base`] | a base model's folder: weights in, weights out, digest |
+//! | [`tokenizer`], [`chat`] | `tokenizer.json`, chat template, training rows |
+//! | [`kernel`] | packed weights and the fixed-order products |
+//! | [`transformer`] | the forward and backward pass |
+//! | [`lora`], [`peft`] | trainable low-rank parameters; adapter folders as PEFT writes them |
+//! | [`kv`] | the paged KV cache |
+//! | [`sampler`] | from logits to a token |
+//! | [`fixture`] | tiny random models for tests |
+//!
+//! What this crate does *not* do: it opens no socket, starts no runtime, knows no Kubernetes and no
+//! artifact store, owns no optimiser and no schedule, and trains no tokenizer.
+
+pub mod base;
+pub mod chat;
+pub mod config;
+pub mod fixture;
+pub mod kernel;
+pub mod kv;
+pub mod lora;
+pub mod peft;
+pub mod sampler;
+pub mod tokenizer;
+pub mod transformer;
+
+mod digest;
+mod random;

@@ -1,0 +1,1 @@
+//! graftwork-e2e

@@ -1,0 +1,2 @@
+//! graftwork-e2e
+fn main() {}

@@ -1,0 +1,2 @@
+//! graftwork-operator
+fn main() {}

@@ -1,0 +1,2 @@
+//! dataset-builder
+fn main() {}
