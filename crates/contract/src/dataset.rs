@@ -100,6 +100,33 @@ pub struct HashSplit {
     pub seed: u64,
 }
 
+impl HashSplit {
+    /// The split of a row, decided by nothing but `seed` and `key`: the text of its group column,
+    /// or its canonical JSON where there is none. The first eight bytes (little-endian) of
+    /// `SHA-256(seed as eight little-endian bytes, key)`, modulo 100, are compared with the percents in
+    /// the order train, validation, test.
+    pub fn split_of(&self, key: &str) -> Split {
+        use sha2::Digest as _;
+        let hash = sha2::Sha256::new()
+            .chain_update(self.seed.to_le_bytes())
+            .chain_update(key)
+            .finalize();
+        let first = hash
+            .iter()
+            .take(8)
+            .rev()
+            .fold(0_u64, |number, byte| number << 8 | u64::from(*byte));
+        let bucket = (first % 100) as u32;
+        if bucket < self.train_percent {
+            Split::Train
+        } else if bucket < self.train_percent + self.validation_percent {
+            Split::Validation
+        } else {
+            Split::Test
+        }
+    }
+}
+
 /// Rows by split; `rejected` were bad and are in none.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -230,4 +257,56 @@ pub struct BuildSummary {
     /// The first bad rows.
     #[serde(default)]
     pub rejected: Vec<RejectedRow>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn split(train_percent: u32, seed: u64) -> HashSplit {
+        HashSplit {
+            group_column: None,
+            train_percent,
+            validation_percent: 5,
+            test_percent: 95 - train_percent,
+            seed,
+        }
+    }
+
+    #[test]
+    fn shares_are_as_asked_for() {
+        let split = split(80, 7);
+        let count = |wanted| {
+            (0..10_000)
+                .filter(|n| split.split_of(&n.to_string()) == wanted)
+                .count()
+        };
+        assert!(
+            (7_800..8_200).contains(&count(Split::Train)),
+            "{}",
+            count(Split::Train)
+        );
+        assert!(
+            (400..600).contains(&count(Split::Validation)),
+            "{}",
+            count(Split::Validation)
+        );
+    }
+
+    #[test]
+    fn another_seed_deals_anew_and_the_same_seed_does_not() {
+        let dealt = |seed| {
+            (0..100)
+                .map(|n| split(50, seed).split_of(&n.to_string()))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(dealt(1), dealt(1));
+        assert_ne!(dealt(1), dealt(2));
+    }
+
+    #[test]
+    fn the_bucket_is_the_one_that_the_formula_says() {
+        // Bucket 17, computed by Python's hashlib.
+        assert_eq!(split(50, 7).split_of("n00001740"), Split::Train);
+    }
 }
