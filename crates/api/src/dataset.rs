@@ -1,0 +1,318 @@
+//! Dataset: rows from several sources, validated, split, and kept as immutable versions.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::CustomResource;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::decimal::{Decimal, UNSIGNED_PATTERN};
+use crate::enums::open_enum;
+use crate::reference::VersionedDigest;
+use crate::schema::rules;
+
+/// A versioned dataset: rows from one or more sources, validated and split.
+#[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[kube(
+    group = "graftwork.dev",
+    version = "v1alpha1",
+    kind = "Dataset",
+    plural = "datasets",
+    namespaced,
+    status = "DatasetStatus",
+    derive = "PartialEq",
+    shortname = "dset",
+    category = "graft",
+    doc = "A versioned dataset: rows from one or more sources, validated, split and kept as immutable versions.",
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = r#".status.conditions[?(@.type=="Ready")].status"#
+    ),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        json_path = r#".status.conditions[?(@.type=="Ready")].reason"#
+    ),
+    printcolumn(
+        name = "Version",
+        type_ = "integer",
+        json_path = ".status.latest.version"
+    ),
+    printcolumn(name = "Rows", type_ = "integer", json_path = ".status.latest.rows"),
+    printcolumn(
+        name = "Age",
+        type_ = "date",
+        json_path = ".metadata.creationTimestamp"
+    )
+)]
+#[serde(rename_all = "camelCase")]
+pub struct DatasetSpec {
+    /// What the data is, for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub description: Option<String>,
+    /// Where the rows come from; the rows of all sources are taken together, in this order.
+    #[schemars(
+        length(min = 1, max = 32),
+        extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"])
+    )]
+    pub sources: Vec<Source>,
+    /// What a row must hold.
+    pub format: DatasetFormat,
+    /// When a version is good enough to be used.
+    #[serde(default)]
+    pub validation: Validation,
+    /// How rows are divided into train, validation and test.
+    #[serde(default)]
+    pub split: Split,
+}
+
+/// One place that rows come from, as JSONL.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = rules(&[(
+    "has(self.configMapRef) != has(self.uri)",
+    "a source has exactly one of configMapRef and uri",
+)])))]
+pub struct Source {
+    /// Name of the source, as it appears in status and messages.
+    #[schemars(
+        length(min = 1, max = 63),
+        regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
+    )]
+    pub name: String,
+    /// A key of a ConfigMap; a change makes a new version at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config_map_ref: Option<ConfigMapKeyReference>,
+    /// A file on a volume, as `pvc://CLAIM/PATH`; looked at again when the annotation
+    /// `graftwork.dev/refresh` changes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 1024), regex(pattern = r"^pvc://"))]
+    pub uri: Option<String>,
+}
+
+/// Names a key of a ConfigMap in the same namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ConfigMapKeyReference {
+    /// Name of the ConfigMap.
+    #[schemars(
+        length(min = 1, max = 253),
+        regex(pattern = r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$")
+    )]
+    pub name: String,
+    /// Key in `data` or `binaryData`.
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[-._a-zA-Z0-9]+$"))]
+    pub key: String,
+}
+
+/// What a row must hold.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DatasetFormat {
+    /// Text: `text`. Completion: `prompt` and `completion`. Chat: `messages`, each with `role` and
+    /// `content`.
+    #[serde(rename = "type")]
+    pub type_: FormatType,
+}
+
+open_enum! {
+    /// The keys that a row must have.
+    pub enum FormatType (spec) {
+        /// `text`: every token is learnt.
+        Text = "Text",
+        /// `prompt` and `completion`: the completion's tokens are learnt.
+        Completion = "Completion",
+        /// `messages`: what the assistant says is learnt.
+        Chat = "Chat",
+    }
+}
+
+/// When a version is good enough to be used.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Validation {
+    /// Valid rows that a version must have at least.
+    #[schemars(range(min = 1, max = 1_000_000_000))]
+    pub minimum_rows: u64,
+    /// Percentage of rows that may be invalid; they are left out and counted. More, and no version
+    /// is made.
+    #[schemars(extend(
+        "pattern" = UNSIGNED_PATTERN,
+        "x-kubernetes-validations" = rules(&[(
+            "double(self) <= 100.0",
+            "maximumInvalidPercent is at most 100",
+        )]),
+    ))]
+    pub maximum_invalid_percent: Decimal,
+}
+
+impl Default for Validation {
+    fn default() -> Self {
+        Self {
+            minimum_rows: 1,
+            maximum_invalid_percent: Decimal::from("0"),
+        }
+    }
+}
+
+/// How rows are divided; the percentages sum to 100.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+#[schemars(extend("x-kubernetes-validations" = rules(&[(
+    "self.trainPercent + self.validationPercent + self.testPercent == 100",
+    "trainPercent, validationPercent and testPercent sum to 100",
+)])))]
+pub struct Split {
+    /// Hash: a row's side follows from its content (or its group) and the seed, so that no row
+    /// moves when others arrive.
+    pub method: SplitMethod,
+    /// Key whose equal values stay on one side.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub group_column: Option<String>,
+    /// Percentage of rows to train on.
+    #[schemars(range(min = 1, max = 100))]
+    pub train_percent: u32,
+    /// Percentage of rows to watch the loss on during training.
+    #[schemars(range(min = 0, max = 99))]
+    pub validation_percent: u32,
+    /// Percentage of rows that metrics are measured on.
+    #[schemars(range(min = 0, max = 99))]
+    pub test_percent: u32,
+    /// Enters the hash: another seed, another split.
+    #[schemars(range(min = 0, max = 2_147_483_647_i64))]
+    pub seed: u64,
+}
+
+impl Default for Split {
+    fn default() -> Self {
+        Self {
+            method: SplitMethod::Hash,
+            group_column: None,
+            train_percent: 80,
+            validation_percent: 10,
+            test_percent: 10,
+            seed: 0,
+        }
+    }
+}
+
+open_enum! {
+    /// How a row's side is chosen.
+    pub enum SplitMethod (spec) {
+        /// By a hash of the row, or of its group, and the seed.
+        Hash = "Hash",
+    }
+}
+
+/// What the operator knows of a Dataset.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct DatasetStatus {
+    /// metadata.generation that this status was computed from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub observed_generation: Option<i64>,
+    /// The newest version.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub latest: Option<LatestVersion>,
+    /// Versions, newest first; older ones stay in the store.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 50), extend("x-kubernetes-list-type" = "atomic"))]
+    pub versions: Vec<DatasetVersion>,
+    /// Value of the annotation `graftwork.dev/refresh` that the newest build answered.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    pub observed_refresh: Option<String>,
+    /// Ready, Reconciling, Stalled.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "crate::schema::conditions")]
+    pub conditions: Vec<Condition>,
+}
+
+/// The newest version in short.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LatestVersion {
+    /// Version number, counted from 1.
+    pub version: u32,
+    /// Digest of the version's content.
+    #[schemars(length(max = 71))]
+    pub digest: String,
+    /// Valid rows in all splits.
+    pub rows: u64,
+}
+
+impl LatestVersion {
+    /// The version without its row count.
+    pub fn versioned_digest(&self) -> VersionedDigest {
+        VersionedDigest {
+            version: self.version,
+            digest: self.digest.clone(),
+        }
+    }
+}
+
+/// One immutable version.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DatasetVersion {
+    /// Version number, counted from 1.
+    pub version: u32,
+    /// Digest over the canonical rows and their schema.
+    #[schemars(length(max = 71))]
+    pub digest: String,
+    /// Digest over the schema alone: equal where only rows changed.
+    #[schemars(length(max = 71))]
+    pub schema_hash: String,
+    /// When the version was published.
+    pub created_time: Time,
+    /// Rows by split.
+    pub rows: RowCounts,
+    /// The first rows that were left out: where and why, never what.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 20), extend("x-kubernetes-list-type" = "atomic"))]
+    pub rejected: Vec<RejectedRow>,
+    /// Size of the version's files.
+    pub size_bytes: u64,
+    /// Digest over where the rows came from and what built the version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 71))]
+    pub provenance_digest: Option<String>,
+}
+
+/// Rows by split.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RowCounts {
+    /// Rows to train on.
+    pub train: u64,
+    /// Rows to watch the loss on.
+    pub validation: u64,
+    /// Rows that metrics are measured on.
+    pub test: u64,
+    /// Rows left out as invalid.
+    pub rejected: u64,
+}
+
+impl RowCounts {
+    /// Valid rows in all splits.
+    pub fn valid(&self) -> u64 {
+        self.train + self.validation + self.test
+    }
+}
+
+/// Where a row was that was left out, and the rule that it broke.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RejectedRow {
+    /// Name of the source.
+    #[schemars(length(max = 63))]
+    pub source: String,
+    /// Line in the source, counted from 1.
+    pub line: u64,
+    /// Name of the rule that the row broke.
+    #[schemars(length(max = 253))]
+    pub rule: String,
+}

@@ -1,0 +1,529 @@
+//! TrainingRun: one training of one adapter on one dataset version.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::CustomResource;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::decimal::{Decimal, UNSIGNED_PATTERN};
+use crate::enums::open_enum;
+use crate::reference::{BaseModelSource, ObjectReference, VersionedDigest, VersionedReference};
+use crate::schema::rules;
+
+/// One training of one adapter on one dataset version.
+#[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[kube(
+    group = "graftwork.dev",
+    version = "v1alpha1",
+    kind = "TrainingRun",
+    plural = "trainingruns",
+    namespaced,
+    status = "TrainingRunStatus",
+    derive = "PartialEq",
+    shortname = "trun",
+    category = "graft",
+    doc = "One training of one adapter on one dataset version. The spec is immutable but for suspend.",
+    printcolumn(
+        name = "Succeeded",
+        type_ = "string",
+        json_path = r#".status.conditions[?(@.type=="Succeeded")].status"#
+    ),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        json_path = r#".status.conditions[?(@.type=="Succeeded")].reason"#
+    ),
+    printcolumn(
+        name = "Progress",
+        type_ = "integer",
+        json_path = ".status.progress.percent",
+        description = "Percent of the steps"
+    ),
+    printcolumn(name = "Loss", type_ = "string", json_path = ".status.progress.loss"),
+    printcolumn(
+        name = "ETA",
+        type_ = "string",
+        json_path = ".status.progress.estimatedCompletionTime"
+    ),
+    printcolumn(
+        name = "Age",
+        type_ = "date",
+        json_path = ".metadata.creationTimestamp"
+    )
+)]
+#[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = rules(&[
+    ("self.baseModel == oldSelf.baseModel", "baseModel is immutable"),
+    ("self.datasetRef == oldSelf.datasetRef", "datasetRef is immutable"),
+    (
+        "has(self.adapterRef) == has(oldSelf.adapterRef) && (!has(self.adapterRef) || self.adapterRef == oldSelf.adapterRef)",
+        "adapterRef is immutable",
+    ),
+    ("self.method == oldSelf.method", "method is immutable"),
+    ("self.hyperparameters == oldSelf.hyperparameters", "hyperparameters is immutable"),
+    ("self.compute == oldSelf.compute", "compute is immutable"),
+    ("self.checkpoint == oldSelf.checkpoint", "checkpoint is immutable"),
+    ("self.evaluation == oldSelf.evaluation", "evaluation is immutable"),
+    ("self.limits == oldSelf.limits", "limits is immutable"),
+])))]
+pub struct TrainingRunSpec {
+    /// The frozen model that the adapter is trained for.
+    pub base_model: BaseModelSource,
+    /// The data; without a version the latest one, pinned in status at start.
+    pub dataset_ref: VersionedReference,
+    /// The adapter that the result becomes a version of; left out, the result stays in the store.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapter_ref: Option<ObjectReference>,
+    /// What is trained.
+    #[serde(default)]
+    pub method: Method,
+    /// How it is trained.
+    #[serde(default)]
+    pub hyperparameters: Hyperparameters,
+    /// Where it is trained.
+    #[serde(default)]
+    pub compute: Compute,
+    /// How often work is saved.
+    #[serde(default)]
+    pub checkpoint: CheckpointPolicy,
+    /// What is measured on the test rows at the end.
+    #[serde(default)]
+    pub evaluation: Evaluation,
+    /// When the run is given up.
+    #[serde(default)]
+    pub limits: RunLimits,
+    /// Stops the run after a checkpoint; set back, it goes on from there.
+    #[serde(default)]
+    pub suspend: bool,
+}
+
+/// What is trained.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Method {
+    /// LoRA: low-rank deltas beside frozen linear layers.
+    #[serde(rename = "type")]
+    pub type_: MethodType,
+    /// Shape of the low-rank deltas.
+    pub lora: LoraMethod,
+}
+
+open_enum! {
+    /// What is trained.
+    #[derive(Default)]
+    pub enum MethodType (spec) {
+        /// Low-rank deltas beside frozen linear layers (Hu et al. 2021).
+        #[default]
+        LoRA = "LoRA",
+    }
+}
+
+/// Shape of the low-rank deltas: `W x + (alpha / rank) B A x`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct LoraMethod {
+    /// Inner dimension of A and B.
+    #[schemars(range(min = 1, max = 1024))]
+    pub rank: u32,
+    /// Numerator of the scaling alpha / rank.
+    #[schemars(extend(
+        "pattern" = UNSIGNED_PATTERN,
+        "x-kubernetes-validations" = rules(&[(
+            "double(self) > 0.0 && double(self) <= 65536.0",
+            "alpha is above 0 and at most 65536",
+        )]),
+    ))]
+    pub alpha: Decimal,
+    /// Probability with which an input of A is dropped in training.
+    #[schemars(extend(
+        "pattern" = UNSIGNED_PATTERN,
+        "x-kubernetes-validations" = rules(&[("double(self) < 1.0", "dropout is at least 0 and below 1")]),
+    ))]
+    pub dropout: Decimal,
+    /// Linear layers that get a delta, by the last part of their name.
+    #[schemars(
+        length(min = 1, max = 16),
+        inner(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9_]+$")),
+        extend("x-kubernetes-list-type" = "set")
+    )]
+    pub target_modules: Vec<String>,
+}
+
+impl Default for LoraMethod {
+    fn default() -> Self {
+        Self {
+            rank: 16,
+            alpha: Decimal::from("32"),
+            dropout: Decimal::from("0"),
+            target_modules: [
+                "q_proj",
+                "k_proj",
+                "v_proj",
+                "o_proj",
+                "gate_proj",
+                "up_proj",
+                "down_proj",
+            ]
+            .map(str::to_owned)
+            .to_vec(),
+        }
+    }
+}
+
+/// How the deltas are trained.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+#[schemars(extend("x-kubernetes-validations" = rules(&[
+    ("!(has(self.epochs) && has(self.maximumSteps))", "epochs and maximumSteps exclude each other"),
+    ("self.microBatchSize <= self.batchSize", "microBatchSize is at most batchSize"),
+    ("self.batchSize % self.microBatchSize == 0", "batchSize is a multiple of microBatchSize"),
+])))]
+pub struct Hyperparameters {
+    /// Peak learning rate of AdamW.
+    #[schemars(extend(
+        "pattern" = UNSIGNED_PATTERN,
+        "x-kubernetes-validations" = rules(&[(
+            "double(self) > 0.0 && double(self) <= 1.0",
+            "learningRate is above 0 and at most 1",
+        )]),
+    ))]
+    pub learning_rate: Decimal,
+    /// Learning rate after warm-up: Cosine and Linear fall to 0 at the last step.
+    pub schedule: Schedule,
+    /// Steps over which the learning rate rises from 0.
+    #[schemars(range(min = 0, max = 1_000_000))]
+    pub warmup_steps: u32,
+    /// Passes over the train rows; 1 where maximumSteps is not set either.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1000))]
+    pub epochs: Option<u32>,
+    /// Optimizer steps to take in place of epochs; rows come again as often as needed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 10_000_000))]
+    pub maximum_steps: Option<u32>,
+    /// Examples per optimizer step.
+    #[schemars(range(min = 1, max = 65536))]
+    pub batch_size: u32,
+    /// Examples per forward pass; gradients accumulate up to batchSize.
+    #[schemars(range(min = 1, max = 4096))]
+    pub micro_batch_size: u32,
+    /// Tokens per example; a longer example is an error of the data.
+    #[schemars(range(min = 8, max = 131_072))]
+    pub maximum_sequence_length: u32,
+    /// Decoupled weight decay of AdamW (Loshchilov and Hutter 2019).
+    #[schemars(extend(
+        "pattern" = UNSIGNED_PATTERN,
+        "x-kubernetes-validations" = rules(&[("double(self) <= 1.0", "weightDecay is at most 1")]),
+    ))]
+    pub weight_decay: Decimal,
+    /// Norm to which the gradient of a step is clipped; "0" does not clip.
+    #[schemars(extend(
+        "pattern" = UNSIGNED_PATTERN,
+        "x-kubernetes-validations" = rules(&[(
+            "double(self) <= 1000.0",
+            "maximumGradientNorm is at most 1000",
+        )]),
+    ))]
+    pub maximum_gradient_norm: Decimal,
+    /// Seed of initialisation, order and dropout.
+    #[schemars(range(min = 0, max = 2_147_483_647_i64))]
+    pub seed: u64,
+}
+
+impl Default for Hyperparameters {
+    fn default() -> Self {
+        Self {
+            learning_rate: Decimal::from("2e-4"),
+            schedule: Schedule::Cosine,
+            warmup_steps: 10,
+            epochs: None,
+            maximum_steps: None,
+            batch_size: 32,
+            micro_batch_size: 8,
+            maximum_sequence_length: 512,
+            weight_decay: Decimal::from("0"),
+            maximum_gradient_norm: Decimal::from("1.0"),
+            seed: 0,
+        }
+    }
+}
+
+open_enum! {
+    /// Course of the learning rate after warm-up.
+    pub enum Schedule (spec) {
+        /// Half a cosine down to 0 (Loshchilov and Hutter 2017).
+        Cosine = "Cosine",
+        /// A straight line down to 0.
+        Linear = "Linear",
+        /// No change.
+        Constant = "Constant",
+    }
+}
+
+/// Where a run is trained.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Compute {
+    /// A compute profile of the installation: image, resources and place of the pod.
+    #[schemars(
+        length(min = 1, max = 63),
+        regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
+    )]
+    pub profile: String,
+    /// Priority class of the pod.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub priority_class_name: Option<String>,
+}
+
+impl Default for Compute {
+    fn default() -> Self {
+        Self {
+            profile: "default".to_owned(),
+            priority_class_name: None,
+        }
+    }
+}
+
+/// How often work is saved.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct CheckpointPolicy {
+    /// Steps between checkpoints.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub every_steps: u32,
+    /// Checkpoints that are kept, newest first.
+    #[schemars(range(min = 1, max = 100))]
+    pub keep: u32,
+}
+
+impl Default for CheckpointPolicy {
+    fn default() -> Self {
+        Self {
+            every_steps: 50,
+            keep: 2,
+        }
+    }
+}
+
+/// What is measured on the test rows at the end, for the adapter and for its reference.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Evaluation {
+    /// Loss: mean over learnt tokens. ExactMatch: share of rows answered exactly, greedily.
+    #[schemars(length(min = 1, max = 8), extend("x-kubernetes-list-type" = "set"))]
+    pub metrics: Vec<EvaluationMetric>,
+    /// Tokens that an answer may have.
+    #[schemars(range(min = 1, max = 4096))]
+    pub maximum_new_tokens: u32,
+    /// Test rows that are looked at; left out, all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 10_000_000))]
+    pub maximum_rows: Option<u32>,
+}
+
+impl Default for Evaluation {
+    fn default() -> Self {
+        Self {
+            metrics: vec![EvaluationMetric::Loss],
+            maximum_new_tokens: 32,
+            maximum_rows: None,
+        }
+    }
+}
+
+open_enum! {
+    /// A measurement on the test rows.
+    pub enum EvaluationMetric (spec) {
+        /// Metric `loss`: mean cross-entropy over learnt tokens, in nats.
+        Loss = "Loss",
+        /// Metric `exact_match`: share of rows whose first line of answer and completion, trimmed,
+        /// are equal.
+        ExactMatch = "ExactMatch",
+    }
+}
+
+/// When a run is given up.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RunLimits {
+    /// Seconds that attempts may be active in sum.
+    #[schemars(range(min = 1, max = 31_536_000))]
+    pub duration_seconds: u64,
+    /// Failures that are tried again; an evicted pod does not count.
+    #[schemars(range(min = 0, max = 100))]
+    pub retries: u32,
+}
+
+impl Default for RunLimits {
+    fn default() -> Self {
+        Self {
+            duration_seconds: 86_400,
+            retries: 3,
+        }
+    }
+}
+
+/// What the operator knows of a TrainingRun.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct TrainingRunStatus {
+    /// metadata.generation that this status was computed from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub observed_generation: Option<i64>,
+    /// What the run's references meant at its start; they do not move afterwards.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resolved: Option<ResolvedInputs>,
+    /// Prepare, Train, Evaluate or Package: for display only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stage: Option<RunStage>,
+    /// How far the training is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub progress: Option<Progress>,
+    /// Attempts so far.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub attempts: Option<Attempts>,
+    /// The newest checkpoint.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub checkpoint: Option<CheckpointStatus>,
+    /// What was measured on the test rows.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), extend("x-kubernetes-list-type" = "atomic"))]
+    pub metrics: Vec<Metric>,
+    /// What came out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub result: Option<RunResult>,
+    /// Succeeded, Finished, Reconciling, Stalled.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "crate::schema::conditions")]
+    pub conditions: Vec<Condition>,
+}
+
+/// What a run's references meant at its start.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ResolvedInputs {
+    /// The dataset version.
+    pub dataset: VersionedDigest,
+    /// The base model.
+    pub base_model: ResolvedBaseModel,
+    /// Image of the trainer.
+    #[schemars(length(max = 512))]
+    pub image: String,
+    /// The compute profile.
+    #[schemars(length(max = 63))]
+    pub profile: String,
+    /// What is measured beside the result on the same rows: a version number of the adapter, or
+    /// `base`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 63))]
+    pub reference: Option<String>,
+}
+
+/// A base model by content.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ResolvedBaseModel {
+    /// Digest of the model's files.
+    #[schemars(length(max = 71))]
+    pub digest: String,
+}
+
+open_enum! {
+    /// What a run is doing, for display only.
+    pub enum RunStage (status) {
+        /// Reads model and data.
+        Prepare = "Prepare",
+        /// Takes optimizer steps.
+        Train = "Train",
+        /// Measures on the test rows.
+        Evaluate = "Evaluate",
+        /// Writes and publishes the result.
+        Package = "Package",
+    }
+}
+
+/// How far the training is.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Progress {
+    /// Optimizer steps taken.
+    pub step: u64,
+    /// Optimizer steps to take.
+    pub total_steps: u64,
+    /// step / totalSteps in percent.
+    #[schemars(range(min = 0, max = 100))]
+    pub percent: u32,
+    /// Passes over the train rows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub epoch: Option<Decimal>,
+    /// Mean loss of the last steps, in nats per token.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loss: Option<Decimal>,
+    /// Tokens trained on per second.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokens_per_second: Option<u64>,
+    /// When the training will end, at this speed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub estimated_completion_time: Option<Time>,
+    /// When the trainer last reported.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_update_time: Option<Time>,
+}
+
+/// Attempts so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Attempts {
+    /// Attempts that got a Job.
+    pub started: u32,
+    /// Attempts that failed; these count against limits.retries.
+    pub failed: u32,
+    /// Attempts whose pod was taken away; these do not count.
+    pub evicted: u32,
+}
+
+/// The newest checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CheckpointStatus {
+    /// Step after which it was written.
+    pub step: u64,
+    /// When it was complete.
+    pub saved_time: Time,
+}
+
+/// One measurement on test rows.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Metric {
+    /// Name: `loss`, `exact_match`.
+    #[schemars(length(max = 253))]
+    pub name: String,
+    /// Split that was measured on.
+    #[schemars(length(max = 63))]
+    pub split: String,
+    /// Value for the new adapter.
+    pub value: Decimal,
+    /// Value for the reference on the same rows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub baseline: Option<Decimal>,
+    /// Rows that were looked at.
+    pub samples: u64,
+}
+
+/// What a run produced.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RunResult {
+    /// Digest of the adapter's content.
+    #[schemars(length(max = 71))]
+    pub digest: String,
+    /// Size of the adapter's files.
+    pub size_bytes: u64,
+    /// Version of the adapter of `adapterRef` that the result became.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub adapter_version: Option<u32>,
+}
