@@ -1,0 +1,330 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sort"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// wayOut ends every refusal that is about this machine rather than about the user's call.
+const wayOut = "use a cluster of your own instead: `make demo CLUSTER=current`"
+
+// unsupported is a refusal with exit code 4.
+type unsupported struct{ reason string }
+
+func (u unsupported) Error() string {
+	return "a local cluster cannot run here: " + u.reason + "; " + wayOut
+}
+
+// owned is a refusal with exit code 3.
+type owned struct{ sentence string }
+
+func (o owned) Error() string { return o.sentence }
+
+// programs the cluster takes from the distribution.
+var needed = []string{"containerd", "containerd-shim-runc-v2", "ctr", "runc", "iptables", "iptables-save", "conntrack", "ip", "mount", "umount"}
+
+const cniPlugins = "/usr/lib/cni"
+
+func checkRoot() error {
+	if os.Geteuid() != 0 {
+		return unsupported{"it needs root"}
+	}
+	return nil
+}
+
+func checkMachine() error {
+	if err := checkRoot(); err != nil {
+		return err
+	}
+	var missing []string
+	for _, program := range needed {
+		if _, err := exec.LookPath(program); err != nil {
+			missing = append(missing, program)
+		}
+	}
+	for _, plugin := range []string{"bridge", "host-local", "portmap", "loopback"} {
+		if _, err := os.Stat(filepath.Join(cniPlugins, plugin)); err != nil {
+			missing = append(missing, "CNI plugin "+plugin)
+		}
+	}
+	for _, program := range []string{"kube", "helm", "pause"} {
+		if _, err := os.Stat(filepath.Join(kubeDir(), program)); err != nil || kubeDir() == "" {
+			return fmt.Errorf("the program %s is not built: run e2e/cluster/cluster, which builds it", program)
+		}
+	}
+	if len(missing) > 0 {
+		return fmt.Errorf("not installed: %s; run `make setup`", strings.Join(missing, ", "))
+	}
+	return nil
+}
+
+// globalSysctls are written by the kubelet and are the machine's, not the namespace's.
+var globalSysctls = []string{
+	"vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic", "kernel/panic_on_oops",
+	"kernel/keys/root_maxkeys", "kernel/keys/root_maxbytes",
+}
+
+func readSysctls() map[string]string {
+	values := map[string]string{}
+	for _, name := range globalSysctls {
+		if value, err := os.ReadFile("/proc/sys/" + name); err == nil {
+			values[name] = strings.TrimSpace(string(value))
+		}
+	}
+	return values
+}
+
+func restoreSysctls(values map[string]string) error {
+	var failed []error
+	for name, value := range values {
+		now, err := os.ReadFile("/proc/sys/" + name)
+		if err != nil || strings.TrimSpace(string(now)) == value {
+			continue
+		}
+		if err := os.WriteFile("/proc/sys/"+name, []byte(value), 0o644); err != nil {
+			failed = append(failed, fmt.Errorf("put back sysctl %s: %w", name, err))
+		}
+	}
+	return errors.Join(failed...)
+}
+
+// outsidePaths are written by containerd, its shims, CNI or the kubelet at places they do not
+// let us choose. Those that were not there before are removed with the cluster.
+var outsidePaths = []string{
+	"/run/containerd", "/run/containerd/s", "/run/xtables.lock", "/run/netns",
+	"/var/lib/cni", "/var/lib/kubelet", "/var/log/containers", "/var/log/pods",
+	"/opt/cni", "/opt/containerd", "/usr/libexec/kubernetes",
+}
+
+func absentPaths() []string {
+	var absent []string
+	for _, path := range outsidePaths {
+		if _, err := os.Lstat(path); errors.Is(err, os.ErrNotExist) {
+			absent = append(absent, path)
+		}
+	}
+	return absent
+}
+
+// removeOutside undoes what is left at the places of outsidePaths: whole folders where they
+// were absent before, and otherwise only what is plainly ours or dead.
+func removeOutside(r *record) error {
+	var failed []error
+	// A shim's socket is useless once its process is gone; one that still answers is another
+	// containerd's and stays.
+	sockets, _ := filepath.Glob("/run/containerd/s/*")
+	for _, socket := range sockets {
+		connection, err := net.DialTimeout("unix", socket, time.Second)
+		if err == nil {
+			connection.Close()
+		} else if errors.Is(err, syscall.ECONNREFUSED) {
+			failed = append(failed, os.Remove(socket))
+		}
+	}
+	links, _ := filepath.Glob("/var/log/containers/*.log")
+	for _, link := range links {
+		if target, err := os.Readlink(link); err == nil && strings.HasPrefix(target, r.State+"/") {
+			failed = append(failed, os.Remove(link))
+		}
+	}
+	for _, path := range r.Absent {
+		// Another containerd may have been started meanwhile: what is in use is not ours.
+		if strings.HasPrefix(path, "/run/containerd") {
+			if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, syscall.ENOTEMPTY) {
+				failed = append(failed, err)
+			}
+			continue
+		}
+		if len(mountsUnder(path)) == 0 {
+			failed = append(failed, os.RemoveAll(path))
+		}
+	}
+	// The list names a folder before what is inside it.
+	for i := len(r.Absent) - 1; i >= 0; i-- {
+		if strings.HasPrefix(r.Absent[i], "/run/containerd") {
+			os.Remove(r.Absent[i])
+		}
+	}
+	return errors.Join(failed...)
+}
+
+// mountsUnder lists the mount points at and below path that this process sees, deepest first.
+func mountsUnder(path string) []string {
+	data, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return nil
+	}
+	var mounts []string
+	for _, line := range strings.Split(string(data), "\n") {
+		fields := strings.Fields(line)
+		if len(fields) < 5 {
+			continue
+		}
+		point := strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(fields[4])
+		if point == path || strings.HasPrefix(point, path+"/") {
+			mounts = append(mounts, point)
+		}
+	}
+	sort.Slice(mounts, func(i, j int) bool { return len(mounts[i]) > len(mounts[j]) })
+	return mounts
+}
+
+// removeState deletes the state folder. The cluster's mounts live in its own mount namespace
+// and went with it; a mount that is nevertheless visible here is taken off first, since a
+// recursive delete must never walk through one.
+func removeState(state string) error {
+	for _, point := range mountsUnder(state) {
+		if err := syscall.Unmount(point, syscall.MNT_DETACH); err != nil {
+			return fmt.Errorf("unmount %s: %w", point, err)
+		}
+	}
+	if left := mountsUnder(state); len(left) > 0 {
+		return fmt.Errorf("still mounted: %s", strings.Join(left, ", "))
+	}
+	if err := os.RemoveAll(state); err != nil {
+		return err
+	}
+	// The parent is shared with other parts of the project: gone only when empty.
+	os.Remove(filepath.Dir(state))
+	return nil
+}
+
+// cgroupRoots is the cluster's cgroup in each hierarchy: one with cgroup v2, one for each
+// controller with v1.
+func cgroupRoots() []string {
+	if _, err := os.Stat("/sys/fs/cgroup/cgroup.controllers"); err == nil {
+		return []string{filepath.Join("/sys/fs/cgroup", cgroupName)}
+	}
+	var roots []string
+	data, _ := os.ReadFile("/proc/self/mountinfo")
+	for _, line := range strings.Split(string(data), "\n") {
+		before, after, ok := strings.Cut(line, " - ")
+		fields := strings.Fields(before)
+		if ok && len(fields) >= 5 && (strings.HasPrefix(after, "cgroup ") || strings.HasPrefix(after, "cgroup2 ")) {
+			roots = append(roots, filepath.Join(fields[4], cgroupName))
+		}
+	}
+	return roots
+}
+
+// makeCgroups creates the folder that the kubelet is told to put all pods under: with a root
+// of our own, everything in it is ours to end and remove.
+func makeCgroups() error {
+	for _, root := range cgroupRoots() {
+		if err := os.MkdirAll(root, 0o755); err != nil {
+			return err
+		}
+		parent := filepath.Dir(root)
+		if controllers, err := os.ReadFile(filepath.Join(parent, "cgroup.controllers")); err == nil {
+			for _, controller := range strings.Fields(string(controllers)) {
+				// Not every controller can be handed down on every machine; the kubelet
+				// says which one it misses.
+				_ = os.WriteFile(filepath.Join(parent, "cgroup.subtree_control"), []byte("+"+controller), 0o644)
+			}
+		}
+		// cpuset (v1) starts empty, and a process cannot enter an empty one.
+		for _, file := range []string{"cpuset.cpus", "cpuset.mems"} {
+			if value, err := os.ReadFile(filepath.Join(parent, file)); err == nil {
+				if err := os.WriteFile(filepath.Join(root, file), value, 0o644); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// removeCgroups ends whatever still runs in the cluster's cgroups and removes them.
+func removeCgroups(limit time.Duration) error {
+	end := time.Now().Add(limit)
+	for {
+		var last error
+		for _, root := range cgroupRoots() {
+			var folders []string
+			filepath.WalkDir(root, func(path string, entry os.DirEntry, err error) error {
+				if err == nil && entry.IsDir() {
+					folders = append(folders, path)
+				}
+				return nil
+			})
+			for i := len(folders) - 1; i >= 0; i-- {
+				processes, _ := os.ReadFile(filepath.Join(folders[i], "cgroup.procs"))
+				for _, text := range strings.Fields(string(processes)) {
+					if p, err := parsePid(text); err == nil {
+						_ = syscall.Kill(p.Pid, syscall.SIGKILL)
+					}
+				}
+				if err := syscall.Rmdir(folders[i]); err != nil && !errors.Is(err, syscall.ENOENT) {
+					last = fmt.Errorf("remove cgroup %s: %w", folders[i], err)
+				}
+			}
+		}
+		if last == nil || time.Now().After(end) {
+			return last
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+}
+
+func linkExists(name string) bool {
+	_, err := os.Stat("/sys/class/net/" + name)
+	return err == nil
+}
+
+// removeLink takes the machine's end of the veth pair off, and with it its routes.
+func removeLink() error {
+	if !linkExists(hostLink) {
+		return nil
+	}
+	return command("ip", "link", "delete", hostLink)
+}
+
+func command(name string, args ...string) error {
+	out, err := exec.Command(name, args...).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, strings.TrimSpace(string(out)))
+	}
+	return nil
+}
+
+// teardown puts the machine back to what it was before r's cluster. Whoever calls it holds the
+// lock. It may be called again after it failed or was killed half way.
+func teardown(out *printer, r *record) error {
+	// A pid of another boot belongs to somebody else.
+	if r.Boot == bootID() {
+		// The keeper first, or it would take the node's end for a crash.
+		if r.Keeper.Pid != os.Getpid() {
+			if err := r.Keeper.kill(10 * time.Second); err != nil {
+				return err
+			}
+		}
+		// With the first process of a pid namespace the kernel ends all others in it, and the
+		// last process takes the mount and network namespaces along: mounts, pod networks,
+		// bridges and all iptables chains of the cluster.
+		if err := out.step("stop all processes of the cluster", func(func(string)) error {
+			return r.Node.kill(30 * time.Second)
+		}); err != nil {
+			return err
+		}
+	}
+	return out.step("remove links, cgroups, state; restore sysctls", func(progress func(string)) error {
+		if err := removeCgroups(20 * time.Second); err != nil {
+			return err
+		}
+		if err := errors.Join(removeLink(), restoreSysctls(r.Sysctls), removeOutside(r)); err != nil {
+			return err
+		}
+		if err := removeState(r.State); err != nil {
+			return err
+		}
+		return os.Remove(recordFile())
+	})
+}

@@ -1,0 +1,237 @@
+// The cluster tool: a real one-node Kubernetes on this machine, for the demo and for tests.
+//
+// Everything of the cluster runs in a pid, a mount and a network namespace of its own. Ending
+// the namespace's first process ends all of it, and with the last process the kernel removes
+// its mounts, bridges, pod networks and packet filter rules. What is left for `down` are one
+// veth pair (gone with the namespace too), one cgroup, a few sysctls and the state folder.
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"syscall"
+	"time"
+)
+
+const usage = `usage: cluster COMMAND [FLAG...]
+
+  up             start the cluster, or find it running
+  down           stop it and remove everything it left on this machine
+  check          say whether this machine's cluster may be used (exit code 3 if not)
+  status         what runs, whose it is, and where its files are; --json for programs
+  path WHAT      print one path: kubeconfig, bin, state, logs, audit, volumes, containerd-socket
+  load-image F   load an image archive into the node
+  advertise-gpu N  make the node claim N nvidia.com/gpu (0: none)
+  enter CMD...   run a command inside the node's namespaces
+
+flags of up, down and check:
+  --owner demo|test   whose cluster it is (default demo)
+  --owner-pid PID     with test: the process whose end takes the cluster down
+  --clone FOLDER      the clone it belongs to
+flag of down:
+  --force             also when a live owner of another purpose or clone has it
+
+exit codes: 1 failed, 2 wrong usage, 3 a live owner has the cluster, 4 cannot run on this machine
+`
+
+func main() {
+	if len(os.Args) < 2 {
+		fmt.Fprint(os.Stderr, usage)
+		os.Exit(exitUsage)
+	}
+	err := run(os.Args[1], os.Args[2:])
+	if err == nil {
+		return
+	}
+	fmt.Fprintln(os.Stderr, "cluster:", err)
+	var refused owned
+	var elsewhere unsupported
+	switch {
+	case errors.As(err, &refused):
+		os.Exit(exitOwned)
+	case errors.As(err, &elsewhere):
+		os.Exit(exitUnsupported)
+	case errors.Is(err, errUsage):
+		os.Exit(exitUsage)
+	}
+	os.Exit(exitFailed)
+}
+
+var errUsage = errors.New("wrong usage, see `cluster` without arguments")
+
+func run(name string, args []string) error {
+	out := newPrinter()
+	switch name {
+	case "up":
+		q, _, err := parseRequest(name, args)
+		if err != nil {
+			return err
+		}
+		return up(out, q)
+	case "down":
+		q, force, err := parseRequest(name, args)
+		if err != nil {
+			return err
+		}
+		return down(out, q, force)
+	case "check":
+		q, _, err := parseRequest(name, args)
+		if err != nil {
+			return err
+		}
+		return check(q)
+	case "status":
+		return status(out, len(args) > 0 && args[0] == "--json")
+	case "path":
+		if len(args) != 1 {
+			return errUsage
+		}
+		return printPath(args[0])
+	case "load-image":
+		if len(args) != 1 {
+			return errUsage
+		}
+		return withRunning(func(r *record) error {
+			return out.step("load "+filepath.Base(args[0]), func(func(string)) error {
+				return loadImage(layout{r.State}, args[0])
+			})
+		})
+	case "advertise-gpu":
+		if len(args) != 1 {
+			return errUsage
+		}
+		count, err := strconv.Atoi(args[0])
+		if err != nil || count < 0 {
+			return errUsage
+		}
+		return withRunning(func(r *record) error { return advertiseGPUs(newAPI(layout{r.State}), count) })
+	case "enter":
+		if len(args) == 0 {
+			return errUsage
+		}
+		return withRunning(func(r *record) error {
+			line := append([]string{"nsenter", "-t", strconv.Itoa(r.Node.Pid), "-m", "-n", "-p", "--"}, args...)
+			return syscall.Exec("/usr/bin/nsenter", line, os.Environ())
+		})
+	case "keep":
+		return keep()
+	case "node":
+		if len(args) != 1 {
+			return errUsage
+		}
+		return node(args[0])
+	}
+	fmt.Fprint(os.Stderr, usage)
+	return errUsage
+}
+
+func parseRequest(name string, args []string) (request, bool, error) {
+	flags := flag.NewFlagSet(name, flag.ContinueOnError)
+	purpose := flags.String("owner", purposeDemo, "demo or test")
+	pid := flags.String("owner-pid", "", "the test's process")
+	clone := flags.String("clone", os.Getenv("GRAFTWORK_CLONE"), "the clone")
+	force := flags.Bool("force", false, "take down another owner's cluster")
+	if err := flags.Parse(args); err != nil || flags.NArg() > 0 {
+		return request{}, false, errUsage
+	}
+	q := request{purpose: *purpose, clone: *clone}
+	switch *purpose {
+	case purposeDemo:
+	case purposeTest:
+		if *pid == "" && name == "up" {
+			return q, false, fmt.Errorf("--owner test needs --owner-pid: %w", errUsage)
+		}
+		if *pid != "" {
+			owner, err := parsePid(*pid)
+			if err != nil {
+				return q, false, err
+			}
+			q.owner = owner
+		}
+	default:
+		return q, false, fmt.Errorf("--owner is demo or test: %w", errUsage)
+	}
+	return q, *force, nil
+}
+
+func withRunning(work func(*record) error) error {
+	r, err := readRecord()
+	if err != nil {
+		return err
+	}
+	if r == nil || !r.running() {
+		return errors.New("no cluster is running")
+	}
+	return work(r)
+}
+
+func printPath(what string) error {
+	l := stateLayout()
+	if r, err := readRecord(); err == nil && r != nil {
+		l = layout{r.State}
+	}
+	paths := map[string]string{
+		"kubeconfig": l.kubeconfig(), "bin": l.bin(), "state": l.root, "logs": l.logs(), "audit": l.auditLog(),
+		"volumes": l.volumes(), "containerd-socket": l.containerdSocket(),
+	}
+	path, ok := paths[what]
+	if !ok {
+		return errUsage
+	}
+	fmt.Println(path)
+	return nil
+}
+
+// status exits with 0 only for a cluster that can be used.
+func status(out *printer, asJSON bool) error {
+	r, err := readRecord()
+	if err != nil {
+		return err
+	}
+	state, why := "stopped", error(nil)
+	switch {
+	case r == nil:
+	case !r.running():
+		state = "stale"
+	default:
+		state = "running"
+		if why = healthy(layout{r.State}, time.Now().Add(-90*time.Second)); why != nil {
+			state = "unhealthy"
+		}
+	}
+	l := stateLayout()
+	if r != nil {
+		l = layout{r.State}
+	}
+	if asJSON {
+		report := object{"state": state}
+		if r != nil {
+			report["owner"], report["clone"], report["live"], report["node"] = r.Purpose, r.Clone, r.live(), r.Node.Pid
+			report["kubeconfig"], report["auditLog"], report["logs"], report["bin"] = l.kubeconfig(), l.auditLog(), l.logs(), l.bin()
+		}
+		data, err := json.MarshalIndent(report, "", "  ")
+		if err != nil {
+			return err
+		}
+		fmt.Println(string(data))
+	} else {
+		fmt.Printf("cluster     %s\n", state)
+		if why != nil {
+			fmt.Printf("because     %v\n", why)
+		}
+		if r != nil {
+			fmt.Printf("owner       %s, of %s, since %s\n", r.Purpose, r.Clone, r.Started.Local().Format(time.DateTime))
+			fmt.Printf("node        process %d, Kubernetes %s\n", r.Node.Pid, kubernetesVersion)
+			fmt.Printf("kubeconfig  %s\naudit log   %s\nlogs        %s\nprograms    %s\n", l.kubeconfig(), l.auditLog(), l.logs(), l.bin())
+		}
+	}
+	if state != "running" {
+		os.Exit(exitFailed)
+	}
+	return nil
+}
