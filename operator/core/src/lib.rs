@@ -1,1 +1,9 @@
-//! graftwork-operator-core
+//! The pure half of the operator: for every kind, `validate`, `step` and `plan` turn a custom
+//! resource, what was observed and the time into a [`plan::Plan`].
+//!
+//! This crate does no I/O, reads no clock, and knows no client: `graftwork-operator` observes and
+//! carries plans out. It depends on the API types and on the words of the contract crate only.
+
+pub mod observed;
+pub mod plan;
+pub mod settings;

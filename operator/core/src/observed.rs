@@ -1,0 +1,238 @@
+//! Pieces of observation that all kinds share. The shell fills them; each kind's `Observed` is made
+//! of them.
+
+use jiff::Timestamp;
+
+use crate::plan::Target;
+
+/// An object that we look for by its name.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub enum Found<T> {
+    /// There is none of that name.
+    #[default]
+    Absent,
+    /// It is ours: our labels, and the owner that it should have.
+    Ours(Box<T>),
+    /// Somebody else's object has the name; it is never touched.
+    Foreign,
+}
+
+impl<T> Found<T> {
+    /// The object, where it is ours.
+    pub fn ours(&self) -> Option<&T> {
+        match self {
+            Self::Ours(object) => Some(object),
+            Self::Absent | Self::Foreign => None,
+        }
+    }
+
+    /// Whether somebody else has the name.
+    pub const fn is_foreign(&self) -> bool {
+        matches!(self, Self::Foreign)
+    }
+}
+
+/// What was asked of another process.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub enum Asked<T> {
+    /// It was not asked: its answer could not matter, or what to ask is not known yet.
+    #[default]
+    NotAsked,
+    /// It was asked and did not answer; in words.
+    Unreachable(String),
+    /// Its answer.
+    Answered(T),
+}
+
+impl<T> Asked<T> {
+    /// The answer, where there is one.
+    pub const fn answer(&self) -> Option<&T> {
+        match self {
+            Self::Answered(answer) => Some(answer),
+            Self::NotAsked | Self::Unreachable(_) => None,
+        }
+    }
+}
+
+/// A pod, as far as decisions need it.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Pod {
+    /// `metadata.name`
+    pub name: String,
+    /// `metadata.uid`
+    pub uid: String,
+    /// `metadata.labels`
+    pub labels: std::collections::BTreeMap<String, String>,
+    /// `metadata.annotations`
+    pub annotations: std::collections::BTreeMap<String, String>,
+    /// `status.podIP`
+    pub ip: Option<String>,
+    /// Condition `Ready` is True.
+    pub ready: bool,
+    /// `status.phase`: Pending, Running, Succeeded, Failed or Unknown.
+    pub phase: String,
+    /// `metadata.deletionTimestamp`
+    pub deleting_since: Option<Timestamp>,
+    /// `metadata.creationTimestamp`
+    pub created: Option<Timestamp>,
+    /// `spec.nodeName`
+    pub node: Option<String>,
+    /// Message of condition `PodScheduled` where it is False.
+    pub unschedulable: Option<String>,
+    /// Reason of condition `DisruptionTarget` where it is True: evicted, preempted, node lost.
+    pub disrupted: Option<String>,
+    /// `status.reason`, for example `Evicted` or `NodeLost`
+    pub reason: Option<String>,
+    /// The first container.
+    pub container: Container,
+    /// Restarts of the first container.
+    pub restarts: i32,
+}
+
+/// State of a pod's first container.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub enum Container {
+    /// Nothing is known yet.
+    #[default]
+    Unknown,
+    /// It waits; `ErrImagePull`, `CreateContainerConfigError`, ...
+    Waiting {
+        /// The kubelet's reason.
+        reason: String,
+        /// The kubelet's message.
+        message: String,
+    },
+    /// It runs.
+    Running {
+        /// Since when.
+        since: Option<Timestamp>,
+    },
+    /// It ended.
+    Terminated {
+        /// Its exit code.
+        exit_code: i32,
+        /// `Completed`, `Error`, `OOMKilled`, ...
+        reason: String,
+        /// The termination message.
+        message: String,
+        /// When it started.
+        started: Option<Timestamp>,
+        /// When it ended.
+        finished: Option<Timestamp>,
+    },
+}
+
+impl Pod {
+    /// The pod as the target of a call; none without an IP address or while it goes away.
+    pub fn target(&self) -> Option<Target> {
+        if self.deleting_since.is_some() {
+            return None;
+        }
+        Some(Target {
+            pod: self.name.clone(),
+            uid: self.uid.clone(),
+            ip: self.ip.clone()?,
+            restarts: self.restarts,
+        })
+    }
+
+    /// Whether the container runs.
+    pub const fn is_running(&self) -> bool {
+        matches!(self.container, Container::Running { .. })
+    }
+
+    /// Why the image can't be had, where that is so.
+    pub fn image_problem(&self) -> Option<&str> {
+        match &self.container {
+            Container::Waiting { reason, message }
+                if matches!(
+                    reason.as_str(),
+                    "ErrImagePull" | "ImagePullBackOff" | "InvalidImageName" | "ErrImageNeverPull"
+                ) =>
+            {
+                Some(message)
+            }
+            _ => None,
+        }
+    }
+}
+
+/// One record of the store, as the keeper gave it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    /// Path below the namespace's folder.
+    pub path: String,
+    /// The file's bytes.
+    pub content: Vec<u8>,
+}
+
+impl Record {
+    /// The record's value.
+    ///
+    /// # Errors
+    /// Where the content is not JSON of that type; names the path.
+    pub fn read<T: serde::de::DeserializeOwned>(&self) -> Result<T, UnreadableRecord> {
+        serde_json::from_slice(&self.content).map_err(|cause| UnreadableRecord {
+            path: self.path.clone(),
+            cause: cause.to_string(),
+        })
+    }
+}
+
+/// A record that is not what its path says.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("record {path} can't be read: {cause}")]
+pub struct UnreadableRecord {
+    /// Path below the namespace's folder.
+    pub path: String,
+    /// What is wrong with it.
+    pub cause: String,
+}
+
+/// What a router has acknowledged in its present process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Acknowledgement {
+    /// Boot of the process.
+    pub boot_id: String,
+    /// Digest of the encoded table (see [`table_digest`]).
+    pub table: graftwork_contract::Digest,
+    /// When it was acknowledged: a candidate's lease counts from here.
+    pub at: Timestamp,
+}
+
+/// Digest of an encoded routing table: two tables are the same where their digests are.
+pub fn table_digest(
+    table: &graftwork_contract::proto::router::v1::RoutingTable,
+) -> graftwork_contract::Digest {
+    use prost::Message as _;
+    graftwork_contract::Digest::of(&table.encode_to_vec())
+}
+
+/// What a keeper says of a base model's folder, or what is wrong with it.
+pub type DescribedBase = Result<Base, Problem>;
+
+/// A base model that can be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Base {
+    /// Over the folder's files.
+    pub digest: graftwork_contract::Digest,
+    /// Width of the residual stream.
+    pub hidden_size: u32,
+    /// Number of layers.
+    pub layers: u32,
+    /// Tokens.
+    pub vocabulary: u32,
+    /// Longest context.
+    pub maximum_positions: u32,
+    /// Parameters.
+    pub parameters: u64,
+}
+
+/// What is wrong with files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// A condition reason.
+    pub reason: String,
+    /// File, field, value, limit.
+    pub message: String,
+}

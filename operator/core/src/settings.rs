@@ -1,0 +1,198 @@
+//! What an installation says: one file, written by the chart, the same for all objects.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{ResourceRequirements, Toleration};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use serde::{Deserialize, Serialize};
+
+/// The settings file (JSON or YAML).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Settings {
+    /// Images of the data plane.
+    pub images: Images,
+    /// `Always`, `IfNotPresent` or `Never`.
+    #[serde(default = "if_not_present")]
+    pub image_pull_policy: String,
+    /// Names of pull Secrets, looked up in each namespace.
+    #[serde(default)]
+    pub image_pull_secrets: Vec<String>,
+    /// DNS domain of the cluster.
+    #[serde(default = "cluster_local")]
+    pub cluster_domain: String,
+    /// Where trainers and engines run, by name. `default` must be there.
+    pub compute_profiles: BTreeMap<String, ComputeProfile>,
+    /// The claim made in each namespace.
+    #[serde(default)]
+    pub store: StoreClaim,
+    /// Resources of keepers.
+    #[serde(default)]
+    pub keeper: Sized,
+    /// Resources of dataset builders.
+    #[serde(default)]
+    pub dataset_builder: Sized,
+    /// Routers of an endpoint.
+    #[serde(default)]
+    pub router: RouterSettings,
+    /// Times of the leader's lease.
+    #[serde(default)]
+    pub leader_election: LeaderElection,
+}
+
+/// Images of the data plane.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Images {
+    /// Keeper, dataset builder and trainer.
+    pub trainer: String,
+    /// Engine and router.
+    pub inference: String,
+}
+
+/// Where and how a trainer or an engine runs.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct ComputeProfile {
+    /// Of the container. Accelerators are limits such as `nvidia.com/gpu: 1`.
+    pub resources: ResourceRequirements,
+    /// Labels that the node must have.
+    pub node_selector: BTreeMap<String, String>,
+    /// Taints that the pod tolerates.
+    pub tolerations: Vec<Toleration>,
+    /// `RuntimeClass` of the pod.
+    pub runtime_class_name: Option<String>,
+    /// Images that replace the installation's.
+    pub images: ProfileImages,
+}
+
+/// Images of one profile, for example those built for CUDA.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct ProfileImages {
+    /// In place of [`Images::trainer`].
+    pub trainer: Option<String>,
+    /// In place of [`Images::inference`].
+    pub inference: Option<String>,
+}
+
+/// The claim of a namespace's store.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct StoreClaim {
+    /// Storage class; none: the cluster's default, empty: no class.
+    pub storage_class_name: Option<String>,
+    /// Requested size.
+    pub size: Quantity,
+    /// Access modes; `ReadWriteMany` where pods may run on several nodes.
+    pub access_modes: Vec<String>,
+}
+
+impl Default for StoreClaim {
+    fn default() -> Self {
+        Self {
+            storage_class_name: None,
+            size: Quantity("20Gi".to_owned()),
+            access_modes: vec!["ReadWriteOnce".to_owned()],
+        }
+    }
+}
+
+/// A container with resources.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct Sized {
+    /// Of the container.
+    pub resources: ResourceRequirements,
+}
+
+/// Routers of an endpoint.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct RouterSettings {
+    /// Pods.
+    pub replicas: i32,
+    /// Of the container.
+    pub resources: ResourceRequirements,
+}
+
+impl Default for RouterSettings {
+    fn default() -> Self {
+        Self {
+            replicas: 1,
+            resources: ResourceRequirements::default(),
+        }
+    }
+}
+
+/// Times of the leader's lease, in seconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct LeaderElection {
+    /// A follower takes over when the lease did not change for this long.
+    pub lease_seconds: u32,
+    /// The leader exits when it could not renew for this long.
+    pub renew_deadline_seconds: u32,
+    /// Between attempts.
+    pub retry_seconds: u32,
+}
+
+impl Default for LeaderElection {
+    fn default() -> Self {
+        Self {
+            lease_seconds: 15,
+            renew_deadline_seconds: 10,
+            retry_seconds: 2,
+        }
+    }
+}
+
+impl Settings {
+    /// The image of trainers under a profile.
+    pub fn trainer_image<'a>(&'a self, profile: &'a ComputeProfile) -> &'a str {
+        profile.images.trainer.as_deref().unwrap_or(&self.images.trainer)
+    }
+
+    /// The image of engines under a profile.
+    pub fn inference_image<'a>(&'a self, profile: &'a ComputeProfile) -> &'a str {
+        profile
+            .images
+            .inference
+            .as_deref()
+            .unwrap_or(&self.images.inference)
+    }
+
+    /// The profile of that name.
+    ///
+    /// # Errors
+    /// Where there is none; names those that are there.
+    pub fn profile(&self, name: &str) -> Result<&ComputeProfile, UnknownProfile> {
+        self.compute_profiles.get(name).ok_or_else(|| UnknownProfile {
+            name: name.to_owned(),
+            known: self
+                .compute_profiles
+                .keys()
+                .map(String::as_str)
+                .collect::<Vec<_>>()
+                .join(", "),
+        })
+    }
+}
+
+/// A compute profile that the installation does not have.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("compute profile {name:?} is unknown; this installation has: {known}")]
+pub struct UnknownProfile {
+    /// What was asked for.
+    pub name: String,
+    /// What there is.
+    pub known: String,
+}
+
+fn if_not_present() -> String {
+    "IfNotPresent".to_owned()
+}
+
+fn cluster_local() -> String {
+    "cluster.local".to_owned()
+}
