@@ -13,14 +13,14 @@ import (
 // keep is the cluster's process outside its namespaces. It starts the node inside new pid,
 // mount and network namespaces, joins the node's network to the machine's, and takes the
 // cluster down when the test that owns it is gone. The record is there already.
-func keep() error {
+func keep(id string) error {
 	// The node asks the kernel to be ended with the *thread* that started it.
 	runtime.LockOSThread()
 
 	out := newPrinter()
 	r, err := readRecord()
-	if err != nil || r == nil {
-		return fmt.Errorf("no record of a cluster to keep: %v", err)
+	if err != nil || r == nil || r.id() != id {
+		return fmt.Errorf("this start was given up: %v", err)
 	}
 	self, _ := identify(os.Getpid())
 	r.Keeper = self

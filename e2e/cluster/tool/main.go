@@ -119,7 +119,10 @@ func run(name string, args []string) error {
 			return syscall.Exec("/usr/bin/nsenter", line, os.Environ())
 		})
 	case "keep":
-		return keep()
+		if len(args) != 1 {
+			return errUsage
+		}
+		return keep(args[0])
 	case "node":
 		if len(args) != 1 {
 			return errUsage

@@ -65,6 +65,9 @@ type record struct {
 	Started time.Time `json:"started"`
 	State   string    `json:"state"`
 
+	// Complete is set when a start has gone all the way: half a cluster is not found healthy.
+	Complete bool `json:"complete"`
+
 	// Keeper is outside the node's namespaces and Node is the first process inside them; the
 	// kernel ends Node with Keeper and everything in the cluster with Node.
 	Keeper process `json:"keeper"`
@@ -74,6 +77,9 @@ type record struct {
 	// Absent lists the paths that did not exist before and are to be gone afterwards.
 	Absent []string `json:"absent"`
 }
+
+// id tells one start from another, for a keeper that comes to life after its start was given up.
+func (r *record) id() string { return strconv.FormatInt(r.Started.UnixNano(), 10) }
 
 func bootID() string {
 	id, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")

@@ -52,7 +52,7 @@ func up(out *printer, q request) error {
 		return err
 	}
 	if r != nil {
-		if r.live() && r.running() {
+		if r.live() && r.running() && r.Complete {
 			// What died is being started again by the node itself; give it the time.
 			l := layout{r.State}
 			if err := out.step("find the running cluster healthy", func(progress func(string)) error {
@@ -62,6 +62,8 @@ func up(out *printer, q request) error {
 				return nil
 			}
 			out.say("the running cluster does not answer: starting it afresh")
+		} else if r.live() {
+			out.say("cleaning up after a start that did not finish")
 		} else {
 			out.say("cleaning up after a cluster whose owner is gone (%s, of %s)", r.Purpose, r.Clone)
 		}
@@ -117,7 +119,7 @@ func startCluster(out *printer, r *record, l layout) error {
 		return err
 	}
 	began := time.Now()
-	if err := startKeeper(l); err != nil {
+	if err := startKeeper(r, l); err != nil {
 		return err
 	}
 	api := newAPI(l)
@@ -148,9 +150,18 @@ func startCluster(out *printer, r *record, l layout) error {
 	if err := wait("wait for names to resolve", time.Minute, namesResolve); err != nil {
 		return err
 	}
-	return wait("wait for default service accounts", time.Minute, func() error {
+	if err := wait("wait for default service accounts", time.Minute, func() error {
 		return api.get("/api/v1/namespaces/default/serviceaccounts/default", nil)
-	})
+	}); err != nil {
+		return err
+	}
+	// The keeper has written its part since.
+	now, err := readRecord()
+	if err != nil || now == nil || now.id() != r.id() {
+		return fmt.Errorf("the record of this start is gone: %v", err)
+	}
+	now.Complete = true
+	return now.write()
 }
 
 func loadPause(l layout) error {
@@ -170,7 +181,7 @@ func loadPause(l layout) error {
 }
 
 // startKeeper leaves a daemon behind that no longer depends on this command or its terminal.
-func startKeeper(l layout) error {
+func startKeeper(r *record, l layout) error {
 	executable, err := os.Executable()
 	if err != nil {
 		return err
@@ -180,7 +191,7 @@ func startKeeper(l layout) error {
 		return err
 	}
 	defer log.Close()
-	keeper := exec.Command(executable, "keep")
+	keeper := exec.Command(executable, "keep", r.id())
 	keeper.Dir = "/"
 	keeper.Stdout, keeper.Stderr = log, log
 	keeper.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
