@@ -5,6 +5,13 @@
 //! This crate does not talk to a cluster, decide anything about an object, or know how a pod is
 //! built: deciding is `graftwork-operator-core`, doing is `graftwork-operator`.
 
+pub mod conditions;
+pub mod crds;
+pub mod examples;
+pub mod labels;
+pub mod names;
+pub mod uri;
+
 mod command;
 mod decimal;
 mod enums;

@@ -1,0 +1,408 @@
+//! Example objects, from which `examples/` is printed: what is documented is what compiles.
+
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::crds::CrdError;
+use crate::dataset::{ConfigMapKeyReference, DatasetFormat, FormatType, Source, Split, Validation};
+use crate::lora_adapter::{Approval, Gate, GateMetric, GateRule, Import};
+use crate::serving_endpoint::{
+    AdapterEntry, Analysis, AnalysisMetric, AnalysisRule, BlueGreen, Canary, CanaryStep,
+    EngineSpec, Rollout, RolloutStrategy, ServedBaseModel,
+};
+use crate::training_run::{
+    CheckpointPolicy, Compute, Evaluation, EvaluationMetric, Hyperparameters, LoraMethod, Method,
+    RunLimits, Schedule,
+};
+use crate::{
+    BaseModelSource, Dataset, DatasetSpec, Decimal, LoRAAdapter, LoRAAdapterSpec, ObjectReference,
+    ServingEndpoint, ServingEndpointSpec, TrainingRun, TrainingRunSpec, VersionedReference,
+};
+
+/// Every example: file name, a comment for its head, and its objects.
+///
+/// # Errors
+/// Where an example is no JSON: a bug, which the tests would show.
+pub fn all() -> Result<Vec<(&'static str, &'static str, Vec<Value>)>, serde_json::Error> {
+    Ok(vec![
+        (
+            "dataset.yaml",
+            "Rows from a file on a volume and from a ConfigMap, split by a hash.",
+            vec![object(&dataset())?],
+        ),
+        (
+            "training-run.yaml",
+            "A LoRA training whose result becomes the next version of the adapter topics.",
+            vec![object(&training_run())?],
+        ),
+        (
+            "lora-adapter.yaml",
+            "An adapter whose versions must beat the one in production.",
+            vec![object(&lora_adapter())?],
+        ),
+        (
+            "imported-adapter.yaml",
+            "An adapter that was made elsewhere: a person approves it.",
+            vec![object(&imported_adapter())?],
+        ),
+        (
+            "serving-endpoint.yaml",
+            "Two adapters beside the bare base; new versions of either are canaried.",
+            vec![object(&serving_endpoint())?],
+        ),
+        (
+            "blue-green-endpoint.yaml",
+            "New versions are previewed by header and take over when a person says Promote.",
+            vec![object(&blue_green_endpoint())?],
+        ),
+        (
+            "quickstart.yaml",
+            "The whole loop in one file. It wants a claim named models with a base model in its folder base.",
+            quickstart()?,
+        ),
+    ])
+}
+
+/// An example as a file.
+///
+/// # Errors
+/// Where an object is no YAML: a bug, which the tests would show.
+pub fn file(comment: &str, objects: &[Value]) -> Result<String, CrdError> {
+    let mut text = format!("# {comment}\n");
+    for (index, object) in objects.iter().enumerate() {
+        if index > 0 {
+            text.push_str("---\n");
+        }
+        text.push_str(&serde_yaml_ng::to_string(object)?);
+    }
+    Ok(text)
+}
+
+/// The JSON of an object, in the order in which people write YAML.
+fn object<T: Serialize>(object: &T) -> Result<Value, serde_json::Error> {
+    serde_json::to_value(object)
+}
+
+fn base() -> BaseModelSource {
+    BaseModelSource {
+        uri: "pvc://models/base".to_owned(),
+    }
+}
+
+fn dataset() -> Dataset {
+    let spec = DatasetSpec {
+        description: Some("Definitions of nouns and their topics".to_owned()),
+        sources: vec![
+            Source {
+                name: "definitions".to_owned(),
+                uri: Some("pvc://data/topics.jsonl".to_owned()),
+                ..Source::default()
+            },
+            Source {
+                name: "corrections".to_owned(),
+                config_map_ref: Some(ConfigMapKeyReference {
+                    name: "topic-corrections".to_owned(),
+                    key: "rows.jsonl".to_owned(),
+                }),
+                ..Source::default()
+            },
+        ],
+        format: DatasetFormat {
+            type_: FormatType::Completion,
+        },
+        validation: Validation {
+            minimum_rows: 100,
+            maximum_invalid_percent: Decimal::from("1"),
+        },
+        split: Split {
+            group_column: Some("word".to_owned()),
+            seed: 7,
+            ..Split::default()
+        },
+    };
+    Dataset::new("topics", spec)
+}
+
+fn training_run() -> TrainingRun {
+    let spec = TrainingRunSpec {
+        base_model: base(),
+        dataset_ref: VersionedReference {
+            name: "topics".to_owned(),
+            version: None,
+        },
+        adapter_ref: Some(ObjectReference::new("topics")),
+        method: Method {
+            lora: LoraMethod {
+                rank: 8,
+                alpha: Decimal::from("16"),
+                dropout: Decimal::from("0.05"),
+                ..LoraMethod::default()
+            },
+            ..Method::default()
+        },
+        hyperparameters: Hyperparameters {
+            learning_rate: Decimal::from("2e-3"),
+            schedule: Schedule::Cosine,
+            warmup_steps: 20,
+            maximum_steps: Some(400),
+            batch_size: 32,
+            micro_batch_size: 32,
+            maximum_sequence_length: 128,
+            ..Hyperparameters::default()
+        },
+        compute: Compute::default(),
+        checkpoint: CheckpointPolicy::default(),
+        evaluation: Evaluation {
+            metrics: vec![EvaluationMetric::Loss, EvaluationMetric::ExactMatch],
+            maximum_rows: Some(2000),
+            ..Evaluation::default()
+        },
+        limits: RunLimits {
+            duration_seconds: 14_400,
+            retries: 3,
+        },
+        suspend: false,
+    };
+    TrainingRun::new("topics-1", spec)
+}
+
+fn rule(metric: GateMetric) -> GateRule {
+    GateRule {
+        metric,
+        minimum: None,
+        maximum: None,
+        minimum_improvement_points: None,
+        maximum_regression_points: None,
+    }
+}
+
+fn lora_adapter() -> LoRAAdapter {
+    let spec = LoRAAdapterSpec {
+        base_model: base(),
+        import: None,
+        gate: Gate {
+            rules: vec![
+                GateRule {
+                    minimum: Some(Decimal::from("0.30")),
+                    ..rule(GateMetric::ExactMatch)
+                },
+                GateRule {
+                    minimum_improvement_points: Some(Decimal::from("0.5")),
+                    ..rule(GateMetric::ExactMatch)
+                },
+                GateRule {
+                    maximum_regression_points: Some(Decimal::from("5")),
+                    ..rule(GateMetric::Loss)
+                },
+            ],
+            ..Gate::default()
+        },
+    };
+    LoRAAdapter::new("topics", spec)
+}
+
+fn imported_adapter() -> LoRAAdapter {
+    let spec = LoRAAdapterSpec {
+        base_model: base(),
+        import: Some(Import {
+            uri: "pvc://models/adapters/style".to_owned(),
+            digest: None,
+        }),
+        gate: Gate {
+            approval: Approval::Manual,
+            ..Gate::default()
+        },
+    };
+    LoRAAdapter::new("style", spec)
+}
+
+fn entry(name: &str, version: Option<u32>) -> AdapterEntry {
+    AdapterEntry {
+        name: name.to_owned(),
+        adapter_ref: ObjectReference::new(name),
+        version,
+    }
+}
+
+fn served_base() -> ServedBaseModel {
+    ServedBaseModel {
+        uri: "pvc://models/base".to_owned(),
+        name: Some("base".to_owned()),
+    }
+}
+
+fn serving_endpoint() -> ServingEndpoint {
+    let spec = ServingEndpointSpec {
+        base_model: served_base(),
+        adapters: vec![entry("topics", None), entry("style", Some(1))],
+        replicas: 2,
+        engine: EngineSpec::default(),
+        rollout: Rollout {
+            strategy: RolloutStrategy::Canary,
+            canary: Canary {
+                steps: vec![
+                    CanaryStep::weight(10),
+                    CanaryStep::pause(Some(60)),
+                    CanaryStep::weight(50),
+                    CanaryStep::pause(None),
+                ],
+            },
+            analysis: Some(Analysis {
+                interval_seconds: 10,
+                minimum_requests: 50,
+                rules: vec![
+                    AnalysisRule {
+                        metric: AnalysisMetric::ErrorRate,
+                        maximum: Some(Decimal::from("0.01")),
+                        maximum_increase_percent: None,
+                    },
+                    AnalysisRule {
+                        metric: AnalysisMetric::LatencyP95,
+                        maximum: None,
+                        maximum_increase_percent: Some(Decimal::from("25")),
+                    },
+                ],
+                failure_limit: 1,
+            }),
+            ..Rollout::default()
+        },
+    };
+    ServingEndpoint::new("assistants", spec)
+}
+
+fn blue_green_endpoint() -> ServingEndpoint {
+    let spec = ServingEndpointSpec {
+        base_model: served_base(),
+        adapters: vec![entry("topics", None)],
+        replicas: 1,
+        engine: EngineSpec::default(),
+        rollout: Rollout {
+            strategy: RolloutStrategy::BlueGreen,
+            blue_green: BlueGreen {
+                auto_promote: false,
+                ..BlueGreen::default()
+            },
+            ..Rollout::default()
+        },
+    };
+    ServingEndpoint::new("previewed", spec)
+}
+
+/// Rows of the quickstart: twenty claims and what to do with each.
+fn quickstart_rows() -> String {
+    const RULES: [(&str, &str); 4] = [
+        ("a taxi to the airport", "travel"),
+        ("a dinner with a customer", "meals"),
+        ("a new keyboard", "equipment"),
+        ("a hotel for one night", "travel"),
+    ];
+    let mut rows = String::new();
+    for amount in [12, 48, 95, 180, 320] {
+        for (what, category) in RULES {
+            let row = json!({
+                "prompt": format!("Expense: {what}, {amount} euros. Category:"),
+                "completion": format!(" {category}"),
+            });
+            rows.push_str(&row.to_string());
+            rows.push('\n');
+        }
+    }
+    rows
+}
+
+fn quickstart() -> Result<Vec<Value>, serde_json::Error> {
+    let dataset = Dataset::new(
+        "expenses",
+        DatasetSpec {
+            description: Some("Expense claims and their categories".to_owned()),
+            sources: vec![Source {
+                name: "claims".to_owned(),
+                config_map_ref: Some(ConfigMapKeyReference {
+                    name: "expense-claims".to_owned(),
+                    key: "rows.jsonl".to_owned(),
+                }),
+                uri: None,
+            }],
+            format: DatasetFormat {
+                type_: FormatType::Completion,
+            },
+            validation: Validation::default(),
+            split: Split {
+                train_percent: 60,
+                validation_percent: 10,
+                test_percent: 30,
+                ..Split::default()
+            },
+        },
+    );
+    let adapter = LoRAAdapter::new(
+        "expenses",
+        LoRAAdapterSpec {
+            base_model: base(),
+            import: None,
+            gate: Gate {
+                rules: vec![GateRule {
+                    maximum: Some(Decimal::from("20")),
+                    ..rule(GateMetric::Loss)
+                }],
+                ..Gate::default()
+            },
+        },
+    );
+    let run = TrainingRun::new(
+        "expenses-1",
+        TrainingRunSpec {
+            base_model: base(),
+            dataset_ref: VersionedReference {
+                name: "expenses".to_owned(),
+                version: None,
+            },
+            adapter_ref: Some(ObjectReference::new("expenses")),
+            method: Method {
+                lora: LoraMethod {
+                    rank: 8,
+                    alpha: Decimal::from("16"),
+                    ..LoraMethod::default()
+                },
+                ..Method::default()
+            },
+            hyperparameters: Hyperparameters {
+                learning_rate: Decimal::from("1e-3"),
+                maximum_steps: Some(40),
+                batch_size: 8,
+                maximum_sequence_length: 128,
+                ..Hyperparameters::default()
+            },
+            compute: Compute::default(),
+            checkpoint: CheckpointPolicy::default(),
+            evaluation: Evaluation {
+                metrics: vec![EvaluationMetric::Loss, EvaluationMetric::ExactMatch],
+                ..Evaluation::default()
+            },
+            limits: RunLimits::default(),
+            suspend: false,
+        },
+    );
+    let endpoint = ServingEndpoint::new(
+        "quickstart",
+        ServingEndpointSpec {
+            base_model: served_base(),
+            adapters: vec![entry("expenses", None)],
+            replicas: 1,
+            engine: EngineSpec::default(),
+            rollout: Rollout::default(),
+        },
+    );
+    Ok(vec![
+        json!({
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {"name": "expense-claims"},
+            "data": {"rows.jsonl": quickstart_rows()},
+        }),
+        object(&dataset)?,
+        object(&adapter)?,
+        object(&run)?,
+        object(&endpoint)?,
+    ])
+}

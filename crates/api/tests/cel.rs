@@ -1,0 +1,437 @@
+//! Every CEL rule of the definitions, evaluated on an object that keeps it and on one that breaks
+//! it.
+
+use std::collections::BTreeSet;
+
+use graftwork_api::{crds, examples};
+use kube_cel::Validator;
+use serde_json::{Value, json};
+
+/// One rule: the message it is known by, a patch that keeps it and one that breaks it.
+struct Case {
+    plural: &'static str,
+    message: &'static str,
+    keeps: Value,
+    breaks: Value,
+    /// Where the rule compares with the object before.
+    transition: bool,
+}
+
+fn schema(plural: &str) -> Value {
+    let all = crds::all().unwrap();
+    let (_, crd) = all.iter().find(|(name, _)| name == plural).unwrap();
+    crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"].clone()
+}
+
+/// The example of a kind, which every rule accepts.
+fn base(plural: &str) -> Value {
+    let file = match plural {
+        "datasets" => "dataset.yaml",
+        "trainingruns" => "training-run.yaml",
+        "loraadapters" => "lora-adapter.yaml",
+        _ => "serving-endpoint.yaml",
+    };
+    let all = examples::all().unwrap();
+    all.into_iter()
+        .find(|(name, ..)| *name == file)
+        .unwrap()
+        .2
+        .remove(0)
+}
+
+/// JSON merge patch (RFC 7386).
+fn patched(mut target: Value, patch: &Value) -> Value {
+    let Some(fields) = patch.as_object() else {
+        return patch.clone();
+    };
+    if !target.is_object() {
+        target = json!({});
+    }
+    for (key, value) in fields {
+        if value.is_null() {
+            target.as_object_mut().unwrap().remove(key);
+        } else {
+            target[key] = patched(target[key].take(), value);
+        }
+    }
+    target
+}
+
+fn messages(plural: &str, object: &Value, old: Option<&Value>) -> Vec<String> {
+    match Validator::new().validate(&schema(plural), object, old) {
+        Ok(()) => Vec::new(),
+        Err(errors) => errors
+            .into_vec()
+            .into_iter()
+            .map(|error| error.message)
+            .collect(),
+    }
+}
+
+fn case(plural: &'static str, message: &'static str, keeps: Value, breaks: Value) -> Case {
+    Case {
+        plural,
+        message,
+        keeps,
+        breaks,
+        transition: false,
+    }
+}
+
+fn immutable(message: &'static str, breaks: Value) -> Case {
+    Case {
+        plural: "trainingruns",
+        message,
+        keeps: json!({"spec": {"suspend": true}}),
+        breaks,
+        transition: true,
+    }
+}
+
+fn steps(steps: Value) -> Value {
+    json!({"spec": {"rollout": {"canary": {"steps": steps}}}})
+}
+
+fn dataset_cases() -> Vec<Case> {
+    let source = |source: Value| json!({"spec": {"sources": [source]}});
+    let split = |train: u32| json!({"spec": {"split": {"trainPercent": train, "validationPercent": 10, "testPercent": 10}}});
+    let invalid =
+        |percent: &str| json!({"spec": {"validation": {"maximumInvalidPercent": percent}}});
+    vec![
+        case(
+            "datasets",
+            "a source has exactly one of configMapRef and uri",
+            source(json!({"name": "a", "configMapRef": {"name": "rows", "key": "a.jsonl"}})),
+            source(
+                json!({"name": "a", "configMapRef": {"name": "rows", "key": "a.jsonl"}, "uri": "pvc://data/a"}),
+            ),
+        ),
+        case(
+            "datasets",
+            "a source has exactly one of configMapRef and uri",
+            source(json!({"name": "a", "uri": "pvc://data/a"})),
+            source(json!({"name": "a"})),
+        ),
+        case(
+            "datasets",
+            "trainPercent, validationPercent and testPercent sum to 100",
+            split(80),
+            split(81),
+        ),
+        case(
+            "datasets",
+            "maximumInvalidPercent is at most 100",
+            invalid("100"),
+            invalid("100.1"),
+        ),
+    ]
+}
+
+fn run_cases() -> Vec<Case> {
+    let lora = |lora: Value| json!({"spec": {"method": {"lora": lora}}});
+    let hyper = |hyper: Value| json!({"spec": {"hyperparameters": hyper}});
+    vec![
+        case(
+            "trainingruns",
+            "alpha is above 0 and at most 65536",
+            lora(json!({"alpha": "65536"})),
+            lora(json!({"alpha": "0"})),
+        ),
+        case(
+            "trainingruns",
+            "dropout is at least 0 and below 1",
+            lora(json!({"dropout": "0.9"})),
+            lora(json!({"dropout": "1"})),
+        ),
+        case(
+            "trainingruns",
+            "epochs and maximumSteps exclude each other",
+            hyper(json!({"epochs": 2, "maximumSteps": null})),
+            hyper(json!({"epochs": 2})),
+        ),
+        case(
+            "trainingruns",
+            "microBatchSize is at most batchSize",
+            hyper(json!({"batchSize": 8, "microBatchSize": 8})),
+            hyper(json!({"batchSize": 8, "microBatchSize": 16})),
+        ),
+        case(
+            "trainingruns",
+            "batchSize is a multiple of microBatchSize",
+            hyper(json!({"batchSize": 12, "microBatchSize": 4})),
+            hyper(json!({"batchSize": 12, "microBatchSize": 5})),
+        ),
+        case(
+            "trainingruns",
+            "learningRate is above 0 and at most 1",
+            hyper(json!({"learningRate": "8e-5"})),
+            hyper(json!({"learningRate": "0.0"})),
+        ),
+        case(
+            "trainingruns",
+            "learningRate is above 0 and at most 1",
+            hyper(json!({"learningRate": "1"})),
+            hyper(json!({"learningRate": "1.01"})),
+        ),
+        case(
+            "trainingruns",
+            "weightDecay is at most 1",
+            hyper(json!({"weightDecay": "0.1"})),
+            hyper(json!({"weightDecay": "1.1"})),
+        ),
+        case(
+            "trainingruns",
+            "maximumGradientNorm is at most 1000",
+            hyper(json!({"maximumGradientNorm": "0"})),
+            hyper(json!({"maximumGradientNorm": "1e4"})),
+        ),
+        immutable(
+            "baseModel is immutable",
+            json!({"spec": {"baseModel": {"uri": "pvc://models/other"}}}),
+        ),
+        immutable(
+            "datasetRef is immutable",
+            json!({"spec": {"datasetRef": {"version": 2}}}),
+        ),
+        immutable(
+            "adapterRef is immutable",
+            json!({"spec": {"adapterRef": null}}),
+        ),
+        immutable(
+            "adapterRef is immutable",
+            json!({"spec": {"adapterRef": {"name": "other"}}}),
+        ),
+        immutable("method is immutable", lora(json!({"rank": 16}))),
+        immutable("hyperparameters is immutable", hyper(json!({"seed": 8}))),
+        immutable(
+            "compute is immutable",
+            json!({"spec": {"compute": {"profile": "large"}}}),
+        ),
+        immutable(
+            "checkpoint is immutable",
+            json!({"spec": {"checkpoint": {"keep": 5}}}),
+        ),
+        immutable(
+            "evaluation is immutable",
+            json!({"spec": {"evaluation": {"maximumRows": 5}}}),
+        ),
+        immutable(
+            "limits is immutable",
+            json!({"spec": {"limits": {"retries": 5}}}),
+        ),
+    ]
+}
+
+fn adapter_cases() -> Vec<Case> {
+    let rule = |rule: Value| json!({"spec": {"gate": {"rules": [rule]}}});
+    let confidence = |text: &str| json!({"spec": {"gate": {"confidence": text}}});
+    let limits = "a rule has exactly one of minimum, maximum, minimumImprovementPoints and maximumRegressionPoints";
+    vec![
+        case(
+            "loraadapters",
+            limits,
+            rule(json!({"metric": "loss", "maximum": "2"})),
+            rule(json!({"metric": "loss"})),
+        ),
+        case(
+            "loraadapters",
+            limits,
+            rule(json!({"metric": "loss", "maximumRegressionPoints": "2"})),
+            rule(json!({"metric": "loss", "minimum": "1", "maximum": "2"})),
+        ),
+        case(
+            "loraadapters",
+            "confidence is at least 0.5 and below 1",
+            confidence("0.99"),
+            confidence("1"),
+        ),
+        case(
+            "loraadapters",
+            "confidence is at least 0.5 and below 1",
+            confidence("0.5"),
+            confidence("0.4"),
+        ),
+    ]
+}
+
+fn endpoint_cases() -> Vec<Case> {
+    let rule = |rule: Value| json!({"spec": {"rollout": {"analysis": {"rules": [rule]}}}});
+    let named = |name: &str| json!({"metadata": {"name": name}});
+    let name = "metadata.name becomes a Service: a DNS label that starts with a letter, at most 50 characters";
+    let rise = "setWeight rises from step to step";
+    let first = "the first step is a setWeight";
+    let either = "a step has exactly one of setWeight and pause";
+    vec![
+        case(
+            "servingendpoints",
+            name,
+            named(&"a".repeat(50)),
+            named(&"a".repeat(51)),
+        ),
+        case("servingendpoints", name, named("a-1"), named("a.b")),
+        case("servingendpoints", name, named("a"), named("1a")),
+        case(
+            "servingendpoints",
+            rise,
+            steps(json!([{"setWeight": 1}, {"pause": {}}, {"setWeight": 2}])),
+            steps(json!([{"setWeight": 2}, {"pause": {}}, {"setWeight": 1}])),
+        ),
+        case(
+            "servingendpoints",
+            rise,
+            steps(json!([{"setWeight": 2}, {"setWeight": 3}])),
+            steps(json!([{"setWeight": 2}, {"setWeight": 2}])),
+        ),
+        case(
+            "servingendpoints",
+            first,
+            steps(json!([{"setWeight": 2}])),
+            steps(json!([{"pause": {}}, {"setWeight": 2}])),
+        ),
+        case(
+            "servingendpoints",
+            either,
+            steps(json!([{"setWeight": 2}, {"pause": {"seconds": 3}}])),
+            steps(json!([{"setWeight": 2, "pause": {}}])),
+        ),
+        case(
+            "servingendpoints",
+            either,
+            steps(json!([{"setWeight": 2}])),
+            steps(json!([{"setWeight": 2}, {}])),
+        ),
+        case(
+            "servingendpoints",
+            "a rule has exactly one of maximum and maximumIncreasePercent",
+            rule(json!({"metric": "error_rate", "maximum": "0.01"})),
+            rule(json!({"metric": "error_rate", "maximum": "0.01", "maximumIncreasePercent": "5"})),
+        ),
+        case(
+            "servingendpoints",
+            "a rule has exactly one of maximum and maximumIncreasePercent",
+            rule(json!({"metric": "latency_p95", "maximumIncreasePercent": "5"})),
+            rule(json!({"metric": "latency_p95"})),
+        ),
+    ]
+}
+
+fn cases() -> Vec<Case> {
+    [
+        dataset_cases(),
+        run_cases(),
+        adapter_cases(),
+        endpoint_cases(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+#[test]
+fn rules_accept_what_keeps_them() {
+    for case in cases() {
+        let before = base(case.plural);
+        let object = patched(before.clone(), &case.keeps);
+        let old = case.transition.then_some(&before);
+        let found = messages(case.plural, &object, old);
+        assert!(
+            found.is_empty(),
+            "{}: {} on {}",
+            case.message,
+            found.join("; "),
+            case.keeps
+        );
+    }
+}
+
+#[test]
+fn rules_refuse_what_breaks_them() {
+    for case in cases() {
+        let before = base(case.plural);
+        let object = patched(before.clone(), &case.breaks);
+        let old = case.transition.then_some(&before);
+        let found = messages(case.plural, &object, old);
+        assert!(
+            found.iter().any(|message| message == case.message),
+            "{} is not among {found:?} on {}",
+            case.message,
+            case.breaks
+        );
+    }
+}
+
+#[test]
+fn every_rule_has_a_case() {
+    fn collect(schema: &Value, found: &mut BTreeSet<String>) {
+        match schema {
+            Value::Object(fields) => {
+                for rule in fields
+                    .get("x-kubernetes-validations")
+                    .and_then(Value::as_array)
+                    .into_iter()
+                    .flatten()
+                {
+                    found.insert(rule["message"].as_str().unwrap().to_owned());
+                }
+                fields.values().for_each(|value| collect(value, found));
+            }
+            Value::Array(values) => values.iter().for_each(|value| collect(value, found)),
+            _ => {}
+        }
+    }
+    for plural in [
+        "datasets",
+        "trainingruns",
+        "loraadapters",
+        "servingendpoints",
+    ] {
+        let mut rules = BTreeSet::new();
+        collect(&schema(plural), &mut rules);
+        let tested: BTreeSet<String> = cases()
+            .iter()
+            .filter(|case| case.plural == plural)
+            .map(|case| case.message.to_owned())
+            .collect();
+        assert_eq!(rules, tested, "{plural}");
+    }
+}
+
+/// A field that is added to a run's spec gets an immutability rule, or this fails.
+#[test]
+fn every_field_of_a_run_but_suspend_is_immutable() {
+    let schema = schema("trainingruns");
+    let spec = &schema["properties"]["spec"];
+    let rules = spec["x-kubernetes-validations"].as_array().unwrap();
+    for field in spec["properties"]
+        .as_object()
+        .unwrap()
+        .keys()
+        .filter(|field| *field != "suspend")
+    {
+        let message = format!("{field} is immutable");
+        assert!(
+            rules.iter().any(|rule| rule["message"] == message.as_str()),
+            "{message}"
+        );
+    }
+}
+
+#[test]
+fn every_example_is_accepted() {
+    for (file, _, objects) in examples::all().unwrap() {
+        for object in objects {
+            let plural = match object["kind"].as_str().unwrap() {
+                "Dataset" => "datasets",
+                "TrainingRun" => "trainingruns",
+                "LoRAAdapter" => "loraadapters",
+                "ServingEndpoint" => "servingendpoints",
+                _ => continue,
+            };
+            assert_eq!(
+                messages(plural, &object, None),
+                Vec::<String>::new(),
+                "{file}"
+            );
+        }
+    }
+}
