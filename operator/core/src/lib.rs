@@ -4,6 +4,12 @@
 //! This crate does no I/O, reads no clock, and knows no client: `graftwork-operator` observes and
 //! carries plans out. It depends on the API types and on the words of the contract crate only.
 
+pub mod conditions;
 pub mod observed;
 pub mod plan;
 pub mod settings;
+pub mod storage;
+pub mod workload;
+
+#[cfg(test)]
+mod fixtures;

@@ -28,10 +28,10 @@ pub struct Settings {
     pub store: StoreClaim,
     /// Resources of keepers.
     #[serde(default)]
-    pub keeper: Sized,
+    pub keeper: ContainerSettings,
     /// Resources of dataset builders.
     #[serde(default)]
-    pub dataset_builder: Sized,
+    pub dataset_builder: ContainerSettings,
     /// Routers of an endpoint.
     #[serde(default)]
     pub router: RouterSettings,
@@ -101,7 +101,7 @@ impl Default for StoreClaim {
 /// A container with resources.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
-pub struct Sized {
+pub struct ContainerSettings {
     /// Of the container.
     pub resources: ResourceRequirements,
 }
@@ -150,7 +150,11 @@ impl Default for LeaderElection {
 impl Settings {
     /// The image of trainers under a profile.
     pub fn trainer_image<'a>(&'a self, profile: &'a ComputeProfile) -> &'a str {
-        profile.images.trainer.as_deref().unwrap_or(&self.images.trainer)
+        profile
+            .images
+            .trainer
+            .as_deref()
+            .unwrap_or(&self.images.trainer)
     }
 
     /// The image of engines under a profile.
@@ -167,15 +171,17 @@ impl Settings {
     /// # Errors
     /// Where there is none; names those that are there.
     pub fn profile(&self, name: &str) -> Result<&ComputeProfile, UnknownProfile> {
-        self.compute_profiles.get(name).ok_or_else(|| UnknownProfile {
-            name: name.to_owned(),
-            known: self
-                .compute_profiles
-                .keys()
-                .map(String::as_str)
-                .collect::<Vec<_>>()
-                .join(", "),
-        })
+        self.compute_profiles
+            .get(name)
+            .ok_or_else(|| UnknownProfile {
+                name: name.to_owned(),
+                known: self
+                    .compute_profiles
+                    .keys()
+                    .map(String::as_str)
+                    .collect::<Vec<_>>()
+                    .join(", "),
+            })
     }
 }
 

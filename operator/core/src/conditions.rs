@@ -1,0 +1,164 @@
+//! Conditions as status carries them: a transition time moves only when the status does.
+
+use graftwork_api::{Condition, Time};
+use jiff::Timestamp;
+
+/// Longest message that is written, in bytes.
+const LONGEST_MESSAGE: usize = 1024;
+
+/// Whether something holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Truth {
+    /// It holds.
+    True,
+    /// It does not.
+    False,
+    /// It is undecided.
+    Unknown,
+}
+
+impl Truth {
+    /// As conditions write it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::True => "True",
+            Self::False => "False",
+            Self::Unknown => "Unknown",
+        }
+    }
+}
+
+impl From<bool> for Truth {
+    fn from(holds: bool) -> Self {
+        if holds { Self::True } else { Self::False }
+    }
+}
+
+/// The conditions of one object while its next status is made.
+#[derive(Debug, Clone)]
+pub struct Conditions {
+    list: Vec<Condition>,
+    generation: Option<i64>,
+    now: Timestamp,
+}
+
+impl Conditions {
+    /// Starts from the conditions in status; `generation` is `metadata.generation`.
+    pub fn new(old: &[Condition], generation: Option<i64>, now: Timestamp) -> Self {
+        Self {
+            list: old.to_vec(),
+            generation,
+            now,
+        }
+    }
+
+    /// States `kind`. The transition time stays where the status does.
+    pub fn set(&mut self, kind: &str, truth: Truth, reason: &str, message: impl AsRef<str>) {
+        let message = shorten(message.as_ref());
+        let index = self.list.iter().position(|known| known.type_ == kind);
+        let last_transition_time = index
+            .and_then(|index| self.list.get(index))
+            .filter(|known| known.status == truth.as_str())
+            .map_or(Time(self.now), |known| known.last_transition_time.clone());
+        let next = Condition {
+            type_: kind.to_owned(),
+            status: truth.as_str().to_owned(),
+            reason: reason.to_owned(),
+            message,
+            last_transition_time,
+            observed_generation: self.generation,
+        };
+        match index.and_then(|index| self.list.get_mut(index)) {
+            Some(known) => *known = next,
+            None => self.list.push(next),
+        }
+    }
+
+    /// States `kind` as True where `holds`, and takes it away where not: kstatus conditions exist
+    /// only while they are true.
+    pub fn set_while(&mut self, kind: &str, holds: bool, reason: &str, message: impl AsRef<str>) {
+        if holds {
+            self.set(kind, Truth::True, reason, message);
+        } else {
+            self.list.retain(|known| known.type_ != kind);
+        }
+    }
+
+    /// The list, in the order in which types first came.
+    pub fn into_list(self) -> Vec<Condition> {
+        self.list
+    }
+}
+
+/// The condition of that type.
+pub fn find<'a>(conditions: &'a [Condition], kind: &str) -> Option<&'a Condition> {
+    conditions.iter().find(|condition| condition.type_ == kind)
+}
+
+/// Whether the condition of that type is True.
+pub fn is_true(conditions: &[Condition], kind: &str) -> bool {
+    find(conditions, kind).is_some_and(|condition| condition.status == "True")
+}
+
+/// Whether status or reason of a type differ between two lists: worth an event.
+pub fn has_turned(old: &[Condition], new: &[Condition], kind: &str) -> bool {
+    let key = |list| find(list, kind).map(|known: &Condition| (&known.status, &known.reason));
+    key(old) != key(new)
+}
+
+/// The text, cut at a character so that a condition or an event takes it.
+pub fn shorten(text: &str) -> String {
+    if text.len() <= LONGEST_MESSAGE {
+        return text.to_owned();
+    }
+    let room = LONGEST_MESSAGE - '…'.len_utf8();
+    let end = (0..=room)
+        .rev()
+        .find(|end| text.is_char_boundary(*end))
+        .unwrap_or(0);
+    format!("{}…", text.get(..end).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    #[test]
+    fn the_transition_time_moves_with_the_status_only() {
+        let mut first = Conditions::new(&[], Some(1), at(10));
+        first.set("Ready", Truth::Unknown, "Building", "wait");
+        let first = first.into_list();
+        let mut second = Conditions::new(&first, Some(2), at(20));
+        second.set("Ready", Truth::Unknown, "StorageUnavailable", "other words");
+        let second = second.into_list();
+        assert_eq!(second[0].last_transition_time, Time(at(10)));
+        assert_eq!(second[0].observed_generation, Some(2));
+        assert!(has_turned(&first, &second, "Ready"));
+        let mut third = Conditions::new(&second, Some(2), at(30));
+        third.set("Ready", Truth::True, "Ready", "");
+        assert_eq!(third.into_list()[0].last_transition_time, Time(at(30)));
+    }
+
+    #[test]
+    fn kstatus_conditions_go_when_they_do_not_hold() {
+        let mut conditions = Conditions::new(&[], None, at(0));
+        conditions.set_while("Stalled", true, "InvalidSpec", "x");
+        conditions.set("Ready", Truth::False, "InvalidSpec", "x");
+        conditions.set_while("Stalled", false, "InvalidSpec", "x");
+        let list = conditions.into_list();
+        assert_eq!(list.len(), 1);
+        assert!(!is_true(&list, "Stalled"));
+    }
+
+    #[test]
+    fn a_long_message_is_cut_between_characters() {
+        let text = "é".repeat(2000);
+        let short = shorten(&text);
+        assert!(short.len() <= LONGEST_MESSAGE && short.ends_with('…'));
+        assert_eq!(shorten("short"), "short");
+    }
+}
