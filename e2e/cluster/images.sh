@@ -1,0 +1,238 @@
+#!/usr/bin/env bash
+# Makes the project's images from binaries that are built already, and brings them to a cluster.
+# What has not changed since the last call is neither built nor loaded again.
+#
+#   images.sh [FLAG...] [NAME...]        NAME: operator trainer inference e2e demo-data
+#                                        (without a name: all but demo-data)
+#   --to node|kind|push|none   where to: the local cluster (default), a kind cluster, a registry,
+#                              or nowhere (the archives stay in the cache)
+#   --tag TAG                  default `dev`; `auto` takes one that changes with the content, so
+#                              that pods roll when, and only when, something changed
+#   --bin FOLDER               the binaries; default: where cargo puts them
+#   --registry PREFIX          with --to push: images become PREFIX/operator:TAG, ...
+#                              (REGISTRY_TLS_VERIFY=false for one without TLS)
+#   --kind-name NAME           with --to kind: which kind cluster
+#   --text FOLDER, --base-model FOLDER   what demo-data holds
+#
+# The tag is printed on standard output, everything else on standard error.
+set -euo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+root=$(cd "$here/../.." && pwd)
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/graftwork
+store=$cache/images
+prefix=graftwork.dev
+PATH=$PATH:/usr/sbin:/sbin
+
+to=node tag=dev registry= kind_name= names=()
+bin=${CARGO_TARGET_DIR:-$cache/target}/x86_64-unknown-linux-gnu/debug
+text=$cache/demo-text
+base_model=$root/e2e/demo-data/base-model
+
+say() { echo "images: $*" >&2; }
+fail() {
+	say "$*"
+	exit 1
+}
+
+while [ $# -gt 0 ]; do
+	case $1 in
+	--to) to=$2 && shift 2 ;;
+	--tag) tag=$2 && shift 2 ;;
+	--bin) bin=$2 && shift 2 ;;
+	--registry) registry=$2 && shift 2 ;;
+	--kind-name) kind_name=$2 && shift 2 ;;
+	--text) text=$2 && shift 2 ;;
+	--base-model) base_model=$2 && shift 2 ;;
+	-*) fail "unknown flag $1" ;;
+	*) names+=("$1") && shift ;;
+	esac
+done
+[ ${#names[@]} -gt 0 ] || names=(operator trainer inference e2e)
+case $to in
+node | kind | none) ;;
+push) [ -n "$registry" ] || fail "--to push needs --registry PREFIX" ;;
+*) fail "--to is node, kind, push or none" ;;
+esac
+
+dockerfile_of() {
+	case $1 in
+	operator) echo "$root/Dockerfile.operator" ;;
+	trainer | inference) echo "$root/$1-image/Dockerfile" ;;
+	e2e) echo "$root/e2e/Dockerfile" ;;
+	demo-data) echo "$root/e2e/demo-data/Dockerfile" ;;
+	*) fail "there is no image $1" ;;
+	esac
+}
+
+binaries_of() {
+	case $1 in
+	operator) echo operator ;;
+	trainer) echo keeper dataset-builder trainer ;;
+	inference) echo engine router ;;
+	e2e | demo-data) echo graftwork-e2e ;;
+	esac
+}
+
+# The files that make the image, for its key.
+sources_of() {
+	local binary
+	dockerfile_of "$1"
+	for binary in $(binaries_of "$1"); do echo "$bin/$binary"; done
+	if [ "$1" = demo-data ]; then
+		find "$base_model" -type f
+		find "$text" -name '*.jsonl' ! -name pretrain.jsonl ! -name held-out.jsonl
+	fi
+}
+
+key_of() {
+	# Contents only: where a clone or its target folder lies changes nothing.
+	sources_of "$1" | LC_ALL=C sort | tr '\n' '\0' | xargs -0 sha256sum | cut -d ' ' -f 1 | sha256sum | cut -c 1-12
+}
+
+engine() {
+	if command -v buildah >/dev/null; then
+		echo buildah
+	elif command -v docker >/dev/null && docker info >/dev/null 2>&1; then
+		echo docker
+	else
+		fail "neither buildah nor a running Docker is here to make images with"
+	fi
+}
+
+# Makes $store/NAME-KEY.tar, a docker archive of the image NAME:KEY.
+build() {
+	local name=$1 key=$2 archive=$3 work reference=$prefix/$1:$2 binary start=$SECONDS
+	work=$(mktemp -d "$store/work.XXXXXX")
+	mkdir -p "$work/context/bin"
+	for binary in $(binaries_of "$name"); do
+		# Debug information is most of a binary's size and of no use in an image.
+		strip -o "$work/context/bin/$binary" "$bin/$binary"
+	done
+	if [ "$name" = demo-data ]; then
+		mkdir -p "$work/context/data/text"
+		cp -r "$base_model" "$work/context/data/base-model"
+		find "$text" -name '*.jsonl' ! -name pretrain.jsonl ! -name held-out.jsonl -exec cp -t "$work/context/data/text" {} +
+		chmod -R a+rX "$work/context/data"
+	fi
+	local log=$work/log status=0
+	case $(engine) in
+	buildah)
+		local buildah=(buildah --root "$work/storage" --runroot "$work/run" --storage-driver vfs)
+		# A network namespace of its own keeps the promise that nothing is fetched.
+		local alone=()
+		[ "$(id -u)" -ne 0 ] || alone=(unshare --net)
+		{
+			"${alone[@]}" "${buildah[@]}" bud --isolation chroot --target prebuilt -t "$reference" \
+				-f "$(dockerfile_of "$name")" "$work/context" &&
+				"${buildah[@]}" push "$reference" "docker-archive:$work/image.tar:$reference"
+		} >"$log" 2>&1 || status=$?
+		;;
+	docker)
+		{
+			docker build --network none --target prebuilt -t "$reference" -f "$(dockerfile_of "$name")" "$work/context" &&
+				docker save -o "$work/image.tar" "$reference"
+		} >"$log" 2>&1 || status=$?
+		;;
+	esac
+	if [ "$status" -ne 0 ]; then
+		cat "$log" >&2
+		rm -rf "$work"
+		fail "building $reference failed"
+	fi
+	mv "$work/image.tar" "$archive"
+	rm -rf "$work"
+	# shellcheck disable=SC2012 # names of our own making, newest first
+	ls -t "$store/$name"-????????????.tar | tail -n +4 | xargs -r rm -f
+	say "built $name ($(du -h "$archive" | cut -f 1)) in $((SECONDS - start)) s"
+}
+
+# The same archive under another tag, without a container engine.
+retagged() {
+	local name=$1 key=$2 archive=$3 to_reference=$4 copy
+	copy=$(mktemp -d "$store/work.XXXXXX")
+	cp "$archive" "$copy/image.tar"
+	tar -xOf "$archive" manifest.json | sed "s#\"$prefix/$name:$key\"#\"$to_reference\"#" >"$copy/manifest.json"
+	tar --delete -f "$copy/image.tar" manifest.json
+	tar --delete -f "$copy/image.tar" repositories 2>/dev/null || true
+	tar -C "$copy" -rf "$copy/image.tar" manifest.json
+	echo "$copy/image.tar"
+}
+
+deliver() {
+	local name=$1 key=$2 archive=$3 reference=$prefix/$1:$tag loaded file
+	case $to in
+	node)
+		loaded=$("$ctr" images ls -q)
+		grep -qxF "$prefix/$name:$key" <<<"$loaded" || {
+			local start=$SECONDS
+			"$ctr" images import "$archive" >/dev/null
+			say "loaded $name in $((SECONDS - start)) s"
+		}
+		"$ctr" images tag --force "$prefix/$name:$key" "$reference" >/dev/null
+		;;
+	kind)
+		file=$(retagged "$name" "$key" "$archive" "$reference")
+		kind load image-archive "$file" ${kind_name:+--name "$kind_name"} >&2
+		rm -rf "$(dirname "$file")"
+		;;
+	push)
+		reference=${registry%/}/$name:$tag
+		case $(engine) in
+		buildah)
+			file=$(mktemp -d "$store/work.XXXXXX")
+			local buildah=(buildah --root "$file/storage" --runroot "$file/run" --storage-driver vfs)
+			"${buildah[@]}" pull -q "docker-archive:$archive" >&2
+			"${buildah[@]}" push --tls-verify="${REGISTRY_TLS_VERIFY:-true}" "$prefix/$name:$key" "docker://$reference" >&2
+			rm -rf "$file"
+			;;
+		docker)
+			docker load -q -i "$archive" >&2
+			docker tag "$prefix/$name:$key" "$reference"
+			docker push -q "$reference" >&2
+			;;
+		esac
+		say "pushed $reference"
+		;;
+	none) ;;
+	esac
+}
+
+mkdir -p "$store"
+# One call at a time: two would tear at the same archives.
+exec 8>"$store/lock"
+flock 8
+# Left by a call that was killed.
+rm -rf "$store"/work.*
+
+declare -A key archive
+for name in "${names[@]}"; do
+	dockerfile_of "$name" >/dev/null
+	for file in $(binaries_of "$name"); do
+		[ -f "$bin/$file" ] || fail "$bin/$file is not built (cargo build --workspace)"
+	done
+	if [ "$name" = demo-data ]; then
+		[ -f "$base_model/config.json" ] || fail "$base_model holds no base model (make base-model)"
+		if [ ! -f "$text/topics.jsonl" ]; then
+			say "making the demo's text from WordNet"
+			mkdir -p "$text"
+			python3 "$root/e2e/demo-data/wordnet.py" --out "$text" >&2
+		fi
+	fi
+	key[$name]=$(key_of "$name")
+	archive[$name]=$store/$name-${key[$name]}.tar
+	[ -f "${archive[$name]}" ] || build "$name" "${key[$name]}" "${archive[$name]}"
+	# Recently used ones are kept.
+	touch "${archive[$name]}"
+done
+if [ "$tag" = auto ]; then
+	tag=$(for name in "${names[@]}"; do echo "$name ${key[$name]}"; done | LC_ALL=C sort | sha256sum | cut -c 1-12)
+fi
+if [ "$to" = node ]; then
+	ctr=$("$here/cluster" path bin)/node-ctr
+	[ -x "$ctr" ] || fail "no local cluster is running (e2e/cluster/cluster up)"
+fi
+for name in "${names[@]}"; do
+	deliver "$name" "${key[$name]}" "${archive[$name]}"
+done
+echo "$tag"

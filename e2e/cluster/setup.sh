@@ -1,0 +1,80 @@
+#!/usr/bin/env bash
+# Installs what the local cluster takes from the distribution, where it is missing. Changes
+# nothing on a machine that has it all.
+#
+#   setup.sh          install
+#   setup.sh --check  only say what is missing (exit code 1)
+#
+# Exit code 4: this machine cannot run the local cluster.
+set -euo pipefail
+
+way_out='use a cluster of your own instead: `make demo CLUSTER=current`'
+
+refuse() {
+	echo "setup: a local cluster cannot run here: $1; $way_out" >&2
+	exit 4
+}
+
+# Program or file to look for, and the package that brings it.
+needed=(
+	"containerd containerd"
+	"ctr containerd"
+	"runc runc"
+	"/usr/lib/cni/bridge containernetworking-plugins"
+	"iptables iptables"
+	"conntrack conntrack"
+	"ip iproute2"
+	"nsenter util-linux"
+	"buildah buildah"
+	"strip binutils"
+	"jq jq"
+	"curl curl"
+	"python3 python3"
+	"/usr/share/wordnet/data.noun wordnet-base"
+)
+
+missing_packages() {
+	local entry what package
+	for entry in "${needed[@]}"; do
+		read -r what package <<<"$entry"
+		case $what in
+		/*) [ -e "$what" ] || echo "$package" ;;
+		# sbin is not on everybody's path.
+		*) PATH=$PATH:/usr/sbin:/sbin command -v "$what" >/dev/null || echo "$package" ;;
+		esac
+	done | sort -u
+}
+
+[ "$(uname -s)/$(uname -m)" = Linux/x86_64 ] || refuse "it needs Linux on x86-64"
+mapfile -t packages < <(missing_packages)
+if [ "${#packages[@]}" -eq 0 ]; then
+	exit 0
+fi
+if [ "${1:-}" = --check ]; then
+	echo "setup: not installed: ${packages[*]}" >&2
+	exit 1
+fi
+[ "$(id -u)" -eq 0 ] || refuse "installing ${packages[*]} needs root"
+[ -r /etc/os-release ] && . /etc/os-release
+[ "${ID:-}" = debian ] && [ "${VERSION_ID:-}" = 12 ] ||
+	refuse "${packages[*]} is not installed, and this installs on Debian 12 only"
+
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+export DEBIAN_FRONTEND=noninteractive
+start=$SECONDS
+echo "setup: installing ${packages[*]}"
+# A package mirror that fails once usually answers the next time.
+for try in 1 2 3; do
+	# The lock option waits for another package manager instead of failing at once.
+	if apt-get -qq -o DPkg::Lock::Timeout=300 update >"$log" 2>&1 &&
+		apt-get -qq -y -o DPkg::Lock::Timeout=300 install --no-install-recommends "${packages[@]}" >>"$log" 2>&1; then
+		echo "setup: installed in $((SECONDS - start)) s"
+		exit 0
+	fi
+	echo "setup: try $try failed" >&2
+	sleep $((try * 3))
+done
+cat "$log" >&2
+echo "setup: could not install ${packages[*]}" >&2
+exit 1
