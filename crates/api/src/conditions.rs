@@ -6,21 +6,21 @@ use std::fmt::Write as _;
 /// Condition types. All are set on every object of their kind, `Unknown` while undecided, but for
 /// [`RECONCILING`] and [`STALLED`], which exist only while true.
 pub mod condition {
-    /// The object does what its spec says. Dataset, `LoRAAdapter`, `ServingEndpoint`.
+    /// The object does what its spec says. Dataset, LoRAAdapter, ServingEndpoint.
     pub const READY: &str = "Ready";
-    /// The run ended well (True) or badly (False). `TrainingRun`.
+    /// The run ended well (True) or badly (False). TrainingRun.
     pub const SUCCEEDED: &str = "Succeeded";
-    /// The run ended, well or badly. `TrainingRun`.
+    /// The run ended, well or badly. TrainingRun.
     pub const FINISHED: &str = "Finished";
-    /// A version may see traffic. `LoRAAdapter`.
+    /// A version may see traffic. LoRAAdapter.
     pub const VERSION_AVAILABLE: &str = "VersionAvailable";
-    /// At least one engine and one router answer. `ServingEndpoint`.
+    /// At least one engine and one router answer. ServingEndpoint.
     pub const AVAILABLE: &str = "Available";
-    /// A rollout is under way. `ServingEndpoint`.
+    /// A rollout is under way. ServingEndpoint.
     pub const PROGRESSING: &str = "Progressing";
-    /// The newest candidate of an adapter was taken back. `ServingEndpoint`.
+    /// The newest candidate of an adapter was taken back. ServingEndpoint.
     pub const ROLLED_BACK: &str = "RolledBack";
-    /// An adapter that the spec names is not served yet. `ServingEndpoint`.
+    /// An adapter that the spec names is not served yet. ServingEndpoint.
     pub const ADAPTERS_PENDING: &str = "AdaptersPending";
     /// The operator works towards the spec (kstatus); absent when it does not.
     pub const RECONCILING: &str = "Reconciling";
@@ -29,11 +29,11 @@ pub mod condition {
 
     /// Types that every Dataset carries.
     pub const OF_DATASET: &[&str] = &[READY];
-    /// Types that every `TrainingRun` carries.
+    /// Types that every TrainingRun carries.
     pub const OF_TRAINING_RUN: &[&str] = &[SUCCEEDED, FINISHED];
-    /// Types that every `LoRAAdapter` carries.
+    /// Types that every LoRAAdapter carries.
     pub const OF_LORA_ADAPTER: &[&str] = &[READY, VERSION_AVAILABLE];
-    /// Types that every `ServingEndpoint` carries.
+    /// Types that every ServingEndpoint carries.
     pub const OF_SERVING_ENDPOINT: &[&str] =
         &[READY, AVAILABLE, PROGRESSING, ROLLED_BACK, ADAPTERS_PENDING];
 }

@@ -1,4 +1,4 @@
-//! The CustomResourceDefinitions as they are installed.
+//! The `CustomResourceDefinition`s as they are installed.
 //!
 //! `T::crd()` of the derive is a draft: it prints formats that the API server does not know, lets
 //! `null` stand where a value is optional, and leaves numbers without bounds. [`all`] mends that.
@@ -172,7 +172,7 @@ mod tests {
                                 "{path} has no maxLength"
                             ),
                             Some("integer") => {
-                                assert!(has("minimum") && has("maximum"), "{path} has no bounds")
+                                assert!(has("minimum") && has("maximum"), "{path} has no bounds");
                             }
                             Some("array") => {
                                 assert!(has("maxItems"), "{path} has no maxItems");

@@ -1,4 +1,8 @@
 //! Dataset: rows from several sources, validated, split, and kept as immutable versions.
+#![expect(
+    clippy::duplicated_attributes,
+    reason = "printed columns share their type"
+)]
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::CustomResource;

@@ -19,43 +19,59 @@ use crate::{
     ServingEndpoint, ServingEndpointSpec, TrainingRun, TrainingRunSpec, VersionedReference,
 };
 
-/// Every example: file name, a comment for its head, and its objects.
+/// One file of examples.
+#[derive(Clone, Debug)]
+pub struct Example {
+    /// Name of the file.
+    pub file: &'static str,
+    /// What it shows: the comment at its head.
+    pub comment: &'static str,
+    /// Its objects.
+    pub objects: Vec<Value>,
+}
+
+/// Every example.
 ///
 /// # Errors
 /// Where an example is no JSON: a bug, which the tests would show.
-pub fn all() -> Result<Vec<(&'static str, &'static str, Vec<Value>)>, serde_json::Error> {
+pub fn all() -> Result<Vec<Example>, serde_json::Error> {
+    let example = |file, comment, objects| Example {
+        file,
+        comment,
+        objects,
+    };
     Ok(vec![
-        (
+        example(
             "dataset.yaml",
             "Rows from a file on a volume and from a ConfigMap, split by a hash.",
             vec![object(&dataset())?],
         ),
-        (
+        example(
             "training-run.yaml",
             "A LoRA training whose result becomes the next version of the adapter topics.",
             vec![object(&training_run())?],
         ),
-        (
+        example(
             "lora-adapter.yaml",
             "An adapter whose versions must beat the one in production.",
             vec![object(&lora_adapter())?],
         ),
-        (
+        example(
             "imported-adapter.yaml",
             "An adapter that was made elsewhere: a person approves it.",
             vec![object(&imported_adapter())?],
         ),
-        (
+        example(
             "serving-endpoint.yaml",
             "Two adapters beside the bare base; new versions of either are canaried.",
             vec![object(&serving_endpoint())?],
         ),
-        (
+        example(
             "blue-green-endpoint.yaml",
             "New versions are previewed by header and take over when a person says Promote.",
             vec![object(&blue_green_endpoint())?],
         ),
-        (
+        example(
             "quickstart.yaml",
             "The whole loop in one file. It wants a claim named models with a base model in its folder base.",
             quickstart()?,
@@ -63,19 +79,21 @@ pub fn all() -> Result<Vec<(&'static str, &'static str, Vec<Value>)>, serde_json
     ])
 }
 
-/// An example as a file.
-///
-/// # Errors
-/// Where an object is no YAML: a bug, which the tests would show.
-pub fn file(comment: &str, objects: &[Value]) -> Result<String, CrdError> {
-    let mut text = format!("# {comment}\n");
-    for (index, object) in objects.iter().enumerate() {
-        if index > 0 {
-            text.push_str("---\n");
+impl Example {
+    /// The file's text.
+    ///
+    /// # Errors
+    /// Where an object is no YAML: a bug, which the tests would show.
+    pub fn yaml(&self) -> Result<String, CrdError> {
+        let mut text = format!("# {}\n", self.comment);
+        for (index, object) in self.objects.iter().enumerate() {
+            if index > 0 {
+                text.push_str("---\n");
+            }
+            text.push_str(&serde_yaml_ng::to_string(object)?);
         }
-        text.push_str(&serde_yaml_ng::to_string(object)?);
+        Ok(text)
     }
-    Ok(text)
 }
 
 /// The JSON of an object, in the order in which people write YAML.

@@ -1,4 +1,8 @@
 //! LoRAAdapter: the versions of one adapter, the gate they pass, and who approved them.
+#![expect(
+    clippy::duplicated_attributes,
+    reason = "printed columns share their type"
+)]
 
 use std::collections::BTreeMap;
 
@@ -68,7 +72,8 @@ pub struct LoRAAdapterSpec {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Import {
-    /// The folder, as `pvc://CLAIM/PATH`, with adapter_config.json and adapter_model.safetensors.
+    /// The folder, as `pvc://CLAIM/PATH`, with `adapter_config.json` and
+    /// `adapter_model.safetensors`.
     #[schemars(length(min = 1, max = 1024), regex(pattern = r"^pvc://"))]
     pub uri: String,
     /// Digest that the content must have.

@@ -1,4 +1,8 @@
 //! TrainingRun: one training of one adapter on one dataset version.
+#![expect(
+    clippy::duplicated_attributes,
+    reason = "printed columns share their type"
+)]
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::CustomResource;
@@ -207,7 +211,7 @@ pub struct Hyperparameters {
     /// Examples per forward pass; gradients accumulate up to batchSize.
     #[schemars(range(min = 1, max = 4096))]
     pub micro_batch_size: u32,
-    /// Tokens per example; a longer example is an error of the data.
+    /// Tokens per example; a longer one is cut at the start of its prompt.
     #[schemars(range(min = 8, max = 131_072))]
     pub maximum_sequence_length: u32,
     /// Decoupled weight decay of AdamW (Loshchilov and Hutter 2019).

@@ -33,9 +33,9 @@ fn base(plural: &str) -> Value {
     };
     let all = examples::all().unwrap();
     all.into_iter()
-        .find(|(name, ..)| *name == file)
+        .find(|example| example.file == file)
         .unwrap()
-        .2
+        .objects
         .remove(0)
 }
 
@@ -418,8 +418,8 @@ fn every_field_of_a_run_but_suspend_is_immutable() {
 
 #[test]
 fn every_example_is_accepted() {
-    for (file, _, objects) in examples::all().unwrap() {
-        for object in objects {
+    for example in examples::all().unwrap() {
+        for object in example.objects {
             let plural = match object["kind"].as_str().unwrap() {
                 "Dataset" => "datasets",
                 "TrainingRun" => "trainingruns",
@@ -430,7 +430,8 @@ fn every_example_is_accepted() {
             assert_eq!(
                 messages(plural, &object, None),
                 Vec::<String>::new(),
-                "{file}"
+                "{}",
+                example.file
             );
         }
     }

@@ -35,8 +35,12 @@ fn list_of_reasons() {
 
 #[test]
 fn example_files() {
-    for (name, comment, objects) in examples::all().unwrap() {
-        let printed = examples::file(comment, &objects).unwrap();
-        assert_committed(&format!("examples/{name}"), &printed, "print-examples");
+    for example in examples::all().unwrap() {
+        let printed = example.yaml().unwrap();
+        assert_committed(
+            &format!("examples/{}", example.file),
+            &printed,
+            "print-examples",
+        );
     }
 }

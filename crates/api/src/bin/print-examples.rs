@@ -34,16 +34,16 @@ fn main() -> ExitCode {
 }
 
 fn print() -> Result<(), Box<dyn std::error::Error>> {
-    for (_, comment, objects) in examples::all()? {
-        print!("---\n{}", examples::file(comment, &objects)?);
+    for example in examples::all()? {
+        print!("---\n{}", example.yaml()?);
     }
     Ok(())
 }
 
 fn write(folder: &Path) -> Result<(), Box<dyn std::error::Error>> {
     fs::create_dir_all(folder)?;
-    for (name, comment, objects) in examples::all()? {
-        fs::write(folder.join(name), examples::file(comment, &objects)?)?;
+    for example in examples::all()? {
+        fs::write(folder.join(example.file), example.yaml()?)?;
     }
     Ok(())
 }

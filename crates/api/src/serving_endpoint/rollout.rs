@@ -11,11 +11,11 @@ use crate::schema::rules;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Rollout {
-    /// Canary: step by step. `BlueGreen`: all at once after a preview. Immediate: all at once.
+    /// Canary: step by step. BlueGreen: all at once after a preview. Immediate: all at once.
     pub strategy: RolloutStrategy,
     /// Steps of the strategy Canary.
     pub canary: Canary,
-    /// Times of the strategy `BlueGreen`.
+    /// Times of the strategy BlueGreen.
     pub blue_green: BlueGreen,
     /// How live traffic is judged; left out, it is not.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -135,7 +135,7 @@ pub struct Pause {
     pub seconds: Option<u64>,
 }
 
-/// Times of the strategy `BlueGreen`.
+/// Times of the strategy BlueGreen.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct BlueGreen {

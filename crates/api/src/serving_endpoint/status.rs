@@ -158,7 +158,7 @@ open_enum! {
 open_enum! {
     /// What holds a paused rollout.
     pub enum PausedBy (status) {
-        /// A pause among the steps, or the preview of `BlueGreen`.
+        /// A pause among the steps, or the preview of BlueGreen.
         Step = "Step",
         /// A person's Pause.
         Command = "Command",
@@ -171,7 +171,7 @@ open_enum! {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct AdapterRollout {
-    /// Stable, Preparing, Stepping, Paused, Promoting, `RollingBack` or `RolledBack`.
+    /// Stable, Preparing, Stepping, Paused, Promoting, RollingBack or RolledBack.
     pub state: RolloutState,
     /// Index of the step, counted from 0.
     #[serde(default)]
