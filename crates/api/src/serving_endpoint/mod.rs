@@ -1,8 +1,4 @@
 //! ServingEndpoint: one base model and many adapters behind one URL, and how versions roll out.
-#![expect(
-    clippy::duplicated_attributes,
-    reason = "printed columns share their type"
-)]
 
 mod rollout;
 mod status;
