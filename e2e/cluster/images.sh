@@ -147,16 +147,27 @@ build() {
 	say "built $name ($(du -h "$archive" | cut -f 1)) in $((SECONDS - start)) s"
 }
 
-# The same archive under another tag, without a container engine.
-retagged() {
-	local name=$1 key=$2 archive=$3 to_reference=$4 copy
-	copy=$(mktemp -d "$store/work.XXXXXX")
-	cp "$archive" "$copy/image.tar"
-	tar -xOf "$archive" manifest.json | sed "s#\"$prefix/$name:$key\"#\"$to_reference\"#" >"$copy/manifest.json"
-	tar --delete -f "$copy/image.tar" manifest.json
-	tar --delete -f "$copy/image.tar" repositories 2>/dev/null || true
-	tar -C "$copy" -rf "$copy/image.tar" manifest.json
-	echo "$copy/image.tar"
+# Brings the archive's image elsewhere under another name: to a registry (docker://...) or to
+# another archive (docker-archive:FILE:...).
+copy_image() {
+	local name=$1 key=$2 archive=$3 reference=$4 to_where=$5 work
+	case $(engine) in
+	buildah)
+		work=$(mktemp -d "$store/work.XXXXXX")
+		local buildah=(buildah --root "$work/storage" --runroot "$work/run" --storage-driver vfs)
+		"${buildah[@]}" pull -q "docker-archive:$archive" >/dev/null
+		"${buildah[@]}" push -q --tls-verify="${REGISTRY_TLS_VERIFY:-true}" "$prefix/$name:$key" "$to_where" >&2
+		rm -rf "$work"
+		;;
+	docker)
+		docker load -q -i "$archive" >&2
+		docker tag "$prefix/$name:$key" "$reference"
+		case $to_where in
+		docker://*) docker push -q "$reference" >&2 ;;
+		*) docker save -o "$(cut -d : -f 2 <<<"$to_where")" "$reference" ;;
+		esac
+		;;
+	esac
 }
 
 deliver() {
@@ -172,26 +183,15 @@ deliver() {
 		"$ctr" images tag --force "$prefix/$name:$key" "$reference" >/dev/null
 		;;
 	kind)
-		file=$(retagged "$name" "$key" "$archive" "$reference")
+		file=$store/$name-for-kind.tar
+		rm -f "$file"
+		copy_image "$name" "$key" "$archive" "$reference" "docker-archive:$file:$reference"
 		kind load image-archive "$file" ${kind_name:+--name "$kind_name"} >&2
-		rm -rf "$(dirname "$file")"
+		rm -f "$file"
 		;;
 	push)
 		reference=${registry%/}/$name:$tag
-		case $(engine) in
-		buildah)
-			file=$(mktemp -d "$store/work.XXXXXX")
-			local buildah=(buildah --root "$file/storage" --runroot "$file/run" --storage-driver vfs)
-			"${buildah[@]}" pull -q "docker-archive:$archive" >&2
-			"${buildah[@]}" push --tls-verify="${REGISTRY_TLS_VERIFY:-true}" "$prefix/$name:$key" "docker://$reference" >&2
-			rm -rf "$file"
-			;;
-		docker)
-			docker load -q -i "$archive" >&2
-			docker tag "$prefix/$name:$key" "$reference"
-			docker push -q "$reference" >&2
-			;;
-		esac
+		copy_image "$name" "$key" "$archive" "$reference" "docker://$reference"
 		say "pushed $reference"
 		;;
 	none) ;;

@@ -319,12 +319,17 @@ func teardown(out *printer, r *record) error {
 		if err := removeCgroups(20 * time.Second); err != nil {
 			return err
 		}
-		if err := errors.Join(removeLink(), restoreSysctls(r.Sysctls), removeOutside(r)); err != nil {
+		// A restart has set the sysctls anew, perhaps to other values.
+		var sysctls error
+		if r.Boot == bootID() {
+			sysctls = restoreSysctls(r.Sysctls)
+		}
+		if err := errors.Join(removeLink(), sysctls, removeOutside(r)); err != nil {
 			return err
 		}
 		if err := removeState(r.State); err != nil {
 			return err
 		}
-		return os.Remove(recordFile())
+		return r.remove()
 	})
 }

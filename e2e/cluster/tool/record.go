@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -122,6 +123,10 @@ const (
 func readRecord() (*record, error) {
 	data, err := os.ReadFile(recordFile())
 	if errors.Is(err, os.ErrNotExist) {
+		// On most machines /run is empty after a restart; the copy tells what was left.
+		data, err = os.ReadFile(stateLayout().record())
+	}
+	if errors.Is(err, os.ErrNotExist) {
 		return nil, nil
 	}
 	if err != nil {
@@ -129,7 +134,7 @@ func readRecord() (*record, error) {
 	}
 	var r record
 	if err := json.Unmarshal(data, &r); err != nil {
-		return nil, fmt.Errorf("%s is damaged: %w", recordFile(), err)
+		return nil, fmt.Errorf("the record of the cluster is damaged: %w", err)
 	}
 	return &r, nil
 }
@@ -139,11 +144,27 @@ func (r *record) write() error {
 	if err != nil {
 		return err
 	}
-	// Renamed into place, so that a reader without the lock never sees half of it.
-	if err := os.WriteFile(recordFile()+".new", append(data, '\n'), 0o644); err != nil {
+	for _, file := range []string{layout{r.State}.record(), recordFile()} {
+		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+			return err
+		}
+		// Renamed into place, so that a reader without the lock never sees half of it.
+		if err := os.WriteFile(file+".new", append(data, '\n'), 0o644); err != nil {
+			return err
+		}
+		if err := os.Rename(file+".new", file); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// remove ends the record; its copy went with the state folder.
+func (r *record) remove() error {
+	if err := os.Remove(recordFile()); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
-	return os.Rename(recordFile()+".new", recordFile())
+	return nil
 }
 
 // lock serialises everything that changes the cluster. The kernel releases it with its holder.

@@ -73,6 +73,7 @@ func (l layout) path(parts ...string) string {
 	return filepath.Join(append([]string{l.root}, parts...)...)
 }
 
+func (l layout) record() string               { return l.path("record.json") }
 func (l layout) kubeconfig() string           { return l.path("kubeconfig") }
 func (l layout) auditLog() string             { return l.path("audit", "audit.log") }
 func (l layout) logs() string                 { return l.path("logs") }
