@@ -1,0 +1,57 @@
+# Everything a person calls. Caches lie outside the clone, so that a second clone builds quickly.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/graftwork
+export CARGO_TARGET_DIR ?= $(CACHE)/target
+# local: a one-node Kubernetes on this machine. current: the current kubeconfig context.
+CLUSTER ?= local
+# With CLUSTER=current, how images get there: kind, push (with REGISTRY=...) or loaded (they are there already).
+IMAGES ?=
+REGISTRY ?=
+# Names of stories, or parts of them: `make e2e STORIES="canary rollback"`.
+STORIES ?=
+export CLUSTER IMAGES REGISTRY STORIES
+
+.PHONY: help setup build demo demo-down test unit e2e lint fmt deny generate base-model
+
+help: ## This list
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 20
+
+setup: ## Installs what this machine lacks (Debian packages); called by the others
+	@e2e/run setup
+
+build: ## Builds all binaries
+	cargo build --workspace --bins
+
+demo: ## Brings the whole loop up, walks through it and leaves it running
+	@e2e/run demo
+
+demo-down: ## Removes the demo and its cluster; nothing is left behind
+	@e2e/run demo-down
+
+test: ## Every test, with the stories on a real cluster
+	@e2e/run test
+
+unit: ## The tests that need no cluster and no root
+	@e2e/run unit
+
+e2e: ## The stories alone
+	@e2e/run e2e
+
+lint: ## Formatting and clippy, warnings are errors
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+
+fmt: ## Formats
+	cargo fmt --all
+
+deny: ## Licences, sources, advisories and duplicates of dependencies
+	@command -v cargo-deny >/dev/null || cargo install --locked cargo-deny
+	cargo deny check
+
+generate: ## Writes what is generated: crds, examples, docs/conditions.md, the chart's copies
+	cargo run -q -p graftwork-api --bin print-crds -- --write
+	cargo run -q -p graftwork-api --bin print-examples -- --write
+
+base-model: ## Pre-trains the demo's base model (about half an hour)
+	@e2e/demo-data/build-base-model
