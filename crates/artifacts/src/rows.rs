@@ -1,0 +1,509 @@
+//! The rows of datasets as Parquet: what the dataset builder writes and the trainer reads.
+//!
+//! | format | columns |
+//! |---|---|
+//! | Text | `text: Utf8` |
+//! | Completion | `prompt: Utf8`, `completion: Utf8` |
+//! | Chat | `messages: List<Struct<role: Utf8, content: Utf8>>` |
+//!
+//! and, where the split has a group column that is none of these, that column as `Utf8`.
+
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+
+use arrow::array::{
+    Array, ArrayRef, AsArray as _, ListArray, RecordBatch, StringArray, StringBuilder, StructArray,
+};
+use arrow::buffer::OffsetBuffer;
+use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef};
+use graftwork_contract::Digest;
+use graftwork_contract::dataset::{Format, Manifest, Split};
+use graftwork_contract::paths;
+use parquet::arrow::ArrowWriter;
+use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
+use parquet::basic::{Compression, ZstdLevel};
+use parquet::file::properties::WriterProperties;
+
+use crate::{Error, MANIFEST_FILE, Result, Store};
+
+/// Rows that are encoded or decoded at a time.
+const BATCH_ROWS: usize = 1024;
+/// Text that is encoded at a time, in bytes.
+const BATCH_BYTES: usize = 8 << 20;
+
+/// One example.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Row {
+    /// Text to continue.
+    Text {
+        /// All of it is learned.
+        text: String,
+    },
+    /// A question and its answer.
+    Completion {
+        /// Given.
+        prompt: String,
+        /// Learned.
+        completion: String,
+    },
+    /// A conversation.
+    Chat {
+        /// In order; the assistant's are learned.
+        messages: Vec<Message>,
+    },
+}
+
+/// One message of a conversation.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Message {
+    /// `system`, `user` or `assistant`.
+    pub role: String,
+    /// What was said.
+    pub content: String,
+}
+
+impl Row {
+    /// The format that the row belongs to.
+    pub const fn format(&self) -> Format {
+        match self {
+            Self::Text { .. } => Format::Text,
+            Self::Completion { .. } => Format::Completion,
+            Self::Chat { .. } => Format::Chat,
+        }
+    }
+
+    /// Bytes of text.
+    pub fn text_bytes(&self) -> usize {
+        match self {
+            Self::Text { text } => text.len(),
+            Self::Completion { prompt, completion } => prompt.len() + completion.len(),
+            Self::Chat { messages } => messages
+                .iter()
+                .map(|m| m.role.len() + m.content.len())
+                .sum(),
+        }
+    }
+}
+
+/// The columns of a format.
+pub const fn columns(format: Format) -> &'static [&'static str] {
+    match format {
+        Format::Text => &["text"],
+        Format::Completion => &["prompt", "completion"],
+        Format::Chat => &["messages"],
+    }
+}
+
+/// The file of a split.
+pub fn file_name(split: Split) -> String {
+    format!("{}.parquet", split.name())
+}
+
+fn message_fields() -> Fields {
+    Fields::from(vec![
+        Field::new("role", DataType::Utf8, false),
+        Field::new("content", DataType::Utf8, false),
+    ])
+}
+
+fn message_item() -> Arc<Field> {
+    Arc::new(Field::new(
+        "item",
+        DataType::Struct(message_fields()),
+        false,
+    ))
+}
+
+/// The group column that needs a column of its own.
+fn own_group_column(format: Format, group_column: Option<&str>) -> Option<&str> {
+    group_column.filter(|name| !columns(format).contains(name))
+}
+
+/// The schema of a dataset's files.
+pub fn schema(format: Format, group_column: Option<&str>) -> Schema {
+    let mut fields: Vec<Field> = columns(format)
+        .iter()
+        .map(|name| {
+            let kind = match format {
+                Format::Chat => DataType::List(message_item()),
+                Format::Text | Format::Completion => DataType::Utf8,
+            };
+            Field::new(*name, kind, false)
+        })
+        .collect();
+    if let Some(name) = own_group_column(format, group_column) {
+        fields.push(Field::new(name, DataType::Utf8, false));
+    }
+    Schema::new(fields)
+}
+
+/// Identity of a schema: format, column names and column types, independent of library versions.
+pub fn schema_hash(format: Format, group_column: Option<&str>) -> Digest {
+    let kind = match format {
+        Format::Chat => "list<role: utf8, content: utf8>",
+        Format::Text | Format::Completion => "utf8",
+    };
+    let mut hasher = graftwork_contract::digest::PartsHasher::new();
+    hasher.part("graftwork/schema/v1");
+    for name in columns(format) {
+        hasher.part(name).part(kind);
+    }
+    if let Some(name) = own_group_column(format, group_column) {
+        hasher.part(name).part("utf8");
+    }
+    hasher.finish()
+}
+
+/// Writes one file of rows. Memory is bounded by one batch and what Parquet buffers of a row group.
+#[derive(Debug)]
+pub struct RowWriter {
+    name: String,
+    format: Format,
+    schema: SchemaRef,
+    has_group: bool,
+    writer: ArrowWriter<File>,
+    rows: Vec<Row>,
+    groups: Vec<String>,
+    pending_bytes: usize,
+}
+
+impl RowWriter {
+    /// Creates the file at `path`, which must not exist.
+    pub fn create(path: &Path, format: Format, group_column: Option<&str>) -> Result<Self> {
+        let name = path.display().to_string();
+        let file = File::create_new(path).map_err(Error::io("create", path))?;
+        let schema = Arc::new(schema(format, group_column));
+        let properties = WriterProperties::builder()
+            .set_compression(Compression::ZSTD(ZstdLevel::default()))
+            .build();
+        let writer = ArrowWriter::try_new(file, Arc::clone(&schema), Some(properties))
+            .map_err(|error| unusable(&name, error))?;
+        Ok(Self {
+            name,
+            format,
+            has_group: own_group_column(format, group_column).is_some(),
+            schema,
+            writer,
+            rows: Vec::new(),
+            groups: Vec::new(),
+            pending_bytes: 0,
+        })
+    }
+
+    /// Adds a row, with the text of its group column where the schema has one.
+    pub fn push(&mut self, row: Row, group: Option<&str>) -> Result<()> {
+        if row.format() != self.format || (self.has_group && group.is_none()) {
+            return Err(unusable(&self.name, "a row does not fit the file's schema"));
+        }
+        self.pending_bytes += row.text_bytes();
+        self.rows.push(row);
+        if let Some(group) = group.filter(|_| self.has_group) {
+            self.groups.push(group.to_owned());
+        }
+        if self.rows.len() >= BATCH_ROWS || self.pending_bytes >= BATCH_BYTES {
+            self.flush()?;
+        }
+        Ok(())
+    }
+
+    /// Writes what is left and the file's footer.
+    pub fn finish(mut self) -> Result<()> {
+        self.flush()?;
+        self.writer
+            .close()
+            .map_err(|error| unusable(&self.name, error))?;
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        if self.rows.is_empty() {
+            return Ok(());
+        }
+        let mut arrays = encode(self.format, &self.rows);
+        if self.has_group {
+            arrays.push(Arc::new(StringArray::from_iter_values(&self.groups)));
+        }
+        let batch = RecordBatch::try_new(Arc::clone(&self.schema), arrays)
+            .map_err(|error| unusable(&self.name, error))?;
+        self.writer
+            .write(&batch)
+            .map_err(|error| unusable(&self.name, error))?;
+        self.rows.clear();
+        self.groups.clear();
+        self.pending_bytes = 0;
+        Ok(())
+    }
+}
+
+fn encode(format: Format, rows: &[Row]) -> Vec<ArrayRef> {
+    let (mut first, mut second) = (StringBuilder::new(), StringBuilder::new());
+    let mut lengths = Vec::new();
+    for row in rows {
+        match row {
+            Row::Text { text } => first.append_value(text),
+            Row::Completion { prompt, completion } => {
+                first.append_value(prompt);
+                second.append_value(completion);
+            }
+            Row::Chat { messages } => {
+                for message in messages {
+                    first.append_value(&message.role);
+                    second.append_value(&message.content);
+                }
+                lengths.push(messages.len());
+            }
+        }
+    }
+    let (first, second): (ArrayRef, ArrayRef) =
+        (Arc::new(first.finish()), Arc::new(second.finish()));
+    match format {
+        Format::Text => vec![first],
+        Format::Completion => vec![first, second],
+        Format::Chat => {
+            let messages = StructArray::new(message_fields(), vec![first, second], None);
+            let offsets = OffsetBuffer::from_lengths(lengths);
+            let list = ListArray::new(message_item(), offsets, Arc::new(messages), None);
+            vec![Arc::new(list)]
+        }
+    }
+}
+
+/// The rows of one file, in order, decoded a batch at a time.
+#[derive(Debug)]
+pub struct RowReader {
+    name: String,
+    format: Format,
+    batches: ParquetRecordBatchReader,
+    rows: std::vec::IntoIter<Row>,
+}
+
+impl RowReader {
+    /// Opens a file of rows of a known format. Does not verify its digest: [`open`] does.
+    pub fn open(path: &Path, format: Format) -> Result<Self> {
+        let name = path.display().to_string();
+        let file = File::open(path).map_err(Error::io("open", path))?;
+        let batches = ParquetRecordBatchReaderBuilder::try_new(file)
+            .and_then(|builder| builder.with_batch_size(BATCH_ROWS).build())
+            .map_err(|error| unusable(&name, error))?;
+        Ok(Self {
+            name,
+            format,
+            batches,
+            rows: Vec::new().into_iter(),
+        })
+    }
+}
+
+impl Iterator for RowReader {
+    type Item = Result<Row>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            if let Some(row) = self.rows.next() {
+                return Some(Ok(row));
+            }
+            let batch = match self.batches.next()? {
+                Ok(batch) => batch,
+                Err(error) => return Some(Err(unusable(&self.name, error))),
+            };
+            match decode(self.format, &batch) {
+                Some(rows) => self.rows = rows.into_iter(),
+                None => {
+                    let problem = format!("columns {:?} are expected", columns(self.format));
+                    return Some(Err(unusable(&self.name, problem)));
+                }
+            }
+        }
+    }
+}
+
+/// The rows of a batch; `None` where its columns are not those of the format.
+fn decode(format: Format, batch: &RecordBatch) -> Option<Vec<Row>> {
+    let strings = |name: &str| batch.column_by_name(name)?.as_string_opt::<i32>();
+    match format {
+        Format::Text => Some(
+            texts(strings("text")?)
+                .map(|text| Row::Text { text })
+                .collect(),
+        ),
+        Format::Completion => Some(
+            texts(strings("prompt")?)
+                .zip(texts(strings("completion")?))
+                .map(|(prompt, completion)| Row::Completion { prompt, completion })
+                .collect(),
+        ),
+        Format::Chat => {
+            let list = batch.column_by_name("messages")?.as_list_opt::<i32>()?;
+            (0..list.len())
+                .map(|index| {
+                    let item = list.value(index);
+                    let messages = item.as_struct_opt()?;
+                    let role = messages.column_by_name("role")?.as_string_opt::<i32>()?;
+                    let content = messages.column_by_name("content")?.as_string_opt::<i32>()?;
+                    let messages = texts(role)
+                        .zip(texts(content))
+                        .map(|(role, content)| Message { role, content })
+                        .collect();
+                    Some(Row::Chat { messages })
+                })
+                .collect()
+        }
+    }
+}
+
+/// The values; the schema has no nulls, a foreign file's read as empty.
+fn texts(array: &StringArray) -> impl Iterator<Item = String> + '_ {
+    array
+        .iter()
+        .map(|value| value.unwrap_or_default().to_owned())
+}
+
+/// The manifest of a dataset version.
+///
+/// # Errors
+/// [`Error::Missing`] where the version does not exist; [`Error::DigestMismatch`] where the
+/// manifest names another digest than its folder.
+pub fn manifest(store: &Store, dataset: &str, digest: &Digest) -> Result<Manifest> {
+    let path = format!("{}/{MANIFEST_FILE}", paths::dataset(dataset, digest));
+    let manifest: Manifest = store
+        .get_json(&path)?
+        .ok_or_else(|| Error::Missing { path: path.clone() })?;
+    if manifest.digest == *digest {
+        Ok(manifest)
+    } else {
+        Err(Error::DigestMismatch {
+            path,
+            expected: digest.clone(),
+            got: manifest.digest,
+        })
+    }
+}
+
+/// The rows of one split of a dataset version. The file's SHA-256 is checked before the first row.
+pub fn open(store: &Store, dataset: &str, digest: &Digest, split: Split) -> Result<RowReader> {
+    let manifest = manifest(store, dataset, digest)?;
+    let name = file_name(split);
+    let folder = paths::dataset(dataset, digest);
+    let path = format!("{folder}/{name}");
+    let Some((name, expected)) = manifest.files.get_key_value(&name) else {
+        return Err(Error::Missing { path });
+    };
+    let file = std::collections::BTreeMap::from([(name.clone(), expected.clone())]);
+    store.verify(&folder, &file)?;
+    RowReader::open(&store.locate(&path)?, manifest.format)
+}
+
+/// All rows of one split, see [`open`].
+pub fn read(store: &Store, dataset: &str, digest: &Digest, split: Split) -> Result<Vec<Row>> {
+    open(store, dataset, digest, split)?.collect()
+}
+
+fn unusable(path: &str, problem: impl ToString) -> Error {
+    Error::Rows {
+        path: path.to_owned(),
+        problem: problem.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn row(format: Format) -> BoxedStrategy<Row> {
+        match format {
+            Format::Text => ".*".prop_map(|text| Row::Text { text }).boxed(),
+            Format::Completion => (".*", ".*")
+                .prop_map(|(prompt, completion)| Row::Completion { prompt, completion })
+                .boxed(),
+            Format::Chat => prop::collection::vec(
+                (".*", ".*").prop_map(|(role, content)| Message { role, content }),
+                0..4,
+            )
+            .prop_map(|messages| Row::Chat { messages })
+            .boxed(),
+        }
+    }
+
+    fn rows() -> impl Strategy<Value = (Format, Vec<Row>)> {
+        prop::sample::select(vec![Format::Text, Format::Completion, Format::Chat])
+            .prop_flat_map(|format| (Just(format), prop::collection::vec(row(format), 0..20)))
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn rows_are_read_back_as_they_were_written(
+            (format, rows) in rows(),
+            group in prop::sample::select(vec![None, Some("synset"), Some("prompt")]),
+        ) {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("train.parquet");
+            let mut writer = RowWriter::create(&path, format, group).unwrap();
+            for row in &rows {
+                writer.push(row.clone(), group).unwrap();
+            }
+            writer.finish().unwrap();
+            let read: Result<Vec<_>> = RowReader::open(&path, format).unwrap().collect();
+            prop_assert_eq!(read.unwrap(), rows);
+        }
+    }
+
+    #[test]
+    fn more_rows_than_a_batch_keep_their_order_and_the_bytes_are_the_same_each_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let rows: Vec<Row> = (0..3 * BATCH_ROWS + 1)
+            .map(|n| Row::Text {
+                text: n.to_string(),
+            })
+            .collect();
+        let write = |name: &str| {
+            let path = dir.path().join(name);
+            let mut writer = RowWriter::create(&path, Format::Text, Some("id")).unwrap();
+            for row in &rows {
+                writer.push(row.clone(), Some("g")).unwrap();
+            }
+            writer.finish().unwrap();
+            path
+        };
+        let (a, b) = (write("a"), write("b"));
+        let read: Result<Vec<_>> = RowReader::open(&a, Format::Text).unwrap().collect();
+        assert_eq!(read.unwrap(), rows);
+        assert_eq!(std::fs::read(a).unwrap(), std::fs::read(b).unwrap());
+    }
+
+    #[test]
+    fn a_file_of_another_format_is_an_error_that_names_the_columns() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("train.parquet");
+        let mut writer = RowWriter::create(&path, Format::Text, None).unwrap();
+        writer.push(Row::Text { text: "a".into() }, None).unwrap();
+        writer.finish().unwrap();
+        let error = RowReader::open(&path, Format::Completion)
+            .unwrap()
+            .next()
+            .unwrap()
+            .unwrap_err();
+        assert!(error.to_string().contains("completion"), "{error}");
+    }
+
+    #[test]
+    fn a_schema_hash_depends_on_format_and_group_column() {
+        let mut hashes: Vec<_> = [
+            (Format::Text, None),
+            (Format::Completion, None),
+            (Format::Completion, Some("synset")),
+            (Format::Chat, None),
+        ]
+        .into_iter()
+        .map(|(format, group)| schema_hash(format, group))
+        .collect();
+        let same = schema_hash(Format::Completion, Some("prompt"));
+        assert_eq!(same, hashes[1], "the group column adds none");
+        hashes.sort();
+        hashes.dedup();
+        assert_eq!(hashes.len(), 4);
+    }
+}

@@ -1,0 +1,308 @@
+//! Things that are being written: invisible until they are whole.
+//!
+//! Every writing process has a folder `.tmp/<session>` with a lock that the kernel releases when
+//! the process dies. A session is left over when its lock is free *and* nothing in it was touched
+//! for a while; the second condition is for volumes whose locks do not reach other nodes.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use graftwork_contract::Digest;
+use serde::Serialize;
+
+use crate::store::{Put, Store, encode, sync_folder, sync_parent, write_synced};
+use crate::verify::digest_of_file;
+use crate::{Error, Result};
+
+/// Written into a folder last.
+pub const MANIFEST_FILE: &str = "manifest.json";
+
+const TEMP_DIR: &str = ".tmp";
+const LOCK_FILE: &str = "lock";
+/// A session with a free lock is left alone for this long after its last change.
+const LEFTOVER_AGE: Duration = Duration::from_secs(15 * 60);
+
+/// A process's folder for what it is writing.
+#[derive(Debug)]
+pub(crate) struct Session {
+    dir: PathBuf,
+    next: AtomicU64,
+    /// Held for the session's life; `None` where the volume has no locks.
+    _lock: Option<File>,
+}
+
+impl Session {
+    pub(crate) fn begin(root: &Path) -> Result<Self> {
+        let parent = root.join(TEMP_DIR);
+        fs::create_dir_all(&parent).map_err(Error::io("create", &parent))?;
+        // Pods share the volume and often the process number, so the time decides.
+        let mut stamp = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .map_or(0, |since| since.as_nanos());
+        let dir = loop {
+            let dir = parent.join(format!("{}-{stamp}", std::process::id()));
+            match fs::create_dir(&dir) {
+                Ok(()) => break dir,
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => stamp += 1,
+                Err(error) => return Err(Error::io("create", &dir)(error)),
+            }
+        };
+        let path = dir.join(LOCK_FILE);
+        let file = File::create_new(&path).map_err(Error::io("create", &path))?;
+        let lock = match file.try_lock() {
+            Ok(()) => Some(file),
+            Err(error) => {
+                tracing::debug!(%error, "the store's volume has no file locks");
+                None
+            }
+        };
+        Ok(Self {
+            dir,
+            next: AtomicU64::new(0),
+            _lock: lock,
+        })
+    }
+
+    /// A path that nobody else uses; nothing is there.
+    pub(crate) fn file(&self) -> PathBuf {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        self.dir.join(number.to_string())
+    }
+
+    /// A new empty folder.
+    pub(crate) fn folder(&self) -> Result<PathBuf> {
+        let path = self.file();
+        fs::create_dir(&path).map_err(Error::io("create", &path))?;
+        Ok(path)
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+}
+
+/// Removes the sessions of writers that were killed. Best effort: what can't be removed now will be
+/// tried by the next process.
+pub(crate) fn clean_leftovers(root: &Path) {
+    let Ok(sessions) = fs::read_dir(root.join(TEMP_DIR)) else {
+        return;
+    };
+    for session in sessions.flatten() {
+        let dir = session.path();
+        if is_left_over(&dir, SystemTime::now()) {
+            match fs::remove_dir_all(&dir) {
+                Ok(()) => tracing::info!(path = %dir.display(), "removed a killed writer's files"),
+                Err(error) => {
+                    tracing::warn!(path = %dir.display(), %error, "cannot remove a killed writer's files");
+                }
+            }
+        }
+    }
+}
+
+fn is_left_over(dir: &Path, now: SystemTime) -> bool {
+    let locked = File::open(dir.join(LOCK_FILE))
+        .is_ok_and(|file| matches!(file.try_lock(), Err(fs::TryLockError::WouldBlock)));
+    !locked
+        && newest_change(dir).is_some_and(|changed| {
+            now.duration_since(changed)
+                .is_ok_and(|age| age >= LEFTOVER_AGE)
+        })
+}
+
+fn newest_change(dir: &Path) -> Option<SystemTime> {
+    let mut newest = dir.symlink_metadata().ok()?.modified().ok()?;
+    if let Ok(entries) = fs::read_dir(dir) {
+        for entry in entries.flatten() {
+            let changed = match entry.file_type() {
+                Ok(kind) if kind.is_dir() => newest_change(&entry.path()),
+                _ => entry.metadata().ok().and_then(|m| m.modified().ok()),
+            };
+            newest = changed.map_or(newest, |changed| newest.max(changed));
+        }
+    }
+    Some(newest)
+}
+
+/// The files of a staged folder.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct StagedFiles {
+    /// Name to SHA-256.
+    pub digests: BTreeMap<String, Digest>,
+    /// Bytes of all files.
+    pub size_bytes: u64,
+}
+
+/// A folder that is being written. Dropped without [`Staged::publish`], it leaves nothing behind.
+#[derive(Debug)]
+pub struct Staged {
+    store: Store,
+    target: String,
+    temp: PathBuf,
+}
+
+/// The part of every manifest that the store itself reads.
+#[derive(serde::Deserialize)]
+struct Identity {
+    digest: Option<Digest>,
+    #[serde(default)]
+    files: BTreeMap<String, Digest>,
+}
+
+impl Staged {
+    pub(crate) fn new(store: Store, target: String, temp: PathBuf) -> Self {
+        Self {
+            store,
+            target,
+            temp,
+        }
+    }
+
+    /// The folder to write files into: plain files, no folders.
+    pub fn dir(&self) -> &Path {
+        &self.temp
+    }
+
+    /// Writes one file.
+    pub fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        crate::path::check(name)?;
+        write_synced(&self.temp.join(name), bytes)
+    }
+
+    /// Digest and size of every file written so far, for the manifest.
+    pub fn files(&self) -> Result<StagedFiles> {
+        let mut files = StagedFiles::default();
+        for item in fs::read_dir(&self.temp).map_err(Error::io("list", &self.temp))? {
+            let item = item.map_err(Error::io("list", &self.temp))?;
+            let path = item.path();
+            let name = item.file_name().into_string().unwrap_or_default();
+            crate::path::check(&name)?;
+            let kind = item.file_type().map_err(Error::io("look at", &path))?;
+            if !kind.is_file() {
+                return Err(Error::Path {
+                    path: format!("{}/{name}", self.target),
+                    problem: "is not a plain file",
+                });
+            }
+            let (digest, size) = digest_of_file(&path)?;
+            files.size_bytes += size;
+            files.digests.insert(name, digest);
+        }
+        Ok(files)
+    }
+
+    /// Makes the folder appear with all its files and `manifest.json` (canonical JSON of `manifest`).
+    ///
+    /// [`Put::Existing`] where the folder is there, whole by its own manifest, and of the same
+    /// `digest` (manifests without one: with the same files). Its provenance may differ: identity is
+    /// content.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] where another content stands there; [`Error::DigestMismatch`] where what
+    /// stands there is damaged.
+    pub fn publish<T: Serialize>(self, manifest: &T) -> Result<Put> {
+        let path = format!("{}/{MANIFEST_FILE}", self.target);
+        let manifest = encode(&path, manifest)?;
+        self.sync_files()?;
+        write_synced(&self.temp.join(MANIFEST_FILE), manifest.as_bytes())?;
+        sync_folder(&self.temp)?;
+        let full = self.store.locate(&self.target)?;
+        self.store.make_parents(&full)?;
+        loop {
+            // A rename replaces an empty folder and nothing else, so it is create-only: what we
+            // publish is never empty.
+            let error = match fs::rename(&self.temp, &full) {
+                Ok(()) => {
+                    sync_parent(&full)?;
+                    return Ok(Put::Created);
+                }
+                Err(error) => error,
+            };
+            if !matches!(
+                error.kind(),
+                io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists
+            ) {
+                return Err(Error::io("publish", &full)(error));
+            }
+            if let Some(existing) = self.store.get_json::<Identity>(&path)? {
+                return self.compare(&existing, &manifest);
+            }
+            // Without a manifest the folder does not exist, whoever made it.
+            self.store.remove_folder(&self.target)?;
+        }
+    }
+
+    fn compare(&self, existing: &Identity, manifest: &str) -> Result<Put> {
+        let conflict = || Error::Conflict {
+            path: self.target.clone(),
+        };
+        let ours: Identity = serde_json::from_str(manifest).map_err(|error| Error::Encode {
+            path: self.target.clone(),
+            problem: error.to_string(),
+        })?;
+        let same = match (&existing.digest, &ours.digest) {
+            (Some(existing), Some(ours)) => existing == ours,
+            (None, None) => existing.files == ours.files,
+            _ => false,
+        };
+        if !same {
+            return Err(conflict());
+        }
+        self.store.verify(&self.target, &existing.files)?;
+        Ok(Put::Existing)
+    }
+
+    fn sync_files(&self) -> Result<()> {
+        for item in fs::read_dir(&self.temp).map_err(Error::io("list", &self.temp))? {
+            let path = item.map_err(Error::io("list", &self.temp))?.path();
+            File::open(&path)
+                .and_then(|file| file.sync_all())
+                .map_err(Error::io("sync", &path))?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.temp);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_killed_writers_files_go_when_they_are_old_and_a_live_ones_stay() {
+        let root = tempfile::tempdir().unwrap();
+        let later = SystemTime::now() + 2 * LEFTOVER_AGE;
+        let live = Session::begin(root.path()).unwrap();
+        fs::write(live.file(), "x").unwrap();
+        assert!(!is_left_over(&live.dir, later), "its lock is held");
+
+        let killed = Session::begin(root.path()).unwrap();
+        fs::write(killed.file(), "x").unwrap();
+        let dir = killed.dir.clone();
+        // A killed process runs no destructor, but the kernel closes its files.
+        let mut killed = std::mem::ManuallyDrop::new(killed);
+        drop(killed._lock.take());
+        assert!(!is_left_over(&dir, SystemTime::now()), "just touched");
+        assert!(is_left_over(&dir, later));
+    }
+
+    #[test]
+    fn a_session_that_ends_leaves_nothing() {
+        let root = tempfile::tempdir().unwrap();
+        let session = Session::begin(root.path()).unwrap();
+        let dir = session.dir.clone();
+        drop(session);
+        assert!(!dir.exists());
+    }
+}

@@ -1,0 +1,309 @@
+//! The store: records by path.
+
+use std::fs::{self, File};
+use std::io::{self, Read as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+
+use graftwork_contract::digest::canonical_json;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::path::{is_absent, resolve};
+use crate::staging::{Session, Staged, clean_leftovers};
+use crate::{Error, Result};
+
+/// The artifact store of one namespace. Cheap to clone; may be used from many threads.
+#[derive(Debug, Clone)]
+pub struct Store {
+    root: PathBuf,
+    session: Arc<OnceLock<Session>>,
+}
+
+/// What a create-only write did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Put {
+    /// It is there now.
+    Created,
+    /// The same content stood there before.
+    Existing,
+}
+
+/// A file of the store.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Entry {
+    /// Relative to the store.
+    pub path: String,
+    /// Bytes.
+    pub size: u64,
+}
+
+impl Store {
+    /// Opens the store for reading and writing: `root` is the namespace's folder and must exist.
+    /// Removes what killed writers left behind.
+    pub fn open(root: impl Into<PathBuf>) -> Result<Self> {
+        let store = Self::open_read_only(root)?;
+        clean_leftovers(&store.root);
+        Ok(store)
+    }
+
+    /// Opens the store where the volume is mounted read-only; writing to it fails with the volume's
+    /// error.
+    pub fn open_read_only(root: impl Into<PathBuf>) -> Result<Self> {
+        let root = root.into();
+        let metadata = root
+            .metadata()
+            .map_err(Error::io("open the store", &root))?;
+        if !metadata.is_dir() {
+            return Err(Error::io("open the store", &root)(
+                io::ErrorKind::NotADirectory.into(),
+            ));
+        }
+        Ok(Self {
+            root,
+            session: Arc::default(),
+        })
+    }
+
+    /// The folder on the disk.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Where `path` stands on the disk, whether or not something is there: for readers that want a
+    /// folder. Refuses paths that leave the store.
+    pub fn locate(&self, path: &str) -> Result<PathBuf> {
+        resolve(&self.root, path)
+    }
+
+    /// The bytes at `path`; `None` where nothing is there.
+    pub fn get(&self, path: &str) -> Result<Option<Vec<u8>>> {
+        let full = resolve(&self.root, path)?;
+        match fs::read(&full) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(error) if is_absent(&error) || error.kind() == io::ErrorKind::IsADirectory => {
+                Ok(None)
+            }
+            Err(error) => Err(Error::io("read", &full)(error)),
+        }
+    }
+
+    /// At most `limit` bytes at `path` with the whole file's size; `None` where nothing is there.
+    pub fn get_up_to(&self, path: &str, limit: u64) -> Result<Option<(Vec<u8>, u64)>> {
+        let full = resolve(&self.root, path)?;
+        let read = || {
+            let file = File::open(&full)?;
+            let metadata = file.metadata()?;
+            if metadata.is_dir() {
+                return Err(io::ErrorKind::NotFound.into());
+            }
+            let mut bytes = Vec::new();
+            file.take(limit).read_to_end(&mut bytes)?;
+            Ok((bytes, metadata.len()))
+        };
+        match read() {
+            Ok(found) => Ok(Some(found)),
+            Err(error) if is_absent(&error) => Ok(None),
+            Err(error) => Err(Error::io("read", &full)(error)),
+        }
+    }
+
+    /// The record at `path`; `None` where nothing is there.
+    pub fn get_json<T: DeserializeOwned>(&self, path: &str) -> Result<Option<T>> {
+        let Some(bytes) = self.get(path)? else {
+            return Ok(None);
+        };
+        serde_json::from_slice(&bytes)
+            .map(Some)
+            .map_err(|error| Error::Record {
+                path: path.to_owned(),
+                problem: error.to_string(),
+            })
+    }
+
+    /// Writes `bytes` at `path` if nothing is there. Of racing writers exactly one creates; the same
+    /// bytes again are [`Put::Existing`], other bytes are [`Error::Conflict`].
+    pub fn put_new(&self, path: &str, bytes: &[u8]) -> Result<Put> {
+        let full = resolve(&self.root, path)?;
+        // A common case in repeated reconciles; the decision below does not depend on it.
+        if let Some(existing) = self.get(path)? {
+            return compare(path, &existing, bytes);
+        }
+        let temp = self.session()?.file();
+        let written = write_synced(&temp, bytes)
+            .and_then(|()| self.make_parents(&full))
+            .and_then(|()| name_once(&temp, &full));
+        // Where the name was taken by a hard link the temporary one is left over.
+        let _ = fs::remove_file(&temp);
+        if written? {
+            sync_parent(&full)?;
+            return Ok(Put::Created);
+        }
+        match self.get(path)? {
+            Some(existing) => compare(path, &existing, bytes),
+            None => Err(Error::Conflict {
+                path: path.to_owned(),
+            }),
+        }
+    }
+
+    /// [`Store::put_new`] with the canonical JSON of `record`.
+    pub fn put_new_json<T: Serialize>(&self, path: &str, record: &T) -> Result<Put> {
+        self.put_new(path, encode(path, record)?.as_bytes())
+    }
+
+    /// Every file whose path begins with `prefix`, in the order of paths. As in object stores the
+    /// prefix is text: end it with `/` to mean a folder. The empty prefix is the whole store.
+    pub fn list(&self, prefix: &str) -> Result<Vec<Entry>> {
+        let folder = prefix.rsplit_once('/').map_or("", |(folder, _)| folder);
+        let full = if folder.is_empty() && !prefix.starts_with('/') {
+            self.root.clone()
+        } else {
+            resolve(&self.root, folder)?
+        };
+        let mut entries = Vec::new();
+        walk(&full, folder, prefix, &mut entries)?;
+        entries.sort();
+        Ok(entries)
+    }
+
+    /// Begins a folder that will appear at `path` when it is published.
+    pub fn stage(&self, path: &str) -> Result<Staged> {
+        resolve(&self.root, path)?;
+        let temp = self.session()?.folder()?;
+        Ok(Staged::new(self.clone(), path.to_owned(), temp))
+    }
+
+    /// Takes a folder away: it disappears at once, then its files are removed. Nothing there is fine.
+    pub fn remove_folder(&self, path: &str) -> Result<()> {
+        let full = resolve(&self.root, path)?;
+        let aside = self.session()?.file();
+        match fs::rename(&full, &aside) {
+            Ok(()) => {
+                sync_parent(&full)?;
+                fs::remove_dir_all(&aside).map_err(Error::io("remove", &aside))
+            }
+            Err(error) if is_absent(&error) => Ok(()),
+            Err(error) => Err(Error::io("remove", &full)(error)),
+        }
+    }
+
+    fn session(&self) -> Result<&Session> {
+        if let Some(session) = self.session.get() {
+            return Ok(session);
+        }
+        let session = Session::begin(&self.root)?;
+        // Another thread may have been faster; its session serves both and ours goes when dropped.
+        Ok(self.session.get_or_init(|| session))
+    }
+
+    /// Makes the folders above `full`, each synced into its own parent.
+    pub(crate) fn make_parents(&self, full: &Path) -> Result<()> {
+        let mut missing = Vec::new();
+        let mut folder = full.parent();
+        while let Some(path) = folder.filter(|path| *path != self.root && !path.exists()) {
+            missing.push(path);
+            folder = path.parent();
+        }
+        for path in missing.into_iter().rev() {
+            match fs::create_dir(path) {
+                Ok(()) => sync_parent(path)?,
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(Error::io("create", path)(error)),
+            }
+        }
+        Ok(())
+    }
+}
+
+pub(crate) fn encode<T: Serialize>(path: &str, record: &T) -> Result<String> {
+    serde_json::to_value(record)
+        .map(|value| canonical_json(&value))
+        .map_err(|error| Error::Encode {
+            path: path.to_owned(),
+            problem: error.to_string(),
+        })
+}
+
+fn compare(path: &str, existing: &[u8], wanted: &[u8]) -> Result<Put> {
+    if existing == wanted {
+        Ok(Put::Existing)
+    } else {
+        Err(Error::Conflict {
+            path: path.to_owned(),
+        })
+    }
+}
+
+pub(crate) fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut file = File::create_new(path).map_err(Error::io("create", path))?;
+    file.write_all(bytes).map_err(Error::io("write", path))?;
+    file.sync_all().map_err(Error::io("sync", path))
+}
+
+/// Gives the file at `temp` the name `full` unless that is taken. A hard link does it atomically
+/// on every file system that has links; where there are none, a rename that refuses to replace does.
+fn name_once(temp: &Path, full: &Path) -> Result<bool> {
+    match fs::hard_link(temp, full) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        Err(_) => {
+            use rustix::fs::{CWD, RenameFlags, renameat_with};
+            match renameat_with(CWD, temp, CWD, full, RenameFlags::NOREPLACE) {
+                Ok(()) => Ok(true),
+                Err(rustix::io::Errno::EXIST) => Ok(false),
+                Err(error) => Err(Error::io("create", full)(error.into())),
+            }
+        }
+    }
+}
+
+/// Syncs the folder that holds `path`, so that the name survives a power cut.
+pub(crate) fn sync_parent(path: &Path) -> Result<()> {
+    let folder = path.parent().unwrap_or(path);
+    sync_folder(folder)
+}
+
+pub(crate) fn sync_folder(folder: &Path) -> Result<()> {
+    File::open(folder)
+        .and_then(|file| file.sync_all())
+        .map_err(Error::io("sync", folder))
+}
+
+fn walk(full: &Path, relative: &str, prefix: &str, entries: &mut Vec<Entry>) -> Result<()> {
+    let read = match fs::read_dir(full) {
+        Ok(read) => read,
+        Err(error) if is_absent(&error) => return Ok(()),
+        Err(error) => return Err(Error::io("list", full)(error)),
+    };
+    for item in read {
+        let item = item.map_err(Error::io("list", full))?;
+        let Ok(name) = item.file_name().into_string() else {
+            continue;
+        };
+        if name.starts_with('.') {
+            continue;
+        }
+        let path = if relative.is_empty() {
+            name
+        } else {
+            format!("{relative}/{name}")
+        };
+        // Not followed: the store makes no symbolic links.
+        let metadata = match item.metadata() {
+            Ok(metadata) => metadata,
+            Err(error) if is_absent(&error) => continue,
+            Err(error) => return Err(Error::io("look at", &item.path())(error)),
+        };
+        let on_the_way = path.starts_with(prefix) || prefix.starts_with(&format!("{path}/"));
+        if metadata.is_dir() && on_the_way {
+            walk(&item.path(), &path, prefix, entries)?;
+        } else if metadata.is_file() && path.starts_with(prefix) {
+            entries.push(Entry {
+                path,
+                size: metadata.len(),
+            });
+        }
+    }
+    Ok(())
+}
