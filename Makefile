@@ -50,8 +50,8 @@ deny: ## Licences, sources, advisories and duplicates of dependencies
 	cargo deny check
 
 generate: ## Writes what is generated: crds, examples, docs/conditions.md, the chart's copies
-	cargo run -q -p graftwork-api --bin print-crds -- --write
-	cargo run -q -p graftwork-api --bin print-examples -- --write
+	cargo run -q -p graftwork-api --bin print-crds -- .
+	cargo run -q -p graftwork-api --bin print-examples -- .
 
 base-model: ## Pre-trains the demo's base model (about half an hour)
 	@e2e/demo-data/build-base-model

@@ -11,6 +11,10 @@ use crate::{Dataset, LoRAAdapter, ServingEndpoint, TrainingRun};
 /// Largest integer that JSON readers with floating-point numbers keep (2^53 - 1).
 const LARGEST_INTEGER: i64 = 9_007_199_254_740_991;
 
+/// Where the definitions stand in the repository. The chart has copies, because Helm reads nothing
+/// outside of its own folder.
+pub const FOLDERS: [&str; 2] = ["crds", "charts/graftwork/files/crds"];
+
 /// Every definition, by the plural that its file is named after.
 ///
 /// # Errors

@@ -20,7 +20,9 @@ fn assert_committed(path: &str, printed: &str, command: &str) {
 fn definitions() {
     for (name, definition) in crds::all().unwrap() {
         let printed = serde_yaml_ng::to_string(&definition).unwrap();
-        assert_committed(&format!("crds/{name}.yaml"), &printed, "print-crds");
+        for folder in crds::FOLDERS {
+            assert_committed(&format!("{folder}/{name}.yaml"), &printed, "print-crds");
+        }
     }
 }
 

@@ -12,7 +12,8 @@ Prints the CustomResourceDefinitions as one YAML stream, or writes them as files
 Usage: print-crds [FOLDER]
 
   print-crds          all definitions to standard output
-  print-crds .        crds/*.yaml and docs/conditions.md below the repository's root";
+  print-crds .        crds/*.yaml, the chart's copies of them and docs/conditions.md below the
+                      repository's root";
 
 fn main() -> ExitCode {
     let argument = env::args().nth(1);
@@ -36,14 +37,16 @@ fn main() -> ExitCode {
 }
 
 fn write(root: &Path) -> Result<(), Box<dyn std::error::Error>> {
-    let folder = root.join("crds");
-    fs::create_dir_all(&folder)?;
     fs::create_dir_all(root.join("docs"))?;
-    for (name, definition) in crds::all()? {
-        fs::write(
-            folder.join(format!("{name}.yaml")),
-            serde_yaml_ng::to_string(&definition)?,
-        )?;
+    for folder in crds::FOLDERS {
+        let folder = root.join(folder);
+        fs::create_dir_all(&folder)?;
+        for (name, definition) in crds::all()? {
+            fs::write(
+                folder.join(format!("{name}.yaml")),
+                serde_yaml_ng::to_string(&definition)?,
+            )?;
+        }
     }
     fs::write(
         root.join("docs/conditions.md"),
