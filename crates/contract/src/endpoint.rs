@@ -13,6 +13,9 @@ pub const HEADER_CALLER: &str = "x-graftwork-caller";
 pub const HEADER_VERSION: &str = "x-graftwork-version";
 /// Request and answer: correlates logs.
 pub const HEADER_REQUEST_ID: &str = "x-request-id";
+/// `error.code` of an engine's 404: the version that [`HEADER_ADAPTER`] names is not on this engine. A
+/// router tries another one.
+pub const CODE_VERSION_NOT_HERE: &str = "version_not_here";
 
 /// `config.json` of an engine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

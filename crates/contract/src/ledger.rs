@@ -48,6 +48,9 @@ pub struct Created {
     pub size_bytes: u64,
     /// The TrainingRun that made it; none: imported.
     pub training_run: Option<String>,
+    /// The URI that it was imported from; none: a run made it.
+    #[serde(default)]
+    pub imported_from: Option<String>,
     /// The data it was trained on.
     pub dataset: Option<DatasetVersion>,
     /// Digest of the base model that it belongs to.

@@ -141,16 +141,21 @@ impl Guard {
     /// # Errors
     /// Where a key can't be read.
     pub fn new(me: Addressee, keys: &[String]) -> Result<Self, InvalidKey> {
-        let keys = keys
-            .iter()
-            .enumerate()
-            .map(|(index, text)| parse_key(text).ok_or(InvalidKey { index }))
-            .collect::<Result<_, _>>()?;
         Ok(Self {
             me,
-            keys,
+            keys: parse_keys(keys)?,
             seen: Fence::default(),
         })
+    }
+
+    /// Trusts `keys` from now on: the mounted configuration changed, as in a rotation. What was seen
+    /// stays seen.
+    ///
+    /// # Errors
+    /// Where a key can't be read; the old ones stay.
+    pub fn replace_keys(&mut self, keys: &[String]) -> Result<(), InvalidKey> {
+        self.keys = parse_keys(keys)?;
+        Ok(())
     }
 
     /// Checks one call without its order; reads the body.
@@ -235,6 +240,20 @@ impl Guard {
 /// The written form of a public key: 64 hexadecimal digits.
 pub fn print_key(key: &VerifyingKey) -> String {
     hex::encode(key.to_bytes())
+}
+
+fn parse_keys(keys: &[String]) -> Result<Vec<VerifyingKey>, InvalidKey> {
+    keys.iter()
+        .enumerate()
+        .map(|(index, text)| parse_key(text).ok_or(InvalidKey { index }))
+        .collect()
+}
+
+fn parse_keys(keys: &[String]) -> Result<Vec<VerifyingKey>, InvalidKey> {
+    keys.iter()
+        .enumerate()
+        .map(|(index, text)| parse_key(text).ok_or(InvalidKey { index }))
+        .collect()
 }
 
 fn parse_key(text: &str) -> Option<VerifyingKey> {
@@ -334,6 +353,47 @@ mod tests {
                 Err(Refusal::Signature { .. })
             ));
         }
+    }
+
+    #[test]
+    fn replaced_keys_are_trusted_and_the_fence_stays() {
+        let mut guard = guard(&key(1));
+        let call = |k, f| sign(&key(k), "Sync", vec![], &me(), f, 100);
+        assert!(guard.admit(&call(1, fence(2, 1)), "Sync", 100).is_ok());
+        assert!(guard.replace_keys(&["zz".into()]).is_err());
+        assert!(guard.admit(&call(1, fence(2, 1)), "Sync", 100).is_ok());
+        guard
+            .replace_keys(&[print_key(&key(2).verifying_key())])
+            .unwrap();
+        assert!(matches!(
+            guard.admit(&call(1, fence(2, 2)), "Sync", 100),
+            Err(Refusal::Signature { .. })
+        ));
+        assert!(matches!(
+            guard.admit(&call(2, fence(1, 1)), "Sync", 100),
+            Err(Refusal::Stale { .. })
+        ));
+        assert!(guard.admit(&call(2, fence(2, 2)), "Sync", 100).is_ok());
+    }
+
+    #[test]
+    fn a_rotation_keeps_what_was_seen() {
+        let mut guard = guard(&key(1));
+        let by = |seed, generation| {
+            sign(&key(seed), "Sync", vec![], &me(), fence(1, generation), 100)
+        };
+        assert!(guard.admit(&by(1, 5), "Sync", 100).is_ok());
+        guard.trust(&[print_key(&key(2).verifying_key())]).unwrap();
+        assert!(guard.trust(&["no key".to_owned()]).is_err());
+        assert!(matches!(
+            guard.admit(&by(1, 6), "Sync", 100),
+            Err(Refusal::Signature { .. })
+        ));
+        assert!(matches!(
+            guard.admit(&by(2, 4), "Sync", 100),
+            Err(Refusal::Stale { .. })
+        ));
+        assert!(guard.admit(&by(2, 5), "Sync", 100).is_ok());
     }
 
     #[test]
