@@ -5,6 +5,8 @@
 //! carries plans out. It depends on the API types and on the words of the contract crate only.
 
 pub mod conditions;
+pub mod dataset;
+pub mod jobs;
 pub mod observed;
 pub mod plan;
 pub mod settings;

@@ -1,0 +1,253 @@
+//! A LoRAAdapter's spec, read once: after this nothing can fail for what it says.
+
+use graftwork_api::lora_adapter::{Approval, GateMetric, GateRule};
+use graftwork_api::uri::PvcUri;
+use graftwork_api::{Decimal, LoRAAdapterSpec};
+use graftwork_contract::Digest;
+use serde_json::json;
+
+/// A spec that can be acted on.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Valid {
+    /// The base model's folder.
+    pub base: PvcUri,
+    /// What a version must show.
+    pub gate: Gate,
+}
+
+/// What a version must show before it may see traffic.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Gate {
+    /// Every one must pass.
+    pub rules: Vec<Rule>,
+    /// Of intervals, from 0.5 to below 1.
+    pub confidence: f64,
+    /// Whether a person has to approve.
+    pub manual: bool,
+    /// Over rules and confidence: another one judges again.
+    pub digest: Digest,
+}
+
+/// One rule.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Rule {
+    /// What is judged.
+    pub metric: Metric,
+    /// Against what.
+    pub limit: Limit,
+}
+
+/// A metric that a gate can judge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Metric {
+    /// Lower is better.
+    Loss,
+    /// Higher is better; from 0 to 1.
+    ExactMatch,
+}
+
+impl Metric {
+    /// The metric's name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Loss => "loss",
+            Self::ExactMatch => "exact_match",
+        }
+    }
+
+    /// Whether the metric is a share of rows.
+    pub const fn is_share(self) -> bool {
+        matches!(self, Self::ExactMatch)
+    }
+
+    /// The sign that makes a difference an improvement.
+    pub const fn sign(self) -> f64 {
+        match self {
+            Self::Loss => -1.0,
+            Self::ExactMatch => 1.0,
+        }
+    }
+}
+
+/// A limit.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Limit {
+    /// The value must reach it.
+    Minimum(f64),
+    /// The value must not pass it.
+    Maximum(f64),
+    /// Points by which the version must be better than production, or than the bare base.
+    MinimumImprovement(f64),
+    /// Points by which the version may be worse than production, or than the bare base.
+    MaximumRegression(f64),
+}
+
+/// A field that can't work.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Invalid {
+    /// Path of the field.
+    pub field: String,
+    /// What is wrong, with value and limit.
+    pub message: String,
+}
+
+impl Invalid {
+    fn new(field: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { field: field.into(), message: message.into() }
+    }
+}
+
+/// Reads a spec.
+///
+/// # Errors
+/// The first field that can't work. The schema refuses most of this before; an operator that is
+/// older or newer than the schema does not rely on it.
+pub fn validate(spec: &LoRAAdapterSpec) -> Result<Valid, Invalid> {
+    let base = PvcUri::parse(&spec.base_model.uri)
+        .map_err(|error| Invalid::new("spec.baseModel.uri", error.to_string()))?;
+    if let Some(import) = &spec.import {
+        PvcUri::parse(&import.uri)
+            .map_err(|error| Invalid::new("spec.import.uri", error.to_string()))?;
+        if let Some(digest) = &import.digest {
+            digest
+                .parse::<Digest>()
+                .map_err(|error| Invalid::new("spec.import.digest", error.to_string()))?;
+        }
+    }
+    Ok(Valid { base, gate: read_gate(&spec.gate)? })
+}
+
+fn read_gate(gate: &graftwork_api::lora_adapter::Gate) -> Result<Gate, Invalid> {
+    let confidence = number("spec.gate.confidence", &gate.confidence)?;
+    if !(0.5..1.0).contains(&confidence) {
+        return Err(Invalid::new(
+            "spec.gate.confidence",
+            format!("\"{}\" is not from 0.5 to below 1", gate.confidence),
+        ));
+    }
+    let manual = match &gate.approval {
+        Approval::Automatic => false,
+        Approval::Manual => true,
+        Approval::Other(other) => {
+            return Err(unknown("spec.gate.approval", other, Approval::KNOWN));
+        }
+    };
+    let rules = gate
+        .rules
+        .iter()
+        .enumerate()
+        .map(|(index, rule)| read_rule(&format!("spec.gate.rules[{index}]"), rule))
+        .collect::<Result<_, _>>()?;
+    let judged_by = json!({"rules": gate.rules, "confidence": gate.confidence});
+    let digest = Digest::of(graftwork_contract::digest::canonical_json(&judged_by).as_bytes());
+    Ok(Gate { rules, confidence, manual, digest })
+}
+
+fn read_rule(field: &str, rule: &GateRule) -> Result<Rule, Invalid> {
+    let metric = match &rule.metric {
+        GateMetric::Loss => Metric::Loss,
+        GateMetric::ExactMatch => Metric::ExactMatch,
+        GateMetric::Other(other) => {
+            return Err(unknown(&format!("{field}.metric"), other, GateMetric::KNOWN));
+        }
+    };
+    let limits = [
+        ("minimum", &rule.minimum, Limit::Minimum as fn(f64) -> Limit),
+        ("maximum", &rule.maximum, Limit::Maximum),
+        ("minimumImprovementPoints", &rule.minimum_improvement_points, Limit::MinimumImprovement),
+        ("maximumRegressionPoints", &rule.maximum_regression_points, Limit::MaximumRegression),
+    ];
+    let mut given = limits.into_iter().filter_map(|(key, text, limit)| Some((key, text.as_ref()?, limit)));
+    match (given.next(), given.next()) {
+        (Some((key, text, limit)), None) => {
+            Ok(Rule { metric, limit: limit(number(&format!("{field}.{key}"), text)?) })
+        }
+        _ => Err(Invalid::new(
+            field,
+            "exactly one of minimum, maximum, minimumImprovementPoints and maximumRegressionPoints is needed",
+        )),
+    }
+}
+
+fn number(field: &str, text: &Decimal) -> Result<f64, Invalid> {
+    text.value().ok_or_else(|| Invalid::new(field, format!("\"{text}\" is not a number")))
+}
+
+fn unknown(field: &str, value: &str, known: &[&str]) -> Invalid {
+    Invalid::new(
+        field,
+        format!("\"{value}\" is not known to this version; it knows {}", known.join(", ")),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use graftwork_api::BaseModelSource;
+    use serde_json::Value;
+
+    use super::*;
+
+    fn spec(gate: &Value) -> LoRAAdapterSpec {
+        LoRAAdapterSpec {
+            base_model: BaseModelSource { uri: "pvc://models/tiny".to_owned() },
+            import: None,
+            gate: serde_json::from_value(gate.clone()).unwrap(),
+        }
+    }
+
+    #[test]
+    fn rules_are_read() {
+        let valid = validate(&spec(&json!({
+            "confidence": "0.9",
+            "approval": "Manual",
+            "rules": [
+                {"metric": "loss", "maximum": "2.5"},
+                {"metric": "exact_match", "minimumImprovementPoints": "0.5"},
+            ],
+        })))
+        .unwrap();
+        assert!(valid.gate.manual);
+        assert_eq!(
+            valid.gate.rules,
+            [
+                Rule { metric: Metric::Loss, limit: Limit::Maximum(2.5) },
+                Rule { metric: Metric::ExactMatch, limit: Limit::MinimumImprovement(0.5) },
+            ]
+        );
+    }
+
+    #[test]
+    fn what_cannot_work_is_named() {
+        for (gate, field) in [
+            (json!({"confidence": "1"}), "spec.gate.confidence"),
+            (json!({"confidence": "x"}), "spec.gate.confidence"),
+            (json!({"approval": "Sometimes"}), "spec.gate.approval"),
+            (json!({"rules": [{"metric": "mood", "minimum": "1"}]}), "spec.gate.rules[0].metric"),
+            (json!({"rules": [{"metric": "loss"}]}), "spec.gate.rules[0]"),
+            (
+                json!({"rules": [{"metric": "loss", "minimum": "1", "maximum": "2"}]}),
+                "spec.gate.rules[0]",
+            ),
+            (json!({"rules": [{"metric": "loss", "maximum": "1e999"}]}), "spec.gate.rules[0].maximum"),
+        ] {
+            assert_eq!(validate(&spec(&gate)).unwrap_err().field, field, "{gate}");
+        }
+        let mut bad = spec(&json!({}));
+        bad.base_model.uri = "s3://models/x".to_owned();
+        let invalid = validate(&bad).unwrap_err();
+        assert_eq!(invalid.field, "spec.baseModel.uri");
+        assert!(invalid.message.contains("\"s3\""), "{}", invalid.message);
+    }
+
+    #[test]
+    fn another_gate_has_another_digest_and_approval_does_not_enter_it() {
+        let digest = |gate: Value| validate(&spec(&gate)).unwrap().gate.digest;
+        let rules = json!([{"metric": "loss", "maximum": "2"}]);
+        assert_eq!(
+            digest(json!({"rules": rules})),
+            digest(json!({"rules": rules, "approval": "Manual"}))
+        );
+        assert_ne!(digest(json!({"rules": rules})), digest(json!({"rules": rules, "confidence": "0.9"})));
+        assert_ne!(digest(json!({"rules": rules})), digest(json!({})));
+    }
+}

@@ -1,0 +1,200 @@
+//! A build's Job and configuration.
+
+use graftwork_api::{Dataset, DatasetStatus, labels, names};
+use graftwork_contract::{Digest, dataset::BuildConfig, dataset::Source as BuildSource, pod};
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+use super::step::{Step, is_of, uri};
+use super::validate::{Place, Valid};
+use super::{KIND, Observed};
+use crate::jobs;
+use crate::plan::{Actions, Child, ChildKind, Delete};
+use crate::settings::Settings;
+use crate::workload::{
+    MountedKey, Owner, Placement, Recipe, StoreAccess, build_configuration, build_pod,
+};
+
+const COMPONENT: &str = labels::component::DATASET_BUILDER;
+
+fn short(fingerprint: &Digest) -> &str {
+    fingerprint.hex().get(..8).unwrap_or_default()
+}
+
+/// Name of a build's configuration.
+pub fn configuration_name(owner: &str, fingerprint: &Digest) -> String {
+    names::child_name(owner, &format!("build-{}", short(fingerprint)))
+}
+
+/// Name of an attempt's Job.
+pub fn job_name(owner: &str, fingerprint: &Digest, attempt: u32) -> String {
+    let suffix = match attempt {
+        0 | 1 => format!("build-{}", short(fingerprint)),
+        number => format!("build-{}-{number}", short(fingerprint)),
+    };
+    names::child_name(owner, &suffix)
+}
+
+/// Adds a step's children and removals to its actions.
+pub fn build(
+    cr: &Dataset,
+    valid: &Valid,
+    step: &Step,
+    observed: &Observed,
+    settings: &Settings,
+    actions: &mut Actions<DatasetStatus>,
+) {
+    let (Step::Ready { fingerprint, .. }
+    | Step::Build { fingerprint, .. }
+    | Step::Pause { fingerprint, .. }
+    | Step::Failed { fingerprint, .. }) = step
+    else {
+        return;
+    };
+    if let Step::Build { attempt, .. } = step {
+        let name = job_name(
+            cr.metadata.name.as_deref().unwrap_or_default(),
+            fingerprint,
+            *attempt,
+        );
+        let exists = observed
+            .jobs
+            .iter()
+            .any(|job| job.metadata.name.as_deref() == Some(name.as_str()));
+        if !exists {
+            start(cr, valid, fingerprint, *attempt, settings, actions);
+        }
+    }
+    // What other fingerprints left behind: a build that goes on would write a version that the spec
+    // no longer asks for.
+    let name = |metadata: &ObjectMeta| metadata.name.clone().unwrap_or_default();
+    let keep = configuration_name(&name(&cr.metadata), fingerprint);
+    let jobs = observed
+        .jobs
+        .iter()
+        .filter(|job| !is_of(job, fingerprint))
+        .map(|job| (ChildKind::Job, &job.metadata));
+    let maps = observed
+        .configurations
+        .iter()
+        .filter(|map| name(&map.metadata) != keep)
+        .map(|map| (ChildKind::ConfigMap, &map.metadata));
+    for (kind, metadata) in jobs.chain(maps) {
+        if metadata.deletion_timestamp.is_none() {
+            actions.delete.push(Delete {
+                kind,
+                name: name(metadata),
+                uid: metadata.uid.clone().unwrap_or_default(),
+                grace_seconds: None,
+            });
+        }
+    }
+}
+
+fn start(
+    cr: &Dataset,
+    valid: &Valid,
+    fingerprint: &Digest,
+    attempt: u32,
+    settings: &Settings,
+    actions: &mut Actions<DatasetStatus>,
+) {
+    let owner = Owner::new(KIND, &cr.metadata);
+    let configuration = configuration_name(&owner.name, fingerprint);
+    let (map, _) = build_configuration(
+        owner.child_metadata(&configuration, COMPONENT),
+        &build_config(&owner.name, valid, fingerprint),
+    );
+    actions.apply.push(Child::ConfigMap(Box::new(map)));
+    actions.create.push(build_attempt(
+        &owner,
+        valid,
+        fingerprint,
+        attempt,
+        configuration,
+        settings,
+    ));
+}
+
+fn build_config(name: &str, valid: &Valid, fingerprint: &Digest) -> BuildConfig {
+    BuildConfig {
+        dataset: name.to_owned(),
+        fingerprint: fingerprint.clone(),
+        format: valid.format,
+        sources: valid
+            .sources
+            .iter()
+            .map(|source| BuildSource {
+                name: source.name.clone(),
+                uri: uri(&source.place),
+                path: match &source.place {
+                    Place::Key { key, .. } => {
+                        format!("{}/{}/{key}", pod::SOURCES_DIR, source.name)
+                    }
+                    Place::File(uri) => {
+                        format!("{}/{}", pod::claim_dir(uri.claim()), uri.path())
+                    }
+                },
+            })
+            .collect(),
+        validation: valid.validation.clone(),
+        split: valid.split.clone(),
+    }
+}
+
+fn build_attempt(
+    owner: &Owner,
+    valid: &Valid,
+    fingerprint: &Digest,
+    attempt: u32,
+    configuration: String,
+    settings: &Settings,
+) -> Job {
+    let recipe = Recipe {
+        labels: labels::child(COMPONENT, KIND, &owner.name),
+        annotations: std::collections::BTreeMap::new(),
+        binary: "dataset-builder",
+        arguments: Vec::new(),
+        image: settings.images.trainer.clone(),
+        resources: settings.dataset_builder.resources.clone(),
+        configuration,
+        store: Some(StoreAccess::ReadWrite),
+        claims: valid
+            .sources
+            .iter()
+            .filter_map(|source| match &source.place {
+                Place::File(uri) => Some(uri.claim().to_owned()),
+                Place::Key { .. } => None,
+            })
+            .collect(),
+        keys: valid
+            .sources
+            .iter()
+            .filter_map(|source| match &source.place {
+                Place::Key { config_map, key } => Some(MountedKey {
+                    source: source.name.clone(),
+                    config_map: config_map.clone(),
+                    key: key.clone(),
+                }),
+                Place::File(_) => None,
+            })
+            .collect(),
+        ports: Vec::new(),
+        readiness: None,
+        liveness: None,
+        grace_seconds: 30,
+        restart_policy: "Never",
+        priority_class_name: None,
+    };
+    let mut metadata =
+        owner.child_metadata(&job_name(&owner.name, fingerprint, attempt), COMPONENT);
+    metadata
+        .labels
+        .get_or_insert_default()
+        .insert(labels::ATTEMPT.to_owned(), attempt.to_string());
+    metadata.annotations.get_or_insert_default().insert(
+        labels::CONTENT_HASH_ANNOTATION.to_owned(),
+        fingerprint.hex().to_owned(),
+    );
+    jobs::build_job(metadata, build_pod(recipe, Placement::default(), settings))
+}

@@ -1,0 +1,108 @@
+//! Dataset: a change of spec, of a source or of the refresh annotation is a new fingerprint, and a
+//! fingerprint that the store does not know is built by a Job.
+
+mod children;
+mod status;
+mod step;
+mod validate;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+
+use graftwork_api::{Dataset, DatasetStatus};
+use graftwork_contract::Digest;
+use jiff::Timestamp;
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::ConfigMap;
+
+use crate::observed::{Asked, Found, Pod, Record};
+use crate::plan::Plan;
+use crate::settings::Settings;
+use crate::storage::StorageProblem;
+
+pub use validate::{Invalid, Valid, validate};
+
+/// Kind, as in YAML.
+pub const KIND: &str = "Dataset";
+
+/// What a Dataset's surroundings look like.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Observed {
+    /// Every source of the spec, by name.
+    pub sources: BTreeMap<String, SourceState>,
+    /// Why the namespace has no store.
+    pub storage: Option<StorageProblem>,
+    /// The record of the build with the present fingerprint.
+    pub build: Asked<Option<Record>>,
+    /// The records of all versions.
+    pub versions: Asked<Vec<Record>>,
+    /// Jobs of this Dataset.
+    pub jobs: Vec<Job>,
+    /// The Job of the next attempt has somebody else's name.
+    pub foreign_job: bool,
+    /// Pods of those Jobs.
+    pub pods: Vec<Pod>,
+    /// The configuration of the present fingerprint's build.
+    pub configuration: Found<ConfigMap>,
+    /// All configurations of this Dataset's builds.
+    pub configurations: Vec<ConfigMap>,
+}
+
+/// What a source points at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SourceState {
+    /// There is no object of that name.
+    Absent,
+    /// The object is being deleted.
+    Deleting,
+    /// The `ConfigMap` has no such key.
+    KeyAbsent,
+    /// The claim has no volume.
+    NotBound,
+    /// It can be mounted; a `ConfigMap`'s key with the digest of its bytes.
+    Present(Option<Digest>),
+}
+
+/// What decides a build's outcome as far as the operator can see it; none while a source is missing
+/// or the spec is invalid.
+pub fn fingerprint(cr: &Dataset, sources: &BTreeMap<String, SourceState>) -> Option<Digest> {
+    let valid = validate(&cr.spec).ok()?;
+    step::fingerprint(&valid, status::refresh(cr), sources)
+}
+
+/// Names of the objects that a build with this fingerprint would have next.
+pub fn names(cr: &Dataset, fingerprint: &Digest, jobs: &[Job]) -> Names {
+    let owner = cr.metadata.name.as_deref().unwrap_or_default();
+    Names {
+        configuration: children::configuration_name(owner, fingerprint),
+        job: children::job_name(owner, fingerprint, step::attempts(jobs, fingerprint) + 1),
+    }
+}
+
+/// Names of a build's objects.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Names {
+    /// Its configuration.
+    pub configuration: String,
+    /// The next attempt's Job.
+    pub job: String,
+}
+
+/// What is to be done about a Dataset.
+pub fn plan(
+    cr: &Dataset,
+    observed: &Observed,
+    settings: &Settings,
+    now: Timestamp,
+) -> Plan<DatasetStatus> {
+    let valid = match validate(&cr.spec) {
+        Ok(valid) => valid,
+        Err(invalid) => return Plan::Act(status::invalid(cr, &invalid, now)),
+    };
+    let step = step::step(cr, &valid, observed, now);
+    let mut actions = status::report(cr, &step, observed, now);
+    children::build(cr, &valid, &step, observed, settings, &mut actions);
+    Plan::Act(actions)
+}

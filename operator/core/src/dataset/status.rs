@@ -1,0 +1,306 @@
+//! A Dataset's status: what is said about each step.
+
+use std::time::Duration;
+
+use graftwork_api::conditions::{condition, reason};
+use graftwork_api::dataset::{DatasetVersion, LatestVersion, RejectedRow, RowCounts};
+use graftwork_api::{Dataset, DatasetStatus, Time, labels};
+use graftwork_contract::dataset::VersionRecord;
+use jiff::Timestamp;
+
+use super::Observed;
+use super::step::Step;
+use super::validate::Invalid;
+use crate::conditions::{self, Conditions, Truth};
+use crate::plan::{Actions, Event};
+use crate::storage::StorageProblem;
+
+/// Versions that status lists.
+const LISTED_VERSIONS: usize = 50;
+
+/// Value of the refresh annotation.
+pub fn refresh(cr: &Dataset) -> Option<&str> {
+    cr.metadata
+        .annotations
+        .as_ref()?
+        .get(labels::REFRESH_ANNOTATION)
+        .map(String::as_str)
+}
+
+/// A spec that can't work: nothing is touched, what was built stays.
+pub fn invalid(cr: &Dataset, invalid: &Invalid, now: Timestamp) -> Actions<DatasetStatus> {
+    let message = format!("{}: {}", invalid.field, invalid.message);
+    let said = Said {
+        truth: Truth::False,
+        reason: reason::INVALID_SPEC,
+        message: &message,
+        moving: Moving::Stalled,
+    };
+    say(cr, cr.status.clone().unwrap_or_default(), &said, now)
+}
+
+enum Moving {
+    Rests,
+    Reconciling,
+    Stalled,
+}
+
+struct Said<'a> {
+    truth: Truth,
+    reason: &'a str,
+    message: &'a str,
+    moving: Moving,
+}
+
+/// Status and events of a step.
+pub fn report(
+    cr: &Dataset,
+    step: &Step,
+    observed: &Observed,
+    now: Timestamp,
+) -> Actions<DatasetStatus> {
+    let old = cr.status.clone().unwrap_or_default();
+    let said = |truth, reason, message, moving| Said {
+        truth,
+        reason,
+        message,
+        moving,
+    };
+    match step {
+        Step::SourceMissing { message } => {
+            let said = said(
+                Truth::False,
+                reason::SOURCE_NOT_FOUND,
+                message,
+                Moving::Rests,
+            );
+            say(cr, old, &said, now)
+        }
+        Step::NameTaken { message } | Step::NoStorage(StorageProblem::NotOurs(message)) => {
+            let said = said(
+                Truth::False,
+                reason::OBJECT_NOT_OURS,
+                message,
+                Moving::Stalled,
+            );
+            say(cr, old, &said, now)
+        }
+        Step::NoStorage(StorageProblem::Unavailable(message)) => {
+            let said = said(
+                Truth::False,
+                reason::STORAGE_UNAVAILABLE,
+                message,
+                Moving::Rests,
+            );
+            say(cr, old, &said, now)
+        }
+        Step::KeeperAway { message } => keeper_away(cr, old, message, now),
+        Step::Ready {
+            record, versions, ..
+        } => ready(cr, old, record.version, versions, now),
+        Step::Build { attempt, .. } => {
+            let mut message = if *attempt == 1 {
+                "a version is being built".to_owned()
+            } else {
+                format!("a version is being built, attempt {attempt}")
+            };
+            if let Some(problem) = observed.pods.iter().find_map(waits_for) {
+                message = format!("{message}; its pod waits: {problem}");
+            }
+            let said = said(
+                Truth::Unknown,
+                reason::BUILDING,
+                &message,
+                Moving::Reconciling,
+            );
+            let mut actions = say(cr, old, &said, now);
+            actions.requeue_after = Some(Duration::from_secs(30));
+            actions
+        }
+        Step::Pause {
+            seconds, message, ..
+        } => {
+            let message = format!("a version is built again after: {message}");
+            let said = said(
+                Truth::Unknown,
+                reason::BUILDING,
+                &message,
+                Moving::Reconciling,
+            );
+            let mut actions = say(cr, old, &said, now);
+            actions.requeue_after = Some(Duration::from_secs(*seconds));
+            actions
+        }
+        Step::Failed {
+            reason, message, ..
+        } => {
+            let mut next = old;
+            next.observed_refresh = refresh(cr).map(str::to_owned);
+            // A pod's last words outlive it in the condition.
+            let known = conditions::find(&next.conditions, condition::READY)
+                .filter(|known| known.reason == *reason && observed.pods.is_empty())
+                .map(|known| known.message.clone());
+            let message = known.as_ref().unwrap_or(message);
+            let said = said(Truth::False, reason, message, Moving::Rests);
+            say(cr, next, &said, now)
+        }
+    }
+}
+
+/// Why a pod does not start.
+fn waits_for(pod: &crate::observed::Pod) -> Option<String> {
+    pod.unschedulable
+        .clone()
+        .or_else(|| pod.image_problem().map(str::to_owned))
+}
+
+/// A keeper that is away for a moment takes nothing back.
+fn keeper_away(
+    cr: &Dataset,
+    old: DatasetStatus,
+    message: &str,
+    now: Timestamp,
+) -> Actions<DatasetStatus> {
+    let settled = conditions::is_true(&old.conditions, condition::READY)
+        && old.observed_generation == cr.metadata.generation
+        && old.observed_refresh.as_deref() == refresh(cr);
+    let mut actions = if settled {
+        Actions::default()
+    } else {
+        let said = Said {
+            truth: Truth::Unknown,
+            reason: reason::STORAGE_UNAVAILABLE,
+            message,
+            moving: Moving::Reconciling,
+        };
+        say(cr, old, &said, now)
+    };
+    actions.requeue_after = Some(Duration::from_secs(2));
+    actions
+}
+
+fn ready(
+    cr: &Dataset,
+    old: DatasetStatus,
+    version: u32,
+    versions: &[VersionRecord],
+    now: Timestamp,
+) -> Actions<DatasetStatus> {
+    let latest = versions.iter().find(|known| known.version == version);
+    let Some(latest) = latest else {
+        let message =
+            format!("the store has a build of version {version} and no record of that version");
+        let said = Said {
+            truth: Truth::False,
+            reason: reason::INTERNAL_ERROR,
+            message: &message,
+            moving: Moving::Rests,
+        };
+        return say(cr, old, &said, now);
+    };
+    let changed = old.latest.as_ref().map(|latest| latest.version) != Some(version);
+    let mut next = old;
+    next.observed_refresh = refresh(cr).map(str::to_owned);
+    next.latest = Some(LatestVersion {
+        version,
+        digest: latest.digest.to_string(),
+        rows: valid_rows(latest),
+    });
+    next.versions = versions
+        .iter()
+        .take(LISTED_VERSIONS)
+        .map(print_version)
+        .collect();
+    let rows = &latest.rows;
+    let message = format!(
+        "version {version} has {} rows: {} train, {} validation, {} test; {} were left out",
+        valid_rows(latest),
+        rows.train,
+        rows.validation,
+        rows.test,
+        rows.rejected
+    );
+    let said = Said {
+        truth: Truth::True,
+        reason: reason::READY,
+        message: &message,
+        moving: Moving::Rests,
+    };
+    let mut actions = say(cr, next, &said, now);
+    if changed && actions.events.is_empty() {
+        actions.events = vec![Event::normal(reason::READY, message)];
+    }
+    actions
+}
+
+fn valid_rows(record: &VersionRecord) -> u64 {
+    record.rows.train + record.rows.validation + record.rows.test
+}
+
+fn print_version(record: &VersionRecord) -> DatasetVersion {
+    DatasetVersion {
+        version: record.version,
+        digest: record.digest.to_string(),
+        schema_hash: record.schema_hash.to_string(),
+        created_time: Time(record.created_time.parse().unwrap_or(Timestamp::UNIX_EPOCH)),
+        rows: RowCounts {
+            train: record.rows.train,
+            validation: record.rows.validation,
+            test: record.rows.test,
+            rejected: record.rows.rejected,
+        },
+        rejected: record
+            .rejected
+            .iter()
+            .take(graftwork_contract::dataset::NAMED_REJECTED_ROWS)
+            .map(|row| RejectedRow {
+                source: row.source.clone(),
+                line: row.line,
+                rule: row.rule.clone(),
+            })
+            .collect(),
+        size_bytes: record.size_bytes,
+        provenance_digest: Some(record.provenance_digest.to_string()),
+    }
+}
+
+fn say(
+    cr: &Dataset,
+    mut next: DatasetStatus,
+    said: &Said<'_>,
+    now: Timestamp,
+) -> Actions<DatasetStatus> {
+    let old = cr.status.as_ref().map(|status| status.conditions.clone());
+    let old = old.unwrap_or_default();
+    let mut conditions = Conditions::new(&next.conditions, cr.metadata.generation, now);
+    conditions.set(condition::READY, said.truth, said.reason, said.message);
+    conditions.set_while(
+        condition::RECONCILING,
+        matches!(said.moving, Moving::Reconciling),
+        said.reason,
+        said.message,
+    );
+    conditions.set_while(
+        condition::STALLED,
+        matches!(said.moving, Moving::Stalled),
+        said.reason,
+        said.message,
+    );
+    next.conditions = conditions.into_list();
+    next.observed_generation = cr.metadata.generation;
+    let events = if conditions::has_turned(&old, &next.conditions, condition::READY) {
+        vec![match said.truth {
+            Truth::False => Event::warning(said.reason, conditions::shorten(said.message)),
+            Truth::True | Truth::Unknown => {
+                Event::normal(said.reason, conditions::shorten(said.message))
+            }
+        }]
+    } else {
+        Vec::new()
+    };
+    Actions {
+        status: Some(next),
+        events,
+        ..Actions::default()
+    }
+}

@@ -1,0 +1,178 @@
+//! A Dataset's spec, read once: after this nothing can fail for what it says.
+
+use graftwork_api::DatasetSpec;
+use graftwork_api::dataset::{FormatType, SplitMethod};
+use graftwork_api::uri::PvcUri;
+use graftwork_contract::dataset::{Format, HashSplit, Validation};
+
+/// A spec that can be built.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Valid {
+    /// Shape of the rows.
+    pub format: Format,
+    /// Where they come from.
+    pub sources: Vec<Source>,
+    /// Which are good.
+    pub validation: Validation,
+    /// How they are dealt.
+    pub split: HashSplit,
+}
+
+/// One source.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Source {
+    /// Its name.
+    pub name: String,
+    /// What it points at.
+    pub place: Place,
+}
+
+/// What a source points at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// A key of a `ConfigMap`.
+    Key {
+        /// Name of the `ConfigMap`.
+        config_map: String,
+        /// The key.
+        key: String,
+    },
+    /// A file on a claim.
+    File(PvcUri),
+}
+
+/// A field that can't work.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Invalid {
+    /// Path of the field.
+    pub field: String,
+    /// What is wrong, with value and limit.
+    pub message: String,
+}
+
+impl Invalid {
+    fn new(field: impl Into<String>, message: impl Into<String>) -> Self {
+        Self {
+            field: field.into(),
+            message: message.into(),
+        }
+    }
+}
+
+/// Reads a spec.
+///
+/// # Errors
+/// The first field that can't work. The schema refuses most of this before; an operator that is
+/// older or newer than the schema does not rely on it.
+pub fn validate(spec: &DatasetSpec) -> Result<Valid, Invalid> {
+    let format = match &spec.format.type_ {
+        FormatType::Text => Format::Text,
+        FormatType::Completion => Format::Completion,
+        FormatType::Chat => Format::Chat,
+        FormatType::Other(other) => {
+            return Err(unknown("spec.format.type", other, FormatType::KNOWN));
+        }
+    };
+    if spec.sources.is_empty() {
+        return Err(Invalid::new(
+            "spec.sources",
+            "at least one source is needed",
+        ));
+    }
+    let mut sources: Vec<Source> = Vec::with_capacity(spec.sources.len());
+    for source in &spec.sources {
+        let source = read_source(source)?;
+        if sources.iter().any(|known| known.name == source.name) {
+            return Err(Invalid::new(
+                "spec.sources",
+                format!("the name {:?} stands twice", source.name),
+            ));
+        }
+        sources.push(source);
+    }
+    let percent = &spec.validation.maximum_invalid_percent;
+    if !percent
+        .value()
+        .is_some_and(|percent| (0.0..=100.0).contains(&percent))
+    {
+        return Err(Invalid::new(
+            "spec.validation.maximumInvalidPercent",
+            format!("\"{percent}\" is not a number from 0 to 100"),
+        ));
+    }
+    Ok(Valid {
+        format,
+        sources,
+        validation: Validation {
+            minimum_rows: spec.validation.minimum_rows,
+            maximum_invalid_percent: percent.to_string(),
+        },
+        split: read_split(&spec.split)?,
+    })
+}
+
+fn read_source(source: &graftwork_api::dataset::Source) -> Result<Source, Invalid> {
+    let field = |rest: &str| format!("spec.sources[{}]{rest}", source.name);
+    let place = match (&source.config_map_ref, &source.uri) {
+        (Some(reference), None) => Place::Key {
+            config_map: reference.name.clone(),
+            key: reference.key.clone(),
+        },
+        (None, Some(uri)) => {
+            let uri = PvcUri::parse(uri)
+                .map_err(|error| Invalid::new(field(".uri"), error.to_string()))?;
+            if uri.path().is_empty() {
+                return Err(Invalid::new(
+                    field(".uri"),
+                    format!("\"{uri}\" names no file: write pvc://CLAIM/PATH"),
+                ));
+            }
+            Place::File(uri)
+        }
+        _ => {
+            return Err(Invalid::new(
+                field(""),
+                "exactly one of configMapRef and uri is needed",
+            ));
+        }
+    };
+    Ok(Source {
+        name: source.name.clone(),
+        place,
+    })
+}
+
+fn read_split(split: &graftwork_api::dataset::Split) -> Result<HashSplit, Invalid> {
+    match &split.method {
+        SplitMethod::Hash => {}
+        SplitMethod::Other(other) => {
+            return Err(unknown("spec.split.method", other, SplitMethod::KNOWN));
+        }
+    }
+    let sum = u64::from(split.train_percent)
+        + u64::from(split.validation_percent)
+        + u64::from(split.test_percent);
+    if sum != 100 {
+        return Err(Invalid::new(
+            "spec.split",
+            format!("trainPercent, validationPercent and testPercent sum to {sum}, not to 100"),
+        ));
+    }
+    Ok(HashSplit {
+        group_column: split.group_column.clone(),
+        train_percent: split.train_percent,
+        validation_percent: split.validation_percent,
+        test_percent: split.test_percent,
+        seed: split.seed,
+    })
+}
+
+fn unknown(field: &str, value: &str, known: &[&str]) -> Invalid {
+    Invalid::new(
+        field,
+        format!(
+            "\"{value}\" is not known to this version; it knows {}",
+            known.join(", ")
+        ),
+    )
+}
