@@ -1,2 +1,7 @@
-//! trainer
-fn main() {}
+//! The trainer's binary; everything is in the library.
+
+use clap::Parser as _;
+
+fn main() -> std::process::ExitCode {
+    trainer::cli::main(&trainer::cli::Cli::parse())
+}

@@ -1,0 +1,269 @@
+//! Checkpoints: a training's state in a folder of its own, believed only after its digest matched.
+//!
+//! ```text
+//! <root>/<fencing epoch>/<step>/{state.safetensors, manifest.json}
+//! ```
+//! The store makes a folder appear with all its files at once, so whatever instant the process dies
+//! at, there is either the new checkpoint or the one before it. One that was damaged later is passed
+//! over.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use graftwork_artifacts::{Error as StoreError, MANIFEST_FILE, Store};
+use graftwork_contract::Digest;
+use serde::{Deserialize, Serialize};
+
+use crate::optimizer::AdamWConfig;
+use crate::state_file::{self, StateFileError};
+use crate::train::State;
+
+const STATE_FILE: &str = "state.safetensors";
+
+/// What the bits of a step depend on beside the state: a resumed training on a machine where these
+/// differ is still right, but not bit for bit what it would have been.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Environment {
+    /// Compute threads.
+    pub threads: usize,
+    /// The kernels that the machine's instruction set chose.
+    pub kernels: String,
+    /// Version of the trainer.
+    pub code_version: String,
+}
+
+/// `manifest.json` of a checkpoint.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Record {
+    /// Finished optimiser steps.
+    pub step: u64,
+    /// Micro-batches of the next step that the state holds.
+    pub micro_batch: u64,
+    /// The files of the folder: name to SHA-256.
+    pub files: BTreeMap<String, Digest>,
+    /// Digest of everything that decides the result; a state is not taken over into another plan.
+    pub plan: Digest,
+    /// Where it was computed.
+    pub environment: Environment,
+    /// When it was saved, in seconds since the Unix epoch.
+    pub saved_unix_seconds: u64,
+}
+
+/// A checkpoint that can't be saved.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The state's bytes.
+    #[error(transparent)]
+    State(#[from] StateFileError),
+}
+
+/// The checkpoints of one run.
+#[derive(Debug)]
+pub struct Checkpoints<'a> {
+    store: &'a Store,
+    root: String,
+    plan: Digest,
+    names: Vec<String>,
+}
+
+/// A checkpoint that was read back whole.
+#[derive(Debug)]
+pub struct Restored {
+    /// The state.
+    pub state: State,
+    /// Its record.
+    pub record: Record,
+}
+
+impl Environment {
+    /// This process, with `threads` compute threads (0: as many as it may use).
+    pub fn new(threads: usize) -> Self {
+        let threads = match threads {
+            0 => rayon::current_num_threads(),
+            threads => threads,
+        };
+        Self {
+            threads,
+            kernels: graftwork_model::kernel::Isa::detect().name().to_owned(),
+            code_version: env!("CARGO_PKG_VERSION").to_owned(),
+        }
+    }
+}
+
+impl<'a> Checkpoints<'a> {
+    /// The checkpoints below `root` of a training with this plan and these parameter names.
+    pub fn new(store: &'a Store, root: String, plan: Digest, names: Vec<String>) -> Self {
+        Self {
+            store,
+            root,
+            plan,
+            names,
+        }
+    }
+
+    /// Saves `state` under fencing epoch `epoch`. A checkpoint of the same step and epoch that is
+    /// there already is kept: what would be lost is less than a step.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn save(
+        &self,
+        epoch: u64,
+        state: &State,
+        environment: &Environment,
+        now: u64,
+    ) -> Result<(), CheckpointError> {
+        let folder = format!("{}/{epoch}/{}", self.root, state.step);
+        if self.store.locate(&folder)?.exists() {
+            return Ok(());
+        }
+        let staged = self.store.stage(&folder)?;
+        staged.write(STATE_FILE, &state_file::encode(state, &self.names)?)?;
+        let record = Record {
+            step: state.step,
+            micro_batch: state.micro_batch,
+            files: staged.files()?.digests,
+            plan: self.plan.clone(),
+            environment: environment.clone(),
+            saved_unix_seconds: now,
+        };
+        staged.publish(&record)?;
+        Ok(())
+    }
+
+    /// The checkpoint with the most work in it that can be read back whole; torn and foreign ones
+    /// are passed over with a warning.
+    ///
+    /// # Errors
+    /// The store can't be listed.
+    pub fn newest(&self, optimizer: AdamWConfig) -> Result<Option<Restored>, CheckpointError> {
+        for (step, epoch) in self.list()?.into_iter().rev() {
+            let folder = format!("{}/{epoch}/{step}", self.root);
+            match self.read(&folder, optimizer) {
+                Ok(restored) => return Ok(Some(restored)),
+                Err(problem) => {
+                    tracing::warn!(folder, problem, "checkpoint can't be used, trying the one before");
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Removes all but the newest `keep` checkpoints.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn prune(&self, keep: usize) -> Result<(), CheckpointError> {
+        let all = self.list()?;
+        for (step, epoch) in all.iter().take(all.len().saturating_sub(keep)) {
+            self.store.remove_folder(&format!("{}/{epoch}/{step}", self.root))?;
+        }
+        Ok(())
+    }
+
+    /// Every `(step, epoch)` with a record, in ascending order.
+    fn list(&self) -> Result<BTreeSet<(u64, u64)>, StoreError> {
+        let prefix = format!("{}/", self.root);
+        let found = self.store.list(&prefix)?;
+        Ok(found
+            .iter()
+            .filter_map(|entry| {
+                let folder = entry.path.strip_prefix(&prefix)?.strip_suffix(MANIFEST_FILE)?;
+                let (epoch, step) = folder.trim_end_matches('/').split_once('/')?;
+                Some((step.parse().ok()?, epoch.parse().ok()?))
+            })
+            .collect())
+    }
+
+    fn read(&self, folder: &str, optimizer: AdamWConfig) -> Result<Restored, String> {
+        let text = |error: &dyn std::error::Error| crate::failure::causes(error);
+        let record: Option<Record> =
+            self.store.get_json(&format!("{folder}/{MANIFEST_FILE}")).map_err(|e| text(&e))?;
+        let record = record.ok_or("its manifest is gone")?;
+        if record.plan != self.plan {
+            return Err("it belongs to another configuration".to_owned());
+        }
+        let digest = record.files.get(STATE_FILE).ok_or("its manifest names no state")?;
+        let bytes = self
+            .store
+            .get_verified(&format!("{folder}/{STATE_FILE}"), digest)
+            .map_err(|e| text(&e))?;
+        let state = state_file::decode(&bytes, &self.names, optimizer).map_err(|e| text(&e))?;
+        Ok(Restored { state, record })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::optimizer::AdamW;
+
+    fn state(step: u64) -> State {
+        let list = vec![vec![step as f32, 2.0]];
+        State {
+            step,
+            micro_batch: 0,
+            batch_loss: 0.0,
+            tokens: 5,
+            losses: vec![1.5],
+            parameters: list.clone(),
+            gradients: vec![vec![0.0; 2]],
+            optimizer: AdamW::restore(AdamWConfig::default(), list.clone(), list),
+        }
+    }
+
+    fn checkpoints(store: &Store, plan: &[u8]) -> Checkpoints<'static> {
+        let store: &'static Store = Box::leak(Box::new(store.clone()));
+        Checkpoints::new(store, "run/checkpoints".into(), Digest::of(plan), vec!["w".into()])
+    }
+
+    fn newest(checkpoints: &Checkpoints<'_>) -> Option<u64> {
+        let restored = checkpoints.newest(AdamWConfig::default()).unwrap()?;
+        assert_eq!(restored.state, state(restored.record.step));
+        Some(restored.record.step)
+    }
+
+    #[test]
+    fn the_newest_whole_one_counts_whatever_its_epoch() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let checkpoints = checkpoints(&store, b"plan");
+        let environment = Environment::new(1);
+        assert_eq!(newest(&checkpoints), None);
+        for (epoch, step) in [(1, 10), (1, 20), (2, 15)] {
+            checkpoints.save(epoch, &state(step), &environment, 0).unwrap();
+        }
+        assert_eq!(newest(&checkpoints), Some(20));
+        let torn = dir.path().join("run/checkpoints/1/20/state.safetensors");
+        let bytes = std::fs::read(&torn).unwrap();
+        std::fs::write(&torn, &bytes[..bytes.len() / 2]).unwrap();
+        assert_eq!(newest(&checkpoints), Some(15));
+        std::fs::write(dir.path().join("run/checkpoints/2/15/manifest.json"), "{").unwrap();
+        assert_eq!(newest(&checkpoints), Some(10));
+    }
+
+    #[test]
+    fn another_plans_state_is_not_taken_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        checkpoints(&store, b"one").save(1, &state(10), &Environment::new(1), 0).unwrap();
+        assert_eq!(newest(&checkpoints(&store, b"two")), None);
+        assert_eq!(newest(&checkpoints(&store, b"one")), Some(10));
+    }
+
+    #[test]
+    fn only_the_newest_are_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let checkpoints = checkpoints(&store, b"plan");
+        for step in [10, 100, 20, 9] {
+            checkpoints.save(1, &state(step), &Environment::new(1), 0).unwrap();
+        }
+        checkpoints.prune(2).unwrap();
+        assert_eq!(checkpoints.list().unwrap(), BTreeSet::from([(20, 1), (100, 1)]));
+    }
+}

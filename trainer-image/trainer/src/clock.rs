@@ -1,0 +1,37 @@
+//! The only module that reads clocks. No time enters a result's digest.
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// Now, for measuring durations.
+pub fn monotonic() -> Instant {
+    Instant::now()
+}
+
+/// Time since `start`.
+pub fn since(start: Instant) -> Duration {
+    start.elapsed()
+}
+
+/// Seconds since `start`.
+pub fn seconds_since(start: Instant) -> f64 {
+    start.elapsed().as_secs_f64()
+}
+
+/// Wall time in seconds since 1970.
+pub fn unix_seconds() -> u64 {
+    unix().as_secs()
+}
+
+/// Wall time in nanoseconds since 1970.
+pub fn unix_nanoseconds() -> u64 {
+    unix().as_nanos() as u64
+}
+
+fn unix() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+/// Wall time as RFC 3339 in UTC, for example `2026-11-21T04:05:06Z`.
+pub fn rfc3339() -> String {
+    jiff::Timestamp::from_second(unix_seconds() as i64).unwrap_or_default().to_string()
+}

@@ -1,0 +1,182 @@
+//! The run's configuration, read from its file and checked before anything else is touched.
+
+use std::path::Path;
+
+use graftwork_contract::dataset::Format;
+use graftwork_contract::run::{Hyperparameters, Lora, MetricKind, TrainerConfig};
+use graftwork_model::config::LlamaConfig;
+use graftwork_model::lora::{LoraConfig, Module};
+
+use crate::failure::Failure;
+use crate::optimizer::AdamWConfig;
+use crate::order::{Length, Size};
+use crate::train::MAXIMUM_MICRO_BATCHES;
+
+/// Reads and checks the configuration as far as it can be without the base model.
+///
+/// # Errors
+/// [`Failure`] with `BadConfig`, naming field, value and limit.
+pub fn read_config(path: &Path) -> Result<TrainerConfig, Failure> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| Failure::bad_config(format!("cannot read {}: {error}", path.display())))?;
+    let config: TrainerConfig = serde_json::from_str(&text)
+        .map_err(|error| Failure::bad_config(format!("{}: {error}", path.display())))?;
+    check(&config)?;
+    Ok(config)
+}
+
+/// A rule's outcome: `Err` with the message where it is broken.
+type Rule = Result<(), String>;
+
+fn rule(holds: bool, message: impl FnOnce() -> String) -> Rule {
+    if holds { Ok(()) } else { Err(message()) }
+}
+
+fn check(config: &TrainerConfig) -> Result<(), Failure> {
+    let h = &config.hyperparameters;
+    let rules = [
+        rule(config.lora.rank > 0, || "method.lora.rank is 0, must be at least 1".to_owned()),
+        positive("method.lora.alpha", config.lora.alpha),
+        share("method.lora.dropout", config.lora.dropout),
+        rule(!config.lora.target_modules.is_empty(), || {
+            format!("method.lora.targetModules is empty; known: {}", known_modules())
+        }),
+        positive("hyperparameters.learningRate", h.learning_rate),
+        rule(h.learning_rate <= 1.0, || {
+            format!("hyperparameters.learningRate is {}, must be at most 1", h.learning_rate)
+        }),
+        rule(h.maximum_steps.is_some() || h.epochs > 0, || {
+            "hyperparameters.epochs is 0 and maximumSteps is not set: nothing to train".to_owned()
+        }),
+        rule(h.maximum_steps != Some(0), || {
+            "hyperparameters.maximumSteps is 0, must be at least 1".to_owned()
+        }),
+        rule(h.batch_size > 0, || "hyperparameters.batchSize is 0, must be at least 1".to_owned()),
+        rule(h.micro_batch_size > 0 && h.micro_batch_size <= h.batch_size, || {
+            format!(
+                "hyperparameters.microBatchSize is {}, must be from 1 to batchSize {}",
+                h.micro_batch_size, h.batch_size
+            )
+        }),
+        rule(u64::from(h.batch_size) <= MAXIMUM_MICRO_BATCHES, || {
+            format!("hyperparameters.batchSize is {}, must be at most {MAXIMUM_MICRO_BATCHES}", h.batch_size)
+        }),
+        rule(h.maximum_sequence_length >= 2, || {
+            format!(
+                "hyperparameters.maximumSequenceLength is {}, must be at least 2",
+                h.maximum_sequence_length
+            )
+        }),
+        not_negative("hyperparameters.weightDecay", h.weight_decay),
+        not_negative("hyperparameters.maximumGradientNorm", h.maximum_gradient_norm),
+        rule(config.checkpoint.every_steps > 0, || {
+            "checkpoint.everySteps is 0, must be at least 1".to_owned()
+        }),
+        rule(config.checkpoint.keep > 0, || {
+            "checkpoint.keep is 0, must be at least 1".to_owned()
+        }),
+        rule(config.evaluation.maximum_new_tokens > 0, || {
+            "evaluation.maximumNewTokens is 0, must be at least 1".to_owned()
+        }),
+        rule(config.evaluation.maximum_rows != Some(0), || {
+            "evaluation.maximumRows is 0, must be at least 1".to_owned()
+        }),
+        rule(
+            config.resolved.dataset.format != Format::Text
+                || !config.evaluation.metrics.contains(&MetricKind::ExactMatch),
+            || {
+                "evaluation.metrics names ExactMatch, which needs a dataset of format Completion \
+                 or Chat; this one is Text"
+                    .to_owned()
+            },
+        ),
+    ];
+    rules.into_iter().collect::<Rule>().map_err(Failure::bad_config)
+}
+
+fn positive(field: &str, value: f64) -> Rule {
+    rule(value.is_finite() && value > 0.0, || format!("{field} is {value}, must be above 0"))
+}
+
+fn not_negative(field: &str, value: f64) -> Rule {
+    rule(value.is_finite() && value >= 0.0, || format!("{field} is {value}, must be 0 or more"))
+}
+
+fn share(field: &str, value: f64) -> Rule {
+    rule((0.0..1.0).contains(&value), || {
+        format!("{field} is {value}, must be at least 0 and below 1")
+    })
+}
+
+fn known_modules() -> String {
+    Module::ALL.map(Module::name).join(", ")
+}
+
+/// LoRA's shape for this base model.
+///
+/// # Errors
+/// [`Failure`] with `BadConfig`: an unknown module (the known ones are listed), a rank above the
+/// hidden size.
+pub fn lora_config(lora: &Lora, base: &LlamaConfig) -> Result<LoraConfig, Failure> {
+    let mut target_modules = Vec::new();
+    for name in &lora.target_modules {
+        let module = Module::parse(name).ok_or_else(|| {
+            Failure::bad_config(format!(
+                "method.lora.targetModules names {name:?}, which the base model does not have; \
+                 known: {}",
+                known_modules()
+            ))
+        })?;
+        if !target_modules.contains(&module) {
+            target_modules.push(module);
+        }
+    }
+    let rank = lora.rank as usize;
+    if rank > base.hidden_size {
+        return Err(Failure::bad_config(format!(
+            "method.lora.rank is {rank}, must be at most the base model's hidden size {}",
+            base.hidden_size
+        )));
+    }
+    Ok(LoraConfig {
+        rank,
+        alpha: lora.alpha,
+        dropout: lora.dropout,
+        target_modules,
+        use_rslora: false,
+    })
+}
+
+/// Tokens that an example may have: what was asked for, within the base model's context.
+///
+/// # Errors
+/// [`Failure`] with `BadConfig` where more is asked for than the base model can see.
+pub fn sequence_length(h: &Hyperparameters, base: &LlamaConfig) -> Result<usize, Failure> {
+    let asked = h.maximum_sequence_length as usize;
+    if asked > base.max_position_embeddings {
+        return Err(Failure::bad_config(format!(
+            "hyperparameters.maximumSequenceLength is {asked}, must be at most the base model's \
+             context {}",
+            base.max_position_embeddings
+        )));
+    }
+    Ok(asked)
+}
+
+/// Sizes, length and optimiser that the hyperparameters ask for.
+pub fn sizes(h: &Hyperparameters) -> (Size, Size, Length, AdamWConfig) {
+    let length = match h.maximum_steps {
+        Some(steps) => Length::Steps(steps),
+        None => Length::Epochs(u64::from(h.epochs)),
+    };
+    let optimizer = AdamWConfig {
+        weight_decay: h.weight_decay,
+        ..AdamWConfig::default()
+    };
+    (
+        Size::Examples(h.batch_size as usize),
+        Size::Examples(h.micro_batch_size as usize),
+        length,
+        optimizer,
+    )
+}

@@ -1,0 +1,116 @@
+//! A number that tells attempts of one run apart: a trainer that sees a higher one than its own has
+//! been replaced and writes nothing more.
+
+use std::time::{Duration, Instant};
+
+use graftwork_artifacts::{Error as StoreError, Store};
+use serde::{Deserialize, Serialize};
+
+use crate::clock;
+use crate::failure::{Failure, causes};
+
+/// How long a look at the store is believed between steps. Saves look again.
+const TRUST: Duration = Duration::from_millis(500);
+
+/// `fence/<epoch>.json`: who took the epoch. Two claims never have the same bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Claim {
+    pod: String,
+    process: u32,
+    unix_nanoseconds: u64,
+}
+
+/// This attempt's claim to the run.
+#[derive(Debug)]
+pub struct Fence<'a> {
+    store: &'a Store,
+    folder: String,
+    /// This attempt's number.
+    pub epoch: u32,
+    looked: Instant,
+}
+
+impl<'a> Fence<'a> {
+    /// Takes the next epoch of `folder`, which fences off every earlier one.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn take(store: &'a Store, folder: String, pod: &str) -> Result<Self, StoreError> {
+        let claim = Claim {
+            pod: pod.to_owned(),
+            process: std::process::id(),
+            unix_nanoseconds: clock::unix_nanoseconds(),
+        };
+        let taken = store.append_numbered(&folder, |_, _| Some(claim.clone()))?;
+        Ok(Self {
+            store,
+            folder,
+            epoch: taken.number,
+            looked: clock::monotonic(),
+        })
+    }
+
+    /// Looks whether a newer attempt has come, now and then.
+    ///
+    /// # Errors
+    /// [`Failure`] with `Fenced`, or the store's.
+    pub fn check_sometimes(&mut self) -> Result<(), Failure> {
+        if clock::since(self.looked) < TRUST {
+            return Ok(());
+        }
+        self.check()
+    }
+
+    /// Looks whether a newer attempt has come.
+    ///
+    /// # Errors
+    /// [`Failure`] with `Fenced`, or the store's.
+    pub fn check(&mut self) -> Result<(), Failure> {
+        let newest = self
+            .store
+            .latest_numbered::<Claim>(&self.folder)
+            .map_err(|error| Failure::unavailable(causes(&error)))?;
+        self.looked = clock::monotonic();
+        match newest {
+            Some((newest, claim)) if newest > self.epoch => Err(Failure::fenced(format!(
+                "attempt {} was taken over by attempt {newest} (pod {})",
+                self.epoch, claim.pod
+            ))),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use graftwork_contract::exit::ExitCode;
+
+    #[test]
+    fn a_newer_attempt_fences_off_the_older_and_not_itself() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let take = || Fence::take(&store, "runs/r/fence".to_owned(), "pod").unwrap();
+        let mut first = take();
+        assert_eq!(first.check(), Ok(()));
+        let mut second = take();
+        assert_eq!((first.epoch, second.epoch), (1, 2));
+        assert_eq!(first.check().unwrap_err().code, ExitCode::Fenced);
+        assert_eq!(second.check(), Ok(()));
+    }
+
+    #[test]
+    fn racing_attempts_get_different_epochs() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let mut epochs: Vec<u32> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..8)
+                .map(|_| scope.spawn(|| Fence::take(&store, "f".into(), "pod").unwrap().epoch))
+                .collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        epochs.sort_unstable();
+        assert_eq!(epochs, (1..=8).collect::<Vec<_>>());
+    }
+}

@@ -1,0 +1,196 @@
+//! Everything that a run reads: base model, reference adapter, rows. Each is verified by its digest
+//! before it is used.
+
+use std::path::Path;
+
+use graftwork_artifacts::rows::{self, Row};
+use graftwork_artifacts::{Category, Error as StoreError, MANIFEST_FILE, Store};
+use graftwork_contract::adapter::Manifest;
+use graftwork_contract::dataset::Split;
+use graftwork_contract::run::{MetricKind, ResolvedBase, ResolvedReference, TrainerConfig};
+use graftwork_contract::paths;
+use graftwork_model::base::{BaseError, BaseModel, base_digest};
+use graftwork_model::config::LlamaConfig;
+use graftwork_model::lora::LoadedAdapter;
+use graftwork_model::peft::Adapter;
+use graftwork_model::tokenizer::{TextTokenizer, TokenizedExample};
+use graftwork_model::transformer::Llama;
+
+use super::evaluate::TestRows;
+use super::tokens::{examples, question};
+use crate::failure::{Failure, causes};
+
+/// The frozen model.
+pub struct Base {
+    /// Its weights.
+    pub model: Llama,
+    /// Its tokenizer.
+    pub tokenizer: TextTokenizer,
+}
+
+/// The rows as tokens.
+#[derive(Debug, Default)]
+pub struct Inputs {
+    /// To train on.
+    pub train: Vec<TokenizedExample>,
+    /// To score.
+    pub test: TestRows,
+}
+
+impl Inputs {
+    /// Tokens of each training row.
+    pub fn lengths(&self) -> Vec<u32> {
+        self.train.iter().map(|example| example.tokens.len() as u32).collect()
+    }
+}
+
+/// Loads the base model from its mounted folder.
+///
+/// # Errors
+/// [`Failure`] with `BadConfig`: not a model that can be used, or not the one that was resolved.
+pub fn read_base(resolved: &ResolvedBase) -> Result<Base, Failure> {
+    let dir = Path::new(&resolved.path);
+    let refuse = |error: &dyn std::error::Error| {
+        Failure::bad_config(format!("baseModel {}: {}", resolved.uri, causes(error)))
+    };
+    let digest = base_digest(dir).map_err(|error| base_failure(&error, &resolved.uri))?;
+    if digest != resolved.digest.as_str() {
+        return Err(Failure::bad_config(format!(
+            "baseModel {} has digest {digest}, the run was resolved with {}; the folder was changed",
+            resolved.uri, resolved.digest
+        )));
+    }
+    let base = BaseModel::load(dir).map_err(|error| base_failure(&error, &resolved.uri))?;
+    let tokenizer = TextTokenizer::load(dir).map_err(|error| refuse(&error))?;
+    tracing::info!(parameters = base.config().parameters(), digest, "base model read");
+    Ok(Base {
+        model: Llama::new(&base),
+        tokenizer,
+    })
+}
+
+fn base_failure(error: &BaseError, uri: &str) -> Failure {
+    Failure::bad_config(format!("baseModel {uri}: {}", causes(error)))
+}
+
+/// Loads the adapter version that the new one is compared with.
+///
+/// # Errors
+/// [`Failure`]: the store's, or `BadConfig` where it does not fit the base model.
+pub fn read_reference(
+    store: &Store,
+    resolved: Option<&ResolvedReference>,
+    base: &Base,
+) -> Result<Option<LoadedAdapter>, Failure> {
+    let Some(resolved) = resolved else {
+        return Ok(None);
+    };
+    let named = format!("reference {} version {}", resolved.adapter, resolved.version);
+    let failure = |error: &StoreError| match error.category() {
+        Category::Invalid => Failure::bad_config(format!("{named}: {}", causes(error))),
+        Category::Transient | Category::Bug => Failure::unavailable(causes(error)),
+    };
+    let folder = paths::adapter(&resolved.adapter, &resolved.digest);
+    let path = format!("{folder}/{MANIFEST_FILE}");
+    let manifest: Manifest = store
+        .get_json(&path)
+        .map_err(|error| failure(&error))?
+        .ok_or_else(|| Failure::bad_config(format!("{named}: {path} does not exist")))?;
+    store.verify(&folder, &manifest.files).map_err(|error| failure(&error))?;
+    let dir = store.locate(&folder).map_err(|error| failure(&error))?;
+    let refuse = |error: &dyn std::error::Error| {
+        Failure::bad_config(format!("{named}: {}", causes(error)))
+    };
+    let adapter = Adapter::load(&dir).map_err(|error| refuse(&error))?;
+    if adapter.digest() != resolved.digest.as_str() {
+        return Err(Failure::bad_config(format!(
+            "{named} has digest {}, expected {}",
+            adapter.digest(),
+            resolved.digest
+        )));
+    }
+    LoadedAdapter::new(&adapter, base.model.config())
+        .map(Some)
+        .map_err(|error| refuse(&error))
+}
+
+/// Reads the rows to train on and to score, as tokens.
+///
+/// # Errors
+/// [`Failure`] with `BadData`: no rows, rows that can't be used, damaged files.
+pub fn read_rows(
+    store: &Store,
+    config: &TrainerConfig,
+    tokenizer: &TextTokenizer,
+    base: &LlamaConfig,
+    length: usize,
+) -> Result<Inputs, Failure> {
+    let train = read_split(store, config, Split::Train)?;
+    if train.is_empty() {
+        return Err(Failure::bad_data(format!(
+            "dataset {} version {} has no rows in its train split",
+            config.resolved.dataset.name, config.resolved.dataset.version
+        )));
+    }
+    let mut test = read_split(store, config, Split::Test)?;
+    if let Some(maximum) = config.evaluation.maximum_rows {
+        test.truncate(maximum as usize);
+    }
+    let metrics = &config.evaluation.metrics;
+    if test.is_empty() && !metrics.is_empty() {
+        return Err(Failure::bad_data(format!(
+            "dataset {} version {} has no rows in its test split, and evaluation.metrics needs some",
+            config.resolved.dataset.name, config.resolved.dataset.version
+        )));
+    }
+    let train = examples(&train, tokenizer, length)?;
+    if train.cut > 0 {
+        tracing::warn!(
+            rows = train.cut,
+            maximum_sequence_length = length,
+            "rows were longer and lost the start of their prompt"
+        );
+    }
+    let mut inputs = Inputs {
+        train: train.examples,
+        test: TestRows::default(),
+    };
+    if metrics.contains(&MetricKind::Loss) {
+        inputs.test.examples = examples(&test, tokenizer, length)?.examples;
+    }
+    if metrics.contains(&MetricKind::ExactMatch) {
+        let new_tokens = config.evaluation.maximum_new_tokens as usize;
+        let room = base.max_position_embeddings.saturating_sub(new_tokens).min(length);
+        if room == 0 {
+            return Err(Failure::bad_config(format!(
+                "evaluation.maximumNewTokens is {new_tokens}, must be below the base model's context {}",
+                base.max_position_embeddings
+            )));
+        }
+        for (index, row) in test.iter().enumerate() {
+            inputs.test.questions.extend(question(row, index, tokenizer, room)?);
+        }
+    }
+    tracing::info!(
+        train_rows = inputs.train.len(),
+        train_tokens = inputs.train.iter().map(|e| e.tokens.len()).sum::<usize>(),
+        test_rows = test.len(),
+        "rows read"
+    );
+    Ok(inputs)
+}
+
+fn read_split(store: &Store, config: &TrainerConfig, split: Split) -> Result<Vec<Row>, Failure> {
+    let dataset = &config.resolved.dataset;
+    rows::read(store, &dataset.name, &dataset.digest, split).map_err(|error| {
+        match error.category() {
+            Category::Invalid => Failure::bad_data(format!(
+                "dataset {} version {}: {}",
+                dataset.name,
+                dataset.version,
+                causes(&error)
+            )),
+            Category::Transient | Category::Bug => Failure::unavailable(causes(&error)),
+        }
+    })
+}

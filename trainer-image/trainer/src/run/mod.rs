@@ -1,0 +1,278 @@
+//! One attempt of a training run: config -> base model -> dataset -> tokens -> packed batches ->
+//! train -> evaluate -> package -> report.
+
+mod config;
+mod evaluate;
+mod fence;
+mod inputs;
+mod package;
+mod progress;
+mod report;
+mod session;
+mod statistics;
+mod tokens;
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::panic::AssertUnwindSafe;
+use std::path::PathBuf;
+
+use graftwork_artifacts::{Error as StoreError, Put, Store};
+use graftwork_contract::pod::{CONFIG_FILE, GRPC_PORT, STORE_DIR, TERMINATION_FILE};
+use graftwork_contract::run::{Metric, RunResult, TrainerConfig};
+use graftwork_contract::{Digest, paths};
+use graftwork_model::lora::LoraParams;
+use graftwork_model::peft::Adapter;
+use graftwork_model::lora::LoadedAdapter;
+
+use crate::checkpoint::CheckpointError;
+use crate::failure::{Failure, causes};
+use crate::order::Batches;
+use crate::schedule::LearningRate;
+use crate::signals::StopFlag;
+use crate::train::{Plan, TrainError};
+
+use config::{lora_config, read_config, sequence_length, sizes};
+use evaluate::Evaluator;
+use fence::Fence;
+use inputs::{Inputs, read_base, read_reference, read_rows};
+use package::{Outcome, publish};
+use progress::{Reporter, Stage};
+use session::{LoraObjective, Session};
+
+/// What `trainer run` is told beside its configuration.
+#[derive(Debug, Clone, clap::Args)]
+pub struct RunArgs {
+    /// The run's configuration
+    #[arg(long, value_name = "FILE", default_value = CONFIG_FILE)]
+    pub config: PathBuf,
+    /// The namespace's folder of the artifact store
+    #[arg(long, value_name = "DIR", default_value = STORE_DIR)]
+    pub store: PathBuf,
+    /// Where the summary is left
+    #[arg(long, value_name = "FILE", default_value = TERMINATION_FILE)]
+    pub termination_file: PathBuf,
+    /// Where progress is served
+    #[arg(long, value_name = "ADDRESS", default_value_t = SocketAddr::from((Ipv4Addr::UNSPECIFIED, GRPC_PORT)))]
+    pub listen: SocketAddr,
+    /// Compute threads in place of the configuration's; 0: as many as the container may use
+    #[arg(long)]
+    pub threads: Option<usize>,
+    /// UID of the pod, echoed to watchers
+    #[arg(long, env = graftwork_contract::pod::ENV_POD_UID, default_value = "")]
+    pub pod_uid: String,
+    /// Name of the pod
+    #[arg(long, env = graftwork_contract::pod::ENV_POD_NAME, default_value = "")]
+    pub pod_name: String,
+}
+
+/// Runs one attempt to its end and leaves a summary behind, whatever the end.
+///
+/// # Errors
+/// [`Failure`] with the exit code.
+pub fn run(args: &RunArgs, stop: &StopFlag) -> Result<(), Failure> {
+    let reporter = Reporter::new(args.pod_uid.clone());
+    let attempt = AssertUnwindSafe(|| {
+        serve_progress(&reporter, args.listen);
+        let config = read_config(&args.config)?;
+        let threads = args.threads.unwrap_or(config.threads);
+        crate::cli::on_pool(threads, || attempt(args, &config, &reporter, stop))
+    });
+    let outcome = std::panic::catch_unwind(attempt)
+        .unwrap_or_else(|panic| Err(Failure::bug(format!("panic: {}", panic_message(&*panic)))));
+    report::write_termination(
+        &args.termination_file,
+        &report::summary(&outcome, &reporter.latest()),
+    );
+    outcome.map(drop)
+}
+
+/// The steps of an attempt, in order.
+fn attempt(
+    args: &RunArgs,
+    config: &TrainerConfig,
+    reporter: &Reporter,
+    stop: &StopFlag,
+) -> Result<Digest, Failure> {
+    let store = Store::open(&args.store).map_err(|error| store_failure(&error))?;
+    if let Some(result) = existing_result(&store, config)? {
+        tracing::info!(digest = %result.digest, "this run has its result already");
+        reporter.update(|progress| {
+            progress.step = result.steps;
+            progress.total_steps = result.steps;
+        });
+        return Ok(result.digest);
+    }
+    let fence_folder = paths::run_fence(&config.run, &config.key);
+    let mut fence = Fence::take(&store, fence_folder, &args.pod_name)
+        .map_err(|error| store_failure(&error))?;
+    pin_inputs(&store, config)?;
+
+    let base = read_base(&config.resolved.base)?;
+    let lora = lora_config(&config.lora, base.model.config())?;
+    let length = sequence_length(&config.hyperparameters, base.model.config())?;
+    let reference = read_reference(&store, config.resolved.reference.as_ref(), &base)?;
+    let inputs = read_rows(&store, config, &base.tokenizer, base.model.config(), length)?;
+
+    let h = &config.hyperparameters;
+    let params = LoraParams::init(&lora, base.model.config(), h.seed)
+        .map_err(|error| Failure::bad_config(causes(&error)))?;
+    let objective = LoraObjective {
+        model: &base.model,
+        params: &params,
+    };
+    let (batch, micro_batch, run_length, optimizer) = sizes(h);
+    let batches = Batches::new(h.seed, inputs.lengths(), batch, run_length);
+    let plan = Plan {
+        micro_batch,
+        rate: LearningRate::new(h, batches.steps()),
+        optimizer,
+        maximum_gradient_norm: h.maximum_gradient_norm,
+        seed: h.seed,
+    };
+    let session = Session {
+        store: &store,
+        config,
+        reporter,
+        stop,
+    };
+    let trained = session.train(&objective, &inputs.train, batches, plan, &mut fence)?;
+
+    let adapter = params
+        .to_adapter(&config.resolved.base.uri)
+        .map_err(|error| Failure::bug(causes(&error)))?;
+    let metrics = score(config, &base, &inputs, &adapter, reference.as_ref(), &session, &mut fence)?;
+
+    reporter.enter(Stage::Package);
+    fence.check()?;
+    let digest = adapter.digest().parse::<Digest>().map_err(|e| Failure::bug(causes(&e)))?;
+    let outcome = Outcome {
+        digest,
+        steps: trained.steps,
+        final_loss: trained.final_loss,
+        metrics,
+    };
+    let result = publish(&store, config, &adapter, &outcome)?;
+    write_result(&store, config, &result)?;
+    Ok(result.digest)
+}
+
+/// Scores the adapter and its reference on the test rows.
+fn score(
+    config: &TrainerConfig,
+    base: &inputs::Base,
+    inputs: &Inputs,
+    adapter: &Adapter,
+    reference: Option<&LoadedAdapter>,
+    session: &Session<'_>,
+    fence: &mut Fence<'_>,
+) -> Result<Vec<Metric>, Failure> {
+    let reporter = session.reporter;
+    reporter.enter(Stage::Evaluate);
+    reporter.update(|progress| {
+        progress.rows_to_evaluate = Evaluator::work(&config.evaluation.metrics, &inputs.test);
+    });
+    let loaded = LoadedAdapter::new(adapter, base.model.config())
+        .map_err(|error| Failure::bug(causes(&error)))?;
+    let fence = std::cell::RefCell::new(fence);
+    let on_rows = |rows| {
+        reporter.update(|progress| progress.evaluated_rows += rows);
+        if session.stop.is_set() {
+            return Err(Failure::checkpointed(
+                "stopped on request while scoring; every step is in the last checkpoint",
+            ));
+        }
+        fence.borrow_mut().check_sometimes()
+    };
+    let evaluator = Evaluator {
+        model: &base.model,
+        tokenizer: &base.tokenizer,
+        maximum_new_tokens: config.evaluation.maximum_new_tokens as usize,
+        on_rows: &on_rows,
+    };
+    let metrics =
+        evaluator.evaluate(&config.evaluation.metrics, &inputs.test, &loaded, reference)?;
+    for metric in &metrics {
+        tracing::info!(
+            name = metric.name,
+            value = metric.value,
+            baseline = metric.baseline,
+            samples = metric.samples,
+            "test rows scored"
+        );
+    }
+    Ok(metrics)
+}
+
+/// Serves progress on the runtime that the process has. Without it the run goes on.
+fn serve_progress(reporter: &Reporter, address: SocketAddr) {
+    let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+        return;
+    };
+    match runtime.block_on(progress::serve(reporter, address)) {
+        Ok(address) => tracing::info!(%address, "progress is served"),
+        Err(error) => tracing::warn!(%error, "progress can't be served; training goes on"),
+    }
+}
+
+fn existing_result(store: &Store, config: &TrainerConfig) -> Result<Option<RunResult>, Failure> {
+    store
+        .get_json(&paths::run_result(&config.run, &config.key))
+        .map_err(|error| store_failure(&error))
+}
+
+/// Writes `resolved.json`, or checks that an earlier attempt pinned the same inputs.
+fn pin_inputs(store: &Store, config: &TrainerConfig) -> Result<(), Failure> {
+    let path = paths::run_resolved(&config.run, &config.key);
+    match store.put_new_json(&path, &config.resolved) {
+        Ok(_) => Ok(()),
+        Err(StoreError::Conflict { .. }) => Err(Failure::bad_config(format!(
+            "{path} pins other inputs than this attempt was given; a run's inputs do not change"
+        ))),
+        Err(error) => Err(store_failure(&error)),
+    }
+}
+
+/// Writes `result.json`. An older attempt that came to its end at the same moment has written the
+/// same adapter, and its record stays.
+fn write_result(store: &Store, config: &TrainerConfig, result: &RunResult) -> Result<(), Failure> {
+    match store.put_new_json(&paths::run_result(&config.run, &config.key), result) {
+        Ok(Put::Created | Put::Existing) => Ok(()),
+        Err(StoreError::Conflict { .. }) => match existing_result(store, config)? {
+            Some(existing) if existing.digest == result.digest => Ok(()),
+            _ => Err(Failure::fenced("another attempt has written another result")),
+        },
+        Err(error) => Err(store_failure(&error)),
+    }
+}
+
+/// The exit that an error of the store stands for, where the store's content was not asked for by
+/// the user: damage is worth another try on another node as much as an absent volume is.
+fn store_failure(error: &StoreError) -> Failure {
+    Failure::unavailable(causes(error))
+}
+
+impl From<&TrainError> for Failure {
+    fn from(error: &TrainError) -> Self {
+        match error {
+            TrainError::Diverged { .. } => Self::diverged(causes(error)),
+            _ => Self::bug(causes(error)),
+        }
+    }
+}
+
+impl From<&CheckpointError> for Failure {
+    fn from(error: &CheckpointError) -> Self {
+        match error {
+            CheckpointError::Store(_) => Self::unavailable(causes(error)),
+            CheckpointError::State(_) => Self::bug(causes(error)),
+        }
+    }
+}
+
+fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
+    panic
+        .downcast_ref::<&str>()
+        .map(|text| (*text).to_owned())
+        .or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "of an unknown kind".to_owned())
+}

@@ -1,0 +1,134 @@
+//! The finished adapter: a PEFT folder with a card and a manifest, then the run's result.
+
+use graftwork_artifacts::Store;
+use graftwork_contract::adapter::{CARD_FILE, Manifest, Provenance};
+use graftwork_contract::run::{Metric, RunResult, TrainerConfig};
+use graftwork_contract::{Digest, paths};
+use graftwork_model::peft::Adapter;
+
+use crate::clock;
+use crate::failure::{Failure, causes};
+
+/// What training and evaluation ended with.
+#[derive(Debug)]
+pub struct Outcome {
+    /// The adapter's content digest.
+    pub digest: Digest,
+    /// Optimiser steps.
+    pub steps: u64,
+    /// Mean loss of the newest steps.
+    pub final_loss: f64,
+    /// Test metrics.
+    pub metrics: Vec<Metric>,
+}
+
+/// The version of this program.
+pub const CODE_VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// Publishes the adapter's folder. The same content published before is fine.
+///
+/// # Errors
+/// The store's.
+pub fn publish(
+    store: &Store,
+    config: &TrainerConfig,
+    adapter: &Adapter,
+    outcome: &Outcome,
+) -> Result<RunResult, Failure> {
+    let folder = match &config.adapter {
+        Some(name) => paths::adapter(name, &outcome.digest),
+        None => paths::run_adapter(&config.run, &config.key, &outcome.digest),
+    };
+    let unavailable = |error: &dyn std::error::Error| Failure::unavailable(causes(error));
+    let staged = store.stage(&folder).map_err(|error| unavailable(&error))?;
+    adapter.save(staged.dir()).map_err(|error| unavailable(&error))?;
+    let card = card(config, outcome);
+    staged.write(CARD_FILE, card.as_bytes()).map_err(|error| unavailable(&error))?;
+    let files = staged.files().map_err(|error| unavailable(&error))?;
+    let time = clock::rfc3339();
+    let provenance = Provenance::Trained {
+        run: config.run.clone(),
+        resolved: config.resolved.clone(),
+        hyperparameters: config.hyperparameters.clone(),
+        code_version: CODE_VERSION.to_owned(),
+        created_time: time.clone(),
+    };
+    let manifest = Manifest {
+        digest: outcome.digest.clone(),
+        files: files.digests,
+        size_bytes: files.size_bytes,
+        rank: config.lora.rank,
+        provenance_digest: Digest::of_json(&provenance).map_err(|e| Failure::bug(causes(&e)))?,
+        provenance,
+    };
+    let put = staged.publish(&manifest).map_err(|error| unavailable(&error))?;
+    tracing::info!(folder, ?put, digest = %outcome.digest, "adapter published");
+    Ok(RunResult {
+        run: config.run.clone(),
+        key: config.key.clone(),
+        resolved: config.resolved.clone(),
+        digest: outcome.digest.clone(),
+        folder,
+        size_bytes: manifest.size_bytes,
+        rank: config.lora.rank,
+        steps: outcome.steps,
+        final_loss: outcome.final_loss,
+        metrics: outcome.metrics.clone(),
+        finished_time: time,
+        code_version: CODE_VERSION.to_owned(),
+    })
+}
+
+/// The model card.
+fn card(config: &TrainerConfig, outcome: &Outcome) -> String {
+    let (resolved, h) = (&config.resolved, &config.hyperparameters);
+    let reference = match &resolved.reference {
+        Some(reference) => format!("{} version {}", reference.adapter, reference.version),
+        None => "the bare base model".to_owned(),
+    };
+    let metrics: String = outcome
+        .metrics
+        .iter()
+        .map(|metric| {
+            format!(
+                "| {} | {:.4} ± {:.4} | {:.4} | {:+.4} ± {:.4} | {} |\n",
+                metric.name,
+                metric.value,
+                metric.standard_error,
+                metric.baseline,
+                metric.difference,
+                metric.difference_standard_error,
+                metric.samples
+            )
+        })
+        .collect();
+    format!(
+        "---\nlibrary_name: peft\nbase_model: {base}\ntags:\n- lora\n---\n\n\
+         # {name}\n\n\
+         A LoRA adapter for `{base}` (`{base_digest}`), trained on dataset `{dataset}` version \
+         {version} (`{dataset_digest}`).\n\n\
+         - Rank {rank}, alpha {alpha}, dropout {dropout}, modules {modules}\n\
+         - {steps} steps of {batch} examples, peak learning rate {rate}, {schedule:?} schedule, \
+         seed {seed}\n\
+         - Training loss of the last steps: {loss:.4} nats\n\n\
+         Test split, compared with {reference} on the same rows (± is one standard error):\n\n\
+         | metric | this adapter | reference | difference | rows |\n\
+         |---|---|---|---|---|\n{metrics}",
+        base = resolved.base.uri,
+        name = config.adapter.as_deref().unwrap_or(&config.run),
+        base_digest = resolved.base.digest,
+        dataset = resolved.dataset.name,
+        version = resolved.dataset.version,
+        dataset_digest = resolved.dataset.digest,
+        rank = config.lora.rank,
+        alpha = config.lora.alpha,
+        dropout = config.lora.dropout,
+        modules = config.lora.target_modules.join(", "),
+        steps = outcome.steps,
+        batch = h.batch_size,
+        rate = h.learning_rate,
+        schedule = h.schedule,
+        seed = h.seed,
+        loss = outcome.final_loss,
+    )
+}

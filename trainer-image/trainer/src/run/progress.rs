@@ -1,0 +1,120 @@
+//! Progress for whoever watches: a gRPC stream beside the training thread, which never waits for it.
+
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::time::Duration;
+
+use graftwork_contract::proto::trainer::v1::trainer_server::{Trainer, TrainerServer};
+use graftwork_contract::proto::trainer::v1::{Progress, WatchRequest};
+use tokio::sync::{mpsc, watch};
+use tokio_stream::Stream;
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tonic::{Request, Response, Status};
+
+/// A watcher is told of changes at most this often.
+const INTERVAL: Duration = Duration::from_millis(500);
+
+/// The part of the work that a run is at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// Reads and verifies its inputs.
+    Prepare,
+    /// Trains.
+    Train,
+    /// Scores the test rows.
+    Evaluate,
+    /// Writes the result.
+    Package,
+}
+
+impl Stage {
+    /// As the contract spells it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Prepare => "Prepare",
+            Self::Train => "Train",
+            Self::Evaluate => "Evaluate",
+            Self::Package => "Package",
+        }
+    }
+}
+
+/// The newest progress; cheap to clone, may be changed from any thread.
+#[derive(Debug, Clone)]
+pub struct Reporter(watch::Sender<Progress>);
+
+impl Reporter {
+    /// A reporter of the pod with this UID, at its beginning.
+    pub fn new(pod_uid: String) -> Self {
+        Self(watch::Sender::new(Progress {
+            pod_uid,
+            stage: Stage::Prepare.name().to_owned(),
+            ..Progress::default()
+        }))
+    }
+
+    /// Changes the progress.
+    pub fn update(&self, change: impl FnOnce(&mut Progress)) {
+        self.0.send_modify(change);
+    }
+
+    /// Goes to another stage.
+    pub fn enter(&self, stage: Stage) {
+        tracing::info!(stage = stage.name(), "stage begins");
+        self.update(|progress| {
+            stage.name().clone_into(&mut progress.stage);
+            progress.remaining_seconds = None;
+        });
+    }
+
+    /// The newest progress.
+    pub fn latest(&self) -> Progress {
+        self.0.borrow().clone()
+    }
+}
+
+struct Service(watch::Receiver<Progress>);
+
+#[tonic::async_trait]
+impl Trainer for Service {
+    type WatchStream = Pin<Box<dyn Stream<Item = Result<Progress, Status>> + Send>>;
+
+    async fn watch(
+        &self,
+        _: Request<WatchRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        let mut source = self.0.clone();
+        let (sender, receiver) = mpsc::channel(1);
+        tokio::spawn(async move {
+            loop {
+                let progress = source.borrow_and_update().clone();
+                if sender.send(Ok(progress)).await.is_err() {
+                    return;
+                }
+                tokio::time::sleep(INTERVAL).await;
+                if source.changed().await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+}
+
+/// Serves [`Trainer`] at `address` for the rest of the process's life. Returns the bound address.
+/// To be called within a tokio runtime.
+///
+/// # Errors
+/// The address can't be bound.
+pub async fn serve(reporter: &Reporter, address: SocketAddr) -> std::io::Result<SocketAddr> {
+    let listener = tokio::net::TcpListener::bind(address).await?;
+    let bound = listener.local_addr()?;
+    let service = TrainerServer::new(Service(reporter.0.subscribe()));
+    tokio::spawn(async move {
+        let server = tonic::transport::Server::builder().add_service(service);
+        if let Err(error) = server.serve_with_incoming(TcpListenerStream::new(listener)).await {
+            tracing::warn!(%error, "progress is no longer served; training goes on");
+        }
+    });
+    Ok(bound)
+}

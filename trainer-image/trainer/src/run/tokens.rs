@@ -1,0 +1,181 @@
+//! Rows of a dataset as tokens: to train on, and to ask.
+
+use graftwork_artifacts::rows::Row;
+use graftwork_model::tokenizer::{ChatMessage, TextTokenizer, TokenizedExample, TokenizerError};
+use rayon::prelude::*;
+
+use crate::failure::{Failure, causes};
+
+/// Rows as tokens.
+#[derive(Debug, Default)]
+pub struct Examples {
+    /// In the order of the rows; never longer than was asked for.
+    pub examples: Vec<TokenizedExample>,
+    /// Rows that were longer, and were cut.
+    pub cut: usize,
+}
+
+/// A test row: what is asked and what should come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Question {
+    /// Tokens that the model goes on from.
+    pub prompt: Vec<u32>,
+    /// The first line of the right answer, trimmed.
+    pub answer: String,
+}
+
+/// Tokens of each row, at most `maximum` of them.
+///
+/// # Errors
+/// [`Failure`] with `BadData`: a row that the tokenizer or the chat template refuses; or with
+/// `BadConfig` where the base model's tokenizer can make no training rows at all.
+pub fn examples(
+    rows: &[Row],
+    tokenizer: &TextTokenizer,
+    maximum: usize,
+) -> Result<Examples, Failure> {
+    let examples: Vec<(TokenizedExample, bool)> = rows
+        .par_iter()
+        .enumerate()
+        .map(|(index, row)| {
+            let mut example = example(row, tokenizer).map_err(|error| refused(index, &error))?;
+            let was_cut = cut(&mut example, maximum, tokenizer.bos());
+            Ok((example, was_cut))
+        })
+        .collect::<Result<_, Failure>>()?;
+    Ok(Examples {
+        cut: examples.iter().filter(|(_, was_cut)| *was_cut).count(),
+        examples: examples.into_iter().map(|(example, _)| example).collect(),
+    })
+}
+
+fn example(row: &Row, tokenizer: &TextTokenizer) -> Result<TokenizedExample, TokenizerError> {
+    match row {
+        Row::Text { text } => tokenizer.example_text(text),
+        Row::Completion { prompt, completion } => tokenizer.example_completion(prompt, completion),
+        Row::Chat { messages } => tokenizer.example_chat(&chat(messages)),
+    }
+}
+
+/// What a test row asks: a Completion's prompt, or a Chat up to its last answer. A Text asks
+/// nothing, and neither does a conversation that the assistant takes no part in.
+///
+/// # Errors
+/// As [`examples`].
+pub fn question(
+    row: &Row,
+    index: usize,
+    tokenizer: &TextTokenizer,
+    maximum: usize,
+) -> Result<Option<Question>, Failure> {
+    let (prompt, answer) = match row {
+        Row::Text { .. } => return Ok(None),
+        Row::Completion { prompt, completion } => (tokenizer.encode_prompt(prompt), completion),
+        Row::Chat { messages } => {
+            let Some(last) = messages.iter().rposition(|m| m.role == "assistant") else {
+                return Ok(None);
+            };
+            let (Some(before), Some(answer)) = (messages.get(..last), messages.get(last)) else {
+                return Ok(None);
+            };
+            (tokenizer.encode_chat_prompt(&chat(before)), &answer.content)
+        }
+    };
+    let mut prompt = TokenizedExample {
+        tokens: prompt.map_err(|error| refused(index, &error))?,
+        loss_mask: Vec::new(),
+    };
+    prompt.loss_mask.resize(prompt.tokens.len(), false);
+    cut(&mut prompt, maximum, tokenizer.bos());
+    Ok(Some(Question {
+        prompt: prompt.tokens,
+        answer: first_line(answer).to_owned(),
+    }))
+}
+
+/// The first line that has anything on it, trimmed.
+pub fn first_line(text: &str) -> &str {
+    text.trim_start().lines().next().unwrap_or_default().trim_end()
+}
+
+/// Shortens an example to `maximum` tokens: at the start of what comes before the first target
+/// (behind the beginning of sequence), and only where that is not enough at the end.
+fn cut(example: &mut TokenizedExample, maximum: usize, bos: Option<u32>) -> bool {
+    let length = example.tokens.len();
+    if length <= maximum {
+        return false;
+    }
+    let kept = usize::from(bos.is_some() && example.tokens.first().copied() == bos);
+    let prompt = example.loss_mask.iter().position(|target| *target).unwrap_or(length);
+    let removed = (length - maximum).min(prompt.saturating_sub(kept));
+    example.tokens.drain(kept..kept + removed);
+    example.loss_mask.drain(kept..kept + removed);
+    example.tokens.truncate(maximum);
+    example.loss_mask.truncate(maximum);
+    true
+}
+
+fn chat(messages: &[graftwork_artifacts::rows::Message]) -> Vec<ChatMessage> {
+    messages
+        .iter()
+        .map(|message| ChatMessage {
+            role: message.role.clone(),
+            content: message.content.clone(),
+        })
+        .collect()
+}
+
+fn refused(index: usize, error: &TokenizerError) -> Failure {
+    let without_template =
+        matches!(error, TokenizerError::Chat(graftwork_model::tokenizer::ChatError::None));
+    if without_template || matches!(error, TokenizerError::NoEos) {
+        Failure::bad_config(format!("baseModel: {}", causes(error)))
+    } else {
+        Failure::bad_data(format!("row {}: {}", index + 1, causes(error)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn example(tokens: &[u32], first_target: usize) -> TokenizedExample {
+        TokenizedExample {
+            tokens: tokens.to_vec(),
+            loss_mask: (0..tokens.len()).map(|index| index >= first_target).collect(),
+        }
+    }
+
+    fn cut_to(mut example: TokenizedExample, maximum: usize) -> (Vec<u32>, Vec<bool>, bool) {
+        let was_cut = cut(&mut example, maximum, Some(0));
+        (example.tokens, example.loss_mask, was_cut)
+    }
+
+    #[test]
+    fn a_prompt_loses_its_start_and_keeps_the_beginning_of_sequence() {
+        let row = example(&[0, 1, 2, 3, 8, 9], 4);
+        assert_eq!(cut_to(row.clone(), 6), (row.tokens.clone(), row.loss_mask.clone(), false));
+        assert_eq!(cut_to(row, 4), (vec![0, 3, 8, 9], vec![false, false, true, true], true));
+    }
+
+    #[test]
+    fn a_completion_that_is_too_long_by_itself_loses_its_end() {
+        let row = example(&[0, 1, 8, 9, 7], 2);
+        assert_eq!(cut_to(row, 3), (vec![0, 8, 9], vec![false, true, true], true));
+        let text = example(&[0, 1, 2, 3], 0);
+        assert_eq!(cut_to(text, 3), (vec![0, 1, 2], vec![true; 3], true));
+    }
+
+    #[test]
+    fn an_answer_is_its_first_line_trimmed() {
+        for (text, line) in [
+            (" animal", "animal"),
+            ("animal \nand more", "animal"),
+            ("\n\n animal\n", "animal"),
+            ("", ""),
+            (" \n ", ""),
+        ] {
+            assert_eq!(first_line(text), line, "{text:?}");
+        }
+    }
+}
