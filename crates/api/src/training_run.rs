@@ -388,6 +388,9 @@ pub struct TrainingRunStatus {
     /// Attempts so far.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub attempts: Option<Attempts>,
+    /// How the newest attempt that ended did so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_attempt: Option<AttemptEnd>,
     /// The newest checkpoint.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub checkpoint: Option<CheckpointStatus>,
@@ -486,6 +489,28 @@ pub struct Attempts {
     pub failed: u32,
     /// Attempts whose pod was taken away; these do not count.
     pub evicted: u32,
+    /// Attempts that ended, for whatever reason: the one after them is under way where `started`
+    /// is larger.
+    pub ended: u32,
+    /// Seconds that ended attempts were active in sum; these count against
+    /// limits.durationSeconds.
+    pub active_seconds: u64,
+}
+
+/// How an attempt ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AttemptEnd {
+    /// Number of the attempt, counted from 1.
+    pub attempt: u32,
+    /// Why, in one word.
+    #[schemars(length(max = 63))]
+    pub reason: String,
+    /// Why, in words.
+    #[schemars(length(max = 1024))]
+    pub message: String,
+    /// When the operator saw it.
+    pub time: Time,
 }
 
 /// The newest checkpoint.

@@ -9,6 +9,7 @@ pub mod dataset;
 pub mod jobs;
 pub mod observed;
 pub mod plan;
+pub mod run;
 pub mod settings;
 pub mod storage;
 pub mod workload;

@@ -32,6 +32,33 @@ impl<T> Found<T> {
     }
 }
 
+/// A claim that a spec names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ClaimState {
+    /// There is none of that name.
+    #[default]
+    Absent,
+    /// It is being deleted.
+    Deleting,
+    /// It has no volume.
+    NotBound,
+    /// It can be mounted.
+    Bound,
+}
+
+impl ClaimState {
+    /// Why pods can't mount the claim of that name; none where they can.
+    pub fn problem(self, claim: &str) -> Option<String> {
+        let what = match self {
+            Self::Absent => "does not exist",
+            Self::Deleting => "is being deleted",
+            Self::NotBound => "is not bound to a volume",
+            Self::Bound => return None,
+        };
+        Some(format!("PersistentVolumeClaim \"{claim}\" {what}"))
+    }
+}
+
 /// What was asked of another process.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub enum Asked<T> {

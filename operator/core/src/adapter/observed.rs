@@ -8,7 +8,7 @@ use graftwork_contract::proto::store::v1::ImportRequest;
 use graftwork_contract::{Digest, paths};
 
 use super::ledger::Ledger;
-use crate::observed::{Asked, DescribedBase, Problem, Record};
+use crate::observed::{Asked, ClaimState, DescribedBase, Problem, Record};
 use crate::storage::StorageProblem;
 
 /// What a LoRAAdapter's surroundings look like.
@@ -16,8 +16,12 @@ use crate::storage::StorageProblem;
 pub struct Observed {
     /// Why the namespace has no store.
     pub storage: Option<StorageProblem>,
+    /// The claim of `spec.baseModel`.
+    pub base_claim: ClaimState,
     /// The folder of `spec.baseModel`.
     pub base: Asked<DescribedBase>,
+    /// The claim of `spec.import`, where there is one.
+    pub import_claim: ClaimState,
     /// All records below [`paths::adapter_versions`].
     pub ledger: Asked<Vec<Record>>,
     /// `result.json` of the complete runs whose `adapterRef` names this adapter, by run.

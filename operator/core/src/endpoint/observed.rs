@@ -10,7 +10,7 @@ use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{ConfigMap, Service};
 
 use super::rollout::seconds_since;
-use crate::observed::{Acknowledgement, Asked, DescribedBase, Found, Pod};
+use crate::observed::{Acknowledgement, Asked, ClaimState, DescribedBase, Found, Pod};
 use crate::storage::StorageProblem;
 
 /// Routers keep one-second buckets for 15 minutes; a window stays a minute inside.
@@ -21,6 +21,8 @@ const LONGEST_WINDOW_SECONDS: u64 = 14 * 60;
 pub struct Observed {
     /// Why the namespace has no store.
     pub storage: Option<StorageProblem>,
+    /// The claim of `spec.baseModel`.
+    pub base_claim: ClaimState,
     /// The folder of `spec.baseModel`.
     pub base: Asked<DescribedBase>,
     /// The LoRAAdapters that `spec.adapters` names and that exist, by name.
@@ -52,7 +54,7 @@ pub struct EnginePod {
     pub pod: Pod,
     /// Its answer to `Status`; asked of ready pods.
     pub status: Asked<engine::v1::SyncReply>,
-    /// The list that its present process took last (see [`crate::observed::message_digest`]).
+    /// The list that its present process took last: `table` is its [`list_digest`].
     pub acknowledged: Option<Acknowledgement>,
 }
 
@@ -127,4 +129,10 @@ pub fn windows(cr: &ServingEndpoint, now: Timestamp) -> BTreeMap<String, Window>
             ))
         })
         .collect()
+}
+
+/// Digest of an encoded list of adapters: two lists are the same where their digests are.
+pub fn list_digest(list: &engine::v1::SyncRequest) -> graftwork_contract::Digest {
+    use prost::Message as _;
+    graftwork_contract::Digest::of(&list.encode_to_vec())
 }

@@ -1,0 +1,78 @@
+//! LoRAAdapter: versions come from the ledger, their stages from the gate, from people and from the
+//! endpoints. What is decided about a version is a record of the store, written once; status only
+//! shows it, so that it can be lost.
+
+mod command;
+mod gate;
+mod ledger;
+mod observed;
+mod status;
+mod step;
+mod validate;
+
+#[cfg(test)]
+mod tests;
+
+use graftwork_api::{LoRAAdapter, LoRAAdapterStatus};
+use jiff::Timestamp;
+
+use crate::observed::Asked;
+use crate::plan::{Actions, Call, Decision, Plan};
+use crate::settings::Settings;
+
+pub use ledger::Ledger;
+pub use observed::{Observed, Verification, Verified, import, verifications};
+pub use validate::{Invalid, Valid, validate};
+
+/// Kind, as in YAML.
+pub const KIND: &str = "LoRAAdapter";
+
+/// What is to be done about a LoRAAdapter.
+pub fn plan(
+    cr: &LoRAAdapter,
+    observed: &Observed,
+    _settings: &Settings,
+    now: Timestamp,
+) -> Plan<LoRAAdapterStatus> {
+    if cr.metadata.deletion_timestamp.is_some() {
+        return Plan::Act(Actions::default());
+    }
+    let valid = match validate(&cr.spec) {
+        Ok(valid) => valid,
+        Err(invalid) => return Plan::Act(status::invalid(cr, &invalid, now)),
+    };
+    if let Some(problem) = &observed.storage {
+        return Plan::Act(status::no_storage(cr, problem, now));
+    }
+    let records = match &observed.ledger {
+        Asked::Answered(records) => records,
+        Asked::Unreachable(why) => return Plan::Act(status::keeper_away(cr, why, now)),
+        Asked::NotAsked => {
+            return Plan::Act(status::keeper_away(cr, "the keeper was not asked yet", now));
+        }
+    };
+    let name = cr.metadata.name.as_deref().unwrap_or_default();
+    let ledger = Ledger::read(name, records);
+    let view = step::view(cr, &valid, &ledger, observed);
+    let mut next = cr.status.clone().unwrap_or_default();
+    let answers = command::answers(&next, &view, now);
+    if !answers.is_empty() {
+        next.answers.extend(answers);
+        return Plan::Decide(Decision { status: next, events: Vec::new() });
+    }
+    let accepted = command::accepted(&next);
+    let mut actions = status::report(cr, &ledger, &view, observed, &accepted, now);
+    let publications =
+        step::publications(cr, &valid, &ledger, &view, observed, &accepted, now);
+    if !publications.is_empty() {
+        // What was written shows in the next observation.
+        actions.requeue_after = Some(status::SOON);
+    }
+    actions.calls = publications.into_iter().map(Call::Publish).collect();
+    let imported = matches!(&observed.import, Asked::Answered(Ok(_)));
+    if let Some(request) = import(cr, records).filter(|_| !imported) {
+        actions.calls.push(Call::Import(request));
+        actions.requeue_after.get_or_insert(status::SOON);
+    }
+    Plan::Act(actions)
+}

@@ -1,0 +1,366 @@
+//! A LoRAAdapter's status: what is said about each version, and about the adapter.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use graftwork_api::conditions::{condition, reason};
+use graftwork_api::lora_adapter::{
+    AdapterColumns, AdapterVersion, GateResult, GateRuleResult, Production, Verdict, VersionDataset,
+    VersionStage,
+};
+use graftwork_api::training_run::{Metric, ResolvedBaseModel};
+use graftwork_api::uri::PvcUri;
+use graftwork_api::{AnswerOutcome, Decimal, LoRAAdapter, LoRAAdapterStatus, Time};
+use graftwork_contract::ledger;
+use jiff::Timestamp;
+
+use super::command::{self, Accepted};
+use super::gate::Judgement;
+use super::ledger::Ledger;
+use super::observed::Observed;
+use super::step::{VersionView, View};
+use super::validate::Invalid;
+use crate::conditions::{self, Conditions, Truth, shorten};
+use crate::observed::{Asked, ClaimState};
+use crate::plan::{Actions, Event};
+use crate::storage::StorageProblem;
+
+/// Versions that status lists.
+const LISTED_VERSIONS: usize = 50;
+/// Longest wait before the keeper is asked again about what people may mend meanwhile.
+const LOOK_AGAIN: Duration = Duration::from_secs(15);
+/// Wait for something that is under way.
+pub const SOON: Duration = Duration::from_secs(2);
+
+/// What is said about the adapter as a whole.
+struct Said {
+    truth: Truth,
+    reason: String,
+    message: String,
+    moving: Moving,
+}
+
+#[derive(PartialEq)]
+enum Moving {
+    Rests,
+    Reconciling,
+    Stalled,
+}
+
+impl Said {
+    fn new(truth: Truth, reason: impl Into<String>, message: impl Into<String>, moving: Moving) -> Self {
+        Self { truth, reason: reason.into(), message: message.into(), moving }
+    }
+}
+
+/// A spec that can't work: versions stay where they are.
+pub fn invalid(cr: &LoRAAdapter, invalid: &Invalid, now: Timestamp) -> Actions<LoRAAdapterStatus> {
+    let message = format!("{}: {}", invalid.field, invalid.message);
+    let said = Said::new(Truth::False, reason::INVALID_SPEC, message, Moving::Stalled);
+    say(cr, cr.status.clone().unwrap_or_default(), said, now)
+}
+
+/// A namespace without a store.
+pub fn no_storage(
+    cr: &LoRAAdapter,
+    problem: &StorageProblem,
+    now: Timestamp,
+) -> Actions<LoRAAdapterStatus> {
+    let said = match problem {
+        StorageProblem::NotOurs(message) => {
+            Said::new(Truth::False, reason::OBJECT_NOT_OURS, message, Moving::Stalled)
+        }
+        StorageProblem::Unavailable(message) => {
+            Said::new(Truth::False, reason::STORAGE_UNAVAILABLE, message, Moving::Rests)
+        }
+    };
+    say(cr, cr.status.clone().unwrap_or_default(), said, now)
+}
+
+/// A keeper that is away for a moment takes nothing back.
+pub fn keeper_away(cr: &LoRAAdapter, why: &str, now: Timestamp) -> Actions<LoRAAdapterStatus> {
+    let old = cr.status.clone().unwrap_or_default();
+    let settled = conditions::is_true(&old.conditions, condition::READY)
+        && old.observed_generation == cr.metadata.generation;
+    let mut actions = if settled {
+        Actions::default()
+    } else {
+        let said =
+            Said::new(Truth::Unknown, reason::STORAGE_UNAVAILABLE, why, Moving::Reconciling);
+        say(cr, old, said, now)
+    };
+    actions.requeue_after = Some(SOON);
+    actions
+}
+
+/// Everything that is known, said.
+pub fn report(
+    cr: &LoRAAdapter,
+    ledger: &Ledger,
+    view: &View,
+    observed: &Observed,
+    accepted: &[Accepted],
+    now: Timestamp,
+) -> Actions<LoRAAdapterStatus> {
+    let mut next = cr.status.clone().unwrap_or_default();
+    next.versions =
+        view.versions.values().rev().take(LISTED_VERSIONS).map(print_version).collect();
+    next.production = view.production.map(|version| Production {
+        version,
+        endpoints: view.production_endpoints.iter().take(100).cloned().collect(),
+    });
+    next.approved = view.approved;
+    if let Asked::Answered(Ok(base)) = &observed.base {
+        next.base_model = Some(ResolvedBaseModel { digest: base.digest.to_string() });
+    }
+    finish_answers(&mut next, view, accepted);
+    next.columns = Some(columns(view));
+    let turned = turned_versions(cr.status.as_ref(), &next.versions);
+    let said = ready(cr, ledger, observed);
+    let waits = match said.moving {
+        Moving::Reconciling => Some(SOON),
+        Moving::Rests if said.truth != Truth::True => Some(LOOK_AGAIN),
+        _ if is_unsettled(view) => Some(SOON),
+        _ => None,
+    };
+    let mut actions = say(cr, next, said, now);
+    say_available(cr, view, &mut actions, now);
+    actions.events.extend(turned);
+    actions.requeue_after = waits;
+    actions
+}
+
+/// Whether the keeper still owes an answer about a version.
+fn is_unsettled(view: &View) -> bool {
+    view.versions.values().any(|version| version.reason == reason::GATE_PENDING)
+}
+
+/// An accepted command whose record is there is done.
+fn finish_answers(status: &mut LoRAAdapterStatus, view: &View, accepted: &[Accepted]) {
+    for command in accepted.iter().filter(|command| command::is_done(command, view)) {
+        if let Some(answer) = status.answers.get_mut(&format!("version/{}", command.version)) {
+            answer.outcome = AnswerOutcome::Done;
+        }
+    }
+    let commands = &status.commands;
+    status.answers.retain(|target, _| commands.contains_key(target));
+}
+
+/// Rules in order: the first that holds says whether the adapter is ready.
+fn ready(cr: &LoRAAdapter, ledger: &Ledger, observed: &Observed) -> Said {
+    if let Some(problem) = claim_problem(&cr.spec.base_model.uri, observed.base_claim) {
+        let message = format!("spec.baseModel.uri: {problem}");
+        return Said::new(Truth::False, reason::BASE_MODEL_NOT_FOUND, message, Moving::Rests);
+    }
+    match &observed.base {
+        Asked::Answered(Err(problem)) => {
+            let message = format!("spec.baseModel.uri: {}", problem.message);
+            return Said::new(Truth::False, &problem.reason, message, Moving::Rests);
+        }
+        Asked::Unreachable(why) => {
+            return Said::new(Truth::Unknown, reason::STORAGE_UNAVAILABLE, why, Moving::Reconciling);
+        }
+        Asked::NotAsked => {
+            let message = "the base model is being looked at";
+            return Said::new(Truth::Unknown, reason::STORAGE_UNAVAILABLE, message, Moving::Reconciling);
+        }
+        Asked::Answered(Ok(_)) => {}
+    }
+    let import = cr.spec.import.as_ref();
+    if let Some(problem) = import.and_then(|it| claim_problem(&it.uri, observed.import_claim)) {
+        let message = format!("spec.import.uri: {problem}");
+        return Said::new(Truth::False, reason::IMPORT_FAILED, message, Moving::Rests);
+    }
+    if let Asked::Answered(Err(problem)) = &observed.import {
+        let message = format!("spec.import: {}", problem.message);
+        return Said::new(Truth::False, &problem.reason, message, Moving::Rests);
+    }
+    if let Some(unreadable) = ledger.unreadable.first() {
+        return Said::new(Truth::False, reason::INTERNAL_ERROR, unreadable.to_string(), Moving::Rests);
+    }
+    Said::new(Truth::True, reason::READY, "the spec is accepted", Moving::Rests)
+}
+
+fn claim_problem(uri: &str, state: ClaimState) -> Option<String> {
+    state.problem(PvcUri::parse(uri).ok()?.claim())
+}
+
+fn say_available(
+    cr: &LoRAAdapter,
+    view: &View,
+    actions: &mut Actions<LoRAAdapterStatus>,
+    now: Timestamp,
+) {
+    let Some(status) = &mut actions.status else { return };
+    let mut conditions = Conditions::new(&status.conditions, cr.metadata.generation, now);
+    let newest = view.versions.values().next_back();
+    match (view.approved, newest) {
+        (Some(version), _) => conditions.set(
+            condition::VERSION_AVAILABLE,
+            Truth::True,
+            reason::VERSION_APPROVED,
+            format!("version {version} may see traffic"),
+        ),
+        (None, Some(newest)) => conditions.set(
+            condition::VERSION_AVAILABLE,
+            Truth::False,
+            reason::NO_VERSION_APPROVED,
+            format!(
+                "the newest version {} is {}: {}",
+                newest.ledger.created.version, newest.stage, newest.message
+            ),
+        ),
+        (None, None) => conditions.set(
+            condition::VERSION_AVAILABLE,
+            Truth::False,
+            reason::NO_VERSIONS,
+            "no run has published a version, and none was imported",
+        ),
+    }
+    status.conditions = conditions.into_list();
+}
+
+fn columns(view: &View) -> AdapterColumns {
+    let newest = view.versions.values().next_back();
+    let waiting = newest.filter(|newest| newest.stage != VersionStage::Production);
+    AdapterColumns {
+        candidate: waiting.map_or_else(
+            || "-".to_owned(),
+            |version| format!("{} {}", version.ledger.created.version, version.stage),
+        ),
+        gate: newest
+            .and_then(|newest| newest.judgement.as_ref())
+            .map_or_else(|| "-".to_owned(), |judgement| print_verdict(judgement.verdict).to_string()),
+    }
+}
+
+fn print_version(view: &VersionView) -> AdapterVersion {
+    let created = &view.ledger.created;
+    AdapterVersion {
+        version: created.version,
+        digest: created.digest.to_string(),
+        stage: view.stage.clone(),
+        reason: Some(view.reason.clone()),
+        message: Some(shorten(&view.message)),
+        training_run: created.training_run.clone(),
+        imported_from: created.imported_from.clone(),
+        dataset: created.dataset.as_ref().map(|dataset| VersionDataset {
+            name: dataset.name.clone(),
+            version: dataset.version,
+            digest: dataset.digest.to_string(),
+        }),
+        rank: Some(created.rank),
+        metrics: created
+            .metrics
+            .iter()
+            .filter_map(|metric| {
+                Some(Metric {
+                    name: metric.name.clone(),
+                    split: metric.split.name().to_owned(),
+                    value: Decimal::rounded(metric.value, 6)?,
+                    baseline: Decimal::rounded(metric.baseline, 6),
+                    samples: metric.samples,
+                })
+            })
+            .take(16)
+            .collect(),
+        gate: view.judgement.as_ref().map(print_judgement),
+        created_time: Time(created.created_time.parse().unwrap_or(Timestamp::UNIX_EPOCH)),
+    }
+}
+
+fn print_judgement(judgement: &Judgement) -> GateResult {
+    GateResult {
+        verdict: print_verdict(judgement.verdict),
+        rules: judgement
+            .rules
+            .iter()
+            .take(16)
+            .map(|rule| GateRuleResult {
+                metric: rule.metric.clone(),
+                value: rule.value.as_deref().map(Decimal::from),
+                reference: rule.reference.as_deref().map(Decimal::from),
+                interval: rule
+                    .interval
+                    .as_ref()
+                    .map(|ends| ends.iter().map(|end| Decimal::from(end.as_str())).collect()),
+                verdict: print_verdict(rule.verdict),
+                message: shorten(&rule.message),
+            })
+            .collect(),
+    }
+}
+
+fn print_verdict(verdict: ledger::Verdict) -> Verdict {
+    match verdict {
+        ledger::Verdict::Pass => Verdict::Pass,
+        ledger::Verdict::Fail => Verdict::Fail,
+        ledger::Verdict::Inconclusive => Verdict::Inconclusive,
+    }
+}
+
+/// An event for each version whose stage is another one than before.
+fn turned_versions(old: Option<&LoRAAdapterStatus>, versions: &[AdapterVersion]) -> Vec<Event> {
+    let before: BTreeMap<u32, &VersionStage> = old
+        .iter()
+        .flat_map(|status| &status.versions)
+        .map(|version| (version.version, &version.stage))
+        .collect();
+    versions
+        .iter()
+        .filter(|version| before.get(&version.version) != Some(&&version.stage))
+        .map(|version| {
+            let note = shorten(&format!(
+                "version {} is {}: {}",
+                version.version,
+                version.stage,
+                version.message.as_deref().unwrap_or_default()
+            ));
+            let reason = version.reason.clone().unwrap_or_default();
+            if version.stage == VersionStage::Rejected {
+                Event::warning(reason, note)
+            } else {
+                Event::normal(reason, note)
+            }
+        })
+        .collect()
+}
+
+fn say(
+    cr: &LoRAAdapter,
+    mut next: LoRAAdapterStatus,
+    said: Said,
+    now: Timestamp,
+) -> Actions<LoRAAdapterStatus> {
+    let old = cr.status.as_ref().map(|status| status.conditions.clone()).unwrap_or_default();
+    let mut conditions = Conditions::new(&next.conditions, cr.metadata.generation, now);
+    conditions.set(condition::READY, said.truth, &said.reason, &said.message);
+    if conditions::find(&next.conditions, condition::VERSION_AVAILABLE).is_none() {
+        conditions.set(condition::VERSION_AVAILABLE, Truth::Unknown, &said.reason, &said.message);
+    }
+    conditions.set_while(
+        condition::RECONCILING,
+        said.moving == Moving::Reconciling,
+        &said.reason,
+        &said.message,
+    );
+    conditions.set_while(
+        condition::STALLED,
+        said.moving == Moving::Stalled,
+        &said.reason,
+        &said.message,
+    );
+    next.conditions = conditions.into_list();
+    next.observed_generation = cr.metadata.generation;
+    let events = if conditions::has_turned(&old, &next.conditions, condition::READY) {
+        let note = shorten(&said.message);
+        vec![if said.truth == Truth::False {
+            Event::warning(said.reason, note)
+        } else {
+            Event::normal(said.reason, note)
+        }]
+    } else {
+        Vec::new()
+    };
+    Actions { status: Some(next), events, ..Actions::default() }
+}

@@ -1,0 +1,428 @@
+//! Where every version of an adapter stands, recomputed each time from the ledger, the gate, the
+//! keeper's answers and the endpoints; and the records that are still to be written.
+
+use std::collections::BTreeMap;
+
+use graftwork_api::conditions::reason;
+use graftwork_api::lora_adapter::VersionStage;
+use graftwork_api::{LoRAAdapter, ServingEndpoint};
+use graftwork_contract::ledger::{Approved, Created, DatasetVersion, Gate, RecordKind, Rejected, Verdict};
+use graftwork_contract::proto::store::v1::PublishRequest;
+use graftwork_contract::run::RunResult;
+use graftwork_contract::{Digest, digest, paths};
+use jiff::Timestamp;
+
+use super::command::{Accepted, Verb};
+use super::gate::{self, Judgement};
+use super::ledger::{Ledger, Version};
+use super::observed::{Observed, Verified};
+use super::validate::Valid;
+use crate::observed::{Asked, Base, Problem};
+
+/// `by` of an approval without a person.
+const BY_GATE: &str = "gate";
+/// `by` of a rejection for what the files are.
+const BY_KEEPER: &str = "keeper";
+
+/// Everything that is known about an adapter.
+#[derive(Debug, Clone, PartialEq)]
+pub struct View {
+    /// Versions by number.
+    pub versions: BTreeMap<u32, VersionView>,
+    /// The newest version that is stable on an endpoint.
+    pub production: Option<u32>,
+    /// Endpoints on which that version is stable.
+    pub production_endpoints: Vec<String>,
+    /// The newest version that may see traffic.
+    pub approved: Option<u32>,
+}
+
+/// One version.
+#[derive(Debug, Clone, PartialEq)]
+pub struct VersionView {
+    /// What the ledger has.
+    pub ledger: Version,
+    /// Where it stands.
+    pub stage: VersionStage,
+    /// Why.
+    pub reason: String,
+    /// Why, in words.
+    pub message: String,
+    /// The gate's judgement; none before the files are verified.
+    pub judgement: Option<Judgement>,
+    /// Whether the files are whole and fit; none while that is not known.
+    pub verified: Option<Result<(), Problem>>,
+    /// Endpoints on which it is stable.
+    pub stable_on: Vec<String>,
+    /// The rollback that took it from its last endpoint.
+    pub rolled_back: Option<RolledBack>,
+}
+
+/// A rollback on an endpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RolledBack {
+    /// Name of the endpoint.
+    pub endpoint: String,
+    /// Why, in words.
+    pub message: String,
+}
+
+/// Looks at all versions.
+pub fn view(cr: &LoRAAdapter, valid: &Valid, ledger: &Ledger, observed: &Observed) -> View {
+    let name = cr.metadata.name.as_deref().unwrap_or_default();
+    let base = observed.base.answer().and_then(|described| described.as_ref().ok());
+    let stable_on: BTreeMap<u32, Vec<String>> = ledger
+        .versions
+        .iter()
+        .map(|(number, version)| {
+            (*number, stable_on(name, version.created.digest.as_str(), &observed.endpoints))
+        })
+        .collect();
+    let production =
+        stable_on.iter().rev().find(|(_, endpoints)| !endpoints.is_empty()).map(|(number, _)| *number);
+    let versions: BTreeMap<u32, VersionView> = ledger
+        .versions
+        .iter()
+        .map(|(number, version)| {
+            let stable_on = stable_on.get(number).cloned().unwrap_or_default();
+            let rolled_back = rolled_back(name, version.created.digest.as_str(), &observed.endpoints);
+            let verified = verified(version, observed);
+            let judgement = verified
+                .as_ref()
+                .is_some_and(Result::is_ok)
+                .then(|| judgement(valid, version, production));
+            let mut view = VersionView {
+                ledger: version.clone(),
+                stage: VersionStage::Candidate,
+                reason: String::new(),
+                message: String::new(),
+                judgement,
+                verified,
+                stable_on,
+                rolled_back,
+            };
+            (view.stage, view.reason, view.message) = stage(&view, valid, base);
+            (*number, view)
+        })
+        .collect();
+    let may_see_traffic = |view: &VersionView| {
+        matches!(view.stage, VersionStage::Approved | VersionStage::Production)
+            && view.ledger.rejected.is_none()
+            && base.is_none_or(|base| base.digest == view.ledger.created.base)
+    };
+    let approved =
+        versions.iter().rev().find(|(_, view)| may_see_traffic(view)).map(|(number, _)| *number);
+    let production_endpoints =
+        production.and_then(|number| versions.get(&number)).map(|view| view.stable_on.clone());
+    View {
+        production,
+        production_endpoints: production_endpoints.unwrap_or_default(),
+        approved,
+        versions,
+    }
+}
+
+/// The first judgement stands as long as the gate is the same: what production is later does not
+/// change what was measured then.
+fn judgement(valid: &Valid, version: &Version, production: Option<u32>) -> Judgement {
+    match &version.gate {
+        Some(gate) if gate.rules_digest == valid.gate.digest => {
+            Judgement { verdict: gate.verdict, rules: gate.rules.clone() }
+        }
+        _ => gate::judge(&valid.gate, &version.created, production),
+    }
+}
+
+fn verified(version: &Version, observed: &Observed) -> Option<Result<(), Problem>> {
+    if version.approved.is_some() {
+        // It was verified before it was approved.
+        return Some(Ok(()));
+    }
+    let answer = observed.verifications.get(version.created.digest.as_str())?.answer()?;
+    Some(answer.as_ref().map(|_| ()).map_err(Clone::clone))
+}
+
+/// Rules in order: the first that holds says where the version stands.
+fn stage(view: &VersionView, valid: &Valid, base: Option<&Base>) -> (VersionStage, String, String) {
+    let said = |stage, reason: &str, message: String| (stage, reason.to_owned(), message);
+    let created = &view.ledger.created;
+    if !view.stable_on.is_empty() {
+        let message = format!("stable on {}", view.stable_on.join(", "));
+        return said(VersionStage::Production, reason::STABLE_ON_ENDPOINT, message);
+    }
+    if let Some(rejected) = &view.ledger.rejected {
+        return said(VersionStage::Rejected, &rejected.reason, rejected.message.clone());
+    }
+    if let Some(base) = base.filter(|base| base.digest != created.base) {
+        let message = format!(
+            "the version was made for base model {}, and spec.baseModel is {}",
+            created.base, base.digest
+        );
+        return said(VersionStage::Rejected, reason::BASE_MODEL_MISMATCH, message);
+    }
+    if let Some(approved) = &view.ledger.approved {
+        return if approved.by == BY_GATE {
+            said(VersionStage::Approved, reason::GATE_PASSED, "every rule passed".to_owned())
+        } else {
+            let message = format!("approved by {}: {}", approved.by, approved.reason);
+            said(VersionStage::Approved, reason::APPROVED_BY_USER, message)
+        };
+    }
+    if let Some(Err(problem)) = &view.verified {
+        return said(VersionStage::Rejected, &problem.reason, problem.message.clone());
+    }
+    let Some(judgement) = &view.judgement else {
+        let message = "the keeper is looking at the version's files".to_owned();
+        return said(VersionStage::Candidate, reason::GATE_PENDING, message);
+    };
+    match judgement.verdict {
+        Verdict::Fail => {
+            said(VersionStage::Rejected, reason::GATE_FAILED, gate::explain(judgement))
+        }
+        Verdict::Inconclusive if valid.gate.manual => {
+            let message = format!("a person has to approve: {}", gate::explain(judgement));
+            said(VersionStage::Candidate, reason::AWAITING_APPROVAL, message)
+        }
+        Verdict::Inconclusive => {
+            said(VersionStage::Candidate, reason::GATE_INCONCLUSIVE, gate::explain(judgement))
+        }
+        Verdict::Pass if valid.gate.manual => {
+            let message = "every rule passed; a person has to approve".to_owned();
+            said(VersionStage::Candidate, reason::AWAITING_APPROVAL, message)
+        }
+        Verdict::Pass => {
+            let message = "every rule passed; the approval is being written".to_owned();
+            said(VersionStage::Candidate, reason::GATE_PENDING, message)
+        }
+    }
+}
+
+/// Names of the endpoints on which that content of this adapter is stable.
+fn stable_on(adapter: &str, digest: &str, endpoints: &[ServingEndpoint]) -> Vec<String> {
+    let mut names: Vec<String> = endpoints
+        .iter()
+        .filter(|endpoint| {
+            served_as(adapter, endpoint).any(|alias| {
+                endpoint.status.iter().flat_map(|status| &status.adapters).any(|served| {
+                    served.name == alias
+                        && served.stable.as_ref().is_some_and(|stable| stable.digest == digest)
+                })
+            })
+        })
+        .filter_map(|endpoint| endpoint.metadata.name.clone())
+        .collect();
+    names.sort();
+    names
+}
+
+/// The names under which an endpoint that is not going away serves the adapter.
+fn served_as<'a>(adapter: &'a str, endpoint: &'a ServingEndpoint) -> impl Iterator<Item = &'a str> {
+    let going = endpoint.metadata.deletion_timestamp.is_some();
+    endpoint
+        .spec
+        .adapters
+        .iter()
+        .filter(move |entry| !going && entry.adapter_ref.name == adapter)
+        .map(|entry| entry.name.as_str())
+}
+
+/// The newest rollback of that content that no endpoint is trying to undo.
+fn rolled_back(adapter: &str, digest: &str, endpoints: &[ServingEndpoint]) -> Option<RolledBack> {
+    let entries = endpoints.iter().flat_map(|endpoint| {
+        let status = endpoint.status.as_ref();
+        served_as(adapter, endpoint).flat_map(move |alias| {
+            status
+                .into_iter()
+                .flat_map(|status| &status.rejected)
+                .filter(move |rejected| rejected.adapter == alias && rejected.digest == digest)
+                .map(move |rejected| (endpoint, rejected))
+        })
+    });
+    let (endpoint, rejected) = entries.max_by_key(|(_, rejected)| rejected.time.0)?;
+    let name = endpoint.metadata.name.clone()?;
+    let message = format!("rolled back on {name}: {}: {}", rejected.reason, rejected.message);
+    Some(RolledBack { endpoint: name, message })
+}
+
+/// The records that are to be written now. Each is create-only and derives from what was observed,
+/// so that writing one again changes nothing.
+pub fn publications(
+    cr: &LoRAAdapter,
+    valid: &Valid,
+    ledger: &Ledger,
+    view: &View,
+    observed: &Observed,
+    accepted: &[Accepted],
+    now: Timestamp,
+) -> Vec<PublishRequest> {
+    let name = cr.metadata.name.as_deref().unwrap_or_default();
+    let mut requests = Vec::new();
+    if let Some(created) = next_version(name, cr, ledger, observed, now) {
+        requests.extend(request(name, created.version, RecordKind::Created, &created));
+    }
+    for (number, version) in &view.versions {
+        let records = &version.ledger;
+        if let (None, Some(judgement)) = (&records.gate, &version.judgement) {
+            let gate = Gate {
+                rules_digest: valid.gate.digest.clone(),
+                verdict: judgement.verdict,
+                rules: judgement.rules.clone(),
+                time: now.to_string(),
+            };
+            requests.extend(request(name, *number, RecordKind::Gate, &gate));
+        }
+        if let Some(approved) = approval(valid, *number, version, accepted, now) {
+            requests.extend(request(name, *number, RecordKind::Approved, &approved));
+        }
+        if let Some(rejected) = rejection(*number, version, accepted, now) {
+            requests.extend(request(name, *number, RecordKind::Rejected, &rejected));
+        }
+    }
+    requests
+}
+
+fn request<T: serde::Serialize>(
+    name: &str,
+    number: u32,
+    kind: RecordKind,
+    record: &T,
+) -> Option<PublishRequest> {
+    // Records are plain structs with string keys: they always are JSON.
+    let value = serde_json::to_value(record).ok()?;
+    Some(PublishRequest {
+        path: paths::adapter_record(name, number, kind),
+        content: digest::canonical_json(&value).into_bytes(),
+    })
+}
+
+/// One new version at a time, so that numbers stay dense: the oldest result that is none yet, then
+/// the import.
+fn next_version(
+    name: &str,
+    cr: &LoRAAdapter,
+    ledger: &Ledger,
+    observed: &Observed,
+    now: Timestamp,
+) -> Option<Created> {
+    let is_new = |digest: &Digest| ledger.by_digest(digest.as_str()).is_none();
+    let mut results: Vec<RunResult> = observed
+        .results
+        .values()
+        .filter_map(|record| record.answer()?.read::<RunResult>().ok())
+        .filter(|result| result.folder == paths::adapter(name, &result.digest))
+        .filter(|result| is_new(&result.digest))
+        .collect();
+    results.sort_by(|a, b| (&a.finished_time, &a.run).cmp(&(&b.finished_time, &b.run)));
+    if let Some(result) = results.into_iter().next() {
+        return Some(trained(ledger.next(), result));
+    }
+    let Asked::Answered(Ok(Verified { digest, rank, size_bytes })) = &observed.import else {
+        return None;
+    };
+    let base = observed.base.answer()?.as_ref().ok()?;
+    is_new(digest).then(|| Created {
+        version: ledger.next(),
+        digest: digest.clone(),
+        rank: *rank,
+        size_bytes: *size_bytes,
+        training_run: None,
+        imported_from: cr.spec.import.as_ref().map(|import| import.uri.clone()),
+        dataset: None,
+        base: base.digest.clone(),
+        metrics: Vec::new(),
+        reference: None,
+        created_time: now.to_string(),
+    })
+}
+
+fn trained(version: u32, result: RunResult) -> Created {
+    let reference = result.resolved.reference.as_ref().map(|reference| reference.version.to_string());
+    Created {
+        version,
+        digest: result.digest,
+        rank: result.rank,
+        size_bytes: result.size_bytes,
+        training_run: Some(result.run),
+        imported_from: None,
+        dataset: Some(DatasetVersion {
+            name: result.resolved.dataset.name,
+            version: result.resolved.dataset.version,
+            digest: result.resolved.dataset.digest,
+        }),
+        base: result.resolved.base.digest,
+        metrics: result.metrics,
+        reference: Some(reference.unwrap_or_else(|| gate::BASE_REFERENCE.to_owned())),
+        created_time: result.finished_time,
+    }
+}
+
+fn approval(
+    valid: &Valid,
+    number: u32,
+    version: &VersionView,
+    accepted: &[Accepted],
+    now: Timestamp,
+) -> Option<Approved> {
+    let records = &version.ledger;
+    let open = records.approved.is_none() && records.rejected.is_none();
+    if !open || version.stage != VersionStage::Candidate {
+        return None;
+    }
+    if let Some(command) =
+        accepted.iter().find(|command| command.version == number && command.verb == Verb::Approve)
+    {
+        return Some(Approved {
+            by: command.user.clone(),
+            reason: command.reason.clone(),
+            time: now.to_string(),
+        });
+    }
+    let passed = version.judgement.as_ref().is_some_and(|it| it.verdict == Verdict::Pass);
+    // The judgement is on record before what follows from it.
+    (passed && !valid.gate.manual && records.gate.is_some()).then(|| Approved {
+        by: BY_GATE.to_owned(),
+        reason: reason::GATE_PASSED.to_owned(),
+        time: now.to_string(),
+    })
+}
+
+fn rejection(
+    number: u32,
+    version: &VersionView,
+    accepted: &[Accepted],
+    now: Timestamp,
+) -> Option<Rejected> {
+    if version.ledger.rejected.is_some() || !version.stable_on.is_empty() {
+        return None;
+    }
+    let time = now.to_string();
+    if let Some(command) =
+        accepted.iter().find(|command| command.version == number && command.verb == Verb::Reject)
+    {
+        return Some(Rejected {
+            reason: reason::REJECTED_BY_USER.to_owned(),
+            message: format!("rejected by {}: {}", command.user, command.reason),
+            by: command.user.clone(),
+            time,
+        });
+    }
+    if let Some(rolled_back) = &version.rolled_back {
+        return Some(Rejected {
+            reason: reason::ROLLED_BACK_ON_ENDPOINT.to_owned(),
+            message: rolled_back.message.clone(),
+            by: rolled_back.endpoint.clone(),
+            time,
+        });
+    }
+    // Files never change, and neither does what is wrong with them; another base is another matter.
+    let mismatch = version.reason == reason::BASE_MODEL_MISMATCH;
+    match &version.verified {
+        Some(Err(problem)) if !mismatch && version.ledger.approved.is_none() => Some(Rejected {
+            reason: problem.reason.clone(),
+            message: problem.message.clone(),
+            by: BY_KEEPER.to_owned(),
+            time,
+        }),
+        _ => None,
+    }
+}

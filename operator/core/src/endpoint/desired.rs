@@ -1,0 +1,195 @@
+//! Which version of each adapter an endpoint should serve, from its spec and the LoRAAdapters.
+
+use std::collections::BTreeMap;
+
+use graftwork_api::conditions::reason;
+use graftwork_api::lora_adapter::{AdapterVersion, Gate, VersionStage};
+use graftwork_api::serving_endpoint::{AdapterEntry, Rollout};
+use graftwork_api::{LoRAAdapter, LoRAAdapterStatus, VersionedDigest};
+use graftwork_contract::Digest;
+use serde_json::json;
+
+/// What an entry of `spec.adapters` asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Desired {
+    /// This version.
+    Version(VersionedDigest),
+    /// Nothing that can be served now; what serves goes on.
+    Pending {
+        /// A condition's reason.
+        reason: &'static str,
+        /// In words.
+        message: String,
+    },
+}
+
+/// What an entry asks for. `base` is the digest of the endpoint's base model.
+pub fn desired(
+    entry: &AdapterEntry,
+    adapters: &BTreeMap<String, LoRAAdapter>,
+    base: Option<&Digest>,
+) -> Desired {
+    let name = &entry.adapter_ref.name;
+    let pending = |reason, message| Desired::Pending { reason, message };
+    let adapter = match adapters.get(name) {
+        None => {
+            return pending(reason::ADAPTER_NOT_FOUND, format!("there is no LoRAAdapter \"{name}\""));
+        }
+        Some(adapter) if adapter.metadata.deletion_timestamp.is_some() => {
+            return pending(
+                reason::ADAPTER_NOT_FOUND,
+                format!("LoRAAdapter \"{name}\" is being deleted"),
+            );
+        }
+        Some(adapter) => adapter,
+    };
+    let nothing = LoRAAdapterStatus::default();
+    let status = adapter.status.as_ref().unwrap_or(&nothing);
+    if let Some((of_adapter, base)) = status.base_model.as_ref().zip(base)
+        && of_adapter.digest != base.as_str()
+    {
+        return pending(
+            reason::BASE_MODEL_MISMATCH,
+            format!(
+                "LoRAAdapter \"{name}\" is for base model {}, and the endpoint's is {base}",
+                of_adapter.digest
+            ),
+        );
+    }
+    let Some(number) = entry.version.or(status.approved) else {
+        return pending(
+            reason::WAITING_FOR_VERSION,
+            format!("LoRAAdapter \"{name}\" has no approved version"),
+        );
+    };
+    match status.versions.iter().find(|version| version.version == number) {
+        None => pending(
+            reason::VERSION_NOT_FOUND,
+            format!("LoRAAdapter \"{name}\" has no version {number}"),
+        ),
+        Some(version) if may_be_served(version) => Desired::Version(version.versioned_digest()),
+        Some(version) => pending(
+            reason::VERSION_NOT_APPROVED,
+            format!(
+                "version {number} of LoRAAdapter \"{name}\" is {}: {}",
+                version.stage,
+                version.message.as_deref().unwrap_or_default()
+            ),
+        ),
+    }
+}
+
+/// Approved versions, and those that were rolled back somewhere: whether one may be tried here again
+/// is for the endpoint's own list to say.
+fn may_be_served(version: &AdapterVersion) -> bool {
+    match version.stage {
+        VersionStage::Approved | VersionStage::Production => true,
+        VersionStage::Rejected => {
+            version.reason.as_deref() == Some(reason::ROLLED_BACK_ON_ENDPOINT)
+        }
+        VersionStage::Candidate | VersionStage::Other(_) => false,
+    }
+}
+
+/// The versions that a person may name in Retry and Rollback.
+pub fn eligible(adapter: Option<&LoRAAdapter>) -> Vec<VersionedDigest> {
+    adapter
+        .and_then(|adapter| adapter.status.as_ref())
+        .iter()
+        .flat_map(|status| &status.versions)
+        .filter(|version| may_be_served(version))
+        .map(AdapterVersion::versioned_digest)
+        .collect()
+}
+
+/// Hash of what decides whether a rejected version may be tried again by itself: the entry, how it
+/// is rolled out, and the adapter's gate.
+pub fn settings_hash(entry: &AdapterEntry, rollout: &Rollout, gate: Option<&Gate>) -> String {
+    let decides = json!({"entry": entry, "rollout": rollout, "gate": gate});
+    let text = graftwork_contract::digest::canonical_json(&decides);
+    Digest::of(text.as_bytes()).short().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn adapter(stage: &str, why: &str) -> LoRAAdapter {
+        serde_json::from_value(json!({
+            "apiVersion": "graftwork.dev/v1alpha1",
+            "kind": "LoRAAdapter",
+            "metadata": {"name": "a"},
+            "spec": {"baseModel": {"uri": "pvc://models/tiny"}},
+            "status": {
+                "baseModel": {"digest": Digest::of(b"base")},
+                "approved": 1,
+                "versions": [
+                    {"version": 2, "digest": "two", "stage": stage, "reason": why, "createdTime": "2026-01-01T00:00:00Z"},
+                    {"version": 1, "digest": "one", "stage": "Approved", "createdTime": "2026-01-01T00:00:00Z"},
+                ],
+            },
+        }))
+        .unwrap()
+    }
+
+    fn ask(version: Option<u32>, adapter: LoRAAdapter, base: &[u8]) -> Result<u32, &'static str> {
+        let entry = AdapterEntry {
+            name: "alias".to_owned(),
+            adapter_ref: graftwork_api::ObjectReference::new("a"),
+            version,
+        };
+        match desired(&entry, &[("a".to_owned(), adapter)].into(), Some(&Digest::of(base))) {
+            Desired::Version(version) => Ok(version.version),
+            Desired::Pending { reason, .. } => Err(reason),
+        }
+    }
+
+    #[test]
+    fn approved_is_followed_and_a_pin_is_kept() {
+        let candidate = adapter("Candidate", "GatePending");
+        assert_eq!(ask(None, candidate.clone(), b"base"), Ok(1));
+        assert_eq!(ask(Some(1), candidate.clone(), b"base"), Ok(1));
+        assert_eq!(ask(Some(2), candidate.clone(), b"base"), Err(reason::VERSION_NOT_APPROVED));
+        assert_eq!(ask(Some(3), candidate.clone(), b"base"), Err(reason::VERSION_NOT_FOUND));
+        assert_eq!(ask(None, candidate, b"other"), Err(reason::BASE_MODEL_MISMATCH));
+        assert_eq!(ask(Some(2), adapter("Production", ""), b"base"), Ok(2));
+    }
+
+    #[test]
+    fn what_was_rolled_back_can_be_pinned_and_what_the_gate_rejected_cannot() {
+        let rolled_back = adapter("Rejected", reason::ROLLED_BACK_ON_ENDPOINT);
+        assert_eq!(ask(Some(2), rolled_back.clone(), b"base"), Ok(2));
+        assert_eq!(eligible(Some(&rolled_back)).len(), 2);
+        let failed = adapter("Rejected", reason::GATE_FAILED);
+        assert_eq!(ask(Some(2), failed.clone(), b"base"), Err(reason::VERSION_NOT_APPROVED));
+        assert_eq!(eligible(Some(&failed)).len(), 1);
+    }
+
+    #[test]
+    fn what_is_not_there_or_goes_away_is_pending() {
+        let mut going = adapter("Approved", "");
+        going.metadata.deletion_timestamp = Some(graftwork_api::Time(crate::fixtures::at(0)));
+        assert_eq!(ask(None, going, b"base"), Err(reason::ADAPTER_NOT_FOUND));
+        let mut empty = adapter("Candidate", "");
+        empty.status = None;
+        assert_eq!(ask(None, empty, b"base"), Err(reason::WAITING_FOR_VERSION));
+        let entry = AdapterEntry::default();
+        assert!(matches!(
+            desired(&entry, &BTreeMap::new(), None),
+            Desired::Pending { reason: reason::ADAPTER_NOT_FOUND, .. }
+        ));
+    }
+
+    #[test]
+    fn another_gate_rollout_or_pin_may_try_again() {
+        let entry = AdapterEntry::default();
+        let rollout = Rollout::default();
+        let plain = settings_hash(&entry, &rollout, None);
+        assert_eq!(plain, settings_hash(&entry, &rollout, None));
+        let pinned = AdapterEntry { version: Some(4), ..entry.clone() };
+        assert_ne!(plain, settings_hash(&pinned, &rollout, None));
+        assert_ne!(plain, settings_hash(&entry, &rollout, Some(&Gate::default())));
+        let slower = Rollout { progress_deadline_seconds: 1200, ..rollout };
+        assert_ne!(plain, settings_hash(&entry, &slower, None));
+    }
+}

@@ -1,0 +1,200 @@
+//! What people say about a rollout. A command names the digest and, where it matters, the step that
+//! its author saw: one that comes late is refused, not misapplied.
+
+use graftwork_api::conditions::reason;
+use graftwork_api::serving_endpoint::{
+    Candidate, EndpointCommand, EndpointVerb, PausedBy, RolloutState,
+};
+use graftwork_api::{AnswerOutcome, VersionedDigest};
+
+use super::Change;
+use super::step::Machine;
+use crate::endpoint::validate::{Step, Strategy};
+
+type Outcome = Result<Change, String>;
+
+/// The change that a command makes, with its answer; refused, it makes none.
+pub fn obey(machine: &Machine<'_>, command: &EndpointCommand) -> Change {
+    match decide(machine, command) {
+        Ok(change) => change,
+        Err(why) => Change { answer: Some((AnswerOutcome::Refused, why)), ..machine.quiet() },
+    }
+}
+
+fn decide(machine: &Machine<'_>, command: &EndpointCommand) -> Outcome {
+    match &command.verb {
+        EndpointVerb::Promote => {
+            let candidate = current(machine, command)?;
+            promote(machine, candidate)
+        }
+        EndpointVerb::Abort => {
+            current(machine, command)?;
+            abort(machine, command)
+        }
+        EndpointVerb::Pause => {
+            current(machine, command)?;
+            pause(machine)
+        }
+        EndpointVerb::Resume => {
+            current(machine, command)?;
+            resume(machine)
+        }
+        EndpointVerb::Retry => retry(machine, command),
+        EndpointVerb::Rollback => roll_back(machine, command),
+        EndpointVerb::Other(verb) => Err(format!("verb \"{verb}\" is not known")),
+    }
+}
+
+/// The candidate, where it is the one that the command means.
+fn current<'a>(machine: &'a Machine<'_>, command: &EndpointCommand) -> Result<&'a Candidate, String> {
+    let under_way = machine.adapter.candidate.as_ref().filter(|_| machine.is_active());
+    let candidate = under_way.ok_or_else(|| "no rollout is under way".to_owned())?;
+    if candidate.digest != command.digest {
+        return Err(format!(
+            "the candidate is v{} with digest {}, not {}",
+            candidate.version, candidate.digest, command.digest
+        ));
+    }
+    let step = machine.adapter.rollout.as_ref().map_or(0, |rollout| rollout.step);
+    match command.step {
+        Some(meant) if meant != step => Err(format!("the rollout is at step {step}, not {meant}")),
+        _ => Ok(candidate),
+    }
+}
+
+fn answered(mut change: Change, outcome: AnswerOutcome, message: &str) -> Change {
+    change.answer = Some((outcome, message.to_owned()));
+    change
+}
+
+fn promote(machine: &Machine<'_>, candidate: &Candidate) -> Outcome {
+    let inputs = machine.inputs;
+    match machine.state() {
+        RolloutState::Promoting => {
+            Ok(answered(machine.quiet(), AnswerOutcome::Done, "the candidate is taking over already"))
+        }
+        RolloutState::RollingBack => Err("the candidate is being taken back".to_owned()),
+        _ if !inputs.engines.have_candidate() => Err(format!(
+            "{} of {} ready engines have v{}: wait until all have it",
+            inputs.engines.verified, inputs.engines.ready, candidate.version
+        )),
+        _ if inputs.routers.ready == 0 => Err("no router is ready".to_owned()),
+        _ => Ok(answered(
+            machine.promote("a person said Promote"),
+            AnswerOutcome::Accepted,
+            "the candidate takes over",
+        )),
+    }
+}
+
+fn abort(machine: &Machine<'_>, command: &EndpointCommand) -> Outcome {
+    if machine.state() == RolloutState::RollingBack {
+        let message = "the candidate is being taken back already";
+        return Ok(answered(machine.quiet(), AnswerOutcome::Done, message));
+    }
+    let message = format!(
+        "{} said Abort: {}",
+        command.user,
+        command.reason.as_deref().unwrap_or("no reason given")
+    );
+    Ok(answered(
+        machine.roll_back(reason::ABORTED_BY_USER, &message),
+        AnswerOutcome::Accepted,
+        "the candidate is taken back",
+    ))
+}
+
+fn pause(machine: &Machine<'_>) -> Outcome {
+    let Some(rollout) = &machine.adapter.rollout else {
+        return Err("no rollout is under way".to_owned());
+    };
+    match rollout.state {
+        RolloutState::Stepping | RolloutState::Paused => Ok(answered(
+            machine.pause(rollout, rollout.step, PausedBy::Command),
+            AnswerOutcome::Done,
+            "the weight is held",
+        )),
+        _ => Err(format!("there is no weight to hold in the state {}", rollout.state)),
+    }
+}
+
+fn resume(machine: &Machine<'_>) -> Outcome {
+    let Some(rollout) = machine.adapter.rollout.as_ref().filter(|it| it.state == RolloutState::Paused)
+    else {
+        return Err("the rollout is not paused".to_owned());
+    };
+    // What was paused by a person goes back into the step's own pause, which was running meanwhile.
+    let change = if machine.is_paused_by(&PausedBy::Step) || !is_pause(machine, rollout.step) {
+        machine.resume()
+    } else {
+        let resumed = machine.resume();
+        let mut change = machine.pause(rollout, rollout.step, PausedBy::Step);
+        if let (Some(next), Some(resumed)) = (&mut change.adapter.rollout, resumed.adapter.rollout) {
+            next.failures = resumed.failures;
+            next.window_since = resumed.window_since;
+            next.analysis = resumed.analysis;
+        }
+        change
+    };
+    Ok(answered(change, AnswerOutcome::Done, "the pause is over"))
+}
+
+/// Whether the strategy itself pauses at that step.
+fn is_pause(machine: &Machine<'_>, index: u32) -> bool {
+    match &machine.inputs.policy.strategy {
+        Strategy::Canary(steps) => matches!(steps.get(index as usize), Some(Step::Pause(_))),
+        Strategy::BlueGreen { .. } => true,
+        Strategy::Immediate => false,
+    }
+}
+
+fn retry(machine: &Machine<'_>, command: &EndpointCommand) -> Outcome {
+    if machine.is_active() {
+        return Err("a rollout is under way: abort it first".to_owned());
+    }
+    let rejected = machine.inputs.rejected.iter().any(|it| it.digest == command.digest);
+    if !rejected {
+        return Err(format!("{} was not rejected here", command.digest));
+    }
+    let version = eligible(machine, command)?;
+    let mut change = machine.begin(version);
+    change.forgiven = Some(command.digest.clone());
+    Ok(answered(change, AnswerOutcome::Accepted, "the version is tried again"))
+}
+
+fn roll_back(machine: &Machine<'_>, command: &EndpointCommand) -> Outcome {
+    if machine.is_active() {
+        return Err("a rollout is under way: abort it first".to_owned());
+    }
+    let Some(stable) = &machine.adapter.stable else {
+        return Err("there is no stable version to leave".to_owned());
+    };
+    if stable.digest == command.digest {
+        return Err(format!("v{} is stable already", stable.version));
+    }
+    let version = eligible(machine, command)?;
+    if version.version >= stable.version {
+        return Err(format!("v{} is not older than v{}", version.version, stable.version));
+    }
+    let message = format!(
+        "{} said Rollback to v{}: {}",
+        command.user,
+        version.version,
+        command.reason.as_deref().unwrap_or("no reason given")
+    );
+    // The version that is left is not followed again by itself.
+    let mut change = machine.begin(version);
+    change.rejected = Some(machine.reject(stable, reason::ROLLED_BACK_BY_USER, &message));
+    change.forgiven = Some(command.digest.clone());
+    Ok(answered(change, AnswerOutcome::Accepted, "a rollout to the older version begins"))
+}
+
+fn eligible<'a>(
+    machine: &'a Machine<'_>,
+    command: &EndpointCommand,
+) -> Result<&'a VersionedDigest, String> {
+    machine.inputs.eligible.iter().find(|version| version.digest == command.digest).ok_or_else(|| {
+        format!("{} is no version of the adapter that may see traffic", command.digest)
+    })
+}
+

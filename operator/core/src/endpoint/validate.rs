@@ -1,0 +1,345 @@
+//! A ServingEndpoint's spec, read once: after this nothing can fail for what it says.
+
+use std::collections::BTreeSet;
+
+use graftwork_api::conditions::reason;
+use graftwork_api::serving_endpoint::{
+    AdapterEntry, AnalysisMetric, AnalysisRule, CanaryStep, Rollout, RolloutStrategy,
+};
+use graftwork_api::uri::PvcUri;
+use graftwork_api::{Decimal, ServingEndpointSpec};
+
+use crate::settings::{ComputeProfile, Settings};
+
+/// A spec that can be acted on.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Valid<'a> {
+    /// The base model's folder.
+    pub base: PvcUri,
+    /// The compute profile of engines.
+    pub profile: &'a ComputeProfile,
+    /// How versions take over.
+    pub policy: Policy,
+}
+
+/// How a version takes over from another.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Policy {
+    /// How traffic moves.
+    pub strategy: Strategy,
+    /// How traffic is judged.
+    pub analysis: Option<Analysis>,
+    /// Seconds that engines and routers may take to be ready for a step.
+    pub progress_deadline_seconds: u64,
+    /// Whether a failed analysis rolls back by itself.
+    pub auto_rollback: bool,
+    /// Seconds that a candidate keeps its weight without word from the operator.
+    pub lease_seconds: u64,
+}
+
+/// How traffic moves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Strategy {
+    /// Step by step.
+    Canary(Vec<Step>),
+    /// All at once after a preview by header.
+    BlueGreen {
+        /// Whether the preview ends by itself.
+        auto_promote: bool,
+        /// Its length.
+        preview_seconds: u64,
+        /// How long the old version is kept after the switch.
+        delay_seconds: u64,
+    },
+    /// All at once.
+    Immediate,
+}
+
+/// One step of a canary.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// Percent of callers.
+    SetWeight(u32),
+    /// Seconds; none: until a person ends it.
+    Pause(Option<u64>),
+}
+
+/// How traffic is judged.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Analysis {
+    /// Seconds between judgements.
+    pub interval_seconds: u64,
+    /// Requests without which nothing is said.
+    pub minimum_requests: u64,
+    /// Every one must pass.
+    pub rules: Vec<Rule>,
+    /// Failed judgements that are tolerated.
+    pub failure_limit: u32,
+}
+
+/// One rule of an analysis.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Rule {
+    /// What is judged.
+    pub metric: Metric,
+    /// Against what.
+    pub limit: Limit,
+}
+
+/// A metric of live traffic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Metric {
+    /// Share of completed requests.
+    ErrorRate,
+    /// Seconds.
+    LatencyP95,
+}
+
+impl Metric {
+    /// The metric's name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::ErrorRate => "error_rate",
+            Self::LatencyP95 => "latency_p95",
+        }
+    }
+
+    /// The reason of a rollback for this metric.
+    pub const fn reason(self) -> &'static str {
+        match self {
+            Self::ErrorRate => reason::ERROR_RATE_ABOVE_LIMIT,
+            Self::LatencyP95 => reason::LATENCY_ABOVE_LIMIT,
+        }
+    }
+}
+
+/// A limit of the candidate.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Limit {
+    /// In the metric's unit.
+    Maximum(f64),
+    /// Percent above the stable version in the same window.
+    MaximumIncreasePercent(f64),
+}
+
+/// A field that can't work.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Invalid {
+    /// A condition's reason.
+    pub reason: &'static str,
+    /// Path of the field.
+    pub field: String,
+    /// What is wrong, with value and limit.
+    pub message: String,
+}
+
+impl Invalid {
+    fn new(field: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { reason: reason::INVALID_SPEC, field: field.into(), message: message.into() }
+    }
+}
+
+/// Reads a spec.
+///
+/// # Errors
+/// The first field that can't work. The schema refuses most of this before; an operator that is
+/// older or newer than the schema does not rely on it.
+pub fn validate<'a>(
+    spec: &ServingEndpointSpec,
+    settings: &'a Settings,
+) -> Result<Valid<'a>, Invalid> {
+    let base = PvcUri::parse(&spec.base_model.uri)
+        .map_err(|error| Invalid::new("spec.baseModel.uri", error.to_string()))?;
+    check_names(spec.base_model.name.as_deref(), &spec.adapters)?;
+    let profile = settings.profile(&spec.engine.compute_profile).map_err(|error| Invalid {
+        reason: reason::COMPUTE_PROFILE_NOT_FOUND,
+        ..Invalid::new("spec.engine.computeProfile", error.to_string())
+    })?;
+    Ok(Valid { base, profile, policy: read_policy(&spec.rollout)? })
+}
+
+fn check_names(base: Option<&str>, entries: &[AdapterEntry]) -> Result<(), Invalid> {
+    let mut names: BTreeSet<&str> = base.into_iter().collect();
+    for (index, entry) in entries.iter().enumerate() {
+        if !names.insert(&entry.name) {
+            return Err(Invalid::new(
+                format!("spec.adapters[{index}].name"),
+                format!("the model name \"{}\" stands twice", entry.name),
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn read_policy(rollout: &Rollout) -> Result<Policy, Invalid> {
+    let strategy = match &rollout.strategy {
+        RolloutStrategy::Canary => Strategy::Canary(read_steps(&rollout.canary.steps)?),
+        RolloutStrategy::BlueGreen => Strategy::BlueGreen {
+            auto_promote: rollout.blue_green.auto_promote,
+            preview_seconds: rollout.blue_green.preview_seconds,
+            delay_seconds: rollout.blue_green.scale_down_delay_seconds,
+        },
+        RolloutStrategy::Immediate => Strategy::Immediate,
+        RolloutStrategy::Other(other) => {
+            return Err(unknown("spec.rollout.strategy", other, RolloutStrategy::KNOWN));
+        }
+    };
+    let analysis = rollout
+        .analysis
+        .as_ref()
+        .map(|analysis| {
+            let rules = analysis
+                .rules
+                .iter()
+                .enumerate()
+                .map(|(index, rule)| {
+                    read_rule(&format!("spec.rollout.analysis.rules[{index}]"), rule)
+                })
+                .collect::<Result<_, _>>()?;
+            Ok(Analysis {
+                interval_seconds: analysis.interval_seconds.max(1),
+                minimum_requests: analysis.minimum_requests,
+                rules,
+                failure_limit: analysis.failure_limit,
+            })
+        })
+        .transpose()?;
+    Ok(Policy {
+        strategy,
+        analysis,
+        progress_deadline_seconds: rollout.progress_deadline_seconds,
+        auto_rollback: rollout.auto_rollback,
+        lease_seconds: rollout.candidate_lease_seconds,
+    })
+}
+
+fn read_steps(steps: &[CanaryStep]) -> Result<Vec<Step>, Invalid> {
+    let mut read = Vec::with_capacity(steps.len());
+    let mut reached = 0;
+    for (index, step) in steps.iter().enumerate() {
+        let field = format!("spec.rollout.canary.steps[{index}]");
+        read.push(match (step.set_weight, &step.pause) {
+            (Some(weight), None) if weight <= reached || weight > 100 => {
+                return Err(Invalid::new(
+                    format!("{field}.setWeight"),
+                    format!("{weight} is not above the {reached} of the step before, up to 100"),
+                ));
+            }
+            (Some(weight), None) => {
+                reached = weight;
+                Step::SetWeight(weight)
+            }
+            (None, Some(pause)) if reached > 0 => Step::Pause(pause.seconds),
+            (None, Some(_)) => {
+                return Err(Invalid::new(field, "the first step is a setWeight"));
+            }
+            _ => {
+                return Err(Invalid::new(field, "exactly one of setWeight and pause is needed"));
+            }
+        });
+    }
+    if read.is_empty() {
+        return Err(Invalid::new("spec.rollout.canary.steps", "at least one step is needed"));
+    }
+    Ok(read)
+}
+
+fn read_rule(field: &str, rule: &AnalysisRule) -> Result<Rule, Invalid> {
+    let metric = match &rule.metric {
+        AnalysisMetric::ErrorRate => Metric::ErrorRate,
+        AnalysisMetric::LatencyP95 => Metric::LatencyP95,
+        AnalysisMetric::Other(other) => {
+            return Err(unknown(&format!("{field}.metric"), other, AnalysisMetric::KNOWN));
+        }
+    };
+    let limit = match (&rule.maximum, &rule.maximum_increase_percent) {
+        (Some(text), None) => Limit::Maximum(number(&format!("{field}.maximum"), text)?),
+        (None, Some(text)) => Limit::MaximumIncreasePercent(number(
+            &format!("{field}.maximumIncreasePercent"),
+            text,
+        )?),
+        _ => {
+            let message = "exactly one of maximum and maximumIncreasePercent is needed";
+            return Err(Invalid::new(field, message));
+        }
+    };
+    Ok(Rule { metric, limit })
+}
+
+fn number(field: &str, text: &Decimal) -> Result<f64, Invalid> {
+    text.value().ok_or_else(|| Invalid::new(field, format!("\"{text}\" is not a number")))
+}
+
+fn unknown(field: &str, value: &str, known: &[&str]) -> Invalid {
+    Invalid::new(
+        field,
+        format!("\"{value}\" is not known to this version; it knows {}", known.join(", ")),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::fixtures::settings;
+
+    fn spec(more: &Value) -> ServingEndpointSpec {
+        let mut spec = json!({
+            "baseModel": {"uri": "pvc://models/tiny", "name": "tiny"},
+            "adapters": [{"name": "a", "adapterRef": {"name": "a"}}],
+        });
+        for (key, value) in more.as_object().unwrap() {
+            spec[key] = value.clone();
+        }
+        serde_json::from_value(spec).unwrap()
+    }
+
+    #[test]
+    fn a_spec_is_read() {
+        let settings = settings();
+        let spec = spec(&json!({"rollout": {
+            "canary": {"steps": [{"setWeight": 10}, {"pause": {}}, {"setWeight": 50}, {"pause": {"seconds": 5}}]},
+            "analysis": {"rules": [{"metric": "latency_p95", "maximumIncreasePercent": "5"}]},
+        }}));
+        let valid = validate(&spec, &settings).unwrap();
+        assert_eq!(valid.base.claim(), "models");
+        assert_eq!(
+            valid.policy.strategy,
+            Strategy::Canary(vec![
+                Step::SetWeight(10),
+                Step::Pause(None),
+                Step::SetWeight(50),
+                Step::Pause(Some(5)),
+            ])
+        );
+        let analysis = valid.policy.analysis.unwrap();
+        assert_eq!((analysis.interval_seconds, analysis.minimum_requests), (30, 50));
+        assert_eq!(analysis.rules[0].limit, Limit::MaximumIncreasePercent(5.0));
+    }
+
+    #[test]
+    fn what_cannot_work_is_named() {
+        let settings = settings();
+        let steps = |steps: Value| json!({"rollout": {"canary": {"steps": steps}}});
+        let rule = |rule: Value| json!({"rollout": {"analysis": {"rules": [rule]}}});
+        for (more, field) in [
+            (json!({"baseModel": {"uri": "hf://x/y"}}), "spec.baseModel.uri"),
+            (json!({"engine": {"computeProfile": "moon"}}), "spec.engine.computeProfile"),
+            (json!({"baseModel": {"uri": "pvc://m/x", "name": "a"}}), "spec.adapters[0].name"),
+            (json!({"rollout": {"strategy": "Hope"}}), "spec.rollout.strategy"),
+            (steps(json!([{"setWeight": 10}, {"setWeight": 10}])), "spec.rollout.canary.steps[1].setWeight"),
+            (steps(json!([{"setWeight": 101}])), "spec.rollout.canary.steps[0].setWeight"),
+            (steps(json!([{"pause": {}}])), "spec.rollout.canary.steps[0]"),
+            (steps(json!([{"setWeight": 1, "pause": {}}])), "spec.rollout.canary.steps[0]"),
+            (steps(json!([])), "spec.rollout.canary.steps"),
+            (rule(json!({"metric": "mood", "maximum": "1"})), "spec.rollout.analysis.rules[0].metric"),
+            (rule(json!({"metric": "error_rate"})), "spec.rollout.analysis.rules[0]"),
+        ] {
+            assert_eq!(validate(&spec(&more), &settings).unwrap_err().field, field, "{more}");
+        }
+        let invalid = validate(&spec(&json!({"engine": {"computeProfile": "moon"}})), &settings).unwrap_err();
+        assert_eq!(invalid.reason, reason::COMPUTE_PROFILE_NOT_FOUND);
+        assert!(invalid.message.contains("default"), "{}", invalid.message);
+    }
+}

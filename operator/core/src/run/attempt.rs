@@ -1,0 +1,174 @@
+//! The accounts of a run's attempts: facts that exist nowhere else, kept in status.
+
+use graftwork_api::conditions::reason;
+use graftwork_api::training_run::{AttemptEnd, Attempts};
+use graftwork_api::{Time, TrainingRun, TrainingRunStatus};
+use graftwork_contract::exit::{AfterExit, ExitCode};
+use graftwork_contract::run::RunSummary;
+use jiff::Timestamp;
+
+use super::inputs::known_reason;
+use crate::jobs::{Cause, End};
+
+/// Seconds before the attempt after the first failure; each later one waits twice as long.
+const FIRST_PAUSE_SECONDS: u64 = 10;
+/// Longest pause.
+const LONGEST_PAUSE_SECONDS: u64 = 300;
+/// Seconds before the attempt after an eviction.
+const EVICTION_PAUSE_SECONDS: u64 = 2;
+
+/// The accounts so far.
+pub fn attempts(cr: &TrainingRun) -> Attempts {
+    cr.status
+        .as_ref()
+        .and_then(|status| status.attempts)
+        .unwrap_or_default()
+}
+
+/// How an attempt is closed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Closing {
+    /// What it counts as.
+    pub counts: Counts,
+    /// A condition's reason.
+    pub reason: &'static str,
+    /// Why it ended.
+    pub message: String,
+    /// Seconds that it was active.
+    pub active_seconds: u64,
+}
+
+/// What an attempt's end counts as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Counts {
+    /// Suspended: as nothing.
+    Nothing,
+    /// Its pod was taken away: costs no retry.
+    Evicted,
+    /// A failure that another attempt may not have.
+    Failed,
+    /// A failure that every attempt would have.
+    Final,
+}
+
+/// How a Job's end closes its attempt.
+pub fn closing(end: &End) -> Closing {
+    let summary: Option<RunSummary> = serde_json::from_str(&end.summary).ok();
+    let said = summary
+        .as_ref()
+        .filter(|summary| summary.reason != reason::COMPLETED)
+        .and_then(|summary| known_reason(&summary.reason));
+    let words = summary
+        .as_ref()
+        .map(|summary| summary.message.clone())
+        .filter(|words| !words.is_empty());
+    let (counts, reason, message) = match &end.cause {
+        Cause::Exit(ExitCode::Done) => (
+            Counts::Failed,
+            reason::INTERNAL_ERROR,
+            "the trainer ended well and left no result in the store".to_owned(),
+        ),
+        Cause::Exit(code) => {
+            let counts = match code.after() {
+                AfterExit::Fail => Counts::Final,
+                AfterExit::Again => Counts::Evicted,
+                AfterExit::Complete | AfterExit::Retry => Counts::Failed,
+            };
+            let message = words.unwrap_or_else(|| format!("exit code {}", code.code()));
+            (counts, said.unwrap_or_else(|| reason_of(*code)), message)
+        }
+        Cause::Killed(code) => (
+            Counts::Failed,
+            reason::RESTARTING,
+            words.unwrap_or_else(|| format!("the trainer ended with exit code {code}")),
+        ),
+        Cause::OutOfMemory => (
+            Counts::Final,
+            reason::OUT_OF_MEMORY,
+            "the trainer needed more memory than its compute profile gives".to_owned(),
+        ),
+        Cause::TakenAway(why) => (
+            Counts::Evicted,
+            reason::RESTARTING,
+            format!("the trainer's pod was taken away: {why}"),
+        ),
+    };
+    Closing {
+        counts,
+        reason,
+        message,
+        active_seconds: end.active_seconds,
+    }
+}
+
+const fn reason_of(code: ExitCode) -> &'static str {
+    match code {
+        ExitCode::BadConfig => reason::INVALID_SPEC,
+        ExitCode::BadData => reason::DATA_ERROR,
+        ExitCode::Diverged => reason::DIVERGED,
+        ExitCode::Unavailable => reason::STORAGE_UNAVAILABLE,
+        ExitCode::Checkpointed => reason::RESTARTING,
+        ExitCode::Done | ExitCode::Bug | ExitCode::Fenced => reason::INTERNAL_ERROR,
+    }
+}
+
+/// The accounts with attempt `number` begun, and all before it over.
+pub fn open(status: &mut TrainingRunStatus, number: u32) {
+    let attempts = status.attempts.get_or_insert_default();
+    attempts.started = number;
+    attempts.ended = number.saturating_sub(1);
+}
+
+/// The accounts with attempt `number` closed. Returns the condition's reason and message where the
+/// run is over with it.
+pub fn close(
+    status: &mut TrainingRunStatus,
+    number: u32,
+    closing: &Closing,
+    retries: u32,
+    now: Timestamp,
+) -> Option<(&'static str, String)> {
+    let attempts = status.attempts.get_or_insert_default();
+    attempts.ended = number;
+    attempts.active_seconds += closing.active_seconds;
+    match closing.counts {
+        Counts::Nothing => {}
+        Counts::Evicted => attempts.evicted += 1,
+        Counts::Failed | Counts::Final => attempts.failed += 1,
+    }
+    let failed = attempts.failed;
+    status.last_attempt = Some(AttemptEnd {
+        attempt: number,
+        reason: closing.reason.to_owned(),
+        message: crate::conditions::shorten(&closing.message),
+        time: Time(now),
+    });
+    match closing.counts {
+        Counts::Final => Some((closing.reason, closing.message.clone())),
+        Counts::Failed if failed > retries => Some((
+            reason::RETRIES_EXHAUSTED,
+            format!(
+                "{failed} attempts failed, spec.limits.retries is {retries}; the last one: {}",
+                closing.message
+            ),
+        )),
+        Counts::Nothing | Counts::Evicted | Counts::Failed => None,
+    }
+}
+
+/// Seconds that the next attempt still has to wait.
+pub fn pause(status: Option<&TrainingRunStatus>, now: Timestamp) -> u64 {
+    let Some((status, last)) = status.and_then(|it| Some((it, it.last_attempt.as_ref()?))) else {
+        return 0;
+    };
+    let attempts = status.attempts.unwrap_or_default();
+    let failed_last = !matches!(last.reason.as_str(), reason::RESTARTING | reason::SUSPENDED);
+    let pause = if last.reason == reason::SUSPENDED {
+        0
+    } else if failed_last {
+        (FIRST_PAUSE_SECONDS << attempts.failed.saturating_sub(1).min(8)).min(LONGEST_PAUSE_SECONDS)
+    } else {
+        EVICTION_PAUSE_SECONDS
+    };
+    pause.saturating_sub(crate::jobs::seconds_between(Some(last.time.0), Some(now)))
+}

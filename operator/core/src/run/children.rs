@@ -1,0 +1,187 @@
+//! A run's Jobs and the trainer's configuration.
+
+use graftwork_api::{TrainingRun, TrainingRunStatus, labels, names};
+use graftwork_contract::pod;
+use graftwork_contract::run::{Resolved, TrainerConfig};
+use jiff::Timestamp;
+use k8s_openapi::api::batch::v1::Job;
+
+use super::step::Step;
+use super::validate::Valid;
+use super::{KIND, Observed, attempt, inputs};
+use crate::jobs::{self, JobState, seconds_between};
+use crate::plan::{Actions, Call, Child, ChildKind, Delete};
+use crate::settings::Settings;
+use crate::workload::{Owner, Placement, Recipe, StoreAccess, build_configuration, build_pod};
+
+const COMPONENT: &str = labels::component::TRAINER;
+/// Label by which Kueue finds a Job's queue; copied from the run.
+const QUEUE_LABEL: &str = "kueue.x-k8s.io/queue-name";
+/// Finished Jobs of earlier attempts that are kept for their logs.
+const KEPT_JOBS: usize = 3;
+/// Seconds after its grace period that a pod may take to stop before it is forced out: its node is
+/// lost, and the store fences it off.
+const STUCK_SECONDS: u64 = 30;
+
+/// Name of an attempt's Job.
+pub fn job_name(cr: &TrainingRun, number: u32) -> String {
+    names::attempt_name(cr.metadata.name.as_deref().unwrap_or_default(), number)
+}
+
+/// Name of the trainer's configuration.
+pub fn configuration_name(cr: &TrainingRun) -> String {
+    names::child_name(cr.metadata.name.as_deref().unwrap_or_default(), "trainer")
+}
+
+/// Adds a step's children, removals and calls to its actions.
+pub fn build(
+    cr: &TrainingRun,
+    valid: &Valid,
+    step: &Step,
+    observed: &Observed,
+    settings: &Settings,
+    now: Timestamp,
+    actions: &mut Actions<TrainingRunStatus>,
+) {
+    match step {
+        Step::Store(request) => actions.calls.push(Call::Publish(request.clone())),
+        Step::Make(number, resolved) => {
+            if let Some(job) = make(cr, valid, *number, resolved, settings, actions) {
+                actions.create.push(job);
+            }
+        }
+        _ => {}
+    }
+    if !matches!(step, Step::Wait(_) | Step::Invalid(_)) {
+        prune(cr, observed, now, actions);
+    }
+}
+
+fn make(
+    cr: &TrainingRun,
+    valid: &Valid,
+    number: u32,
+    resolved: &Resolved,
+    settings: &Settings,
+    actions: &mut Actions<TrainingRunStatus>,
+) -> Option<Job> {
+    let owner = Owner::new(KIND, &cr.metadata);
+    let key = inputs::key(valid, cr, &resolved.base.digest)?;
+    let configuration = configuration_name(cr);
+    let (map, _) = build_configuration(
+        owner.child_metadata(&configuration, COMPONENT),
+        &TrainerConfig {
+            run: owner.name.clone(),
+            resolved: resolved.clone(),
+            key,
+            lora: valid.lora.clone(),
+            hyperparameters: valid.hyperparameters.clone(),
+            checkpoint: valid.checkpoint.clone(),
+            evaluation: valid.evaluation.clone(),
+            adapter: cr.spec.adapter_ref.as_ref().map(|it| it.name.clone()),
+            threads: 0,
+        },
+    );
+    actions.apply.push(Child::ConfigMap(Box::new(map)));
+    let profile = settings.profile(&cr.spec.compute.profile).ok()?;
+    let pinned = cr.status.as_ref().and_then(|it| it.resolved.as_ref());
+    let image = pinned
+        .map(|pinned| pinned.image.as_str())
+        .filter(|image| !image.is_empty())
+        .unwrap_or_else(|| settings.trainer_image(profile));
+    let recipe = Recipe {
+        labels: labels::child(COMPONENT, KIND, &owner.name),
+        annotations: std::collections::BTreeMap::new(),
+        binary: "trainer",
+        arguments: vec!["run".to_owned()],
+        image: image.to_owned(),
+        resources: profile.resources.clone(),
+        configuration,
+        store: Some(StoreAccess::ReadWrite),
+        claims: [valid.base.claim().to_owned()].into(),
+        keys: Vec::new(),
+        ports: vec![("grpc", pod::GRPC_PORT)],
+        readiness: None,
+        liveness: None,
+        grace_seconds: 120,
+        restart_policy: "Never",
+        priority_class_name: cr.spec.compute.priority_class_name.clone(),
+    };
+    let mut metadata = owner.child_metadata(&job_name(cr, number), COMPONENT);
+    let job_labels = metadata.labels.get_or_insert_default();
+    job_labels.insert(labels::ATTEMPT.to_owned(), number.to_string());
+    if let Some(queue) = cr
+        .metadata
+        .labels
+        .iter()
+        .flatten()
+        .find(|it| it.0 == QUEUE_LABEL)
+    {
+        job_labels.insert(QUEUE_LABEL.to_owned(), queue.1.clone());
+    }
+    Some(jobs::build_job(
+        metadata,
+        build_pod(recipe, Placement::from(profile), settings),
+    ))
+}
+
+/// Jobs of attempts that are over must not run; a few finished ones stay for their logs. A pod that
+/// does not stop is forced out.
+pub fn prune(
+    cr: &TrainingRun,
+    observed: &Observed,
+    now: Timestamp,
+    actions: &mut Actions<TrainingRunStatus>,
+) {
+    let ended = attempt::attempts(cr).ended;
+    let mut finished: Vec<(u32, &Job)> = Vec::new();
+    for job in &observed.jobs {
+        let number = number_of(job);
+        if number > ended || job.metadata.deletion_timestamp.is_some() {
+            continue;
+        }
+        if matches!(jobs::state(job), JobState::Active | JobState::Suspended) {
+            actions.delete.extend(delete(job));
+        } else {
+            finished.push((number, job));
+        }
+    }
+    finished.sort_by_key(|(number, _)| std::cmp::Reverse(*number));
+    actions.delete.extend(
+        finished
+            .iter()
+            .skip(KEPT_JOBS)
+            .filter_map(|(_, job)| delete(job)),
+    );
+    for pod in &observed.pods {
+        let stopping = seconds_between(pod.deleting_since, Some(now));
+        if pod.deleting_since.is_some() && stopping > STUCK_SECONDS {
+            actions.delete.push(Delete {
+                kind: ChildKind::Pod,
+                name: pod.name.clone(),
+                uid: pod.uid.clone(),
+                grace_seconds: Some(0),
+            });
+        }
+    }
+}
+
+/// The number of a Job's attempt.
+pub fn number_of(job: &Job) -> u32 {
+    job.metadata
+        .labels
+        .iter()
+        .flatten()
+        .find(|(key, _)| *key == labels::ATTEMPT)
+        .and_then(|(_, number)| number.parse().ok())
+        .unwrap_or(0)
+}
+
+fn delete(job: &Job) -> Option<Delete> {
+    Some(Delete {
+        kind: ChildKind::Job,
+        name: job.metadata.name.clone()?,
+        uid: job.metadata.uid.clone()?,
+        grace_seconds: None,
+    })
+}

@@ -1,0 +1,285 @@
+//! What a run's references mean, pinned at its start.
+
+use graftwork_api::conditions::{condition, reason};
+use graftwork_api::training_run::{ResolvedBaseModel, ResolvedInputs};
+use graftwork_api::{Dataset, LoRAAdapter, TrainingRun, VersionedDigest};
+use graftwork_contract::run::{Resolved, ResolvedBase, ResolvedDataset, ResolvedReference, RunKey};
+use graftwork_contract::{Digest, dataset::Format, pod};
+
+use super::validate::Valid;
+use super::{Observed, Referenced};
+use crate::conditions::{self, Truth};
+use crate::observed::{Asked, Base, DescribedBase};
+
+/// What `status.resolved.reference` says for the bare base model.
+pub const BASE: &str = "base";
+
+/// Why a run can't start yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Waiting {
+    /// Unknown while it may well come; False where somebody has to do something.
+    pub truth: Truth,
+    /// A condition's reason.
+    pub reason: &'static str,
+    /// In words, with the field.
+    pub message: String,
+}
+
+impl Waiting {
+    fn new(truth: Truth, reason: &'static str, message: impl Into<String>) -> Self {
+        Self {
+            truth,
+            reason,
+            message: message.into(),
+        }
+    }
+
+    fn for_dataset(message: impl Into<String>) -> Self {
+        Self::new(Truth::Unknown, reason::WAITING_FOR_DATASET, message)
+    }
+
+    fn for_adapter(message: impl Into<String>) -> Self {
+        Self::new(Truth::Unknown, reason::WAITING_FOR_ADAPTER, message)
+    }
+}
+
+/// The pinned digest of the base model.
+pub fn pinned_base(cr: &TrainingRun) -> Option<Digest> {
+    let resolved = cr.status.as_ref()?.resolved.as_ref()?;
+    resolved.base_model.digest.parse().ok()
+}
+
+/// The digest of the base model, pinned or as it is now.
+pub fn base_digest(cr: &TrainingRun, base: &Asked<DescribedBase>) -> Option<Digest> {
+    pinned_base(cr).or_else(|| match base.answer() {
+        Some(Ok(base)) => Some(base.digest.clone()),
+        _ => None,
+    })
+}
+
+/// Digest of the [`RunKey`].
+pub fn key(valid: &Valid, cr: &TrainingRun, base: &Digest) -> Option<Digest> {
+    Digest::of_json(&RunKey {
+        base: base.clone(),
+        dataset: cr.spec.dataset_ref.name.clone(),
+        dataset_version: cr.spec.dataset_ref.version,
+        lora: valid.lora.clone(),
+        hyperparameters: valid.hyperparameters.clone(),
+        evaluation: valid.evaluation.clone(),
+        adapter: cr.spec.adapter_ref.as_ref().map(|it| it.name.clone()),
+    })
+    .ok()
+}
+
+/// The base model, where it can be used.
+///
+/// # Errors
+/// Why not, with the field.
+pub fn base<'a>(valid: &Valid, observed: &'a Observed) -> Result<&'a Base, Waiting> {
+    if let Some(problem) = observed.base_claim.problem(valid.base.claim()) {
+        return Err(Waiting::new(
+            Truth::False,
+            reason::BASE_MODEL_NOT_FOUND,
+            format!("spec.baseModel.uri: {problem}"),
+        ));
+    }
+    match &observed.base {
+        Asked::Answered(Ok(base)) => Ok(base),
+        Asked::Answered(Err(problem)) => Err(Waiting::new(
+            Truth::False,
+            known_reason(&problem.reason).unwrap_or(reason::BASE_MODEL_INVALID),
+            format!("spec.baseModel.uri: {}", problem.message),
+        )),
+        Asked::Unreachable(why) => Err(Waiting::new(
+            Truth::Unknown,
+            reason::STORAGE_UNAVAILABLE,
+            why,
+        )),
+        Asked::NotAsked => Err(Waiting::new(
+            Truth::Unknown,
+            reason::STORAGE_UNAVAILABLE,
+            "the keeper was not asked yet",
+        )),
+    }
+}
+
+/// The constant of a reason that another process gave.
+pub fn known_reason(name: &str) -> Option<&'static str> {
+    graftwork_api::conditions::REASONS
+        .iter()
+        .find(|entry| entry.name == name)
+        .map(|entry| entry.name)
+}
+
+/// Everything that the run's references mean now, or as far as they are pinned already.
+///
+/// # Errors
+/// What is not there yet, with the field.
+pub fn resolve(
+    cr: &TrainingRun,
+    valid: &Valid,
+    base: Digest,
+    observed: &Observed,
+) -> Result<Resolved, Waiting> {
+    let pinned = cr.status.as_ref().and_then(|it| it.resolved.as_ref());
+    let dataset = resolve_dataset(cr, pinned, &observed.dataset)?;
+    let reference = resolve_reference(cr, pinned, &base, &observed.adapter)?;
+    Ok(Resolved {
+        base: ResolvedBase {
+            uri: valid.base.to_string(),
+            path: base_path(valid),
+            digest: base,
+        },
+        dataset,
+        reference,
+    })
+}
+
+/// The mounted folder of the base model.
+fn base_path(valid: &Valid) -> String {
+    let claim = pod::claim_dir(valid.base.claim());
+    match valid.base.path() {
+        "" => claim,
+        path => format!("{claim}/{path}"),
+    }
+}
+
+fn resolve_dataset(
+    cr: &TrainingRun,
+    pinned: Option<&ResolvedInputs>,
+    dataset: &Referenced<Dataset>,
+) -> Result<ResolvedDataset, Waiting> {
+    let wanted = &cr.spec.dataset_ref;
+    let say = |what: &str| {
+        Waiting::for_dataset(format!(
+            "spec.datasetRef.name: Dataset \"{}\" {what}",
+            wanted.name
+        ))
+    };
+    let dataset = match dataset {
+        Referenced::Absent => return Err(say("does not exist")),
+        Referenced::Deleting => return Err(say("is being deleted")),
+        Referenced::Unreadable => return Err(say("can't be read by this version")),
+        Referenced::There(dataset) => dataset,
+    };
+    let status = dataset.status.clone().unwrap_or_default();
+    let version = if let Some(pinned) = pinned {
+        pinned.dataset.clone()
+    } else if let Some(number) = wanted.version {
+        let found = status.versions.iter().find(|it| it.version == number);
+        let Some(found) = found else {
+            return Err(Waiting::for_dataset(format!(
+                "spec.datasetRef.version: Dataset \"{}\" has no version {number} yet",
+                wanted.name
+            )));
+        };
+        VersionedDigest {
+            version: number,
+            digest: found.digest.clone(),
+        }
+    } else {
+        let ready = conditions::find(&status.conditions, condition::READY);
+        let settled = status.observed_generation == dataset.metadata.generation
+            && ready.is_some_and(|ready| ready.status != "Unknown");
+        match status.latest.filter(|_| settled) {
+            Some(latest) => latest.versioned_digest(),
+            None => {
+                let why = ready.map_or("is not built yet".to_owned(), |ready| {
+                    format!("is not ready: {}: {}", ready.reason, ready.message)
+                });
+                return Err(say(&why));
+            }
+        }
+    };
+    let digest = version
+        .digest
+        .parse()
+        .map_err(|_| say("has a version without a digest"))?;
+    Ok(ResolvedDataset {
+        name: wanted.name.clone(),
+        version: version.version,
+        digest,
+        format: read_format(dataset).ok_or_else(|| say("has a format unknown to this version"))?,
+    })
+}
+
+fn read_format(dataset: &Dataset) -> Option<Format> {
+    crate::dataset::validate(&dataset.spec)
+        .ok()
+        .map(|valid| valid.format)
+}
+
+fn resolve_reference(
+    cr: &TrainingRun,
+    pinned: Option<&ResolvedInputs>,
+    base: &Digest,
+    adapter: &Referenced<LoRAAdapter>,
+) -> Result<Option<ResolvedReference>, Waiting> {
+    let Some(wanted) = &cr.spec.adapter_ref else {
+        return Ok(None);
+    };
+    let say = |what: &str| {
+        Waiting::for_adapter(format!(
+            "spec.adapterRef.name: LoRAAdapter \"{}\" {what}",
+            wanted.name
+        ))
+    };
+    let adapter = match adapter {
+        Referenced::Absent => return Err(say("does not exist")),
+        Referenced::Deleting => return Err(say("is being deleted")),
+        Referenced::Unreadable => return Err(say("can't be read by this version")),
+        Referenced::There(adapter) => adapter,
+    };
+    let Some(status) = adapter.status.as_ref().filter(|status| {
+        // Its production version is known once its ledger was read.
+        status.observed_generation.is_some()
+    }) else {
+        return Err(say("was not looked at yet"));
+    };
+    let other = status.base_model.as_ref().map(|it| it.digest.as_str());
+    if let Some(other) = other.filter(|other| !other.is_empty() && *other != base.as_str()) {
+        return Err(Waiting::new(
+            Truth::False,
+            reason::BASE_MODEL_MISMATCH,
+            format!(
+                "spec.baseModel.uri: LoRAAdapter \"{}\" is for base model {other}, this run for {base}",
+                wanted.name
+            ),
+        ));
+    }
+    let number = match pinned.and_then(|pinned| pinned.reference.as_deref()) {
+        Some(BASE) => None,
+        Some(number) => number.parse().ok(),
+        None => status.production.as_ref().map(|it| it.version),
+    };
+    let Some(number) = number else {
+        return Ok(None);
+    };
+    let version = status.versions.iter().find(|it| it.version == number);
+    let digest = version.and_then(|version| version.digest.parse().ok());
+    let digest = digest.ok_or_else(|| say("does not list the version in production"))?;
+    Ok(Some(ResolvedReference {
+        adapter: wanted.name.clone(),
+        version: number,
+        digest,
+    }))
+}
+
+/// Pinned inputs as status shows them.
+pub fn print(resolved: &Resolved, image: &str, profile: &str) -> ResolvedInputs {
+    ResolvedInputs {
+        dataset: VersionedDigest {
+            version: resolved.dataset.version,
+            digest: resolved.dataset.digest.to_string(),
+        },
+        base_model: ResolvedBaseModel {
+            digest: resolved.base.digest.to_string(),
+        },
+        image: image.to_owned(),
+        profile: profile.to_owned(),
+        reference: Some(match &resolved.reference {
+            Some(reference) => reference.version.to_string(),
+            None => BASE.to_owned(),
+        }),
+    }
+}

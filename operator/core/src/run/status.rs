@@ -1,0 +1,427 @@
+//! A run's status: what is said about each step.
+
+use std::time::Duration;
+
+use graftwork_api::conditions::{condition, reason};
+use graftwork_api::training_run::{
+    CheckpointStatus, Metric, Progress, RunResult as RunResultStatus, RunStage,
+};
+use graftwork_api::{Decimal, Time, TrainingRun, TrainingRunStatus};
+use graftwork_contract::run::RunResult;
+use jiff::{SignedDuration, Timestamp};
+
+use super::attempt;
+use super::inputs;
+use super::step::{Phase, Step};
+use super::{Invalid, Observed, Referenced, Report};
+use crate::conditions::{self, Conditions, Truth};
+use crate::jobs::seconds_between;
+use crate::plan::{Actions, Decision, Event, Plan};
+
+/// Seconds between two writes of progress.
+const PROGRESS_SECONDS: u64 = 3;
+
+/// Whether the run is over, well or badly.
+pub fn is_finished(cr: &TrainingRun) -> bool {
+    cr.status
+        .as_ref()
+        .is_some_and(|status| conditions::is_true(&status.conditions, condition::FINISHED))
+}
+
+/// A run that is over: all that may still come is the number that its adapter gave the result.
+pub fn finished(cr: &TrainingRun, observed: &Observed) -> Actions<TrainingRunStatus> {
+    let mut status = cr.status.clone().unwrap_or_default();
+    status.observed_generation = cr.metadata.generation;
+    number_result(cr, &mut status, observed);
+    Actions {
+        status: Some(status),
+        ..Actions::default()
+    }
+}
+
+fn number_result(cr: &TrainingRun, status: &mut TrainingRunStatus, observed: &Observed) {
+    let (Some(result), Referenced::There(adapter)) = (&mut status.result, &observed.adapter) else {
+        return;
+    };
+    let versions = adapter.status.as_ref().map(|status| status.versions.iter());
+    let version = versions.into_iter().flatten().find(|version| {
+        version.digest == result.digest && version.training_run == cr.metadata.name
+    });
+    if let Some(version) = version {
+        result.adapter_version = Some(version.version);
+    }
+}
+
+/// A spec that can't work: it can't be changed either, so the run is over.
+pub fn invalid(cr: &TrainingRun, invalid: &Invalid, now: Timestamp) -> Plan<TrainingRunStatus> {
+    let message = format!("{}: {}", invalid.field, invalid.message);
+    let status = cr.status.clone().unwrap_or_default();
+    Plan::Act(say(
+        cr,
+        status,
+        &Said::over(Truth::False, reason::INVALID_SPEC, message),
+        now,
+    ))
+}
+
+struct Said {
+    truth: Truth,
+    reason: &'static str,
+    message: String,
+    finished: bool,
+    stalled: bool,
+    reconciling: bool,
+}
+
+impl Said {
+    fn under_way(reason: &'static str, message: impl Into<String>) -> Self {
+        Self {
+            truth: Truth::Unknown,
+            reason,
+            message: message.into(),
+            finished: false,
+            stalled: false,
+            reconciling: true,
+        }
+    }
+
+    fn over(truth: Truth, reason: &'static str, message: impl Into<String>) -> Self {
+        Self {
+            truth,
+            reason,
+            message: message.into(),
+            finished: true,
+            stalled: truth == Truth::False,
+            reconciling: false,
+        }
+    }
+}
+
+/// Status and events of a step.
+pub fn report(
+    cr: &TrainingRun,
+    step: &Step,
+    observed: &Observed,
+    now: Timestamp,
+) -> Plan<TrainingRunStatus> {
+    let status = cr.status.clone().unwrap_or_default();
+    let act = |status, said: &Said, seconds: Option<u64>| {
+        let mut actions = say(cr, status, said, now);
+        actions.requeue_after = seconds.map(Duration::from_secs);
+        Plan::Act(actions)
+    };
+    match step {
+        Step::Invalid(bad) => invalid(cr, bad, now),
+        Step::Wait(waiting) => {
+            let mut said = Said::under_way(waiting.reason, waiting.message.clone());
+            said.truth = waiting.truth;
+            said.stalled = is_stalled(waiting.reason);
+            said.reconciling = false;
+            act(status, &said, Some(wait_seconds(waiting.reason)))
+        }
+        Step::Pin(_) | Step::Open(_) | Step::Close(..) => decide(cr, status, step, now),
+        Step::Store(_) => act(
+            status,
+            &Said::under_way(reason::STARTING, "the run's inputs are pinned"),
+            Some(1),
+        ),
+        Step::Complete(result) => Plan::Act(complete(cr, status, result, observed, now)),
+        Step::Suspended => {
+            let mut said = Said::under_way(reason::SUSPENDED, "spec.suspend is set");
+            said.reconciling = false;
+            act(status, &said, None)
+        }
+        Step::Make(number, _) => act(
+            status,
+            &Said::under_way(reason::STARTING, format!("attempt {number} starts")),
+            Some(5),
+        ),
+        Step::Stopping => act(
+            status,
+            &Said::under_way(
+                reason::RESTARTING,
+                "the pod of the attempt before is still stopping",
+            ),
+            Some(5),
+        ),
+        Step::Pause(seconds) => {
+            let last = status.last_attempt.as_ref();
+            let message = last.map(|last| {
+                format!(
+                    "attempt {} ended: {}: {}; the next one follows",
+                    last.attempt, last.reason, last.message
+                )
+            });
+            let said = Said::under_way(reason::RESTARTING, message.unwrap_or_default());
+            act(status, &said, Some(*seconds))
+        }
+        Step::Watch(phase) => watch(cr, status, phase, observed, now),
+    }
+}
+
+fn is_stalled(reason: &str) -> bool {
+    matches!(
+        reason,
+        reason::COMPUTE_PROFILE_NOT_FOUND
+            | reason::OBJECT_NOT_OURS
+            | reason::BASE_MODEL_INVALID
+            | reason::BASE_MODEL_UNSUPPORTED
+            | reason::BASE_MODEL_MISMATCH
+    )
+}
+
+/// Objects of the API come by watch; what the keeper reads has to be looked at again.
+fn wait_seconds(reason: &str) -> u64 {
+    match reason {
+        reason::STORAGE_UNAVAILABLE => 2,
+        reason::BASE_MODEL_NOT_FOUND
+        | reason::BASE_MODEL_INVALID
+        | reason::BASE_MODEL_UNSUPPORTED => 5,
+        _ => 60,
+    }
+}
+
+fn decide(
+    cr: &TrainingRun,
+    mut status: TrainingRunStatus,
+    step: &Step,
+    now: Timestamp,
+) -> Plan<TrainingRunStatus> {
+    let said = match step {
+        Step::Pin(resolved) => {
+            status.resolved = Some(resolved.clone());
+            Said::under_way(reason::STARTING, "the run's inputs are pinned")
+        }
+        Step::Open(number) => {
+            attempt::open(&mut status, *number);
+            Said::under_way(reason::STARTING, format!("attempt {number} starts"))
+        }
+        Step::Close(number, closing) => {
+            let retries = cr.spec.limits.retries;
+            let over = attempt::close(&mut status, *number, closing, retries, now);
+            match over {
+                Some((reason, message)) => Said::over(Truth::False, reason, message),
+                None if closing.reason == reason::SUSPENDED => {
+                    Said::under_way(reason::SUSPENDED, "spec.suspend is set")
+                }
+                None => Said::under_way(
+                    reason::RESTARTING,
+                    format!("attempt {number} ended: {}", closing.message),
+                ),
+            }
+        }
+        _ => return Plan::say(status, Vec::new(), None),
+    };
+    let actions = say(cr, status, &said, now);
+    Plan::Decide(Decision {
+        status: actions.status.unwrap_or_default(),
+        events: actions.events,
+    })
+}
+
+fn watch(
+    cr: &TrainingRun,
+    mut status: TrainingRunStatus,
+    phase: &Phase,
+    observed: &Observed,
+    now: Timestamp,
+) -> Plan<TrainingRunStatus> {
+    let (said, seconds) = match phase {
+        Phase::Queued(message) => (Said::under_way(reason::QUEUED, message), 30),
+        Phase::Starting(message) => (Said::under_way(reason::STARTING, message), 10),
+        Phase::ImageUnavailable(message) => {
+            (Said::under_way(reason::IMAGE_UNAVAILABLE, message), 10)
+        }
+        Phase::Reading => (
+            Said::under_way(reason::EVALUATING, "the result is being read"),
+            1,
+        ),
+        Phase::Running { remaining_seconds } => {
+            let (said, pending) = match &observed.report {
+                Some(report) => take_report(&mut status, report, now),
+                None => (
+                    Said::under_way(reason::STARTING, "the trainer reads model and data"),
+                    None,
+                ),
+            };
+            let next = pending.unwrap_or(30).min(remaining_seconds + 1);
+            (said, next)
+        }
+    };
+    let mut actions = say(cr, status, &said, now);
+    actions.requeue_after = Some(Duration::from_secs(seconds));
+    Plan::Act(actions)
+}
+
+/// Takes a report over into status, not more often than every few seconds. Returns what to say, and
+/// the seconds until what was left out may be written.
+fn take_report(
+    status: &mut TrainingRunStatus,
+    report: &Report,
+    now: Timestamp,
+) -> (Said, Option<u64>) {
+    let said = &report.progress;
+    let stage = RunStage::from(said.stage.as_str());
+    let (reason, doing) = match stage {
+        RunStage::Train => (reason::TRAINING, "the trainer takes optimizer steps"),
+        RunStage::Evaluate => (reason::EVALUATING, "the trainer measures on the test rows"),
+        RunStage::Package => (reason::EVALUATING, "the trainer writes the result"),
+        RunStage::Prepare | RunStage::Other(_) => {
+            (reason::STARTING, "the trainer reads model and data")
+        }
+    };
+    let verdict = Said::under_way(reason, doing);
+    let written = status
+        .progress
+        .as_ref()
+        .and_then(|it| it.last_update_time.as_ref());
+    let waited = seconds_between(written.map(|time| time.0), Some(now));
+    let is_new = written.map(|time| time.0) != Some(report.at);
+    if !is_new {
+        return (verdict, None);
+    }
+    if written.is_some() && waited < PROGRESS_SECONDS && status.stage.as_ref() == Some(&stage) {
+        return (verdict, Some(PROGRESS_SECONDS - waited));
+    }
+    status.stage = Some(stage);
+    status.progress = Some(Progress {
+        step: said.step,
+        total_steps: said.total_steps,
+        percent: percent(said.step, said.total_steps),
+        epoch: Decimal::rounded(said.epoch, 2),
+        loss: said.loss.and_then(|loss| Decimal::rounded(loss, 4)),
+        tokens_per_second: Some(said.tokens_per_second.max(0.0).round() as u64),
+        estimated_completion_time: said
+            .remaining_seconds
+            .and_then(|seconds| i64::try_from(seconds).ok())
+            .and_then(|seconds| {
+                report
+                    .at
+                    .checked_add(SignedDuration::from_secs(seconds))
+                    .ok()
+            })
+            .map(Time),
+        last_update_time: Some(Time(report.at)),
+    });
+    if said.checkpoint_step > 0 {
+        let saved = i64::try_from(said.checkpoint_saved_unix_seconds).unwrap_or_default();
+        status.checkpoint = Some(CheckpointStatus {
+            step: said.checkpoint_step,
+            saved_time: Time(Timestamp::from_second(saved).unwrap_or(report.at)),
+        });
+    }
+    (verdict, None)
+}
+
+fn percent(step: u64, total: u64) -> u32 {
+    if total == 0 {
+        return 0;
+    }
+    u32::try_from(step.saturating_mul(100) / total)
+        .unwrap_or(100)
+        .min(100)
+}
+
+fn complete(
+    cr: &TrainingRun,
+    mut status: TrainingRunStatus,
+    result: &RunResult,
+    observed: &Observed,
+    now: Timestamp,
+) -> Actions<TrainingRunStatus> {
+    if let Some(attempts) = &mut status.attempts {
+        attempts.ended = attempts.started;
+    }
+    let old = status.resolved.take();
+    let (image, profile) = old.map_or_else(
+        || (String::new(), cr.spec.compute.profile.clone()),
+        |old| (old.image, old.profile),
+    );
+    status.resolved = Some(inputs::print(&result.resolved, &image, &profile));
+    status.stage = None;
+    status.progress = Some(Progress {
+        step: result.steps,
+        total_steps: result.steps,
+        percent: 100,
+        epoch: status.progress.as_ref().and_then(|it| it.epoch.clone()),
+        loss: Decimal::rounded(result.final_loss, 4),
+        tokens_per_second: status.progress.as_ref().and_then(|it| it.tokens_per_second),
+        estimated_completion_time: None,
+        last_update_time: result.finished_time.parse().ok().map(Time),
+    });
+    status.metrics = result
+        .metrics
+        .iter()
+        .filter_map(|metric| {
+            Some(Metric {
+                name: metric.name.clone(),
+                split: metric.split.name().to_owned(),
+                value: Decimal::rounded(metric.value, 6)?,
+                baseline: Decimal::rounded(metric.baseline, 6),
+                samples: metric.samples,
+            })
+        })
+        .collect();
+    status.result = Some(RunResultStatus {
+        digest: result.digest.to_string(),
+        size_bytes: result.size_bytes,
+        adapter_version: None,
+    });
+    number_result(cr, &mut status, observed);
+    let message = format!(
+        "{} steps, loss {:.4}; the adapter is {}",
+        result.steps,
+        result.final_loss,
+        result.digest.short()
+    );
+    say(
+        cr,
+        status,
+        &Said::over(Truth::True, reason::COMPLETED, message),
+        now,
+    )
+}
+
+fn say(
+    cr: &TrainingRun,
+    mut next: TrainingRunStatus,
+    said: &Said,
+    now: Timestamp,
+) -> Actions<TrainingRunStatus> {
+    let old = cr.status.as_ref().map(|it| it.conditions.clone());
+    let old = old.unwrap_or_default();
+    let mut list = Conditions::new(&next.conditions, cr.metadata.generation, now);
+    list.set(condition::SUCCEEDED, said.truth, said.reason, &said.message);
+    list.set(
+        condition::FINISHED,
+        Truth::from(said.finished),
+        said.reason,
+        "",
+    );
+    list.set_while(
+        condition::RECONCILING,
+        said.reconciling,
+        said.reason,
+        &said.message,
+    );
+    list.set_while(condition::STALLED, said.stalled, said.reason, &said.message);
+    next.conditions = list.into_list();
+    next.observed_generation = cr.metadata.generation;
+    let events = if conditions::has_turned(&old, &next.conditions, condition::SUCCEEDED) {
+        let note = conditions::shorten(&said.message);
+        vec![
+            if said.truth == Truth::False || said.reason == reason::RESTARTING {
+                Event::warning(said.reason, note)
+            } else {
+                Event::normal(said.reason, note)
+            },
+        ]
+    } else {
+        Vec::new()
+    };
+    Actions {
+        status: Some(next),
+        events,
+        ..Actions::default()
+    }
+}

@@ -1,0 +1,424 @@
+//! Where a run is, recomputed every time from its spec, the accounts in status, the store, and its
+//! Job.
+
+use graftwork_api::TrainingRun;
+use graftwork_api::conditions::reason;
+use graftwork_api::training_run::ResolvedInputs;
+use graftwork_contract::proto::store::v1::PublishRequest;
+use graftwork_contract::run::{Resolved, RunResult};
+use graftwork_contract::{Digest, digest, paths};
+use jiff::Timestamp;
+use k8s_openapi::api::batch::v1::Job;
+
+use super::attempt::{self, Closing, Counts};
+use super::inputs::{self, Waiting};
+use super::validate::Valid;
+use super::{Observed, children};
+use crate::conditions::Truth;
+use crate::jobs::{self, JobState, seconds_between};
+use crate::observed::{Asked, Container, Found, Pod, Record};
+use crate::settings::Settings;
+use crate::storage::StorageProblem;
+
+/// Seconds that a pod may fail to pull its image before the run fails.
+const IMAGE_PATIENCE_SECONDS: u64 = 120;
+/// Seconds between a Job's good end and its result being read back.
+const RESULT_PATIENCE_SECONDS: u64 = 20;
+
+/// Where a run is.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Step {
+    /// Something is not there yet.
+    Wait(Waiting),
+    /// A field can't work with the base model.
+    Invalid(super::Invalid),
+    /// Decision: this is what the references mean.
+    Pin(ResolvedInputs),
+    /// The pin goes to the store, where it outlives status.
+    Store(PublishRequest),
+    /// The store has the result.
+    Complete(Box<RunResult>),
+    /// No attempt is wanted.
+    Suspended,
+    /// Decision: an attempt begins.
+    Open(u32),
+    /// Decision: an attempt is over.
+    Close(u32, Closing),
+    /// The attempt's Job is to be made.
+    Make(u32, Box<Resolved>),
+    /// The attempt is under way.
+    Watch(Phase),
+    /// The pod of an earlier attempt is still stopping.
+    Stopping,
+    /// The next attempt waits this many seconds.
+    Pause(u64),
+}
+
+/// What the attempt under way does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Phase {
+    /// It waits for a node or for a queue.
+    Queued(String),
+    /// Its pod starts.
+    Starting(String),
+    /// Its image can't be pulled yet.
+    ImageUnavailable(String),
+    /// Its container runs.
+    Running {
+        /// Seconds until its time is over.
+        remaining_seconds: u64,
+    },
+    /// Its Job is complete; the result is being read.
+    Reading,
+}
+
+/// The step of a run with a valid spec that is not over.
+pub fn step(
+    cr: &TrainingRun,
+    valid: &Valid,
+    observed: &Observed,
+    settings: &Settings,
+    now: Timestamp,
+) -> Step {
+    let attempts = attempt::attempts(cr);
+    let newest = observed.jobs.iter().map(children::number_of).max();
+    if let Some(newest) = newest.filter(|newest| *newest > attempts.started) {
+        // Status was lost or comes from a backup: the Jobs know better.
+        return Step::Open(newest);
+    }
+    let under_way = attempts.started > attempts.ended;
+    let at_rest = match observed.job.ours() {
+        Some(job) if under_way => {
+            !matches!(jobs::state(job), JobState::Active | JobState::Suspended)
+        }
+        _ => true,
+    };
+    if at_rest && let Some(step) = stored_result(observed) {
+        return step;
+    }
+    if under_way {
+        let number = attempts.started;
+        if cr.spec.suspend {
+            return Step::Close(number, suspension(observed, now));
+        }
+        match &observed.job {
+            Found::Ours(job) => watch(cr, number, job, observed, now),
+            Found::Absent => make(number, observed),
+            Found::Foreign => name_taken("Job", &super::job_name(cr)),
+        }
+    } else {
+        begin(cr, valid, attempts.started + 1, observed, settings, now)
+    }
+}
+
+fn stored_result(observed: &Observed) -> Option<Step> {
+    let record = observed.result.answer()?.as_ref()?;
+    Some(match record.read() {
+        Ok(result) => Step::Complete(Box::new(result)),
+        Err(unreadable) => waiting(
+            Truth::Unknown,
+            reason::INTERNAL_ERROR,
+            unreadable.to_string(),
+        ),
+    })
+}
+
+fn waiting(truth: Truth, reason: &'static str, message: impl Into<String>) -> Step {
+    Step::Wait(Waiting {
+        truth,
+        reason,
+        message: message.into(),
+    })
+}
+
+fn name_taken(kind: &str, name: &str) -> Step {
+    waiting(
+        Truth::False,
+        reason::OBJECT_NOT_OURS,
+        format!("{kind} \"{name}\" exists and does not belong to this run"),
+    )
+}
+
+/// Nothing is under way: what is still missing before the next attempt?
+fn begin(
+    cr: &TrainingRun,
+    valid: &Valid,
+    number: u32,
+    observed: &Observed,
+    settings: &Settings,
+    now: Timestamp,
+) -> Step {
+    if cr.spec.suspend {
+        return Step::Suspended;
+    }
+    match &observed.storage {
+        Some(StorageProblem::NotOurs(message)) => {
+            return waiting(Truth::False, reason::OBJECT_NOT_OURS, message);
+        }
+        Some(StorageProblem::Unavailable(message)) => {
+            return waiting(Truth::False, reason::STORAGE_UNAVAILABLE, message);
+        }
+        None => {}
+    }
+    let profile = match settings.profile(&cr.spec.compute.profile) {
+        Ok(profile) => profile,
+        Err(unknown) => {
+            return waiting(
+                Truth::False,
+                reason::COMPUTE_PROFILE_NOT_FOUND,
+                format!("spec.compute.profile: {unknown}"),
+            );
+        }
+    };
+    let image = settings.trainer_image(profile);
+    let stored = match pin(cr, valid, image, observed) {
+        Ok(stored) => stored,
+        Err(step) => return step,
+    };
+    let status = cr.status.as_ref();
+    let pinned = status.and_then(|status| status.resolved.as_ref());
+    let image = pinned.map_or(image, |pinned| pinned.image.as_str());
+    let printed = inputs::print(&stored, image, &cr.spec.compute.profile);
+    if pinned != Some(&printed) {
+        return Step::Pin(printed);
+    }
+    if observed.job.is_foreign() {
+        return name_taken("Job", &super::job_name(cr));
+    }
+    if observed.configuration.is_foreign() {
+        return name_taken("ConfigMap", &children::configuration_name(cr));
+    }
+    if observed.pods.iter().any(|pod| !has_ended(pod)) {
+        return Step::Stopping;
+    }
+    match attempt::pause(status, now) {
+        0 => Step::Open(number),
+        seconds => Step::Pause(seconds),
+    }
+}
+
+/// The stored pin, or what is to be done until there is one.
+fn pin(
+    cr: &TrainingRun,
+    valid: &Valid,
+    image: &str,
+    observed: &Observed,
+) -> Result<Resolved, Step> {
+    let digest = match inputs::pinned_base(cr) {
+        Some(digest) => digest,
+        None => describe_base(valid, observed)?,
+    };
+    match &observed.resolved {
+        Asked::Answered(Some(stored)) => read_pin(stored),
+        Asked::Answered(None) => {
+            let resolved =
+                inputs::resolve(cr, valid, digest.clone(), observed).map_err(Step::Wait)?;
+            let profile = &cr.spec.compute.profile;
+            let pinned = cr.status.as_ref().and_then(|it| it.resolved.as_ref());
+            let image = pinned.map_or(image, |pinned| pinned.image.as_str());
+            let printed = inputs::print(&resolved, image, profile);
+            if pinned == Some(&printed) {
+                Err(Step::Store(publish_request(cr, valid, &digest, &resolved)))
+            } else {
+                Err(Step::Pin(printed))
+            }
+        }
+        Asked::Unreachable(why) => Err(waiting(Truth::Unknown, reason::STORAGE_UNAVAILABLE, why)),
+        Asked::NotAsked => Err(waiting(
+            Truth::Unknown,
+            reason::STORAGE_UNAVAILABLE,
+            "the keeper was not asked yet",
+        )),
+    }
+}
+
+fn describe_base(valid: &Valid, observed: &Observed) -> Result<Digest, Step> {
+    let base = inputs::base(valid, observed).map_err(Step::Wait)?;
+    let rank = valid.lora.rank;
+    if rank > base.hidden_size {
+        return Err(Step::Invalid(super::Invalid::new(
+            "spec.method.lora.rank",
+            format!(
+                "{rank} is above the base model's hidden size {}",
+                base.hidden_size
+            ),
+        )));
+    }
+    let length = valid.hyperparameters.maximum_sequence_length;
+    if length > base.maximum_positions {
+        return Err(Step::Invalid(super::Invalid::new(
+            "spec.hyperparameters.maximumSequenceLength",
+            format!(
+                "{length} is above the base model's {} positions",
+                base.maximum_positions
+            ),
+        )));
+    }
+    Ok(base.digest.clone())
+}
+
+fn read_pin(stored: &Record) -> Result<Resolved, Step> {
+    stored.read().map_err(|unreadable| {
+        waiting(
+            Truth::Unknown,
+            reason::INTERNAL_ERROR,
+            unreadable.to_string(),
+        )
+    })
+}
+
+fn publish_request(
+    cr: &TrainingRun,
+    valid: &Valid,
+    base: &Digest,
+    resolved: &Resolved,
+) -> PublishRequest {
+    let name = cr.metadata.name.as_deref().unwrap_or_default();
+    let path = inputs::key(valid, cr, base)
+        .map(|key| paths::run_resolved(name, &key))
+        .unwrap_or_default();
+    let content = serde_json::to_value(resolved)
+        .map(|value| digest::canonical_json(&value).into_bytes())
+        .unwrap_or_default();
+    PublishRequest { path, content }
+}
+
+fn make(number: u32, observed: &Observed) -> Step {
+    match &observed.resolved {
+        Asked::Answered(Some(stored)) => match read_pin(stored) {
+            Ok(resolved) => Step::Make(number, Box::new(resolved)),
+            Err(step) => step,
+        },
+        Asked::Answered(None) => waiting(
+            Truth::Unknown,
+            reason::STORAGE_UNAVAILABLE,
+            "the store has lost the pin of this run's inputs",
+        ),
+        Asked::Unreachable(why) => waiting(Truth::Unknown, reason::STORAGE_UNAVAILABLE, why),
+        Asked::NotAsked => waiting(
+            Truth::Unknown,
+            reason::STORAGE_UNAVAILABLE,
+            "the keeper was not asked yet",
+        ),
+    }
+}
+
+/// The pod of a Job.
+pub fn pod_of<'a>(job: &Job, pods: &'a [Pod]) -> Option<&'a Pod> {
+    let name = job.metadata.name.as_deref()?;
+    pods.iter()
+        .filter(|pod| pod.labels.get(jobs::JOB_NAME_LABEL).map(String::as_str) == Some(name))
+        .max_by_key(|pod| pod.created)
+}
+
+fn has_ended(pod: &Pod) -> bool {
+    matches!(pod.phase.as_str(), "Succeeded" | "Failed")
+}
+
+fn watch(cr: &TrainingRun, number: u32, job: &Job, observed: &Observed, now: Timestamp) -> Step {
+    if job.metadata.deletion_timestamp.is_some() {
+        return Step::Stopping;
+    }
+    match jobs::state(job) {
+        JobState::Suspended => Step::Watch(Phase::Queued(
+            "the queue has not let the run's Job in yet".to_owned(),
+        )),
+        JobState::Active => under_way(cr, number, pod_of(job, &observed.pods), now),
+        JobState::Complete => {
+            let since = seconds_between(jobs::finished_at(job), Some(now));
+            match (&observed.result, jobs::end(job, &observed.pods, now)) {
+                (Asked::Answered(None), Some(end)) if since > RESULT_PATIENCE_SECONDS => {
+                    Step::Close(number, attempt::closing(&end))
+                }
+                _ => Step::Watch(Phase::Reading),
+            }
+        }
+        JobState::Failed => match jobs::end(job, &observed.pods, now) {
+            Some(end) => Step::Close(number, attempt::closing(&end)),
+            None => Step::Watch(Phase::Reading),
+        },
+    }
+}
+
+fn running_since(pod: &Pod) -> Option<Timestamp> {
+    match &pod.container {
+        Container::Running { since } => *since,
+        _ => None,
+    }
+}
+
+fn under_way(cr: &TrainingRun, number: u32, pod: Option<&Pod>, now: Timestamp) -> Step {
+    let Some(pod) = pod else {
+        return Step::Watch(Phase::Starting("the run's pod is being made".to_owned()));
+    };
+    if let Some(message) = pod.image_problem() {
+        let waited = seconds_between(pod.created, Some(now));
+        return if waited > IMAGE_PATIENCE_SECONDS {
+            Step::Close(
+                number,
+                Closing {
+                    counts: Counts::Final,
+                    reason: reason::IMAGE_UNAVAILABLE,
+                    message: message.to_owned(),
+                    active_seconds: 0,
+                },
+            )
+        } else {
+            Step::Watch(Phase::ImageUnavailable(message.to_owned()))
+        };
+    }
+    if let Some(message) = &pod.unschedulable {
+        return Step::Watch(Phase::Queued(format!(
+            "the run's pod has no node: {message}"
+        )));
+    }
+    match &pod.container {
+        Container::Running { .. } => {
+            let active = seconds_between(running_since(pod), Some(now));
+            let limit = cr.spec.limits.duration_seconds;
+            let spent = attempt::attempts(cr).active_seconds + active;
+            if spent > limit {
+                Step::Close(
+                    number,
+                    Closing {
+                        counts: Counts::Final,
+                        reason: reason::DEADLINE_EXCEEDED,
+                        message: format!(
+                            "the attempts were active for {spent} s, spec.limits.durationSeconds is {limit}"
+                        ),
+                        active_seconds: active,
+                    },
+                )
+            } else {
+                Step::Watch(Phase::Running {
+                    remaining_seconds: limit - spent,
+                })
+            }
+        }
+        Container::Waiting { reason, message } => Step::Watch(Phase::Starting(format!(
+            "the run's pod waits: {reason} {message}"
+        ))),
+        Container::Terminated { .. } => Step::Watch(Phase::Reading),
+        Container::Unknown => Step::Watch(Phase::Starting("the run's pod is starting".to_owned())),
+    }
+}
+
+fn suspension(observed: &Observed, now: Timestamp) -> Closing {
+    let pod = observed
+        .job
+        .ours()
+        .and_then(|job| pod_of(job, &observed.pods));
+    let active_seconds = match pod.map(|pod| &pod.container) {
+        Some(Container::Running { since }) => seconds_between(*since, Some(now)),
+        Some(Container::Terminated {
+            started, finished, ..
+        }) => seconds_between(*started, *finished),
+        _ => 0,
+    };
+    Closing {
+        counts: Counts::Nothing,
+        reason: reason::SUSPENDED,
+        message: "spec.suspend was set".to_owned(),
+        active_seconds,
+    }
+}

@@ -1,0 +1,203 @@
+//! A run's spec, read once: after this nothing can fail for what it says.
+
+use graftwork_api::training_run::{EvaluationMetric, MethodType, Schedule};
+use graftwork_api::uri::PvcUri;
+use graftwork_api::{Decimal, TrainingRunSpec};
+use graftwork_contract::run;
+
+/// A spec that can be run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Valid {
+    /// The base model's folder.
+    pub base: PvcUri,
+    /// LoRA's shape.
+    pub lora: run::Lora,
+    /// Optimisation.
+    pub hyperparameters: run::Hyperparameters,
+    /// When state is saved.
+    pub checkpoint: run::Checkpoint,
+    /// What is scored.
+    pub evaluation: run::Evaluation,
+}
+
+/// A field that can't work.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Invalid {
+    /// Path of the field.
+    pub field: &'static str,
+    /// What is wrong, with value and limit.
+    pub message: String,
+}
+
+impl Invalid {
+    pub(super) fn new(field: &'static str, message: impl Into<String>) -> Self {
+        Self {
+            field,
+            message: message.into(),
+        }
+    }
+}
+
+/// Reads a spec.
+///
+/// # Errors
+/// The first field that can't work. The schema refuses most of this before; an operator that is
+/// older or newer than the schema does not rely on it.
+pub fn validate(spec: &TrainingRunSpec) -> Result<Valid, Invalid> {
+    let base = PvcUri::parse(&spec.base_model.uri)
+        .map_err(|error| Invalid::new("spec.baseModel.uri", error.to_string()))?;
+    if let MethodType::Other(other) = &spec.method.type_ {
+        return Err(unknown("spec.method.type", other, MethodType::KNOWN));
+    }
+    Ok(Valid {
+        base,
+        lora: read_lora(spec)?,
+        hyperparameters: read_hyperparameters(spec)?,
+        checkpoint: run::Checkpoint {
+            every_steps: at_least_one(
+                "spec.checkpoint.everySteps",
+                u64::from(spec.checkpoint.every_steps),
+            )?,
+            keep: at_least_one("spec.checkpoint.keep", spec.checkpoint.keep)?,
+        },
+        evaluation: read_evaluation(spec)?,
+    })
+}
+
+fn read_lora(spec: &TrainingRunSpec) -> Result<run::Lora, Invalid> {
+    let lora = &spec.method.lora;
+    if lora.target_modules.is_empty() {
+        return Err(Invalid::new(
+            "spec.method.lora.targetModules",
+            "at least one module is needed",
+        ));
+    }
+    Ok(run::Lora {
+        rank: at_least_one("spec.method.lora.rank", lora.rank)?,
+        alpha: number("spec.method.lora.alpha", &lora.alpha, |alpha| alpha > 0.0)?,
+        dropout: number("spec.method.lora.dropout", &lora.dropout, |dropout| {
+            (0.0..1.0).contains(&dropout)
+        })?,
+        target_modules: lora.target_modules.clone(),
+    })
+}
+
+fn read_hyperparameters(spec: &TrainingRunSpec) -> Result<run::Hyperparameters, Invalid> {
+    let given = &spec.hyperparameters;
+    let micro = at_least_one(
+        "spec.hyperparameters.microBatchSize",
+        given.micro_batch_size,
+    )?;
+    let batch = at_least_one("spec.hyperparameters.batchSize", given.batch_size)?;
+    if !batch.is_multiple_of(micro) {
+        return Err(Invalid::new(
+            "spec.hyperparameters.batchSize",
+            format!("{batch} is not a multiple of microBatchSize {micro}"),
+        ));
+    }
+    if given.epochs.is_some() && given.maximum_steps.is_some() {
+        return Err(Invalid::new(
+            "spec.hyperparameters",
+            "epochs and maximumSteps exclude each other",
+        ));
+    }
+    Ok(run::Hyperparameters {
+        learning_rate: number(
+            "spec.hyperparameters.learningRate",
+            &given.learning_rate,
+            |rate| rate > 0.0 && rate <= 1.0,
+        )?,
+        schedule: match &given.schedule {
+            Schedule::Cosine => run::Schedule::Cosine,
+            Schedule::Linear => run::Schedule::Linear,
+            Schedule::Constant => run::Schedule::Constant,
+            Schedule::Other(other) => {
+                return Err(unknown(
+                    "spec.hyperparameters.schedule",
+                    other,
+                    Schedule::KNOWN,
+                ));
+            }
+        },
+        warmup_steps: u64::from(given.warmup_steps),
+        epochs: at_least_one("spec.hyperparameters.epochs", given.epochs.unwrap_or(1))?,
+        maximum_steps: given
+            .maximum_steps
+            .map(|steps| at_least_one("spec.hyperparameters.maximumSteps", u64::from(steps)))
+            .transpose()?,
+        batch_size: batch,
+        micro_batch_size: micro,
+        maximum_sequence_length: at_least_one(
+            "spec.hyperparameters.maximumSequenceLength",
+            given.maximum_sequence_length,
+        )?,
+        weight_decay: number(
+            "spec.hyperparameters.weightDecay",
+            &given.weight_decay,
+            |decay| decay >= 0.0,
+        )?,
+        maximum_gradient_norm: number(
+            "spec.hyperparameters.maximumGradientNorm",
+            &given.maximum_gradient_norm,
+            |norm| norm >= 0.0,
+        )?,
+        seed: given.seed,
+    })
+}
+
+fn read_evaluation(spec: &TrainingRunSpec) -> Result<run::Evaluation, Invalid> {
+    let metrics = spec
+        .evaluation
+        .metrics
+        .iter()
+        .map(|metric| match metric {
+            EvaluationMetric::Loss => Ok(run::MetricKind::Loss),
+            EvaluationMetric::ExactMatch => Ok(run::MetricKind::ExactMatch),
+            EvaluationMetric::Other(other) => Err(unknown(
+                "spec.evaluation.metrics",
+                other,
+                EvaluationMetric::KNOWN,
+            )),
+        })
+        .collect::<Result<_, _>>()?;
+    Ok(run::Evaluation {
+        metrics,
+        maximum_new_tokens: at_least_one(
+            "spec.evaluation.maximumNewTokens",
+            spec.evaluation.maximum_new_tokens,
+        )?,
+        maximum_rows: spec.evaluation.maximum_rows.map(u64::from),
+    })
+}
+
+fn at_least_one<N: Copy + PartialEq + From<u8> + std::fmt::Display>(
+    field: &'static str,
+    value: N,
+) -> Result<N, Invalid> {
+    if value == N::from(0) {
+        Err(Invalid::new(field, "0 is too small: it is at least 1"))
+    } else {
+        Ok(value)
+    }
+}
+
+fn number(
+    field: &'static str,
+    decimal: &Decimal,
+    fits: impl Fn(f64) -> bool,
+) -> Result<f64, Invalid> {
+    decimal
+        .value()
+        .filter(|value| fits(*value))
+        .ok_or_else(|| Invalid::new(field, format!("\"{decimal}\" is not a number that fits")))
+}
+
+fn unknown(field: &'static str, value: &str, known: &[&str]) -> Invalid {
+    Invalid::new(
+        field,
+        format!(
+            "\"{value}\" is not known to this version; it knows {}",
+            known.join(", ")
+        ),
+    )
+}
