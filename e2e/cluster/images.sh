@@ -26,7 +26,7 @@ PATH=$PATH:/usr/sbin:/sbin
 
 to=node tag=dev registry= kind_name= names=()
 bin=${CARGO_TARGET_DIR:-$cache/target}/x86_64-unknown-linux-gnu/debug
-text=$cache/demo-text
+text=
 base_model=$root/e2e/demo-data/base-model
 
 say() { echo "images: $*" >&2; }
@@ -116,7 +116,7 @@ build() {
 		chmod -R a+rX "$work/context/data"
 	fi
 	local log=$work/log status=0
-	case $(engine) in
+	case $builder in
 	buildah)
 		local buildah=(buildah --root "$work/storage" --runroot "$work/run" --storage-driver vfs)
 		# A network namespace of its own keeps the promise that nothing is fetched.
@@ -151,7 +151,7 @@ build() {
 # another archive (docker-archive:FILE:...).
 copy_image() {
 	local name=$1 key=$2 archive=$3 reference=$4 to_where=$5 work
-	case $(engine) in
+	case $builder in
 	buildah)
 		work=$(mktemp -d "$store/work.XXXXXX")
 		local buildah=(buildah --root "$work/storage" --runroot "$work/run" --storage-driver vfs)
@@ -198,6 +198,18 @@ deliver() {
 	esac
 }
 
+# Makes the demo's text anew when the script that makes it has changed.
+make_text() {
+	local script=$root/e2e/demo-data/wordnet.py
+	text=$cache/demo-text-$(sha256sum "$script" | cut -c 1-12)
+	[ ! -d "$text" ] || return 0
+	say "making the demo's text from WordNet"
+	rm -rf "$text.new"
+	mkdir -p "$text.new"
+	python3 "$script" --out "$text.new" >&2
+	mv "$text.new" "$text"
+}
+
 mkdir -p "$store"
 # One call at a time: two would tear at the same archives.
 exec 8>"$store/lock"
@@ -205,6 +217,7 @@ flock 8
 # Left by a call that was killed.
 rm -rf "$store"/work.*
 
+builder=$(engine)
 declare -A key archive
 for name in "${names[@]}"; do
 	dockerfile_of "$name" >/dev/null
@@ -213,11 +226,7 @@ for name in "${names[@]}"; do
 	done
 	if [ "$name" = demo-data ]; then
 		[ -f "$base_model/config.json" ] || fail "$base_model holds no base model (make base-model)"
-		if [ ! -f "$text/topics.jsonl" ]; then
-			say "making the demo's text from WordNet"
-			mkdir -p "$text"
-			python3 "$root/e2e/demo-data/wordnet.py" --out "$text" >&2
-		fi
+		[ -n "$text" ] || make_text
 	fi
 	key[$name]=$(key_of "$name")
 	archive[$name]=$store/$name-${key[$name]}.tar

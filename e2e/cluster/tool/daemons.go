@@ -92,6 +92,12 @@ func daemonCommand(l layout, name string) []string {
 			"--authorization-kubeconfig=" + l.clientConfig(name),
 			"--bind-address=127.0.0.1", "--cert-dir=" + l.path("tmp"),
 			"--leader-elect=false", "--profiling=false",
+			// A pod waits for its claim to be bound. With this feature the scheduler tries it
+			// again at once when the claim changes, now and then before its own cache of claims
+			// has changed, and then not for five minutes. Without it, it waits a second.
+			"--feature-gates=SchedulerPopFromBackoffQ=false",
+			// Whatever else an unschedulable pod missed, it is tried again this soon.
+			"--pod-max-in-unschedulable-pods-duration=10s",
 		}
 	case "kubelet":
 		return []string{kube,

@@ -295,14 +295,34 @@ func command(name string, args ...string) error {
 	return nil
 }
 
+// keepersOf finds the processes that were started to keep r's cluster: its id is theirs alone.
+func keepersOf(r *record) []process {
+	var found []process
+	commands, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, file := range commands {
+		line, err := os.ReadFile(file)
+		if err != nil || !strings.HasSuffix(string(line), "\x00keep\x00"+r.id()+"\x00") {
+			continue
+		}
+		if p, err := parsePid(strings.Split(file, "/")[2]); err == nil {
+			found = append(found, p)
+		}
+	}
+	return found
+}
+
 // teardown puts the machine back to what it was before r's cluster. Whoever calls it holds the
 // lock. It may be called again after it failed or was killed half way.
 func teardown(out *printer, r *record) error {
 	// A pid of another boot belongs to somebody else.
 	if r.Boot == bootID() {
-		// The keeper first, or it would take the node's end for a crash.
-		if r.Keeper.Pid != os.Getpid() {
-			if err := r.Keeper.kill(10 * time.Second); err != nil {
+		// The keeper first, or it would take the node's end for a crash. One that a killed start
+		// left before it could write itself into the record is known by its command line.
+		for _, keeper := range append(keepersOf(r), r.Keeper) {
+			if keeper.Pid == os.Getpid() {
+				continue
+			}
+			if err := keeper.kill(10 * time.Second); err != nil {
 				return err
 			}
 		}

@@ -102,15 +102,20 @@ func (s *selftest) leavesNothing() {
 	}
 }
 
-func (s *selftest) kubectl(args ...string) string {
-	s.t.Helper()
+func (s *selftest) tryKubectl(args ...string) (string, error) {
 	l := stateLayout()
 	c := exec.Command(filepath.Join(l.bin(), "kubectl"), append([]string{"--kubeconfig", l.kubeconfig()}, args...)...)
 	out, err := c.CombinedOutput()
+	return strings.TrimSpace(string(out)), err
+}
+
+func (s *selftest) kubectl(args ...string) string {
+	s.t.Helper()
+	out, err := s.tryKubectl(args...)
 	if err != nil {
 		s.t.Fatalf("kubectl %s: %v: %s", strings.Join(args, " "), err, out)
 	}
-	return strings.TrimSpace(string(out))
+	return out
 }
 
 func (s *selftest) eventually(limit time.Duration, what string, check func() error) {
@@ -141,7 +146,10 @@ spec:
 	if out, err := c.CombinedOutput(); err != nil {
 		s.t.Fatalf("%v: %s", err, out)
 	}
-	s.kubectl("wait", "--for=condition=Ready", "pod/pod", "--timeout=60s")
+	if said, err := s.tryKubectl("wait", "--for=condition=Ready", "pod/pod", "--timeout=60s"); err != nil {
+		events, _ := s.tryKubectl("get", "pods,pvc,events", "-A", "-o", "wide")
+		s.t.Fatalf("the pod does not start: %s\n%s\n%s", said, events, logTails(stateLayout()))
+	}
 }
 
 func (s *selftest) record() *record {
