@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"sort"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -242,36 +243,52 @@ func makeCgroups() error {
 	return nil
 }
 
-// removeCgroups ends whatever still runs in the cluster's cgroups and removes them.
+// removeCgroups ends whatever still runs in the cluster's cgroups and removes them: all
+// hierarchies at once, because the kernel takes milliseconds for each of the thousands of
+// folders that a hundred pods make.
 func removeCgroups(limit time.Duration) error {
 	end := time.Now().Add(limit)
-	for {
-		var last error
-		for _, root := range cgroupRoots() {
-			var folders []string
-			filepath.WalkDir(root, func(path string, entry os.DirEntry, err error) error {
-				if err == nil && entry.IsDir() {
-					folders = append(folders, path)
+	roots := cgroupRoots()
+	failed := make([]error, len(roots))
+	var workers sync.WaitGroup
+	for i, root := range roots {
+		workers.Add(1)
+		go func() {
+			defer workers.Done()
+			for {
+				failed[i] = removeCgroup(root)
+				if failed[i] == nil || time.Now().After(end) {
+					return
 				}
-				return nil
-			})
-			for i := len(folders) - 1; i >= 0; i-- {
-				processes, _ := os.ReadFile(filepath.Join(folders[i], "cgroup.procs"))
-				for _, text := range strings.Fields(string(processes)) {
-					if p, err := parsePid(text); err == nil {
-						_ = syscall.Kill(p.Pid, syscall.SIGKILL)
-					}
-				}
-				if err := syscall.Rmdir(folders[i]); err != nil && !errors.Is(err, syscall.ENOENT) {
-					last = fmt.Errorf("remove cgroup %s: %w", folders[i], err)
-				}
+				time.Sleep(50 * time.Millisecond)
+			}
+		}()
+	}
+	workers.Wait()
+	return errors.Join(failed...)
+}
+
+func removeCgroup(root string) error {
+	var folders []string
+	_ = filepath.WalkDir(root, func(path string, entry os.DirEntry, err error) error {
+		if err == nil && entry.IsDir() {
+			folders = append(folders, path)
+		}
+		return nil
+	})
+	var last error
+	for i := len(folders) - 1; i >= 0; i-- {
+		processes, _ := os.ReadFile(filepath.Join(folders[i], "cgroup.procs"))
+		for _, text := range strings.Fields(string(processes)) {
+			if p, err := parsePid(text); err == nil {
+				_ = syscall.Kill(p.Pid, syscall.SIGKILL)
 			}
 		}
-		if last == nil || time.Now().After(end) {
-			return last
+		if err := syscall.Rmdir(folders[i]); err != nil && !errors.Is(err, syscall.ENOENT) {
+			last = fmt.Errorf("remove cgroup %s: %w", folders[i], err)
 		}
-		time.Sleep(50 * time.Millisecond)
 	}
+	return last
 }
 
 func linkExists(name string) bool {
@@ -336,7 +353,7 @@ func teardown(out *printer, r *record) error {
 		}
 	}
 	return out.step("remove links, cgroups, state; restore sysctls", func(progress func(string)) error {
-		if err := removeCgroups(20 * time.Second); err != nil {
+		if err := removeCgroups(time.Minute); err != nil {
 			return err
 		}
 		// A restart has set the sysctls anew, perhaps to other values.
