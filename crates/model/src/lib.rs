@@ -34,3 +34,4 @@ pub mod transformer;
 
 mod digest;
 mod random;
+pub mod tensor_file;

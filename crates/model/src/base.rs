@@ -1,0 +1,406 @@
+//! A base model's folder: configuration and weights in, weights out, content digest.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use crate::config::{CONFIG_FILE, ConfigError, GENERATION_CONFIG_FILE, LlamaConfig};
+use crate::digest::{FieldHasher, hash_file};
+use crate::random::Stream;
+use crate::tensor_file::{self, StoredDtype, TensorFile, TensorFileError};
+
+/// The weights of a model in one file.
+pub const WEIGHTS_FILE: &str = "model.safetensors";
+/// Which shard holds which tensor, where the weights are in several files.
+pub const WEIGHTS_INDEX_FILE: &str = "model.safetensors.index.json";
+
+/// The token embedding, `[vocab_size, hidden_size]`.
+pub const EMBEDDING: &str = "model.embed_tokens.weight";
+/// The norm before the output projection, `[hidden_size]`.
+pub const FINAL_NORM: &str = "model.norm.weight";
+/// The output projection, `[vocab_size, hidden_size]`; absent where it is the embedding.
+pub const OUTPUT: &str = "lm_head.weight";
+
+/// Why a base model can't be loaded or written.
+#[derive(Debug, thiserror::Error)]
+pub enum BaseError {
+    /// The configuration is missing or not supported.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A safetensors file can't be used.
+    #[error(transparent)]
+    File(#[from] TensorFileError),
+    /// A file of the folder can't be read or written.
+    #[error("cannot access {}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// The folder has no weights.
+    #[error("{WEIGHTS_FILE} (or {WEIGHTS_INDEX_FILE}) not found in {}", .0.display())]
+    NoWeights(PathBuf),
+    /// The list of shards can't be used.
+    #[error("{WEIGHTS_INDEX_FILE} is not usable: {0}")]
+    Index(String),
+    /// A tensor that the configuration asks for is in no file.
+    #[error("tensor {0} not found in the model's safetensors files")]
+    MissingTensor(String),
+    /// A tensor that changes the maths and that this architecture does not have.
+    #[error("tensor {0} is not part of the Llama architecture that config.json describes")]
+    UnexpectedTensor(String),
+    /// A tensor does not fit the configuration.
+    #[error("tensor {tensor} has shape {got:?}, config.json asks for {expected:?}")]
+    Shape {
+        /// The tensor.
+        tensor: String,
+        /// By the configuration.
+        expected: Vec<usize>,
+        /// In the file.
+        got: Vec<usize>,
+    },
+}
+
+/// The names and shapes of one layer's tensors, in the order that the layer's code uses them.
+pub fn layer_tensors(config: &LlamaConfig) -> [(&'static str, Vec<usize>); 9] {
+    let hidden = config.hidden_size;
+    let (query, key) = (config.query_width(), config.key_width());
+    let inner = config.intermediate_size;
+    [
+        ("input_layernorm.weight", vec![hidden]),
+        ("self_attn.q_proj.weight", vec![query, hidden]),
+        ("self_attn.k_proj.weight", vec![key, hidden]),
+        ("self_attn.v_proj.weight", vec![key, hidden]),
+        ("self_attn.o_proj.weight", vec![hidden, query]),
+        ("post_attention_layernorm.weight", vec![hidden]),
+        ("mlp.gate_proj.weight", vec![inner, hidden]),
+        ("mlp.up_proj.weight", vec![inner, hidden]),
+        ("mlp.down_proj.weight", vec![hidden, inner]),
+    ]
+}
+
+/// The full name of a layer's tensor.
+pub fn layer_tensor_name(layer: usize, tensor: &str) -> String {
+    format!("model.layers.{layer}.{tensor}")
+}
+
+/// Every tensor of a model with its shape.
+pub fn tensor_shapes(config: &LlamaConfig) -> BTreeMap<String, Vec<usize>> {
+    let embedding = vec![config.vocab_size, config.hidden_size];
+    let mut shapes = BTreeMap::from([
+        (EMBEDDING.to_owned(), embedding.clone()),
+        (FINAL_NORM.to_owned(), vec![config.hidden_size]),
+    ]);
+    if !config.tie_word_embeddings {
+        shapes.insert(OUTPUT.to_owned(), embedding);
+    }
+    for layer in 0..config.num_hidden_layers {
+        for (tensor, shape) in layer_tensors(config) {
+            shapes.insert(layer_tensor_name(layer, tensor), shape);
+        }
+    }
+    shapes
+}
+
+/// A base model in host memory: the configuration and every weight as f32 by its Hugging Face name.
+#[derive(Debug, Clone)]
+pub struct BaseModel {
+    config: LlamaConfig,
+    tensors: BTreeMap<String, Vec<f32>>,
+}
+
+impl BaseModel {
+    /// Loads a Hugging Face folder: one `model.safetensors` or shards with an index, f32 or bf16.
+    ///
+    /// # Errors
+    /// A missing file, an unsupported configuration, or a tensor that is missing, unexpected or of
+    /// another shape, each by name.
+    pub fn load(dir: &Path) -> Result<Self, BaseError> {
+        let config = LlamaConfig::load(dir)?;
+        let mut files = weight_files(dir)?
+            .iter()
+            .map(|path| TensorFile::open(path))
+            .collect::<Result<Vec<_>, _>>()?;
+        let shapes = tensor_shapes(&config);
+        for name in files.iter().flat_map(|file| file.entries().keys()) {
+            if !shapes.contains_key(name) && !is_redundant(name, &config) {
+                return Err(BaseError::UnexpectedTensor(name.clone()));
+            }
+        }
+        let mut tensors = BTreeMap::new();
+        for (name, expected) in shapes {
+            let Some((file, entry)) = files.iter_mut().find_map(|file| {
+                let entry = file.entries().get(&name)?.clone();
+                Some((file, entry))
+            }) else {
+                return Err(BaseError::MissingTensor(name));
+            };
+            if entry.shape != expected {
+                return Err(BaseError::Shape {
+                    tensor: name,
+                    expected,
+                    got: entry.shape,
+                });
+            }
+            let values = file.read_f32(&name)?.unwrap_or_default();
+            tensors.insert(name, values);
+        }
+        Ok(Self { config, tensors })
+    }
+
+    /// A model of random weights: normal with standard deviation 0.02, norms one, as transformers
+    /// initialises Llama. The same seed gives the same bits.
+    pub fn random(config: LlamaConfig, seed: u64) -> Self {
+        let tensors = tensor_shapes(&config)
+            .into_iter()
+            .enumerate()
+            .map(|(index, (name, shape))| {
+                let elements: usize = shape.iter().product();
+                let values = if shape.len() == 1 {
+                    vec![1.0; elements]
+                } else {
+                    let stream = Stream::new(seed, &[index as u64]);
+                    (0..elements as u64).map(|i| (0.02 * stream.normal(i)) as f32).collect()
+                };
+                (name, values)
+            })
+            .collect();
+        Self { config, tensors }
+    }
+
+    /// A model of the given tensors.
+    ///
+    /// # Errors
+    /// A tensor that is missing, unexpected or of another number of elements.
+    pub fn from_tensors(
+        config: LlamaConfig,
+        tensors: BTreeMap<String, Vec<f32>>,
+    ) -> Result<Self, BaseError> {
+        let shapes = tensor_shapes(&config);
+        if let Some(name) = tensors.keys().find(|name| !shapes.contains_key(*name)) {
+            return Err(BaseError::UnexpectedTensor(name.clone()));
+        }
+        for (name, expected) in shapes {
+            match tensors.get(&name) {
+                None => return Err(BaseError::MissingTensor(name)),
+                Some(values) if values.len() != expected.iter().product::<usize>() => {
+                    return Err(BaseError::Shape {
+                        tensor: name,
+                        expected,
+                        got: vec![values.len()],
+                    });
+                }
+                Some(_) => {}
+            }
+        }
+        Ok(Self { config, tensors })
+    }
+
+    /// The shape and constants.
+    pub fn config(&self) -> &LlamaConfig {
+        &self.config
+    }
+
+    /// The tensors in name order.
+    pub fn tensors(&self) -> &BTreeMap<String, Vec<f32>> {
+        &self.tensors
+    }
+
+    /// A tensor of this architecture by name.
+    ///
+    /// # Errors
+    /// The name is not one of [`tensor_shapes`].
+    pub fn tensor(&self, name: &str) -> Result<&[f32], BaseError> {
+        self.tensors
+            .get(name)
+            .map(Vec::as_slice)
+            .ok_or_else(|| BaseError::MissingTensor(name.to_owned()))
+    }
+}
+
+/// Tensors that some writers add and that the maths does not need.
+fn is_redundant(name: &str, config: &LlamaConfig) -> bool {
+    name.ends_with("rotary_emb.inv_freq") || (config.tie_word_embeddings && name == OUTPUT)
+}
+
+fn weight_files(dir: &Path) -> Result<Vec<PathBuf>, BaseError> {
+    let single = dir.join(WEIGHTS_FILE);
+    if single.is_file() {
+        return Ok(vec![single]);
+    }
+    let index = dir.join(WEIGHTS_INDEX_FILE);
+    let text = match std::fs::read_to_string(&index) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Err(BaseError::NoWeights(dir.to_path_buf()));
+        }
+        Err(source) => return Err(BaseError::Io { path: index, source }),
+    };
+    #[derive(serde::Deserialize)]
+    struct Index {
+        weight_map: BTreeMap<String, String>,
+    }
+    let index: Index =
+        serde_json::from_str(&text).map_err(|error| BaseError::Index(error.to_string()))?;
+    let shards: std::collections::BTreeSet<String> = index.weight_map.into_values().collect();
+    shards
+        .into_iter()
+        .map(|shard| {
+            if shard.contains('/') || !shard.ends_with(".safetensors") {
+                return Err(BaseError::Index(format!("shard `{shard}` is no file of the folder")));
+            }
+            Ok(dir.join(shard))
+        })
+        .collect()
+}
+
+/// Writes `config.json`, `generation_config.json` and the weights in bf16. The tokenizer's files
+/// are the caller's.
+///
+/// # Errors
+/// A file that can't be written.
+pub fn save_base(dir: &Path, base: &BaseModel) -> Result<(), BaseError> {
+    let io = |path: &Path| {
+        let path = path.to_path_buf();
+        |source| BaseError::Io { path, source }
+    };
+    std::fs::create_dir_all(dir).map_err(io(dir))?;
+    for (file, json) in [
+        (CONFIG_FILE, base.config.to_json()),
+        (GENERATION_CONFIG_FILE, base.config.generation_json()),
+    ] {
+        let path = dir.join(file);
+        std::fs::write(&path, format!("{json:#}\n")).map_err(io(&path))?;
+    }
+    let shapes = tensor_shapes(&base.config);
+    let tensors = base.tensors.iter().filter_map(|(name, values)| {
+        let shape = shapes.get(name)?;
+        Some((name.as_str(), shape.as_slice(), values.as_slice()))
+    });
+    tensor_file::write(&dir.join(WEIGHTS_FILE), StoredDtype::Bf16, tensors)?;
+    Ok(())
+}
+
+/// The digest of a base model's source files: `sha256:` over name, length and SHA-256 of
+/// `config.json`, `generation_config.json`, the tokenizer's files, the chat template and every
+/// `*.safetensors`, in name order. Other files of the folder do not enter it.
+///
+/// # Errors
+/// The folder or one of these files can't be read, or `config.json` is missing.
+pub fn base_digest(dir: &Path) -> Result<String, BaseError> {
+    let io = |path: &Path, source| BaseError::Io {
+        path: path.to_path_buf(),
+        source,
+    };
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(|source| io(dir, source))? {
+        let entry = entry.map_err(|source| io(dir, source))?;
+        if let Ok(name) = entry.file_name().into_string()
+            && is_source_file(&name)
+        {
+            names.push(name);
+        }
+    }
+    names.sort_unstable();
+    if !names.iter().any(|name| name == CONFIG_FILE) {
+        return Err(BaseError::Config(ConfigError::Missing {
+            file: CONFIG_FILE,
+            dir: dir.to_path_buf(),
+        }));
+    }
+    let mut hasher = FieldHasher::default();
+    for name in names {
+        let path = dir.join(&name);
+        let (hash, length) = hash_file(&path).map_err(|source| io(&path, source))?;
+        hasher.field(name.as_bytes()).field(&length.to_le_bytes()).field(&hash);
+    }
+    Ok(hasher.finish())
+}
+
+fn is_source_file(name: &str) -> bool {
+    const NAMES: [&str; 7] = [
+        CONFIG_FILE,
+        GENERATION_CONFIG_FILE,
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "chat_template.jinja",
+        WEIGHTS_INDEX_FILE,
+    ];
+    NAMES.contains(&name)
+        || Path::new(name).extension().is_some_and(|extension| extension == "safetensors")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::TinyShape;
+
+    #[test]
+    fn saved_weights_load_again_rounded_to_bf16() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = BaseModel::random(TinyShape::default().config(), 3);
+        save_base(dir.path(), &base).unwrap();
+        let again = BaseModel::load(dir.path()).unwrap();
+        assert_eq!(again.config(), base.config());
+        for (name, values) in base.tensors() {
+            let rounded: Vec<f32> =
+                values.iter().map(|v| half::bf16::from_f32(*v).to_f32()).collect();
+            assert_eq!(again.tensor(name).unwrap(), rounded, "{name}");
+        }
+        let spread: f32 = base.tensor(EMBEDDING).unwrap().iter().map(|v| v * v).sum::<f32>();
+        let deviation = (spread / base.tensor(EMBEDDING).unwrap().len() as f32).sqrt();
+        assert!((deviation - 0.02).abs() < 0.001, "{deviation}");
+    }
+
+    #[test]
+    fn shards_are_found_through_the_index() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = BaseModel::random(TinyShape::default().config(), 3);
+        save_base(dir.path(), &base).unwrap();
+        let whole = BaseModel::load(dir.path()).unwrap();
+        std::fs::remove_file(dir.path().join(WEIGHTS_FILE)).unwrap();
+        let shapes = tensor_shapes(base.config());
+        let mut map = serde_json::Map::new();
+        for (shard, keep) in [("a.safetensors", 0), ("b.safetensors", 1)] {
+            let part = base.tensors().iter().enumerate().filter(|(i, _)| i % 2 == keep);
+            let tensors = part.map(|(_, (name, values))| {
+                map.insert(name.clone(), shard.into());
+                (name.as_str(), shapes[name].as_slice(), values.as_slice())
+            });
+            tensor_file::write(&dir.path().join(shard), StoredDtype::Bf16, tensors).unwrap();
+        }
+        let index = serde_json::json!({ "weight_map": map });
+        std::fs::write(dir.path().join(WEIGHTS_INDEX_FILE), index.to_string()).unwrap();
+        assert_eq!(BaseModel::load(dir.path()).unwrap().tensors(), whole.tensors());
+    }
+
+    #[test]
+    fn errors_name_the_file_or_the_tensor() {
+        let dir = tempfile::tempdir().unwrap();
+        let text = BaseModel::load(dir.path()).unwrap_err().to_string();
+        assert!(text.starts_with("config.json not found in "), "{text}");
+        assert!(base_digest(dir.path()).unwrap_err().to_string().starts_with("config.json not"));
+        let mut config = TinyShape::default().config();
+        save_base(dir.path(), &BaseModel::random(config.clone(), 3)).unwrap();
+        config.intermediate_size += 1;
+        std::fs::write(dir.path().join(CONFIG_FILE), config.to_json().to_string()).unwrap();
+        let text = BaseModel::load(dir.path()).unwrap_err().to_string();
+        assert!(text.contains("model.layers.0.mlp.down_proj.weight has shape"), "{text}");
+        std::fs::remove_file(dir.path().join(WEIGHTS_FILE)).unwrap();
+        let text = BaseModel::load(dir.path()).unwrap_err().to_string();
+        assert!(text.starts_with("model.safetensors (or"), "{text}");
+    }
+
+    #[test]
+    fn the_digest_covers_sources_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        save_base(dir.path(), &BaseModel::random(TinyShape::default().config(), 3)).unwrap();
+        let before = base_digest(dir.path()).unwrap();
+        assert!(before.starts_with("sha256:") && before.len() == 71);
+        std::fs::write(dir.path().join("README.md"), "words").unwrap();
+        assert_eq!(base_digest(dir.path()).unwrap(), before);
+        std::fs::write(dir.path().join("tokenizer.json"), "{}").unwrap();
+        assert_ne!(base_digest(dir.path()).unwrap(), before);
+    }
+}

@@ -1,0 +1,128 @@
+//! Tiny random models and adapters, for tests of this crate and of others.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::json;
+use tokenizers::models::bpe::BPE;
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::{AddedToken, Tokenizer};
+
+use crate::base::{BaseError, BaseModel, save_base};
+use crate::config::LlamaConfig;
+use crate::lora::LoraConfig;
+use crate::peft::{Adapter, AdapterTensor};
+use crate::random::Stream;
+
+/// The shape of a tiny model. Its tokenizer has the 256 bytes and four special tokens.
+#[derive(Debug, Clone, Copy)]
+pub struct TinyShape {
+    /// Width of the residual stream.
+    pub hidden: usize,
+    /// Width of the feed-forward layer.
+    pub intermediate: usize,
+    /// Layers.
+    pub layers: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads.
+    pub kv_heads: usize,
+    /// Longest sequence.
+    pub positions: usize,
+    /// Whether the output projection is the embedding.
+    pub tied: bool,
+}
+
+impl Default for TinyShape {
+    fn default() -> Self {
+        Self { hidden: 32, intermediate: 48, layers: 2, heads: 4, kv_heads: 2, positions: 512, tied: true }
+    }
+}
+
+/// The special tokens, after the 256 bytes.
+const SPECIAL: [&str; 4] = ["<|bos|>", "<|eos|>", "<|user|>", "<|assistant|>"];
+const BYTES: u32 = 256;
+
+impl TinyShape {
+    /// The configuration of a model of this shape.
+    pub fn config(&self) -> LlamaConfig {
+        LlamaConfig {
+            hidden_size: self.hidden,
+            intermediate_size: self.intermediate,
+            num_hidden_layers: self.layers,
+            num_attention_heads: self.heads,
+            num_key_value_heads: self.kv_heads,
+            head_dim: self.hidden / self.heads,
+            vocab_size: BYTES as usize + SPECIAL.len(),
+            max_position_embeddings: self.positions,
+            rms_norm_eps: 1e-5,
+            rope_theta: 10_000.0,
+            tie_word_embeddings: self.tied,
+            bos_token_id: Some(BYTES),
+            eos_token_ids: vec![BYTES + 1],
+        }
+    }
+}
+
+/// Writes the folder of a tiny random model: configuration, weights, byte-level tokenizer, chat template.
+///
+/// # Errors
+/// A file that can't be written.
+pub fn write_tiny_base(dir: &Path, shape: &TinyShape, seed: u64) -> Result<LlamaConfig, BaseError> {
+    let config = shape.config();
+    fs::create_dir_all(dir).map_err(|source| BaseError::Io { path: dir.to_path_buf(), source })?;
+    save_base(dir, &BaseModel::random(config.clone(), seed))?;
+    let write = |name: &str, text: String| {
+        let path = dir.join(name);
+        fs::write(&path, text).map_err(|source| BaseError::Io { path, source })
+    };
+    write("tokenizer.json", tokenizer_json())?;
+    let template = "{{ bos_token }}{% for message in messages %}{{ '<|' + message.role + '|>' }}{{ message.content }}\
+        {% if message.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}\
+        {% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}";
+    let settings = json!({
+        "bos_token": SPECIAL[0], "eos_token": SPECIAL[1], "add_bos_token": true,
+        "tokenizer_class": "PreTrainedTokenizerFast", "chat_template": template,
+    });
+    write("tokenizer_config.json", format!("{settings:#}\n"))?;
+    Ok(config)
+}
+
+/// A byte-level tokenizer: ids 0 to 255 are bytes in the order of their printable stand-ins, then the special tokens.
+fn tokenizer_json() -> String {
+    let mut alphabet: Vec<char> = ByteLevel::alphabet().into_iter().collect();
+    alphabet.sort_unstable();
+    let vocabulary = (0_u32..).zip(&alphabet).map(|(id, stand_in)| (stand_in.to_string(), id)).collect();
+    let mut tokenizer = Tokenizer::new(BPE::new(vocabulary, Vec::new()));
+    tokenizer.with_pre_tokenizer(Some(ByteLevel::new(false, true, true)));
+    tokenizer.with_decoder(Some(ByteLevel::default()));
+    let special: Vec<AddedToken> = SPECIAL.map(|token| AddedToken::from(token, true)).to_vec();
+    let _ = tokenizer.add_special_tokens(special);
+    let mut value: serde_json::Value =
+        serde_json::from_str(&tokenizer.to_string(false).unwrap_or_default()).unwrap_or_default();
+    let bos = json!({"SpecialToken": {"id": SPECIAL[0], "type_id": 0}});
+    let sequence = |id: &str| json!({"Sequence": {"id": id, "type_id": 0}});
+    value["post_processor"] = json!({
+        "type": "TemplateProcessing",
+        "single": [bos, sequence("A")],
+        "pair": [bos, sequence("A"), sequence("B")],
+        "special_tokens": {SPECIAL[0]: {"id": SPECIAL[0], "ids": [BYTES], "tokens": [SPECIAL[0]]}},
+    });
+    value.to_string()
+}
+
+/// An adapter with random values, B included, so that it changes the model.
+pub fn random_adapter(model: &LlamaConfig, config: &LoraConfig, seed: u64) -> Adapter {
+    let tensors = config
+        .tensor_shapes(model)
+        .into_iter()
+        .enumerate()
+        .map(|(index, (name, shape))| {
+            let stream = Stream::new(seed, &[index as u64]);
+            let elements = (shape[0] * shape[1]) as u64;
+            let data = (0..elements).map(|i| (0.1 * stream.normal(i)) as f32).collect();
+            (name, AdapterTensor { shape, data })
+        })
+        .collect();
+    Adapter { config: config.clone(), base_model_name_or_path: "tiny".to_owned(), tensors }
+}

@@ -1,0 +1,252 @@
+//! Causal attention of one query over cached keys and values, in blocks of sixteen tokens.
+//!
+//! A head's block holds its keys transposed, `[head_dim][16]`, and its values, `[16][head_dim]`.
+//! Scores of sixteen keys are then sixteen lanes, each one chain over `head_dim`; no score matrix
+//! is ever whole. The order over keys is fixed, so that a query's bits depend on its own past
+//! alone, whatever the blocks' places and however the prompt was cut.
+#![expect(clippy::inline_always, reason = "bodies must take the features of their caller")]
+
+use super::dispatch::vectorized;
+use super::elementwise::{exp, max_of, sum_lanes};
+use super::panels::LANES;
+
+/// Tokens of one block.
+pub const BLOCK_TOKENS: usize = LANES;
+
+/// The cached keys and values of one head.
+#[derive(Clone, Copy)]
+pub(crate) struct HeadBlocks<'a> {
+    /// All blocks.
+    pub storage: &'a [f32],
+    /// The numbers of this sequence's blocks, in order.
+    pub table: &'a [u32],
+    /// Elements between blocks.
+    pub stride: usize,
+    /// Where this head starts in a block.
+    pub offset: usize,
+    /// Width of the head.
+    pub head_dim: usize,
+}
+
+impl<'a> HeadBlocks<'a> {
+    /// Elements of one head in one block.
+    pub fn head_size(head_dim: usize) -> usize {
+        2 * BLOCK_TOKENS * head_dim
+    }
+
+    /// The two halves of block `index`, empty past the table's end.
+    #[inline(always)]
+    fn block(&self, index: usize) -> (&'a [f32], &'a [f32]) {
+        let number = self.table.get(index).copied().unwrap_or(u32::MAX) as usize;
+        let start = number.saturating_mul(self.stride).saturating_add(self.offset);
+        let size = Self::head_size(self.head_dim);
+        let whole = self.storage.get(start..start.saturating_add(size)).unwrap_or_default();
+        whole.split_at(whole.len() / 2)
+    }
+}
+
+/// Writes one token's key and value of one head into its block, both of `head_dim` values.
+#[inline]
+pub(crate) fn write_token(block: &mut [f32], slot: usize, key: &[f32], value: &[f32]) {
+    let dim = key.len();
+    let (keys, values) = block.split_at_mut(BLOCK_TOKENS * dim);
+    write_transposed(keys, slot, key);
+    for (to, from) in values.iter_mut().skip(slot * dim).zip(value) {
+        *to = *from;
+    }
+}
+
+/// Writes one token's vector as column `slot` of a `[head_dim][16]` block.
+#[inline]
+pub(crate) fn write_transposed(block: &mut [f32], slot: usize, vector: &[f32]) {
+    for (lanes, value) in block.as_chunks_mut::<LANES>().0.iter_mut().zip(vector) {
+        if let Some(lane) = lanes.get_mut(slot) {
+            *lane = *value;
+        }
+    }
+}
+
+/// Sixteen dot products with the columns of a `[dim][16]` block.
+#[inline(always)]
+fn dot_columns(vector: &[f32], block: &[f32]) -> [f32; LANES] {
+    let mut sums = [0.0; LANES];
+    for (value, lanes) in vector.iter().zip(block.as_chunks::<LANES>().0) {
+        for (sum, lane) in sums.iter_mut().zip(lanes) {
+            *sum += value * lane;
+        }
+    }
+    sums
+}
+
+/// `y = y + a x`
+#[inline(always)]
+fn add_scaled(a: f32, x: &[f32], y: &mut [f32]) {
+    for (y, x) in y.iter_mut().zip(x) {
+        *y += a * x;
+    }
+}
+
+vectorized! {
+    /// Attention of one query of one head over the first `keys` tokens:
+    /// `out = softmax(scale · q Kᵀ) V`. Returns the logarithm of the sum of exponentials.
+    ///
+    /// `scores` is scratch and grows to `keys` rounded up to a block.
+    pub(crate) fn attend(
+        query: &[f32], cache: HeadBlocks<'_>, keys: usize, scale: f32, scores: &mut Vec<f32>,
+        out: &mut [f32],
+    ) -> f32 {
+        scores.clear();
+        for index in 0..keys.div_ceil(BLOCK_TOKENS) {
+            let mut sums = dot_columns(query, cache.block(index).0);
+            let left = keys - index * BLOCK_TOKENS;
+            for (lane, sum) in sums.iter_mut().enumerate() {
+                *sum = if lane < left { *sum * scale } else { f32::NEG_INFINITY };
+            }
+            scores.extend_from_slice(&sums);
+        }
+        let max = max_of(scores);
+        let mut lanes = [0.0; LANES];
+        for block in scores.as_chunks_mut::<LANES>().0 {
+            for (score, lane) in block.iter_mut().zip(&mut lanes) {
+                *score = exp(*score - max);
+                *lane += *score;
+            }
+        }
+        let sum = sum_lanes(&lanes);
+        let inverse = 1.0 / sum;
+        let dim = out.len();
+        for (part, out) in out.chunks_mut(LANES).enumerate() {
+            let mut acc = [0.0; LANES];
+            for index in 0..keys.div_ceil(BLOCK_TOKENS) {
+                let values = cache.block(index).1.chunks_exact(dim);
+                let weights = scores.get(index * BLOCK_TOKENS..keys).unwrap_or_default();
+                for (weight, value) in weights.iter().zip(values) {
+                    let value = value.get(part * LANES..).unwrap_or_default();
+                    if let Some(value) = value.first_chunk::<LANES>() {
+                        for (acc, value) in acc.iter_mut().zip(value) {
+                            *acc += weight * value;
+                        }
+                    } else {
+                        add_scaled(*weight, value, &mut acc);
+                    }
+                }
+            }
+            for (out, acc) in out.iter_mut().zip(acc) {
+                *out = acc * inverse;
+            }
+        }
+        max + sum.ln()
+    }
+
+    /// The gradient of [`attend`] for one query: adds to `dq`, and to the keys' and values'
+    /// gradients of this head, tokens `stride` apart.
+    ///
+    /// Here `cache` holds keys and values both transposed.
+    pub(crate) fn attend_backward(
+        row: QueryGradient<'_>, cache: HeadBlocks<'_>, keys: HeadRows<'_>,
+        dkeys: &mut [f32], dvalues: &mut [f32], dquery: &mut [f32],
+    ) {
+        let dim = row.query.len();
+        let mut shared = 0.0;
+        for (d, o) in row.dout.iter().zip(row.out) {
+            shared += d * o;
+        }
+        for index in 0..row.keys.div_ceil(BLOCK_TOKENS) {
+            let (key_block, value_block) = cache.block(index);
+            let mut weights = dot_columns(row.query, key_block);
+            let mut gradients = dot_columns(row.dout, value_block);
+            for (weight, gradient) in weights.iter_mut().zip(&mut gradients) {
+                *weight = exp(*weight * row.scale - row.log_sum);
+                *gradient = *weight * (*gradient - shared) * row.scale;
+            }
+            let first = index * BLOCK_TOKENS;
+            let count = BLOCK_TOKENS.min(row.keys - first);
+            for (lane, (weight, gradient)) in weights.iter().zip(&gradients).take(count).enumerate() {
+                let at = (first + lane) * keys.stride;
+                let range = at..at + dim;
+                if let (Some(key), Some(dkey), Some(dvalue)) = (
+                    keys.data.get(range.clone()),
+                    dkeys.get_mut(range.clone()),
+                    dvalues.get_mut(range),
+                ) {
+                    add_scaled(*gradient, key, dquery);
+                    add_scaled(*gradient, row.query, dkey);
+                    add_scaled(*weight, row.dout, dvalue);
+                }
+            }
+        }
+    }
+}
+
+/// What backward knows of one query of one head.
+#[derive(Clone, Copy)]
+pub(crate) struct QueryGradient<'a> {
+    /// The rotated query.
+    pub query: &'a [f32],
+    /// The gradient of its output.
+    pub dout: &'a [f32],
+    /// Its output.
+    pub out: &'a [f32],
+    /// The logarithm of its sum of exponentials.
+    pub log_sum: f32,
+    /// How many keys it sees.
+    pub keys: usize,
+    /// What scores are multiplied with.
+    pub scale: f32,
+}
+
+/// One head's vectors, token by token, `stride` apart.
+#[derive(Clone, Copy)]
+pub(crate) struct HeadRows<'a> {
+    /// Starts at the head's first token.
+    pub data: &'a [f32],
+    /// Elements between tokens.
+    pub stride: usize,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random::Stream;
+
+    #[test]
+    fn equals_softmax_in_double_precision() {
+        let (dim, tokens, scale) = (24, 37, 0.2);
+        let stream = Stream::new(5, &[]);
+        let value = |i: usize| stream.normal(i as u64) as f32;
+        let query: Vec<f32> = (0..dim).map(value).collect();
+        let keys: Vec<f32> = (0..tokens * dim).map(|i| value(1000 + i)).collect();
+        let values: Vec<f32> = (0..tokens * dim).map(|i| value(5000 + i)).collect();
+        let size = HeadBlocks::head_size(dim);
+        let table = [2, 0, 1];
+        // What lies past the last token must not matter, not even NaN.
+        let mut storage = vec![f32::NAN; 3 * size];
+        for token in 0..tokens {
+            let block = table[token / BLOCK_TOKENS] as usize * size;
+            let range = token * dim..(token + 1) * dim;
+            write_token(
+                &mut storage[block..block + size],
+                token % BLOCK_TOKENS,
+                &keys[range.clone()],
+                &values[range],
+            );
+        }
+        let cache = HeadBlocks { storage: &storage, table: &table, stride: size, offset: 0, head_dim: dim };
+        let mut out = vec![0.0; dim];
+        let log_sum = attend(&query, cache, tokens, scale, &mut Vec::new(), &mut out);
+        let scores: Vec<f64> = keys
+            .chunks_exact(dim)
+            .map(|key| {
+                let dot: f64 = key.iter().zip(&query).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+                (dot * f64::from(scale)).exp()
+            })
+            .collect();
+        let sum: f64 = scores.iter().sum();
+        assert!((f64::from(log_sum) - sum.ln()).abs() < 1e-5);
+        for d in 0..dim {
+            let exact: f64 =
+                (0..tokens).map(|t| scores[t] * f64::from(values[t * dim + d])).sum::<f64>() / sum;
+            assert!((f64::from(out[d]) - exact).abs() < 1e-5, "{d}");
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! Which instructions this machine has.
+
+/// The instruction sets that the kernels are written for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Isa {
+    /// AVX-512F: sixteen lanes, fused multiply-add.
+    Avx512,
+    /// AVX2 and FMA: eight lanes, fused multiply-add.
+    Avx2,
+    /// What the compiler makes of plain loops; multiply and add round separately.
+    Portable,
+}
+
+impl Isa {
+    /// The best set of this machine. The standard library caches the answer.
+    #[inline]
+    pub fn detect() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        {
+            if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512dq") {
+                return Self::Avx512;
+            }
+            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                return Self::Avx2;
+            }
+        }
+        Self::Portable
+    }
+
+    /// A stable name, for logs and for a checkpoint's fingerprint.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Avx512 => "avx512f",
+            Self::Avx2 => "avx2+fma",
+            Self::Portable => "portable",
+        }
+    }
+}
+
+/// Compiles a plain function once per instruction set and calls the best one.
+///
+/// The body is the same Rust for all, without fused multiply-add, so that the bits are the same
+/// too; only the width of the vectors that the compiler chooses differs.
+macro_rules! vectorized {
+    ($($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block)*) => {$(
+        $(#[$meta])*
+        $vis fn $name($($arg: $ty),*) $(-> $ret)? {
+            #[inline(always)]
+            fn body($($arg: $ty),*) $(-> $ret)? $body
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx512f,avx512dq")]
+                fn avx512($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
+                #[target_feature(enable = "avx2")]
+                fn avx2($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
+                match $crate::kernel::Isa::detect() {
+                    #[expect(unsafe_code, reason = "needs the instruction set to be there")]
+                    // SAFETY: `detect` has seen these features on this machine.
+                    $crate::kernel::Isa::Avx512 => return unsafe { avx512($($arg),*) },
+                    #[expect(unsafe_code, reason = "needs the instruction set to be there")]
+                    // SAFETY: `detect` has seen these features on this machine.
+                    $crate::kernel::Isa::Avx2 => return unsafe { avx2($($arg),*) },
+                    $crate::kernel::Isa::Portable => {}
+                }
+            }
+            body($($arg),*)
+        }
+    )*};
+}
+pub(crate) use vectorized;

@@ -1,0 +1,32 @@
+//! Packed weights and products whose bits do not depend on their company.
+//!
+//! Every output of [`product`] is one chain of fused multiply-adds over the inner dimension, in
+//! ascending order, in one lane of one vector register. How many rows share the call, how they are
+//! cut into tiles and how many threads work changes which register that is, never the chain: the
+//! bits of a row depend on the row and the weight alone. `reference.rs` is the same chain written
+//! plainly; the tests hold the two equal bit for bit.
+//!
+//! The instruction set does matter: [`Isa::Portable`] has no fused multiply-add and rounds twice.
+
+mod attention;
+mod dispatch;
+mod elementwise;
+mod outer;
+mod panels;
+mod product;
+#[cfg(test)]
+mod reference;
+#[cfg(target_arch = "x86_64")]
+mod x86_avx2;
+#[cfg(target_arch = "x86_64")]
+mod x86_avx512;
+
+pub use attention::BLOCK_TOKENS;
+pub(crate) use attention::{
+    HeadBlocks, HeadRows, QueryGradient, attend, attend_backward, write_token, write_transposed,
+};
+pub use dispatch::Isa;
+pub(crate) use elementwise::*;
+pub(crate) use outer::accumulate_outer;
+pub use panels::Panels;
+pub use product::{Epilogue, product, product_parallel};

@@ -1,0 +1,296 @@
+//! `y = x · Wᵀ` for packed weights, in tiles of rows by panels.
+
+use rayon::prelude::*;
+
+use super::dispatch::Isa;
+use super::panels::{LANES, Panels};
+#[cfg(target_arch = "x86_64")]
+use super::{x86_avx2, x86_avx512};
+
+/// Below this many multiply-adds a call is not worth waking another thread for.
+const PARALLEL_WORK: usize = 1 << 20;
+
+/// What becomes of a product.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Epilogue {
+    /// `y = x · Wᵀ`
+    Store,
+    /// `y = y + x · Wᵀ`: the sum is added once, after its chain.
+    Add,
+    /// `y = y + s (x · Wᵀ)`, rounded after each operation.
+    AddScaled(f32),
+}
+
+/// One tile: a few rows by a few panels. Pointers, because tiles of one output interleave.
+#[derive(Clone, Copy)]
+pub(super) struct Tile {
+    /// First row of the input, `[rows, inputs]`.
+    pub x: *const f32,
+    /// First panel.
+    pub w: *const f32,
+    /// First output of the first row.
+    pub y: *mut f32,
+    /// Inner dimension: elements between rows of `x`, and a sixteenth of those between panels.
+    pub inputs: usize,
+    /// Elements between rows of `y`.
+    pub stride: usize,
+    /// Outputs of this tile; the last panel may be partly filled.
+    pub columns: usize,
+    /// What becomes of the sums.
+    pub epilogue: Epilogue,
+}
+
+/// The largest tile of an instruction set: registers decide.
+struct TileShape {
+    rows: usize,
+    /// Panels side by side for a tile of so many rows.
+    panels: fn(usize) -> usize,
+    run: unsafe fn(usize, usize, &Tile),
+}
+
+fn tile_shape(isa: Isa) -> TileShape {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => TileShape {
+            rows: x86_avx512::ROWS,
+            panels: x86_avx512::panels,
+            run: x86_avx512::run,
+        },
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => TileShape {
+            rows: x86_avx2::ROWS,
+            panels: x86_avx2::panels,
+            run: x86_avx2::run,
+        },
+        _ => TileShape {
+            rows: PORTABLE_ROWS,
+            panels: |_| 1,
+            run: run_portable,
+        },
+    }
+}
+
+/// Computes `x · Wᵀ` for `x: [rows, inputs]` into `y: [rows, outputs]` on this thread.
+///
+/// # Panics
+/// The lengths of `x` and `y` do not belong to the same number of rows.
+pub fn product(x: &[f32], w: &Panels, y: &mut [f32], epilogue: Epilogue) {
+    product_on(Isa::detect(), x, w, y, epilogue);
+}
+
+/// [`product`] on a chosen instruction set, which the caller knows to be there.
+pub(super) fn product_on(isa: Isa, x: &[f32], w: &Panels, y: &mut [f32], epilogue: Epilogue) {
+    let rows = row_count(x, w, y);
+    let output = Output(y.as_mut_ptr());
+    part(isa, x, w, output, 0..rows, 0..w.panels(), epilogue);
+}
+
+/// Computes the same bits as [`product`] with the threads of the current rayon pool.
+///
+/// # Panics
+/// As [`product`].
+pub fn product_parallel(x: &[f32], w: &Panels, y: &mut [f32], epilogue: Epilogue) {
+    let rows = row_count(x, w, y);
+    let isa = Isa::detect();
+    let threads = rayon::current_num_threads();
+    let output = Output(y.as_mut_ptr());
+    if threads < 2 || rows * w.outputs() * w.inputs() < PARALLEL_WORK {
+        part(isa, x, w, output, 0..rows, 0..w.panels(), epilogue);
+    } else if rows >= 24 * threads {
+        let step = rows.div_ceil(2 * threads).next_multiple_of(12);
+        (0..rows.div_ceil(step)).into_par_iter().for_each(|task| {
+            let range = task * step..rows.min((task + 1) * step);
+            part(isa, x, w, output, range, 0..w.panels(), epilogue);
+        });
+    } else {
+        let step = w.panels().div_ceil(2 * threads).next_multiple_of(2);
+        (0..w.panels().div_ceil(step)).into_par_iter().for_each(|task| {
+            let range = task * step..w.panels().min((task + 1) * step);
+            part(isa, x, w, output, 0..rows, range, epilogue);
+        });
+    }
+}
+
+fn row_count(x: &[f32], w: &Panels, y: &[f32]) -> usize {
+    let rows = x.len().checked_div(w.inputs()).unwrap_or(0);
+    assert_eq!(rows * w.inputs(), x.len(), "x is not [rows, {}]", w.inputs());
+    assert_eq!(rows * w.outputs(), y.len(), "y is not [{rows}, {}]", w.outputs());
+    rows
+}
+
+/// The start of `y`, shared by tasks that write disjoint elements of it.
+#[derive(Clone, Copy)]
+struct Output(*mut f32);
+
+#[expect(unsafe_code, reason = "tasks write disjoint rows or columns of one slice")]
+// SAFETY: `part` is given disjoint (rows, panels) by every task, and the slice outlives them all
+// because `product_parallel` returns after the parallel loop.
+unsafe impl Send for Output {}
+#[expect(unsafe_code, reason = "tasks write disjoint rows or columns of one slice")]
+// SAFETY: as above; nothing is read or written through a shared reference.
+unsafe impl Sync for Output {}
+
+/// Computes rows × panels of the product. Panels outside, rows inside: a few panels stay in the
+/// first-level cache while the rows pass by.
+fn part(
+    isa: Isa,
+    x: &[f32],
+    w: &Panels,
+    y: Output,
+    rows: std::ops::Range<usize>,
+    panels: std::ops::Range<usize>,
+    epilogue: Epilogue,
+) {
+    let shape = tile_shape(isa);
+    let (inputs, outputs) = (w.inputs(), w.outputs());
+    assert!(rows.end * inputs <= x.len() && panels.end <= w.panels());
+    let panel_size = LANES * inputs;
+    let full_rows = rows.start + rows.len() / shape.rows * shape.rows;
+    for (from, to, height) in
+        [(rows.start, full_rows, shape.rows), (full_rows, rows.end, rows.end - full_rows)]
+    {
+        if from == to {
+            continue;
+        }
+        let wide = (shape.panels)(height);
+        let mut panel = panels.start;
+        while panel < panels.end {
+            let width = if panel + wide <= panels.end { wide } else { 1 };
+            let columns = (width * LANES).min(outputs - panel * LANES);
+            let mut row = from;
+            while row < to {
+                #[expect(unsafe_code, reason = "tiles address rows and panels by pointer")]
+                // SAFETY: row + height <= rows.end and panel + width <= w.panels(), both checked
+                // against the slices above; columns end at `outputs`; the instruction set is there.
+                unsafe {
+                    let tile = Tile {
+                        x: x.as_ptr().add(row * inputs),
+                        w: w.data().as_ptr().add(panel * panel_size),
+                        y: y.0.add(row * outputs + panel * LANES),
+                        inputs,
+                        stride: outputs,
+                        columns,
+                        epilogue,
+                    };
+                    (shape.run)(height, width, &tile);
+                }
+                row += height;
+            }
+            panel += width;
+        }
+    }
+}
+
+const PORTABLE_ROWS: usize = 4;
+
+/// The tile in plain Rust.
+///
+/// # Safety
+/// `tile` addresses `rows` rows of `x` and `y` and `panels` panels of `w`.
+#[expect(unsafe_code, reason = "tiles address rows and panels by pointer")]
+unsafe fn run_portable(rows: usize, _panels: usize, tile: &Tile) {
+    for r in 0..rows {
+        // SAFETY: the caller's promise for row `r` and the first panel.
+        let (x, w, y) = unsafe {
+            (
+                std::slice::from_raw_parts(tile.x.add(r * tile.inputs), tile.inputs),
+                std::slice::from_raw_parts(tile.w, tile.inputs * LANES),
+                std::slice::from_raw_parts_mut(tile.y.add(r * tile.stride), tile.columns),
+            )
+        };
+        let mut sums = [0.0_f32; LANES];
+        for (value, lanes) in x.iter().zip(w.as_chunks::<LANES>().0) {
+            for (sum, weight) in sums.iter_mut().zip(lanes) {
+                *sum += value * weight;
+            }
+        }
+        finish(&sums, y, tile.epilogue);
+    }
+}
+
+/// Applies the epilogue to one row's outputs; `y` may be shorter than `sums`.
+#[inline(always)]
+pub(super) fn finish(sums: &[f32], y: &mut [f32], epilogue: Epilogue) {
+    let pairs = y.iter_mut().zip(sums);
+    match epilogue {
+        Epilogue::Store => pairs.for_each(|(y, sum)| *y = *sum),
+        Epilogue::Add => pairs.for_each(|(y, sum)| *y += *sum),
+        Epilogue::AddScaled(scale) => pairs.for_each(|(y, sum)| *y += scale * *sum),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::reference;
+    use super::*;
+    use crate::random::Stream;
+
+    fn available() -> Vec<Isa> {
+        match Isa::detect() {
+            Isa::Avx512 => vec![Isa::Avx512, Isa::Avx2, Isa::Portable],
+            Isa::Avx2 => vec![Isa::Avx2, Isa::Portable],
+            Isa::Portable => vec![Isa::Portable],
+        }
+    }
+
+    fn values(seed: u64, count: usize) -> Vec<f32> {
+        let stream = Stream::new(seed, &[]);
+        (0..count as u64).map(|i| stream.normal(i) as f32).collect()
+    }
+
+    #[test]
+    fn every_row_count_gives_the_reference_bits() {
+        for (n, k) in [(192, 64), (37, 19), (8, 48), (300, 8)] {
+            let weight = values(1, n * k);
+            let panels = Panels::pack(&weight, n, k);
+            let x = values(2, 128 * k);
+            for isa in available() {
+                let whole = reference::product(isa, &x, &weight, k);
+                for rows in 1..=128 {
+                    let mut y = vec![0.0; rows * n];
+                    product_on(isa, &x[..rows * k], &panels, &mut y, Epilogue::Store);
+                    assert_eq!(y, whole[..rows * n], "{isa:?} {rows} rows of [{n}, {k}]");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn epilogues_add_after_the_chain() {
+        let (n, k, rows) = (37, 19, 14);
+        let (weight, x, start) = (values(1, n * k), values(2, rows * k), values(3, rows * n));
+        let panels = Panels::pack(&weight, n, k);
+        for isa in available() {
+            let sums = reference::product(isa, &x, &weight, k);
+            for (epilogue, expected) in [
+                (Epilogue::Add, start.iter().zip(&sums).map(|(y, s)| y + s).collect::<Vec<_>>()),
+                (
+                    Epilogue::AddScaled(0.3),
+                    start.iter().zip(&sums).map(|(y, s)| y + 0.3 * s).collect(),
+                ),
+            ] {
+                let mut y = start.clone();
+                product_on(isa, &x, &panels, &mut y, epilogue);
+                assert_eq!(y, expected, "{isa:?} {epilogue:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn threads_do_not_change_bits() {
+        let (n, k) = (530, 200);
+        let weight = values(1, n * k);
+        let panels = Panels::pack(&weight, n, k);
+        for rows in [1, 11, 13, 60, 200] {
+            let x = values(2, rows * k);
+            let mut expected = vec![0.0; rows * n];
+            product(&x, &panels, &mut expected, Epilogue::Store);
+            for threads in [1, 2, 3] {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                let mut y = vec![0.0; rows * n];
+                pool.install(|| product_parallel(&x, &panels, &mut y, Epilogue::Store));
+                assert_eq!(y, expected, "{rows} rows, {threads} threads");
+            }
+        }
+    }
+}

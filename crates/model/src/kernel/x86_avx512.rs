@@ -1,0 +1,139 @@
+//! Tiles in AVX-512F: a panel is one register.
+#![expect(unsafe_code, reason = "vector loads and stores through pointers")]
+#![expect(clippy::needless_range_loop, reason = "constant bounds unroll into registers")]
+#![expect(clippy::indexing_slicing, reason = "register arrays indexed below their constant length")]
+
+use std::arch::x86_64::{
+    __mmask16, _mm512_add_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mask_storeu_ps,
+    _mm512_maskz_loadu_ps, _mm512_mul_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
+};
+
+use super::outer::OuterTile;
+use super::panels::LANES;
+use super::product::{Epilogue, Tile};
+
+/// Rows of a full tile: 12 × 2 sums, two weights and one input fill 27 of 32 registers.
+pub(super) const ROWS: usize = 12;
+
+/// Panels beside each other: few rows take more, so that enough chains hide the latency.
+pub(super) fn panels(rows: usize) -> usize {
+    match rows {
+        1 | 2 => 8,
+        3..=6 => 4,
+        _ => 2,
+    }
+}
+
+/// Computes one tile.
+///
+/// # Safety
+/// The machine has AVX-512F; `tile` addresses `rows` rows and `panels` panels.
+pub(super) unsafe fn run(rows: usize, panels: usize, tile: &Tile) {
+    macro_rules! choose {
+        ($($rows:literal x $panels:literal),*) => {
+            match (rows, panels) {
+                // SAFETY: the caller's promise.
+                $(($rows, $panels) => unsafe { product_tile::<$rows, $panels>(tile) },)*
+                _ => unreachable!("no tile of {rows} rows by {panels} panels"),
+            }
+        };
+    }
+    choose!(
+        1 x 1, 2 x 1, 3 x 1, 4 x 1, 5 x 1, 6 x 1, 7 x 1, 8 x 1, 9 x 1, 10 x 1, 11 x 1, 12 x 1,
+        1 x 8, 2 x 8, 3 x 4, 4 x 4, 5 x 4, 6 x 4, 7 x 2, 8 x 2, 9 x 2, 10 x 2, 11 x 2, 12 x 2
+    );
+}
+
+/// Lanes of panel `p` that exist.
+#[inline(always)]
+fn mask(columns: usize, p: usize) -> __mmask16 {
+    let left = columns.saturating_sub(p * LANES).min(LANES);
+    ((1_u32 << left) - 1) as __mmask16
+}
+
+#[target_feature(enable = "avx512f")]
+unsafe fn product_tile<const R: usize, const P: usize>(tile: &Tile) {
+    let k = tile.inputs;
+    let mut sums = [[_mm512_setzero_ps(); P]; R];
+    for i in 0..k {
+        let mut weights = [_mm512_setzero_ps(); P];
+        for p in 0..P {
+            // SAFETY: panel p holds k times sixteen values.
+            weights[p] = unsafe { _mm512_loadu_ps(tile.w.add((p * k + i) * LANES)) };
+        }
+        for r in 0..R {
+            // SAFETY: row r holds k values.
+            let input = _mm512_set1_ps(unsafe { *tile.x.add(r * k + i) });
+            for p in 0..P {
+                sums[r][p] = _mm512_fmadd_ps(input, weights[p], sums[r][p]);
+            }
+        }
+    }
+    for r in 0..R {
+        for p in 0..P {
+            let mask = mask(tile.columns, p);
+            // SAFETY: lanes of the mask lie inside row r of the output.
+            unsafe {
+                let at = tile.y.add(r * tile.stride + p * LANES);
+                let value = match tile.epilogue {
+                    Epilogue::Store => sums[r][p],
+                    Epilogue::Add => _mm512_add_ps(_mm512_maskz_loadu_ps(mask, at), sums[r][p]),
+                    Epilogue::AddScaled(scale) => _mm512_add_ps(
+                        _mm512_maskz_loadu_ps(mask, at),
+                        _mm512_mul_ps(_mm512_set1_ps(scale), sums[r][p]),
+                    ),
+                };
+                _mm512_mask_storeu_ps(at, mask, value);
+            }
+        }
+    }
+}
+
+/// Adds one tile of `gᵀ · x` to its sums.
+///
+/// # Safety
+/// The machine has AVX-512F; `tile` addresses `outputs` outputs by `panels` registers of columns.
+pub(super) unsafe fn outer(outputs: usize, panels: usize, tile: &OuterTile) {
+    macro_rules! choose {
+        ($($rows:literal)*) => {
+            match (outputs, panels) {
+                // SAFETY: the caller's promise.
+                $(($rows, 1) => unsafe { outer_tile::<$rows, 1>(tile) },
+                ($rows, 2) => unsafe { outer_tile::<$rows, 2>(tile) },)*
+                _ => unreachable!("no tile of {outputs} outputs by {panels} registers"),
+            }
+        };
+    }
+    choose!(1 2 3 4 5 6 7 8 9 10 11 12);
+}
+
+#[target_feature(enable = "avx512f")]
+unsafe fn outer_tile<const R: usize, const P: usize>(tile: &OuterTile) {
+    let mut sums = [[_mm512_setzero_ps(); P]; R];
+    for r in 0..R {
+        for p in 0..P {
+            // SAFETY: register p of output r.
+            sums[r][p] = unsafe { _mm512_loadu_ps(tile.sums.add(r * tile.stride + p * LANES)) };
+        }
+    }
+    for t in 0..tile.rows {
+        let mut inputs = [_mm512_setzero_ps(); P];
+        for p in 0..P {
+            // SAFETY: register p of row t.
+            inputs[p] = unsafe { _mm512_loadu_ps(tile.x.add(t * tile.stride + p * LANES)) };
+        }
+        for r in 0..R {
+            // SAFETY: output r of row t.
+            let gradient = _mm512_set1_ps(unsafe { *tile.g.add(t * tile.g_stride + r) });
+            for p in 0..P {
+                sums[r][p] = _mm512_fmadd_ps(gradient, inputs[p], sums[r][p]);
+            }
+        }
+    }
+    for r in 0..R {
+        for p in 0..P {
+            // SAFETY: register p of output r.
+            unsafe { _mm512_storeu_ps(tile.sums.add(r * tile.stride + p * LANES), sums[r][p]) };
+        }
+    }
+}

@@ -1,0 +1,362 @@
+//! Low-rank adapters (Hu et al. 2021): which modules, how large, and the trainable parameters.
+//!
+//! An adapted linear layer computes `y = x Wᵀ + s · dropout(x) Aᵀ Bᵀ` with `A: [rank, in]`,
+//! `B: [out, rank]` and `s = alpha / rank`, or `alpha / sqrt(rank)` with rsLoRA (Kalajdzievski 2023).
+
+use std::collections::BTreeMap;
+
+use candle_core::{Device, Tensor, Var};
+
+use crate::config::LlamaConfig;
+use crate::peft::{Adapter, AdapterError, AdapterTensor};
+use crate::random::Stream;
+use crate::transformer::linear::Linear;
+
+/// The linear layers of a Llama layer, all of which can carry an adapter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Module {
+    /// Queries.
+    QProj,
+    /// Keys.
+    KProj,
+    /// Values.
+    VProj,
+    /// Attention's output.
+    OProj,
+    /// The feed-forward layer's gate.
+    GateProj,
+    /// The feed-forward layer's input.
+    UpProj,
+    /// The feed-forward layer's output.
+    DownProj,
+}
+
+impl Module {
+    /// All of them, in the order in which a layer uses them.
+    pub const ALL: [Self; 7] = [
+        Self::QProj,
+        Self::KProj,
+        Self::VProj,
+        Self::OProj,
+        Self::GateProj,
+        Self::UpProj,
+        Self::DownProj,
+    ];
+
+    /// The name that `target_modules` uses.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::QProj => "q_proj",
+            Self::KProj => "k_proj",
+            Self::VProj => "v_proj",
+            Self::OProj => "o_proj",
+            Self::GateProj => "gate_proj",
+            Self::UpProj => "up_proj",
+            Self::DownProj => "down_proj",
+        }
+    }
+
+    /// The module of that name.
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|module| module.name() == name)
+    }
+
+    /// The module's path inside a layer.
+    pub fn path(self) -> &'static str {
+        match self {
+            Self::QProj => "self_attn.q_proj",
+            Self::KProj => "self_attn.k_proj",
+            Self::VProj => "self_attn.v_proj",
+            Self::OProj => "self_attn.o_proj",
+            Self::GateProj => "mlp.gate_proj",
+            Self::UpProj => "mlp.up_proj",
+            Self::DownProj => "mlp.down_proj",
+        }
+    }
+
+    /// `(out, in)` of the module's weight.
+    pub fn shape(self, config: &LlamaConfig) -> (usize, usize) {
+        let hidden = config.hidden_size;
+        match self {
+            Self::QProj => (config.query_width(), hidden),
+            Self::KProj | Self::VProj => (config.key_width(), hidden),
+            Self::OProj => (hidden, config.query_width()),
+            Self::GateProj | Self::UpProj => (config.intermediate_size, hidden),
+            Self::DownProj => (hidden, config.intermediate_size),
+        }
+    }
+
+    /// The name of one of its factors, `lora_A` or `lora_B`, in PEFT's files.
+    pub fn lora_name(self, layer: usize, factor: &str) -> String {
+        format!("base_model.model.model.layers.{layer}.{}.{factor}.weight", self.path())
+    }
+}
+
+/// What an adapter is made of.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LoraConfig {
+    /// Inner dimension of the update; from 1 to the hidden size.
+    pub rank: usize,
+    /// Numerator of the scaling.
+    pub alpha: f64,
+    /// Probability with which an element of the update's input is dropped in training.
+    pub dropout: f64,
+    /// The modules that are adapted, in every layer.
+    pub target_modules: Vec<Module>,
+    /// Whether to scale by `alpha / sqrt(rank)`.
+    pub use_rslora: bool,
+}
+
+impl LoraConfig {
+    /// The factor of the update.
+    pub fn scaling(&self) -> f32 {
+        let rank = self.rank as f64;
+        let divisor = if self.use_rslora { rank.sqrt() } else { rank };
+        (self.alpha / divisor) as f32
+    }
+
+    /// Checks ranges against a model.
+    ///
+    /// # Errors
+    /// The field and its limit.
+    pub fn validate(&self, config: &LlamaConfig) -> Result<(), AdapterError> {
+        let check = |field, value: String, ok: bool, range: String| {
+            if ok { Ok(()) } else { Err(AdapterError::OutOfRange { field, value, range }) }
+        };
+        let limit = config.hidden_size;
+        check(
+            "r",
+            self.rank.to_string(),
+            (1..=limit).contains(&self.rank),
+            format!("from 1 to the hidden size {limit}"),
+        )?;
+        let alpha = self.alpha;
+        let alpha_fits = alpha.is_finite() && alpha > 0.0;
+        check("lora_alpha", alpha.to_string(), alpha_fits, "a positive number".to_owned())?;
+        let dropout = self.dropout;
+        let dropout_fits = (0.0..1.0).contains(&dropout);
+        check("lora_dropout", dropout.to_string(), dropout_fits, "at least 0 and below 1".to_owned())?;
+        let count = self.target_modules.len();
+        check("target_modules", format!("{count} modules"), count > 0, "at least one".to_owned())
+    }
+
+    /// The target modules in the order of [`Module::ALL`], each once.
+    pub fn modules(&self) -> impl Iterator<Item = Module> + '_ {
+        Module::ALL.into_iter().filter(|module| self.target_modules.contains(module))
+    }
+
+    /// Every tensor of such an adapter with its shape.
+    pub fn tensor_shapes(&self, config: &LlamaConfig) -> BTreeMap<String, [usize; 2]> {
+        (0..config.num_hidden_layers)
+            .flat_map(|layer| self.modules().map(move |module| (layer, module)))
+            .flat_map(|(layer, module)| {
+                let (outputs, inputs) = module.shape(config);
+                [
+                    (module.lora_name(layer, "lora_A"), [self.rank, inputs]),
+                    (module.lora_name(layer, "lora_B"), [outputs, self.rank]),
+                ]
+            })
+            .collect()
+    }
+}
+
+/// The trainable parameters of an adapter, in the order of their PEFT names.
+#[derive(Debug, Clone)]
+pub struct LoraParams {
+    config: LoraConfig,
+    vars: BTreeMap<String, Var>,
+}
+
+impl LoraParams {
+    /// A fresh adapter, initialised as PEFT does: `A` Kaiming-uniform with `a = sqrt(5)`, that is
+    /// uniform within `1 / sqrt(in)`; `B` zero. The same seed gives the same bits.
+    ///
+    /// # Errors
+    /// The configuration does not fit the model.
+    pub fn init(lora: &LoraConfig, config: &LlamaConfig, seed: u64) -> Result<Self, AdapterError> {
+        lora.validate(config)?;
+        let tensors = lora.tensor_shapes(config).into_iter().enumerate().map(|(index, (name, shape))| {
+            let elements = shape.iter().product::<usize>();
+            let data = if name.contains("lora_A") {
+                let [_, inputs] = shape;
+                let bound = 1.0 / (inputs as f64).sqrt();
+                let stream = Stream::new(seed, &[index as u64]);
+                (0..elements as u64)
+                    .map(|i| ((2.0 * stream.uniform(i) - 1.0) * bound) as f32)
+                    .collect()
+            } else {
+                vec![0.0; elements]
+            };
+            (name, AdapterTensor { shape, data })
+        });
+        Self::from_tensors(lora.clone(), tensors)
+    }
+
+    /// The parameters of an adapter that exists, to train on.
+    ///
+    /// # Errors
+    /// The adapter does not fit the model.
+    pub fn from_adapter(adapter: &Adapter, config: &LlamaConfig) -> Result<Self, AdapterError> {
+        adapter.verify(config)?;
+        let tensors = adapter.tensors.iter().map(|(name, tensor)| (name.clone(), tensor.clone()));
+        Self::from_tensors(adapter.config.clone(), tensors)
+    }
+
+    fn from_tensors(
+        config: LoraConfig,
+        tensors: impl Iterator<Item = (String, AdapterTensor)>,
+    ) -> Result<Self, AdapterError> {
+        let vars = tensors
+            .map(|(name, tensor)| {
+                let [rows, columns] = tensor.shape;
+                Ok((name, Var::from_vec(tensor.data, (rows, columns), &Device::Cpu)?))
+            })
+            .collect::<Result<_, candle_core::Error>>()?;
+        Ok(Self { config, vars })
+    }
+
+    /// Rank, scaling and modules.
+    pub fn config(&self) -> &LoraConfig {
+        &self.config
+    }
+
+    /// The parameters in name order.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Var)> {
+        self.vars.iter().map(|(name, var)| (name.as_str(), var))
+    }
+
+    /// Replaces a parameter's values, row-major.
+    ///
+    /// # Errors
+    /// No parameter has this name, or the number of values differs.
+    pub fn set(&self, name: &str, values: &[f32]) -> Result<(), AdapterError> {
+        let var = self
+            .vars
+            .get(name)
+            .ok_or_else(|| AdapterError::MissingTensor(name.to_owned()))?;
+        var.set(&Tensor::from_slice(values, var.shape(), &Device::Cpu)?)?;
+        Ok(())
+    }
+
+    /// A copy of the current values as a PEFT adapter.
+    ///
+    /// # Errors
+    /// A parameter's memory can't be read.
+    pub fn to_adapter(&self, base_model_name_or_path: &str) -> Result<Adapter, AdapterError> {
+        let tensors = self
+            .vars
+            .iter()
+            .map(|(name, var)| {
+                let (rows, columns) = var.dims2()?;
+                let data = var.flatten_all()?.to_vec1()?;
+                let shape = [rows, columns];
+                Ok((name.clone(), AdapterTensor { shape, data }))
+            })
+            .collect::<Result<_, candle_core::Error>>()?;
+        Ok(Adapter {
+            config: self.config.clone(),
+            base_model_name_or_path: base_model_name_or_path.to_owned(),
+            tensors,
+        })
+    }
+}
+
+/// One module's update, packed.
+#[derive(Debug)]
+pub(crate) struct LoraPair {
+    /// `[rank, in]`
+    pub a: Linear,
+    /// `[out, rank]`
+    pub b: Linear,
+}
+
+/// All updates of a model, packed.
+#[derive(Debug)]
+pub(crate) struct LoraLayers {
+    /// What an update is multiplied with.
+    pub scaling: f32,
+    layers: Vec<[Option<LoraPair>; Module::ALL.len()]>,
+}
+
+impl LoraLayers {
+    /// Packs the factors that `tensor` finds by their PEFT names.
+    pub fn pack<'a>(
+        lora: &LoraConfig,
+        config: &LlamaConfig,
+        tensor: &dyn Fn(&str) -> &'a [f32],
+    ) -> Self {
+        let layers = (0..config.num_hidden_layers)
+            .map(|layer| {
+                Module::ALL.map(|module| {
+                    lora.target_modules.contains(&module).then(|| {
+                        let (outputs, inputs) = module.shape(config);
+                        let (a, b) =
+                            (module.lora_name(layer, "lora_A"), module.lora_name(layer, "lora_B"));
+                        LoraPair {
+                            a: Linear::new(tensor(&a), lora.rank, inputs),
+                            b: Linear::new(tensor(&b), outputs, lora.rank),
+                        }
+                    })
+                })
+            })
+            .collect();
+        Self { scaling: lora.scaling(), layers }
+    }
+
+    /// The update of a module, if it has one.
+    pub fn pair(&self, layer: usize, module: Module) -> Option<&LoraPair> {
+        self.layers.get(layer)?.get(module as usize)?.as_ref()
+    }
+}
+
+/// An adapter packed for the forward pass. Share it in an `Arc`; the last user's end frees it.
+#[derive(Debug)]
+pub struct LoadedAdapter {
+    digest: String,
+    model: LlamaConfig,
+    layers: LoraLayers,
+}
+
+impl LoadedAdapter {
+    /// Verifies an adapter against a model and packs it.
+    ///
+    /// # Errors
+    /// As [`Adapter::verify`].
+    pub fn new(adapter: &Adapter, config: &LlamaConfig) -> Result<Self, AdapterError> {
+        adapter.verify(config)?;
+        let tensor = |name: &str| {
+            adapter.tensors.get(name).map_or(&[][..], |tensor| tensor.data.as_slice())
+        };
+        Ok(Self {
+            digest: adapter.digest(),
+            model: config.clone(),
+            layers: LoraLayers::pack(&adapter.config, config, &tensor),
+        })
+    }
+
+    /// The adapter's content digest.
+    pub fn digest(&self) -> &str {
+        &self.digest
+    }
+
+    /// Bytes of packed weights.
+    pub fn bytes(&self) -> usize {
+        let pairs = self.layers.layers.iter().flatten().flatten();
+        pairs.map(|pair| pair.a.forward.bytes() + pair.b.forward.bytes()).sum()
+    }
+
+    /// Whether it was packed for a model of this shape.
+    pub(crate) fn fits(&self, config: &LlamaConfig) -> bool {
+        self.model == *config
+    }
+
+    /// The packed updates.
+    pub(crate) fn layers(&self) -> &LoraLayers {
+        &self.layers
+    }
+
+    /// Tells loaded adapters apart, for grouping rows; no part of any result.
+    pub(crate) fn address(&self) -> usize {
+        std::ptr::from_ref(self) as usize
+    }
+}

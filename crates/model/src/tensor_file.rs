@@ -1,0 +1,217 @@
+//! safetensors files, read one tensor at a time so that a large file is never held twice.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+
+use half::bf16;
+use safetensors::tensor::{Dtype, Metadata, TensorView};
+
+/// The longest header that is read: far above any real one, far below memory.
+const MAX_HEADER_BYTES: u64 = 64 << 20;
+
+/// Why a safetensors file was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum TensorFileError {
+    /// The file can't be opened or read.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// The file can't be written.
+    #[error("cannot write {}: {message}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        message: String,
+    },
+    /// The file is not safetensors, or is cut short.
+    #[error("{} is not a whole safetensors file: {problem}", path.display())]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+    /// The tensor's number format is not read.
+    #[error("tensor {tensor} in {} has dtype {dtype}; supported: F32, BF16", path.display())]
+    Dtype {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Its dtype.
+        dtype: String,
+    },
+}
+
+/// Name, dtype and shape of one tensor.
+#[derive(Debug, Clone)]
+pub struct TensorEntry {
+    /// Number format in the file.
+    pub dtype: Dtype,
+    /// Dimensions, slowest first.
+    pub shape: Vec<usize>,
+    range: (usize, usize),
+}
+
+/// An open safetensors file whose header has been read and checked against the file's length.
+#[derive(Debug)]
+pub struct TensorFile {
+    path: PathBuf,
+    file: File,
+    data_start: u64,
+    entries: BTreeMap<String, TensorEntry>,
+}
+
+impl TensorFile {
+    /// Opens a file and reads its header only.
+    pub fn open(path: &Path) -> Result<Self, TensorFileError> {
+        let read_error = |source| TensorFileError::Read {
+            path: path.to_path_buf(),
+            source,
+        };
+        let format_error = |problem: String| TensorFileError::Format {
+            path: path.to_path_buf(),
+            problem,
+        };
+        let mut file = File::open(path).map_err(read_error)?;
+        let length = file.metadata().map_err(read_error)?.len();
+        if length < 8 {
+            return Err(format_error(format!("{length} bytes long")));
+        }
+        let mut prefix = [0_u8; 8];
+        file.read_exact(&mut prefix).map_err(read_error)?;
+        let header_bytes = u64::from_le_bytes(prefix);
+        if header_bytes > MAX_HEADER_BYTES.min(length - 8) {
+            return Err(format_error(format!("header of {header_bytes} bytes")));
+        }
+        let mut header = vec![0; header_bytes as usize];
+        file.read_exact(&mut header).map_err(read_error)?;
+        let metadata: Metadata =
+            serde_json::from_slice(&header).map_err(|error| format_error(error.to_string()))?;
+        let data_start = 8 + header_bytes;
+        let expected = data_start + metadata.data_len() as u64;
+        if expected != length {
+            return Err(format_error(format!("{length} bytes long, header says {expected}")));
+        }
+        let entries = metadata
+            .tensors()
+            .into_iter()
+            .map(|(name, info)| {
+                let entry = TensorEntry {
+                    dtype: info.dtype,
+                    shape: info.shape.clone(),
+                    range: info.data_offsets,
+                };
+                (name, entry)
+            })
+            .collect();
+        Ok(Self {
+            path: path.to_path_buf(),
+            file,
+            data_start,
+            entries,
+        })
+    }
+
+    /// The tensors by name.
+    pub fn entries(&self) -> &BTreeMap<String, TensorEntry> {
+        &self.entries
+    }
+
+    /// Reads one tensor as f32. `None` when the file has no tensor of that name.
+    pub fn read_f32(&mut self, name: &str) -> Result<Option<Vec<f32>>, TensorFileError> {
+        let Some(entry) = self.entries.get(name) else {
+            return Ok(None);
+        };
+        let mut bytes = vec![0_u8; entry.range.1 - entry.range.0];
+        let start = self.data_start + entry.range.0 as u64;
+        self.file
+            .seek(SeekFrom::Start(start))
+            .and_then(|_| self.file.read_exact(&mut bytes))
+            .map_err(|source| TensorFileError::Read {
+                path: self.path.clone(),
+                source,
+            })?;
+        match entry.dtype {
+            Dtype::F32 => Ok(Some(f32_from_bytes(&bytes))),
+            Dtype::BF16 => Ok(Some(
+                bytes
+                    .as_chunks::<2>()
+                    .0
+                    .iter()
+                    .map(|pair| bf16::from_le_bytes(*pair).to_f32())
+                    .collect(),
+            )),
+            other => Err(TensorFileError::Dtype {
+                path: self.path.clone(),
+                tensor: name.to_owned(),
+                dtype: format!("{other:?}"),
+            }),
+        }
+    }
+}
+
+/// Little-endian f32 values.
+fn f32_from_bytes(bytes: &[u8]) -> Vec<f32> {
+    bytes.as_chunks::<4>().0.iter().map(|word| f32::from_le_bytes(*word)).collect()
+}
+
+/// The values as little-endian bytes.
+pub fn f32_to_bytes(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|value| value.to_le_bytes()).collect()
+}
+
+/// The values rounded to bf16 (nearest, ties to even) as little-endian bytes.
+fn bf16_to_bytes(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|value| bf16::from_f32(*value).to_le_bytes()).collect()
+}
+
+/// How numbers are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StoredDtype {
+    /// Four bytes.
+    F32,
+    /// Two bytes, rounded to nearest.
+    Bf16,
+}
+
+/// Writes tensors (name, shape, values) as one safetensors file with the metadata that
+/// transformers and PEFT ask for.
+pub fn write<'a>(
+    path: &Path,
+    dtype: StoredDtype,
+    tensors: impl Iterator<Item = (&'a str, &'a [usize], &'a [f32])>,
+) -> Result<(), TensorFileError> {
+    let write_error = |message: String| TensorFileError::Write {
+        path: path.to_path_buf(),
+        message,
+    };
+    let encoded: Vec<(&str, &[usize], Vec<u8>)> = tensors
+        .map(|(name, shape, values)| {
+            let bytes = match dtype {
+                StoredDtype::F32 => f32_to_bytes(values),
+                StoredDtype::Bf16 => bf16_to_bytes(values),
+            };
+            (name, shape, bytes)
+        })
+        .collect();
+    let tag = match dtype {
+        StoredDtype::F32 => Dtype::F32,
+        StoredDtype::Bf16 => Dtype::BF16,
+    };
+    let views = encoded
+        .iter()
+        .map(|(name, shape, bytes)| Ok((*name, TensorView::new(tag, shape.to_vec(), bytes)?)))
+        .collect::<Result<Vec<_>, safetensors::SafeTensorError>>()
+        .map_err(|error| write_error(error.to_string()))?;
+    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    safetensors::serialize_to_file(views, Some(metadata), path)
+        .map_err(|error| write_error(error.to_string()))
+}

@@ -1,0 +1,186 @@
+//! The forward pass over whole sequences, keeping what backward needs.
+
+use rayon::prelude::*;
+
+use super::attention::{Projections, attend_segments, rotate_rows};
+use super::weights::Weights;
+use crate::kernel::{self, Epilogue, product_parallel};
+use crate::lora::{LoraLayers, LoraPair, Module};
+use crate::random::Stream;
+
+/// Rows of one task of a row-wise operation.
+const ROWS: usize = 64;
+
+/// Dropout of LoRA's inputs (Srivastava et al. 2014, inverted), with a mask that is a function of the element's
+/// place alone, so that a resumed step draws the same.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Dropout {
+    pub probability: f64,
+    pub seed: u64,
+    pub step: u64,
+}
+
+impl Dropout {
+    /// Zeroes or scales each element of `x` in place.
+    fn apply(self, layer: usize, module: Module, x: &mut [f32]) {
+        let stream = Stream::new(self.seed, &[self.step, layer as u64, module as u64]);
+        let kept = (1.0 / (1.0 - self.probability)) as f32;
+        x.par_chunks_mut(4096).enumerate().for_each(|(chunk, values)| {
+            for (i, value) in values.iter_mut().enumerate() {
+                let drop = stream.uniform((chunk * 4096 + i) as u64) < self.probability;
+                *value = if drop { 0.0 } else { *value * kept };
+            }
+        });
+    }
+}
+
+/// What a pass is made with.
+#[derive(Clone, Copy)]
+pub(super) struct Pass<'a> {
+    pub weights: &'a Weights,
+    pub lora: Option<&'a LoraLayers>,
+    pub dropout: Option<Dropout>,
+    /// Tokens of each sequence.
+    pub segments: &'a [usize],
+}
+
+/// The inner values of one module's LoRA, `drop(x) Aᵀ`: `[rows, rank]`; empty without LoRA.
+pub(super) type Inner = [Vec<f32>; Module::ALL.len()];
+
+/// What backward needs of one layer; widths as the names say.
+pub(super) struct LayerTape {
+    /// The layer's input, `[rows, hidden]`.
+    pub input: Vec<f32>,
+    pub normed: Vec<f32>,
+    pub query: Vec<f32>,
+    pub key: Vec<f32>,
+    pub value: Vec<f32>,
+    pub attended: Vec<f32>,
+    pub log_sums: Vec<f32>,
+    /// After attention's residual, `[rows, hidden]`.
+    pub middle: Vec<f32>,
+    pub post_normed: Vec<f32>,
+    pub gate: Vec<f32>,
+    pub up: Vec<f32>,
+    pub activated: Vec<f32>,
+    pub inner: Inner,
+}
+
+impl<'a> Pass<'a> {
+    pub fn rows(&self) -> usize {
+        self.segments.iter().sum()
+    }
+
+    pub fn pair(&self, layer: usize, module: Module) -> Option<&'a LoraPair> {
+        self.lora.and_then(|lora| lora.pair(layer, module))
+    }
+
+    /// LoRA's input: `x`, or a copy with dropped elements.
+    pub fn dropped<'x>(&self, layer: usize, module: Module, x: &'x [f32]) -> std::borrow::Cow<'x, [f32]> {
+        match self.dropout {
+            None => x.into(),
+            Some(dropout) => {
+                let mut copy = x.to_vec();
+                dropout.apply(layer, module, &mut copy);
+                copy.into()
+            }
+        }
+    }
+
+    /// The mask of [`Self::dropped`] on a gradient.
+    pub fn drop_gradient(&self, layer: usize, module: Module, gradient: &mut [f32]) {
+        if let Some(dropout) = self.dropout {
+            dropout.apply(layer, module, gradient);
+        }
+    }
+
+    /// `y = W x + s B A drop(x)`; LoRA's inner values go to `inner`.
+    fn project(&self, layer: usize, module: Module, x: &[f32], inner: &mut Inner) -> Vec<f32> {
+        let Some(weights) = self.weights.layers.get(layer) else { return Vec::new() };
+        let linear = &weights.linear(module).forward;
+        let rows = self.rows();
+        let mut y = vec![0.0; rows * linear.outputs()];
+        product_parallel(x, linear, &mut y, Epilogue::Store);
+        if let (Some(lora), Some(pair)) = (self.lora, self.pair(layer, module)) {
+            let mut h = vec![0.0; rows * pair.a.forward.outputs()];
+            product_parallel(&self.dropped(layer, module, x), &pair.a.forward, &mut h, Epilogue::Store);
+            product_parallel(&h, &pair.b.forward, &mut y, Epilogue::AddScaled(lora.scaling));
+            if let Some(slot) = inner.get_mut(module as usize) {
+                *slot = h;
+            }
+        }
+        y
+    }
+
+    /// One layer: takes the residual stream and leaves what it becomes.
+    fn layer(&self, index: usize, stream: &mut Vec<f32>) -> Option<LayerTape> {
+        let layer = self.weights.layers.get(index)?;
+        let config = &self.weights.config;
+        let mut inner = Inner::default();
+        let input = std::mem::take(stream);
+        let normed = rms_norm(&input, &layer.input_norm, config.rms_norm_eps);
+        let mut query = self.project(index, Module::QProj, &normed, &mut inner);
+        let mut key = self.project(index, Module::KProj, &normed, &mut inner);
+        let value = self.project(index, Module::VProj, &normed, &mut inner);
+        rotate_rows(self.weights, self.segments, &mut query, config.query_width(), 1.0);
+        rotate_rows(self.weights, self.segments, &mut key, config.key_width(), 1.0);
+        let mut attended = vec![0.0; query.len()];
+        let mut log_sums = vec![0.0; self.rows() * config.num_attention_heads];
+        let projections = Projections { query: &query, key: &key, value: &value };
+        attend_segments(self.weights, self.segments, &projections, &mut attended, &mut log_sums);
+        let mut middle = self.project(index, Module::OProj, &attended, &mut inner);
+        kernel::add(&input, &mut middle);
+        let post_normed = rms_norm(&middle, &layer.post_norm, config.rms_norm_eps);
+        let gate = self.project(index, Module::GateProj, &post_normed, &mut inner);
+        let up = self.project(index, Module::UpProj, &post_normed, &mut inner);
+        let activated = swiglu(&gate, &up, config.intermediate_size);
+        let mut output = self.project(index, Module::DownProj, &activated, &mut inner);
+        kernel::add(&middle, &mut output);
+        *stream = output;
+        Some(LayerTape {
+            input,
+            normed,
+            query,
+            key,
+            value,
+            attended,
+            log_sums,
+            middle,
+            post_normed,
+            gate,
+            up,
+            activated,
+            inner,
+        })
+    }
+
+    /// All layers: the last hidden states `[rows, hidden]`, and each layer's tape where `keep` is set.
+    pub fn run(&self, tokens: &[u32], keep: bool) -> (Vec<f32>, Vec<LayerTape>) {
+        let mut stream = self.weights.embed(tokens.iter().copied());
+        let mut tapes = Vec::new();
+        for index in 0..self.weights.layers.len() {
+            let tape = self.layer(index, &mut stream);
+            if keep {
+                tapes.extend(tape);
+            }
+        }
+        (stream, tapes)
+    }
+}
+
+/// The norm of every row.
+pub(super) fn rms_norm(x: &[f32], weight: &[f32], eps: f32) -> Vec<f32> {
+    let mut y = vec![0.0; x.len()];
+    let size = ROWS * weight.len();
+    x.par_chunks(size).zip(y.par_chunks_mut(size)).for_each(|(x, y)| kernel::rms_norm(x, weight, eps, y));
+    y
+}
+
+/// SwiGLU of every row of `width` values.
+pub(super) fn swiglu(gate: &[f32], up: &[f32], width: usize) -> Vec<f32> {
+    let mut y = vec![0.0; gate.len()];
+    let size = ROWS * width;
+    let inputs = gate.par_chunks(size).zip(up.par_chunks(size));
+    inputs.zip(y.par_chunks_mut(size)).for_each(|((gate, up), y)| kernel::swiglu(gate, up, y));
+    y
+}

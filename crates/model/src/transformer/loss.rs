@@ -1,0 +1,120 @@
+//! Cross-entropy over the targets, in chunks of rows: no `[rows, vocab]` matrix is ever whole.
+
+use super::backward::Gradients;
+use super::forward::{Pass, rms_norm};
+use super::{ModelError, PackedBatch};
+use crate::base::{EMBEDDING, FINAL_NORM, OUTPUT};
+use crate::kernel::{Epilogue, cross_entropy_gradient, log_sum_exp, product_parallel};
+use crate::lora::LoadedAdapter;
+use crate::sampler::argmax;
+use crate::transformer::Llama;
+use rayon::prelude::*;
+
+/// Rows of logits that are there at a time.
+const ROWS: usize = 128;
+
+/// How one target was predicted, teacher forced.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct TokenScore {
+    /// Number of the sequence in the batch.
+    pub segment: usize,
+    /// Row of the batch that predicts it.
+    pub row: usize,
+    /// The token that comes next.
+    pub target: u32,
+    /// The token with the highest logit.
+    pub argmax: u32,
+    /// Negative log-likelihood of the target, in nats.
+    pub nll: f32,
+}
+
+/// The targets' rows of the last hidden states, one behind the other.
+fn gather(hidden: &[f32], targets: &[(usize, u32)], width: usize) -> Vec<f32> {
+    let mut rows = Vec::with_capacity(targets.len() * width);
+    for (row, _) in targets {
+        rows.extend_from_slice(hidden.get(row * width..(row + 1) * width).unwrap_or_default());
+    }
+    rows
+}
+
+impl Pass<'_> {
+    /// The summed loss over the targets, in nats; the gradient of the last hidden states.
+    pub fn loss_and_gradient(
+        &self,
+        hidden: &[f32],
+        targets: &[(usize, u32)],
+        gradients: &mut Gradients<'_>,
+    ) -> (f64, Vec<f32>) {
+        let (config, weights) = (&self.weights.config, self.weights);
+        let (width, vocabulary) = (config.hidden_size, config.vocab_size);
+        let rows = gather(hidden, targets, width);
+        let normed = rms_norm(&rows, &weights.final_norm, config.rms_norm_eps);
+        let mut dnormed = vec![0.0; normed.len()];
+        let mut sum = 0.0;
+        let output = if config.tie_word_embeddings { EMBEDDING } else { OUTPUT };
+        let chunks = normed.chunks(ROWS * width).zip(dnormed.chunks_mut(ROWS * width)).zip(targets.chunks(ROWS));
+        for ((normed, dnormed), targets) in chunks {
+            let mut logits = vec![0.0; targets.len() * vocabulary];
+            product_parallel(normed, &weights.output.forward, &mut logits, Epilogue::Store);
+            let losses: Vec<f32> = logits
+                .par_chunks_mut(vocabulary)
+                .zip(targets)
+                .map(|(logits, (_, target))| {
+                    let log_sum = log_sum_exp(logits);
+                    let loss = log_sum - logits.get(*target as usize).copied().unwrap_or_default();
+                    cross_entropy_gradient(logits, log_sum, *target as usize);
+                    loss
+                })
+                .collect();
+            sum += losses.iter().map(|loss| f64::from(*loss)).sum::<f64>();
+            product_parallel(&logits, weights.output.backward(), dnormed, Epilogue::Store);
+            if gradients.full {
+                gradients.outer(output, (&logits, vocabulary), (normed, width));
+            }
+        }
+        let mut drows = vec![0.0; rows.len()];
+        gradients.norm(FINAL_NORM, (&rows, &weights.final_norm, config.rms_norm_eps), &dnormed, &mut drows);
+        let mut dhidden = vec![0.0; hidden.len()];
+        for ((row, _), gradient) in targets.iter().zip(drows.chunks_exact(width)) {
+            if let Some(to) = dhidden.get_mut(row * width..(row + 1) * width) {
+                to.copy_from_slice(gradient);
+            }
+        }
+        (sum, dhidden)
+    }
+}
+
+impl Llama {
+    /// Scores every target of the batch, with an adapter or with the bare model, in row order.
+    ///
+    /// # Errors
+    /// Tokens outside the vocabulary, sequences that are too long, an adapter of another shape.
+    pub fn score(&self, batch: &PackedBatch, adapter: Option<&LoadedAdapter>) -> Result<Vec<TokenScore>, ModelError> {
+        let weights = &*self.0;
+        let config = &weights.config;
+        batch.check(config)?;
+        if adapter.is_some_and(|adapter| !adapter.fits(config)) {
+            return Err(ModelError::ForeignAdapter);
+        }
+        let lora = adapter.map(LoadedAdapter::layers);
+        let pass = Pass { weights, lora, dropout: None, segments: &batch.segments };
+        let (hidden, _) = pass.run(&batch.tokens, false);
+        let (width, vocabulary) = (config.hidden_size, config.vocab_size);
+        let normed = rms_norm(&gather(&hidden, &batch.targets, width), &weights.final_norm, config.rms_norm_eps);
+        let segment_of: Vec<usize> =
+            batch.segments.iter().enumerate().flat_map(|(segment, tokens)| std::iter::repeat_n(segment, *tokens)).collect();
+        let mut scores = Vec::with_capacity(batch.targets.len());
+        for (normed, targets) in normed.chunks(ROWS * width).zip(batch.targets.chunks(ROWS)) {
+            let mut logits = vec![0.0; targets.len() * vocabulary];
+            product_parallel(normed, &weights.output.forward, &mut logits, Epilogue::Store);
+            scores.par_extend(logits.par_chunks(vocabulary).zip(targets).map(|(logits, (row, target))| TokenScore {
+                segment: segment_of.get(*row).copied().unwrap_or_default(),
+                row: *row,
+                target: *target,
+                argmax: argmax(logits),
+                nll: log_sum_exp(logits) - logits.get(*target as usize).copied().unwrap_or_default(),
+            }));
+        }
+        Ok(scores)
+    }
+}

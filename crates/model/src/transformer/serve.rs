@@ -1,0 +1,249 @@
+//! Rows of many sequences and adapters in one pass over the paged KV cache.
+//!
+//! The base product runs once for all rows; rows of one adapter stand together and add their own low-rank part.
+//! Every operation is row-wise with a fixed order, so that a row's bits do not depend on its company.
+
+use rayon::prelude::*;
+
+use super::attention::score_scale;
+use super::weights::{Llama, Weights};
+use super::{ModelError, check_tokens};
+use crate::kernel::{self, Epilogue, attend, product, product_parallel};
+use crate::kv::{KvPool, KvSequence};
+use crate::lora::{LoadedAdapter, Module};
+
+use super::forward::{rms_norm, swiglu};
+
+/// Which of a step's rows the caller wants logits of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogitRows {
+    /// None: a part of a prompt.
+    None,
+    /// The last one.
+    Last,
+    /// All.
+    All,
+}
+
+/// What one sequence does in one pass: its next tokens, which continue where its cache ends.
+#[derive(Debug)]
+pub struct SequenceStep<'a> {
+    /// The tokens.
+    pub tokens: &'a [u32],
+    /// The sequence's cache; it grows by the tokens.
+    pub kv: &'a mut KvSequence,
+    /// Its adapter; none: the bare base model.
+    pub adapter: Option<&'a LoadedAdapter>,
+    /// Which logits are wanted.
+    pub logits: LogitRows,
+}
+
+/// Logits of one step.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RowLogits {
+    values: Vec<f32>,
+    vocabulary: usize,
+}
+
+impl RowLogits {
+    /// Rows that were asked for.
+    pub fn rows(&self) -> usize {
+        self.values.len() / self.vocabulary.max(1)
+    }
+
+    /// Logits of one of them, `[vocab_size]`; empty where it was not asked for.
+    pub fn row(&self, row: usize) -> &[f32] {
+        self.values.get(row * self.vocabulary..(row + 1) * self.vocabulary).unwrap_or_default()
+    }
+
+    /// Logits of the last row; empty where none was asked for.
+    pub fn last(&self) -> &[f32] {
+        self.rows().checked_sub(1).map_or(&[], |row| self.row(row))
+    }
+}
+
+/// Rows that share an adapter.
+struct Segment<'a> {
+    rows: std::ops::Range<usize>,
+    adapter: &'a LoadedAdapter,
+}
+
+/// Where each row stands: which step it belongs to and its position in that sequence.
+struct Row {
+    step: usize,
+    position: usize,
+}
+
+struct Batch<'a> {
+    weights: &'a Weights,
+    rows: Vec<Row>,
+    segments: Vec<Segment<'a>>,
+}
+
+impl Batch<'_> {
+    /// `y = W x + s B A x`, each row with its own adapter.
+    fn project(&self, layer: usize, module: Module, x: &[f32]) -> Vec<f32> {
+        let Some(weights) = self.weights.layers.get(layer) else { return Vec::new() };
+        let linear = &weights.linear(module).forward;
+        let (outputs, inputs) = (linear.outputs(), linear.inputs());
+        let mut y = vec![0.0; self.rows.len() * outputs];
+        product_parallel(x, linear, &mut y, Epilogue::Store);
+        for segment in &self.segments {
+            let lora = segment.adapter.layers();
+            let rows = &segment.rows;
+            if let (Some(pair), Some(x), Some(y)) = (
+                lora.pair(layer, module),
+                x.get(rows.start * inputs..rows.end * inputs),
+                y.get_mut(rows.start * outputs..rows.end * outputs),
+            ) {
+                let mut inner = vec![0.0; rows.len() * pair.a.forward.outputs()];
+                product(x, &pair.a.forward, &mut inner, Epilogue::Store);
+                product(&inner, &pair.b.forward, y, Epilogue::AddScaled(lora.scaling));
+            }
+        }
+        y
+    }
+
+    fn rotate(&self, rows: &mut [f32], width: usize) {
+        for (values, row) in rows.chunks_exact_mut(width).zip(&self.rows) {
+            let (cos, sin) = self.weights.rotation(row.position);
+            kernel::rotate(values, cos, sin, 1.0);
+        }
+    }
+
+    fn attend(&self, layer: usize, query: &[f32], caches: &[&KvSequence], pool: &KvPool) -> Vec<f32> {
+        let config = &self.weights.config;
+        let (dim, group, width) = (config.head_dim, config.group_size(), config.query_width());
+        let scale = score_scale(dim);
+        let mut out = vec![0.0; query.len()];
+        let rows = out.par_chunks_mut(width).zip(query.par_chunks(width)).zip(&self.rows);
+        rows.for_each_init(Vec::new, |scores, ((out, query), row)| {
+            let Some(cache) = caches.get(row.step) else { return };
+            let heads = out.chunks_exact_mut(dim).zip(query.chunks_exact(dim)).enumerate();
+            for (head, (out, query)) in heads {
+                let blocks = pool.head(cache, layer, head / group);
+                attend(query, blocks, row.position + 1, scale, scores, out);
+            }
+        });
+        out
+    }
+}
+
+impl Llama {
+    /// One pass over the next tokens of each sequence; logits in the order of `steps`.
+    ///
+    /// # Errors
+    /// Tokens outside the vocabulary, positions past the model's, an adapter of another shape, or a full cache:
+    /// then every sequence is as it was.
+    pub fn forward_rows(&self, steps: &mut [SequenceStep<'_>], pool: &mut KvPool) -> Result<Vec<RowLogits>, ModelError> {
+        let weights = &*self.0;
+        let config = &weights.config;
+        check(steps, weights, pool)?;
+        reserve(steps, pool)?;
+
+        // Rows of one adapter stand together; the order of steps within it is the caller's.
+        let mut order: Vec<usize> = (0..steps.len()).collect();
+        let address = |step: &SequenceStep<'_>| step.adapter.map_or(0, LoadedAdapter::address);
+        order.sort_by_key(|index| steps.get(*index).map_or(0, address));
+        let mut batch = Batch { weights, rows: Vec::new(), segments: Vec::new() };
+        let mut tokens = Vec::new();
+        for index in &order {
+            let Some(step) = steps.get(*index) else { continue };
+            let start = batch.rows.len();
+            let past = step.kv.len();
+            batch.rows.extend((0..step.tokens.len()).map(|i| Row { step: *index, position: past + i }));
+            tokens.extend_from_slice(step.tokens);
+            if let Some(adapter) = step.adapter {
+                match batch.segments.last_mut() {
+                    Some(last) if last.adapter.address() == adapter.address() => last.rows.end = batch.rows.len(),
+                    _ => batch.segments.push(Segment { rows: start..batch.rows.len(), adapter }),
+                }
+            }
+        }
+
+        let eps = config.rms_norm_eps;
+        let mut stream = weights.embed(tokens.iter().copied());
+        for (index, layer) in weights.layers.iter().enumerate() {
+            let normed = rms_norm(&stream, &layer.input_norm, eps);
+            let mut query = batch.project(index, Module::QProj, &normed);
+            let mut key = batch.project(index, Module::KProj, &normed);
+            let value = batch.project(index, Module::VProj, &normed);
+            batch.rotate(&mut query, config.query_width());
+            batch.rotate(&mut key, config.key_width());
+            let vectors = key.chunks_exact(config.key_width()).zip(value.chunks_exact(config.key_width()));
+            for (row, vectors) in batch.rows.iter().zip(vectors) {
+                if let Some(step) = steps.get(row.step) {
+                    pool.write(step.kv, index, row.position, vectors);
+                }
+            }
+            let caches: Vec<&KvSequence> = steps.iter().map(|step| &*step.kv).collect();
+            let attended = batch.attend(index, &query, &caches, pool);
+            let mut middle = batch.project(index, Module::OProj, &attended);
+            kernel::add(&stream, &mut middle);
+            let normed = rms_norm(&middle, &layer.post_norm, eps);
+            let gate = batch.project(index, Module::GateProj, &normed);
+            let up = batch.project(index, Module::UpProj, &normed);
+            let activated = swiglu(&gate, &up, config.intermediate_size);
+            stream = batch.project(index, Module::DownProj, &activated);
+            kernel::add(&middle, &mut stream);
+        }
+        for step in steps.iter_mut() {
+            step.kv.advance(step.tokens.len());
+        }
+        Ok(logits(weights, steps, &batch, &stream))
+    }
+}
+
+fn check(steps: &[SequenceStep<'_>], weights: &Weights, pool: &KvPool) -> Result<(), ModelError> {
+    let config = &weights.config;
+    for step in steps {
+        check_tokens(step.tokens, config)?;
+        let tokens = step.kv.len() + step.tokens.len();
+        if tokens > config.max_position_embeddings {
+            return Err(ModelError::Length { tokens, limit: config.max_position_embeddings });
+        }
+        if !pool.owns(step.kv) {
+            return Err(ModelError::ForeignSequence);
+        }
+        if step.adapter.is_some_and(|adapter| !adapter.fits(config)) {
+            return Err(ModelError::ForeignAdapter);
+        }
+    }
+    Ok(())
+}
+
+/// Makes room for all steps. Blocks that were taken before a refusal stay with their sequences, unused, and are
+/// the first to be used later; no sequence grows.
+fn reserve(steps: &mut [SequenceStep<'_>], pool: &KvPool) -> Result<(), ModelError> {
+    for step in steps {
+        let tokens = step.kv.len() + step.tokens.len();
+        pool.reserve(step.kv, tokens)?;
+    }
+    Ok(())
+}
+
+fn logits(weights: &Weights, steps: &[SequenceStep<'_>], batch: &Batch<'_>, hidden: &[f32]) -> Vec<RowLogits> {
+    let config = &weights.config;
+    let (width, vocabulary) = (config.hidden_size, config.vocab_size);
+    let mut wanted = Vec::new();
+    let mut rows = Vec::new();
+    for (row, hidden) in batch.rows.iter().zip(hidden.chunks_exact(width)) {
+        let Some(step) = steps.get(row.step) else { continue };
+        // The cache has grown by now.
+        let last = row.position + 1 == step.kv.len();
+        if step.logits == LogitRows::All || (step.logits == LogitRows::Last && last) {
+            wanted.push(row.step);
+            rows.extend_from_slice(hidden);
+        }
+    }
+    let normed = rms_norm(&rows, &weights.final_norm, config.rms_norm_eps);
+    let mut values = vec![0.0; wanted.len() * vocabulary];
+    product_parallel(&normed, &weights.output.forward, &mut values, Epilogue::Store);
+    let mut out: Vec<RowLogits> = steps.iter().map(|_| RowLogits { values: Vec::new(), vocabulary }).collect();
+    for (step, row) in wanted.iter().zip(values.chunks_exact(vocabulary)) {
+        if let Some(logits) = out.get_mut(*step) {
+            logits.values.extend_from_slice(row);
+        }
+    }
+    out
+}

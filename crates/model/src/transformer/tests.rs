@@ -1,0 +1,218 @@
+//! What was trained is what is served, and gradients are those of the loss.
+
+use candle_core::Var;
+
+use super::*;
+use crate::base::BaseModel;
+use crate::config::LlamaConfig;
+use crate::fixture::{TinyShape, random_adapter};
+use crate::kv::{KvPool, KvSequence};
+use crate::lora::{LoadedAdapter, LoraConfig, LoraParams, Module};
+
+fn shape() -> TinyShape {
+    TinyShape { tied: false, ..TinyShape::default() }
+}
+
+fn model() -> (BaseModel, Llama, LlamaConfig) {
+    let config = shape().config();
+    let base = BaseModel::random(config.clone(), 11);
+    let llama = Llama::new(&base);
+    (base, llama, config)
+}
+
+fn lora(rank: usize, dropout: f64) -> LoraConfig {
+    LoraConfig { rank, alpha: 2.0 * rank as f64, dropout, target_modules: Module::ALL.to_vec(), use_rslora: false }
+}
+
+fn tokens(count: usize, start: u32) -> Vec<u32> {
+    (0..count as u32).map(|i| (start + i * 37 + i * i * 3) % 250).collect()
+}
+
+fn batch(lengths: &[usize]) -> PackedBatch {
+    let mut batch = PackedBatch::new();
+    for (i, length) in lengths.iter().enumerate() {
+        let mask: Vec<bool> = (0..*length).map(|t| t % 3 != 1).collect();
+        batch.push(&tokens(*length, 7 * i as u32), &mask);
+    }
+    batch
+}
+
+fn values(variable: &Var) -> Vec<f32> {
+    variable.as_tensor().flatten_all().unwrap().to_vec1().unwrap()
+}
+
+/// Finite differences in the direction of a few elements of every tensor.
+fn check_gradients<'a>(parameters: Vec<(&'a str, &'a Var)>, loss: &dyn Fn() -> Loss) {
+    let gradients = loss().sum.backward().unwrap();
+    for (name, variable) in parameters {
+        let before = values(variable);
+        let gradient: Vec<f32> = gradients.get(variable).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+        assert!(gradient.iter().any(|value| *value != 0.0), "{name} has no gradient");
+        // The element with the largest gradient stands clear of rounding.
+        let (element, exact) = gradient.iter().enumerate().max_by(|a, b| a.1.abs().total_cmp(&b.1.abs())).unwrap();
+        let step = 1e-2;
+        let at = |delta: f32| {
+            let mut changed = before.clone();
+            changed[element] += delta;
+            variable.set(&candle_core::Tensor::from_vec(changed, variable.shape(), &candle_core::Device::Cpu).unwrap()).unwrap();
+            f64::from(loss().sum.to_scalar::<f32>().unwrap())
+        };
+        let numeric = (at(step) - at(-step)) / (2.0 * f64::from(step));
+        at(0.0);
+        let difference = (numeric - f64::from(*exact)).abs();
+        assert!(difference <= 0.03 * f64::from(exact.abs()) + 2e-2, "{name}[{element}]: {exact} by backward, {numeric} by differences");
+    }
+}
+
+#[test]
+fn lora_gradients_are_those_of_the_loss() {
+    let (_, llama, config) = model();
+    for dropout in [0.0, 0.3] {
+        let lora = lora(4, dropout);
+        let params = LoraParams::from_adapter(&random_adapter(&config, &lora, 5), &config).unwrap();
+        let batch = batch(&[9, 20]);
+        check_gradients(params.iter().collect(), &|| {
+            llama.forward_train(&batch, &params, StepSeed { seed: 3, step: 8 }).unwrap()
+        });
+    }
+}
+
+#[test]
+fn gradients_of_all_weights_are_those_of_the_loss() {
+    for tied in [true, false] {
+        let config = TinyShape { tied, layers: 1, ..shape() }.config();
+        let trainable = TrainableLlama::new(&BaseModel::random(config, 2)).unwrap();
+        let batch = batch(&[12, 5]);
+        check_gradients(trainable.iter().collect(), &|| trainable.forward_train(&batch).unwrap());
+    }
+}
+
+#[test]
+fn a_new_adapter_changes_nothing_and_its_first_step_moves_b() {
+    let (_, llama, config) = model();
+    let batch = batch(&[15]);
+    let params = LoraParams::init(&lora(4, 0.0), &config, 1).unwrap();
+    let adapter = LoadedAdapter::new(&params.to_adapter("tiny").unwrap(), &config).unwrap();
+    assert_eq!(llama.score(&batch, Some(&adapter)).unwrap(), llama.score(&batch, None).unwrap());
+    let gradients = llama.forward_train(&batch, &params, StepSeed::default()).unwrap().sum.backward().unwrap();
+    for (name, variable) in params.iter() {
+        let gradient: Vec<f32> = gradients.get(variable).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+        let moves = gradient.iter().any(|value| *value != 0.0);
+        assert_eq!(moves, name.contains("lora_B"), "{name}");
+    }
+}
+
+#[test]
+fn packed_sequences_do_not_see_each_other() {
+    let (_, llama, _) = model();
+    let together = llama.score(&batch(&[10, 17, 4]), None).unwrap();
+    let mut alone = Vec::new();
+    for (i, length) in [10, 17, 4].into_iter().enumerate() {
+        let mut single = PackedBatch::new();
+        let mask: Vec<bool> = (0..length).map(|t| t % 3 != 1).collect();
+        single.push(&tokens(length, 7 * i as u32), &mask);
+        alone.extend(llama.score(&single, None).unwrap().into_iter().map(|score| (i, score.target, score.nll.to_bits())));
+    }
+    let together: Vec<_> = together.into_iter().map(|score| (score.segment, score.target, score.nll.to_bits())).collect();
+    assert_eq!(together, alone);
+}
+
+#[test]
+fn the_loss_is_the_sum_of_the_scores() {
+    let (_, llama, config) = model();
+    let params = LoraParams::from_adapter(&random_adapter(&config, &lora(2, 0.0), 5), &config).unwrap();
+    let adapter = LoadedAdapter::new(&params.to_adapter("tiny").unwrap(), &config).unwrap();
+    let batch = batch(&[33, 8]);
+    let loss = llama.forward_train(&batch, &params, StepSeed::default()).unwrap();
+    assert_eq!(loss.targets, batch.targets());
+    let sum: f64 = llama.score(&batch, Some(&adapter)).unwrap().iter().map(|score| f64::from(score.nll)).sum();
+    assert!((f64::from(loss.sum.to_scalar::<f32>().unwrap()) - sum).abs() < 1e-3, "{sum}");
+}
+
+/// Logits of every token, fed in pieces of `chunk` tokens, with others in the same passes.
+fn serve(llama: &Llama, pool: &mut KvPool, tokens: &[u32], adapter: Option<&LoadedAdapter>, chunk: usize, others: &[(Vec<u32>, Option<&LoadedAdapter>)]) -> Vec<u32> {
+    let mut kv = pool.sequence();
+    let mut company: Vec<KvSequence> = others.iter().map(|_| pool.sequence()).collect();
+    let mut bits = Vec::new();
+    for (piece, part) in tokens.chunks(chunk).enumerate() {
+        let mut steps: Vec<SequenceStep<'_>> = company
+            .iter_mut()
+            .zip(others)
+            .map(|(kv, (tokens, adapter))| {
+                let part = &tokens[piece % tokens.len()..=piece % tokens.len()];
+                SequenceStep { tokens: part, kv, adapter: *adapter, logits: LogitRows::Last }
+            })
+            .collect();
+        let at = steps.len() / 2;
+        steps.insert(at, SequenceStep { tokens: part, kv: &mut kv, adapter, logits: LogitRows::All });
+        let logits = llama.forward_rows(&mut steps, pool).unwrap();
+        for row in 0..logits[at].rows() {
+            bits.extend(logits[at].row(row).iter().map(|value| value.to_bits()));
+        }
+    }
+    bits
+}
+
+#[test]
+fn a_rows_bits_depend_on_neither_company_nor_chunks_nor_threads() {
+    let (_, llama, config) = model();
+    let load = |rank, seed| LoadedAdapter::new(&random_adapter(&config, &lora(rank, 0.0), seed), &config).unwrap();
+    let (a, b) = (load(4, 1), load(8, 2));
+    let text = tokens(41, 3);
+    let others = vec![(tokens(5, 9), Some(&b)), (tokens(7, 1), None), (tokens(3, 2), Some(&a)), (tokens(4, 77), Some(&b))];
+    let threads = |n: usize| rayon::ThreadPoolBuilder::new().num_threads(n).build().unwrap();
+    for adapter in [None, Some(&a)] {
+        let mut pool = KvPool::new(&config, 64);
+        let alone = threads(1).install(|| serve(&llama, &mut pool, &text, adapter, 41, &[]));
+        for (chunk, company, count) in [(1, &others[..], 2), (5, &others[..], 1), (16, &[][..], 2), (41, &others[..2], 2)] {
+            let other = threads(count).install(|| serve(&llama, &mut pool, &text, adapter, chunk, company));
+            assert!(other == alone, "chunk {chunk}, {} others, {count} threads", company.len());
+        }
+        // What was trained is what is served.
+        let mut whole = PackedBatch::new();
+        whole.push(&text, &vec![true; text.len()]);
+        let scores = llama.score(&whole, adapter).unwrap();
+        for score in scores {
+            let row: Vec<f32> = alone[score.row * config.vocab_size..(score.row + 1) * config.vocab_size].iter().map(|b| f32::from_bits(*b)).collect();
+            let nll = -crate::sampler::log_probs(&row, &[score.target])[0];
+            assert!((nll - score.nll).abs() < 1e-4, "row {}: {nll} served, {} trained", score.row, score.nll);
+        }
+        assert_eq!(pool.free_blocks(), 64);
+    }
+}
+
+#[test]
+fn dropout_draws_the_same_for_the_same_step_and_other_values_for_another() {
+    let (_, llama, config) = model();
+    let params = LoraParams::from_adapter(&random_adapter(&config, &lora(4, 0.5), 5), &config).unwrap();
+    let batch = batch(&[30]);
+    let loss = |step| llama.forward_train(&batch, &params, StepSeed { seed: 1, step }).unwrap().sum.to_scalar::<f32>().unwrap();
+    assert_eq!(loss(1).to_bits(), loss(1).to_bits());
+    assert_ne!(loss(1).to_bits(), loss(2).to_bits());
+}
+
+#[test]
+fn a_full_cache_leaves_sequences_as_they_were() {
+    let (_, llama, config) = model();
+    let mut pool = KvPool::new(&config, 1);
+    let mut kv = pool.sequence();
+    let text = tokens(20, 1);
+    let step = SequenceStep { tokens: &text, kv: &mut kv, adapter: None, logits: LogitRows::Last };
+    assert!(matches!(llama.forward_rows(&mut [step], &mut pool), Err(ModelError::Kv(_))));
+    assert_eq!((kv.len(), pool.free_blocks()), (0, 1));
+}
+
+#[test]
+fn what_can_not_work_is_refused() {
+    let (_, llama, config) = model();
+    let mut wrong = PackedBatch::new();
+    wrong.push(&[1, 9999], &[true, true]);
+    assert!(matches!(llama.score(&wrong, None), Err(ModelError::Token { token: 9999, .. })));
+    let mut long = PackedBatch::new();
+    long.push(&vec![1; config.max_position_embeddings + 1], &[]);
+    assert!(matches!(llama.score(&long, None), Err(ModelError::Length { .. })));
+    let params = LoraParams::init(&lora(2, 0.0), &config, 1).unwrap();
+    let mut masked = PackedBatch::new();
+    masked.push(&[1, 2, 3], &[false; 3]);
+    assert!(matches!(llama.forward_train(&masked, &params, StepSeed::default()), Err(ModelError::NoTargets)));
+}
