@@ -132,6 +132,7 @@ reasons! {
     ERROR_RATE_ABOVE_LIMIT = "ErrorRateAboveLimit", "ServingEndpoint RolledBack, rollouts", "The candidate's share of errors passed the limit; the message has value, limit and samples.", "Train a better version; or write Retry after correcting the cause.";
     LATENCY_ABOVE_LIMIT = "LatencyAboveLimit", "ServingEndpoint RolledBack, rollouts", "The candidate's latency passed the limit; the message has value, limit and samples.", "Train a better version; or write Retry after correcting the cause.";
     ABORTED_BY_USER = "AbortedByUser", "ServingEndpoint RolledBack, rollouts", "A person wrote Abort.", "Write Retry to try the version again.";
+    ROLLED_BACK_BY_USER = "RolledBackByUser", "ServingEndpoint rejected versions", "A person wrote Rollback to an older version; this one is left.", "Write Retry to try the version again.";
     PROGRESS_DEADLINE_EXCEEDED = "ProgressDeadlineExceeded", "ServingEndpoint RolledBack, rollouts", "Engines or routers did not become ready for a step within progressDeadlineSeconds.", "Look at the engine pods; write Retry to try the version again.";
     CANDIDATE_REFUSED = "CandidateRefused", "ServingEndpoint RolledBack, rollouts", "An engine refused the candidate; the message has its reason.", "Publish a version that fits; or write Retry after correcting the cause.";
     CANDIDATE_WITHDRAWN = "CandidateWithdrawn", "ServingEndpoint rollouts", "The spec or the adapter no longer names the candidate.", "None.";

@@ -4,8 +4,10 @@
 //! This crate does no I/O, reads no clock, and knows no client: `graftwork-operator` observes and
 //! carries plans out. It depends on the API types and on the words of the contract crate only.
 
+pub mod adapter;
 pub mod conditions;
 pub mod dataset;
+pub mod endpoint;
 pub mod jobs;
 pub mod observed;
 pub mod plan;

@@ -185,6 +185,10 @@ pub struct AdapterRollout {
     /// Step, Command or Analysis, in the state Paused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub paused_by: Option<PausedBy>,
+    /// Start of the window in which traffic is judged: the newest weight, or the end of a gap in
+    /// the routers' counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window_since: Option<Time>,
     /// Failed judgements so far.
     #[serde(default)]
     pub failures: u32,

@@ -14,10 +14,10 @@ use jiff::Timestamp;
 
 use super::desired::{self, Desired};
 use super::fleet::Fleet;
-use super::observed::Observed;
+use super::analysis::{self, Judgement};
+use super::observed::{Observed, windows};
 use super::rollout::{self, Change, End, Engines, Inputs};
 use super::validate::Valid;
-use super::analysis;
 use crate::conditions::shorten;
 use crate::plan::{Decision, Event};
 
@@ -53,75 +53,80 @@ pub fn reconcile_entries(cr: &ServingEndpoint) -> ServingEndpointStatus {
     status
 }
 
-/// The next decision; none where nothing is to be decided.
-pub fn decide(
-    cr: &ServingEndpoint,
-    valid: &Valid<'_>,
-    observed: &Observed,
-    fleet: &Fleet<'_>,
-    base: Option<&Digest>,
-    now: Timestamp,
-) -> Option<Decision<ServingEndpointStatus>> {
-    let mut next = reconcile_entries(cr);
-    let mut events = Vec::new();
-    refuse_unknown_targets(&mut next, now);
-    for (index, entry) in cr.spec.adapters.iter().enumerate() {
-        let Some(adapter) = next.adapters.get(index).cloned() else { continue };
-        let change = change_of(cr, entry, &adapter, valid, observed, fleet, base, &next, now);
-        if let Some(change) = change {
-            apply(&mut next, index, change, now, &mut events);
-        }
-    }
-    (cr.status.as_ref() != Some(&next) && cr.status.clone().unwrap_or_default() != next)
-        .then_some(Decision { status: next, events })
+/// Everything that decisions of an endpoint look at.
+#[derive(Debug, Clone, Copy)]
+pub struct Context<'a> {
+    /// The endpoint.
+    pub cr: &'a ServingEndpoint,
+    /// Its spec, read.
+    pub valid: &'a Valid<'a>,
+    /// Its surroundings.
+    pub observed: &'a Observed,
+    /// Its engines and routers.
+    pub fleet: &'a Fleet<'a>,
+    /// Digest of its base model, where that is known.
+    pub base: Option<&'a Digest>,
+    /// The time.
+    pub now: Timestamp,
 }
 
-#[expect(clippy::too_many_arguments, reason = "everything that a step looks at, gathered in one place")]
-fn change_of(
-    cr: &ServingEndpoint,
-    entry: &AdapterEntry,
-    adapter: &ServedAdapter,
-    valid: &Valid<'_>,
-    observed: &Observed,
-    fleet: &Fleet<'_>,
-    base: Option<&Digest>,
-    status: &ServingEndpointStatus,
-    now: Timestamp,
-) -> Option<Change> {
-    let lora = observed.adapters.get(&entry.adapter_ref.name);
-    let settings_hash =
-        desired::settings_hash(entry, &cr.spec.rollout, lora.map(|adapter| &adapter.spec.gate));
-    let rejected: Vec<RejectedDigest> = status
-        .rejected
-        .iter()
-        .filter(|rejected| rejected.adapter == adapter.name)
-        .cloned()
-        .collect();
-    let wanted = wanted(entry, observed, base, &rejected, &settings_hash);
-    let eligible = desired::eligible(lora);
-    let candidate = adapter.candidate.as_ref();
-    let judgement = candidate.zip(valid.policy.analysis.as_ref()).and_then(|(candidate, rules)| {
-        let asked = super::observed::windows(cr, now).contains_key(&adapter.name);
+impl Context<'_> {
+    /// The next decision; none where nothing is to be decided.
+    pub fn decide(&self) -> Option<Decision<ServingEndpointStatus>> {
+        let mut next = reconcile_entries(self.cr);
+        let mut events = Vec::new();
+        refuse_unknown_targets(&mut next, self.now);
+        for (index, entry) in self.cr.spec.adapters.iter().enumerate() {
+            let Some(adapter) = next.adapters.get(index).cloned() else { continue };
+            if let Some(change) = self.change_of(entry, &adapter, &next) {
+                apply(&mut next, index, change, self.now, &mut events);
+            }
+        }
+        let before = self.cr.status.clone().unwrap_or_default();
+        (before != next).then_some(Decision { status: next, events })
+    }
+
+    fn change_of(
+        &self,
+        entry: &AdapterEntry,
+        adapter: &ServedAdapter,
+        status: &ServingEndpointStatus,
+    ) -> Option<Change> {
+        let lora = self.observed.adapters.get(&entry.adapter_ref.name);
+        let gate = lora.map(|adapter| &adapter.spec.gate);
+        let settings_hash = desired::settings_hash(entry, &self.cr.spec.rollout, gate);
+        let rejected: Vec<RejectedDigest> =
+            status.rejected.iter().filter(|it| it.adapter == adapter.name).cloned().collect();
+        let wanted = wanted(entry, self.observed, self.base, &rejected, &settings_hash);
+        let eligible = desired::eligible(lora);
+        let judgement = self.judge(adapter);
+        let inputs = Inputs {
+            policy: &self.valid.policy,
+            wanted: wanted.as_ref(),
+            eligible: &eligible,
+            rejected: &rejected,
+            settings_hash: &settings_hash,
+            engines: adapter.candidate.as_ref().map_or_else(
+                || Engines { ready: self.fleet.engines.len(), ..Engines::default() },
+                |candidate| self.fleet.engines_with(&adapter.name, &candidate.digest),
+            ),
+            routers: self.fleet.routers_follow(),
+            judgement: judgement.as_ref(),
+            command: unanswered(status, &target(&adapter.name)),
+        };
+        rollout::step(adapter, &inputs, self.now)
+    }
+
+    /// The judgement of a window that is due and about which the routers were asked.
+    fn judge(&self, adapter: &ServedAdapter) -> Option<Judgement> {
+        let analysis = self.valid.policy.analysis.as_ref()?;
+        let candidate = adapter.candidate.as_ref()?;
+        if !windows(self.cr, self.now).contains_key(&adapter.name) {
+            return None;
+        }
         let stable = adapter.stable.as_ref().map(|stable| stable.digest.as_str());
-        asked
-            .then(|| analysis::judge(rules, &adapter.name, stable, &candidate.digest, &fleet.routers))
-            .flatten()
-    });
-    let inputs = Inputs {
-        policy: &valid.policy,
-        wanted: wanted.as_ref(),
-        eligible: &eligible,
-        rejected: &rejected,
-        settings_hash: &settings_hash,
-        engines: candidate.map_or_else(
-            || Engines { ready: fleet.engines.len(), ..Engines::default() },
-            |candidate| fleet.engines_with(&adapter.name, &candidate.digest),
-        ),
-        routers: fleet.routers_follow(),
-        judgement: judgement.as_ref(),
-        command: unanswered(status, &target(&adapter.name)),
-    };
-    rollout::step(adapter, &inputs, now)
+        analysis::judge(analysis, &adapter.name, stable, &candidate.digest, &self.fleet.routers)
+    }
 }
 
 /// The version that an entry asks for, unless it was rejected here under the same settings.

@@ -1,0 +1,221 @@
+//! ServingEndpoint: engines and routers, the versions that they serve, and how a version takes over
+//! from another.
+//!
+//! Decisions (a rollout's state, step and weight, answers to commands, rejected versions) are
+//! persisted first; configuration, pushed lists and tables derive from what is persisted.
+
+mod analysis;
+mod children;
+mod decide;
+mod desired;
+mod fleet;
+mod observed;
+mod rollout;
+mod status;
+mod validate;
+
+#[cfg(test)]
+mod tests;
+
+use std::time::Duration;
+
+use graftwork_api::{ServingEndpoint, ServingEndpointStatus};
+use graftwork_contract::Digest;
+use jiff::Timestamp;
+
+use crate::observed::Asked;
+use crate::plan::{Actions, Call, Nudge, Plan};
+use crate::settings::Settings;
+use children::Builder;
+use decide::Context;
+use fleet::Fleet;
+use rollout::seconds_since;
+use validate::Valid;
+
+pub use observed::{
+    EnginePod, Names, Observed, RouterPod, Window, children_names, list_digest, windows,
+};
+pub use validate::{Invalid, validate};
+
+/// Kind, as in YAML.
+pub const KIND: &str = "ServingEndpoint";
+
+/// Wait for something that is under way.
+const SOON: Duration = Duration::from_secs(1);
+/// A lease is renewed when this part of it has passed.
+const LEASE_PARTS: u64 = 3;
+
+/// The base model as engines are told about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServedBase {
+    /// Over the folder's files.
+    pub digest: Digest,
+    /// Longest context.
+    pub maximum_positions: u32,
+}
+
+/// What is to be done about a ServingEndpoint.
+pub fn plan(
+    cr: &ServingEndpoint,
+    observed: &Observed,
+    settings: &Settings,
+    now: Timestamp,
+) -> Plan<ServingEndpointStatus> {
+    if cr.metadata.deletion_timestamp.is_some() {
+        return Plan::Act(Actions::default());
+    }
+    let valid = match validate(&cr.spec, settings) {
+        Ok(valid) => valid,
+        Err(invalid) => return Plan::Act(status::invalid(cr, &invalid, observed, now)),
+    };
+    if let Some(name) = foreign(cr, observed) {
+        return Plan::Act(status::name_taken(cr, &name, observed, now));
+    }
+    let served = decide::reconcile_entries(cr).adapters;
+    let fleet = Fleet::new(cr, &served, observed);
+    let base = served_base(&valid, observed);
+    let context = Context {
+        cr,
+        valid: &valid,
+        observed,
+        fleet: &fleet,
+        base: base.as_ref().map(|base| &base.digest),
+        now,
+    };
+    if let Some(decision) = context.decide() {
+        return Plan::Decide(decision);
+    }
+    let problem = status::problem(cr, &valid, observed, base.as_ref());
+    let mut actions = status::report(cr, &valid, observed, &fleet, problem.as_ref(), base.as_ref(), now);
+    if let Some(base) = base.as_ref().filter(|_| problem.is_none()) {
+        actions.apply = Builder::new(cr, &valid, observed, &fleet, base, settings).build();
+    }
+    actions.calls = calls(&valid, &fleet, now);
+    actions.nudge = nudges(&fleet);
+    actions.requeue_after = requeue_after(cr, &valid, &fleet, now);
+    Plan::Act(actions)
+}
+
+/// The base model that engines run: as the keeper describes it, or as they were configured while it
+/// does not answer, so that a keeper that is away takes nothing down.
+fn served_base(valid: &Valid<'_>, observed: &Observed) -> Option<ServedBase> {
+    if let Asked::Answered(described) = &observed.base {
+        let base = described.as_ref().ok()?;
+        return Some(ServedBase {
+            digest: base.digest.clone(),
+            maximum_positions: base.maximum_positions,
+        });
+    }
+    let configured = fleet::read_configuration(observed.engine_configuration.ours())?;
+    let folder = graftwork_contract::pod::claim_dir(valid.base.claim());
+    let path = valid.base.path();
+    let same = configured.base_path == folder || configured.base_path == format!("{folder}/{path}");
+    same.then_some(ServedBase {
+        digest: configured.base_digest,
+        maximum_positions: configured.maximum_context_tokens,
+    })
+}
+
+/// The first child whose name is somebody else's.
+fn foreign(cr: &ServingEndpoint, observed: &Observed) -> Option<String> {
+    let names = children_names(cr);
+    [
+        ("ConfigMap", &names.engine, observed.engine_configuration.is_foreign()),
+        ("ConfigMap", &names.router, observed.router_configuration.is_foreign()),
+        ("Deployment", &names.engine, observed.engine_deployment.is_foreign()),
+        ("Deployment", &names.router, observed.router_deployment.is_foreign()),
+        ("Service", &names.engines_service, observed.engines_service.is_foreign()),
+        ("Service", &names.service, observed.service.is_foreign()),
+    ]
+    .into_iter()
+    .find(|(.., foreign)| *foreign)
+    .map(|(kind, name, _)| format!("{kind} {name}"))
+}
+
+/// Engines before routers: a router never hears of a version before the engines.
+fn calls(valid: &Valid<'_>, fleet: &Fleet<'_>, now: Timestamp) -> Vec<Call> {
+    let request = fleet.request();
+    let digest = list_digest(&request);
+    let engines = fleet
+        .engines
+        .iter()
+        .filter(|engine| engine.acknowledged.as_ref().is_none_or(|known| known.table != digest))
+        .filter_map(|engine| Some(Call::SyncEngine(engine.pod.target()?, request.clone())));
+    let leased = has_lease(fleet);
+    let routers = fleet
+        .routers
+        .iter()
+        .filter(|router| {
+            router.acknowledged.as_ref().is_none_or(|known| {
+                let age = seconds_since(known.at, now);
+                known.table != fleet.table_digest
+                    || (leased && age >= valid.policy.lease_seconds / LEASE_PARTS)
+            })
+        })
+        .filter_map(|router| Some(Call::SyncRouter(router.pod.target()?, fleet.table.clone())));
+    engines.chain(routers).collect()
+}
+
+/// Whether a candidate has a share of the callers that has to be renewed.
+fn has_lease(fleet: &Fleet<'_>) -> bool {
+    fleet.table.models.iter().any(|model| model.candidate.is_some())
+}
+
+/// Engines that can't be dialled read their mounted list.
+fn nudges(fleet: &Fleet<'_>) -> Vec<Nudge> {
+    let digest = list_digest(&fleet.request());
+    fleet
+        .engines
+        .iter()
+        .filter(|engine| matches!(engine.status, Asked::Unreachable(_)))
+        .map(|engine| Nudge {
+            pod: engine.pod.name.clone(),
+            uid: engine.pod.uid.clone(),
+            configuration: digest.short().to_owned(),
+        })
+        .collect()
+}
+
+/// When to look again without an event: soon while something is under way, at the renewal of a lease
+/// or the next judgement otherwise, and not at all at rest.
+fn requeue_after(
+    cr: &ServingEndpoint,
+    valid: &Valid<'_>,
+    fleet: &Fleet<'_>,
+    now: Timestamp,
+) -> Option<Duration> {
+    let list = list_digest(&fleet.request());
+    let unheard = fleet
+        .engines
+        .iter()
+        .any(|engine| engine.acknowledged.as_ref().is_none_or(|known| known.table != list))
+        || (!fleet.routers.is_empty() && !fleet.routers_follow().acknowledged);
+    let served = cr.status.iter().flat_map(|status| &status.adapters);
+    let mut wait = unheard.then_some(SOON);
+    let mut sooner = |after: Duration| {
+        wait = Some(wait.map_or(after, |known| known.min(after)));
+    };
+    for adapter in served {
+        let Some(rollout) = adapter.rollout.as_ref().filter(|_| adapter.candidate.is_some()) else {
+            continue;
+        };
+        if !rollout::is_active(&rollout.state) {
+            continue;
+        }
+        let renewal = valid.policy.lease_seconds / LEASE_PARTS;
+        sooner(Duration::from_secs(renewal.max(1)));
+        let holds = rollout.state == graftwork_api::serving_endpoint::RolloutState::Paused;
+        if !holds {
+            sooner(SOON);
+        }
+        if let Some(analysis) = &valid.policy.analysis {
+            let last = rollout.last_analysis_time.as_ref().or(rollout.window_since.as_ref());
+            let since = last.map_or(0, |time| seconds_since(time.0, now));
+            let due = analysis.interval_seconds.saturating_sub(since).max(1);
+            sooner(Duration::from_secs(due));
+        }
+        // The end of a timed pause, to the second.
+        sooner(status::pause_left(&valid.policy, rollout, now).unwrap_or(Duration::from_secs(30)));
+    }
+    wait
+}

@@ -1,0 +1,492 @@
+//! A ServingEndpoint's status: what is said about its pods, its adapters and their rollouts.
+
+use std::time::Duration;
+
+use graftwork_api::conditions::{condition, reason};
+use graftwork_api::serving_endpoint::{
+    AdapterCounts, AdapterRollout, EndpointColumns, PausedBy, RolloutState, ServedAdapter,
+};
+use graftwork_api::{ServingEndpoint, ServingEndpointStatus, labels};
+use jiff::Timestamp;
+
+use super::desired::{self, Desired};
+use super::fleet::Fleet;
+use super::observed::{Observed, children_names};
+use super::rollout::{is_active, seconds_since};
+use super::validate::{Invalid, Policy, Step, Strategy, Valid};
+use super::{KIND, ServedBase};
+use crate::conditions::{self, Conditions, Truth, shorten};
+use crate::observed::{Asked, Pod};
+use crate::plan::{Actions, Event};
+use crate::storage::StorageProblem;
+
+/// Longest text of the column Rollout.
+const LONGEST_COLUMN: usize = 200;
+
+/// Why an endpoint is not what its spec says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trouble {
+    truth: Truth,
+    reason: String,
+    message: String,
+    moving: Moving,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Moving {
+    Rests,
+    Reconciling,
+    Stalled,
+}
+
+impl Trouble {
+    fn new(truth: Truth, reason: impl Into<String>, message: impl Into<String>, moving: Moving) -> Self {
+        Self { truth, reason: reason.into(), message: message.into(), moving }
+    }
+}
+
+/// A spec that can't work: what runs goes on running.
+pub fn invalid(
+    cr: &ServingEndpoint,
+    invalid: &Invalid,
+    observed: &Observed,
+    now: Timestamp,
+) -> Actions<ServingEndpointStatus> {
+    let message = format!("{}: {}", invalid.field, invalid.message);
+    let trouble = Trouble::new(Truth::False, invalid.reason, message, Moving::Stalled);
+    say(cr, cr.status.clone().unwrap_or_default(), &trouble, observed, now)
+}
+
+/// A child whose name is somebody else's: nothing is touched.
+pub fn name_taken(
+    cr: &ServingEndpoint,
+    name: &str,
+    observed: &Observed,
+    now: Timestamp,
+) -> Actions<ServingEndpointStatus> {
+    let message = format!("{name} exists and does not belong to this ServingEndpoint");
+    let trouble = Trouble::new(Truth::False, reason::OBJECT_NOT_OURS, message, Moving::Stalled);
+    say(cr, cr.status.clone().unwrap_or_default(), &trouble, observed, now)
+}
+
+/// What keeps children from being written; what runs goes on running.
+pub fn problem(
+    cr: &ServingEndpoint,
+    valid: &Valid<'_>,
+    observed: &Observed,
+    base: Option<&ServedBase>,
+) -> Option<Trouble> {
+    match &observed.storage {
+        Some(StorageProblem::NotOurs(message)) => {
+            return Some(Trouble::new(
+                Truth::False,
+                reason::OBJECT_NOT_OURS,
+                message,
+                Moving::Stalled,
+            ));
+        }
+        Some(StorageProblem::Unavailable(message)) => {
+            return Some(Trouble::new(
+                Truth::False,
+                reason::STORAGE_UNAVAILABLE,
+                message,
+                Moving::Rests,
+            ));
+        }
+        None => {}
+    }
+    let field = "spec.baseModel.uri";
+    if let Some(problem) = observed.base_claim.problem(valid.base.claim()) {
+        let message = format!("{field}: {problem}");
+        return Some(Trouble::new(Truth::False, reason::BASE_MODEL_NOT_FOUND, message, Moving::Rests));
+    }
+    if let Asked::Answered(Err(problem)) = &observed.base {
+        let message = format!("{field}: {}", problem.message);
+        return Some(Trouble::new(Truth::False, &problem.reason, message, Moving::Rests));
+    }
+    let Some(base) = base else {
+        let why = match &observed.base {
+            Asked::Unreachable(why) => why.as_str(),
+            _ => "the base model is being looked at",
+        };
+        return Some(Trouble::new(
+            Truth::Unknown,
+            reason::STORAGE_UNAVAILABLE,
+            why,
+            Moving::Reconciling,
+        ));
+    };
+    let asked = cr.spec.engine.maximum_context_tokens?;
+    let described = matches!(observed.base, Asked::Answered(Ok(_)));
+    (described && asked > base.maximum_positions).then(|| {
+        Trouble::new(
+            Truth::False,
+            reason::INVALID_SPEC,
+            format!(
+                "spec.engine.maximumContextTokens: {asked} is above the base model's {}",
+                base.maximum_positions
+            ),
+            Moving::Stalled,
+        )
+    })
+}
+
+/// Everything that is known, said.
+pub fn report(
+    cr: &ServingEndpoint,
+    valid: &Valid<'_>,
+    observed: &Observed,
+    fleet: &Fleet<'_>,
+    problem: Option<&Trouble>,
+    base: Option<&ServedBase>,
+    now: Timestamp,
+) -> Actions<ServingEndpointStatus> {
+    let mut next = cr.status.clone().unwrap_or_default();
+    for (adapter, entry) in next.adapters.iter_mut().zip(&cr.spec.adapters) {
+        let digest = adapter
+            .candidate
+            .as_ref()
+            .map(|candidate| &candidate.digest)
+            .or(adapter.stable.as_ref().map(|stable| &stable.digest));
+        adapter.verified_replicas = digest.map(|digest| {
+            u32::try_from(fleet.engines_with(&adapter.name, digest).verified).unwrap_or(u32::MAX)
+        });
+        let desired = desired::desired(entry, &observed.adapters, base.map(|base| &base.digest));
+        let pending = pending(adapter, &desired);
+        adapter.reason = pending.as_ref().map(|(reason, _)| reason.clone());
+        adapter.message = pending.map(|(_, message)| shorten(&message));
+    }
+    next.adapter_counts = Some(count(&next.adapters));
+    next.columns = Some(columns(&next.adapters));
+    let trouble = problem.cloned().unwrap_or_else(|| serving(cr, observed, fleet, &next.adapters));
+    let mut actions = say(cr, next, &trouble, observed, now);
+    say_rollouts(cr, &valid.policy, &mut actions, now);
+    actions
+}
+
+/// Why an adapter is not served as the spec says.
+fn pending(adapter: &ServedAdapter, desired: &Desired) -> Option<(String, String)> {
+    if let Desired::Pending { reason, message } = desired {
+        return Some(((*reason).to_owned(), message.clone()));
+    }
+    if adapter.stable.is_some() {
+        return None;
+    }
+    let rollout = adapter.rollout.as_ref();
+    if let Some(rollout) = rollout.filter(|rollout| rollout.state == RolloutState::RolledBack) {
+        let message = rollout.message.clone().unwrap_or_default();
+        return Some((reason::ADAPTER_REFUSED.to_owned(), message));
+    }
+    let message = match &adapter.candidate {
+        Some(candidate) => format!("engines are loading v{}", candidate.version),
+        None => "the first version is about to be loaded".to_owned(),
+    };
+    Some((reason::LOADING.to_owned(), message))
+}
+
+/// Rules in order: the first that holds says whether the endpoint serves.
+fn serving(
+    cr: &ServingEndpoint,
+    observed: &Observed,
+    fleet: &Fleet<'_>,
+    adapters: &[ServedAdapter],
+) -> Trouble {
+    if cr.spec.replicas == 0 {
+        return Trouble::new(Truth::False, reason::SCALED_TO_ZERO, "spec.replicas is 0", Moving::Rests);
+    }
+    if fleet.engines.is_empty() {
+        let pods: Vec<_> = observed.engines.iter().map(|engine| &engine.pod).collect();
+        let message = explain_pods("engine", &pods);
+        return Trouble::new(Truth::False, reason::ENGINES_NOT_READY, message, Moving::Reconciling);
+    }
+    if fleet.routers.is_empty() {
+        let pods: Vec<_> = observed.routers.iter().map(|router| &router.pod).collect();
+        let message = explain_pods("router", &pods);
+        return Trouble::new(Truth::False, reason::ROUTERS_NOT_READY, message, Moving::Reconciling);
+    }
+    let loading = adapters.iter().find(|it| it.reason.as_deref() == Some(reason::LOADING));
+    if let Some(adapter) = loading {
+        let message = format!(
+            "{}: {}",
+            adapter.name,
+            adapter.message.as_deref().unwrap_or_default()
+        );
+        return Trouble::new(Truth::Unknown, reason::LOADING, message, Moving::Reconciling);
+    }
+    let already = cr
+        .status
+        .as_ref()
+        .is_some_and(|status| conditions::is_true(&status.conditions, condition::READY));
+    if !already && !fleet.routers_follow().acknowledged {
+        let message = "routers are being told what to serve";
+        return Trouble::new(Truth::Unknown, reason::LOADING, message, Moving::Reconciling);
+    }
+    let message = format!("{} engines and {} routers serve", fleet.engines.len(), fleet.routers.len());
+    let moving = if is_rolling(cr, observed) { Moving::Reconciling } else { Moving::Rests };
+    Trouble::new(Truth::True, reason::READY, message, moving)
+}
+
+/// Whether engines are being replaced by those of the newest spec.
+fn is_rolling(cr: &ServingEndpoint, observed: &Observed) -> bool {
+    let Some(deployment) = observed.engine_deployment.ours() else { return true };
+    let Some(status) = &deployment.status else { return true };
+    let wanted = i32::try_from(cr.spec.replicas).unwrap_or(i32::MAX);
+    status.observed_generation < deployment.metadata.generation
+        || status.updated_replicas.unwrap_or(0) < wanted
+        || status.replicas.unwrap_or(0) != wanted
+        || status.ready_replicas.unwrap_or(0) < wanted
+}
+
+/// Why no pod is ready, from the first that says something.
+fn explain_pods(what: &str, pods: &[&Pod]) -> String {
+    if pods.is_empty() {
+        return format!("there is no {what} pod yet");
+    }
+    let problem = pods.iter().find_map(|pod| {
+        pod.unschedulable
+            .clone()
+            .or_else(|| pod.image_problem().map(str::to_owned))
+            .or_else(|| waiting(pod))
+            .map(|problem| format!("{}: {problem}", pod.name))
+    });
+    problem.unwrap_or_else(|| format!("{} {what} pods are starting", pods.len()))
+}
+
+fn waiting(pod: &Pod) -> Option<String> {
+    match &pod.container {
+        crate::observed::Container::Waiting { reason, message } if reason != "ContainerCreating" => {
+            Some(format!("{reason}: {message}"))
+        }
+        crate::observed::Container::Terminated { exit_code, message, .. } => {
+            Some(format!("exited with {exit_code}: {message}"))
+        }
+        _ => None,
+    }
+}
+
+fn count(adapters: &[ServedAdapter]) -> AdapterCounts {
+    let count = |holds: fn(&ServedAdapter) -> bool| {
+        u32::try_from(adapters.iter().filter(|adapter| holds(adapter)).count()).unwrap_or(u32::MAX)
+    };
+    AdapterCounts {
+        total: count(|_| true),
+        serving: count(|adapter| adapter.stable.is_some()),
+        pending: count(|adapter| adapter.stable.is_none()),
+        progressing: count(|adapter| state(adapter).is_some_and(is_active)),
+        rolled_back: count(|adapter| state(adapter) == Some(&RolloutState::RolledBack)),
+    }
+}
+
+fn state(adapter: &ServedAdapter) -> Option<&RolloutState> {
+    adapter.rollout.as_ref().map(|rollout| &rollout.state)
+}
+
+fn columns(adapters: &[ServedAdapter]) -> EndpointColumns {
+    let counts = count(adapters);
+    let moving: Vec<String> = adapters
+        .iter()
+        .filter_map(|adapter| {
+            let rollout = adapter.rollout.as_ref()?;
+            let from = adapter.stable.as_ref().map_or_else(String::new, |it| format!("v{}", it.version));
+            match &adapter.candidate {
+                Some(candidate) => Some(format!(
+                    "{} {from}>v{} {}% {}",
+                    adapter.name, candidate.version, candidate.weight, rollout.state
+                )),
+                None if rollout.state == RolloutState::RolledBack => {
+                    Some(format!("{} {from} {}", adapter.name, rollout.state))
+                }
+                None => None,
+            }
+        })
+        .collect();
+    let mut rollout = if moving.is_empty() { "-".to_owned() } else { moving.join(", ") };
+    if rollout.len() > LONGEST_COLUMN {
+        rollout = format!("{} rollouts", moving.len());
+    }
+    EndpointColumns { adapters: format!("{}/{}", counts.serving, counts.total), rollout }
+}
+
+/// Seconds that are left of a timed pause or preview.
+pub fn pause_left(policy: &Policy, rollout: &AdapterRollout, now: Timestamp) -> Option<Duration> {
+    if rollout.state == RolloutState::Promoting {
+        return None;
+    }
+    let length = match &policy.strategy {
+        Strategy::Canary(steps) => match steps.get(rollout.step as usize)? {
+            Step::Pause(seconds) => (*seconds)?,
+            Step::SetWeight(_) => return None,
+        },
+        Strategy::BlueGreen { auto_promote: true, preview_seconds, .. } => *preview_seconds,
+        Strategy::BlueGreen { .. } | Strategy::Immediate => return None,
+    };
+    let entered = rollout.step_since.as_ref()?;
+    Some(Duration::from_secs(length.saturating_sub(seconds_since(entered.0, now)).max(1)))
+}
+
+/// Conditions about rollouts and adapters.
+fn say_rollouts(
+    cr: &ServingEndpoint,
+    policy: &Policy,
+    actions: &mut Actions<ServingEndpointStatus>,
+    now: Timestamp,
+) {
+    let Some(status) = &mut actions.status else { return };
+    let mut conditions = Conditions::new(&status.conditions, cr.metadata.generation, now);
+    match status.adapters.iter().find(|adapter| state(adapter).is_some_and(is_active)) {
+        Some(adapter) => {
+            let (truth, reason, message) = progress(adapter, policy, now);
+            conditions.set(condition::PROGRESSING, truth, reason, message);
+        }
+        None => conditions.set(
+            condition::PROGRESSING,
+            Truth::False,
+            reason::ALL_STABLE,
+            "no rollout is under way",
+        ),
+    }
+    let rolled_back =
+        status.adapters.iter().find(|adapter| state(adapter) == Some(&RolloutState::RolledBack));
+    match rolled_back.and_then(|adapter| Some((adapter, adapter.rollout.as_ref()?))) {
+        Some((adapter, rollout)) => conditions.set(
+            condition::ROLLED_BACK,
+            Truth::True,
+            rollout.reason.as_deref().unwrap_or(reason::ROLLING_BACK),
+            format!("{}: {}", adapter.name, rollout.message.as_deref().unwrap_or_default()),
+        ),
+        None => conditions.set(
+            condition::ROLLED_BACK,
+            Truth::False,
+            reason::NOT_ROLLED_BACK,
+            "no adapter's newest candidate was taken back",
+        ),
+    }
+    let pending: Vec<_> = status.adapters.iter().filter(|it| it.reason.is_some()).collect();
+    match pending.first() {
+        Some(first) => conditions.set(
+            condition::ADAPTERS_PENDING,
+            Truth::True,
+            first.reason.as_deref().unwrap_or(reason::LOADING),
+            pending
+                .iter()
+                .map(|it| format!("{}: {}", it.name, it.message.as_deref().unwrap_or_default()))
+                .collect::<Vec<_>>()
+                .join("; "),
+        ),
+        None => conditions.set(
+            condition::ADAPTERS_PENDING,
+            Truth::False,
+            reason::ALL_SERVING,
+            "every adapter is served",
+        ),
+    }
+    status.conditions = conditions.into_list();
+}
+
+fn progress(adapter: &ServedAdapter, policy: &Policy, now: Timestamp) -> (Truth, &'static str, String) {
+    let nothing = || (Truth::Unknown, reason::PREPARING, String::new());
+    let Some(rollout) = &adapter.rollout else { return nothing() };
+    let Some(candidate) = &adapter.candidate else { return nothing() };
+    let whom = format!("{}: v{} at {} %", adapter.name, candidate.version, candidate.weight);
+    let inconclusive = rollout.analysis.iter().find_map(|result| {
+        let open = result.verdict == graftwork_api::lora_adapter::Verdict::Inconclusive;
+        open.then(|| result.message.clone().unwrap_or_default())
+    });
+    match rollout.state {
+        RolloutState::Preparing => (Truth::True, reason::PREPARING, whom),
+        RolloutState::Promoting => (Truth::True, reason::PROMOTING, whom),
+        RolloutState::RollingBack => {
+            let why = rollout.message.as_deref().unwrap_or_default();
+            (Truth::True, reason::ROLLING_BACK, format!("{whom}: {why}"))
+        }
+        RolloutState::Paused => match (&rollout.paused_by, pause_left(policy, rollout, now)) {
+            (Some(PausedBy::Step), Some(_)) => {
+                (Truth::True, reason::PAUSED, format!("{whom}, step {}", rollout.step))
+            }
+            (Some(PausedBy::Analysis), _) => {
+                let why = rollout.message.as_deref().unwrap_or_default();
+                (Truth::Unknown, reason::PAUSED, format!("{whom} is held by a failed analysis: {why}"))
+            }
+            (Some(PausedBy::Command), _) => {
+                (Truth::Unknown, reason::PAUSED, format!("{whom} is held until somebody says Resume"))
+            }
+            _ => (
+                Truth::Unknown,
+                reason::PAUSED,
+                format!("{whom}, step {}, until somebody says Resume or Promote", rollout.step),
+            ),
+        },
+        _ => match inconclusive {
+            Some(why) => (Truth::True, reason::ANALYSIS_INCONCLUSIVE, format!("{whom} is held: {why}")),
+            None => (Truth::True, reason::STEPPING, format!("{whom}, step {}", rollout.step)),
+        },
+    }
+}
+
+/// What is said whatever else is: readiness, availability, where the endpoint is.
+fn say(
+    cr: &ServingEndpoint,
+    mut next: ServingEndpointStatus,
+    trouble: &Trouble,
+    observed: &Observed,
+    now: Timestamp,
+) -> Actions<ServingEndpointStatus> {
+    let old = cr.status.as_ref().map(|status| status.conditions.clone()).unwrap_or_default();
+    let ready = |pod: &Pod| pod.ready && pod.target().is_some();
+    let engines = observed.engines.iter().filter(|engine| ready(&engine.pod)).count();
+    let routers = observed.routers.iter().filter(|router| ready(&router.pod)).count();
+    next.replicas = u32::try_from(observed.engines.len()).unwrap_or(u32::MAX);
+    next.ready_replicas = u32::try_from(engines).unwrap_or(u32::MAX);
+    let name = cr.metadata.name.as_deref().unwrap_or_default();
+    next.selector =
+        Some(labels::to_text(&labels::selector(labels::component::ENGINE, KIND, name)));
+    let namespace = cr.metadata.namespace.as_deref().unwrap_or_default();
+    next.url = Some(format!("http://{}.{namespace}.svc:80", children_names(cr).service));
+    next.observed_generation = cr.metadata.generation;
+    let mut conditions = Conditions::new(&next.conditions, cr.metadata.generation, now);
+    conditions.set(condition::READY, trouble.truth, &trouble.reason, &trouble.message);
+    let (truth, why) = match (cr.spec.replicas, engines, routers) {
+        (0, ..) => (Truth::False, reason::SCALED_TO_ZERO),
+        (_, 0, _) => (Truth::False, reason::ENGINES_NOT_READY),
+        (_, _, 0) => (Truth::False, reason::ROUTERS_NOT_READY),
+        _ => (Truth::True, reason::REPLICAS_AVAILABLE),
+    };
+    conditions.set(
+        condition::AVAILABLE,
+        truth,
+        why,
+        format!("{engines} engines and {routers} routers are ready"),
+    );
+    for kind in [condition::PROGRESSING, condition::ROLLED_BACK, condition::ADAPTERS_PENDING] {
+        if conditions::find(&next.conditions, kind).is_none() {
+            conditions.set(kind, Truth::Unknown, &trouble.reason, &trouble.message);
+        }
+    }
+    let rolling = trouble.truth == Truth::True;
+    let why = if rolling { reason::ROLLING_ENGINES } else { &trouble.reason };
+    let words = if rolling { "engines are being replaced" } else { trouble.message.as_str() };
+    conditions.set_while(
+        condition::RECONCILING,
+        trouble.moving == Moving::Reconciling,
+        why,
+        words,
+    );
+    conditions.set_while(
+        condition::STALLED,
+        trouble.moving == Moving::Stalled,
+        &trouble.reason,
+        &trouble.message,
+    );
+    next.conditions = conditions.into_list();
+    let events = if conditions::has_turned(&old, &next.conditions, condition::READY) {
+        let note = shorten(&trouble.message);
+        vec![if trouble.truth == Truth::False {
+            Event::warning(&trouble.reason, note)
+        } else {
+            Event::normal(&trouble.reason, note)
+        }]
+    } else {
+        Vec::new()
+    };
+    Actions { status: Some(next), events, ..Actions::default() }
+}
