@@ -1,1 +1,30 @@
-//! engine
+//! The engine: one base model, many LoRA adapters, OpenAI's HTTP API.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`options`], [`mounted`] | command line; the mounted configuration |
+//! | [`run`] | start, drain, end: reads top to bottom |
+//! | [`registry`] | adapters: what is registered, verified, in memory, refused; pushed lists |
+//! | [`scheduler`] | continuous batching as a pure state machine |
+//! | [`device`] | the one thread that computes |
+//! | [`openai`], [`http`] | the API: reading and writing; serving |
+//! | [`transcript`], [`stop`] | from tokens to an answer's text |
+//! | [`grpc`], [`health`], [`metrics`] | what the operator, the kubelet and Prometheus ask |
+//!
+//! What this crate does *not* do: it picks no version (the router does), knows no Kubernetes API,
+//! writes nothing to the store, and keeps no answers.
+
+mod causes;
+pub mod device;
+pub mod grpc;
+pub mod health;
+pub mod http;
+pub mod metrics;
+pub mod mounted;
+pub mod openai;
+pub mod options;
+pub mod registry;
+pub mod run;
+pub mod scheduler;
+pub mod stop;
+pub mod transcript;

@@ -1,0 +1,346 @@
+//! The device: one OS thread that owns the model and the KV cache, and runs one forward pass after
+//! the other.
+//!
+//! Requests reach it through a bounded channel (as many places as there are permits), and each has a
+//! bounded channel of events back with room for its whole answer, so that no reader, however slow,
+//! holds up the others.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use graftwork_model::kv::{KV_BLOCK_TOKENS, KvPool, KvSequence};
+use graftwork_model::sampler::{self, SampleKey, SamplingParams};
+use graftwork_model::transformer::{Llama, LogitRows, SequenceStep};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+
+use crate::metrics::Metrics;
+use crate::openai::answer::FinishReason;
+use crate::registry::Lease;
+use crate::scheduler::{AfterToken, Chunk, Limits, Pass, Scheduler, Sequence, SequenceId};
+
+/// A token and, where asked for, its log-probabilities.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sampled {
+    /// The token.
+    pub token: u32,
+    /// Where the request asks for them.
+    pub logprobs: Option<TokenLogprobs>,
+}
+
+/// Natural logarithms of probabilities before temperature and nucleus.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenLogprobs {
+    /// Of the sampled token.
+    pub chosen: f32,
+    /// Of the most probable ones.
+    pub top: Vec<(u32, f32)>,
+}
+
+/// What a request hears.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// One more token of the answer.
+    Token(Sampled),
+    /// The answer is complete.
+    Finished(FinishReason),
+    /// There will be no answer.
+    Failed(String),
+}
+
+/// One request.
+#[derive(Debug)]
+pub struct Job {
+    /// At least one token.
+    pub prompt: Vec<u32>,
+    /// At least 1.
+    pub maximum_new_tokens: usize,
+    /// How tokens are drawn.
+    pub sampling: SamplingParams,
+    /// Of the drawing.
+    pub seed: u64,
+    /// How many most probable tokens to report beside the chosen one.
+    pub logprobs: Option<usize>,
+    /// The adapter; none: the bare base model.
+    pub lease: Option<Lease>,
+    /// Where the answer goes, with room for `maximum_new_tokens` + 1 events. Closed: the client left.
+    pub events: mpsc::Sender<Event>,
+    /// The request's place, given back when the job ends.
+    pub permit: Arc<OwnedSemaphorePermit>,
+}
+
+/// What the device is made with.
+#[derive(Debug)]
+pub struct DeviceSettings {
+    /// Sequences that run together.
+    pub sequences: usize,
+    /// Tokens of one forward pass.
+    pub pass_tokens: usize,
+    /// Tokens of prompt and answer together.
+    pub context_tokens: usize,
+    /// Compute threads; 0: as many as the process may use.
+    pub threads: usize,
+    /// Requests that wait in the channel.
+    pub queue: usize,
+}
+
+/// A handle of the device.
+#[derive(Debug, Clone)]
+pub struct Device {
+    jobs: mpsc::Sender<Job>,
+}
+
+/// The device has ended.
+#[derive(Debug, thiserror::Error)]
+#[error("the compute thread has ended")]
+pub struct Ended;
+
+/// Tells how the device's thread ended: `Ok` after its last handle was dropped, an error after a panic.
+pub type End = oneshot::Receiver<()>;
+
+impl Device {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// Where threads can't be started.
+    pub fn start(
+        llama: Llama,
+        pool: KvPool,
+        settings: &DeviceSettings,
+        metrics: Arc<Metrics>,
+    ) -> anyhow::Result<(Self, End)> {
+        let compute = rayon::ThreadPoolBuilder::new()
+            .num_threads(settings.threads)
+            .thread_name(|index| format!("compute-{index}"))
+            .build()?;
+        let limits = Limits {
+            sequences: settings.sequences,
+            pass_tokens: settings.pass_tokens,
+            blocks: pool.total_blocks(),
+            block_tokens: KV_BLOCK_TOKENS,
+            context_tokens: settings.context_tokens,
+        };
+        metrics.kv_blocks_total.set(gauge(limits.blocks));
+        let end_tokens = llama.config().eos_token_ids.clone();
+        let (jobs, inbox) = mpsc::channel(settings.queue);
+        let (ending, end) = oneshot::channel();
+        let worker = Worker {
+            llama,
+            pool,
+            compute,
+            end_tokens,
+            scheduler: Scheduler::new(limits),
+            requests: BTreeMap::new(),
+            next_id: 0,
+            metrics,
+        };
+        std::thread::Builder::new()
+            .name("device".to_owned())
+            .spawn(move || {
+                worker.run(inbox);
+                // Dropped unsent by a panic, which the other side sees as an error.
+                let _ = ending.send(());
+            })?;
+        Ok((Self { jobs }, end))
+    }
+
+    /// Hands a request over.
+    ///
+    /// # Errors
+    /// Where the device has ended.
+    pub async fn submit(&self, job: Job) -> Result<(), Ended> {
+        self.jobs.send(job).await.map_err(|_| Ended)
+    }
+}
+
+struct Request {
+    job: Job,
+    kv: KvSequence,
+}
+
+struct Worker {
+    llama: Llama,
+    pool: KvPool,
+    compute: rayon::ThreadPool,
+    end_tokens: Vec<u32>,
+    scheduler: Scheduler,
+    requests: BTreeMap<SequenceId, Request>,
+    next_id: u64,
+    metrics: Arc<Metrics>,
+}
+
+impl Worker {
+    fn run(mut self, mut inbox: mpsc::Receiver<Job>) {
+        loop {
+            if self.scheduler.is_empty() {
+                self.show();
+                match inbox.blocking_recv() {
+                    Some(job) => self.add(job),
+                    None => return,
+                }
+            }
+            while let Ok(job) = inbox.try_recv() {
+                self.add(job);
+            }
+            self.drop_departed();
+            let pass = self.scheduler.plan();
+            self.show();
+            for id in &pass.preempted {
+                self.metrics.preemptions.inc();
+                if let Some(request) = self.requests.get_mut(id) {
+                    request.kv.clear();
+                }
+            }
+            if !pass.chunks.is_empty() {
+                self.compute(&pass);
+            }
+        }
+    }
+
+    fn add(&mut self, mut job: Job) {
+        let id = SequenceId(self.next_id);
+        self.next_id += 1;
+        let prompt = std::mem::take(&mut job.prompt);
+        let sequence = Sequence::new(id, prompt, job.maximum_new_tokens);
+        match self.scheduler.add(sequence) {
+            Ok(()) => {
+                let kv = self.pool.sequence();
+                self.requests.insert(id, Request { job, kv });
+            }
+            Err(error) => send(&job.events, Event::Failed(error.to_string())),
+        }
+    }
+
+    /// Ends the requests whose clients left.
+    fn drop_departed(&mut self) {
+        let departed: Vec<SequenceId> = self
+            .requests
+            .iter()
+            .filter(|(_, request)| request.job.events.is_closed())
+            .map(|(id, _)| *id)
+            .collect();
+        for id in departed {
+            self.remove(id);
+        }
+    }
+
+    fn remove(&mut self, id: SequenceId) {
+        self.scheduler.remove(id);
+        self.requests.remove(&id);
+    }
+
+    fn fail(&mut self, id: SequenceId, message: &str) {
+        if let Some(request) = self.requests.get(&id) {
+            send(&request.job.events, Event::Failed(message.to_owned()));
+        }
+        self.remove(id);
+    }
+
+    /// Runs one pass and hands out what it sampled.
+    fn compute(&mut self, pass: &Pass) {
+        self.metrics.passes.inc();
+        self.metrics.pass_tokens.inc_by(pass.tokens() as u64);
+        let chunks: BTreeMap<SequenceId, Chunk> =
+            pass.chunks.iter().map(|chunk| (chunk.id, *chunk)).collect();
+        let mut order = Vec::with_capacity(chunks.len());
+        let mut steps = Vec::with_capacity(chunks.len());
+        for (id, request) in &mut self.requests {
+            let Some(chunk) = chunks.get(id) else {
+                continue;
+            };
+            let tokens = self
+                .scheduler
+                .tokens(*id)
+                .and_then(|tokens| tokens.get(chunk.start..chunk.start + chunk.count));
+            let Some(tokens) = tokens else { continue };
+            order.push(*chunk);
+            steps.push(SequenceStep {
+                tokens,
+                kv: &mut request.kv,
+                adapter: request.job.lease.as_ref().map(Lease::adapter),
+                logits: if chunk.samples {
+                    LogitRows::Last
+                } else {
+                    LogitRows::None
+                },
+            });
+        }
+        let (llama, pool) = (&self.llama, &mut self.pool);
+        let rows = self
+            .compute
+            .install(|| llama.forward_rows(&mut steps, pool));
+        let rows = match rows {
+            Ok(rows) => rows,
+            Err(error) => {
+                tracing::error!(%error, sequences = order.len(), "forward pass failed");
+                let message = format!("the forward pass failed: {error}");
+                for chunk in order {
+                    self.fail(chunk.id, &message);
+                }
+                return;
+            }
+        };
+        self.scheduler.computed(pass);
+        for (chunk, logits) in order.iter().zip(&rows) {
+            if chunk.samples {
+                self.advance(chunk, logits.last());
+            }
+        }
+    }
+
+    /// Draws the next token of a sequence, and tells the client.
+    fn advance(&mut self, chunk: &Chunk, logits: &[f32]) {
+        let Some(request) = self.requests.get(&chunk.id) else {
+            return;
+        };
+        let job = &request.job;
+        let key = SampleKey {
+            seed: job.seed,
+            choice: 0,
+            position: u32::try_from(chunk.start + chunk.count).unwrap_or(u32::MAX),
+        };
+        let token = match sampler::sample(logits, &job.sampling, key) {
+            Ok(token) => token,
+            Err(error) => {
+                self.fail(chunk.id, &error.to_string());
+                return;
+            }
+        };
+        if self.end_tokens.contains(&token) {
+            send(&job.events, Event::Finished(FinishReason::Stop));
+            self.remove(chunk.id);
+            return;
+        }
+        let logprobs = job.logprobs.map(|count| TokenLogprobs {
+            chosen: sampler::log_probs(logits, &[token])
+                .first()
+                .copied()
+                .unwrap_or(f32::NEG_INFINITY),
+            top: sampler::top_log_probs(logits, count),
+        });
+        send(&job.events, Event::Token(Sampled { token, logprobs }));
+        if self.scheduler.push_token(chunk.id, token) == Some(AfterToken::Length) {
+            send(&job.events, Event::Finished(FinishReason::Length));
+            self.remove(chunk.id);
+        }
+    }
+
+    fn show(&self) {
+        self.metrics.running.set(gauge(self.scheduler.running()));
+        self.metrics.waiting.set(gauge(self.scheduler.waiting()));
+        self.metrics
+            .kv_blocks_used
+            .set(gauge(self.scheduler.used_blocks()));
+    }
+}
+
+/// The channel has room for everything; a closed one means that the client left, which the next pass
+/// sees.
+fn send(events: &mpsc::Sender<Event>, event: Event) {
+    if let Err(mpsc::error::TrySendError::Full(_)) = events.try_send(event) {
+        tracing::error!("an event channel is too small: a defect");
+    }
+}
+
+fn gauge(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,119 @@
+//! The OpenAI HTTP server.
+
+mod generate;
+mod models;
+mod record;
+mod stream;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::{get, post};
+use graftwork_model::tokenizer::TextTokenizer;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use crate::device::Device;
+use crate::health::Health;
+use crate::metrics::Metrics;
+use crate::openai::ApiError;
+use crate::registry::AdapterRegistry;
+
+/// Seconds that a refused client is told to wait: about the length of an answer.
+const RETRY_AFTER_SECONDS: u32 = 1;
+
+/// What the handlers need.
+#[derive(Debug)]
+pub struct Engine {
+    /// Pins versions.
+    pub registry: AdapterRegistry,
+    /// Computes.
+    pub device: Device,
+    /// Cuts prompts and joins answers.
+    pub tokenizer: TextTokenizer,
+    /// Token ids below this are the model's.
+    pub vocabulary: usize,
+    /// Tokens of prompt and answer together.
+    pub context_tokens: usize,
+    /// How the bare base model is called; none: it is not offered.
+    pub base_name: Option<String>,
+    /// One permit for each request that runs or waits.
+    pub permits: Arc<Semaphore>,
+    /// How many there are.
+    pub permit_count: usize,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+    /// Whether the engine is stopping.
+    pub health: Health,
+    /// Cancelled where running requests must end now.
+    pub abort: CancellationToken,
+    /// Unix seconds of the start.
+    pub started: u64,
+}
+
+/// The routes of the OpenAI API.
+pub fn router(engine: Arc<Engine>) -> Router {
+    Router::new()
+        .route("/v1/models", get(models::list))
+        .route("/v1/models/{*model}", get(models::one))
+        .route("/v1/completions", post(generate::completions))
+        .route("/v1/chat/completions", post(generate::chat_completions))
+        .fallback(no_such_route)
+        .method_not_allowed_fallback(no_such_method)
+        .layer(middleware::from_fn_with_state(
+            Arc::clone(&engine),
+            close_while_draining,
+        ))
+        .with_state(engine)
+}
+
+/// While the engine stops, every answer asks its client to connect anew, which leads elsewhere, so
+/// that no idle connection is left to break.
+async fn close_while_draining(
+    State(engine): State<Arc<Engine>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let mut response = next.run(request).await;
+    if engine.health.is_draining() {
+        response
+            .headers_mut()
+            .insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
+async fn no_such_route(request: Request) -> Response {
+    let message = format!(
+        "there is no {} here; this engine serves /v1/models, /v1/completions and /v1/chat/completions",
+        request.uri().path()
+    );
+    ApiError::new(StatusCode::NOT_FOUND, "invalid_request_error", message).into_response()
+}
+
+async fn no_such_method(request: Request) -> Response {
+    let message = format!(
+        "{} does not take {}",
+        request.uri().path(),
+        request.method()
+    );
+    ApiError::new(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "invalid_request_error",
+        message,
+    )
+    .into_response()
+}
+
+/// Seconds since the Unix epoch.
+pub fn unix_seconds() -> u64 {
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap_or(Duration::ZERO)
+        .as_secs()
+}

@@ -1,0 +1,170 @@
+//! Errors in OpenAI's shape: `{"error": {"message", "type", "param", "code"}}`.
+
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use graftwork_contract::endpoint::CODE_VERSION_NOT_HERE;
+use serde_json::{Value, json};
+
+/// No adapter and no base model of that name.
+pub const CODE_MODEL_NOT_FOUND: &str = "model_not_found";
+
+/// An answer that is not 200.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct ApiError {
+    /// HTTP status.
+    pub status: StatusCode,
+    /// `type`, for example `invalid_request_error`.
+    pub kind: &'static str,
+    /// For people.
+    pub message: String,
+    /// The parameter that is wrong.
+    pub param: Option<String>,
+    /// For programs.
+    pub code: Option<&'static str>,
+    /// Seconds after which another try makes sense.
+    pub retry_after: Option<u32>,
+}
+
+impl ApiError {
+    /// 400 about one parameter.
+    pub fn invalid(param: impl Into<String>, message: impl Into<String>) -> Self {
+        Self {
+            param: Some(param.into()),
+            ..Self::new(
+                StatusCode::BAD_REQUEST,
+                "invalid_request_error",
+                message.into(),
+            )
+        }
+    }
+
+    /// 400 about a parameter, or a value of it, that this engine does not have.
+    pub fn unsupported(param: impl Into<String>, message: impl Into<String>) -> Self {
+        Self {
+            code: Some("unsupported_parameter"),
+            ..Self::invalid(param, message)
+        }
+    }
+
+    /// 400 about the body as a whole.
+    pub fn bad_request(message: impl Into<String>) -> Self {
+        Self::new(
+            StatusCode::BAD_REQUEST,
+            "invalid_request_error",
+            message.into(),
+        )
+    }
+
+    /// 404: no such model.
+    pub fn model_not_found(model: &str) -> Self {
+        Self {
+            param: Some("model".to_owned()),
+            code: Some(CODE_MODEL_NOT_FOUND),
+            ..Self::new(
+                StatusCode::NOT_FOUND,
+                "invalid_request_error",
+                format!("the model {model:?} does not exist; GET /v1/models lists what does"),
+            )
+        }
+    }
+
+    /// 404: the model exists but this engine can't run that version.
+    pub fn version_not_here(version: &str, why: &str) -> Self {
+        Self {
+            param: Some("model".to_owned()),
+            code: Some(CODE_VERSION_NOT_HERE),
+            ..Self::new(
+                StatusCode::NOT_FOUND,
+                "invalid_request_error",
+                format!("{version} can't be served by this engine: {why}"),
+            )
+        }
+    }
+
+    /// 400: prompt and answer do not fit.
+    pub fn context_length(limit: usize, prompt: usize, answer: usize) -> Self {
+        Self {
+            code: Some("context_length_exceeded"),
+            ..Self::invalid(
+                "max_tokens",
+                format!(
+                    "this model's context length is {limit} tokens, the request asks for {} ({prompt} in the prompt, {answer} for the answer); shorten one of them",
+                    prompt + answer
+                ),
+            )
+        }
+    }
+
+    /// 429: no permit.
+    pub fn overloaded(limit: usize, retry_after: u32) -> Self {
+        Self {
+            code: Some("rate_limit_exceeded"),
+            retry_after: Some(retry_after),
+            ..Self::new(
+                StatusCode::TOO_MANY_REQUESTS,
+                "requests",
+                format!(
+                    "this engine already has its {limit} requests; try again in {retry_after} s"
+                ),
+            )
+        }
+    }
+
+    /// 500: a defect of ours.
+    pub fn internal(message: impl Into<String>) -> Self {
+        Self::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "server_error",
+            message.into(),
+        )
+    }
+
+    /// 503: this engine is stopping.
+    pub fn stopping() -> Self {
+        Self {
+            code: Some("engine_stopping"),
+            retry_after: Some(1),
+            ..Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "server_error",
+                "this engine is stopping; try again".to_owned(),
+            )
+        }
+    }
+
+    /// Any other status.
+    pub fn new(status: StatusCode, kind: &'static str, message: String) -> Self {
+        Self {
+            status,
+            kind,
+            message,
+            param: None,
+            code: None,
+            retry_after: None,
+        }
+    }
+
+    /// The body.
+    pub fn to_json(&self) -> Value {
+        json!({"error": {
+            "message": self.message,
+            "type": self.kind,
+            "param": self.param,
+            "code": self.code,
+        }})
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = (self.status, Json(self.to_json())).into_response();
+        if let Some(seconds) = self.retry_after {
+            response
+                .headers_mut()
+                .insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        response
+    }
+}

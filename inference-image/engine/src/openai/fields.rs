@@ -1,0 +1,346 @@
+//! A JSON object that is read strictly: each field is taken with its type and range, and what is
+//! left over at the end is refused by name.
+
+use std::ops::RangeInclusive;
+
+use serde_json::{Map, Value};
+
+use super::ApiError;
+
+/// Values at which a parameter that this engine does not have changes nothing.
+#[derive(Debug, Clone, Copy)]
+pub enum Neutral {
+    /// Every value: the parameter does not touch the answer.
+    Any,
+    /// 0.
+    Zero,
+    /// 1.
+    One,
+    /// `false`.
+    False,
+    /// `true` or `false`.
+    Boolean,
+    /// An empty list, object or text.
+    Empty,
+    /// One of these texts.
+    Text(&'static [&'static str]),
+    /// `{"type": "text"}`.
+    TextType,
+    /// `["text"]`.
+    TextList,
+}
+
+impl Neutral {
+    fn holds(self, value: &Value) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Zero => value.as_f64() == Some(0.0),
+            Self::One => value.as_i64() == Some(1),
+            Self::False => value == &Value::Bool(false),
+            Self::Boolean => value.is_boolean(),
+            Self::Empty => match value {
+                Value::Array(items) => items.is_empty(),
+                Value::Object(items) => items.is_empty(),
+                Value::String(text) => text.is_empty(),
+                _ => false,
+            },
+            Self::Text(allowed) => value.as_str().is_some_and(|text| allowed.contains(&text)),
+            Self::TextType => {
+                value.get("type").and_then(Value::as_str) == Some("text")
+                    && value.as_object().is_some_and(|object| object.len() == 1)
+            }
+            Self::TextList => value
+                .as_array()
+                .is_some_and(|items| items.iter().all(|item| item == "text")),
+        }
+    }
+}
+
+/// The fields of a request that were not read yet.
+#[derive(Debug)]
+pub struct Fields {
+    map: Map<String, Value>,
+    /// Put before a field's name, for example `stream_options.`.
+    path: String,
+}
+
+impl Fields {
+    /// Reads a body.
+    ///
+    /// # Errors
+    /// 400 where it is not a JSON object.
+    pub fn parse(body: &[u8]) -> Result<Self, ApiError> {
+        match serde_json::from_slice(body) {
+            Ok(Value::Object(map)) => Ok(Self {
+                map,
+                path: String::new(),
+            }),
+            Ok(_) => Err(ApiError::bad_request("the body is not a JSON object")),
+            Err(error) => Err(ApiError::bad_request(format!(
+                "the body is not valid JSON: {error}"
+            ))),
+        }
+    }
+
+    fn path(&self, name: &str) -> String {
+        format!("{}{name}", self.path)
+    }
+
+    /// Takes a field; `null` counts as absent.
+    pub fn take(&mut self, name: &str) -> Option<Value> {
+        self.map.remove(name).filter(|value| !value.is_null())
+    }
+
+    /// Takes a text.
+    ///
+    /// # Errors
+    /// 400 for another type.
+    pub fn text(&mut self, name: &str) -> Result<Option<String>, ApiError> {
+        match self.take(name) {
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text)),
+            Some(other) => Err(self.wrong_type(name, "a string", &other)),
+        }
+    }
+
+    /// Takes a Boolean.
+    ///
+    /// # Errors
+    /// 400 for another type.
+    pub fn boolean(&mut self, name: &str) -> Result<Option<bool>, ApiError> {
+        match self.take(name) {
+            None => Ok(None),
+            Some(Value::Bool(flag)) => Ok(Some(flag)),
+            Some(other) => Err(self.wrong_type(name, "true or false", &other)),
+        }
+    }
+
+    /// Takes a whole number.
+    ///
+    /// # Errors
+    /// 400 for another type or a value out of `range`.
+    pub fn whole(
+        &mut self,
+        name: &str,
+        range: RangeInclusive<i64>,
+    ) -> Result<Option<i64>, ApiError> {
+        let Some(value) = self.take(name) else {
+            return Ok(None);
+        };
+        let Some(number) = value.as_i64() else {
+            return Err(self.wrong_type(name, "a whole number", &value));
+        };
+        if range.contains(&number) {
+            return Ok(Some(number));
+        }
+        Err(self.out_of_range(name, &number, range.start(), range.end()))
+    }
+
+    /// Takes a number.
+    ///
+    /// # Errors
+    /// 400 for another type or a value out of `range`.
+    pub fn number(
+        &mut self,
+        name: &str,
+        range: RangeInclusive<f64>,
+    ) -> Result<Option<f64>, ApiError> {
+        let Some(value) = self.take(name) else {
+            return Ok(None);
+        };
+        let Some(number) = value.as_f64() else {
+            return Err(self.wrong_type(name, "a number", &value));
+        };
+        if range.contains(&number) {
+            return Ok(Some(number));
+        }
+        Err(self.out_of_range(name, &number, range.start(), range.end()))
+    }
+
+    /// Takes an object.
+    ///
+    /// # Errors
+    /// 400 for another type.
+    pub fn object(&mut self, name: &str) -> Result<Option<Self>, ApiError> {
+        match self.take(name) {
+            None => Ok(None),
+            Some(Value::Object(map)) => Ok(Some(Self {
+                map,
+                path: format!("{}.", self.path(name)),
+            })),
+            Some(other) => Err(self.wrong_type(name, "an object", &other)),
+        }
+    }
+
+    /// The fields of one element of a list that was taken as `name`.
+    ///
+    /// # Errors
+    /// 400 where the element is not an object.
+    pub fn element(&self, name: &str, index: usize, value: Value) -> Result<Self, ApiError> {
+        let path = format!("{}[{index}]", self.path(name));
+        match value {
+            Value::Object(map) => Ok(Self {
+                map,
+                path: format!("{path}."),
+            }),
+            _ => Err(ApiError::invalid(
+                path.clone(),
+                format!("{path} is not an object"),
+            )),
+        }
+    }
+
+    /// Takes parameters that this engine does not have.
+    ///
+    /// # Errors
+    /// 400 naming the first whose value would change the answer.
+    pub fn neutral(&mut self, table: &[(&str, Neutral)]) -> Result<(), ApiError> {
+        for (name, neutral) in table {
+            if let Some(value) = self.take(name)
+                && !neutral.holds(&value)
+            {
+                let path = self.path(name);
+                let message = format!("{path} = {} is not supported by this engine", shown(&value));
+                return Err(ApiError::unsupported(path, message));
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the reading.
+    ///
+    /// # Errors
+    /// 400 naming the first field that nobody took.
+    pub fn finish(mut self) -> Result<(), ApiError> {
+        self.map.retain(|_, value| !value.is_null());
+        let Some(name) = self.map.keys().next() else {
+            return Ok(());
+        };
+        let path = self.path(name);
+        let message = format!("{path} is not a parameter that this engine supports");
+        Err(ApiError::unsupported(path, message))
+    }
+
+    /// 400 for a value of the wrong type.
+    pub fn wrong_type(&self, name: &str, expected: &str, value: &Value) -> ApiError {
+        let path = self.path(name);
+        let message = format!("{path} must be {expected}, is {}", shown(value));
+        ApiError::invalid(path, message)
+    }
+
+    /// 400 for anything else that is wrong with a field.
+    pub fn wrong(&self, name: &str, problem: &str) -> ApiError {
+        let path = self.path(name);
+        let message = format!("{path} {problem}");
+        ApiError::invalid(path, message)
+    }
+
+    fn out_of_range<T: std::fmt::Display>(
+        &self,
+        name: &str,
+        value: &T,
+        low: &T,
+        high: &T,
+    ) -> ApiError {
+        self.wrong(
+            name,
+            &format!("is {value}, it must be from {low} to {high}"),
+        )
+    }
+}
+
+/// A value in a message: types only where the value itself may be somebody's text.
+fn shown(value: &Value) -> String {
+    match value {
+        Value::Null => "null".to_owned(),
+        Value::Bool(flag) => flag.to_string(),
+        Value::Number(number) => number.to_string(),
+        Value::String(text) if text.len() <= 40 => format!("{text:?}"),
+        Value::String(_) => "a long text".to_owned(),
+        Value::Array(items) => format!("a list of {}", items.len()),
+        Value::Object(_) => "an object".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fields(text: &str) -> Fields {
+        Fields::parse(text.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn null_counts_as_absent() {
+        let mut read = fields(r#"{"seed": null, "other": null}"#);
+        assert_eq!(read.whole("seed", 0..=1).unwrap(), None);
+        read.finish().unwrap();
+    }
+
+    #[test]
+    fn a_field_that_nobody_took_is_refused_by_name() {
+        let mut read = fields(r#"{"a": 1, "stream_options": {"b": 2}}"#);
+        let options = read.object("stream_options").unwrap().unwrap();
+        let error = options.finish().unwrap_err();
+        assert_eq!(error.param.as_deref(), Some("stream_options.b"));
+        let error = read.finish().unwrap_err();
+        assert_eq!(error.param.as_deref(), Some("a"));
+        assert_eq!(error.code, Some("unsupported_parameter"));
+    }
+
+    #[test]
+    fn types_and_ranges_are_named() {
+        let mut read = fields(r#"{"n": 3, "m": 1.5, "t": "x", "f": 2.5}"#);
+        assert_eq!(
+            read.whole("n", 1..=1).unwrap_err().message,
+            "n is 3, it must be from 1 to 1"
+        );
+        assert_eq!(
+            read.whole("m", 0..=9).unwrap_err().message,
+            "m must be a whole number, is 1.5"
+        );
+        assert_eq!(
+            read.boolean("t").unwrap_err().message,
+            "t must be true or false, is \"x\""
+        );
+        assert_eq!(
+            read.number("f", 0.0..=2.0).unwrap_err().message,
+            "f is 2.5, it must be from 0 to 2"
+        );
+    }
+
+    #[test]
+    fn neutral_values_pass_and_others_are_named() {
+        let table = [
+            ("tools", Neutral::Empty),
+            ("presence_penalty", Neutral::Zero),
+            ("store", Neutral::False),
+            ("response_format", Neutral::TextType),
+        ];
+        let mut read = fields(
+            r#"{"tools": [], "presence_penalty": 0.0, "store": false, "response_format": {"type": "text"}}"#,
+        );
+        read.neutral(&table).unwrap();
+        read.finish().unwrap();
+        for (body, param) in [
+            (r#"{"tools": [1]}"#, "tools"),
+            (r#"{"presence_penalty": 0.1}"#, "presence_penalty"),
+            (r#"{"store": true}"#, "store"),
+            (
+                r#"{"response_format": {"type": "json_object"}}"#,
+                "response_format",
+            ),
+        ] {
+            let error = fields(body).neutral(&table).unwrap_err();
+            assert_eq!(error.param.as_deref(), Some(param));
+            assert_eq!(error.status, axum::http::StatusCode::BAD_REQUEST);
+        }
+    }
+
+    #[test]
+    fn a_body_that_is_no_object_is_refused() {
+        for body in ["", "[]", "{", "3"] {
+            assert!(Fields::parse(body.as_bytes()).is_err(), "{body}");
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! The command line.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::Parser;
+use graftwork_contract::pod;
+
+const EXAMPLES: &str = "\
+Examples:
+  In a pod, everything comes from mounts and the environment:
+    engine
+  From a shell, with files of one's own:
+    engine --config config.json --store ./store --pod-uid local \\
+      --listen-http 127.0.0.1:8080 --listen-grpc 127.0.0.1:9090 --listen-metrics 127.0.0.1:8081
+    curl 127.0.0.1:8080/v1/completions -H 'content-type: application/json' \\
+      -d '{\"model\": \"topics\", \"prompt\": \"a large feline\", \"max_tokens\": 8}'";
+
+/// Serves one base model with many LoRA adapters over OpenAI's HTTP API.
+#[derive(Debug, Clone, Parser)]
+#[command(version, after_help = EXAMPLES)]
+pub struct Options {
+    /// The engine's configuration (JSON); adapters and keys are taken over when it changes.
+    #[arg(long, default_value = pod::CONFIG_FILE)]
+    pub config: PathBuf,
+
+    /// The namespace's folder of the artifact store.
+    #[arg(long, default_value = pod::STORE_DIR)]
+    pub store: PathBuf,
+
+    /// Address of the OpenAI API.
+    #[arg(long, default_value_t = SocketAddr::from(([0, 0, 0, 0], pod::HTTP_PORT)))]
+    pub listen_http: SocketAddr,
+
+    /// Address of gRPC: adapters and health.
+    #[arg(long, default_value_t = SocketAddr::from(([0, 0, 0, 0], pod::GRPC_PORT)))]
+    pub listen_grpc: SocketAddr,
+
+    /// Address of /metrics, /healthz and /readyz.
+    #[arg(long, default_value_t = SocketAddr::from(([0, 0, 0, 0], pod::METRICS_PORT)))]
+    pub listen_metrics: SocketAddr,
+
+    /// UID of this pod, which signed calls must name.
+    #[arg(long, env = pod::ENV_POD_UID)]
+    pub pod_uid: String,
+
+    /// Tokens of one forward pass: decode rows first, the rest for prompts.
+    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
+    pub pass_tokens: u32,
+
+    /// Requests that may wait beside the running ones; more get 429.
+    #[arg(long, default_value_t = 256)]
+    pub maximum_waiting: u32,
+
+    /// Memory of the KV cache at most, in MiB; less is taken where less is of use.
+    #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..))]
+    pub kv_cache_mib: u32,
+
+    /// Seconds after SIGTERM in which new requests are still taken, until endpoints have caught up.
+    #[arg(long, default_value_t = 5)]
+    pub drain_delay_seconds: u64,
+
+    /// Seconds after SIGTERM at which requests that still run are ended with an error.
+    #[arg(long, default_value_t = 25)]
+    pub drain_limit_seconds: u64,
+}

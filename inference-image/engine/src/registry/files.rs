@@ -1,0 +1,196 @@
+//! Adapter folders in the store: the cheap look at headers, and the whole check.
+
+use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+use std::time::UNIX_EPOCH;
+
+use graftwork_contract::Digest;
+use graftwork_contract::adapter::{CONFIG_FILE, MANIFEST_FILE, Manifest, Provenance, WEIGHTS_FILE};
+use graftwork_model::config::LlamaConfig;
+use graftwork_model::lora::LoadedAdapter;
+use graftwork_model::peft::{Adapter, AdapterError, AdapterHeader};
+use graftwork_model::tensor_file::TensorFileError;
+
+use super::state::{Fingerprint, HeaderRead, Refusal, Source};
+use crate::causes::with_causes;
+
+/// The folder is not one of the store's.
+pub const REASON_FOLDER: &str = "InvalidFolder";
+/// A file is not there.
+pub const REASON_NOT_FOUND: &str = "AdapterFilesNotFound";
+/// A file can't be read.
+pub const REASON_UNREADABLE: &str = "AdapterFilesUnreadable";
+/// A file is not what it should be.
+pub const REASON_INVALID: &str = "AdapterFilesInvalid";
+/// The files are others than the list says.
+pub const REASON_DIGEST: &str = "DigestMismatch";
+/// The adapter was trained for another base model.
+pub const REASON_BASE: &str = "BaseModelMismatch";
+/// Rank, target modules or shapes do not fit the base model.
+pub const REASON_INCOMPATIBLE: &str = "AdapterIncompatible";
+
+/// Reads adapters of one store for one base model.
+#[derive(Debug, Clone)]
+pub struct AdapterFiles {
+    store: PathBuf,
+    base_digest: Digest,
+    config: Arc<LlamaConfig>,
+}
+
+impl AdapterFiles {
+    /// Reads below `store`, for the base model with this digest and configuration.
+    pub fn new(store: PathBuf, base_digest: Digest, config: Arc<LlamaConfig>) -> Self {
+        Self {
+            store,
+            base_digest,
+            config,
+        }
+    }
+
+    /// Looks at manifest, configuration and the weights' header.
+    pub fn read_header(&self, source: &Source) -> HeaderRead {
+        match self.folder(source) {
+            Ok(folder) => HeaderRead {
+                fingerprint: fingerprint(&folder),
+                result: self.check_header(&folder, source),
+            },
+            Err(refusal) => HeaderRead {
+                fingerprint: Vec::new(),
+                result: Err(refusal),
+            },
+        }
+    }
+
+    /// Reads and checks every byte, and packs the weights for inference.
+    ///
+    /// # Errors
+    /// A [`Refusal`] naming the file.
+    pub fn load(&self, source: &Source) -> Result<LoadedAdapter, Refusal> {
+        let folder = self.folder(source)?;
+        // The files may have changed since the header was read.
+        self.check_header(&folder, source)?;
+        let adapter = Adapter::load(&folder).map_err(|error| refuse(&error))?;
+        let digest = adapter.digest();
+        if digest != source.digest.as_str() {
+            return Err(refusal(
+                REASON_DIGEST,
+                format!(
+                    "{WEIGHTS_FILE} and {CONFIG_FILE} have digest {digest}, the list says {}",
+                    source.digest
+                ),
+            ));
+        }
+        LoadedAdapter::new(&adapter, &self.config).map_err(|error| refuse(&error))
+    }
+
+    fn folder(&self, source: &Source) -> Result<PathBuf, Refusal> {
+        let relative = Path::new(&source.folder);
+        let inside = !source.folder.is_empty()
+            && relative
+                .components()
+                .all(|part| matches!(part, Component::Normal(_)));
+        if inside {
+            return Ok(self.store.join(relative));
+        }
+        Err(refusal(
+            REASON_FOLDER,
+            format!(
+                "folder {:?} is not a relative path below the store",
+                source.folder
+            ),
+        ))
+    }
+
+    fn check_header(&self, folder: &Path, source: &Source) -> Result<(), Refusal> {
+        let manifest = read_manifest(folder)?;
+        if manifest.digest != source.digest {
+            return Err(refusal(
+                REASON_DIGEST,
+                format!(
+                    "{MANIFEST_FILE} says digest {}, the list says {}",
+                    manifest.digest, source.digest
+                ),
+            ));
+        }
+        if let Provenance::Trained { resolved, .. } = &manifest.provenance
+            && resolved.base.digest != self.base_digest
+        {
+            return Err(refusal(
+                REASON_BASE,
+                format!(
+                    "the adapter was trained for base model {}, this engine runs {}",
+                    resolved.base.digest, self.base_digest
+                ),
+            ));
+        }
+        AdapterHeader::read(folder)
+            .and_then(|header| header.verify_shapes(&self.config))
+            .map_err(|error| refuse(&error))
+    }
+}
+
+/// The manifest is written last: without it the folder does not exist.
+fn read_manifest(folder: &Path) -> Result<Manifest, Refusal> {
+    let bytes = std::fs::read(folder.join(MANIFEST_FILE)).map_err(|error| {
+        let reason = match error.kind() {
+            std::io::ErrorKind::NotFound => REASON_NOT_FOUND,
+            _ => REASON_UNREADABLE,
+        };
+        Refusal {
+            reason,
+            message: format!("{MANIFEST_FILE} can't be read: {error}"),
+            may_pass: true,
+        }
+    })?;
+    serde_json::from_slice(&bytes)
+        .map_err(|error| refusal(REASON_INVALID, format!("{MANIFEST_FILE}: {error}")))
+}
+
+fn refusal(reason: &'static str, message: String) -> Refusal {
+    Refusal {
+        reason,
+        message,
+        may_pass: false,
+    }
+}
+
+/// The reason by the kind of error; what the storage did not give may come later.
+fn refuse(error: &AdapterError) -> Refusal {
+    let (reason, may_pass) = match error {
+        AdapterError::Missing { .. } => (REASON_NOT_FOUND, true),
+        AdapterError::Io { .. } | AdapterError::File(TensorFileError::Read { .. }) => {
+            (REASON_UNREADABLE, true)
+        }
+        AdapterError::File(_)
+        | AdapterError::Json(_)
+        | AdapterError::NotFinite { .. }
+        | AdapterError::Tensor(_) => (REASON_INVALID, false),
+        AdapterError::Invalid { .. }
+        | AdapterError::Unsupported { .. }
+        | AdapterError::UnknownModule(_)
+        | AdapterError::OutOfRange { .. }
+        | AdapterError::MissingTensor(_)
+        | AdapterError::UnexpectedTensor(_)
+        | AdapterError::Shape { .. } => (REASON_INCOMPATIBLE, false),
+    };
+    Refusal {
+        reason,
+        message: with_causes(error),
+        may_pass,
+    }
+}
+
+/// Modification time in nanoseconds and size of each file; a missing file has neither.
+fn fingerprint(folder: &Path) -> Fingerprint {
+    [MANIFEST_FILE, CONFIG_FILE, WEIGHTS_FILE]
+        .iter()
+        .map(|file| {
+            let metadata = std::fs::metadata(folder.join(file)).ok();
+            metadata.map_or((0, 0), |metadata| {
+                let modified = metadata.modified().ok();
+                let since = modified.and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+                (since.map_or(0, |since| since.as_nanos()), metadata.len())
+            })
+        })
+        .collect()
+}

@@ -1,0 +1,302 @@
+//! The rules of the registry, with numbers as adapters and as callers.
+
+use graftwork_contract::Digest;
+
+use super::state::*;
+
+type Machine = Registry<u32, u32>;
+
+fn version(name: &str, number: u32, content: u32) -> Version {
+    Version {
+        name: name.into(),
+        number,
+        source: source(content),
+        is_default: number == 1,
+    }
+}
+
+fn source(content: u32) -> Source {
+    Source {
+        digest: Digest::of(&content.to_le_bytes()),
+        folder: format!("adapters/{content}"),
+    }
+}
+
+fn fine() -> HeaderRead {
+    HeaderRead {
+        fingerprint: vec![(1, 1)],
+        result: Ok(()),
+    }
+}
+
+fn broken(time: u128, may_pass: bool) -> HeaderRead {
+    HeaderRead {
+        fingerprint: vec![(time, 1)],
+        result: Err(refusal("broken", may_pass)),
+    }
+}
+
+fn refusal(message: &str, may_pass: bool) -> Refusal {
+    Refusal {
+        reason: "AdapterFilesInvalid",
+        message: message.into(),
+        may_pass,
+    }
+}
+
+/// Callers that were answered, with the adapter's number.
+fn granted(actions: &Actions<u32, u32>) -> Vec<(u32, u32)> {
+    actions
+        .answers
+        .iter()
+        .map(|(waiter, answer)| (*waiter, answer.as_ref().unwrap().adapter))
+        .collect()
+}
+
+/// A registry in which all of `versions` were read, verified in order, and loaded up to the limit.
+fn settled(limit: usize, versions: &[Version]) -> Machine {
+    let mut registry = Machine::new(limit);
+    let actions = registry.replace(versions.to_vec());
+    let mut load = None;
+    for source in &actions.read {
+        load = load.or(registry.on_header(source, fine()).load);
+    }
+    while let Some(source) = load {
+        load = registry.on_loaded(&source, Ok(number(&source))).load;
+    }
+    registry
+}
+
+fn number(source: &Source) -> u32 {
+    source.folder.rsplit('/').next().unwrap().parse().unwrap()
+}
+
+fn standings(registry: &Machine) -> Vec<Standing> {
+    registry.standings().map(|(_, standing)| standing).collect()
+}
+
+fn exactly(name: &str, number: u32) -> Target {
+    Target::Exactly(name.into(), number)
+}
+
+#[test]
+fn a_version_goes_from_unread_over_registered_to_resident() {
+    let mut registry = Machine::new(2);
+    let actions = registry.replace(vec![version("a", 1, 10)]);
+    assert_eq!(actions.read, [source(10)]);
+    assert_eq!(
+        (standings(&registry), registry.all_read()),
+        (vec![Standing::Unread], false)
+    );
+    let actions = registry.on_header(&source(10), fine());
+    assert_eq!(
+        actions.load,
+        Some(source(10)),
+        "it is verified in the background"
+    );
+    assert_eq!(
+        (standings(&registry), registry.all_read()),
+        (vec![Standing::Registered], true)
+    );
+    registry.on_loaded(&source(10), Ok(10));
+    assert_eq!(standings(&registry), [Standing::Resident]);
+}
+
+#[test]
+fn everything_is_verified_but_only_so_many_stay_in_memory() {
+    let versions: Vec<_> = (1..=4).map(|n| version("a", n, n)).collect();
+    let registry = settled(2, &versions);
+    assert_eq!(
+        standings(&registry),
+        [
+            Standing::Resident,
+            Standing::Resident,
+            Standing::Verified,
+            Standing::Verified
+        ]
+    );
+}
+
+#[test]
+fn a_name_alone_means_its_default_version() {
+    let mut registry = settled(4, &[version("a", 2, 20), version("a", 1, 10)]);
+    let answer = registry.acquire(&Target::Default("a".into()), 7);
+    assert_eq!(granted(&answer), [(7, 10)]);
+    let answer = registry.acquire(&exactly("a", 2), 8);
+    assert_eq!(granted(&answer), [(8, 20)]);
+}
+
+#[test]
+fn unknown_names_and_versions_are_told_apart() {
+    let mut registry = settled(4, &[version("a", 1, 10)]);
+    let error = |target: &Target, registry: &mut Machine| {
+        registry.acquire(target, 1).answers.remove(0).1.unwrap_err()
+    };
+    assert_eq!(
+        error(&Target::Default("b".into()), &mut registry),
+        AcquireError::UnknownName("b".into())
+    );
+    assert!(matches!(
+        error(&exactly("a", 2), &mut registry),
+        AcquireError::NotHere { version: 2, .. }
+    ));
+}
+
+#[test]
+fn a_request_for_a_version_that_is_not_loaded_waits_and_the_oldest_idle_one_goes() {
+    let versions: Vec<_> = (1..=3).map(|n| version("a", n, n)).collect();
+    let mut registry = settled(2, &versions);
+    granted(&registry.acquire(&exactly("a", 1), 1));
+    registry.on_released(&source(1).digest);
+    let actions = registry.acquire(&exactly("a", 3), 2);
+    assert_eq!((actions.answers.len(), actions.load), (0, Some(source(3))));
+    let actions = registry.on_loaded(&source(3), Ok(3));
+    assert_eq!(granted(&actions), [(2, 3)]);
+    assert_eq!(
+        standings(&registry),
+        [Standing::Resident, Standing::Verified, Standing::Resident],
+        "version 2 was used longest ago"
+    );
+}
+
+#[test]
+fn a_leased_adapter_is_never_thrown_out_and_its_end_lets_the_next_one_in() {
+    let mut registry = settled(1, &[version("a", 1, 1), version("a", 2, 2)]);
+    assert_eq!(granted(&registry.acquire(&exactly("a", 1), 1)), [(1, 1)]);
+    let actions = registry.acquire(&exactly("a", 2), 2);
+    assert!(actions.answers.is_empty() && actions.load.is_none());
+    assert_eq!(
+        granted(&registry.acquire(&exactly("a", 1), 3)),
+        [(3, 1)],
+        "who needs what is in memory does not wait"
+    );
+    assert!(registry.on_released(&source(1).digest).load.is_none());
+    assert_eq!(
+        registry.on_released(&source(1).digest).load,
+        Some(source(2))
+    );
+    assert_eq!(granted(&registry.on_loaded(&source(2), Ok(2))), [(2, 2)]);
+}
+
+#[test]
+fn several_requests_share_one_load() {
+    let mut registry = settled(1, &[version("a", 1, 1), version("a", 2, 2)]);
+    assert_eq!(registry.acquire(&exactly("a", 2), 1).load, Some(source(2)));
+    assert!(registry.acquire(&exactly("a", 2), 2).load.is_none());
+    assert_eq!(
+        granted(&registry.on_loaded(&source(2), Ok(2))),
+        [(1, 2), (2, 2)]
+    );
+}
+
+#[test]
+fn a_request_comes_before_background_verification() {
+    let mut registry = Machine::new(4);
+    let versions: Vec<_> = (1..=3).map(|n| version("a", n, n)).collect();
+    for source in registry.replace(versions).read {
+        registry.on_header(&source, fine());
+    }
+    registry.acquire(&exactly("a", 3), 1);
+    let actions = registry.on_loaded(&source(1), Ok(1));
+    assert_eq!(actions.load, Some(source(3)));
+}
+
+#[test]
+fn a_version_that_left_the_list_stays_until_its_last_request_ends() {
+    let mut registry = settled(2, &[version("a", 1, 1)]);
+    granted(&registry.acquire(&exactly("a", 1), 1));
+    registry.replace(vec![]);
+    assert_eq!(registry.resident(), 1);
+    registry.on_released(&source(1).digest);
+    assert_eq!(registry.resident(), 0);
+}
+
+#[test]
+fn an_idle_version_that_left_the_list_is_freed_at_once() {
+    let mut registry = settled(2, &[version("a", 1, 1), version("b", 1, 2)]);
+    registry.replace(vec![version("b", 1, 2)]);
+    assert_eq!(registry.resident(), 1);
+}
+
+#[test]
+fn a_request_that_waits_gets_its_version_even_if_the_list_changes_meanwhile() {
+    let mut registry = Machine::new(2);
+    registry.replace(vec![version("a", 1, 1)]);
+    registry.on_header(&source(1), fine());
+    registry.acquire(&exactly("a", 1), 5);
+    registry.replace(vec![]);
+    assert_eq!(granted(&registry.on_loaded(&source(1), Ok(1))), [(5, 1)]);
+    registry.on_released(&source(1).digest);
+    assert_eq!(registry.resident(), 0);
+}
+
+#[test]
+fn a_refused_version_answers_its_requests_with_the_reason_and_harms_no_other() {
+    let mut registry = Machine::new(2);
+    registry.replace(vec![version("a", 1, 1), version("b", 1, 2)]);
+    registry.acquire(&exactly("a", 1), 5);
+    let actions = registry.on_header(&source(1), broken(1, false));
+    let error = actions.answers[0].1.as_ref().unwrap_err();
+    assert!(error.to_string().contains("broken"), "{error}");
+    registry.on_header(&source(2), fine());
+    registry.on_loaded(&source(2), Err(refusal("not finite", false)));
+    assert!(registry.all_read());
+    assert!(
+        standings(&registry)
+            .iter()
+            .all(|standing| matches!(standing, Standing::Refused(_)))
+    );
+}
+
+#[test]
+fn refused_files_are_looked_at_again_with_every_list_and_count_once_they_changed() {
+    let list = vec![version("a", 1, 1)];
+    let mut registry = Machine::new(2);
+    registry.replace(list.clone());
+    registry.on_header(&source(1), fine());
+    registry.on_loaded(&source(1), Err(refusal("digest", false)));
+    assert_eq!(registry.replace(list.clone()).read, [source(1)]);
+    assert!(
+        registry.on_header(&source(1), fine()).load.is_none(),
+        "the same files are not read whole again"
+    );
+    registry.replace(list);
+    let changed = HeaderRead {
+        fingerprint: vec![(2, 1)],
+        result: Ok(()),
+    };
+    assert_eq!(
+        registry.on_header(&source(1), changed).load,
+        Some(source(1))
+    );
+}
+
+#[test]
+fn a_storage_that_did_not_answer_is_asked_again() {
+    let list = vec![version("a", 1, 1)];
+    let mut registry = Machine::new(2);
+    registry.replace(list.clone());
+    registry.on_header(&source(1), broken(1, true));
+    registry.replace(list);
+    let again = HeaderRead {
+        fingerprint: vec![(1, 1)],
+        result: Ok(()),
+    };
+    assert_eq!(registry.on_header(&source(1), again).load, Some(source(1)));
+}
+
+#[test]
+fn two_names_with_the_same_content_share_its_memory() {
+    let mut registry = settled(4, &[version("a", 1, 1), version("b", 1, 1)]);
+    assert_eq!(registry.resident(), 1);
+    assert_eq!(granted(&registry.acquire(&exactly("a", 1), 1)), [(1, 1)]);
+    assert_eq!(granted(&registry.acquire(&exactly("b", 1), 2)), [(2, 1)]);
+}
+
+#[test]
+fn an_unchanged_list_starts_no_work() {
+    let list = vec![version("a", 1, 1), version("a", 2, 2)];
+    let mut registry = settled(4, &list);
+    let actions = registry.replace(list);
+    assert!(actions.read.is_empty() && actions.load.is_none());
+}

@@ -1,0 +1,342 @@
+//! Start, drain, end.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow, bail, ensure};
+use axum::serve::ListenerExt as _;
+use graftwork_contract::endpoint::EngineConfig;
+use graftwork_contract::signing::{Addressee, Guard};
+use graftwork_model::base::{BaseModel, base_digest};
+use graftwork_model::config::LlamaConfig;
+use graftwork_model::kv::{KV_BLOCK_TOKENS, KvPool};
+use graftwork_model::tokenizer::TextTokenizer;
+use graftwork_model::transformer::Llama;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, timeout_at};
+use tokio_util::sync::CancellationToken;
+
+use crate::device::{self, Device, DeviceSettings};
+use crate::health::{self, Health, Readiness};
+use crate::http::{self, Engine};
+use crate::metrics::Metrics;
+use crate::options::Options;
+use crate::registry::files::AdapterFiles;
+use crate::registry::{self, AdapterRegistry};
+use crate::{grpc, mounted};
+
+/// Time for streams to write their error event after the drain's limit.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// Runs the engine until SIGTERM or SIGINT.
+///
+/// # Errors
+/// A configuration, base model or address that can't be used; a dead compute thread.
+pub fn run(options: Options) -> anyhow::Result<()> {
+    tracing_subscriber::fmt()
+        .json()
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_default_env()
+                .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info")),
+        )
+        .init();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
+    let result = runtime.block_on(async {
+        let mut terminate =
+            tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+        let signal = async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = tokio::signal::ctrl_c() => {}
+            }
+        };
+        tokio::pin!(signal);
+        let running = tokio::select! {
+            running = Running::start(options) => running?,
+            // Nothing runs yet: there is nothing to drain.
+            () = &mut signal => return Ok(()),
+        };
+        running.until(signal).await
+    });
+    // A file read that hangs must not hold up the end.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    result
+}
+
+/// A started engine.
+#[derive(Debug)]
+pub struct Running {
+    /// Where the OpenAI API listens.
+    pub http_address: SocketAddr,
+    /// Where gRPC listens.
+    pub grpc_address: SocketAddr,
+    /// Where probes and metrics are.
+    pub metrics_address: SocketAddr,
+    /// Readiness.
+    pub health: Health,
+    options: Options,
+    abort: CancellationToken,
+    stop_http: CancellationToken,
+    stop_rest: CancellationToken,
+    http: JoinHandle<std::io::Result<()>>,
+    grpc: JoinHandle<Result<(), tonic::transport::Error>>,
+    metrics: JoinHandle<std::io::Result<()>>,
+    device_end: device::End,
+}
+
+impl Running {
+    /// Loads the base model and opens the ports; adapters follow in the background.
+    ///
+    /// # Errors
+    /// A configuration, base model or address that can't be used.
+    pub async fn start(options: Options) -> anyhow::Result<Self> {
+        let config = mounted::load(&options.config)?;
+        let metrics = Metrics::new()?;
+        let health = Health::default();
+        let [abort, stop_http, stop_rest] = [(); 3].map(|()| CancellationToken::new());
+
+        // The probes answer while the base model is loaded.
+        let (metrics_address, metrics_listener) = bind(options.listen_metrics).await?;
+        let probes = health::router(health.clone(), Arc::clone(&metrics));
+        let metrics_task = serve_http(metrics_listener, probes, stop_rest.clone());
+
+        let guard = Guard::new(
+            Addressee {
+                pod_uid: options.pod_uid.clone(),
+                owner_uid: config.owner_uid.clone(),
+            },
+            &config.operator_keys,
+        )?;
+        let base = load_base(&config).await?;
+        let (device, device_end) = start_device(&options, &config, &base, &metrics)?;
+        health.set(Readiness::ReadingAdapters);
+
+        let registry = AdapterRegistry::start(registry::Settings {
+            guard,
+            boot_id: format!("{:032x}", rand::random::<u128>()),
+            base_digest: config.base_digest.to_string(),
+            maximum_loaded: config.maximum_loaded_adapters as usize,
+            files: AdapterFiles::new(
+                options.store.clone(),
+                config.base_digest.clone(),
+                Arc::clone(&base.config),
+            ),
+            metrics: Arc::clone(&metrics),
+        });
+        let permits = permit_count(&options, &config);
+        let engine = Arc::new(Engine {
+            registry: registry.clone(),
+            device,
+            tokenizer: base.tokenizer,
+            vocabulary: base.config.vocab_size,
+            context_tokens: base.context_tokens,
+            base_name: config.base_name.clone(),
+            permits: Arc::new(Semaphore::new(permits)),
+            permit_count: permits,
+            metrics,
+            health: health.clone(),
+            abort: abort.clone(),
+            started: http::unix_seconds(),
+        });
+        let (http_address, http_listener) = bind(options.listen_http).await?;
+        let http_task = serve_http(http_listener, http::router(engine), stop_http.clone());
+        let (grpc_address, grpc_listener) = bind(options.listen_grpc).await?;
+        let grpc_task = tokio::spawn(grpc::serve(
+            grpc_listener,
+            registry.clone(),
+            health.clone(),
+            stop_rest.clone(),
+        ));
+        tokio::spawn(read_mounted(
+            options.clone(),
+            config,
+            registry,
+            health.clone(),
+        ));
+        tracing::info!(%http_address, %grpc_address, %metrics_address, "listening");
+        Ok(Self {
+            http_address,
+            grpc_address,
+            metrics_address,
+            health,
+            options,
+            abort,
+            stop_http,
+            stop_rest,
+            http: http_task,
+            grpc: grpc_task,
+            metrics: metrics_task,
+            device_end,
+        })
+    }
+
+    /// Serves until `signal`, then drains: not ready at once, new requests taken until endpoints have
+    /// caught up, what runs finished or, at the limit, ended with an error.
+    ///
+    /// # Errors
+    /// Where the compute thread or a server dies before.
+    pub async fn until(mut self, signal: impl Future<Output = ()>) -> anyhow::Result<()> {
+        tokio::select! {
+            () = signal => {}
+            _ = &mut self.device_end => return self.dead().await,
+            ended = &mut self.http => bail!("the HTTP server ended: {ended:?}"),
+            ended = &mut self.grpc => bail!("the gRPC server ended: {ended:?}"),
+            ended = &mut self.metrics => bail!("the metrics server ended: {ended:?}"),
+        }
+        let limit = Instant::now() + Duration::from_secs(self.options.drain_limit_seconds);
+        self.health.set(Readiness::Draining);
+        tracing::info!("stopping: not ready, still accepting");
+        tokio::select! {
+            () = sleep(Duration::from_secs(self.options.drain_delay_seconds)) => {}
+            _ = &mut self.device_end => return self.dead().await,
+        }
+        tracing::info!("stopping: accepting no more");
+        self.stop_http.cancel();
+        if timeout_at(limit, &mut self.http).await.is_err() {
+            tracing::warn!("stopping: the limit is reached, running requests end with an error");
+            self.abort.cancel();
+            let last_words = Instant::now() + LAST_WORDS;
+            if timeout_at(last_words, &mut self.http).await.is_err() {
+                self.http.abort();
+            }
+        }
+        self.stop_rest.cancel();
+        // Health watchers never leave by themselves.
+        self.grpc.abort();
+        self.metrics.abort();
+        tracing::info!("stopped");
+        Ok(())
+    }
+
+    /// Lets running requests hear of it and gives up: the kubelet starts the process again.
+    async fn dead(&mut self) -> anyhow::Result<()> {
+        self.health.set(Readiness::Dead);
+        self.abort.cancel();
+        self.stop_http.cancel();
+        let last_words = Instant::now() + LAST_WORDS;
+        let _ = timeout_at(last_words, &mut self.http).await;
+        Err(anyhow!("the compute thread has died"))
+    }
+}
+
+async fn bind(address: SocketAddr) -> anyhow::Result<(SocketAddr, TcpListener)> {
+    let listener = TcpListener::bind(address)
+        .await
+        .with_context(|| format!("cannot listen on {address}"))?;
+    Ok((listener.local_addr()?, listener))
+}
+
+fn serve_http(
+    listener: TcpListener,
+    router: axum::Router,
+    stop: CancellationToken,
+) -> JoinHandle<std::io::Result<()>> {
+    let listener = listener.tap_io(|connection| {
+        // Small chunks must not wait for the acknowledgement of those before.
+        if let Err(error) = connection.set_nodelay(true) {
+            tracing::debug!(%error, "TCP_NODELAY can't be set");
+        }
+    });
+    tokio::spawn(async move {
+        axum::serve(listener, router)
+            .with_graceful_shutdown(stop.cancelled_owned())
+            .await
+    })
+}
+
+/// The base model as far as it does not belong to the device.
+struct Base {
+    config: Arc<LlamaConfig>,
+    llama: Llama,
+    tokenizer: TextTokenizer,
+    context_tokens: usize,
+}
+
+async fn load_base(config: &EngineConfig) -> anyhow::Result<Base> {
+    let (path, expected) = (config.base_path.clone(), config.base_digest.clone());
+    let wanted_context = config.maximum_context_tokens as usize;
+    let load = move || {
+        let dir = Path::new(&path);
+        let digest = base_digest(dir)?;
+        ensure!(
+            digest == expected.as_str(),
+            "the base model in {path} has digest {digest}, the configuration says {expected}"
+        );
+        let base = BaseModel::load(dir)?;
+        let model = base.config().clone();
+        let positions = model.max_position_embeddings;
+        if wanted_context > positions {
+            tracing::warn!(
+                wanted_context,
+                positions,
+                "maximumContextTokens is above what the model has; the model's counts"
+            );
+        }
+        Ok(Base {
+            llama: Llama::new(&base),
+            tokenizer: TextTokenizer::load(dir)?,
+            context_tokens: match wanted_context {
+                0 => positions,
+                wanted => wanted.min(positions),
+            },
+            config: Arc::new(model),
+        })
+    };
+    tokio::task::spawn_blocking(load)
+        .await?
+        .with_context(|| format!("base model in {}", config.base_path))
+}
+
+fn start_device(
+    options: &Options,
+    config: &EngineConfig,
+    base: &Base,
+    metrics: &Arc<Metrics>,
+) -> anyhow::Result<(Device, device::End)> {
+    let sequences = config.maximum_batch_size.max(1) as usize;
+    let blocks_of_context = base.context_tokens.div_ceil(KV_BLOCK_TOKENS);
+    let affordable =
+        (options.kv_cache_mib as usize * (1 << 20)) / KvPool::block_bytes(&base.config).max(1);
+    ensure!(
+        affordable >= blocks_of_context,
+        "--kv-cache-mib {} holds {} tokens, the context has {}: give it more or lower maximumContextTokens",
+        options.kv_cache_mib,
+        affordable * KV_BLOCK_TOKENS,
+        base.context_tokens
+    );
+    let pool = KvPool::new(&base.config, affordable.min(sequences * blocks_of_context));
+    let settings = DeviceSettings {
+        sequences,
+        pass_tokens: options.pass_tokens as usize,
+        context_tokens: base.context_tokens,
+        threads: config.threads,
+        queue: permit_count(options, config),
+    };
+    Device::start(base.llama.clone(), pool, &settings, Arc::clone(metrics))
+}
+
+/// Requests that run or wait.
+fn permit_count(options: &Options, config: &EngineConfig) -> usize {
+    config.maximum_batch_size.max(1) as usize + options.maximum_waiting as usize
+}
+
+/// Reads the mounted adapters, reports ready, and follows the file.
+async fn read_mounted(
+    options: Options,
+    config: EngineConfig,
+    registry: AdapterRegistry,
+    health: Health,
+) {
+    if registry.mounted(&config.adapters).await.is_err() {
+        return;
+    }
+    health.set(Readiness::Ready);
+    tracing::info!(adapters = config.adapters.len(), "ready");
+    mounted::follow(options.config, registry).await;
+}
