@@ -68,3 +68,19 @@ macro_rules! vectorized {
     )*};
 }
 pub(crate) use vectorized;
+
+/// Repeats a body for `$index` from 0 to a constant bound of at most twelve, each time with a
+/// constant index: arrays of registers stay in registers, which a loop does not promise.
+macro_rules! unrolled {
+    ($index:ident < $bound:ident, $body:block) => {
+        unrolled!(@ $index $bound $body 0 1 2 3 4 5 6 7 8 9 10 11)
+    };
+    (@ $index:ident $bound:ident $body:block $($i:literal)*) => {$(
+        if $i < $bound {
+            const $index: usize = $i;
+            $body
+        }
+    )*};
+}
+#[cfg(target_arch = "x86_64")]
+pub(crate) use unrolled;

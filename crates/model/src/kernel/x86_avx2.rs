@@ -1,12 +1,12 @@
 //! Tiles in AVX2 with FMA: a panel is two registers.
 #![expect(unsafe_code, reason = "vector loads and stores through pointers")]
-#![expect(clippy::needless_range_loop, reason = "constant bounds unroll into registers")]
 #![expect(clippy::indexing_slicing, reason = "register arrays indexed below their constant length")]
 
 use std::arch::x86_64::{
     _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_set1_ps, _mm256_setzero_ps, _mm256_storeu_ps,
 };
 
+use super::dispatch::unrolled;
 use super::outer::OuterTile;
 use super::panels::LANES;
 use super::product::{Tile, finish};
@@ -43,39 +43,41 @@ pub(super) unsafe fn run(rows: usize, panels: usize, tile: &Tile) {
 #[target_feature(enable = "avx2,fma")]
 unsafe fn product_tile<const R: usize, const P: usize>(tile: &Tile) {
     let k = tile.inputs;
-    let mut sums = [[[_mm256_setzero_ps(); 2]; P]; R];
+    let mut low = [[_mm256_setzero_ps(); P]; R];
+    let mut high = [[_mm256_setzero_ps(); P]; R];
     for i in 0..k {
         let mut weights = [[_mm256_setzero_ps(); 2]; P];
-        for p in 0..P {
-            // SAFETY: panel p holds k times sixteen values.
-            weights[p] = unsafe {
-                let at = tile.w.add((p * k + i) * LANES);
+        unrolled!(PANEL < P, {
+            // SAFETY: each panel holds k times sixteen values.
+            weights[PANEL] = unsafe {
+                let at = tile.w.add((PANEL * k + i) * LANES);
                 [_mm256_loadu_ps(at), _mm256_loadu_ps(at.add(8))]
             };
-        }
-        for r in 0..R {
-            // SAFETY: row r holds k values.
-            let input = _mm256_set1_ps(unsafe { *tile.x.add(r * k + i) });
-            for p in 0..P {
-                for h in 0..2 {
-                    sums[r][p][h] = _mm256_fmadd_ps(input, weights[p][h], sums[r][p][h]);
-                }
-            }
-        }
+        });
+        unrolled!(ROW < R, {
+            // SAFETY: each row holds k values.
+            let input = _mm256_set1_ps(unsafe { *tile.x.add(ROW * k + i) });
+            unrolled!(PANEL < P, {
+                let [a, b] = weights[PANEL];
+                low[ROW][PANEL] = _mm256_fmadd_ps(input, a, low[ROW][PANEL]);
+                high[ROW][PANEL] = _mm256_fmadd_ps(input, b, high[ROW][PANEL]);
+            });
+        });
     }
-    for r in 0..R {
-        for p in 0..P {
+    unrolled!(ROW < R, {
+        unrolled!(PANEL < P, {
             let mut lanes = [0.0_f32; LANES];
-            let columns = tile.columns.saturating_sub(p * LANES).min(LANES);
-            // SAFETY: `lanes` holds two registers; `columns` values lie inside row r of the output.
+            let columns = tile.columns.saturating_sub(PANEL * LANES).min(LANES);
+            // SAFETY: `lanes` holds two registers; `columns` values lie inside this row.
             let y = unsafe {
-                _mm256_storeu_ps(lanes.as_mut_ptr(), sums[r][p][0]);
-                _mm256_storeu_ps(lanes.as_mut_ptr().add(8), sums[r][p][1]);
-                std::slice::from_raw_parts_mut(tile.y.add(r * tile.stride + p * LANES), columns)
+                _mm256_storeu_ps(lanes.as_mut_ptr(), low[ROW][PANEL]);
+                _mm256_storeu_ps(lanes.as_mut_ptr().add(8), high[ROW][PANEL]);
+                let at = tile.y.add(ROW * tile.stride + PANEL * LANES);
+                std::slice::from_raw_parts_mut(at, columns)
             };
             finish(&lanes, y, tile.epilogue);
-        }
-    }
+        });
+    });
 }
 
 /// Adds one tile of `gᵀ · x`, sixteen columns wide, to its sums.
@@ -97,31 +99,28 @@ pub(super) unsafe fn outer(outputs: usize, tile: &OuterTile) {
 
 #[target_feature(enable = "avx2,fma")]
 unsafe fn outer_tile<const R: usize>(tile: &OuterTile) {
-    let mut sums = [[_mm256_setzero_ps(); 2]; R];
-    for r in 0..R {
-        for h in 0..2 {
-            // SAFETY: half h of output r.
-            sums[r][h] = unsafe { _mm256_loadu_ps(tile.sums.add(r * tile.stride + h * 8)) };
-        }
-    }
-    for t in 0..tile.rows {
-        // SAFETY: sixteen columns of row t.
-        let inputs = unsafe {
+    let mut low = [_mm256_setzero_ps(); R];
+    let mut high = [_mm256_setzero_ps(); R];
+    // SAFETY: the caller's promise covers sixteen columns of every output and row below.
+    unsafe {
+        unrolled!(ROW < R, {
+            let at = tile.sums.add(ROW * tile.stride);
+            low[ROW] = _mm256_loadu_ps(at);
+            high[ROW] = _mm256_loadu_ps(at.add(8));
+        });
+        for t in 0..tile.rows {
             let at = tile.x.add(t * tile.stride);
-            [_mm256_loadu_ps(at), _mm256_loadu_ps(at.add(8))]
-        };
-        for r in 0..R {
-            // SAFETY: output r of row t.
-            let gradient = _mm256_set1_ps(unsafe { *tile.g.add(t * tile.g_stride + r) });
-            for h in 0..2 {
-                sums[r][h] = _mm256_fmadd_ps(gradient, inputs[h], sums[r][h]);
-            }
+            let (a, b) = (_mm256_loadu_ps(at), _mm256_loadu_ps(at.add(8)));
+            unrolled!(ROW < R, {
+                let gradient = _mm256_set1_ps(*tile.g.add(t * tile.g_stride + ROW));
+                low[ROW] = _mm256_fmadd_ps(gradient, a, low[ROW]);
+                high[ROW] = _mm256_fmadd_ps(gradient, b, high[ROW]);
+            });
         }
-    }
-    for r in 0..R {
-        for h in 0..2 {
-            // SAFETY: half h of output r.
-            unsafe { _mm256_storeu_ps(tile.sums.add(r * tile.stride + h * 8), sums[r][h]) };
-        }
+        unrolled!(ROW < R, {
+            let at = tile.sums.add(ROW * tile.stride);
+            _mm256_storeu_ps(at, low[ROW]);
+            _mm256_storeu_ps(at.add(8), high[ROW]);
+        });
     }
 }

@@ -1,6 +1,5 @@
 //! Tiles in AVX-512F: a panel is one register.
 #![expect(unsafe_code, reason = "vector loads and stores through pointers")]
-#![expect(clippy::needless_range_loop, reason = "constant bounds unroll into registers")]
 #![expect(clippy::indexing_slicing, reason = "register arrays indexed below their constant length")]
 
 use std::arch::x86_64::{
@@ -8,6 +7,7 @@ use std::arch::x86_64::{
     _mm512_maskz_loadu_ps, _mm512_mul_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
 };
 
+use super::dispatch::unrolled;
 use super::outer::OuterTile;
 use super::panels::LANES;
 use super::product::{Epilogue, Tile};
@@ -57,36 +57,37 @@ unsafe fn product_tile<const R: usize, const P: usize>(tile: &Tile) {
     let mut sums = [[_mm512_setzero_ps(); P]; R];
     for i in 0..k {
         let mut weights = [_mm512_setzero_ps(); P];
-        for p in 0..P {
-            // SAFETY: panel p holds k times sixteen values.
-            weights[p] = unsafe { _mm512_loadu_ps(tile.w.add((p * k + i) * LANES)) };
-        }
-        for r in 0..R {
-            // SAFETY: row r holds k values.
-            let input = _mm512_set1_ps(unsafe { *tile.x.add(r * k + i) });
-            for p in 0..P {
-                sums[r][p] = _mm512_fmadd_ps(input, weights[p], sums[r][p]);
-            }
-        }
+        unrolled!(PANEL < P, {
+            // SAFETY: each panel holds k times sixteen values.
+            weights[PANEL] = unsafe { _mm512_loadu_ps(tile.w.add((PANEL * k + i) * LANES)) };
+        });
+        unrolled!(ROW < R, {
+            // SAFETY: each row holds k values.
+            let input = _mm512_set1_ps(unsafe { *tile.x.add(ROW * k + i) });
+            unrolled!(PANEL < P, {
+                sums[ROW][PANEL] = _mm512_fmadd_ps(input, weights[PANEL], sums[ROW][PANEL]);
+            });
+        });
     }
-    for r in 0..R {
-        for p in 0..P {
-            let mask = mask(tile.columns, p);
-            // SAFETY: lanes of the mask lie inside row r of the output.
+    unrolled!(ROW < R, {
+        unrolled!(PANEL < P, {
+            let mask = mask(tile.columns, PANEL);
+            // SAFETY: lanes of the mask lie inside this row of the output.
             unsafe {
-                let at = tile.y.add(r * tile.stride + p * LANES);
+                let at = tile.y.add(ROW * tile.stride + PANEL * LANES);
+                let sum = sums[ROW][PANEL];
                 let value = match tile.epilogue {
-                    Epilogue::Store => sums[r][p],
-                    Epilogue::Add => _mm512_add_ps(_mm512_maskz_loadu_ps(mask, at), sums[r][p]),
+                    Epilogue::Store => sum,
+                    Epilogue::Add => _mm512_add_ps(_mm512_maskz_loadu_ps(mask, at), sum),
                     Epilogue::AddScaled(scale) => _mm512_add_ps(
                         _mm512_maskz_loadu_ps(mask, at),
-                        _mm512_mul_ps(_mm512_set1_ps(scale), sums[r][p]),
+                        _mm512_mul_ps(_mm512_set1_ps(scale), sum),
                     ),
                 };
                 _mm512_mask_storeu_ps(at, mask, value);
             }
-        }
-    }
+        });
+    });
 }
 
 /// Adds one tile of `gᵀ · x` to its sums.
@@ -110,30 +111,31 @@ pub(super) unsafe fn outer(outputs: usize, panels: usize, tile: &OuterTile) {
 #[target_feature(enable = "avx512f")]
 unsafe fn outer_tile<const R: usize, const P: usize>(tile: &OuterTile) {
     let mut sums = [[_mm512_setzero_ps(); P]; R];
-    for r in 0..R {
-        for p in 0..P {
-            // SAFETY: register p of output r.
-            sums[r][p] = unsafe { _mm512_loadu_ps(tile.sums.add(r * tile.stride + p * LANES)) };
+    // SAFETY: the caller's promise covers every register of every output and row below.
+    unsafe {
+        unrolled!(ROW < R, {
+            unrolled!(PANEL < P, {
+                let at = tile.sums.add(ROW * tile.stride + PANEL * LANES);
+                sums[ROW][PANEL] = _mm512_loadu_ps(at);
+            });
+        });
+        for t in 0..tile.rows {
+            let mut inputs = [_mm512_setzero_ps(); P];
+            unrolled!(PANEL < P, {
+                inputs[PANEL] = _mm512_loadu_ps(tile.x.add(t * tile.stride + PANEL * LANES));
+            });
+            unrolled!(ROW < R, {
+                let gradient = _mm512_set1_ps(*tile.g.add(t * tile.g_stride + ROW));
+                unrolled!(PANEL < P, {
+                    sums[ROW][PANEL] = _mm512_fmadd_ps(gradient, inputs[PANEL], sums[ROW][PANEL]);
+                });
+            });
         }
-    }
-    for t in 0..tile.rows {
-        let mut inputs = [_mm512_setzero_ps(); P];
-        for p in 0..P {
-            // SAFETY: register p of row t.
-            inputs[p] = unsafe { _mm512_loadu_ps(tile.x.add(t * tile.stride + p * LANES)) };
-        }
-        for r in 0..R {
-            // SAFETY: output r of row t.
-            let gradient = _mm512_set1_ps(unsafe { *tile.g.add(t * tile.g_stride + r) });
-            for p in 0..P {
-                sums[r][p] = _mm512_fmadd_ps(gradient, inputs[p], sums[r][p]);
-            }
-        }
-    }
-    for r in 0..R {
-        for p in 0..P {
-            // SAFETY: register p of output r.
-            unsafe { _mm512_storeu_ps(tile.sums.add(r * tile.stride + p * LANES), sums[r][p]) };
-        }
+        unrolled!(ROW < R, {
+            unrolled!(PANEL < P, {
+                let at = tile.sums.add(ROW * tile.stride + PANEL * LANES);
+                _mm512_storeu_ps(at, sums[ROW][PANEL]);
+            });
+        });
     }
 }
