@@ -1,2 +1,7 @@
-//! graftwork-operator
-fn main() {}
+//! The operator's binary; everything is in the library.
+
+use clap::Parser as _;
+
+fn main() -> std::process::ExitCode {
+    graftwork_operator::cli::main(graftwork_operator::cli::Cli::parse())
+}

@@ -34,12 +34,19 @@ pub enum Verb {
 }
 
 /// Answers to commands that have none, where one can be given now.
-pub fn answers(status: &LoRAAdapterStatus, view: &View, now: Timestamp) -> BTreeMap<String, Answer> {
+pub fn answers(
+    status: &LoRAAdapterStatus,
+    view: &View,
+    now: Timestamp,
+) -> BTreeMap<String, Answer> {
     status
         .commands
         .iter()
         .filter(|(target, command)| {
-            status.answers.get(*target).is_none_or(|answer| answer.id != command.id)
+            status
+                .answers
+                .get(*target)
+                .is_none_or(|answer| answer.id != command.id)
         })
         .filter_map(|(target, command)| {
             let (outcome, message) = judge(target, command, view)?;
@@ -76,10 +83,12 @@ pub fn accepted(status: &LoRAAdapterStatus) -> Vec<Accepted> {
 
 /// Whether what an accepted command wanted is on record.
 pub fn is_done(command: &Accepted, view: &View) -> bool {
-    view.versions.get(&command.version).is_some_and(|version| match command.verb {
-        Verb::Approve => version.ledger.approved.is_some(),
-        Verb::Reject => version.ledger.rejected.is_some(),
-    })
+    view.versions
+        .get(&command.version)
+        .is_some_and(|version| match command.verb {
+            Verb::Approve => version.ledger.approved.is_some(),
+            Verb::Reject => version.ledger.rejected.is_some(),
+        })
 }
 
 /// The version that a target names.
@@ -99,14 +108,19 @@ fn verb(command: &AdapterCommand) -> Option<Verb> {
 fn judge(target: &str, command: &AdapterCommand, view: &View) -> Option<(AnswerOutcome, String)> {
     let refused = |message: String| Some((AnswerOutcome::Refused, message));
     let Some(number) = version_of(target) else {
-        return refused(format!("target \"{target}\" is not known: write version/NUMBER"));
+        return refused(format!(
+            "target \"{target}\" is not known: write version/NUMBER"
+        ));
     };
     let Some(version) = view.versions.get(&number) else {
         return refused(format!("there is no version {number}"));
     };
     let digest = version.ledger.created.digest.as_str();
     if command.digest != digest {
-        return refused(format!("version {number} has digest {digest}, not {}", command.digest));
+        return refused(format!(
+            "version {number} has digest {digest}, not {}",
+            command.digest
+        ));
     }
     match verb(command) {
         None => refused(format!("verb \"{}\" is not known", command.verb)),
@@ -124,7 +138,10 @@ fn judge_approval(number: u32, version: &VersionView) -> Option<(AnswerOutcome, 
         ));
     }
     if version.ledger.approved.is_some() {
-        return Some((AnswerOutcome::Done, format!("version {number} is approved already")));
+        return Some((
+            AnswerOutcome::Done,
+            format!("version {number} is approved already"),
+        ));
     }
     if version.stage == VersionStage::Rejected {
         return refused(format!("version {number} is rejected: {}", version.message));
@@ -134,9 +151,10 @@ fn judge_approval(number: u32, version: &VersionView) -> Option<(AnswerOutcome, 
             "the gate rejects version {number}: {}",
             gate::explain(judgement)
         )),
-        (Some(Ok(())), Some(_)) => {
-            Some((AnswerOutcome::Accepted, format!("version {number} is approved")))
-        }
+        (Some(Ok(())), Some(_)) => Some((
+            AnswerOutcome::Accepted,
+            format!("version {number} is approved"),
+        )),
         // The keeper has not looked at the files yet.
         _ => None,
     }
@@ -153,8 +171,14 @@ fn judge_rejection(number: u32, version: &VersionView) -> Option<(AnswerOutcome,
         ));
     }
     Some(if version.ledger.rejected.is_some() {
-        (AnswerOutcome::Done, format!("version {number} is rejected already"))
+        (
+            AnswerOutcome::Done,
+            format!("version {number} is rejected already"),
+        )
     } else {
-        (AnswerOutcome::Accepted, format!("version {number} is rejected"))
+        (
+            AnswerOutcome::Accepted,
+            format!("version {number} is rejected"),
+        )
     })
 }

@@ -27,8 +27,11 @@ pub struct Judgement {
 /// Judges a version. `production` is the version that improvement is measured against; without one
 /// it is the bare base model.
 pub fn judge(gate: &Gate, created: &Created, production: Option<u32>) -> Judgement {
-    let rules: Vec<_> =
-        gate.rules.iter().map(|rule| judge_rule(*rule, gate.confidence, created, production)).collect();
+    let rules: Vec<_> = gate
+        .rules
+        .iter()
+        .map(|rule| judge_rule(*rule, gate.confidence, created, production))
+        .collect();
     let has = |verdict| rules.iter().any(|rule| rule.verdict == verdict);
     let verdict = if has(Verdict::Fail) {
         Verdict::Fail
@@ -51,7 +54,12 @@ pub fn explain(judgement: &Judgement) -> String {
         .join("; ")
 }
 
-fn judge_rule(rule: Rule, confidence: f64, created: &Created, production: Option<u32>) -> RuleOutcome {
+fn judge_rule(
+    rule: Rule,
+    confidence: f64,
+    created: &Created,
+    production: Option<u32>,
+) -> RuleOutcome {
     let name = rule.metric.name();
     let measured = created
         .metrics
@@ -66,14 +74,28 @@ fn judge_rule(rule: Rule, confidence: f64, created: &Created, production: Option
         return undecided(name, message);
     };
     match rule.limit {
-        Limit::Minimum(limit) => judge_value(rule.metric, measured, confidence, "minimum", limit, 1.0),
-        Limit::Maximum(limit) => judge_value(rule.metric, measured, confidence, "maximum", limit, -1.0),
-        Limit::MinimumImprovement(points) => {
-            judge_difference(rule.metric, measured, confidence, created, production, points)
+        Limit::Minimum(limit) => {
+            judge_value(rule.metric, measured, confidence, "minimum", limit, 1.0)
         }
-        Limit::MaximumRegression(points) => {
-            judge_difference(rule.metric, measured, confidence, created, production, -points)
+        Limit::Maximum(limit) => {
+            judge_value(rule.metric, measured, confidence, "maximum", limit, -1.0)
         }
+        Limit::MinimumImprovement(points) => judge_difference(
+            rule.metric,
+            measured,
+            confidence,
+            created,
+            production,
+            points,
+        ),
+        Limit::MaximumRegression(points) => judge_difference(
+            rule.metric,
+            measured,
+            confidence,
+            created,
+            production,
+            -points,
+        ),
     }
 }
 
@@ -97,7 +119,12 @@ fn judge_value(
     limit: f64,
     sign: f64,
 ) -> RuleOutcome {
-    let Some(half) = half_width(metric, measured.standard_error, measured.samples, confidence) else {
+    let Some(half) = half_width(
+        metric,
+        measured.standard_error,
+        measured.samples,
+        confidence,
+    ) else {
         return too_few(metric, measured);
     };
     let (low, high) = clamp(metric, measured.value - half, measured.value + half);
@@ -136,7 +163,8 @@ fn judge_difference(
     production: Option<u32>,
     points: f64,
 ) -> RuleOutcome {
-    let wanted = production.map_or_else(|| BASE_REFERENCE.to_owned(), |version| version.to_string());
+    let wanted =
+        production.map_or_else(|| BASE_REFERENCE.to_owned(), |version| version.to_string());
     let found = created.reference.as_deref().unwrap_or(BASE_REFERENCE);
     if found != wanted {
         return RuleOutcome {
@@ -153,11 +181,22 @@ fn judge_difference(
             )
         };
     }
-    let half = half_width(metric, measured.difference_standard_error, measured.samples, confidence);
-    let Some(half) = half else { return too_few(metric, measured) };
+    let half = half_width(
+        metric,
+        measured.difference_standard_error,
+        measured.samples,
+        confidence,
+    );
+    let Some(half) = half else {
+        return too_few(metric, measured);
+    };
     let (low, high) = (measured.difference - half, measured.difference + half);
     let improvement = |difference: f64| POINTS * metric.sign() * difference;
-    let (near, far) = if metric.sign() > 0.0 { (low, high) } else { (high, low) };
+    let (near, far) = if metric.sign() > 0.0 {
+        (low, high)
+    } else {
+        (high, low)
+    };
     let verdict = verdict(improvement(near) - points, improvement(far) - points);
     let relation = match verdict {
         Verdict::Pass => "keeps",
@@ -201,7 +240,11 @@ fn too_few(metric: Metric, measured: &Measured) -> RuleOutcome {
         value: Some(print(measured.value)),
         ..undecided(
             metric.name(),
-            format!("{} over {} rows has no interval", metric.name(), measured.samples),
+            format!(
+                "{} over {} rows has no interval",
+                metric.name(),
+                measured.samples
+            ),
         )
     }
 }
@@ -229,7 +272,9 @@ fn half_width(metric: Metric, standard_error: f64, samples: u64, confidence: f64
         return None;
     }
     let freedom = (samples - 1) as f64;
-    let quantile = StudentsT::new(0.0, 1.0, freedom).ok()?.inverse_cdf(f64::midpoint(1.0, confidence));
+    let quantile = StudentsT::new(0.0, 1.0, freedom)
+        .ok()?
+        .inverse_cdf(f64::midpoint(1.0, confidence));
     let half = quantile * standard_error;
     if !metric.is_share() {
         return Some(half);
@@ -239,12 +284,17 @@ fn half_width(metric: Metric, standard_error: f64, samples: u64, confidence: f64
 }
 
 fn clamp(metric: Metric, low: f64, high: f64) -> (f64, f64) {
-    if metric.is_share() { (low.clamp(0.0, 1.0), high.clamp(0.0, 1.0)) } else { (low, high) }
+    if metric.is_share() {
+        (low.clamp(0.0, 1.0), high.clamp(0.0, 1.0))
+    } else {
+        (low, high)
+    }
 }
 
 /// A number for people: four decimals.
 pub fn print(value: f64) -> String {
-    graftwork_api::Decimal::rounded(value, 4).map_or_else(|| "not a number".to_owned(), |text| text.to_string())
+    graftwork_api::Decimal::rounded(value, 4)
+        .map_or_else(|| "not a number".to_owned(), |text| text.to_string())
 }
 
 #[cfg(test)]
@@ -298,32 +348,105 @@ mod tests {
         let exact = |value| measured("exact_match", value, 0.40, 2000);
         let loss = |value| measured("loss", value, 2.0, 2000);
         for (metric, limit, measured, verdict) in [
-            (Metric::ExactMatch, Limit::Minimum(0.30), exact(0.39), Verdict::Pass),
-            (Metric::ExactMatch, Limit::Minimum(0.30), exact(0.13), Verdict::Fail),
-            (Metric::ExactMatch, Limit::Minimum(0.30), exact(0.31), Verdict::Inconclusive),
-            (Metric::ExactMatch, Limit::Maximum(0.30), exact(0.13), Verdict::Pass),
-            (Metric::ExactMatch, Limit::Maximum(0.30), exact(0.39), Verdict::Fail),
+            (
+                Metric::ExactMatch,
+                Limit::Minimum(0.30),
+                exact(0.39),
+                Verdict::Pass,
+            ),
+            (
+                Metric::ExactMatch,
+                Limit::Minimum(0.30),
+                exact(0.13),
+                Verdict::Fail,
+            ),
+            (
+                Metric::ExactMatch,
+                Limit::Minimum(0.30),
+                exact(0.31),
+                Verdict::Inconclusive,
+            ),
+            (
+                Metric::ExactMatch,
+                Limit::Maximum(0.30),
+                exact(0.13),
+                Verdict::Pass,
+            ),
+            (
+                Metric::ExactMatch,
+                Limit::Maximum(0.30),
+                exact(0.39),
+                Verdict::Fail,
+            ),
             (Metric::Loss, Limit::Maximum(2.0), loss(1.5), Verdict::Pass),
             (Metric::Loss, Limit::Maximum(1.0), loss(1.5), Verdict::Fail),
-            (Metric::ExactMatch, Limit::MinimumImprovement(5.0), exact(0.52), Verdict::Pass),
-            (Metric::ExactMatch, Limit::MinimumImprovement(5.0), exact(0.41), Verdict::Fail),
-            (Metric::ExactMatch, Limit::MinimumImprovement(5.0), exact(0.46), Verdict::Inconclusive),
-            (Metric::ExactMatch, Limit::MaximumRegression(5.0), exact(0.39), Verdict::Pass),
-            (Metric::ExactMatch, Limit::MaximumRegression(5.0), exact(0.20), Verdict::Fail),
+            (
+                Metric::ExactMatch,
+                Limit::MinimumImprovement(5.0),
+                exact(0.52),
+                Verdict::Pass,
+            ),
+            (
+                Metric::ExactMatch,
+                Limit::MinimumImprovement(5.0),
+                exact(0.41),
+                Verdict::Fail,
+            ),
+            (
+                Metric::ExactMatch,
+                Limit::MinimumImprovement(5.0),
+                exact(0.46),
+                Verdict::Inconclusive,
+            ),
+            (
+                Metric::ExactMatch,
+                Limit::MaximumRegression(5.0),
+                exact(0.39),
+                Verdict::Pass,
+            ),
+            (
+                Metric::ExactMatch,
+                Limit::MaximumRegression(5.0),
+                exact(0.20),
+                Verdict::Fail,
+            ),
             // Lower is better: a loss that fell by 0.5 improved by 50 points.
-            (Metric::Loss, Limit::MinimumImprovement(40.0), loss(1.5), Verdict::Pass),
-            (Metric::Loss, Limit::MinimumImprovement(60.0), loss(1.5), Verdict::Fail),
-            (Metric::Loss, Limit::MaximumRegression(40.0), loss(2.5), Verdict::Fail),
+            (
+                Metric::Loss,
+                Limit::MinimumImprovement(40.0),
+                loss(1.5),
+                Verdict::Pass,
+            ),
+            (
+                Metric::Loss,
+                Limit::MinimumImprovement(60.0),
+                loss(1.5),
+                Verdict::Fail,
+            ),
+            (
+                Metric::Loss,
+                Limit::MaximumRegression(40.0),
+                loss(2.5),
+                Verdict::Fail,
+            ),
         ] {
             let judgement = judge(&gate(metric, limit), &created(vec![measured], None), None);
-            assert_eq!(judgement.verdict, verdict, "{limit:?}: {}", judgement.rules[0].message);
+            assert_eq!(
+                judgement.verdict, verdict,
+                "{limit:?}: {}",
+                judgement.rules[0].message
+            );
         }
     }
 
     #[test]
     fn a_message_has_value_interval_limit_and_rows() {
         let version = created(vec![measured("exact_match", 0.131, 0.4, 2000)], None);
-        let judgement = judge(&gate(Metric::ExactMatch, Limit::Minimum(0.30)), &version, None);
+        let judgement = judge(
+            &gate(Metric::ExactMatch, Limit::Minimum(0.30)),
+            &version,
+            None,
+        );
         assert_eq!(
             explain(&judgement),
             "exact_match 0.131 [0.1162, 0.1458] is below the minimum 0.3 over 2000 rows"
@@ -335,11 +458,21 @@ mod tests {
         let rule = gate(Metric::ExactMatch, Limit::Minimum(0.3));
         let mut imported = created(vec![], None);
         imported.training_run = None;
-        for version in [imported, created(vec![], None), created(vec![measured("exact_match", 1.0, 0.0, 1)], None)] {
+        for version in [
+            imported,
+            created(vec![], None),
+            created(vec![measured("exact_match", 1.0, 0.0, 1)], None),
+        ] {
             assert_eq!(judge(&rule, &version, None).verdict, Verdict::Inconclusive);
         }
-        let validation = Measured { split: Split::Validation, ..measured("exact_match", 0.9, 0.1, 500) };
-        assert_eq!(judge(&rule, &created(vec![validation], None), None).verdict, Verdict::Inconclusive);
+        let validation = Measured {
+            split: Split::Validation,
+            ..measured("exact_match", 0.9, 0.1, 500)
+        };
+        assert_eq!(
+            judge(&rule, &created(vec![validation], None), None).verdict,
+            Verdict::Inconclusive
+        );
     }
 
     #[test]
@@ -362,7 +495,10 @@ mod tests {
     fn unanimous_rows_are_no_certainty() {
         let all_right = |samples| created(vec![measured("exact_match", 1.0, 0.0, samples)], None);
         let rule = gate(Metric::ExactMatch, Limit::Minimum(0.9));
-        assert_eq!(judge(&rule, &all_right(10), None).verdict, Verdict::Inconclusive);
+        assert_eq!(
+            judge(&rule, &all_right(10), None).verdict,
+            Verdict::Inconclusive
+        );
         assert_eq!(judge(&rule, &all_right(200), None).verdict, Verdict::Pass);
     }
 
@@ -370,13 +506,19 @@ mod tests {
     fn no_rules_let_everything_through() {
         let mut open = gate(Metric::Loss, Limit::Maximum(1.0));
         open.rules.clear();
-        assert_eq!(judge(&open, &created(vec![], None), None).verdict, Verdict::Pass);
+        assert_eq!(
+            judge(&open, &created(vec![], None), None).verdict,
+            Verdict::Pass
+        );
     }
 
     #[test]
     fn the_worst_rule_decides() {
         let mut both = gate(Metric::ExactMatch, Limit::Minimum(0.3));
-        both.rules.push(Rule { metric: Metric::Loss, limit: Limit::Maximum(1.0) });
+        both.rules.push(Rule {
+            metric: Metric::Loss,
+            limit: Limit::Maximum(1.0),
+        });
         let exact = measured("exact_match", 0.9, 0.1, 500);
         let version = created(vec![exact.clone()], None);
         assert_eq!(judge(&both, &version, None).verdict, Verdict::Inconclusive);

@@ -36,15 +36,22 @@ impl Ledger {
     /// Reads the records below `adapters/<name>/versions/`.
     pub fn read(name: &str, records: &[Record]) -> Self {
         let mut ledger = Self::default();
-        let by_path: BTreeMap<&str, &Record> =
-            records.iter().map(|record| (record.path.as_str(), record)).collect();
-        for number in records.iter().filter_map(|record| number(name, &record.path)) {
+        let by_path: BTreeMap<&str, &Record> = records
+            .iter()
+            .map(|record| (record.path.as_str(), record))
+            .collect();
+        for number in records
+            .iter()
+            .filter_map(|record| number(name, &record.path))
+        {
             ledger.highest = ledger.highest.max(number);
             if ledger.versions.contains_key(&number) {
                 continue;
             }
             let record = |kind| by_path.get(paths::adapter_record(name, number, kind).as_str());
-            let Some(created) = ledger.take(record(RecordKind::Created).copied()) else { continue };
+            let Some(created) = ledger.take(record(RecordKind::Created).copied()) else {
+                continue;
+            };
             let version = Version {
                 created,
                 gate: ledger.take(record(RecordKind::Gate).copied()),
@@ -70,7 +77,9 @@ impl Ledger {
 
     /// The version with that content.
     pub fn by_digest(&self, digest: &str) -> Option<&Version> {
-        self.versions.values().find(|version| version.created.digest.as_str() == digest)
+        self.versions
+            .values()
+            .find(|version| version.created.digest.as_str() == digest)
     }
 
     /// The number that the next version gets.
@@ -81,6 +90,8 @@ impl Ledger {
 
 /// The version that a path is about.
 fn number(name: &str, path: &str) -> Option<u32> {
-    let below = path.strip_prefix(&paths::adapter_versions(name))?.strip_prefix('/')?;
+    let below = path
+        .strip_prefix(&paths::adapter_versions(name))?
+        .strip_prefix('/')?;
     below.split_once('/')?.0.parse().ok()
 }

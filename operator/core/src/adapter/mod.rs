@@ -58,12 +58,14 @@ pub fn plan(
     let answers = command::answers(&next, &view, now);
     if !answers.is_empty() {
         next.answers.extend(answers);
-        return Plan::Decide(Decision { status: next, events: Vec::new() });
+        return Plan::Decide(Decision {
+            status: next,
+            events: Vec::new(),
+        });
     }
     let accepted = command::accepted(&next);
     let mut actions = status::report(cr, &ledger, &view, observed, &accepted, now);
-    let publications =
-        step::publications(cr, &valid, &ledger, &view, observed, &accepted, now);
+    let publications = step::publications(cr, &valid, &ledger, &view, observed, &accepted, now);
     if !publications.is_empty() {
         // What was written shows in the next observation.
         actions.requeue_after = Some(status::SOON);

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use graftwork_api::conditions::{condition, reason};
 use graftwork_api::lora_adapter::{
-    AdapterColumns, AdapterVersion, GateResult, GateRuleResult, Production, Verdict, VersionDataset,
-    VersionStage,
+    AdapterColumns, AdapterVersion, GateResult, GateRuleResult, Production, Verdict,
+    VersionDataset, VersionStage,
 };
 use graftwork_api::training_run::{Metric, ResolvedBaseModel};
 use graftwork_api::uri::PvcUri;
@@ -48,8 +48,18 @@ enum Moving {
 }
 
 impl Said {
-    fn new(truth: Truth, reason: impl Into<String>, message: impl Into<String>, moving: Moving) -> Self {
-        Self { truth, reason: reason.into(), message: message.into(), moving }
+    fn new(
+        truth: Truth,
+        reason: impl Into<String>,
+        message: impl Into<String>,
+        moving: Moving,
+    ) -> Self {
+        Self {
+            truth,
+            reason: reason.into(),
+            message: message.into(),
+            moving,
+        }
     }
 }
 
@@ -67,12 +77,18 @@ pub fn no_storage(
     now: Timestamp,
 ) -> Actions<LoRAAdapterStatus> {
     let said = match problem {
-        StorageProblem::NotOurs(message) => {
-            Said::new(Truth::False, reason::OBJECT_NOT_OURS, message, Moving::Stalled)
-        }
-        StorageProblem::Unavailable(message) => {
-            Said::new(Truth::False, reason::STORAGE_UNAVAILABLE, message, Moving::Rests)
-        }
+        StorageProblem::NotOurs(message) => Said::new(
+            Truth::False,
+            reason::OBJECT_NOT_OURS,
+            message,
+            Moving::Stalled,
+        ),
+        StorageProblem::Unavailable(message) => Said::new(
+            Truth::False,
+            reason::STORAGE_UNAVAILABLE,
+            message,
+            Moving::Rests,
+        ),
     };
     say(cr, cr.status.clone().unwrap_or_default(), said, now)
 }
@@ -85,8 +101,12 @@ pub fn keeper_away(cr: &LoRAAdapter, why: &str, now: Timestamp) -> Actions<LoRAA
     let mut actions = if settled {
         Actions::default()
     } else {
-        let said =
-            Said::new(Truth::Unknown, reason::STORAGE_UNAVAILABLE, why, Moving::Reconciling);
+        let said = Said::new(
+            Truth::Unknown,
+            reason::STORAGE_UNAVAILABLE,
+            why,
+            Moving::Reconciling,
+        );
         say(cr, old, said, now)
     };
     actions.requeue_after = Some(SOON);
@@ -103,15 +123,27 @@ pub fn report(
     now: Timestamp,
 ) -> Actions<LoRAAdapterStatus> {
     let mut next = cr.status.clone().unwrap_or_default();
-    next.versions =
-        view.versions.values().rev().take(LISTED_VERSIONS).map(print_version).collect();
+    next.versions = view
+        .versions
+        .values()
+        .rev()
+        .take(LISTED_VERSIONS)
+        .map(print_version)
+        .collect();
     next.production = view.production.map(|version| Production {
         version,
-        endpoints: view.production_endpoints.iter().take(100).cloned().collect(),
+        endpoints: view
+            .production_endpoints
+            .iter()
+            .take(100)
+            .cloned()
+            .collect(),
     });
     next.approved = view.approved;
     if let Asked::Answered(Ok(base)) = &observed.base {
-        next.base_model = Some(ResolvedBaseModel { digest: base.digest.to_string() });
+        next.base_model = Some(ResolvedBaseModel {
+            digest: base.digest.to_string(),
+        });
     }
     finish_answers(&mut next, view, accepted);
     next.columns = Some(columns(view));
@@ -132,25 +164,40 @@ pub fn report(
 
 /// Whether the keeper still owes an answer about a version.
 fn is_unsettled(view: &View) -> bool {
-    view.versions.values().any(|version| version.reason == reason::GATE_PENDING)
+    view.versions
+        .values()
+        .any(|version| version.reason == reason::GATE_PENDING)
 }
 
 /// An accepted command whose record is there is done.
 fn finish_answers(status: &mut LoRAAdapterStatus, view: &View, accepted: &[Accepted]) {
-    for command in accepted.iter().filter(|command| command::is_done(command, view)) {
-        if let Some(answer) = status.answers.get_mut(&format!("version/{}", command.version)) {
+    for command in accepted
+        .iter()
+        .filter(|command| command::is_done(command, view))
+    {
+        if let Some(answer) = status
+            .answers
+            .get_mut(&format!("version/{}", command.version))
+        {
             answer.outcome = AnswerOutcome::Done;
         }
     }
     let commands = &status.commands;
-    status.answers.retain(|target, _| commands.contains_key(target));
+    status
+        .answers
+        .retain(|target, _| commands.contains_key(target));
 }
 
 /// Rules in order: the first that holds says whether the adapter is ready.
 fn ready(cr: &LoRAAdapter, ledger: &Ledger, observed: &Observed) -> Said {
     if let Some(problem) = claim_problem(&cr.spec.base_model.uri, observed.base_claim) {
         let message = format!("spec.baseModel.uri: {problem}");
-        return Said::new(Truth::False, reason::BASE_MODEL_NOT_FOUND, message, Moving::Rests);
+        return Said::new(
+            Truth::False,
+            reason::BASE_MODEL_NOT_FOUND,
+            message,
+            Moving::Rests,
+        );
     }
     match &observed.base {
         Asked::Answered(Err(problem)) => {
@@ -158,11 +205,21 @@ fn ready(cr: &LoRAAdapter, ledger: &Ledger, observed: &Observed) -> Said {
             return Said::new(Truth::False, &problem.reason, message, Moving::Rests);
         }
         Asked::Unreachable(why) => {
-            return Said::new(Truth::Unknown, reason::STORAGE_UNAVAILABLE, why, Moving::Reconciling);
+            return Said::new(
+                Truth::Unknown,
+                reason::STORAGE_UNAVAILABLE,
+                why,
+                Moving::Reconciling,
+            );
         }
         Asked::NotAsked => {
             let message = "the base model is being looked at";
-            return Said::new(Truth::Unknown, reason::STORAGE_UNAVAILABLE, message, Moving::Reconciling);
+            return Said::new(
+                Truth::Unknown,
+                reason::STORAGE_UNAVAILABLE,
+                message,
+                Moving::Reconciling,
+            );
         }
         Asked::Answered(Ok(_)) => {}
     }
@@ -176,9 +233,19 @@ fn ready(cr: &LoRAAdapter, ledger: &Ledger, observed: &Observed) -> Said {
         return Said::new(Truth::False, &problem.reason, message, Moving::Rests);
     }
     if let Some(unreadable) = ledger.unreadable.first() {
-        return Said::new(Truth::False, reason::INTERNAL_ERROR, unreadable.to_string(), Moving::Rests);
+        return Said::new(
+            Truth::False,
+            reason::INTERNAL_ERROR,
+            unreadable.to_string(),
+            Moving::Rests,
+        );
     }
-    Said::new(Truth::True, reason::READY, "the spec is accepted", Moving::Rests)
+    Said::new(
+        Truth::True,
+        reason::READY,
+        "the spec is accepted",
+        Moving::Rests,
+    )
 }
 
 fn claim_problem(uri: &str, state: ClaimState) -> Option<String> {
@@ -191,7 +258,9 @@ fn say_available(
     actions: &mut Actions<LoRAAdapterStatus>,
     now: Timestamp,
 ) {
-    let Some(status) = &mut actions.status else { return };
+    let Some(status) = &mut actions.status else {
+        return;
+    };
     let mut conditions = Conditions::new(&status.conditions, cr.metadata.generation, now);
     let newest = view.versions.values().next_back();
     match (view.approved, newest) {
@@ -230,7 +299,10 @@ fn columns(view: &View) -> AdapterColumns {
         ),
         gate: newest
             .and_then(|newest| newest.judgement.as_ref())
-            .map_or_else(|| "-".to_owned(), |judgement| print_verdict(judgement.verdict).to_string()),
+            .map_or_else(
+                || "-".to_owned(),
+                |judgement| print_verdict(judgement.verdict).to_string(),
+            ),
     }
 }
 
@@ -265,7 +337,12 @@ fn print_version(view: &VersionView) -> AdapterVersion {
             .take(16)
             .collect(),
         gate: view.judgement.as_ref().map(print_judgement),
-        created_time: Time(created.created_time.parse().unwrap_or(Timestamp::UNIX_EPOCH)),
+        created_time: Time(
+            created
+                .created_time
+                .parse()
+                .unwrap_or(Timestamp::UNIX_EPOCH),
+        ),
     }
 }
 
@@ -332,11 +409,20 @@ fn say(
     said: Said,
     now: Timestamp,
 ) -> Actions<LoRAAdapterStatus> {
-    let old = cr.status.as_ref().map(|status| status.conditions.clone()).unwrap_or_default();
+    let old = cr
+        .status
+        .as_ref()
+        .map(|status| status.conditions.clone())
+        .unwrap_or_default();
     let mut conditions = Conditions::new(&next.conditions, cr.metadata.generation, now);
     conditions.set(condition::READY, said.truth, &said.reason, &said.message);
     if conditions::find(&next.conditions, condition::VERSION_AVAILABLE).is_none() {
-        conditions.set(condition::VERSION_AVAILABLE, Truth::Unknown, &said.reason, &said.message);
+        conditions.set(
+            condition::VERSION_AVAILABLE,
+            Truth::Unknown,
+            &said.reason,
+            &said.message,
+        );
     }
     conditions.set_while(
         condition::RECONCILING,
@@ -362,5 +448,9 @@ fn say(
     } else {
         Vec::new()
     };
-    Actions { status: Some(next), events, ..Actions::default() }
+    Actions {
+        status: Some(next),
+        events,
+        ..Actions::default()
+    }
 }

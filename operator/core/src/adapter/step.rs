@@ -6,7 +6,9 @@ use std::collections::BTreeMap;
 use graftwork_api::conditions::reason;
 use graftwork_api::lora_adapter::VersionStage;
 use graftwork_api::{LoRAAdapter, ServingEndpoint};
-use graftwork_contract::ledger::{Approved, Created, DatasetVersion, Gate, RecordKind, Rejected, Verdict};
+use graftwork_contract::ledger::{
+    Approved, Created, DatasetVersion, Gate, RecordKind, Rejected, Verdict,
+};
 use graftwork_contract::proto::store::v1::PublishRequest;
 use graftwork_contract::run::RunResult;
 use graftwork_contract::{Digest, digest, paths};
@@ -70,22 +72,32 @@ pub struct RolledBack {
 /// Looks at all versions.
 pub fn view(cr: &LoRAAdapter, valid: &Valid, ledger: &Ledger, observed: &Observed) -> View {
     let name = cr.metadata.name.as_deref().unwrap_or_default();
-    let base = observed.base.answer().and_then(|described| described.as_ref().ok());
+    let base = observed
+        .base
+        .answer()
+        .and_then(|described| described.as_ref().ok());
     let stable_on: BTreeMap<u32, Vec<String>> = ledger
         .versions
         .iter()
         .map(|(number, version)| {
-            (*number, stable_on(name, version.created.digest.as_str(), &observed.endpoints))
+            (
+                *number,
+                stable_on(name, version.created.digest.as_str(), &observed.endpoints),
+            )
         })
         .collect();
-    let production =
-        stable_on.iter().rev().find(|(_, endpoints)| !endpoints.is_empty()).map(|(number, _)| *number);
+    let production = stable_on
+        .iter()
+        .rev()
+        .find(|(_, endpoints)| !endpoints.is_empty())
+        .map(|(number, _)| *number);
     let versions: BTreeMap<u32, VersionView> = ledger
         .versions
         .iter()
         .map(|(number, version)| {
             let stable_on = stable_on.get(number).cloned().unwrap_or_default();
-            let rolled_back = rolled_back(name, version.created.digest.as_str(), &observed.endpoints);
+            let rolled_back =
+                rolled_back(name, version.created.digest.as_str(), &observed.endpoints);
             let verified = verified(version, observed);
             let judgement = verified
                 .as_ref()
@@ -106,14 +118,20 @@ pub fn view(cr: &LoRAAdapter, valid: &Valid, ledger: &Ledger, observed: &Observe
         })
         .collect();
     let may_see_traffic = |view: &VersionView| {
-        matches!(view.stage, VersionStage::Approved | VersionStage::Production)
-            && view.ledger.rejected.is_none()
+        matches!(
+            view.stage,
+            VersionStage::Approved | VersionStage::Production
+        ) && view.ledger.rejected.is_none()
             && base.is_none_or(|base| base.digest == view.ledger.created.base)
     };
-    let approved =
-        versions.iter().rev().find(|(_, view)| may_see_traffic(view)).map(|(number, _)| *number);
-    let production_endpoints =
-        production.and_then(|number| versions.get(&number)).map(|view| view.stable_on.clone());
+    let approved = versions
+        .iter()
+        .rev()
+        .find(|(_, view)| may_see_traffic(view))
+        .map(|(number, _)| *number);
+    let production_endpoints = production
+        .and_then(|number| versions.get(&number))
+        .map(|view| view.stable_on.clone());
     View {
         production,
         production_endpoints: production_endpoints.unwrap_or_default(),
@@ -126,9 +144,10 @@ pub fn view(cr: &LoRAAdapter, valid: &Valid, ledger: &Ledger, observed: &Observe
 /// change what was measured then.
 fn judgement(valid: &Valid, version: &Version, production: Option<u32>) -> Judgement {
     match &version.gate {
-        Some(gate) if gate.rules_digest == valid.gate.digest => {
-            Judgement { verdict: gate.verdict, rules: gate.rules.clone() }
-        }
+        Some(gate) if gate.rules_digest == valid.gate.digest => Judgement {
+            verdict: gate.verdict,
+            rules: gate.rules.clone(),
+        },
         _ => gate::judge(&valid.gate, &version.created, production),
     }
 }
@@ -138,7 +157,10 @@ fn verified(version: &Version, observed: &Observed) -> Option<Result<(), Problem
         // It was verified before it was approved.
         return Some(Ok(()));
     }
-    let answer = observed.verifications.get(version.created.digest.as_str())?.answer()?;
+    let answer = observed
+        .verifications
+        .get(version.created.digest.as_str())?
+        .answer()?;
     Some(answer.as_ref().map(|_| ()).map_err(Clone::clone))
 }
 
@@ -148,10 +170,18 @@ fn stage(view: &VersionView, valid: &Valid, base: Option<&Base>) -> (VersionStag
     let created = &view.ledger.created;
     if !view.stable_on.is_empty() {
         let message = format!("stable on {}", view.stable_on.join(", "));
-        return said(VersionStage::Production, reason::STABLE_ON_ENDPOINT, message);
+        return said(
+            VersionStage::Production,
+            reason::STABLE_ON_ENDPOINT,
+            message,
+        );
     }
     if let Some(rejected) = &view.ledger.rejected {
-        return said(VersionStage::Rejected, &rejected.reason, rejected.message.clone());
+        return said(
+            VersionStage::Rejected,
+            &rejected.reason,
+            rejected.message.clone(),
+        );
     }
     if let Some(base) = base.filter(|base| base.digest != created.base) {
         let message = format!(
@@ -162,30 +192,42 @@ fn stage(view: &VersionView, valid: &Valid, base: Option<&Base>) -> (VersionStag
     }
     if let Some(approved) = &view.ledger.approved {
         return if approved.by == BY_GATE {
-            said(VersionStage::Approved, reason::GATE_PASSED, "every rule passed".to_owned())
+            said(
+                VersionStage::Approved,
+                reason::GATE_PASSED,
+                "every rule passed".to_owned(),
+            )
         } else {
             let message = format!("approved by {}: {}", approved.by, approved.reason);
             said(VersionStage::Approved, reason::APPROVED_BY_USER, message)
         };
     }
     if let Some(Err(problem)) = &view.verified {
-        return said(VersionStage::Rejected, &problem.reason, problem.message.clone());
+        return said(
+            VersionStage::Rejected,
+            &problem.reason,
+            problem.message.clone(),
+        );
     }
     let Some(judgement) = &view.judgement else {
         let message = "the keeper is looking at the version's files".to_owned();
         return said(VersionStage::Candidate, reason::GATE_PENDING, message);
     };
     match judgement.verdict {
-        Verdict::Fail => {
-            said(VersionStage::Rejected, reason::GATE_FAILED, gate::explain(judgement))
-        }
+        Verdict::Fail => said(
+            VersionStage::Rejected,
+            reason::GATE_FAILED,
+            gate::explain(judgement),
+        ),
         Verdict::Inconclusive if valid.gate.manual => {
             let message = format!("a person has to approve: {}", gate::explain(judgement));
             said(VersionStage::Candidate, reason::AWAITING_APPROVAL, message)
         }
-        Verdict::Inconclusive => {
-            said(VersionStage::Candidate, reason::GATE_INCONCLUSIVE, gate::explain(judgement))
-        }
+        Verdict::Inconclusive => said(
+            VersionStage::Candidate,
+            reason::GATE_INCONCLUSIVE,
+            gate::explain(judgement),
+        ),
         Verdict::Pass if valid.gate.manual => {
             let message = "every rule passed; a person has to approve".to_owned();
             said(VersionStage::Candidate, reason::AWAITING_APPROVAL, message)
@@ -203,10 +245,17 @@ fn stable_on(adapter: &str, digest: &str, endpoints: &[ServingEndpoint]) -> Vec<
         .iter()
         .filter(|endpoint| {
             served_as(adapter, endpoint).any(|alias| {
-                endpoint.status.iter().flat_map(|status| &status.adapters).any(|served| {
-                    served.name == alias
-                        && served.stable.as_ref().is_some_and(|stable| stable.digest == digest)
-                })
+                endpoint
+                    .status
+                    .iter()
+                    .flat_map(|status| &status.adapters)
+                    .any(|served| {
+                        served.name == alias
+                            && served
+                                .stable
+                                .as_ref()
+                                .is_some_and(|stable| stable.digest == digest)
+                    })
             })
         })
         .filter_map(|endpoint| endpoint.metadata.name.clone())
@@ -240,8 +289,14 @@ fn rolled_back(adapter: &str, digest: &str, endpoints: &[ServingEndpoint]) -> Op
     });
     let (endpoint, rejected) = entries.max_by_key(|(_, rejected)| rejected.time.0)?;
     let name = endpoint.metadata.name.clone()?;
-    let message = format!("rolled back on {name}: {}: {}", rejected.reason, rejected.message);
-    Some(RolledBack { endpoint: name, message })
+    let message = format!(
+        "rolled back on {name}: {}: {}",
+        rejected.reason, rejected.message
+    );
+    Some(RolledBack {
+        endpoint: name,
+        message,
+    })
 }
 
 /// The records that are to be written now. Each is create-only and derives from what was observed,
@@ -258,7 +313,12 @@ pub fn publications(
     let name = cr.metadata.name.as_deref().unwrap_or_default();
     let mut requests = Vec::new();
     if let Some(created) = next_version(name, cr, ledger, observed, now) {
-        requests.extend(request(name, created.version, RecordKind::Created, &created));
+        requests.extend(request(
+            name,
+            created.version,
+            RecordKind::Created,
+            &created,
+        ));
     }
     for (number, version) in &view.versions {
         let records = &version.ledger;
@@ -316,7 +376,12 @@ fn next_version(
     if let Some(result) = results.into_iter().next() {
         return Some(trained(ledger.next(), result));
     }
-    let Asked::Answered(Ok(Verified { digest, rank, size_bytes })) = &observed.import else {
+    let Asked::Answered(Ok(Verified {
+        digest,
+        rank,
+        size_bytes,
+    })) = &observed.import
+    else {
         return None;
     };
     let base = observed.base.answer()?.as_ref().ok()?;
@@ -336,7 +401,11 @@ fn next_version(
 }
 
 fn trained(version: u32, result: RunResult) -> Created {
-    let reference = result.resolved.reference.as_ref().map(|reference| reference.version.to_string());
+    let reference = result
+        .resolved
+        .reference
+        .as_ref()
+        .map(|reference| reference.version.to_string());
     Created {
         version,
         digest: result.digest,
@@ -368,8 +437,9 @@ fn approval(
     if !open || version.stage != VersionStage::Candidate {
         return None;
     }
-    if let Some(command) =
-        accepted.iter().find(|command| command.version == number && command.verb == Verb::Approve)
+    if let Some(command) = accepted
+        .iter()
+        .find(|command| command.version == number && command.verb == Verb::Approve)
     {
         return Some(Approved {
             by: command.user.clone(),
@@ -377,7 +447,10 @@ fn approval(
             time: now.to_string(),
         });
     }
-    let passed = version.judgement.as_ref().is_some_and(|it| it.verdict == Verdict::Pass);
+    let passed = version
+        .judgement
+        .as_ref()
+        .is_some_and(|it| it.verdict == Verdict::Pass);
     // The judgement is on record before what follows from it.
     (passed && !valid.gate.manual && records.gate.is_some()).then(|| Approved {
         by: BY_GATE.to_owned(),
@@ -396,8 +469,9 @@ fn rejection(
         return None;
     }
     let time = now.to_string();
-    if let Some(command) =
-        accepted.iter().find(|command| command.version == number && command.verb == Verb::Reject)
+    if let Some(command) = accepted
+        .iter()
+        .find(|command| command.version == number && command.verb == Verb::Reject)
     {
         return Some(Rejected {
             reason: reason::REJECTED_BY_USER.to_owned(),

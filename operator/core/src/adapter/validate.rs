@@ -93,7 +93,10 @@ pub struct Invalid {
 
 impl Invalid {
     fn new(field: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { field: field.into(), message: message.into() }
+        Self {
+            field: field.into(),
+            message: message.into(),
+        }
     }
 }
 
@@ -114,7 +117,10 @@ pub fn validate(spec: &LoRAAdapterSpec) -> Result<Valid, Invalid> {
                 .map_err(|error| Invalid::new("spec.import.digest", error.to_string()))?;
         }
     }
-    Ok(Valid { base, gate: read_gate(&spec.gate)? })
+    Ok(Valid {
+        base,
+        gate: read_gate(&spec.gate)?,
+    })
 }
 
 fn read_gate(gate: &graftwork_api::lora_adapter::Gate) -> Result<Gate, Invalid> {
@@ -140,7 +146,12 @@ fn read_gate(gate: &graftwork_api::lora_adapter::Gate) -> Result<Gate, Invalid> 
         .collect::<Result<_, _>>()?;
     let judged_by = json!({"rules": gate.rules, "confidence": gate.confidence});
     let digest = Digest::of(graftwork_contract::digest::canonical_json(&judged_by).as_bytes());
-    Ok(Gate { rules, confidence, manual, digest })
+    Ok(Gate {
+        rules,
+        confidence,
+        manual,
+        digest,
+    })
 }
 
 fn read_rule(field: &str, rule: &GateRule) -> Result<Rule, Invalid> {
@@ -148,20 +159,35 @@ fn read_rule(field: &str, rule: &GateRule) -> Result<Rule, Invalid> {
         GateMetric::Loss => Metric::Loss,
         GateMetric::ExactMatch => Metric::ExactMatch,
         GateMetric::Other(other) => {
-            return Err(unknown(&format!("{field}.metric"), other, GateMetric::KNOWN));
+            return Err(unknown(
+                &format!("{field}.metric"),
+                other,
+                GateMetric::KNOWN,
+            ));
         }
     };
     let limits = [
         ("minimum", &rule.minimum, Limit::Minimum as fn(f64) -> Limit),
         ("maximum", &rule.maximum, Limit::Maximum),
-        ("minimumImprovementPoints", &rule.minimum_improvement_points, Limit::MinimumImprovement),
-        ("maximumRegressionPoints", &rule.maximum_regression_points, Limit::MaximumRegression),
+        (
+            "minimumImprovementPoints",
+            &rule.minimum_improvement_points,
+            Limit::MinimumImprovement,
+        ),
+        (
+            "maximumRegressionPoints",
+            &rule.maximum_regression_points,
+            Limit::MaximumRegression,
+        ),
     ];
-    let mut given = limits.into_iter().filter_map(|(key, text, limit)| Some((key, text.as_ref()?, limit)));
+    let mut given = limits
+        .into_iter()
+        .filter_map(|(key, text, limit)| Some((key, text.as_ref()?, limit)));
     match (given.next(), given.next()) {
-        (Some((key, text, limit)), None) => {
-            Ok(Rule { metric, limit: limit(number(&format!("{field}.{key}"), text)?) })
-        }
+        (Some((key, text, limit)), None) => Ok(Rule {
+            metric,
+            limit: limit(number(&format!("{field}.{key}"), text)?),
+        }),
         _ => Err(Invalid::new(
             field,
             "exactly one of minimum, maximum, minimumImprovementPoints and maximumRegressionPoints is needed",
@@ -170,13 +196,17 @@ fn read_rule(field: &str, rule: &GateRule) -> Result<Rule, Invalid> {
 }
 
 fn number(field: &str, text: &Decimal) -> Result<f64, Invalid> {
-    text.value().ok_or_else(|| Invalid::new(field, format!("\"{text}\" is not a number")))
+    text.value()
+        .ok_or_else(|| Invalid::new(field, format!("\"{text}\" is not a number")))
 }
 
 fn unknown(field: &str, value: &str, known: &[&str]) -> Invalid {
     Invalid::new(
         field,
-        format!("\"{value}\" is not known to this version; it knows {}", known.join(", ")),
+        format!(
+            "\"{value}\" is not known to this version; it knows {}",
+            known.join(", ")
+        ),
     )
 }
 
@@ -189,7 +219,9 @@ mod tests {
 
     fn spec(gate: &Value) -> LoRAAdapterSpec {
         LoRAAdapterSpec {
-            base_model: BaseModelSource { uri: "pvc://models/tiny".to_owned() },
+            base_model: BaseModelSource {
+                uri: "pvc://models/tiny".to_owned(),
+            },
             import: None,
             gate: serde_json::from_value(gate.clone()).unwrap(),
         }
@@ -210,8 +242,14 @@ mod tests {
         assert_eq!(
             valid.gate.rules,
             [
-                Rule { metric: Metric::Loss, limit: Limit::Maximum(2.5) },
-                Rule { metric: Metric::ExactMatch, limit: Limit::MinimumImprovement(0.5) },
+                Rule {
+                    metric: Metric::Loss,
+                    limit: Limit::Maximum(2.5)
+                },
+                Rule {
+                    metric: Metric::ExactMatch,
+                    limit: Limit::MinimumImprovement(0.5)
+                },
             ]
         );
     }
@@ -222,13 +260,19 @@ mod tests {
             (json!({"confidence": "1"}), "spec.gate.confidence"),
             (json!({"confidence": "x"}), "spec.gate.confidence"),
             (json!({"approval": "Sometimes"}), "spec.gate.approval"),
-            (json!({"rules": [{"metric": "mood", "minimum": "1"}]}), "spec.gate.rules[0].metric"),
+            (
+                json!({"rules": [{"metric": "mood", "minimum": "1"}]}),
+                "spec.gate.rules[0].metric",
+            ),
             (json!({"rules": [{"metric": "loss"}]}), "spec.gate.rules[0]"),
             (
                 json!({"rules": [{"metric": "loss", "minimum": "1", "maximum": "2"}]}),
                 "spec.gate.rules[0]",
             ),
-            (json!({"rules": [{"metric": "loss", "maximum": "1e999"}]}), "spec.gate.rules[0].maximum"),
+            (
+                json!({"rules": [{"metric": "loss", "maximum": "1e999"}]}),
+                "spec.gate.rules[0].maximum",
+            ),
         ] {
             assert_eq!(validate(&spec(&gate)).unwrap_err().field, field, "{gate}");
         }
@@ -247,7 +291,10 @@ mod tests {
             digest(json!({"rules": rules})),
             digest(json!({"rules": rules, "approval": "Manual"}))
         );
-        assert_ne!(digest(json!({"rules": rules})), digest(json!({"rules": rules, "confidence": "0.9"})));
+        assert_ne!(
+            digest(json!({"rules": rules})),
+            digest(json!({"rules": rules, "confidence": "0.9"}))
+        );
         assert_ne!(digest(json!({"rules": rules})), digest(json!({})));
     }
 }

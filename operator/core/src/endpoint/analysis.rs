@@ -47,7 +47,12 @@ impl Counts {
     fn add(&mut self, stats: &VersionStats) {
         self.completed += stats.completed;
         self.errors += stats.errors;
-        self.latency.extend(stats.latency.iter().map(|bucket| (bucket.index, bucket.count)));
+        self.latency.extend(
+            stats
+                .latency
+                .iter()
+                .map(|bucket| (bucket.index, bucket.count)),
+        );
     }
 }
 
@@ -59,7 +64,11 @@ pub fn judge(
     candidate: &str,
     routers: &[&RouterPod],
 ) -> Option<Judgement> {
-    if routers.iter().all(|router| !router.stats.contains_key(model)) && !routers.is_empty() {
+    if routers
+        .iter()
+        .all(|router| !router.stats.contains_key(model))
+        && !routers.is_empty()
+    {
         return None;
     }
     let replies = match read(model, routers) {
@@ -93,7 +102,10 @@ struct Missing {
 /// The replies of all routers, or why they do not make a whole.
 fn read<'a>(model: &str, routers: &[&'a RouterPod]) -> Result<Vec<&'a StatsReply>, Missing> {
     if routers.is_empty() {
-        return Err(Missing { message: "no router is ready".to_owned(), gap: false });
+        return Err(Missing {
+            message: "no router is ready".to_owned(),
+            gap: false,
+        });
     }
     routers
         .iter()
@@ -128,13 +140,25 @@ fn undecided(analysis: &Analysis, message: &str, gap: bool) -> Judgement {
             message: Some(message.to_owned()),
         })
         .collect();
-    Judgement { verdict: Verdict::Inconclusive, results, failure: None, gap }
+    Judgement {
+        verdict: Verdict::Inconclusive,
+        results,
+        failure: None,
+        gap,
+    }
 }
 
 fn summarise(rules: &[Rule], results: Vec<AnalysisResult>) -> Judgement {
-    let failure = rules.iter().zip(&results).find(|(_, result)| result.verdict == Verdict::Fail).map(
-        |(rule, result)| (rule.metric.reason(), result.message.clone().unwrap_or_default()),
-    );
+    let failure = rules
+        .iter()
+        .zip(&results)
+        .find(|(_, result)| result.verdict == Verdict::Fail)
+        .map(|(rule, result)| {
+            (
+                rule.metric.reason(),
+                result.message.clone().unwrap_or_default(),
+            )
+        });
     let verdict = if failure.is_some() {
         Verdict::Fail
     } else if results.iter().all(|result| result.verdict == Verdict::Pass) {
@@ -142,7 +166,12 @@ fn summarise(rules: &[Rule], results: Vec<AnalysisResult>) -> Judgement {
     } else {
         Verdict::Inconclusive
     };
-    Judgement { verdict, results, failure, gap: false }
+    Judgement {
+        verdict,
+        results,
+        failure,
+        gap: false,
+    }
 }
 
 /// A value with the range in which the true one lies.
@@ -170,7 +199,11 @@ fn error_rate(counts: &Counts) -> Option<Estimate> {
     let scale = 1.0 + Z * Z / n;
     let centre = (share + Z * Z / (2.0 * n)) / scale;
     let half = Z / scale * (share * (1.0 - share) / n + Z * Z / (4.0 * n * n)).sqrt();
-    Some(Estimate { value: share, low: (centre - half).max(0.0), high: (centre + half).min(1.0) })
+    Some(Estimate {
+        value: share,
+        low: (centre - half).max(0.0),
+        high: (centre + half).min(1.0),
+    })
 }
 
 /// 95th percentile in seconds. The range is that of the order statistics around it: the number of
@@ -179,7 +212,11 @@ fn latency_p95(counts: &Counts) -> Option<Estimate> {
     let n: u64 = counts.latency.iter().map(|(_, count)| count).sum();
     let spread = Z * (TAIL * (1.0 - TAIL) / n as f64).sqrt();
     let at = |share: f64| Some(latency::quantile(&counts.latency, share)? / 1000.0);
-    Some(Estimate { value: at(TAIL)?, low: at(TAIL - spread)?, high: at(TAIL + spread)? })
+    Some(Estimate {
+        value: at(TAIL)?,
+        low: at(TAIL - spread)?,
+        high: at(TAIL + spread)?,
+    })
 }
 
 fn judge_rule(rule: Rule, minimum: u64, stable: &Counts, candidate: &Counts) -> AnalysisResult {
@@ -187,14 +224,14 @@ fn judge_rule(rule: Rule, minimum: u64, stable: &Counts, candidate: &Counts) -> 
     let of_candidate = estimate(rule.metric, candidate);
     let (verdict, message) = match (of_candidate, of_stable, rule.limit) {
         (None, ..) => too_few("the candidate", candidate.completed, minimum),
-        _ if candidate.completed < minimum => too_few("the candidate", candidate.completed, minimum),
+        _ if candidate.completed < minimum => {
+            too_few("the candidate", candidate.completed, minimum)
+        }
         (Some(candidate_value), _, Limit::Maximum(limit)) => {
             against_maximum(rule.metric, candidate_value, limit, candidate.completed)
         }
         (_, None, _) => too_few("the stable version", stable.completed, minimum),
-        _ if stable.completed < minimum => {
-            too_few("the stable version", stable.completed, minimum)
-        }
+        _ if stable.completed < minimum => too_few("the stable version", stable.completed, minimum),
         (Some(candidate_value), Some(stable_value), Limit::MaximumIncreasePercent(percent)) => {
             let samples = candidate.completed;
             against_stable(rule.metric, candidate_value, stable_value, percent, samples)
@@ -217,8 +254,16 @@ fn too_few(whose: &str, completed: u64, minimum: u64) -> (Verdict, String) {
     )
 }
 
-fn against_maximum(metric: Metric, candidate: Estimate, limit: f64, samples: u64) -> (Verdict, String) {
-    let verdict = verdict(candidate.value <= limit + TOLERANCE, candidate.low > limit + TOLERANCE);
+fn against_maximum(
+    metric: Metric,
+    candidate: Estimate,
+    limit: f64,
+    samples: u64,
+) -> (Verdict, String) {
+    let verdict = verdict(
+        candidate.value <= limit + TOLERANCE,
+        candidate.low > limit + TOLERANCE,
+    );
     let relation = relation(&verdict);
     (
         verdict,
@@ -239,8 +284,10 @@ fn against_stable(
     samples: u64,
 ) -> (Verdict, String) {
     let factor = 1.0 + percent / 100.0 + TOLERANCE;
-    let verdict =
-        verdict(candidate.value <= stable.value * factor, candidate.low > stable.high * factor);
+    let verdict = verdict(
+        candidate.value <= stable.value * factor,
+        candidate.low > stable.high * factor,
+    );
     let relation = relation(&verdict);
     (
         verdict,
@@ -292,15 +339,25 @@ mod tests {
             errors,
             latency: milliseconds
                 .iter()
-                .map(|it| HistogramBucket { index: latency::bucket(*it), count: 1 })
+                .map(|it| HistogramBucket {
+                    index: latency::bucket(*it),
+                    count: 1,
+                })
                 .collect(),
             ..VersionStats::default()
         }
     }
 
     fn router(versions: Vec<VersionStats>) -> RouterPod {
-        let reply = StatsReply { covered: true, versions, ..StatsReply::default() };
-        RouterPod { stats: [("m".to_owned(), Asked::Answered(reply))].into(), ..RouterPod::default() }
+        let reply = StatsReply {
+            covered: true,
+            versions,
+            ..StatsReply::default()
+        };
+        RouterPod {
+            stats: [("m".to_owned(), Asked::Answered(reply))].into(),
+            ..RouterPod::default()
+        }
     }
 
     fn analysis(metric: Metric, limit: Limit) -> Analysis {
@@ -326,10 +383,18 @@ mod tests {
             (812, 8, Verdict::Pass),
             (812, 65, Verdict::Fail),
         ] {
-            let judgement = ruled(Metric::ErrorRate, limit, &router(vec![stats("new", completed, errors, &[])]));
+            let judgement = ruled(
+                Metric::ErrorRate,
+                limit,
+                &router(vec![stats("new", completed, errors, &[])]),
+            );
             assert_eq!(judgement.verdict, verdict, "{errors} of {completed}");
         }
-        let judgement = ruled(Metric::ErrorRate, limit, &router(vec![stats("new", 812, 65, &[])]));
+        let judgement = ruled(
+            Metric::ErrorRate,
+            limit,
+            &router(vec![stats("new", 812, 65, &[])]),
+        );
         assert_eq!(
             judgement.failure,
             Some((
@@ -341,30 +406,53 @@ mod tests {
 
     #[test]
     fn latency_is_compared_in_the_same_window() {
-        let spread = |factor: f64| -> Vec<f64> { (1..=200).map(|it| f64::from(it) * factor).collect() };
+        let spread =
+            |factor: f64| -> Vec<f64> { (1..=200).map(|it| f64::from(it) * factor).collect() };
         let limit = Limit::MaximumIncreasePercent(10.0);
         let both = |factor| {
-            router(vec![stats("old", 200, 0, &spread(1.0)), stats("new", 200, 0, &spread(factor))])
+            router(vec![
+                stats("old", 200, 0, &spread(1.0)),
+                stats("new", 200, 0, &spread(factor)),
+            ])
         };
-        assert_eq!(ruled(Metric::LatencyP95, limit, &both(1.0)).verdict, Verdict::Pass);
-        assert_eq!(ruled(Metric::LatencyP95, limit, &both(1.2)).verdict, Verdict::Inconclusive);
+        assert_eq!(
+            ruled(Metric::LatencyP95, limit, &both(1.0)).verdict,
+            Verdict::Pass
+        );
+        assert_eq!(
+            ruled(Metric::LatencyP95, limit, &both(1.2)).verdict,
+            Verdict::Inconclusive
+        );
         let slow = ruled(Metric::LatencyP95, limit, &both(5.0));
         assert_eq!(slow.verdict, Verdict::Fail);
         let (reason, message) = slow.failure.unwrap();
-        assert_eq!(reason, graftwork_api::conditions::reason::LATENCY_ABOVE_LIMIT);
+        assert_eq!(
+            reason,
+            graftwork_api::conditions::reason::LATENCY_ABOVE_LIMIT
+        );
         assert!(message.ends_with("+ 10 % over 200 requests"), "{message}");
     }
 
     #[test]
     fn a_comparison_wants_as_many_of_the_stable_version() {
-        let few = router(vec![stats("old", 10, 0, &[1.0; 10]), stats("new", 100, 0, &[1.0; 100])]);
-        let judgement = ruled(Metric::LatencyP95, Limit::MaximumIncreasePercent(10.0), &few);
+        let few = router(vec![
+            stats("old", 10, 0, &[1.0; 10]),
+            stats("new", 100, 0, &[1.0; 100]),
+        ]);
+        let judgement = ruled(
+            Metric::LatencyP95,
+            Limit::MaximumIncreasePercent(10.0),
+            &few,
+        );
         assert_eq!(judgement.verdict, Verdict::Inconclusive);
         assert_eq!(
             judgement.results[0].message.as_deref(),
             Some("the stable version completed 10 requests of minimumRequests 50")
         );
-        assert_eq!(ruled(Metric::LatencyP95, Limit::Maximum(1.0), &few).verdict, Verdict::Pass);
+        assert_eq!(
+            ruled(Metric::LatencyP95, Limit::Maximum(1.0), &few).verdict,
+            Verdict::Pass
+        );
     }
 
     #[test]
@@ -372,9 +460,12 @@ mod tests {
         let good = router(vec![stats("new", 500, 0, &[])]);
         let rules = analysis(Metric::ErrorRate, Limit::Maximum(0.5));
         let mut restarted = good.clone();
-        restarted.stats.insert("m".to_owned(), Asked::Answered(StatsReply::default()));
+        restarted
+            .stats
+            .insert("m".to_owned(), Asked::Answered(StatsReply::default()));
         let mut away = good.clone();
-        away.stats.insert("m".to_owned(), Asked::Unreachable("timed out".to_owned()));
+        away.stats
+            .insert("m".to_owned(), Asked::Unreachable("timed out".to_owned()));
         let silent = RouterPod::default();
         for (routers, gap) in [
             (vec![&good, &restarted], true),
@@ -383,10 +474,22 @@ mod tests {
             (vec![], false),
         ] {
             let judgement = judge(&rules, "m", Some("old"), "new", &routers).unwrap();
-            assert_eq!((judgement.verdict, judgement.gap), (Verdict::Inconclusive, gap));
+            assert_eq!(
+                (judgement.verdict, judgement.gap),
+                (Verdict::Inconclusive, gap)
+            );
         }
-        assert_eq!(judge(&rules, "m", Some("old"), "new", &[&good]).unwrap().verdict, Verdict::Pass);
-        assert_eq!(judge(&rules, "m", Some("old"), "new", &[&silent]), None, "nothing was asked");
+        assert_eq!(
+            judge(&rules, "m", Some("old"), "new", &[&good])
+                .unwrap()
+                .verdict,
+            Verdict::Pass
+        );
+        assert_eq!(
+            judge(&rules, "m", Some("old"), "new", &[&silent]),
+            None,
+            "nothing was asked"
+        );
     }
 
     #[test]

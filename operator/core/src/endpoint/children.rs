@@ -65,14 +65,24 @@ impl<'a> Builder<'a> {
     pub fn build(&self) -> Vec<Child> {
         let engine = self.engine_config();
         // Adapters are pushed: only what a running engine can't change restarts it.
-        let engine_hash = hash(&json!(EngineConfig { adapters: Vec::new(), ..engine.clone() }));
+        let engine_hash = hash(&json!(EngineConfig {
+            adapters: Vec::new(),
+            ..engine.clone()
+        }));
         let router = self.router_config();
-        let router_hash = hash(&json!(RouterConfig { models: Vec::new(), ..router.clone() }));
+        let router_hash = hash(&json!(RouterConfig {
+            models: Vec::new(),
+            ..router.clone()
+        }));
         let metadata = |name: &str, component| self.owner.child_metadata(name, component);
-        let (engine_map, _) =
-            build_configuration(metadata(&self.names.engine, labels::component::ENGINE), &engine);
-        let (router_map, _) =
-            build_configuration(metadata(&self.names.router, labels::component::ROUTER), &router);
+        let (engine_map, _) = build_configuration(
+            metadata(&self.names.engine, labels::component::ENGINE),
+            &engine,
+        );
+        let (router_map, _) = build_configuration(
+            metadata(&self.names.router, labels::component::ROUTER),
+            &router,
+        );
         let image = self.image(&engine_hash);
         vec![
             Child::ConfigMap(Box::new(engine_map)),
@@ -92,7 +102,11 @@ impl<'a> Builder<'a> {
             endpoint: self.owner.name.clone(),
             owner_uid: self.owner.uid.clone(),
             operator_keys: self.observed.operator_keys.clone(),
-            base_path: if path.is_empty() { base } else { format!("{base}/{path}") },
+            base_path: if path.is_empty() {
+                base
+            } else {
+                format!("{base}/{path}")
+            },
             base_digest: self.base.digest.clone(),
             base_name: self.cr.spec.base_model.name.clone(),
             maximum_batch_size: engine.maximum_batch_size,
@@ -132,11 +146,28 @@ impl<'a> Builder<'a> {
     /// The image of a profile is followed; the installation's own is pinned to the revision that it
     /// was first used for.
     fn image(&self, engine_hash: &str) -> String {
-        let pinned = self.observed.engine_deployment.ours().and_then(|deployment| {
-            let known = deployment.metadata.annotations.as_ref()?.get(REVISION_ANNOTATION)?;
-            (*known == self.revision(engine_hash)).then_some(())?;
-            deployment.spec.as_ref()?.template.spec.as_ref()?.containers.first()?.image.clone()
-        });
+        let pinned = self
+            .observed
+            .engine_deployment
+            .ours()
+            .and_then(|deployment| {
+                let known = deployment
+                    .metadata
+                    .annotations
+                    .as_ref()?
+                    .get(REVISION_ANNOTATION)?;
+                (*known == self.revision(engine_hash)).then_some(())?;
+                deployment
+                    .spec
+                    .as_ref()?
+                    .template
+                    .spec
+                    .as_ref()?
+                    .containers
+                    .first()?
+                    .image
+                    .clone()
+            });
         pinned.unwrap_or_else(|| self.settings.inference_image(self.valid.profile).to_owned())
     }
 
@@ -195,7 +226,12 @@ impl<'a> Builder<'a> {
         };
         let template = build_pod(recipe, Placement::default(), self.settings);
         let metadata = self.owner.child_metadata(&self.names.router, component);
-        deployment(metadata, self.settings.router.replicas, self.selector(component), template)
+        deployment(
+            metadata,
+            self.settings.router.replicas,
+            self.selector(component),
+            template,
+        )
     }
 
     fn selector(&self, component: &str) -> BTreeMap<String, String> {
@@ -206,7 +242,9 @@ impl<'a> Builder<'a> {
     fn engines_service(&self) -> Service {
         let component = labels::component::ENGINE;
         Service {
-            metadata: self.owner.child_metadata(&self.names.engines_service, component),
+            metadata: self
+                .owner
+                .child_metadata(&self.names.engines_service, component),
             spec: Some(ServiceSpec {
                 cluster_ip: Some("None".to_owned()),
                 selector: Some(self.selector(component)),
@@ -233,7 +271,11 @@ impl<'a> Builder<'a> {
 }
 
 fn ports() -> Vec<(&'static str, u16)> {
-    vec![("http", pod::HTTP_PORT), ("grpc", pod::GRPC_PORT), ("metrics", pod::METRICS_PORT)]
+    vec![
+        ("http", pod::HTTP_PORT),
+        ("grpc", pod::GRPC_PORT),
+        ("metrics", pod::METRICS_PORT),
+    ]
 }
 
 fn configuration_hash(hash: &str) -> BTreeMap<String, String> {
@@ -241,7 +283,9 @@ fn configuration_hash(hash: &str) -> BTreeMap<String, String> {
 }
 
 fn hash(value: &serde_json::Value) -> String {
-    Digest::of(digest::canonical_json(value).as_bytes()).short().to_owned()
+    Digest::of(digest::canonical_json(value).as_bytes())
+        .short()
+        .to_owned()
 }
 
 fn service_port(name: &str, port: u16, target: &str) -> ServicePort {
@@ -286,7 +330,10 @@ fn deployment(
                     max_unavailable: Some(IntOrString::Int(0)),
                 }),
             }),
-            selector: LabelSelector { match_labels: Some(selector), ..LabelSelector::default() },
+            selector: LabelSelector {
+                match_labels: Some(selector),
+                ..LabelSelector::default()
+            },
             template,
             ..DeploymentSpec::default()
         }),

@@ -12,9 +12,9 @@ use graftwork_api::{
 use graftwork_contract::Digest;
 use jiff::Timestamp;
 
+use super::analysis::{self, Judgement};
 use super::desired::{self, Desired};
 use super::fleet::Fleet;
-use super::analysis::{self, Judgement};
 use super::observed::{Observed, windows};
 use super::rollout::{self, Change, End, Engines, Inputs};
 use super::validate::Valid;
@@ -34,22 +34,36 @@ pub fn reconcile_entries(cr: &ServingEndpoint) -> ServingEndpointStatus {
         .adapters
         .iter()
         .map(|entry| {
-            known.iter().find(|adapter| adapter.name == entry.name).cloned().unwrap_or_else(|| {
-                ServedAdapter { name: entry.name.clone(), ..ServedAdapter::default() }
-            })
+            known
+                .iter()
+                .find(|adapter| adapter.name == entry.name)
+                .cloned()
+                .unwrap_or_else(|| ServedAdapter {
+                    name: entry.name.clone(),
+                    ..ServedAdapter::default()
+                })
         })
         .collect();
-    let names: BTreeSet<&str> = cr.spec.adapters.iter().map(|entry| entry.name.as_str()).collect();
+    let names: BTreeSet<&str> = cr
+        .spec
+        .adapters
+        .iter()
+        .map(|entry| entry.name.as_str())
+        .collect();
     let has_target = |target: &str| {
         // A target that never was is answered, not cleared.
         target.strip_prefix("adapter/").is_none_or(|name| {
             names.contains(name) || !known.iter().any(|adapter| adapter.name == name)
         })
     };
-    status.rejected.retain(|rejected| names.contains(rejected.adapter.as_str()));
+    status
+        .rejected
+        .retain(|rejected| names.contains(rejected.adapter.as_str()));
     status.commands.retain(|target, _| has_target(target));
     let commands = &status.commands;
-    status.answers.retain(|target, _| commands.contains_key(target));
+    status
+        .answers
+        .retain(|target, _| commands.contains_key(target));
     status
 }
 
@@ -77,13 +91,18 @@ impl Context<'_> {
         let mut events = Vec::new();
         refuse_unknown_targets(&mut next, self.now);
         for (index, entry) in self.cr.spec.adapters.iter().enumerate() {
-            let Some(adapter) = next.adapters.get(index).cloned() else { continue };
+            let Some(adapter) = next.adapters.get(index).cloned() else {
+                continue;
+            };
             if let Some(change) = self.change_of(entry, &adapter, &next) {
                 apply(&mut next, index, change, self.now, &mut events);
             }
         }
         let before = self.cr.status.clone().unwrap_or_default();
-        (before != next).then_some(Decision { status: next, events })
+        (before != next).then_some(Decision {
+            status: next,
+            events,
+        })
     }
 
     fn change_of(
@@ -95,8 +114,12 @@ impl Context<'_> {
         let lora = self.observed.adapters.get(&entry.adapter_ref.name);
         let gate = lora.map(|adapter| &adapter.spec.gate);
         let settings_hash = desired::settings_hash(entry, &self.cr.spec.rollout, gate);
-        let rejected: Vec<RejectedDigest> =
-            status.rejected.iter().filter(|it| it.adapter == adapter.name).cloned().collect();
+        let rejected: Vec<RejectedDigest> = status
+            .rejected
+            .iter()
+            .filter(|it| it.adapter == adapter.name)
+            .cloned()
+            .collect();
         let wanted = wanted(entry, self.observed, self.base, &rejected, &settings_hash);
         let eligible = desired::eligible(lora);
         let judgement = self.judge(adapter);
@@ -107,7 +130,10 @@ impl Context<'_> {
             rejected: &rejected,
             settings_hash: &settings_hash,
             engines: adapter.candidate.as_ref().map_or_else(
-                || Engines { ready: self.fleet.engines.len(), ..Engines::default() },
+                || Engines {
+                    ready: self.fleet.engines.len(),
+                    ..Engines::default()
+                },
                 |candidate| self.fleet.engines_with(&adapter.name, &candidate.digest),
             ),
             routers: self.fleet.routers_follow(),
@@ -125,7 +151,13 @@ impl Context<'_> {
             return None;
         }
         let stable = adapter.stable.as_ref().map(|stable| stable.digest.as_str());
-        analysis::judge(analysis, &adapter.name, stable, &candidate.digest, &self.fleet.routers)
+        analysis::judge(
+            analysis,
+            &adapter.name,
+            stable,
+            &candidate.digest,
+            &self.fleet.routers,
+        )
     }
 }
 
@@ -154,13 +186,19 @@ pub fn target(name: &str) -> String {
 
 fn unanswered<'a>(status: &'a ServingEndpointStatus, target: &str) -> Option<&'a EndpointCommand> {
     let command = status.commands.get(target)?;
-    let answered = status.answers.get(target).is_some_and(|answer| answer.id == command.id);
+    let answered = status
+        .answers
+        .get(target)
+        .is_some_and(|answer| answer.id == command.id);
     (!answered).then_some(command)
 }
 
 fn refuse_unknown_targets(status: &mut ServingEndpointStatus, now: Timestamp) {
-    let known: BTreeSet<String> =
-        status.adapters.iter().map(|adapter| target(&adapter.name)).collect();
+    let known: BTreeSet<String> = status
+        .adapters
+        .iter()
+        .map(|adapter| target(&adapter.name))
+        .collect();
     let unknown: Vec<(String, String)> = status
         .commands
         .iter()
@@ -190,10 +228,14 @@ fn apply(
     let target = target(&change.adapter.name);
     let name = change.adapter.name.clone();
     if let Some(digest) = &change.forgiven {
-        status.rejected.retain(|it| it.adapter != name || it.digest != *digest);
+        status
+            .rejected
+            .retain(|it| it.adapter != name || it.digest != *digest);
     }
     if let Some(rejected) = change.rejected {
-        status.rejected.retain(|it| it.adapter != name || it.digest != rejected.digest);
+        status
+            .rejected
+            .retain(|it| it.adapter != name || it.digest != rejected.digest);
         status.rejected.insert(0, rejected);
         status.rejected.truncate(KEPT_REJECTIONS);
     }
@@ -203,8 +245,12 @@ fn apply(
     if let Some((outcome, message)) = change.answer
         && let Some(command) = status.commands.get(&target)
     {
-        let answer =
-            Answer { id: command.id.clone(), outcome, message: shorten(&message), time: Time(now) };
+        let answer = Answer {
+            id: command.id.clone(),
+            outcome,
+            message: shorten(&message),
+            time: Time(now),
+        };
         status.answers.insert(target, answer);
     }
     if let Some(adapter) = status.adapters.get_mut(index) {
@@ -215,8 +261,12 @@ fn apply(
 
 /// An accepted command whose rollout ended is done, or failed where it ended the other way.
 fn finish_answer(status: &mut ServingEndpointStatus, target: &str, end: End) {
-    let Some(command) = status.commands.get(target) else { return };
-    let Some(answer) = status.answers.get_mut(target) else { return };
+    let Some(command) = status.commands.get(target) else {
+        return;
+    };
+    let Some(answer) = status.answers.get_mut(target) else {
+        return;
+    };
     if answer.id != command.id || answer.outcome != AnswerOutcome::Accepted {
         return;
     }

@@ -33,7 +33,10 @@ pub fn desired(
     let pending = |reason, message| Desired::Pending { reason, message };
     let adapter = match adapters.get(name) {
         None => {
-            return pending(reason::ADAPTER_NOT_FOUND, format!("there is no LoRAAdapter \"{name}\""));
+            return pending(
+                reason::ADAPTER_NOT_FOUND,
+                format!("there is no LoRAAdapter \"{name}\""),
+            );
         }
         Some(adapter) if adapter.metadata.deletion_timestamp.is_some() => {
             return pending(
@@ -62,7 +65,11 @@ pub fn desired(
             format!("LoRAAdapter \"{name}\" has no approved version"),
         );
     };
-    match status.versions.iter().find(|version| version.version == number) {
+    match status
+        .versions
+        .iter()
+        .find(|version| version.version == number)
+    {
         None => pending(
             reason::VERSION_NOT_FOUND,
             format!("LoRAAdapter \"{name}\" has no version {number}"),
@@ -138,7 +145,11 @@ mod tests {
             adapter_ref: graftwork_api::ObjectReference::new("a"),
             version,
         };
-        match desired(&entry, &[("a".to_owned(), adapter)].into(), Some(&Digest::of(base))) {
+        match desired(
+            &entry,
+            &[("a".to_owned(), adapter)].into(),
+            Some(&Digest::of(base)),
+        ) {
             Desired::Version(version) => Ok(version.version),
             Desired::Pending { reason, .. } => Err(reason),
         }
@@ -149,9 +160,18 @@ mod tests {
         let candidate = adapter("Candidate", "GatePending");
         assert_eq!(ask(None, candidate.clone(), b"base"), Ok(1));
         assert_eq!(ask(Some(1), candidate.clone(), b"base"), Ok(1));
-        assert_eq!(ask(Some(2), candidate.clone(), b"base"), Err(reason::VERSION_NOT_APPROVED));
-        assert_eq!(ask(Some(3), candidate.clone(), b"base"), Err(reason::VERSION_NOT_FOUND));
-        assert_eq!(ask(None, candidate, b"other"), Err(reason::BASE_MODEL_MISMATCH));
+        assert_eq!(
+            ask(Some(2), candidate.clone(), b"base"),
+            Err(reason::VERSION_NOT_APPROVED)
+        );
+        assert_eq!(
+            ask(Some(3), candidate.clone(), b"base"),
+            Err(reason::VERSION_NOT_FOUND)
+        );
+        assert_eq!(
+            ask(None, candidate, b"other"),
+            Err(reason::BASE_MODEL_MISMATCH)
+        );
         assert_eq!(ask(Some(2), adapter("Production", ""), b"base"), Ok(2));
     }
 
@@ -161,7 +181,10 @@ mod tests {
         assert_eq!(ask(Some(2), rolled_back.clone(), b"base"), Ok(2));
         assert_eq!(eligible(Some(&rolled_back)).len(), 2);
         let failed = adapter("Rejected", reason::GATE_FAILED);
-        assert_eq!(ask(Some(2), failed.clone(), b"base"), Err(reason::VERSION_NOT_APPROVED));
+        assert_eq!(
+            ask(Some(2), failed.clone(), b"base"),
+            Err(reason::VERSION_NOT_APPROVED)
+        );
         assert_eq!(eligible(Some(&failed)).len(), 1);
     }
 
@@ -176,7 +199,10 @@ mod tests {
         let entry = AdapterEntry::default();
         assert!(matches!(
             desired(&entry, &BTreeMap::new(), None),
-            Desired::Pending { reason: reason::ADAPTER_NOT_FOUND, .. }
+            Desired::Pending {
+                reason: reason::ADAPTER_NOT_FOUND,
+                ..
+            }
         ));
     }
 
@@ -186,10 +212,19 @@ mod tests {
         let rollout = Rollout::default();
         let plain = settings_hash(&entry, &rollout, None);
         assert_eq!(plain, settings_hash(&entry, &rollout, None));
-        let pinned = AdapterEntry { version: Some(4), ..entry.clone() };
+        let pinned = AdapterEntry {
+            version: Some(4),
+            ..entry.clone()
+        };
         assert_ne!(plain, settings_hash(&pinned, &rollout, None));
-        assert_ne!(plain, settings_hash(&entry, &rollout, Some(&Gate::default())));
-        let slower = Rollout { progress_deadline_seconds: 1200, ..rollout };
+        assert_ne!(
+            plain,
+            settings_hash(&entry, &rollout, Some(&Gate::default()))
+        );
+        let slower = Rollout {
+            progress_deadline_seconds: 1200,
+            ..rollout
+        };
         assert_ne!(plain, settings_hash(&entry, &slower, None));
     }
 }

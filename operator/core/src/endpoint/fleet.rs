@@ -49,7 +49,13 @@ impl<'a> Fleet<'a> {
         let acknowledged = follow(&routers, &table_digest);
         let prior = configured(observed.engine_configuration.ours());
         let list = engine_list(&cr.spec.adapters, served, &prior, !acknowledged);
-        Self { engines, routers, table, table_digest, list }
+        Self {
+            engines,
+            routers,
+            table,
+            table_digest,
+            list,
+        }
     }
 
     /// The routers, as a rollout sees them.
@@ -62,8 +68,14 @@ impl<'a> Fleet<'a> {
 
     /// The engines, as the rollout of one version sees them.
     pub fn engines_with(&self, name: &str, digest: &str) -> Engines {
-        let states = self.engines.iter().map(|engine| (engine, state(engine, name, digest)));
-        let mut engines = Engines { ready: self.engines.len(), ..Engines::default() };
+        let states = self
+            .engines
+            .iter()
+            .map(|engine| (engine, state(engine, name, digest)));
+        let mut engines = Engines {
+            ready: self.engines.len(),
+            ..Engines::default()
+        };
         for (engine, state) in states {
             match state {
                 Held::Verified => engines.verified += 1,
@@ -108,29 +120,42 @@ enum Held {
 }
 
 fn state(engine: &EnginePod, name: &str, digest: &str) -> Held {
-    let Asked::Answered(SyncReply { adapters, .. }) = &engine.status else { return Held::Unknown };
-    let found = adapters.iter().find(|adapter| adapter.name == name && adapter.digest == digest);
-    let Some(found) = found else { return Held::Absent };
+    let Asked::Answered(SyncReply { adapters, .. }) = &engine.status else {
+        return Held::Unknown;
+    };
+    let found = adapters
+        .iter()
+        .find(|adapter| adapter.name == name && adapter.digest == digest);
+    let Some(found) = found else {
+        return Held::Absent;
+    };
     match found.state() {
         AdapterState::Verified | AdapterState::Resident => Held::Verified,
         AdapterState::Registered => Held::Registered,
-        AdapterState::Refused => {
-            Held::Refused(Problem { reason: found.reason.clone(), message: found.message.clone() })
-        }
+        AdapterState::Refused => Held::Refused(Problem {
+            reason: found.reason.clone(),
+            message: found.message.clone(),
+        }),
         AdapterState::Unspecified => Held::Absent,
     }
 }
 
 fn follow(routers: &[&RouterPod], table: &Digest) -> bool {
     !routers.is_empty()
-        && routers
-            .iter()
-            .all(|router| router.acknowledged.as_ref().is_some_and(|known| known.table == *table))
+        && routers.iter().all(|router| {
+            router
+                .acknowledged
+                .as_ref()
+                .is_some_and(|known| known.table == *table)
+        })
 }
 
 /// Whether the candidate is in the routing table in that state.
 fn is_routed(state: &RolloutState) -> bool {
-    matches!(state, RolloutState::Stepping | RolloutState::Paused | RolloutState::Promoting)
+    matches!(
+        state,
+        RolloutState::Stepping | RolloutState::Paused | RolloutState::Promoting
+    )
 }
 
 fn routing_table(
@@ -138,7 +163,10 @@ fn routing_table(
     served: &[ServedAdapter],
     engines: &[&EnginePod],
 ) -> RoutingTable {
-    let version = |it: &VersionedDigest| Version { version: it.version, digest: it.digest.clone() };
+    let version = |it: &VersionedDigest| Version {
+        version: it.version,
+        digest: it.digest.clone(),
+    };
     let models: Vec<Model> = served
         .iter()
         .filter_map(|adapter| {
@@ -159,7 +187,11 @@ fn routing_table(
                         .unwrap_or(u32::MAX),
                     salt: rollout.salt.clone().unwrap_or_default(),
                 });
-            Some(Model { name: adapter.name.clone(), stable: Some(version(stable)), candidate })
+            Some(Model {
+                name: adapter.name.clone(),
+                stable: Some(version(stable)),
+                candidate,
+            })
         })
         .collect();
     let mut targets: Vec<EngineTarget> = engines
@@ -167,7 +199,11 @@ fn routing_table(
         .filter_map(|engine| {
             Some(EngineTarget {
                 pod: engine.pod.name.clone(),
-                address: format!("{}:{}", bracketed(engine.pod.ip.as_deref()?), pod::HTTP_PORT),
+                address: format!(
+                    "{}:{}",
+                    bracketed(engine.pod.ip.as_deref()?),
+                    pod::HTTP_PORT
+                ),
                 lacks: lacks(engine, &models),
             })
         })
@@ -182,7 +218,11 @@ fn routing_table(
 
 /// An IPv6 address stands in brackets before a port.
 fn bracketed(ip: &str) -> String {
-    if ip.contains(':') { format!("[{ip}]") } else { ip.to_owned() }
+    if ip.contains(':') {
+        format!("[{ip}]")
+    } else {
+        ip.to_owned()
+    }
 }
 
 /// Digests of the table that the engine must not be asked for. A stable version that is only
@@ -192,12 +232,18 @@ fn lacks(engine: &EnginePod, models: &[Model]) -> Vec<String> {
     let mut lacking = BTreeSet::new();
     for model in models {
         if let Some(stable) = &model.stable
-            && matches!(state(engine, &model.name, &stable.digest), Held::Refused(_) | Held::Absent)
+            && matches!(
+                state(engine, &model.name, &stable.digest),
+                Held::Refused(_) | Held::Absent
+            )
         {
             lacking.insert(stable.digest.clone());
         }
         if let Some(candidate) = model.candidate.as_ref().and_then(|it| it.version.as_ref())
-            && !matches!(state(engine, &model.name, &candidate.digest), Held::Verified)
+            && !matches!(
+                state(engine, &model.name, &candidate.digest),
+                Held::Verified
+            )
         {
             lacking.insert(candidate.digest.clone());
         }
@@ -207,7 +253,9 @@ fn lacks(engine: &EnginePod, models: &[Model]) -> Vec<String> {
 
 /// The versions that engines were told about last.
 pub fn configured(configuration: Option<&ConfigMap>) -> Vec<EngineAdapter> {
-    read_configuration(configuration).map(|it| it.adapters).unwrap_or_default()
+    read_configuration(configuration)
+        .map(|it| it.adapters)
+        .unwrap_or_default()
 }
 
 /// The engines' configuration as it stands in the cluster.
@@ -223,21 +271,35 @@ fn engine_list(
     prior: &[EngineAdapter],
     keep_prior: bool,
 ) -> Vec<EngineAdapter> {
-    let owners: BTreeMap<&str, &str> =
-        entries.iter().map(|entry| (entry.name.as_str(), entry.adapter_ref.name.as_str())).collect();
+    let owners: BTreeMap<&str, &str> = entries
+        .iter()
+        .map(|entry| (entry.name.as_str(), entry.adapter_ref.name.as_str()))
+        .collect();
     let known = |name: &str, digest: &str| {
-        prior.iter().find(|it| it.name == name && it.digest.as_str() == digest)
+        prior
+            .iter()
+            .find(|it| it.name == name && it.digest.as_str() == digest)
     };
     let mut list: Vec<EngineAdapter> = Vec::new();
     for adapter in served {
-        let stable = adapter.stable.as_ref().map(|it| (it.version, it.digest.as_str(), true));
+        let stable = adapter
+            .stable
+            .as_ref()
+            .map(|it| (it.version, it.digest.as_str(), true));
         let first = stable.is_none();
-        let candidate =
-            adapter.candidate.as_ref().map(|it| (it.version, it.digest.as_str(), first));
+        let candidate = adapter
+            .candidate
+            .as_ref()
+            .map(|it| (it.version, it.digest.as_str(), first));
         for (version, digest, is_default) in stable.into_iter().chain(candidate) {
-            let Ok(parsed) = digest.parse::<Digest>() else { continue };
+            let Ok(parsed) = digest.parse::<Digest>() else {
+                continue;
+            };
             // A folder once told stays, though the entry may name another LoRAAdapter by now.
-            let folder = match (known(&adapter.name, digest), owners.get(adapter.name.as_str())) {
+            let folder = match (
+                known(&adapter.name, digest),
+                owners.get(adapter.name.as_str()),
+            ) {
                 (Some(known), _) => known.folder.clone(),
                 (None, Some(owner)) => paths::adapter(owner, &parsed),
                 (None, None) => continue,
@@ -252,13 +314,18 @@ fn engine_list(
         }
     }
     if keep_prior {
-        let new: BTreeSet<(String, Digest)> =
-            list.iter().map(|it| (it.name.clone(), it.digest.clone())).collect();
+        let new: BTreeSet<(String, Digest)> = list
+            .iter()
+            .map(|it| (it.name.clone(), it.digest.clone()))
+            .collect();
         list.extend(
             prior
                 .iter()
                 .filter(|it| !new.contains(&(it.name.clone(), it.digest.clone())))
-                .map(|it| EngineAdapter { is_default: false, ..it.clone() }),
+                .map(|it| EngineAdapter {
+                    is_default: false,
+                    ..it.clone()
+                }),
         );
     }
     list.sort_by(|a, b| (&a.name, a.version, &a.digest).cmp(&(&b.name, b.version, &b.digest)));

@@ -86,7 +86,15 @@ pub fn plan(
         return Plan::Decide(decision);
     }
     let problem = status::problem(cr, &valid, observed, base.as_ref());
-    let mut actions = status::report(cr, &valid, observed, &fleet, problem.as_ref(), base.as_ref(), now);
+    let mut actions = status::report(
+        cr,
+        &valid,
+        observed,
+        &fleet,
+        problem.as_ref(),
+        base.as_ref(),
+        now,
+    );
     if let Some(base) = base.as_ref().filter(|_| problem.is_none()) {
         actions.apply = Builder::new(cr, &valid, observed, &fleet, base, settings).build();
     }
@@ -120,11 +128,31 @@ fn served_base(valid: &Valid<'_>, observed: &Observed) -> Option<ServedBase> {
 fn foreign(cr: &ServingEndpoint, observed: &Observed) -> Option<String> {
     let names = children_names(cr);
     [
-        ("ConfigMap", &names.engine, observed.engine_configuration.is_foreign()),
-        ("ConfigMap", &names.router, observed.router_configuration.is_foreign()),
-        ("Deployment", &names.engine, observed.engine_deployment.is_foreign()),
-        ("Deployment", &names.router, observed.router_deployment.is_foreign()),
-        ("Service", &names.engines_service, observed.engines_service.is_foreign()),
+        (
+            "ConfigMap",
+            &names.engine,
+            observed.engine_configuration.is_foreign(),
+        ),
+        (
+            "ConfigMap",
+            &names.router,
+            observed.router_configuration.is_foreign(),
+        ),
+        (
+            "Deployment",
+            &names.engine,
+            observed.engine_deployment.is_foreign(),
+        ),
+        (
+            "Deployment",
+            &names.router,
+            observed.router_deployment.is_foreign(),
+        ),
+        (
+            "Service",
+            &names.engines_service,
+            observed.engines_service.is_foreign(),
+        ),
         ("Service", &names.service, observed.service.is_foreign()),
     ]
     .into_iter()
@@ -139,7 +167,12 @@ fn calls(valid: &Valid<'_>, fleet: &Fleet<'_>, now: Timestamp) -> Vec<Call> {
     let engines = fleet
         .engines
         .iter()
-        .filter(|engine| engine.acknowledged.as_ref().is_none_or(|known| known.table != digest))
+        .filter(|engine| {
+            engine
+                .acknowledged
+                .as_ref()
+                .is_none_or(|known| known.table != digest)
+        })
         .filter_map(|engine| Some(Call::SyncEngine(engine.pod.target()?, request.clone())));
     let leased = has_lease(fleet);
     let routers = fleet
@@ -158,7 +191,11 @@ fn calls(valid: &Valid<'_>, fleet: &Fleet<'_>, now: Timestamp) -> Vec<Call> {
 
 /// Whether a candidate has a share of the callers that has to be renewed.
 fn has_lease(fleet: &Fleet<'_>) -> bool {
-    fleet.table.models.iter().any(|model| model.candidate.is_some())
+    fleet
+        .table
+        .models
+        .iter()
+        .any(|model| model.candidate.is_some())
 }
 
 /// Engines that can't be dialled read their mounted list.
@@ -185,18 +222,23 @@ fn requeue_after(
     now: Timestamp,
 ) -> Option<Duration> {
     let list = list_digest(&fleet.request());
-    let unheard = fleet
-        .engines
-        .iter()
-        .any(|engine| engine.acknowledged.as_ref().is_none_or(|known| known.table != list))
-        || (!fleet.routers.is_empty() && !fleet.routers_follow().acknowledged);
+    let unheard = fleet.engines.iter().any(|engine| {
+        engine
+            .acknowledged
+            .as_ref()
+            .is_none_or(|known| known.table != list)
+    }) || (!fleet.routers.is_empty() && !fleet.routers_follow().acknowledged);
     let served = cr.status.iter().flat_map(|status| &status.adapters);
     let mut wait = unheard.then_some(SOON);
     let mut sooner = |after: Duration| {
         wait = Some(wait.map_or(after, |known| known.min(after)));
     };
     for adapter in served {
-        let Some(rollout) = adapter.rollout.as_ref().filter(|_| adapter.candidate.is_some()) else {
+        let Some(rollout) = adapter
+            .rollout
+            .as_ref()
+            .filter(|_| adapter.candidate.is_some())
+        else {
             continue;
         };
         if !rollout::is_active(&rollout.state) {
@@ -209,7 +251,10 @@ fn requeue_after(
             sooner(SOON);
         }
         if let Some(analysis) = &valid.policy.analysis {
-            let last = rollout.last_analysis_time.as_ref().or(rollout.window_since.as_ref());
+            let last = rollout
+                .last_analysis_time
+                .as_ref()
+                .or(rollout.window_since.as_ref());
             let since = last.map_or(0, |time| seconds_since(time.0, now));
             let due = analysis.interval_seconds.saturating_sub(since).max(1);
             sooner(Duration::from_secs(due));

@@ -106,7 +106,9 @@ pub struct Window {
 /// The windows that are to be asked of every ready router now, by the adapter's name: only where a
 /// judgement is due, so that an endpoint without a rollout asks nothing.
 pub fn windows(cr: &ServingEndpoint, now: Timestamp) -> BTreeMap<String, Window> {
-    let Some(analysis) = &cr.spec.rollout.analysis else { return BTreeMap::new() };
+    let Some(analysis) = &cr.spec.rollout.analysis else {
+        return BTreeMap::new();
+    };
     cr.status
         .iter()
         .flat_map(|status| &status.adapters)
@@ -118,14 +120,20 @@ pub fn windows(cr: &ServingEndpoint, now: Timestamp) -> BTreeMap<String, Window>
                 RolloutState::Stepping | RolloutState::Paused | RolloutState::Promoting
             );
             let start = &rollout.window_since.as_ref()?.0;
-            let last = rollout.last_analysis_time.as_ref().map_or(*start, |time| time.0.max(*start));
+            let last = rollout
+                .last_analysis_time
+                .as_ref()
+                .map_or(*start, |time| time.0.max(*start));
             if !judged || seconds_since(last, now) < analysis.interval_seconds {
                 return None;
             }
             let seconds = seconds_since(*start, now).min(LONGEST_WINDOW_SECONDS);
             Some((
                 adapter.name.clone(),
-                Window { from_milliseconds_ago: seconds * 1000, to_milliseconds_ago: 0 },
+                Window {
+                    from_milliseconds_ago: seconds * 1000,
+                    to_milliseconds_ago: 0,
+                },
             ))
         })
         .collect()

@@ -40,8 +40,18 @@ enum Moving {
 }
 
 impl Trouble {
-    fn new(truth: Truth, reason: impl Into<String>, message: impl Into<String>, moving: Moving) -> Self {
-        Self { truth, reason: reason.into(), message: message.into(), moving }
+    fn new(
+        truth: Truth,
+        reason: impl Into<String>,
+        message: impl Into<String>,
+        moving: Moving,
+    ) -> Self {
+        Self {
+            truth,
+            reason: reason.into(),
+            message: message.into(),
+            moving,
+        }
     }
 }
 
@@ -54,7 +64,13 @@ pub fn invalid(
 ) -> Actions<ServingEndpointStatus> {
     let message = format!("{}: {}", invalid.field, invalid.message);
     let trouble = Trouble::new(Truth::False, invalid.reason, message, Moving::Stalled);
-    say(cr, cr.status.clone().unwrap_or_default(), &trouble, observed, now)
+    say(
+        cr,
+        cr.status.clone().unwrap_or_default(),
+        &trouble,
+        observed,
+        now,
+    )
 }
 
 /// A child whose name is somebody else's: nothing is touched.
@@ -65,8 +81,19 @@ pub fn name_taken(
     now: Timestamp,
 ) -> Actions<ServingEndpointStatus> {
     let message = format!("{name} exists and does not belong to this ServingEndpoint");
-    let trouble = Trouble::new(Truth::False, reason::OBJECT_NOT_OURS, message, Moving::Stalled);
-    say(cr, cr.status.clone().unwrap_or_default(), &trouble, observed, now)
+    let trouble = Trouble::new(
+        Truth::False,
+        reason::OBJECT_NOT_OURS,
+        message,
+        Moving::Stalled,
+    );
+    say(
+        cr,
+        cr.status.clone().unwrap_or_default(),
+        &trouble,
+        observed,
+        now,
+    )
 }
 
 /// What keeps children from being written; what runs goes on running.
@@ -98,11 +125,21 @@ pub fn problem(
     let field = "spec.baseModel.uri";
     if let Some(problem) = observed.base_claim.problem(valid.base.claim()) {
         let message = format!("{field}: {problem}");
-        return Some(Trouble::new(Truth::False, reason::BASE_MODEL_NOT_FOUND, message, Moving::Rests));
+        return Some(Trouble::new(
+            Truth::False,
+            reason::BASE_MODEL_NOT_FOUND,
+            message,
+            Moving::Rests,
+        ));
     }
     if let Asked::Answered(Err(problem)) = &observed.base {
         let message = format!("{field}: {}", problem.message);
-        return Some(Trouble::new(Truth::False, &problem.reason, message, Moving::Rests));
+        return Some(Trouble::new(
+            Truth::False,
+            &problem.reason,
+            message,
+            Moving::Rests,
+        ));
     }
     let Some(base) = base else {
         let why = match &observed.base {
@@ -158,7 +195,9 @@ pub fn report(
     }
     next.adapter_counts = Some(count(&next.adapters));
     next.columns = Some(columns(&next.adapters));
-    let trouble = problem.cloned().unwrap_or_else(|| serving(cr, observed, fleet, &next.adapters));
+    let trouble = problem
+        .cloned()
+        .unwrap_or_else(|| serving(cr, observed, fleet, &next.adapters));
     let mut actions = say(cr, next, &trouble, observed, now);
     say_rollouts(cr, &valid.policy, &mut actions, now);
     actions
@@ -192,26 +231,48 @@ fn serving(
     adapters: &[ServedAdapter],
 ) -> Trouble {
     if cr.spec.replicas == 0 {
-        return Trouble::new(Truth::False, reason::SCALED_TO_ZERO, "spec.replicas is 0", Moving::Rests);
+        return Trouble::new(
+            Truth::False,
+            reason::SCALED_TO_ZERO,
+            "spec.replicas is 0",
+            Moving::Rests,
+        );
     }
     if fleet.engines.is_empty() {
         let pods: Vec<_> = observed.engines.iter().map(|engine| &engine.pod).collect();
         let message = explain_pods("engine", &pods);
-        return Trouble::new(Truth::False, reason::ENGINES_NOT_READY, message, Moving::Reconciling);
+        return Trouble::new(
+            Truth::False,
+            reason::ENGINES_NOT_READY,
+            message,
+            Moving::Reconciling,
+        );
     }
     if fleet.routers.is_empty() {
         let pods: Vec<_> = observed.routers.iter().map(|router| &router.pod).collect();
         let message = explain_pods("router", &pods);
-        return Trouble::new(Truth::False, reason::ROUTERS_NOT_READY, message, Moving::Reconciling);
+        return Trouble::new(
+            Truth::False,
+            reason::ROUTERS_NOT_READY,
+            message,
+            Moving::Reconciling,
+        );
     }
-    let loading = adapters.iter().find(|it| it.reason.as_deref() == Some(reason::LOADING));
+    let loading = adapters
+        .iter()
+        .find(|it| it.reason.as_deref() == Some(reason::LOADING));
     if let Some(adapter) = loading {
         let message = format!(
             "{}: {}",
             adapter.name,
             adapter.message.as_deref().unwrap_or_default()
         );
-        return Trouble::new(Truth::Unknown, reason::LOADING, message, Moving::Reconciling);
+        return Trouble::new(
+            Truth::Unknown,
+            reason::LOADING,
+            message,
+            Moving::Reconciling,
+        );
     }
     let already = cr
         .status
@@ -219,17 +280,34 @@ fn serving(
         .is_some_and(|status| conditions::is_true(&status.conditions, condition::READY));
     if !already && !fleet.routers_follow().acknowledged {
         let message = "routers are being told what to serve";
-        return Trouble::new(Truth::Unknown, reason::LOADING, message, Moving::Reconciling);
+        return Trouble::new(
+            Truth::Unknown,
+            reason::LOADING,
+            message,
+            Moving::Reconciling,
+        );
     }
-    let message = format!("{} engines and {} routers serve", fleet.engines.len(), fleet.routers.len());
-    let moving = if is_rolling(cr, observed) { Moving::Reconciling } else { Moving::Rests };
+    let message = format!(
+        "{} engines and {} routers serve",
+        fleet.engines.len(),
+        fleet.routers.len()
+    );
+    let moving = if is_rolling(cr, observed) {
+        Moving::Reconciling
+    } else {
+        Moving::Rests
+    };
     Trouble::new(Truth::True, reason::READY, message, moving)
 }
 
 /// Whether engines are being replaced by those of the newest spec.
 fn is_rolling(cr: &ServingEndpoint, observed: &Observed) -> bool {
-    let Some(deployment) = observed.engine_deployment.ours() else { return true };
-    let Some(status) = &deployment.status else { return true };
+    let Some(deployment) = observed.engine_deployment.ours() else {
+        return true;
+    };
+    let Some(status) = &deployment.status else {
+        return true;
+    };
     let wanted = i32::try_from(cr.spec.replicas).unwrap_or(i32::MAX);
     status.observed_generation < deployment.metadata.generation
         || status.updated_replicas.unwrap_or(0) < wanted
@@ -254,12 +332,14 @@ fn explain_pods(what: &str, pods: &[&Pod]) -> String {
 
 fn waiting(pod: &Pod) -> Option<String> {
     match &pod.container {
-        crate::observed::Container::Waiting { reason, message } if reason != "ContainerCreating" => {
+        crate::observed::Container::Waiting { reason, message }
+            if reason != "ContainerCreating" =>
+        {
             Some(format!("{reason}: {message}"))
         }
-        crate::observed::Container::Terminated { exit_code, message, .. } => {
-            Some(format!("exited with {exit_code}: {message}"))
-        }
+        crate::observed::Container::Terminated {
+            exit_code, message, ..
+        } => Some(format!("exited with {exit_code}: {message}")),
         _ => None,
     }
 }
@@ -287,7 +367,10 @@ fn columns(adapters: &[ServedAdapter]) -> EndpointColumns {
         .iter()
         .filter_map(|adapter| {
             let rollout = adapter.rollout.as_ref()?;
-            let from = adapter.stable.as_ref().map_or_else(String::new, |it| format!("v{}", it.version));
+            let from = adapter
+                .stable
+                .as_ref()
+                .map_or_else(String::new, |it| format!("v{}", it.version));
             match &adapter.candidate {
                 Some(candidate) => Some(format!(
                     "{} {from}>v{} {}% {}",
@@ -300,11 +383,18 @@ fn columns(adapters: &[ServedAdapter]) -> EndpointColumns {
             }
         })
         .collect();
-    let mut rollout = if moving.is_empty() { "-".to_owned() } else { moving.join(", ") };
+    let mut rollout = if moving.is_empty() {
+        "-".to_owned()
+    } else {
+        moving.join(", ")
+    };
     if rollout.len() > LONGEST_COLUMN {
         rollout = format!("{} rollouts", moving.len());
     }
-    EndpointColumns { adapters: format!("{}/{}", counts.serving, counts.total), rollout }
+    EndpointColumns {
+        adapters: format!("{}/{}", counts.serving, counts.total),
+        rollout,
+    }
 }
 
 /// Seconds that are left of a timed pause or preview.
@@ -317,11 +407,17 @@ pub fn pause_left(policy: &Policy, rollout: &AdapterRollout, now: Timestamp) -> 
             Step::Pause(seconds) => (*seconds)?,
             Step::SetWeight(_) => return None,
         },
-        Strategy::BlueGreen { auto_promote: true, preview_seconds, .. } => *preview_seconds,
+        Strategy::BlueGreen {
+            auto_promote: true,
+            preview_seconds,
+            ..
+        } => *preview_seconds,
         Strategy::BlueGreen { .. } | Strategy::Immediate => return None,
     };
     let entered = rollout.step_since.as_ref()?;
-    Some(Duration::from_secs(length.saturating_sub(seconds_since(entered.0, now)).max(1)))
+    Some(Duration::from_secs(
+        length.saturating_sub(seconds_since(entered.0, now)).max(1),
+    ))
 }
 
 /// Conditions about rollouts and adapters.
@@ -331,9 +427,15 @@ fn say_rollouts(
     actions: &mut Actions<ServingEndpointStatus>,
     now: Timestamp,
 ) {
-    let Some(status) = &mut actions.status else { return };
+    let Some(status) = &mut actions.status else {
+        return;
+    };
     let mut conditions = Conditions::new(&status.conditions, cr.metadata.generation, now);
-    match status.adapters.iter().find(|adapter| state(adapter).is_some_and(is_active)) {
+    match status
+        .adapters
+        .iter()
+        .find(|adapter| state(adapter).is_some_and(is_active))
+    {
         Some(adapter) => {
             let (truth, reason, message) = progress(adapter, policy, now);
             conditions.set(condition::PROGRESSING, truth, reason, message);
@@ -345,14 +447,20 @@ fn say_rollouts(
             "no rollout is under way",
         ),
     }
-    let rolled_back =
-        status.adapters.iter().find(|adapter| state(adapter) == Some(&RolloutState::RolledBack));
+    let rolled_back = status
+        .adapters
+        .iter()
+        .find(|adapter| state(adapter) == Some(&RolloutState::RolledBack));
     match rolled_back.and_then(|adapter| Some((adapter, adapter.rollout.as_ref()?))) {
         Some((adapter, rollout)) => conditions.set(
             condition::ROLLED_BACK,
             Truth::True,
             rollout.reason.as_deref().unwrap_or(reason::ROLLING_BACK),
-            format!("{}: {}", adapter.name, rollout.message.as_deref().unwrap_or_default()),
+            format!(
+                "{}: {}",
+                adapter.name,
+                rollout.message.as_deref().unwrap_or_default()
+            ),
         ),
         None => conditions.set(
             condition::ROLLED_BACK,
@@ -361,7 +469,11 @@ fn say_rollouts(
             "no adapter's newest candidate was taken back",
         ),
     }
-    let pending: Vec<_> = status.adapters.iter().filter(|it| it.reason.is_some()).collect();
+    let pending: Vec<_> = status
+        .adapters
+        .iter()
+        .filter(|it| it.reason.is_some())
+        .collect();
     match pending.first() {
         Some(first) => conditions.set(
             condition::ADAPTERS_PENDING,
@@ -383,11 +495,22 @@ fn say_rollouts(
     status.conditions = conditions.into_list();
 }
 
-fn progress(adapter: &ServedAdapter, policy: &Policy, now: Timestamp) -> (Truth, &'static str, String) {
+fn progress(
+    adapter: &ServedAdapter,
+    policy: &Policy,
+    now: Timestamp,
+) -> (Truth, &'static str, String) {
     let nothing = || (Truth::Unknown, reason::PREPARING, String::new());
-    let Some(rollout) = &adapter.rollout else { return nothing() };
-    let Some(candidate) = &adapter.candidate else { return nothing() };
-    let whom = format!("{}: v{} at {} %", adapter.name, candidate.version, candidate.weight);
+    let Some(rollout) = &adapter.rollout else {
+        return nothing();
+    };
+    let Some(candidate) = &adapter.candidate else {
+        return nothing();
+    };
+    let whom = format!(
+        "{}: v{} at {} %",
+        adapter.name, candidate.version, candidate.weight
+    );
     let inconclusive = rollout.analysis.iter().find_map(|result| {
         let open = result.verdict == graftwork_api::lora_adapter::Verdict::Inconclusive;
         open.then(|| result.message.clone().unwrap_or_default())
@@ -400,25 +523,44 @@ fn progress(adapter: &ServedAdapter, policy: &Policy, now: Timestamp) -> (Truth,
             (Truth::True, reason::ROLLING_BACK, format!("{whom}: {why}"))
         }
         RolloutState::Paused => match (&rollout.paused_by, pause_left(policy, rollout, now)) {
-            (Some(PausedBy::Step), Some(_)) => {
-                (Truth::True, reason::PAUSED, format!("{whom}, step {}", rollout.step))
-            }
+            (Some(PausedBy::Step), Some(_)) => (
+                Truth::True,
+                reason::PAUSED,
+                format!("{whom}, step {}", rollout.step),
+            ),
             (Some(PausedBy::Analysis), _) => {
                 let why = rollout.message.as_deref().unwrap_or_default();
-                (Truth::Unknown, reason::PAUSED, format!("{whom} is held by a failed analysis: {why}"))
+                (
+                    Truth::Unknown,
+                    reason::PAUSED,
+                    format!("{whom} is held by a failed analysis: {why}"),
+                )
             }
-            (Some(PausedBy::Command), _) => {
-                (Truth::Unknown, reason::PAUSED, format!("{whom} is held until somebody says Resume"))
-            }
+            (Some(PausedBy::Command), _) => (
+                Truth::Unknown,
+                reason::PAUSED,
+                format!("{whom} is held until somebody says Resume"),
+            ),
             _ => (
                 Truth::Unknown,
                 reason::PAUSED,
-                format!("{whom}, step {}, until somebody says Resume or Promote", rollout.step),
+                format!(
+                    "{whom}, step {}, until somebody says Resume or Promote",
+                    rollout.step
+                ),
             ),
         },
         _ => match inconclusive {
-            Some(why) => (Truth::True, reason::ANALYSIS_INCONCLUSIVE, format!("{whom} is held: {why}")),
-            None => (Truth::True, reason::STEPPING, format!("{whom}, step {}", rollout.step)),
+            Some(why) => (
+                Truth::True,
+                reason::ANALYSIS_INCONCLUSIVE,
+                format!("{whom} is held: {why}"),
+            ),
+            None => (
+                Truth::True,
+                reason::STEPPING,
+                format!("{whom}, step {}", rollout.step),
+            ),
         },
     }
 }
@@ -431,20 +573,43 @@ fn say(
     observed: &Observed,
     now: Timestamp,
 ) -> Actions<ServingEndpointStatus> {
-    let old = cr.status.as_ref().map(|status| status.conditions.clone()).unwrap_or_default();
+    let old = cr
+        .status
+        .as_ref()
+        .map(|status| status.conditions.clone())
+        .unwrap_or_default();
     let ready = |pod: &Pod| pod.ready && pod.target().is_some();
-    let engines = observed.engines.iter().filter(|engine| ready(&engine.pod)).count();
-    let routers = observed.routers.iter().filter(|router| ready(&router.pod)).count();
+    let engines = observed
+        .engines
+        .iter()
+        .filter(|engine| ready(&engine.pod))
+        .count();
+    let routers = observed
+        .routers
+        .iter()
+        .filter(|router| ready(&router.pod))
+        .count();
     next.replicas = u32::try_from(observed.engines.len()).unwrap_or(u32::MAX);
     next.ready_replicas = u32::try_from(engines).unwrap_or(u32::MAX);
     let name = cr.metadata.name.as_deref().unwrap_or_default();
-    next.selector =
-        Some(labels::to_text(&labels::selector(labels::component::ENGINE, KIND, name)));
+    next.selector = Some(labels::to_text(&labels::selector(
+        labels::component::ENGINE,
+        KIND,
+        name,
+    )));
     let namespace = cr.metadata.namespace.as_deref().unwrap_or_default();
-    next.url = Some(format!("http://{}.{namespace}.svc:80", children_names(cr).service));
+    next.url = Some(format!(
+        "http://{}.{namespace}.svc:80",
+        children_names(cr).service
+    ));
     next.observed_generation = cr.metadata.generation;
     let mut conditions = Conditions::new(&next.conditions, cr.metadata.generation, now);
-    conditions.set(condition::READY, trouble.truth, &trouble.reason, &trouble.message);
+    conditions.set(
+        condition::READY,
+        trouble.truth,
+        &trouble.reason,
+        &trouble.message,
+    );
     let (truth, why) = match (cr.spec.replicas, engines, routers) {
         (0, ..) => (Truth::False, reason::SCALED_TO_ZERO),
         (_, 0, _) => (Truth::False, reason::ENGINES_NOT_READY),
@@ -457,14 +622,26 @@ fn say(
         why,
         format!("{engines} engines and {routers} routers are ready"),
     );
-    for kind in [condition::PROGRESSING, condition::ROLLED_BACK, condition::ADAPTERS_PENDING] {
+    for kind in [
+        condition::PROGRESSING,
+        condition::ROLLED_BACK,
+        condition::ADAPTERS_PENDING,
+    ] {
         if conditions::find(&next.conditions, kind).is_none() {
             conditions.set(kind, Truth::Unknown, &trouble.reason, &trouble.message);
         }
     }
     let rolling = trouble.truth == Truth::True;
-    let why = if rolling { reason::ROLLING_ENGINES } else { &trouble.reason };
-    let words = if rolling { "engines are being replaced" } else { trouble.message.as_str() };
+    let why = if rolling {
+        reason::ROLLING_ENGINES
+    } else {
+        &trouble.reason
+    };
+    let words = if rolling {
+        "engines are being replaced"
+    } else {
+        trouble.message.as_str()
+    };
     conditions.set_while(
         condition::RECONCILING,
         trouble.moving == Moving::Reconciling,
@@ -488,5 +665,9 @@ fn say(
     } else {
         Vec::new()
     };
-    Actions { status: Some(next), events, ..Actions::default() }
+    Actions {
+        status: Some(next),
+        events,
+        ..Actions::default()
+    }
 }

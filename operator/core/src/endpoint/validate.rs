@@ -135,7 +135,11 @@ pub struct Invalid {
 
 impl Invalid {
     fn new(field: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { reason: reason::INVALID_SPEC, field: field.into(), message: message.into() }
+        Self {
+            reason: reason::INVALID_SPEC,
+            field: field.into(),
+            message: message.into(),
+        }
     }
 }
 
@@ -151,11 +155,17 @@ pub fn validate<'a>(
     let base = PvcUri::parse(&spec.base_model.uri)
         .map_err(|error| Invalid::new("spec.baseModel.uri", error.to_string()))?;
     check_names(spec.base_model.name.as_deref(), &spec.adapters)?;
-    let profile = settings.profile(&spec.engine.compute_profile).map_err(|error| Invalid {
-        reason: reason::COMPUTE_PROFILE_NOT_FOUND,
-        ..Invalid::new("spec.engine.computeProfile", error.to_string())
-    })?;
-    Ok(Valid { base, profile, policy: read_policy(&spec.rollout)? })
+    let profile = settings
+        .profile(&spec.engine.compute_profile)
+        .map_err(|error| Invalid {
+            reason: reason::COMPUTE_PROFILE_NOT_FOUND,
+            ..Invalid::new("spec.engine.computeProfile", error.to_string())
+        })?;
+    Ok(Valid {
+        base,
+        profile,
+        policy: read_policy(&spec.rollout)?,
+    })
 }
 
 fn check_names(base: Option<&str>, entries: &[AdapterEntry]) -> Result<(), Invalid> {
@@ -181,7 +191,11 @@ fn read_policy(rollout: &Rollout) -> Result<Policy, Invalid> {
         },
         RolloutStrategy::Immediate => Strategy::Immediate,
         RolloutStrategy::Other(other) => {
-            return Err(unknown("spec.rollout.strategy", other, RolloutStrategy::KNOWN));
+            return Err(unknown(
+                "spec.rollout.strategy",
+                other,
+                RolloutStrategy::KNOWN,
+            ));
         }
     };
     let analysis = rollout
@@ -234,12 +248,18 @@ fn read_steps(steps: &[CanaryStep]) -> Result<Vec<Step>, Invalid> {
                 return Err(Invalid::new(field, "the first step is a setWeight"));
             }
             _ => {
-                return Err(Invalid::new(field, "exactly one of setWeight and pause is needed"));
+                return Err(Invalid::new(
+                    field,
+                    "exactly one of setWeight and pause is needed",
+                ));
             }
         });
     }
     if read.is_empty() {
-        return Err(Invalid::new("spec.rollout.canary.steps", "at least one step is needed"));
+        return Err(Invalid::new(
+            "spec.rollout.canary.steps",
+            "at least one step is needed",
+        ));
     }
     Ok(read)
 }
@@ -249,15 +269,18 @@ fn read_rule(field: &str, rule: &AnalysisRule) -> Result<Rule, Invalid> {
         AnalysisMetric::ErrorRate => Metric::ErrorRate,
         AnalysisMetric::LatencyP95 => Metric::LatencyP95,
         AnalysisMetric::Other(other) => {
-            return Err(unknown(&format!("{field}.metric"), other, AnalysisMetric::KNOWN));
+            return Err(unknown(
+                &format!("{field}.metric"),
+                other,
+                AnalysisMetric::KNOWN,
+            ));
         }
     };
     let limit = match (&rule.maximum, &rule.maximum_increase_percent) {
         (Some(text), None) => Limit::Maximum(number(&format!("{field}.maximum"), text)?),
-        (None, Some(text)) => Limit::MaximumIncreasePercent(number(
-            &format!("{field}.maximumIncreasePercent"),
-            text,
-        )?),
+        (None, Some(text)) => {
+            Limit::MaximumIncreasePercent(number(&format!("{field}.maximumIncreasePercent"), text)?)
+        }
         _ => {
             let message = "exactly one of maximum and maximumIncreasePercent is needed";
             return Err(Invalid::new(field, message));
@@ -267,13 +290,17 @@ fn read_rule(field: &str, rule: &AnalysisRule) -> Result<Rule, Invalid> {
 }
 
 fn number(field: &str, text: &Decimal) -> Result<f64, Invalid> {
-    text.value().ok_or_else(|| Invalid::new(field, format!("\"{text}\" is not a number")))
+    text.value()
+        .ok_or_else(|| Invalid::new(field, format!("\"{text}\" is not a number")))
 }
 
 fn unknown(field: &str, value: &str, known: &[&str]) -> Invalid {
     Invalid::new(
         field,
-        format!("\"{value}\" is not known to this version; it knows {}", known.join(", ")),
+        format!(
+            "\"{value}\" is not known to this version; it knows {}",
+            known.join(", ")
+        ),
     )
 }
 
@@ -314,7 +341,10 @@ mod tests {
             ])
         );
         let analysis = valid.policy.analysis.unwrap();
-        assert_eq!((analysis.interval_seconds, analysis.minimum_requests), (30, 50));
+        assert_eq!(
+            (analysis.interval_seconds, analysis.minimum_requests),
+            (30, 50)
+        );
         assert_eq!(analysis.rules[0].limit, Limit::MaximumIncreasePercent(5.0));
     }
 
@@ -324,21 +354,59 @@ mod tests {
         let steps = |steps: Value| json!({"rollout": {"canary": {"steps": steps}}});
         let rule = |rule: Value| json!({"rollout": {"analysis": {"rules": [rule]}}});
         for (more, field) in [
-            (json!({"baseModel": {"uri": "hf://x/y"}}), "spec.baseModel.uri"),
-            (json!({"engine": {"computeProfile": "moon"}}), "spec.engine.computeProfile"),
-            (json!({"baseModel": {"uri": "pvc://m/x", "name": "a"}}), "spec.adapters[0].name"),
-            (json!({"rollout": {"strategy": "Hope"}}), "spec.rollout.strategy"),
-            (steps(json!([{"setWeight": 10}, {"setWeight": 10}])), "spec.rollout.canary.steps[1].setWeight"),
-            (steps(json!([{"setWeight": 101}])), "spec.rollout.canary.steps[0].setWeight"),
-            (steps(json!([{"pause": {}}])), "spec.rollout.canary.steps[0]"),
-            (steps(json!([{"setWeight": 1, "pause": {}}])), "spec.rollout.canary.steps[0]"),
+            (
+                json!({"baseModel": {"uri": "hf://x/y"}}),
+                "spec.baseModel.uri",
+            ),
+            (
+                json!({"engine": {"computeProfile": "moon"}}),
+                "spec.engine.computeProfile",
+            ),
+            (
+                json!({"baseModel": {"uri": "pvc://m/x", "name": "a"}}),
+                "spec.adapters[0].name",
+            ),
+            (
+                json!({"rollout": {"strategy": "Hope"}}),
+                "spec.rollout.strategy",
+            ),
+            (
+                steps(json!([{"setWeight": 10}, {"setWeight": 10}])),
+                "spec.rollout.canary.steps[1].setWeight",
+            ),
+            (
+                steps(json!([{"setWeight": 101}])),
+                "spec.rollout.canary.steps[0].setWeight",
+            ),
+            (
+                steps(json!([{"pause": {}}])),
+                "spec.rollout.canary.steps[0]",
+            ),
+            (
+                steps(json!([{"setWeight": 1, "pause": {}}])),
+                "spec.rollout.canary.steps[0]",
+            ),
             (steps(json!([])), "spec.rollout.canary.steps"),
-            (rule(json!({"metric": "mood", "maximum": "1"})), "spec.rollout.analysis.rules[0].metric"),
-            (rule(json!({"metric": "error_rate"})), "spec.rollout.analysis.rules[0]"),
+            (
+                rule(json!({"metric": "mood", "maximum": "1"})),
+                "spec.rollout.analysis.rules[0].metric",
+            ),
+            (
+                rule(json!({"metric": "error_rate"})),
+                "spec.rollout.analysis.rules[0]",
+            ),
         ] {
-            assert_eq!(validate(&spec(&more), &settings).unwrap_err().field, field, "{more}");
+            assert_eq!(
+                validate(&spec(&more), &settings).unwrap_err().field,
+                field,
+                "{more}"
+            );
         }
-        let invalid = validate(&spec(&json!({"engine": {"computeProfile": "moon"}})), &settings).unwrap_err();
+        let invalid = validate(
+            &spec(&json!({"engine": {"computeProfile": "moon"}})),
+            &settings,
+        )
+        .unwrap_err();
         assert_eq!(invalid.reason, reason::COMPUTE_PROFILE_NOT_FOUND);
         assert!(invalid.message.contains("default"), "{}", invalid.message);
     }

@@ -23,6 +23,7 @@ use crate::plan::Plan;
 use crate::settings::Settings;
 use crate::storage::StorageProblem;
 
+pub use step::pod_of;
 pub use validate::{Invalid, Valid, validate};
 
 /// Kind, as in YAML.

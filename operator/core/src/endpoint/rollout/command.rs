@@ -17,7 +17,10 @@ type Outcome = Result<Change, String>;
 pub fn obey(machine: &Machine<'_>, command: &EndpointCommand) -> Change {
     match decide(machine, command) {
         Ok(change) => change,
-        Err(why) => Change { answer: Some((AnswerOutcome::Refused, why)), ..machine.quiet() },
+        Err(why) => Change {
+            answer: Some((AnswerOutcome::Refused, why)),
+            ..machine.quiet()
+        },
     }
 }
 
@@ -46,8 +49,15 @@ fn decide(machine: &Machine<'_>, command: &EndpointCommand) -> Outcome {
 }
 
 /// The candidate, where it is the one that the command means.
-fn current<'a>(machine: &'a Machine<'_>, command: &EndpointCommand) -> Result<&'a Candidate, String> {
-    let under_way = machine.adapter.candidate.as_ref().filter(|_| machine.is_active());
+fn current<'a>(
+    machine: &'a Machine<'_>,
+    command: &EndpointCommand,
+) -> Result<&'a Candidate, String> {
+    let under_way = machine
+        .adapter
+        .candidate
+        .as_ref()
+        .filter(|_| machine.is_active());
     let candidate = under_way.ok_or_else(|| "no rollout is under way".to_owned())?;
     if candidate.digest != command.digest {
         return Err(format!(
@@ -55,7 +65,11 @@ fn current<'a>(machine: &'a Machine<'_>, command: &EndpointCommand) -> Result<&'
             candidate.version, candidate.digest, command.digest
         ));
     }
-    let step = machine.adapter.rollout.as_ref().map_or(0, |rollout| rollout.step);
+    let step = machine
+        .adapter
+        .rollout
+        .as_ref()
+        .map_or(0, |rollout| rollout.step);
     match command.step {
         Some(meant) if meant != step => Err(format!("the rollout is at step {step}, not {meant}")),
         _ => Ok(candidate),
@@ -70,9 +84,11 @@ fn answered(mut change: Change, outcome: AnswerOutcome, message: &str) -> Change
 fn promote(machine: &Machine<'_>, candidate: &Candidate) -> Outcome {
     let inputs = machine.inputs;
     match machine.state() {
-        RolloutState::Promoting => {
-            Ok(answered(machine.quiet(), AnswerOutcome::Done, "the candidate is taking over already"))
-        }
+        RolloutState::Promoting => Ok(answered(
+            machine.quiet(),
+            AnswerOutcome::Done,
+            "the candidate is taking over already",
+        )),
         RolloutState::RollingBack => Err("the candidate is being taken back".to_owned()),
         _ if !inputs.engines.have_candidate() => Err(format!(
             "{} of {} ready engines have v{}: wait until all have it",
@@ -114,12 +130,19 @@ fn pause(machine: &Machine<'_>) -> Outcome {
             AnswerOutcome::Done,
             "the weight is held",
         )),
-        _ => Err(format!("there is no weight to hold in the state {}", rollout.state)),
+        _ => Err(format!(
+            "there is no weight to hold in the state {}",
+            rollout.state
+        )),
     }
 }
 
 fn resume(machine: &Machine<'_>) -> Outcome {
-    let Some(rollout) = machine.adapter.rollout.as_ref().filter(|it| it.state == RolloutState::Paused)
+    let Some(rollout) = machine
+        .adapter
+        .rollout
+        .as_ref()
+        .filter(|it| it.state == RolloutState::Paused)
     else {
         return Err("the rollout is not paused".to_owned());
     };
@@ -129,7 +152,8 @@ fn resume(machine: &Machine<'_>) -> Outcome {
     } else {
         let resumed = machine.resume();
         let mut change = machine.pause(rollout, rollout.step, PausedBy::Step);
-        if let (Some(next), Some(resumed)) = (&mut change.adapter.rollout, resumed.adapter.rollout) {
+        if let (Some(next), Some(resumed)) = (&mut change.adapter.rollout, resumed.adapter.rollout)
+        {
             next.failures = resumed.failures;
             next.window_since = resumed.window_since;
             next.analysis = resumed.analysis;
@@ -152,14 +176,22 @@ fn retry(machine: &Machine<'_>, command: &EndpointCommand) -> Outcome {
     if machine.is_active() {
         return Err("a rollout is under way: abort it first".to_owned());
     }
-    let rejected = machine.inputs.rejected.iter().any(|it| it.digest == command.digest);
+    let rejected = machine
+        .inputs
+        .rejected
+        .iter()
+        .any(|it| it.digest == command.digest);
     if !rejected {
         return Err(format!("{} was not rejected here", command.digest));
     }
     let version = eligible(machine, command)?;
     let mut change = machine.begin(version);
     change.forgiven = Some(command.digest.clone());
-    Ok(answered(change, AnswerOutcome::Accepted, "the version is tried again"))
+    Ok(answered(
+        change,
+        AnswerOutcome::Accepted,
+        "the version is tried again",
+    ))
 }
 
 fn roll_back(machine: &Machine<'_>, command: &EndpointCommand) -> Outcome {
@@ -174,7 +206,10 @@ fn roll_back(machine: &Machine<'_>, command: &EndpointCommand) -> Outcome {
     }
     let version = eligible(machine, command)?;
     if version.version >= stable.version {
-        return Err(format!("v{} is not older than v{}", version.version, stable.version));
+        return Err(format!(
+            "v{} is not older than v{}",
+            version.version, stable.version
+        ));
     }
     let message = format!(
         "{} said Rollback to v{}: {}",
@@ -186,15 +221,26 @@ fn roll_back(machine: &Machine<'_>, command: &EndpointCommand) -> Outcome {
     let mut change = machine.begin(version);
     change.rejected = Some(machine.reject(stable, reason::ROLLED_BACK_BY_USER, &message));
     change.forgiven = Some(command.digest.clone());
-    Ok(answered(change, AnswerOutcome::Accepted, "a rollout to the older version begins"))
+    Ok(answered(
+        change,
+        AnswerOutcome::Accepted,
+        "a rollout to the older version begins",
+    ))
 }
 
 fn eligible<'a>(
     machine: &'a Machine<'_>,
     command: &EndpointCommand,
 ) -> Result<&'a VersionedDigest, String> {
-    machine.inputs.eligible.iter().find(|version| version.digest == command.digest).ok_or_else(|| {
-        format!("{} is no version of the adapter that may see traffic", command.digest)
-    })
+    machine
+        .inputs
+        .eligible
+        .iter()
+        .find(|version| version.digest == command.digest)
+        .ok_or_else(|| {
+            format!(
+                "{} is no version of the adapter that may see traffic",
+                command.digest
+            )
+        })
 }
-

@@ -14,7 +14,9 @@ mod step;
 #[cfg(test)]
 mod tests;
 
-use graftwork_api::serving_endpoint::{EndpointCommand, RejectedDigest, RolloutState, ServedAdapter};
+use graftwork_api::serving_endpoint::{
+    EndpointCommand, RejectedDigest, RolloutState, ServedAdapter,
+};
 use graftwork_api::{AnswerOutcome, VersionedDigest};
 use jiff::Timestamp;
 

@@ -20,7 +20,11 @@ const ALL: u32 = 100;
 
 /// The next change of an adapter's persistent facts; none where nothing changes now.
 pub fn step(adapter: &ServedAdapter, inputs: &Inputs<'_>, now: Timestamp) -> Option<Change> {
-    let machine = Machine { adapter, inputs, now };
+    let machine = Machine {
+        adapter,
+        inputs,
+        now,
+    };
     if let Some(given) = inputs.command {
         return Some(command::obey(&machine, given));
     }
@@ -44,7 +48,11 @@ impl Machine<'_> {
     }
 
     fn advance(&self) -> Option<Change> {
-        let Some((rollout, candidate)) = self.adapter.rollout.as_ref().zip(self.adapter.candidate.as_ref())
+        let Some((rollout, candidate)) = self
+            .adapter
+            .rollout
+            .as_ref()
+            .zip(self.adapter.candidate.as_ref())
         else {
             return self.rest();
         };
@@ -76,18 +84,24 @@ impl Machine<'_> {
         {
             return Some(self.begin(wanted));
         }
-        let rollout = self.adapter.rollout.as_ref()?;
+        if self.adapter.rollout.is_none() && self.adapter.candidate.is_none() {
+            return None;
+        }
         // A rollback stays in sight until spec or gate change.
-        let remembered = self
-            .inputs
-            .rejected
-            .iter()
-            .any(|rejected| rejected.settings_hash.as_deref() == Some(self.inputs.settings_hash));
-        if rollout.state == RolloutState::RolledBack && remembered && self.adapter.candidate.is_none() {
+        let remembered =
+            self.inputs.rejected.iter().any(|rejected| {
+                rejected.settings_hash.as_deref() == Some(self.inputs.settings_hash)
+            });
+        let rolled_back = self.state() == RolloutState::RolledBack;
+        if rolled_back && remembered && self.adapter.candidate.is_none() {
             return None;
         }
         Some(Change {
-            adapter: ServedAdapter { candidate: None, rollout: None, ..self.adapter.clone() },
+            adapter: ServedAdapter {
+                candidate: None,
+                rollout: None,
+                ..self.adapter.clone()
+            },
             ..self.quiet()
         })
     }
@@ -95,15 +109,17 @@ impl Machine<'_> {
     /// A rollout to `version`.
     pub fn begin(&self, version: &VersionedDigest) -> Change {
         let from = self.adapter.stable.as_ref();
-        let salt = Digest::of(
-            format!("{}/{}/{}", self.adapter.name, version.digest, self.now).as_bytes(),
-        );
+        let salt =
+            Digest::of(format!("{}/{}/{}", self.adapter.name, version.digest, self.now).as_bytes());
         let note = match from {
             Some(from) => format!(
                 "{}: v{} is to take over from v{}",
                 self.adapter.name, version.version, from.version
             ),
-            None => format!("{}: v{} is being loaded", self.adapter.name, version.version),
+            None => format!(
+                "{}: v{} is being loaded",
+                self.adapter.name, version.version
+            ),
         };
         Change {
             adapter: ServedAdapter {
@@ -139,12 +155,19 @@ impl Machine<'_> {
         if wanted.digest == candidate.digest {
             return None;
         }
-        let back = self.adapter.stable.as_ref().is_some_and(|stable| stable.digest == wanted.digest);
+        let back = self
+            .adapter
+            .stable
+            .as_ref()
+            .is_some_and(|stable| stable.digest == wanted.digest);
         if rollout.state == RolloutState::Promoting && !back {
             // It is nearly there; the next one follows.
             return None;
         }
-        let message = format!("v{} is wanted in place of v{}", wanted.version, candidate.version);
+        let message = format!(
+            "v{} is wanted in place of v{}",
+            wanted.version, candidate.version
+        );
         Some(self.roll_back(reason::CANDIDATE_WITHDRAWN, &message))
     }
 
@@ -164,7 +187,11 @@ impl Machine<'_> {
                 // There is nothing to compare with and nobody to move.
                 return Some(self.settle(candidate));
             }
-            return if inputs.routers.follow() { Some(self.first_step(rollout)) } else { self.late(rollout) };
+            return if inputs.routers.follow() {
+                Some(self.first_step(rollout))
+            } else {
+                self.late(rollout)
+            };
         }
         self.late(rollout)
     }
@@ -172,9 +199,15 @@ impl Machine<'_> {
     /// Engines or routers that are there and do not get ready in time.
     fn late(&self, rollout: &AdapterRollout) -> Option<Change> {
         let limit = self.inputs.policy.progress_deadline_seconds;
-        let entered = rollout.step_since.as_ref().map_or(rollout.since.0, |time| time.0);
+        let entered = rollout
+            .step_since
+            .as_ref()
+            .map_or(rollout.since.0, |time| time.0);
         let nothing_to_go_back_to = self.adapter.stable.is_none();
-        if nothing_to_go_back_to || self.inputs.engines.ready == 0 || seconds_since(entered, self.now) < limit {
+        if nothing_to_go_back_to
+            || self.inputs.engines.ready == 0
+            || seconds_since(entered, self.now) < limit
+        {
             return None;
         }
         let message = if self.inputs.engines.have_candidate() {
@@ -204,7 +237,9 @@ impl Machine<'_> {
             Some(Step::Pause(_)) => self.pause(rollout, number, PausedBy::Step),
             Some(Step::SetWeight(weight)) => {
                 let mut next = self.moved(RolloutState::Stepping, reason::STEPPING);
-                if let (Some(candidate), Some(rollout)) = (&mut next.adapter.candidate, &mut next.adapter.rollout) {
+                if let (Some(candidate), Some(rollout)) =
+                    (&mut next.adapter.candidate, &mut next.adapter.rollout)
+                {
                     candidate.weight = (*weight).min(ALL);
                     rollout.step = number;
                     rollout.step_since = Some(Time(self.now));
@@ -246,10 +281,16 @@ impl Machine<'_> {
         let mut next = if over && self.inputs.policy.auto_rollback {
             let (reason, message) = judgement.failure.clone().unwrap_or_default();
             self.roll_back(reason, &message)
-        } else if over && rollout.state != RolloutState::Promoting && !self.is_paused_by(&PausedBy::Analysis) {
+        } else if over
+            && rollout.state != RolloutState::Promoting
+            && !self.is_paused_by(&PausedBy::Analysis)
+        {
             self.pause_after_failure(rollout, candidate, judgement)
         } else {
-            Change { adapter: self.adapter.clone(), ..self.quiet() }
+            Change {
+                adapter: self.adapter.clone(),
+                ..self.quiet()
+            }
         };
         if let Some(rollout) = &mut next.adapter.rollout {
             rollout.failures = failures;
@@ -274,7 +315,10 @@ impl Machine<'_> {
             rollout.reason = Some(reason.to_owned());
             rollout.message = Some(shorten(&message));
         }
-        let note = format!("{}: v{} is held: {message}", self.adapter.name, candidate.version);
+        let note = format!(
+            "{}: v{} is held: {message}",
+            self.adapter.name, candidate.version
+        );
         next.events = vec![Event::warning(reason, shorten(&note))];
         next
     }
@@ -286,12 +330,20 @@ impl Machine<'_> {
         }
         if !self.inputs.routers.follow() || !self.inputs.engines.have_candidate() {
             // A step that was never taken can be late; the time of a pause is not a delay.
-            return if rollout.state == RolloutState::Stepping { self.late(rollout) } else { None };
+            return if rollout.state == RolloutState::Stepping {
+                self.late(rollout)
+            } else {
+                None
+            };
         }
         let index = rollout.step as usize;
         match &self.inputs.policy.strategy {
             Strategy::Immediate => Some(self.promote("the strategy is Immediate")),
-            Strategy::BlueGreen { auto_promote, preview_seconds, .. } => {
+            Strategy::BlueGreen {
+                auto_promote,
+                preview_seconds,
+                ..
+            } => {
                 let over = self.is_resumed(rollout)
                     || (*auto_promote && self.elapsed(rollout) >= *preview_seconds);
                 (over && self.has_passed(rollout)).then(|| self.promote("the preview is over"))
@@ -300,7 +352,8 @@ impl Machine<'_> {
                 let over = match steps.get(index) {
                     Some(Step::SetWeight(weight)) if candidate.weight != *weight => {
                         // The spec has other steps than when this one was taken.
-                        return Some(self.enter(rollout, steps, index));
+                        let may = *weight < candidate.weight || self.has_passed(rollout);
+                        return may.then(|| self.enter(rollout, steps, index));
                     }
                     Some(Step::Pause(Some(seconds))) => {
                         self.is_resumed(rollout) || self.elapsed(rollout) >= *seconds
@@ -321,7 +374,10 @@ impl Machine<'_> {
     }
 
     fn elapsed(&self, rollout: &AdapterRollout) -> u64 {
-        let entered = rollout.step_since.as_ref().map_or(rollout.since.0, |time| time.0);
+        let entered = rollout
+            .step_since
+            .as_ref()
+            .map_or(rollout.since.0, |time| time.0);
         seconds_since(entered, self.now)
     }
 
@@ -338,7 +394,10 @@ impl Machine<'_> {
             .is_some_and(|(last, start)| last.0 > start.0);
         judged
             && !rollout.analysis.is_empty()
-            && rollout.analysis.iter().all(|result| result.verdict == Verdict::Pass)
+            && rollout
+                .analysis
+                .iter()
+                .all(|result| result.verdict == Verdict::Pass)
     }
 
     /// Whether the pause has that cause.
@@ -351,12 +410,16 @@ impl Machine<'_> {
     /// Moves all callers to the candidate.
     pub fn promote(&self, why: &str) -> Change {
         let mut next = self.moved(RolloutState::Promoting, reason::PROMOTING);
-        if let (Some(candidate), Some(rollout)) = (&mut next.adapter.candidate, &mut next.adapter.rollout) {
+        if let (Some(candidate), Some(rollout)) =
+            (&mut next.adapter.candidate, &mut next.adapter.rollout)
+        {
             candidate.weight = ALL;
             rollout.window_since = Some(Time(self.now));
             rollout.step_since = Some(Time(self.now));
-            let note =
-                format!("{}: v{} takes over: {why}", self.adapter.name, candidate.version);
+            let note = format!(
+                "{}: v{} takes over: {why}",
+                self.adapter.name, candidate.version
+            );
             next.events = vec![Event::normal(reason::PROMOTING, shorten(&note))];
         }
         next
@@ -395,19 +458,28 @@ impl Machine<'_> {
     /// Gives the stable version all traffic back. Nobody is waited for.
     pub fn roll_back(&self, why: &'static str, message: &str) -> Change {
         let mut next = self.moved(RolloutState::RollingBack, why);
-        let Some(candidate) = &mut next.adapter.candidate else { return next };
+        let Some(candidate) = &mut next.adapter.candidate else {
+            return next;
+        };
         candidate.weight = 0;
         if let Some(rollout) = &mut next.adapter.rollout {
             rollout.message = Some(shorten(message));
         }
-        let note = format!("{}: v{} is taken back: {message}", self.adapter.name, candidate.version);
+        let note = format!(
+            "{}: v{} is taken back: {message}",
+            self.adapter.name, candidate.version
+        );
         next.events = vec![if why == reason::CANDIDATE_WITHDRAWN {
             Event::normal(why, shorten(&note))
         } else {
             Event::warning(why, shorten(&note))
         }];
-        let version = VersionedDigest { version: candidate.version, digest: candidate.digest.clone() };
-        next.rejected = (why != reason::CANDIDATE_WITHDRAWN).then(|| self.reject(&version, why, message));
+        let version = VersionedDigest {
+            version: candidate.version,
+            digest: candidate.digest.clone(),
+        };
+        next.rejected =
+            (why != reason::CANDIDATE_WITHDRAWN).then(|| self.reject(&version, why, message));
         next
     }
 
@@ -435,7 +507,11 @@ impl Machine<'_> {
         }
         if rollout.reason.as_deref() == Some(reason::CANDIDATE_WITHDRAWN) {
             return Some(Change {
-                adapter: ServedAdapter { candidate: None, rollout: None, ..self.adapter.clone() },
+                adapter: ServedAdapter {
+                    candidate: None,
+                    rollout: None,
+                    ..self.adapter.clone()
+                },
                 end: Some(End::TakenBack),
                 ..self.quiet()
             });
@@ -467,7 +543,10 @@ impl Machine<'_> {
             rollout.reason = Some(why.to_owned());
             rollout.message = None;
         }
-        Change { adapter, ..self.quiet() }
+        Change {
+            adapter,
+            ..self.quiet()
+        }
     }
 
     /// A pause that is over, or a rollout that goes on: Stepping at the same step.

@@ -1,0 +1,430 @@
+//! Writing: children, Jobs, deletes, nudges, status and events; each only where something differs.
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+
+use graftwork_api::labels;
+use graftwork_contract::{Digest, digest};
+use graftwork_operator_core::plan::{Child, ChildKind, Delete, Event, EventKind, Nudge};
+use jiff::Timestamp;
+use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::{ConfigMap, ObjectReference, PersistentVolumeClaim, Pod, Service};
+use k8s_openapi::api::events::v1::Event as ClusterEvent;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use kube::api::{
+    Api, DeleteParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions, PropagationPolicy,
+};
+use kube::{Client, Resource, ResourceExt as _};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use crate::api::{ApiError, Class, FIELD_MANAGER};
+use crate::cache::{Caches, find};
+use crate::lease::Term;
+use crate::metrics::Metrics;
+
+mod compare;
+
+pub use compare::covers;
+
+/// Everything that writes to the API server.
+pub struct Writer {
+    client: Client,
+    term: std::sync::Arc<Term>,
+    metrics: Metrics,
+    instance: String,
+    /// What an object looked like after it was last applied, for objects that the API server
+    /// normalises in a way that `covers` does not know: not written again until one side changes.
+    applied: Mutex<HashMap<String, (String, Digest)>>,
+}
+
+impl Writer {
+    /// A writer within `term`.
+    pub fn new(
+        client: Client,
+        term: std::sync::Arc<Term>,
+        metrics: Metrics,
+        instance: String,
+    ) -> Self {
+        Self {
+            client,
+            term,
+            metrics,
+            instance,
+            applied: Mutex::default(),
+        }
+    }
+
+    fn count(&self, kind: &str, verb: &str, outcome: &Result<(), ApiError>) {
+        let outcome = match outcome {
+            Ok(()) => "ok",
+            Err(error) => error.category(),
+        };
+        self.metrics.api_write(kind, verb, outcome);
+    }
+
+    /// Writes a child where it differs from what is cached.
+    ///
+    /// # Errors
+    /// Those of the API server.
+    pub async fn apply(
+        &self,
+        child: &Child,
+        namespace: &str,
+        caches: &Caches,
+    ) -> Result<(), ApiError> {
+        let name = child.name();
+        match child {
+            Child::ConfigMap(object) => {
+                let live = find(&caches.config_maps, namespace, name);
+                self.apply_one(&**object, namespace, live.as_deref()).await
+            }
+            Child::Claim(object) => {
+                let live = find(&caches.claims, namespace, name);
+                self.apply_one(&**object, namespace, live.as_deref()).await
+            }
+            Child::Service(object) => {
+                let live = find(&caches.services, namespace, name);
+                self.apply_one(&**object, namespace, live.as_deref()).await
+            }
+            Child::Deployment(object) => {
+                let live = find(&caches.deployments, namespace, name);
+                self.apply_one(&**object, namespace, live.as_deref()).await
+            }
+        }
+    }
+
+    async fn apply_one<K>(
+        &self,
+        desired: &K,
+        namespace: &str,
+        live: Option<&K>,
+    ) -> Result<(), ApiError>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+            + Clone
+            + std::fmt::Debug
+            + Serialize
+            + DeserializeOwned,
+    {
+        let kind = K::kind(&()).into_owned();
+        let name = desired.name_any();
+        let (mut body, hash) = stamped(desired);
+        if let Some(live) = live {
+            let live_value = serde_json::to_value(live).unwrap_or_default();
+            if covers(&live_value, &body) || self.was_applied(live, &live_value, &hash) {
+                return Ok(());
+            }
+            // The object that was seen, and no other of its name.
+            if let (Some(uid), Some(metadata)) = (live.uid(), metadata_of(&mut body)) {
+                metadata.insert("uid".to_owned(), json!(uid));
+            }
+        }
+        let api: Api<K> = Api::namespaced(self.client.clone(), namespace);
+        let parameters = PatchParams::apply(FIELD_MANAGER).force();
+        let answer = self
+            .term
+            .write(api.patch(&name, &parameters, &Patch::Apply(&body)))
+            .await;
+        match answer {
+            Ok(written) => {
+                self.count(&kind, "apply", &Ok(()));
+                tracing::info!(kind, namespace, name, "applied");
+                let value = serde_json::to_value(&written).unwrap_or_default();
+                if let Ok(mut applied) = self.applied.lock() {
+                    applied.insert(written.uid().unwrap_or_default(), (hash, settled(&value)));
+                }
+                Ok(())
+            }
+            Err(error) => {
+                let outcome = Err(error);
+                self.count(&kind, "apply", &outcome);
+                outcome
+            }
+        }
+    }
+
+    fn was_applied<K: Resource>(&self, live: &K, value: &Value, hash: &str) -> bool {
+        let Ok(applied) = self.applied.lock() else {
+            return false;
+        };
+        let uid = live.meta().uid.as_deref().unwrap_or_default();
+        applied
+            .get(uid)
+            .is_some_and(|(known, after)| known == hash && *after == settled(value))
+    }
+
+    /// Creates a Job where there is none of its name.
+    ///
+    /// # Errors
+    /// Those of the API server; a Job of that name is none.
+    pub async fn create(
+        &self,
+        job: &Job,
+        namespace: &str,
+        caches: &Caches,
+    ) -> Result<(), ApiError> {
+        let name = job.name_any();
+        if find(&caches.jobs, namespace, &name).is_some() {
+            return Ok(());
+        }
+        let api: Api<Job> = Api::namespaced(self.client.clone(), namespace);
+        let parameters = PostParams {
+            field_manager: Some(FIELD_MANAGER.to_owned()),
+            ..PostParams::default()
+        };
+        let outcome = match self.term.write(api.create(&parameters, job)).await {
+            Ok(_) => {
+                tracing::info!(kind = "Job", namespace, name, "created");
+                Ok(())
+            }
+            // Created before, and not in the cache yet; or somebody else's, which the next look shows.
+            Err(error) if error.class() == Class::Conflict => Ok(()),
+            Err(error) => Err(error),
+        };
+        self.count("Job", "create", &outcome);
+        outcome
+    }
+
+    /// Deletes an object if it is still the one that was seen.
+    ///
+    /// # Errors
+    /// Those of the API server; an object that is gone or another one is none.
+    pub async fn delete(&self, delete: &Delete, namespace: &str) -> Result<(), ApiError> {
+        let parameters = DeleteParams {
+            grace_period_seconds: delete.grace_seconds,
+            propagation_policy: Some(PropagationPolicy::Background),
+            preconditions: Some(Preconditions {
+                uid: Some(delete.uid.clone()),
+                resource_version: None,
+            }),
+            ..DeleteParams::default()
+        };
+        let outcome = match delete.kind {
+            ChildKind::ConfigMap => {
+                self.delete_one::<ConfigMap>(delete, namespace, &parameters)
+                    .await
+            }
+            ChildKind::PersistentVolumeClaim => {
+                self.delete_one::<PersistentVolumeClaim>(delete, namespace, &parameters)
+                    .await
+            }
+            ChildKind::Service => {
+                self.delete_one::<Service>(delete, namespace, &parameters)
+                    .await
+            }
+            ChildKind::Deployment => {
+                self.delete_one::<Deployment>(delete, namespace, &parameters)
+                    .await
+            }
+            ChildKind::Job => self.delete_one::<Job>(delete, namespace, &parameters).await,
+            ChildKind::Pod => self.delete_one::<Pod>(delete, namespace, &parameters).await,
+        };
+        self.count(delete.kind.name(), "delete", &outcome);
+        outcome
+    }
+
+    async fn delete_one<K>(
+        &self,
+        delete: &Delete,
+        namespace: &str,
+        parameters: &DeleteParams,
+    ) -> Result<(), ApiError>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+            + Clone
+            + std::fmt::Debug
+            + DeserializeOwned,
+    {
+        let api: Api<K> = Api::namespaced(self.client.clone(), namespace);
+        match self.term.write(api.delete(&delete.name, parameters)).await {
+            Ok(_) => {
+                let kind = delete.kind.name();
+                tracing::info!(kind, namespace, name = delete.name, "deleted");
+                Ok(())
+            }
+            Err(error) if error.is_not_found() || error.class() == Class::Conflict => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Annotates a pod, so that its kubelet refreshes mounted configuration now.
+    ///
+    /// # Errors
+    /// Those of the API server; a pod that is gone is none.
+    pub async fn nudge(
+        &self,
+        nudge: &Nudge,
+        namespace: &str,
+        caches: &Caches,
+    ) -> Result<(), ApiError> {
+        let known = find(&caches.pods, namespace, &nudge.pod).is_some_and(|pod| {
+            pod.annotations().get(labels::NUDGE_ANNOTATION) == Some(&nudge.configuration)
+        });
+        if known {
+            return Ok(());
+        }
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
+        let patch = json!({"metadata": {
+            "uid": nudge.uid,
+            "annotations": {labels::NUDGE_ANNOTATION: nudge.configuration},
+        }});
+        let parameters = PatchParams {
+            field_manager: Some(FIELD_MANAGER.to_owned()),
+            ..PatchParams::default()
+        };
+        let outcome = match self
+            .term
+            .write(api.patch_metadata(&nudge.pod, &parameters, &Patch::Merge(&patch)))
+            .await
+        {
+            Ok(_) => Ok(()),
+            Err(error) if error.is_not_found() || error.class() == Class::Conflict => Ok(()),
+            Err(error) => Err(error),
+        };
+        self.count("Pod", "nudge", &outcome);
+        outcome
+    }
+
+    /// Patches the status of `object` from `old` to `new`, where they differ by more than times.
+    /// Returns the object as written; none where nothing was.
+    ///
+    /// # Errors
+    /// Those of the API server; a conflict where the object is no longer the one that was read.
+    pub async fn write_status<K>(
+        &self,
+        object: &ObjectMeta,
+        old: &Value,
+        new: &Value,
+    ) -> Result<Option<K>, ApiError>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+            + Clone
+            + std::fmt::Debug
+            + DeserializeOwned,
+    {
+        let Some(patch) = crate::status::patch(old, new) else {
+            return Ok(None);
+        };
+        let kind = K::kind(&()).into_owned();
+        let namespace = object.namespace.as_deref().unwrap_or_default();
+        let name = object.name.as_deref().unwrap_or_default();
+        let api: Api<K> = Api::namespaced(self.client.clone(), namespace);
+        let body = crate::status::body(
+            object.resource_version.as_deref().unwrap_or_default(),
+            object.uid.as_deref().unwrap_or_default(),
+            &patch,
+        );
+        let parameters = PatchParams {
+            field_manager: Some(FIELD_MANAGER.to_owned()),
+            ..PatchParams::default()
+        };
+        let answer = self
+            .term
+            .write(api.patch_status(name, &parameters, &Patch::Merge(&body)))
+            .await;
+        match answer {
+            Ok(written) => {
+                self.count(&kind, "status", &Ok(()));
+                Ok(Some(written))
+            }
+            Err(error) => {
+                let outcome = Err(error);
+                self.count(&kind, "status", &outcome);
+                outcome.map(|()| None)
+            }
+        }
+    }
+
+    /// Sends an event. One that fails is logged: it says nothing that status does not.
+    pub async fn event(&self, event: &Event, regarding: &ObjectReference) {
+        let namespace = regarding.namespace.clone().unwrap_or_default();
+        let now = Timestamp::now();
+        let name: String = regarding
+            .name
+            .as_deref()
+            .unwrap_or("object")
+            .chars()
+            .take(200)
+            .collect();
+        let body = ClusterEvent {
+            metadata: ObjectMeta {
+                name: Some(format!("{name}.{:x}", now.as_nanosecond())),
+                namespace: Some(namespace.clone()),
+                ..ObjectMeta::default()
+            },
+            event_time: Some(MicroTime(now)),
+            reporting_controller: Some("graftwork.dev/operator".to_owned()),
+            reporting_instance: Some(self.instance.clone()),
+            action: Some(event.action.clone()),
+            reason: Some(event.reason.clone()),
+            note: Some(event.note.clone()),
+            type_: Some(
+                match event.kind {
+                    EventKind::Normal => "Normal",
+                    EventKind::Warning => "Warning",
+                }
+                .to_owned(),
+            ),
+            regarding: Some(regarding.clone()),
+            ..ClusterEvent::default()
+        };
+        let api: Api<ClusterEvent> = Api::namespaced(self.client.clone(), &namespace);
+        let answer = self
+            .term
+            .write(api.create(&PostParams::default(), &body))
+            .await;
+        let outcome = answer.map(|_| ());
+        if let Err(error) = &outcome {
+            tracing::warn!(%error, reason = event.reason, "an event could not be sent");
+        }
+        self.count("Event", "create", &outcome);
+    }
+}
+
+/// The object as it is sent: with a hash of itself, so that what was taken out of it is noticed too.
+fn stamped<K: Serialize>(desired: &K) -> (Value, String) {
+    let mut body = serde_json::to_value(desired).unwrap_or_default();
+    let hash = Digest::of(digest::canonical_json(&body).as_bytes())
+        .short()
+        .to_owned();
+    if let Some(metadata) = metadata_of(&mut body) {
+        let annotations = metadata.entry("annotations").or_insert_with(|| json!({}));
+        if let Some(annotations) = annotations.as_object_mut() {
+            annotations.insert(labels::CONTENT_HASH_ANNOTATION.to_owned(), json!(hash));
+        }
+    }
+    (body, hash)
+}
+
+fn metadata_of(body: &mut Value) -> Option<&mut serde_json::Map<String, Value>> {
+    body.get_mut("metadata")?.as_object_mut()
+}
+
+/// Digest of what does not move by itself in a live object.
+fn settled(live: &Value) -> Digest {
+    let mut value = live.clone();
+    if let Some(object) = value.as_object_mut() {
+        object.remove("status");
+    }
+    if let Some(metadata) = metadata_of(&mut value) {
+        for key in ["resourceVersion", "managedFields", "generation"] {
+            metadata.remove(key);
+        }
+        if let Some(annotations) = metadata
+            .get_mut("annotations")
+            .and_then(Value::as_object_mut)
+        {
+            annotations.remove("deployment.kubernetes.io/revision");
+        }
+    }
+    Digest::of(digest::canonical_json(&value).as_bytes())
+}
+
+/// A reference to an object, for events.
+pub fn reference<K: Resource<DynamicType = ()>>(object: &K) -> ObjectReference {
+    object.object_ref(&())
+}

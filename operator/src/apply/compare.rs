@@ -1,0 +1,119 @@
+//! Whether a live object already says all that a desired one says.
+
+use serde_json::Value;
+
+/// Whether every field of `desired` stands in `live` with the same value. Lists of objects are
+/// compared as sets (others may add to them), quantities by their amount.
+pub fn covers(live: &Value, desired: &Value) -> bool {
+    match (live, desired) {
+        (Value::Object(live), Value::Object(desired)) => desired.iter().all(|(key, value)| {
+            live.get(key).is_some_and(|known| covers(known, value)) || is_nothing(value)
+        }),
+        (Value::Array(live), Value::Array(desired)) => {
+            if desired.iter().any(Value::is_object) {
+                desired
+                    .iter()
+                    .all(|wanted| live.iter().any(|known| covers(known, wanted)))
+            } else {
+                live == desired
+            }
+        }
+        (Value::String(live), Value::String(desired)) => {
+            live == desired
+                || matches!((amount(live), amount(desired)), (Some(a), Some(b)) if (a - b).abs() <= a.abs() * 1e-12)
+        }
+        _ => live == desired,
+    }
+}
+
+/// What the API server does not keep.
+fn is_nothing(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Object(map) => map.is_empty(),
+        Value::Array(list) => list.is_empty(),
+        _ => false,
+    }
+}
+
+/// The amount of a Kubernetes quantity.
+fn amount(text: &str) -> Option<f64> {
+    const SUFFIXES: [(&str, f64); 12] = [
+        ("Ki", 1024.0),
+        ("Mi", 1_048_576.0),
+        ("Gi", 1_073_741_824.0),
+        ("Ti", 1_099_511_627_776.0),
+        ("Pi", 1_125_899_906_842_624.0),
+        ("m", 1e-3),
+        ("k", 1e3),
+        ("M", 1e6),
+        ("G", 1e9),
+        ("T", 1e12),
+        ("P", 1e15),
+        ("", 1.0),
+    ];
+    if !text.starts_with(|first: char| first.is_ascii_digit()) {
+        return None;
+    }
+    let (number, factor) = SUFFIXES
+        .iter()
+        .find_map(|(suffix, factor)| Some((text.strip_suffix(suffix)?, factor)))?;
+    number.parse::<f64>().ok().map(|number| number * factor)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn defaults_and_additions_of_others_do_not_matter() {
+        let live = json!({
+            "metadata": {"name": "x", "uid": "1", "labels": {"a": "b", "theirs": "c"}},
+            "spec": {
+                "containers": [
+                    {"name": "sidecar", "image": "s"},
+                    {"name": "main", "image": "i", "terminationMessagePath": "/dev/x"}
+                ],
+                "args": ["a", "b"],
+                "resources": {"limits": {"cpu": "1500m", "memory": "1Gi"}}
+            }
+        });
+        let desired = json!({
+            "metadata": {"name": "x", "labels": {"a": "b"}, "annotations": {}},
+            "spec": {
+                "containers": [{"name": "main", "image": "i"}],
+                "args": ["a", "b"],
+                "resources": {"limits": {"cpu": "1.5", "memory": "1024Mi"}}
+            }
+        });
+        assert!(covers(&live, &desired));
+    }
+
+    #[test]
+    fn a_changed_field_is_seen() {
+        let live = json!({"spec": {"args": ["a", "b"], "replicas": 1, "image": "x"}});
+        for desired in [
+            json!({"spec": {"args": ["b", "a"]}}),
+            json!({"spec": {"replicas": 2}}),
+            json!({"spec": {"image": "y"}}),
+            json!({"spec": {"paused": true}}),
+        ] {
+            assert!(!covers(&live, &desired), "{desired}");
+        }
+    }
+
+    #[test]
+    fn quantities_are_compared_by_amount() {
+        for (a, b, equal) in [
+            ("1", "1000m", true),
+            ("0.5", "500m", true),
+            ("1Gi", "1024Mi", true),
+            ("1G", "1Gi", false),
+            ("v1", "v01", false),
+        ] {
+            assert_eq!(covers(&json!(a), &json!(b)), equal, "{a} {b}");
+        }
+    }
+}

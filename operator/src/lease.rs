@@ -1,0 +1,287 @@
+//! Leader election over one Lease.
+//!
+//! Expiry is judged by this process's own monotonic clock: a lease is free when it did not change
+//! for its duration as seen from here. The leader's term ends at its renew deadline, counted from
+//! the start of the last renewal that succeeded; then the process exits, even where the API server
+//! can't be reached, and nothing is begun after it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use graftwork_operator_core::settings::LeaderElection;
+use jiff::Timestamp;
+use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use kube::api::{Api, ObjectMeta, PostParams};
+
+use crate::api::{self, ApiError};
+
+/// Name of the Lease in the operator's namespace.
+pub const LEASE: &str = "graftwork-operator";
+
+/// The term of a leader: shared by everything that writes.
+#[derive(Debug)]
+pub struct Term {
+    start: Instant,
+    /// Milliseconds after `start` at which the term ends; 0: there is none.
+    ends: AtomicU64,
+    epoch: AtomicU64,
+}
+
+impl Term {
+    /// No term yet.
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self {
+            start: Instant::now(),
+            ends: AtomicU64::new(0),
+            epoch: AtomicU64::new(0),
+        })
+    }
+
+    /// A term that never ends, for processes that write nothing.
+    pub fn forever() -> Arc<Self> {
+        let term = Self::new();
+        term.ends.store(u64::MAX, Ordering::Release);
+        term
+    }
+
+    fn milliseconds(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn extend(&self, from: Instant, by: Duration) {
+        let end = from.saturating_duration_since(self.start) + by;
+        let end = u64::try_from(end.as_millis()).unwrap_or(u64::MAX);
+        self.ends.store(end, Ordering::Release);
+    }
+
+    /// Whether something may be begun now.
+    pub fn holds(&self) -> bool {
+        self.milliseconds() < self.ends.load(Ordering::Acquire)
+    }
+
+    /// Number of the term: the Lease's transitions.
+    pub fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Acquire)
+    }
+
+    /// Runs one write within the term.
+    ///
+    /// # Errors
+    /// [`ApiError::NotLeading`] where the term is over, and those of the call.
+    pub async fn write<T>(
+        &self,
+        request: impl Future<Output = kube::Result<T>>,
+    ) -> Result<T, ApiError> {
+        if !self.holds() {
+            return Err(ApiError::NotLeading);
+        }
+        api::call(request).await
+    }
+}
+
+/// A candidate for leadership.
+pub struct Elector {
+    api: Api<Lease>,
+    identity: String,
+    times: LeaderElection,
+    term: Arc<Term>,
+    /// The lease as last seen, and when it last changed.
+    seen: Option<(String, Instant)>,
+}
+
+/// Why an attempt did not make this process the leader.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Attempt {
+    Leads,
+    Waits,
+}
+
+impl Elector {
+    /// A candidate that has seen nothing yet.
+    pub fn new(
+        client: kube::Client,
+        namespace: &str,
+        identity: String,
+        times: LeaderElection,
+        term: Arc<Term>,
+    ) -> Self {
+        Self {
+            api: Api::namespaced(client, namespace),
+            identity,
+            times,
+            term,
+            seen: None,
+        }
+    }
+
+    fn retry(&self) -> Duration {
+        Duration::from_secs(u64::from(self.times.retry_seconds))
+    }
+
+    fn renew_deadline(&self) -> Duration {
+        Duration::from_secs(u64::from(self.times.renew_deadline_seconds))
+    }
+
+    /// Waits until this process leads.
+    pub async fn acquire(&mut self) {
+        loop {
+            match self.attempt().await {
+                Ok(Attempt::Leads) => return,
+                Ok(Attempt::Waits) => {}
+                Err(error) => tracing::warn!(%error, "the lease can't be had"),
+            }
+            tokio::time::sleep(self.retry()).await;
+        }
+    }
+
+    async fn attempt(&mut self) -> Result<Attempt, ApiError> {
+        let started = Instant::now();
+        let Some(lease) = api::call(self.api.get_opt(LEASE)).await? else {
+            let lease = self.next(None, 1);
+            return self.take(
+                api::call(self.api.create(&PostParams::default(), &lease)).await,
+                started,
+            );
+        };
+        let version = lease.metadata.resource_version.clone().unwrap_or_default();
+        let spec = lease.spec.clone().unwrap_or_default();
+        let held = spec
+            .holder_identity
+            .as_deref()
+            .is_some_and(|it| !it.is_empty());
+        let changed = self.seen.as_ref().is_none_or(|(seen, _)| *seen != version);
+        if changed {
+            self.seen = Some((version, started));
+        }
+        let waited = self.seen.as_ref().map(|(_, since)| since.elapsed());
+        let duration = spec
+            .lease_duration_seconds
+            .and_then(|seconds| u64::try_from(seconds).ok())
+            .unwrap_or(u64::from(self.times.lease_seconds));
+        if held && waited.is_none_or(|waited| waited < Duration::from_secs(duration)) {
+            return Ok(Attempt::Waits);
+        }
+        let transitions = spec.lease_transitions.unwrap_or(0) + 1;
+        let next = self.next(Some(&lease), transitions);
+        let answer = api::call(self.api.replace(LEASE, &PostParams::default(), &next)).await;
+        self.take(answer, started)
+    }
+
+    fn take(
+        &mut self,
+        answer: Result<Lease, ApiError>,
+        started: Instant,
+    ) -> Result<Attempt, ApiError> {
+        match answer {
+            Ok(lease) => {
+                let transitions = lease.spec.and_then(|spec| spec.lease_transitions);
+                let epoch = transitions.and_then(|it| u64::try_from(it).ok());
+                self.term.epoch.store(epoch.unwrap_or(1), Ordering::Release);
+                self.term.extend(started, self.renew_deadline());
+                Ok(Attempt::Leads)
+            }
+            Err(error) if error.class() == api::Class::Conflict => Ok(Attempt::Waits),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn next(&self, old: Option<&Lease>, transitions: i32) -> Lease {
+        let now = MicroTime(Timestamp::now());
+        let acquired = old
+            .and_then(|lease| lease.spec.clone())
+            .filter(|spec| spec.holder_identity.as_deref() == Some(self.identity.as_str()))
+            .and_then(|spec| spec.acquire_time);
+        Lease {
+            metadata: ObjectMeta {
+                name: Some(LEASE.to_owned()),
+                resource_version: old.and_then(|lease| lease.metadata.resource_version.clone()),
+                ..ObjectMeta::default()
+            },
+            spec: Some(LeaseSpec {
+                holder_identity: Some(self.identity.clone()),
+                lease_duration_seconds: i32::try_from(self.times.lease_seconds).ok(),
+                acquire_time: Some(acquired.unwrap_or_else(|| now.clone())),
+                renew_time: Some(now),
+                lease_transitions: Some(transitions),
+                ..LeaseSpec::default()
+            }),
+        }
+    }
+
+    /// Renews until the term is lost or `stop` is set; gives the lease back in the latter case.
+    /// Returns whether it was given back.
+    pub async fn keep(&mut self, stop: &AtomicBool) -> bool {
+        let transitions = i32::try_from(self.term.epoch()).unwrap_or(i32::MAX);
+        loop {
+            if stop.load(Ordering::Acquire) {
+                self.release().await;
+                return true;
+            }
+            tokio::time::sleep(self.retry()).await;
+            if !self.term.holds() {
+                return false;
+            }
+            let started = Instant::now();
+            match self.renew(transitions).await {
+                Ok(true) => self.term.extend(started, self.renew_deadline()),
+                Ok(false) => {
+                    tracing::error!("somebody else holds the lease");
+                    return false;
+                }
+                Err(error) => tracing::warn!(%error, "the lease could not be renewed"),
+            }
+        }
+    }
+
+    async fn renew(&self, transitions: i32) -> Result<bool, ApiError> {
+        let lease = api::call(self.api.get(LEASE)).await?;
+        let holder = lease
+            .spec
+            .as_ref()
+            .and_then(|it| it.holder_identity.as_deref());
+        if holder != Some(self.identity.as_str()) {
+            return Ok(false);
+        }
+        let next = self.next(Some(&lease), transitions);
+        // A conflict is looked at again: the holder then says whose lease it is.
+        api::call(self.api.replace(LEASE, &PostParams::default(), &next)).await?;
+        Ok(true)
+    }
+
+    async fn release(&self) {
+        self.term.ends.store(0, Ordering::Release);
+        let Ok(mut lease) = api::call(self.api.get(LEASE)).await else {
+            return;
+        };
+        let Some(spec) = &mut lease.spec else {
+            return;
+        };
+        if spec.holder_identity.as_deref() == Some(self.identity.as_str()) {
+            spec.holder_identity = Some(String::new());
+            spec.renew_time = Some(MicroTime(Timestamp::now()));
+            let answer = api::call(self.api.replace(LEASE, &PostParams::default(), &lease)).await;
+            if let Err(error) = answer {
+                tracing::warn!(%error, "the lease could not be given back");
+            }
+        }
+    }
+}
+
+/// Ends the process when the term is over. It runs on a thread of its own, so that a busy runtime
+/// does not delay it.
+pub fn exit_at_the_end_of(term: Arc<Term>, stopping: Arc<AtomicBool>) {
+    std::thread::spawn(move || {
+        loop {
+            std::thread::sleep(Duration::from_millis(50));
+            if stopping.load(Ordering::Acquire) {
+                return;
+            }
+            if !term.holds() {
+                tracing::error!("the lease was not renewed in time: this process ends");
+                std::process::exit(1);
+            }
+        }
+    });
+}

@@ -1,0 +1,127 @@
+//! Observation: all reads of a reconcile, into one value for each kind.
+
+pub mod dataset;
+pub mod keeper;
+pub mod pods;
+pub mod run;
+pub mod storage;
+
+use std::sync::Arc;
+
+use graftwork_api::labels;
+use graftwork_operator_core::observed::{ClaimState, Found};
+use graftwork_operator_core::workload::is_owned_by;
+use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim};
+use kube::api::{Api, ObjectMeta};
+use kube::runtime::reflector::Store;
+use kube::{Resource, ResourceExt as _};
+use serde::de::DeserializeOwned;
+
+use crate::api::{self, ApiError};
+use crate::cache::{find, in_namespace};
+use crate::context::Context;
+
+/// Whether an object belongs to the owner of that UID, or, without an owner, carries our labels.
+fn is_ours(metadata: &ObjectMeta, owner: Option<&str>) -> bool {
+    match owner {
+        Some(uid) => is_owned_by(metadata, uid),
+        None => {
+            let labels = metadata.labels.as_ref();
+            let managed = labels.and_then(|labels| labels.get(labels::MANAGED_BY));
+            managed.map(String::as_str) == Some(labels::OPERATOR)
+        }
+    }
+}
+
+/// A child by its name. Caches hold what carries our labels; whatever else has the name is asked
+/// for.
+///
+/// # Errors
+/// Those of the API server.
+pub async fn child<K>(
+    context: &Context,
+    store: &Store<K>,
+    namespace: &str,
+    name: &str,
+    owner: Option<&str>,
+) -> Result<Found<K>, ApiError>
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+        + Clone
+        + std::fmt::Debug
+        + DeserializeOwned
+        + 'static,
+{
+    if let Some(object) = find(store, namespace, name) {
+        return Ok(found(&object, owner));
+    }
+    let api: Api<K> = Api::namespaced(context.client.clone(), namespace);
+    let other = api::call(api.get_metadata_opt(name)).await?;
+    Ok(match other {
+        None => Found::Absent,
+        // Ours, and not in the cache yet: as good as absent, because what is written is the same.
+        Some(other) if is_ours(other.meta(), owner) => Found::Absent,
+        Some(_) => Found::Foreign,
+    })
+}
+
+fn found<K: Resource + Clone>(object: &Arc<K>, owner: Option<&str>) -> Found<K> {
+    if is_ours(object.meta(), owner) {
+        Found::Ours(Box::new((**object).clone()))
+    } else {
+        Found::Foreign
+    }
+}
+
+/// A child `ConfigMap` by its name: the metadata of all of them is cached.
+pub fn config_map(
+    context: &Context,
+    namespace: &str,
+    name: &str,
+    owner: Option<&str>,
+) -> Found<ConfigMap> {
+    if let Some(object) = find(&context.caches.config_maps, namespace, name) {
+        return found(&object, owner);
+    }
+    match find(&context.caches.all_config_maps, namespace, name) {
+        Some(other) if !is_ours(other.meta(), owner) => Found::Foreign,
+        _ => Found::Absent,
+    }
+}
+
+/// Objects of a store that belong to an owner.
+pub fn owned<K>(store: &Store<K>, namespace: &str, owner: &str) -> Vec<K>
+where
+    K: Resource<DynamicType = ()> + Clone + 'static,
+{
+    in_namespace(store, namespace)
+        .iter()
+        .filter(|object| is_owned_by(object.meta(), owner))
+        .map(|object| (**object).clone())
+        .collect()
+}
+
+/// A claim that a spec names.
+pub fn claim(context: &Context, namespace: &str, name: &str) -> ClaimState {
+    match find(&context.caches.claims, namespace, name) {
+        None => ClaimState::Absent,
+        Some(claim) if claim.metadata.deletion_timestamp.is_some() => ClaimState::Deleting,
+        Some(claim) if is_bound(&claim) => ClaimState::Bound,
+        Some(_) => ClaimState::NotBound,
+    }
+}
+
+/// Whether a claim has its volume.
+pub fn is_bound(claim: &PersistentVolumeClaim) -> bool {
+    let phase = claim
+        .status
+        .as_ref()
+        .and_then(|status| status.phase.as_deref());
+    phase == Some("Bound")
+}
+
+/// Name and namespace, as strings.
+pub fn place<K: Resource>(object: &K) -> (String, String) {
+    (object.namespace().unwrap_or_default(), object.name_any())
+}

@@ -1,0 +1,197 @@
+//! `operator run`: from nothing to a leader that reconciles, and back.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use kube::ResourceExt as _;
+use tokio_util::sync::CancellationToken;
+
+use crate::api::{self, Clients};
+use crate::apply::Writer;
+use crate::cache::Caches;
+use crate::calls::Calls;
+use crate::context::{Background, Context};
+use crate::dial::Dialer;
+use crate::keys::{self, Keys};
+use crate::lease::{self, Elector, Term};
+use crate::metrics::Metrics;
+use crate::progress::ProgressStreams;
+use crate::serve::{self, Shown};
+use crate::{controllers, plan_only, settings};
+
+/// Time for what is being done when the process is asked to stop.
+const STOP_WITHIN: Duration = Duration::from_secs(20);
+/// How often connections and reports of pods that are gone are forgotten.
+const SWEEP: Duration = Duration::from_mins(1);
+
+/// What the command line says.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The settings file.
+    pub settings: PathBuf,
+    /// The operator's own namespace: its Lease and its key.
+    pub namespace: String,
+    /// Name of this process in the Lease and in events.
+    pub identity: String,
+    /// Address of metrics and probes.
+    pub listen: SocketAddr,
+    /// Print plans and do nothing.
+    pub plan_only: bool,
+}
+
+/// Runs until a signal, or until leadership is lost.
+///
+/// # Errors
+/// Where settings, cluster, key or address can't be had.
+pub async fn run(options: Options) -> anyhow::Result<()> {
+    let settings = settings::load(&options.settings)?;
+    let clients = api::connect().await?;
+    let metrics = Metrics::new()?;
+    let (caches, touches, receivers) = Caches::start(&clients.client);
+    if options.plan_only {
+        caches.ready().await;
+        let keys = keys::load_or_pretend(clients.client.clone(), &options.namespace).await?;
+        let term = Term::forever();
+        let context = context(
+            &clients, &caches, &touches, settings, keys, &term, &metrics, &options,
+        );
+        plan_only::print_all(&context).await?;
+        return Ok(());
+    }
+
+    let ready = Arc::new(AtomicBool::new(false));
+    let shown = Shown {
+        metrics: metrics.clone(),
+        caches: caches.clone(),
+        touches: touches.clone(),
+        ready: Arc::clone(&ready),
+    };
+    serve::serve(options.listen, shown).await?;
+    let stop = CancellationToken::new();
+    tokio::spawn(cancel_on_signal(stop.clone()));
+    tokio::select! {
+        () = caches.ready() => ready.store(true, Ordering::Release),
+        () = stop.cancelled() => return Ok(()),
+    }
+
+    // A follower has its caches warm and writes nothing.
+    let term = Term::new();
+    let mut elector = Elector::new(
+        clients.client.clone(),
+        &options.namespace,
+        options.identity.clone(),
+        settings.leader_election,
+        Arc::clone(&term),
+    );
+    tracing::info!(identity = options.identity, "waits to lead");
+    tokio::select! {
+        () = elector.acquire() => {}
+        () = stop.cancelled() => return Ok(()),
+    }
+    metrics.leads(true);
+    tracing::info!(epoch = term.epoch(), "leads");
+    let stopping = Arc::new(AtomicBool::new(false));
+    lease::exit_at_the_end_of(Arc::clone(&term), Arc::clone(&stopping));
+    let give_back = Arc::new(AtomicBool::new(false));
+    let keeping = tokio::spawn({
+        let give_back = Arc::clone(&give_back);
+        async move { elector.keep(&give_back).await }
+    });
+
+    let keys = keys::load_or_create(clients.client.clone(), &options.namespace, &term).await?;
+    let context = context(
+        &clients, &caches, &touches, settings, keys, &term, &metrics, &options,
+    );
+    let context = Arc::new(context);
+    tokio::spawn(sweep(Arc::clone(&context)));
+    let mut working = tokio::spawn(controllers::run_all(context, receivers, stop.clone()));
+    tokio::select! {
+        () = stop.cancelled() => {}
+        ended = &mut working => anyhow::bail!("the controllers ended: {ended:?}"),
+    }
+    tracing::info!("stops: what is being done is finished first");
+    if tokio::time::timeout(STOP_WITHIN, working).await.is_err() {
+        tracing::warn!("gave up on what was being done");
+    }
+    stopping.store(true, Ordering::Release);
+    give_back.store(true, Ordering::Release);
+    keeping.await?;
+    Ok(())
+}
+
+#[expect(
+    clippy::too_many_arguments,
+    reason = "the one place where everything meets"
+)]
+fn context(
+    clients: &Clients,
+    caches: &Caches,
+    touches: &crate::cache::Touches,
+    settings: graftwork_operator_core::settings::Settings,
+    keys: Keys,
+    term: &Arc<Term>,
+    metrics: &Metrics,
+    options: &Options,
+) -> Context {
+    let forward = (!clients.in_cluster).then(|| clients.streams.clone());
+    let minute = Duration::from_mins(1);
+    let soon = Duration::from_secs(3);
+    Context {
+        client: clients.client.clone(),
+        caches: caches.clone(),
+        touches: touches.clone(),
+        settings,
+        writer: Writer::new(
+            clients.client.clone(),
+            Arc::clone(term),
+            metrics.clone(),
+            options.identity.clone(),
+        ),
+        calls: Arc::new(Calls::new(
+            Dialer::new(forward),
+            keys,
+            Arc::clone(term),
+            metrics.clone(),
+        )),
+        progress: ProgressStreams::default(),
+        metrics: metrics.clone(),
+        bases: Background::new(5 * minute, soon),
+        verifications: Background::new(30 * minute, soon),
+        imports: Background::new(30 * minute, 10 * soon),
+        contents: std::sync::Mutex::default(),
+    }
+}
+
+async fn sweep(context: Arc<Context>) {
+    loop {
+        tokio::time::sleep(SWEEP).await;
+        let pods: std::collections::HashSet<String> = context
+            .caches
+            .pods
+            .state()
+            .iter()
+            .filter_map(|pod| pod.uid())
+            .collect();
+        context.calls.keep_only(|uid| pods.contains(uid));
+        context.progress.keep_only(|uid| pods.contains(uid));
+    }
+}
+
+async fn cancel_on_signal(stop: CancellationToken) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut terminate), Ok(mut interrupt)) = (
+        signal(SignalKind::terminate()),
+        signal(SignalKind::interrupt()),
+    ) else {
+        tracing::error!("signals can't be listened to");
+        return;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    stop.cancel();
+}

@@ -1,0 +1,122 @@
+//! The settings file.
+
+use std::path::Path;
+
+use graftwork_operator_core::settings::Settings;
+
+/// Why settings can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    /// No file.
+    #[error("settings file {path} can't be read")]
+    Read {
+        /// Where it should be.
+        path: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Not what it should be.
+    #[error("settings file {path} is not valid: {source}")]
+    Parse {
+        /// Where it is.
+        path: String,
+        /// Field and problem.
+        source: serde_yaml_ng::Error,
+    },
+    /// Times that can't work together.
+    #[error("settings file {path}: {problem}")]
+    Value {
+        /// Where it is.
+        path: String,
+        /// Field, value, limit.
+        problem: String,
+    },
+}
+
+/// Reads a settings file (JSON or YAML).
+///
+/// # Errors
+/// See [`SettingsError`].
+pub fn load(path: &Path) -> Result<Settings, SettingsError> {
+    let name = path.display().to_string();
+    let text = std::fs::read_to_string(path).map_err(|source| SettingsError::Read {
+        path: name.clone(),
+        source,
+    })?;
+    let settings: Settings =
+        serde_yaml_ng::from_str(&text).map_err(|source| SettingsError::Parse {
+            path: name.clone(),
+            source,
+        })?;
+    check(&settings).map_err(|problem| SettingsError::Value {
+        path: name,
+        problem,
+    })?;
+    Ok(settings)
+}
+
+fn check(settings: &Settings) -> Result<(), String> {
+    let lease = settings.leader_election;
+    if lease.retry_seconds == 0
+        || lease.renew_deadline_seconds <= lease.retry_seconds
+        || lease.lease_seconds <= lease.renew_deadline_seconds
+    {
+        return Err(format!(
+            "leaderElection: retrySeconds {} < renewDeadlineSeconds {} < leaseSeconds {} must rise from at least 1",
+            lease.retry_seconds, lease.renew_deadline_seconds, lease.lease_seconds
+        ));
+    }
+    if settings.compute_profiles.is_empty() {
+        return Err("computeProfiles: at least one profile is needed".to_owned());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load_text(text: &str) -> Result<Settings, SettingsError> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), text).unwrap();
+        load(file.path())
+    }
+
+    const GOOD: &str = "images: {trainer: t, inference: i}\ncomputeProfiles: {default: {}}\n";
+
+    #[test]
+    fn yaml_and_json_are_read_with_defaults() {
+        let settings = load_text(GOOD).unwrap();
+        assert_eq!(settings.leader_election.lease_seconds, 15);
+        let json = serde_json::to_string(&settings).unwrap();
+        assert_eq!(load_text(&json).unwrap(), settings);
+    }
+
+    #[test]
+    fn problems_name_the_field() {
+        for (text, words) in [
+            ("images: {trainer: t}\n", "inference"),
+            (
+                "images: {trainer: t, inference: i}\ncomputeProfile: {}\n",
+                "computeProfile",
+            ),
+            (
+                "images: {trainer: t, inference: i}\ncomputeProfiles: {}\n",
+                "computeProfiles",
+            ),
+            (
+                &format!("{GOOD}leaderElection: {{leaseSeconds: 5}}\n"),
+                "leaseSeconds 5",
+            ),
+        ] {
+            let message = load_text(text).unwrap_err().to_string();
+            assert!(message.contains(words), "{message}");
+        }
+        assert!(
+            load(Path::new("/nowhere"))
+                .unwrap_err()
+                .to_string()
+                .contains("/nowhere")
+        );
+    }
+}
