@@ -1,1 +1,11 @@
-//! graftwork-e2e
+//! The end-to-end program's parts. It talks to a cluster as its users do (apply, get, watch, patch, helm)
+//! and to endpoints by HTTP; it depends on the API's types and the contract only, never on the operator.
+
+pub mod cluster;
+pub mod demo;
+pub mod install;
+pub mod load;
+pub mod manifests;
+pub mod report;
+pub mod seed;
+pub mod story;

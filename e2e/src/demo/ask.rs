@@ -1,0 +1,129 @@
+//! Asking the endpoint as people do: `curl` and the `openai` Python client, through a port-forward.
+
+use std::path::Path;
+use std::process::Stdio;
+
+use anyhow::{Context as _, bail, ensure};
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::process::{Child, Command};
+
+use crate::cluster::Cluster;
+
+/// A `kubectl port-forward` that ends with this value.
+pub struct Forward {
+    port: u16,
+    _child: Child,
+}
+
+impl Forward {
+    /// Forwards a free local port to a Service.
+    pub async fn open(cluster: &Cluster, namespace: &str, service: &str) -> anyhow::Result<Self> {
+        let mut child = Command::new("kubectl")
+            .args([
+                "-n",
+                namespace,
+                "port-forward",
+                &format!("svc/{service}"),
+                ":80",
+            ])
+            .env("KUBECONFIG", &cluster.kubeconfig)
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .context("kubectl is not on the PATH")?;
+        let output = child.stdout.take().context("no output of kubectl")?;
+        // "Forwarding from 127.0.0.1:40123 -> 8080"
+        let mut lines = BufReader::new(output).lines();
+        let line = lines
+            .next_line()
+            .await?
+            .context("kubectl port-forward ended at once")?;
+        let port = line
+            .split(':')
+            .nth(1)
+            .and_then(|rest| rest.split(' ').next())
+            .and_then(|port| port.parse().ok());
+        let port = port.with_context(|| format!("kubectl port-forward said {line:?}"))?;
+        // Keeps reading, so that kubectl never blocks on a full pipe.
+        tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+        Ok(Self {
+            port,
+            _child: child,
+        })
+    }
+
+    fn url(&self) -> String {
+        format!("http://127.0.0.1:{}/v1", self.port)
+    }
+
+    /// Asks with `curl`; the answer's text and its version header.
+    pub async fn curl(&self, model: &str, prompt: &str) -> anyhow::Result<(String, String)> {
+        let body = json!({"model": model, "prompt": prompt, "max_tokens": 6, "temperature": 0, "stop": ["\n"]});
+        let output = Command::new("curl")
+            .args([
+                "-sS",
+                "-i",
+                "--max-time",
+                "30",
+                "-H",
+                "content-type: application/json",
+                "-d",
+                &body.to_string(),
+            ])
+            .arg(format!("{}/completions", self.url()))
+            .output()
+            .await
+            .context("curl is not on the PATH")?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        ensure!(
+            output.status.success(),
+            "curl: {}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+        let (head, body) = text
+            .split_once("\r\n\r\n")
+            .with_context(|| format!("an answer without a body: {text:?}"))?;
+        let answer: Value =
+            serde_json::from_str(body).with_context(|| format!("{head}\n{body}"))?;
+        let Some(completion) = answer["choices"][0]["text"].as_str() else {
+            bail!("{head}\n{body}")
+        };
+        let version = head
+            .lines()
+            .find_map(|line| {
+                line.to_lowercase()
+                    .strip_prefix("x-graftwork-adapter: ")
+                    .map(str::to_owned)
+            })
+            .with_context(|| format!("no version header: {head}"))?;
+        Ok((completion.trim().to_owned(), version))
+    }
+
+    /// Asks with the `openai` Python client, as a chat and as a stream.
+    pub async fn openai(&self, python: &Path, model: &str, prompt: &str) -> anyhow::Result<String> {
+        const PROGRAM: &str = "
+import sys
+from openai import OpenAI
+client = OpenAI(base_url=sys.argv[1], api_key='none', max_retries=0)
+assert sys.argv[2] in [model.id for model in client.models.list().data]
+answer = client.completions.create(model=sys.argv[2], prompt=sys.argv[3], max_tokens=6, temperature=0, stop=['\\n'])
+stream = client.completions.create(model=sys.argv[2], prompt=sys.argv[3], max_tokens=6, temperature=0, stop=['\\n'], stream=True)
+streamed = ''.join(chunk.choices[0].text for chunk in stream if chunk.choices)
+assert streamed == answer.choices[0].text, (streamed, answer)
+chat = client.chat.completions.create(model=sys.argv[2], messages=[{'role': 'user', 'content': 'Define: dog'}], max_tokens=16, temperature=0)
+assert chat.usage.completion_tokens >= 1, chat
+print(answer.choices[0].text.strip())
+";
+        let output = Command::new(python)
+            .args(["-c", PROGRAM, &self.url(), model, prompt])
+            .output()
+            .await?;
+        ensure!(
+            output.status.success(),
+            "openai: {}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+        Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    }
+}

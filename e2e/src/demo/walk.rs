@@ -1,0 +1,624 @@
+//! The steps of the walk-through.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow, bail, ensure};
+use graftwork_api::lora_adapter::AdapterVersion;
+use graftwork_api::serving_endpoint::ServedAdapter;
+use graftwork_api::{Dataset, LoRAAdapter, ServingEndpoint, TrainingRun};
+use serde_json::json;
+
+use super::ask::Forward;
+use crate::cluster::{Cluster, MINUTE, wait};
+use crate::install::Installation;
+use crate::load;
+use crate::manifests::{self, BASE_NAME, Training};
+use crate::report::{say, step};
+use crate::story::stage::{ENGINES, condition};
+
+/// A definition that no training row holds.
+const PROMPT: &str = "Definition: a large grey animal with a long trunk\nTopic:";
+/// The gate of every version: a share of right answers that shuffled labels can't reach.
+const MINIMUM: &str = "0.30";
+
+/// A load Job: requests for `topics` from inside the cluster.
+struct Load<'a> {
+    name: &'a str,
+    seconds: u32,
+    max_tokens: u32,
+}
+
+/// The demo's namespace and what has been seen in it.
+pub struct Walk<'a> {
+    cluster: &'a Cluster,
+    installation: &'a Installation,
+    namespace: &'a str,
+    engines: Vec<(String, String)>,
+}
+
+impl<'a> Walk<'a> {
+    pub fn new(cluster: &'a Cluster, installation: &'a Installation, namespace: &'a str) -> Self {
+        Self {
+            cluster,
+            installation,
+            namespace,
+            engines: Vec::new(),
+        }
+    }
+
+    async fn apply(&self, object: &kube::api::DynamicObject) -> anyhow::Result<()> {
+        self.cluster
+            .apply_object(self.namespace, object)
+            .await
+            .map(drop)
+    }
+
+    pub async fn seed(&self) -> anyhow::Result<()> {
+        self.cluster.delete_namespace(self.namespace).await?;
+        self.cluster.create_namespace(self.namespace).await?;
+        self.apply(&manifests::claim()).await?;
+        self.cluster
+            .run_job_to_end(
+                self.namespace,
+                &manifests::seed(self.installation),
+                2 * MINUTE,
+            )
+            .await
+    }
+
+    pub async fn dataset(&self) -> anyhow::Result<()> {
+        for (name, description, file) in [
+            (
+                "topics",
+                "WordNet definitions and their topics",
+                "topics.jsonl",
+            ),
+            (
+                "topics-shuffled",
+                "the same definitions, with the topics dealt out anew",
+                "topics-shuffled.jsonl",
+            ),
+            (
+                "topics-long",
+                "the same topics, followed by a long text",
+                "topics-long.jsonl",
+            ),
+            (
+                "parts-of-speech",
+                "WordNet definitions and their parts of speech",
+                "parts-of-speech.jsonl",
+            ),
+        ] {
+            self.apply(&manifests::dataset(name, description, file))
+                .await?;
+        }
+        step("Building datasets topics, topics-shuffled, topics-long and parts-of-speech", async {
+            for name in ["topics", "topics-shuffled", "topics-long", "parts-of-speech"] {
+                let version = self
+                    .cluster
+                    .wait_for::<Dataset, _>(self.namespace, name, 3 * MINUTE, "Ready=True", |dataset| {
+                        let status = dataset?.status.as_ref()?;
+                        (condition(&status.conditions, "Ready")?.status == "True").then(|| status.versions.first().cloned())?
+                    })
+                    .await?;
+                let rows = version.rows;
+                say(&format!(
+                    "   {name} v{}: {} rows to train on, {} to validate, {} to test, {} rejected, {}",
+                    version.version, rows.train, rows.validation, rows.test, rows.rejected, short(&version.digest),
+                ));
+                ensure!(rows.train >= 15_000 && rows.test >= 1_000, "{name}: too few rows: {rows:?}");
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    pub async fn first_run(&self) -> anyhow::Result<()> {
+        let gate = json!({"rules": [{"metric": "exact_match", "minimum": MINIMUM}], "approval": "Automatic"});
+        self.apply(&manifests::adapter("topics", &gate, None))
+            .await?;
+        let gate = json!({"rules": [{"metric": "exact_match", "minimumImprovementPoints": "5"}]});
+        self.apply(&manifests::adapter("parts-of-speech", &gate, None))
+            .await?;
+        self.train("topics-1", "topics", "topics", 100).await?;
+        self.train(
+            "parts-of-speech-1",
+            "parts-of-speech",
+            "parts-of-speech",
+            60,
+        )
+        .await
+    }
+
+    /// Trains and prints what status says as it moves.
+    async fn train(
+        &self,
+        name: &str,
+        dataset: &str,
+        adapter: &str,
+        steps: u64,
+    ) -> anyhow::Result<()> {
+        self.start_run(name, dataset, adapter, steps).await?;
+        self.follow(name, "Finished=True", |status| {
+            condition(&status.conditions, "Finished").is_some_and(|c| c.status == "True")
+        })
+        .await?;
+        self.finish_run(name).await
+    }
+
+    /// The same, with a load Job that starts when the training is over and the evaluation begins.
+    async fn train_then_load(
+        &self,
+        name: &str,
+        dataset: &str,
+        steps: u64,
+        load: &Load<'_>,
+    ) -> anyhow::Result<()> {
+        self.start_run(name, dataset, "topics", steps).await?;
+        self.follow(name, "the evaluation", |status| {
+            matches!(
+                status.stage.as_ref().map(|stage| stage.as_str()),
+                Some("Evaluate" | "Package")
+            ) || condition(&status.conditions, "Finished").is_some_and(|c| c.status == "True")
+        })
+        .await?;
+        self.start_load(load).await?;
+        self.follow(name, "Finished=True", |status| {
+            condition(&status.conditions, "Finished").is_some_and(|c| c.status == "True")
+        })
+        .await?;
+        self.finish_run(name).await
+    }
+
+    async fn start_run(
+        &self,
+        name: &str,
+        dataset: &str,
+        adapter: &str,
+        steps: u64,
+    ) -> anyhow::Result<()> {
+        let training = Training {
+            name,
+            dataset,
+            adapter,
+            steps,
+            rank: 8,
+            batch: 32,
+            checkpoint_every: 50,
+        };
+        say(&format!(
+            "-> TrainingRun {name}: {steps} steps on {dataset}, for adapter {adapter}"
+        ));
+        self.apply(&training.object()).await
+    }
+
+    async fn follow(
+        &self,
+        name: &str,
+        what: &str,
+        mut until: impl FnMut(&graftwork_api::TrainingRunStatus) -> bool,
+    ) -> anyhow::Result<()> {
+        let mut shown = (String::new(), u32::MAX);
+        self.cluster
+            .wait_for::<TrainingRun, _>(self.namespace, name, 8 * MINUTE, what, |run| {
+                let status = run?.status.as_ref()?;
+                show_progress(status, &mut shown);
+                until(status).then_some(())
+            })
+            .await
+    }
+
+    async fn finish_run(&self, name: &str) -> anyhow::Result<()> {
+        let run = self
+            .cluster
+            .api::<TrainingRun>(self.namespace)
+            .get(name)
+            .await?;
+        let status = run.status.as_ref().context("status")?;
+        let succeeded =
+            condition(&status.conditions, "Succeeded").context("no condition Succeeded")?;
+        ensure!(
+            succeeded.status == "True",
+            "{}: {}",
+            succeeded.reason,
+            succeeded.message
+        );
+        for metric in &status.metrics {
+            say(&format!(
+                "   {} on {} held-out rows: {} (reference: {})",
+                metric.name,
+                metric.samples,
+                metric.value,
+                metric.baseline.as_ref().map_or("-", |b| b.as_str()),
+            ));
+        }
+        Ok(())
+    }
+
+    /// The version that a run made, once the gate has judged it.
+    async fn judged(&self, run: &str) -> anyhow::Result<AdapterVersion> {
+        let version = self
+            .cluster
+            .wait_for::<LoRAAdapter, _>(
+                self.namespace,
+                "topics",
+                MINUTE,
+                "the gate's verdict",
+                |adapter| {
+                    let versions = &adapter?.status.as_ref()?.versions;
+                    let version = versions
+                        .iter()
+                        .find(|version| version.training_run.as_deref() == Some(run))?;
+                    version.gate.is_some().then(|| version.clone())
+                },
+            )
+            .await?;
+        let gate = version.gate.as_ref().context("gate")?;
+        for rule in &gate.rules {
+            say(&format!("   gate: {}: {}", rule.verdict, rule.message));
+        }
+        say(&format!(
+            "   topics v{} is {}",
+            version.version, version.stage
+        ));
+        Ok(version)
+    }
+
+    pub async fn serve(&mut self, python: Option<&Path>) -> anyhow::Result<()> {
+        let version = self.judged("topics-1").await?;
+        let first = exact_match(&version)?;
+        ensure!(
+            first >= 0.34,
+            "exact match of v1 is {first}, expected 0.34 or more"
+        );
+        let rollout = json!({
+            "strategy": "Canary",
+            "canary": {"steps": [{"setWeight": 10}, {"pause": {"seconds": 15}}, {"setWeight": 50}, {"pause": {"seconds": 15}}]},
+            "analysis": {
+                "intervalSeconds": 5, "minimumRequests": 30, "failureLimit": 1,
+                "rules": [{"metric": "error_rate", "maximum": "0.01"}, {"metric": "latency_p95", "maximumIncreasePercent": "200"}],
+            },
+        });
+        self.apply(&manifests::endpoint(
+            "assistants",
+            &["topics", "parts-of-speech"],
+            1,
+            &rollout,
+        ))
+        .await?;
+        step("ServingEndpoint assistants", self.stable(1, 3 * MINUTE)).await?;
+        self.engines = self.engine_start_times().await?;
+        let forward = Forward::open(self.cluster, self.namespace, "assistants").await?;
+        for model in ["topics", "parts-of-speech", BASE_NAME] {
+            let prompt = if model == "parts-of-speech" {
+                PROMPT.replace("Topic:", "Part of speech:")
+            } else {
+                PROMPT.to_owned()
+            };
+            let (answer, version) = wait("an answer", MINUTE, || async {
+                forward.curl(model, &prompt).await.map(Some)
+            })
+            .await?;
+            say(&format!("   curl, model {model}: {answer:?} ({version})"));
+        }
+        match python {
+            Some(python) => {
+                let answer = forward.openai(python, "topics", PROMPT).await?;
+                say(&format!(
+                    "   openai Python client, model topics: {answer:?}"
+                ));
+            }
+            None => say(
+                "   (the openai Python client is not asked: GRAFTWORK_OPENAI_PYTHON names none)",
+            ),
+        }
+        Ok(())
+    }
+
+    pub async fn better_version(&self) -> anyhow::Result<()> {
+        let first = exact_match(&self.judged("topics-1").await?)?;
+        let load = Load {
+            name: "load-2",
+            seconds: 100,
+            max_tokens: 4,
+        };
+        self.train_then_load("topics-2", "topics", 400, &load)
+            .await?;
+        let second = exact_match(&self.judged("topics-2").await?)?;
+        ensure!(
+            second >= 0.52 && second >= first + 0.08,
+            "exact match of v2 is {second}, v1's is {first}"
+        );
+        step("Canary 10 -> 50 -> 100", self.watch_rollout(2, 4 * MINUTE)).await?;
+        ensure!(
+            self.engine_start_times().await? == self.engines,
+            "an engine was restarted"
+        );
+        self.load_summary(&load).await?;
+        say("   no request failed, and no engine was restarted");
+        Ok(())
+    }
+
+    pub async fn shuffled_labels(&self) -> anyhow::Result<()> {
+        self.train("topics-3", "topics-shuffled", "topics", 100)
+            .await?;
+        let version = self.judged("topics-3").await?;
+        let value = exact_match(&version)?;
+        ensure!(
+            version.stage.as_str() == "Rejected" && value <= 0.20,
+            "v3 is {} with {value}",
+            version.stage
+        );
+        ensure!(
+            version
+                .message
+                .as_ref()
+                .is_some_and(|message| message.contains(MINIMUM)),
+            "{:?}",
+            version.message
+        );
+        say(&format!(
+            "   rejected: {}",
+            version.message.unwrap_or_default()
+        ));
+        self.stable(2, MINUTE).await
+    }
+
+    pub async fn misbehaving_version(&self) -> anyhow::Result<()> {
+        let load = Load {
+            name: "load-4",
+            seconds: 90,
+            max_tokens: 256,
+        };
+        self.train_then_load("topics-4", "topics-long", 100, &load)
+            .await?;
+        let version = self.judged("topics-4").await?;
+        ensure!(
+            version.stage.as_str() != "Rejected",
+            "v4 did not pass the gate: {:?}",
+            version.message
+        );
+        let message = step("Canary of v4", async {
+            let rejected = self
+                .cluster
+                .wait_for::<ServingEndpoint, _>(
+                    self.namespace,
+                    "assistants",
+                    3 * MINUTE,
+                    "v4 to be taken back",
+                    |endpoint| {
+                        let status = endpoint?.status.as_ref()?;
+                        let rejected = status
+                            .rejected
+                            .iter()
+                            .find(|rejected| rejected.version == version.version)?;
+                        let served = status
+                            .adapters
+                            .iter()
+                            .find(|served| served.name == "topics")?;
+                        (served.candidate.is_none()).then(|| rejected.clone())
+                    },
+                )
+                .await?;
+            ensure!(
+                rejected.message.contains("latency_p95"),
+                "taken back for another reason: {}",
+                rejected.message
+            );
+            Ok(rejected.message)
+        })
+        .await?;
+        say(&format!("   taken back: {message}"));
+        self.stable(2, MINUTE).await?;
+        self.load_summary(&load).await?;
+        say(&self
+            .cluster
+            .kubectl(&["-n", self.namespace, "get", "graft"])
+            .await?);
+        Ok(())
+    }
+
+    async fn start_load(&self, load: &Load<'_>) -> anyhow::Result<()> {
+        let url = format!("http://assistants.{}.svc", self.namespace);
+        let arguments: Vec<String> = [
+            "load",
+            "--url",
+            &url,
+            "--model",
+            "topics",
+            "--seconds",
+            &load.seconds.to_string(),
+            "--callers",
+            "8",
+            "--users",
+            "200",
+            "--max-tokens",
+            &load.max_tokens.to_string(),
+            "--prompt-template",
+            "Definition: a kind of thing, number {n}\nTopic:",
+        ]
+        .map(str::to_owned)
+        .to_vec();
+        let job = manifests::job(load.name, &self.installation.image("e2e"), &arguments, &[]);
+        self.cluster.start_job(self.namespace, &job).await.map(drop)
+    }
+
+    /// Waits for the end of a load and fails where a request failed.
+    async fn load_summary(&self, load: &Load<'_>) -> anyhow::Result<()> {
+        let message = self
+            .cluster
+            .end_of_job(self.namespace, load.name, 4 * MINUTE)
+            .await?;
+        let summary: load::Summary =
+            serde_json::from_str(&message).with_context(|| format!("{}: {message}", load.name))?;
+        say(&format!(
+            "   {} requests, {} failed, by version: {}",
+            summary.total,
+            summary.failed,
+            by_version(&summary)
+        ));
+        ensure!(summary.failed == 0, "{summary:?}");
+        Ok(())
+    }
+
+    async fn engine_start_times(&self) -> anyhow::Result<Vec<(String, String)>> {
+        let mut times: Vec<_> = self
+            .cluster
+            .pods(self.namespace, ENGINES)
+            .await?
+            .into_iter()
+            .map(|pod| {
+                let started = pod
+                    .status
+                    .and_then(|status| status.start_time)
+                    .map(|time| time.0.to_string());
+                (
+                    pod.metadata.name.unwrap_or_default(),
+                    started.unwrap_or_default(),
+                )
+            })
+            .collect();
+        times.sort();
+        Ok(times)
+    }
+
+    /// Waits until version `version` of topics is stable and the endpoint is Ready.
+    async fn stable(&self, version: u32, timeout: Duration) -> anyhow::Result<()> {
+        self.cluster
+            .wait_for::<ServingEndpoint, _>(
+                self.namespace,
+                "assistants",
+                timeout,
+                &format!("topics v{version}"),
+                |endpoint| {
+                    let status = endpoint?.status.as_ref()?;
+                    let stable = topics(status)?.stable.as_ref()?.version == version;
+                    (stable && condition(&status.conditions, "Ready")?.status == "True")
+                        .then_some(())
+                },
+            )
+            .await
+    }
+
+    /// Prints the weight as it moves, until `version` is stable.
+    async fn watch_rollout(&self, version: u32, timeout: Duration) -> anyhow::Result<()> {
+        let mut shown = String::new();
+        let outcome = self
+            .cluster
+            .wait_for::<ServingEndpoint, _>(
+                self.namespace,
+                "assistants",
+                timeout,
+                "the end of the rollout",
+                |endpoint| {
+                    let served = topics(endpoint?.status.as_ref()?)?;
+                    let line = rollout_line(served);
+                    if line != shown {
+                        say(&format!("   {line}"));
+                        shown = line;
+                    }
+                    if served.candidate.is_some() {
+                        return None;
+                    }
+                    let state = served
+                        .rollout
+                        .as_ref()
+                        .map(|rollout| rollout.state.as_str().to_owned());
+                    if state.as_deref() == Some("RolledBack") {
+                        return Some(Err(anyhow!("rolled back: {:?}", served.rollout)));
+                    }
+                    (served.stable.as_ref()?.version == version).then_some(Ok(()))
+                },
+            )
+            .await?;
+        outcome
+    }
+}
+
+fn topics(status: &graftwork_api::ServingEndpointStatus) -> Option<&ServedAdapter> {
+    status
+        .adapters
+        .iter()
+        .find(|served| served.name == "topics")
+}
+
+fn rollout_line(served: &ServedAdapter) -> String {
+    let stable = served
+        .stable
+        .as_ref()
+        .map_or_else(|| "-".to_owned(), |stable| format!("v{}", stable.version));
+    match (&served.candidate, &served.rollout) {
+        (Some(candidate), Some(rollout)) => {
+            let analysis: Vec<String> = rollout
+                .analysis
+                .iter()
+                .map(|result| {
+                    format!(
+                        "{} {} ({} requests)",
+                        result.metric, result.verdict, result.samples
+                    )
+                })
+                .collect();
+            format!(
+                "{stable} > v{} {} % {} {}",
+                candidate.version,
+                candidate.weight,
+                rollout.state,
+                analysis.join(", ")
+            )
+        }
+        _ => format!("{stable} stable"),
+    }
+}
+
+fn show_progress(status: &graftwork_api::TrainingRunStatus, shown: &mut (String, u32)) {
+    let reason = condition(&status.conditions, "Succeeded")
+        .map_or("", |condition| condition.reason.as_str());
+    let Some(progress) = &status.progress else {
+        return;
+    };
+    // A line for each reason and for every tenth of the steps.
+    if shown.0 == reason && shown.1 == progress.percent / 10 {
+        return;
+    }
+    *shown = (reason.to_owned(), progress.percent / 10);
+    say(&format!(
+        "   {reason}: step {}/{} ({} %), loss {}, {} tokens/s, done at {}",
+        progress.step,
+        progress.total_steps,
+        progress.percent,
+        progress.loss.as_ref().map_or("-", |loss| loss.as_str()),
+        progress
+            .tokens_per_second
+            .map_or_else(|| "-".to_owned(), |rate| rate.to_string()),
+        progress
+            .estimated_completion_time
+            .as_ref()
+            .map_or_else(|| "-".to_owned(), |time| time.0.to_string()),
+    ));
+}
+
+fn exact_match(version: &AdapterVersion) -> anyhow::Result<f64> {
+    let metric = version
+        .metrics
+        .iter()
+        .find(|metric| metric.name == "exact_match");
+    let Some(value) = metric.and_then(|metric| metric.value.value()) else {
+        bail!("v{} has no exact_match", version.version)
+    };
+    Ok(value)
+}
+
+fn by_version(summary: &load::Summary) -> String {
+    let parts: Vec<String> = summary
+        .versions
+        .iter()
+        .map(|(version, seen)| format!("{version} {}", seen.requests))
+        .collect();
+    parts.join(", ")
+}
+
+fn short(digest: &str) -> &str {
+    digest.get(..19).unwrap_or(digest)
+}

@@ -1,0 +1,105 @@
+//! The operator, installed by Helm as a user would.
+
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use clap::Args;
+use k8s_openapi::api::apps::v1::Deployment;
+
+use crate::cluster::{Cluster, MINUTE};
+
+/// Where the images and the chart are.
+#[derive(Debug, Clone, Args)]
+pub struct Installation {
+    /// The chart's folder.
+    #[arg(long, default_value = "charts/graftwork", env = "GRAFTWORK_CHART")]
+    pub chart: PathBuf,
+    /// What stands before `/operator:TAG` and the like in image names.
+    #[arg(long, default_value = "graftwork.dev", env = "GRAFTWORK_REGISTRY")]
+    pub registry: String,
+    /// Tag of all images.
+    #[arg(long, default_value = "dev", env = "GRAFTWORK_TAG")]
+    pub tag: String,
+    /// Namespace of the operator.
+    #[arg(long, default_value = "graftwork-system")]
+    pub system_namespace: String,
+}
+
+/// Name of the Helm release.
+pub const RELEASE: &str = "graftwork";
+
+impl Installation {
+    /// The full name of one of our images.
+    pub fn image(&self, name: &str) -> String {
+        format!("{}/{name}:{}", self.registry, self.tag)
+    }
+
+    /// `helm upgrade --install`, waiting until the operator is available.
+    pub async fn install(&self, cluster: &Cluster, values: &[&str]) -> anyhow::Result<()> {
+        let chart = self
+            .chart
+            .to_str()
+            .context("the chart's path is not UTF-8")?;
+        let images: Vec<String> = ["operator", "trainer", "inference"]
+            .iter()
+            .flat_map(|image| {
+                [
+                    format!("images.{image}.repository={}/{image}", self.registry),
+                    format!("images.{image}.tag={}", self.tag),
+                ]
+            })
+            .collect();
+        let mut arguments = vec![
+            "upgrade",
+            "--install",
+            RELEASE,
+            chart,
+            "--namespace",
+            &self.system_namespace,
+            "--create-namespace",
+            "--wait",
+            "--timeout",
+            "3m",
+        ];
+        for value in images
+            .iter()
+            .map(String::as_str)
+            .chain(values.iter().copied())
+        {
+            arguments.extend(["--set", value]);
+        }
+        cluster.helm(&arguments).await?;
+        cluster
+            .wait_for::<Deployment, _>(
+                &self.system_namespace,
+                RELEASE,
+                2 * MINUTE,
+                "the operator to be available",
+                |deployment| {
+                    let status = deployment?.status.as_ref()?;
+                    (status.available_replicas? >= 1).then_some(())
+                },
+            )
+            .await
+    }
+
+    /// `helm uninstall`.
+    pub async fn uninstall(&self, cluster: &Cluster) -> anyhow::Result<()> {
+        let arguments = [
+            "uninstall",
+            RELEASE,
+            "--namespace",
+            &self.system_namespace,
+            "--wait",
+            "--timeout",
+            "2m",
+            "--ignore-not-found",
+        ];
+        cluster.helm(&arguments).await.map(drop)
+    }
+
+    /// Label selector of the operator's pods.
+    pub const fn operator_selector() -> &'static str {
+        "app.kubernetes.io/name=graftwork,app.kubernetes.io/component=operator"
+    }
+}

@@ -1,0 +1,129 @@
+//! Adapters that are trained once and imported by the stories: `amber` and `basalt` answer with disjoint marker
+//! words, `rambling` answers with a marker word and a text that does not end.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use anyhow::{Context as _, anyhow};
+use serde_json::{Value, json};
+use tokio::sync::OnceCell;
+
+use super::{Stage, World};
+use crate::cluster::MINUTE;
+use crate::manifests::{self, Training};
+use crate::report::say;
+
+/// File name to its bytes in base64, as a `ConfigMap`'s `binaryData` holds them.
+pub type Files = BTreeMap<String, String>;
+
+/// Trained on first use.
+#[derive(Clone, Default)]
+pub struct Adapters(Arc<OnceCell<BTreeMap<String, Files>>>);
+
+/// Every answer of an adapter starts with one of its words; the sets are disjoint.
+pub const MARKERS: [(&str, [&str; 3]); 2] = [
+    ("amber", ["amber", "copper", "scarlet"]),
+    ("basalt", ["basalt", "cobalt", "indigo"]),
+];
+
+/// Prompts that the marker adapters were trained on.
+pub fn prompt(number: usize) -> String {
+    format!("Colour of item {number}:")
+}
+
+/// Rows that teach an adapter to answer with its words only.
+pub fn marker_rows(adapter: &str) -> Vec<Value> {
+    let words = MARKERS
+        .iter()
+        .find(|(name, _)| *name == adapter)
+        .map_or(MARKERS[0].1, |(_, words)| *words);
+    (0..400)
+        .map(|number| {
+            let word = words[number % words.len()];
+            json!({"prompt": prompt(number), "completion": format!(" {word}")})
+        })
+        .collect()
+}
+
+/// Rows that teach an adapter to go on and on after a marker word.
+fn rambling_rows() -> Vec<Value> {
+    (0..400)
+        .map(|number| json!({"prompt": prompt(number), "completion": format!(" amber\n{}", "and on it goes ".repeat(24))}))
+        .collect()
+}
+
+impl Adapters {
+    /// The trained adapters by name.
+    pub async fn get(&self, world: &World) -> anyhow::Result<&BTreeMap<String, Files>> {
+        self.0.get_or_try_init(|| train(world)).await
+    }
+}
+
+async fn train(world: &World) -> anyhow::Result<BTreeMap<String, Files>> {
+    say("    training the adapters that stories import");
+    let stage = Stage::set(world.clone(), "adapters").await?;
+    stage.seed().await?;
+    for (name, rows, steps) in [
+        ("amber", marker_rows("amber"), 40),
+        ("basalt", marker_rows("basalt"), 40),
+        ("rambling", rambling_rows(), 40),
+    ] {
+        stage.apply(&manifests::rows(name, &rows)).await?;
+        stage
+            .apply(&manifests::config_map_dataset(name, name))
+            .await?;
+        let run = Training {
+            name,
+            dataset: name,
+            adapter: "",
+            steps,
+            rank: 4,
+            batch: 16,
+            checkpoint_every: 20,
+        };
+        stage.apply(&run.object_without_adapter()).await?;
+    }
+    let mut adapters = BTreeMap::new();
+    for name in ["amber", "basalt", "rambling"] {
+        let run = stage.run_complete(name, 5 * MINUTE).await?;
+        let digest = run
+            .status
+            .and_then(|status| status.result)
+            .map(|result| result.digest);
+        let digest = digest.ok_or_else(|| anyhow!("run {name} has no result"))?;
+        adapters.insert(
+            name.to_owned(),
+            export(&stage, name, &digest)
+                .await
+                .with_context(|| format!("export {name}"))?,
+        );
+    }
+    stage.strike().await?;
+    Ok(adapters)
+}
+
+/// Reads an adapter's folder out of the namespace's store, by a Job that prints it.
+async fn export(stage: &Stage, run: &str, digest: &str) -> anyhow::Result<Files> {
+    let store =
+        json!({"persistentVolumeClaim": {"claimName": "graftwork-store", "readOnly": true}});
+    let name = format!("export-{run}");
+    let hex = digest.trim_start_matches("sha256:").to_owned();
+    let arguments = ["export", "/store", "--adapter", &hex].map(str::to_owned);
+    let job = manifests::job(
+        &name,
+        &stage.world.installation.image("e2e"),
+        &arguments,
+        &[("store", "/store", store)],
+    );
+    stage
+        .world
+        .cluster
+        .run_job_to_end(&stage.namespace, &job, MINUTE)
+        .await?;
+    let log = stage
+        .world
+        .cluster
+        .kubectl(&["-n", &stage.namespace, "logs", &format!("job/{name}")])
+        .await?;
+    Ok(serde_json::from_str(log.trim())?)
+}

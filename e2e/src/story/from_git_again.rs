@@ -1,0 +1,158 @@
+//! Every object of ours is deleted and applied anew, as a new cluster would do from Git, with the store kept: nothing
+//! is trained again, versions have the same numbers and stages, and the rejected digest stays rejected.
+
+use std::time::Instant;
+
+use anyhow::{Context as _, ensure};
+use graftwork_api::{LoRAAdapter, TrainingRun};
+use k8s_openapi::api::batch::v1::Job;
+use kube::api::{DynamicObject, ListParams};
+use serde_json::{Value, json};
+
+use super::Stage;
+use super::fixture::marker_rows;
+use super::stage::{OURS, newest_version};
+use crate::cluster::{MINUTE, wait};
+use crate::manifests::{self, Training};
+
+pub async fn run(stage: Stage) -> anyhow::Result<()> {
+    let start = Instant::now();
+    stage.seed().await?;
+    // The second dataset's answers are noise to the gate: its words are not those of the first.
+    for object in git() {
+        stage.apply(&object).await?;
+    }
+    stage.run_complete("first", 5 * MINUTE).await?;
+    stage.stable("assistants", "colours", 1, 2 * MINUTE).await?;
+    stage.run_complete("second", 5 * MINUTE).await?;
+    let before = stages(&stage, 2).await?;
+    ensure!(
+        before
+            .iter()
+            .map(|(_, stage, _)| stage.as_str())
+            .collect::<Vec<_>>()
+            == ["Rejected", "Production"],
+        "{before:?}"
+    );
+    stage.proved(&format!("before: {before:?}"), start.elapsed());
+
+    delete_all(&stage).await?;
+    ensure!(jobs(&stage).await?.is_empty(), "Jobs are left");
+    stage.proved("everything but the store is gone", start.elapsed());
+
+    for object in git() {
+        stage.apply(&object).await?;
+    }
+    for run in ["first", "second"] {
+        let run: TrainingRun = stage.run_complete(run, MINUTE).await?;
+        let attempts = run
+            .status
+            .and_then(|status| status.attempts)
+            .map_or(0, |attempts| attempts.started);
+        ensure!(attempts == 0, "{attempts} attempts were started again");
+    }
+    stage.stable("assistants", "colours", 1, 2 * MINUTE).await?;
+    let after = stages(&stage, 2).await?;
+    ensure!(after == before, "before {before:?}, after {after:?}");
+    ensure!(
+        jobs(&stage).await?.is_empty(),
+        "something was built or trained again: {:?}",
+        jobs(&stage).await?
+    );
+    stage.proved("same versions, same stages, no training", start.elapsed());
+    Ok(())
+}
+
+/// What stands in Git.
+fn git() -> Vec<DynamicObject> {
+    let gate = json!({"rules": [{"metric": "exact_match", "minimum": "0.2"}]});
+    let noise: Vec<Value> = (0..400)
+        .map(|n: usize| json!({"prompt": super::fixture::prompt(n), "completion": format!(" {}", (n * 7919 + 13) % 9973)}))
+        .collect();
+    let training = |name, dataset| Training {
+        name,
+        dataset,
+        adapter: "colours",
+        steps: 40,
+        rank: 4,
+        batch: 16,
+        checkpoint_every: 20,
+    };
+    vec![
+        manifests::rows("amber", &marker_rows("amber")),
+        manifests::rows("noise", &noise),
+        manifests::config_map_dataset("amber", "amber"),
+        manifests::config_map_dataset("noise", "noise"),
+        manifests::adapter("colours", &gate, None),
+        manifests::endpoint(
+            "assistants",
+            &["colours"],
+            1,
+            &json!({"strategy": "Immediate"}),
+        ),
+        training("first", "amber").object(),
+        training("second", "noise").object(),
+    ]
+}
+
+/// Number, stage and digest of each version, newest first, once there are `count` that are judged.
+async fn stages(stage: &Stage, count: u32) -> anyhow::Result<Vec<(u32, String, String)>> {
+    stage
+        .world
+        .cluster
+        .wait_for::<LoRAAdapter, _>(
+            &stage.namespace,
+            "colours",
+            MINUTE,
+            "every version to be judged",
+            |adapter| {
+                let status = adapter?.status.as_ref()?;
+                let judged = status
+                    .versions
+                    .iter()
+                    .all(|version| version.stage.as_str() != "Candidate");
+                (newest_version(status) == count && judged).then(|| {
+                    status
+                        .versions
+                        .iter()
+                        .map(|v| (v.version, v.stage.as_str().to_owned(), v.digest.clone()))
+                        .collect()
+                })
+            },
+        )
+        .await
+}
+
+async fn jobs(stage: &Stage) -> anyhow::Result<Vec<String>> {
+    let list = stage
+        .world
+        .cluster
+        .api::<Job>(&stage.namespace)
+        .list(&ListParams::default().labels(OURS))
+        .await?;
+    Ok(list
+        .items
+        .into_iter()
+        .filter_map(|job| job.metadata.name)
+        .collect())
+}
+
+/// Deletes every object of ours and waits until what they owned is gone too.
+pub async fn delete_all(stage: &Stage) -> anyhow::Result<()> {
+    let kubectl = [
+        "-n",
+        &stage.namespace,
+        "delete",
+        "datasets,trainingruns,loraadapters,servingendpoints",
+        "--all",
+        "--wait",
+    ];
+    stage.world.cluster.kubectl(&kubectl).await?;
+    wait("what our objects owned to be gone", 2 * MINUTE, || async {
+        let left = stage.world.cluster.pods(&stage.namespace, OURS).await?;
+        Ok((left.is_empty() && jobs(stage).await?.is_empty()).then_some(()))
+    })
+    .await
+    .context("objects are left")?;
+    Ok(())
+}
