@@ -15,6 +15,7 @@ use graftwork_contract::proto::store::v1 as store;
 use graftwork_contract::proto::store::v1::keeper_client::KeeperClient;
 use graftwork_contract::signing::{Addressee, Fence, sign};
 use graftwork_contract::{Digest, pod};
+use graftwork_operator_core::endpoint::list_digest;
 use graftwork_operator_core::observed::{Acknowledgement, Record, table_digest};
 use graftwork_operator_core::plan::Target;
 use jiff::Timestamp;
@@ -22,6 +23,7 @@ use prost::Message as _;
 use tonic::transport::Channel;
 use tonic::{Code, Response, Status};
 
+use crate::clock;
 use crate::dial::Dialer;
 use crate::keys::Keys;
 use crate::lease::Term;
@@ -29,6 +31,8 @@ use crate::metrics::Metrics;
 
 /// Deadline of calls that read or write a little.
 const SHORT: Duration = Duration::from_secs(10);
+/// Deadline of calls to engines and routers: a rollback waits for nobody for long.
+const PROMPT: Duration = Duration::from_secs(3);
 /// Deadline of calls that read model files.
 const LONG: Duration = Duration::from_mins(10);
 /// Deadline of copies.
@@ -338,10 +342,14 @@ impl Calls {
         const METHOD: &str = "graftwork.engine.v1.Engine/Status";
         let mut client = self.engine(peer).await?;
         let call = client.status(engine::StatusRequest {});
-        self.ask(peer, METHOD, SHORT, call, |it| &it.pod_uid).await
+        let reply = self
+            .ask(peer, METHOD, PROMPT, call, |it| &it.pod_uid)
+            .await?;
+        self.check_boot(&peer.target.uid, &reply.boot_id);
+        Ok(reply)
     }
 
-    /// Gives an engine its list.
+    /// Gives an engine its list, and remembers that it has it.
     ///
     /// # Errors
     /// See [`CallError`].
@@ -349,15 +357,20 @@ impl Calls {
         &self,
         peer: &Peer,
         request: &engine::SyncRequest,
-    ) -> Result<engine::SyncReply, CallError> {
+    ) -> Result<(), CallError> {
         const METHOD: &str = "graftwork.engine.v1.Engine/Sync";
         let mut client = self.engine(peer).await?;
         let turn = self.turn(&peer.target.uid);
         let _turn = turn.lock().await;
         let generation = self.generation.fetch_add(1, Ordering::Relaxed) + 1;
         let call = self.signed(peer, METHOD, request.encode_to_vec(), generation)?;
+        let at = clock::now();
         let call = client.sync(call);
-        self.ask(peer, METHOD, SHORT, call, |it| &it.pod_uid).await
+        let reply = self
+            .ask(peer, METHOD, PROMPT, call, |it| &it.pod_uid)
+            .await?;
+        self.acknowledge(peer, reply.boot_id, list_digest(request), at);
+        Ok(())
     }
 
     async fn router(&self, peer: &Peer) -> Result<RouterClient<Channel>, CallError> {
@@ -378,7 +391,7 @@ impl Calls {
         let mut client = self.router(peer).await?;
         let call = client.stats(request);
         let reply = self
-            .ask(peer, METHOD, SHORT, call, |it| &it.pod_uid)
+            .ask(peer, METHOD, PROMPT, call, |it| &it.pod_uid)
             .await?;
         self.check_boot(&peer.target.uid, &reply.boot_id);
         Ok(reply)
@@ -400,26 +413,26 @@ impl Calls {
         let generation = self.generation.fetch_add(1, Ordering::Relaxed) + 1;
         let call = self.signed(peer, METHOD, table.encode_to_vec(), generation)?;
         // The candidate's lease starts when the router gets the table, which is not before now.
-        let at = Timestamp::now();
+        let at = clock::now();
         let call = client.sync(call);
         let reply = self
-            .ask(peer, METHOD, SHORT, call, |it| &it.pod_uid)
+            .ask(peer, METHOD, PROMPT, call, |it| &it.pod_uid)
             .await?;
-        let acknowledgement = Acknowledgement {
-            boot_id: reply.boot_id,
-            table: table_digest(table),
-            at,
-        };
+        self.acknowledge(peer, reply.boot_id, table_digest(table), at);
+        Ok(())
+    }
+
+    fn acknowledge(&self, peer: &Peer, boot_id: String, table: Digest, at: Timestamp) {
+        let acknowledgement = Acknowledgement { boot_id, table, at };
         if let Ok(mut acknowledged) = self.acknowledged.lock() {
             acknowledged.insert(
                 peer.target.uid.clone(),
                 (peer.target.restarts, acknowledgement),
             );
         }
-        Ok(())
     }
 
-    /// What a router's present process has acknowledged to this one.
+    /// What the present process of an engine or router has acknowledged to this one.
     pub fn acknowledged(&self, target: &Target) -> Option<Acknowledgement> {
         let acknowledged = self.acknowledged.lock().ok()?;
         let (restarts, acknowledgement) = acknowledged.get(&target.uid)?;

@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use graftwork_contract::proto::store::v1::{DescribeBaseReply, ImportReply, VerifyReply};
+use graftwork_operator_core::observed::Record;
 use graftwork_operator_core::settings::Settings;
 use kube::Client;
 
@@ -12,7 +14,6 @@ use crate::cache::{Caches, Touch, Touches};
 use crate::calls::Calls;
 use crate::metrics::Metrics;
 use crate::progress::ProgressStreams;
-use graftwork_contract::proto::store::v1::{DescribeBaseReply, ImportReply, VerifyReply};
 
 /// Everything that reconciles share.
 pub struct Context {
@@ -40,14 +41,16 @@ pub struct Context {
     pub imports: Background<ImportReply>,
     /// Contents of `ConfigMaps` that are sources: digests by UID, resource version and key.
     pub contents: Mutex<HashMap<(String, String, String), Option<graftwork_contract::Digest>>>,
+    /// Results of complete runs, by the run's UID: they never change.
+    pub results: Mutex<HashMap<String, Record>>,
 }
 
 /// How long to wait for an answer before going on without it.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-enum Entry<A> {
-    Running,
-    Done(Result<A, String>, Instant),
+struct Entry<A> {
+    running: bool,
+    answer: Option<(Result<A, String>, Instant)>,
 }
 
 /// Calls that may take long: each is made once, in the background, and its answer is kept for a
@@ -71,12 +74,17 @@ impl<A: Clone + Send + 'static> Background<A> {
     /// The answer to the call of that key, where it is there and still good.
     pub fn known(&self, key: &str, is_problem: impl Fn(&A) -> bool) -> Option<Result<A, String>> {
         let entries = self.entries.lock().ok()?;
-        let Entry::Done(answer, at) = entries.get(key)? else {
-            return None;
-        };
+        let (answer, at) = entries.get(key)?.answer.as_ref()?;
         let good = answer.as_ref().is_ok_and(|answer| !is_problem(answer));
         let age = if good { self.good_for } else { self.bad_for };
         (at.elapsed() < age).then(|| answer.clone())
+    }
+
+    /// The last answer to the call of that key, however old.
+    pub fn last(&self, key: &str) -> Option<Result<A, String>> {
+        let entries = self.entries.lock().ok()?;
+        let (answer, _) = entries.get(key)?.answer.as_ref()?;
+        Some(answer.clone())
     }
 
     /// Makes the call unless it is running; `touch` is looked at when the answer is there.
@@ -92,22 +100,30 @@ impl<A: Clone + Send + 'static> Background<A> {
         let (sender, receiver) = tokio::sync::oneshot::channel();
         {
             let mut entries = self.entries.lock().ok()?;
-            if matches!(entries.get(&key), Some(Entry::Running)) {
+            let limit = 2 * self.good_for.max(self.bad_for);
+            entries.retain(|_, entry| {
+                let answered = entry.answer.as_ref();
+                entry.running || answered.is_some_and(|(_, at)| at.elapsed() < limit)
+            });
+            let entry = entries.entry(key.clone()).or_insert(Entry {
+                running: false,
+                answer: None,
+            });
+            if entry.running {
                 return None;
             }
-            let limit = self.good_for.max(self.bad_for);
-            entries.retain(|_, entry| match entry {
-                Entry::Running => true,
-                Entry::Done(_, at) => at.elapsed() < limit,
-            });
-            entries.insert(key.clone(), Entry::Running);
+            entry.running = true;
         }
         let entries = Arc::clone(&self.entries);
         let touches = touches.clone();
         tokio::spawn(async move {
             let answer = call.await;
             if let Ok(mut entries) = entries.lock() {
-                entries.insert(key, Entry::Done(answer.clone(), Instant::now()));
+                let entry = Entry {
+                    running: false,
+                    answer: Some((answer.clone(), Instant::now())),
+                };
+                entries.insert(key, entry);
             }
             // Nobody waits any more where this fails: then the object is looked at again.
             if sender.send(answer).is_err() {

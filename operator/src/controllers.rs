@@ -6,11 +6,12 @@ use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use futures::future::join_all;
 use futures::{FutureExt as _, StreamExt as _};
-use graftwork_api::{Dataset, TrainingRun};
+use graftwork_api::{Dataset, LoRAAdapter, ServingEndpoint, TrainingRun};
 use graftwork_operator_core::plan::{Actions, Call, Decision, Event, Plan};
 use graftwork_operator_core::settings::Settings;
-use graftwork_operator_core::{dataset, run, storage};
+use graftwork_operator_core::{adapter, dataset, endpoint, run, storage};
 use jiff::Timestamp;
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::{Namespace, ObjectReference};
@@ -29,6 +30,7 @@ use crate::api::{ApiError, Class};
 use crate::apply::reference;
 use crate::cache::{Guarded, Kind, Touch};
 use crate::calls::{CallError, Peer, request_key};
+use crate::clock;
 use crate::context::Context;
 use crate::observe;
 
@@ -85,6 +87,7 @@ pub trait Reconciled:
     fn observe(
         context: &Context,
         object: &Self,
+        now: Timestamp,
     ) -> impl Future<Output = Result<Self::Observed, ApiError>> + Send;
 
     /// What is to be done.
@@ -100,7 +103,11 @@ impl Reconciled for Dataset {
     const KIND: Kind = Kind::Dataset;
     type Observed = dataset::Observed;
 
-    async fn observe(context: &Context, object: &Self) -> Result<Self::Observed, ApiError> {
+    async fn observe(
+        context: &Context,
+        object: &Self,
+        _: Timestamp,
+    ) -> Result<Self::Observed, ApiError> {
         observe::dataset::observe(context, object).await
     }
 
@@ -118,7 +125,11 @@ impl Reconciled for TrainingRun {
     const KIND: Kind = Kind::Run;
     type Observed = run::Observed;
 
-    async fn observe(context: &Context, object: &Self) -> Result<Self::Observed, ApiError> {
+    async fn observe(
+        context: &Context,
+        object: &Self,
+        _: Timestamp,
+    ) -> Result<Self::Observed, ApiError> {
         observe::run::observe(context, object).await
     }
 
@@ -132,6 +143,50 @@ impl Reconciled for TrainingRun {
     }
 }
 
+impl Reconciled for LoRAAdapter {
+    const KIND: Kind = Kind::Adapter;
+    type Observed = adapter::Observed;
+
+    async fn observe(
+        context: &Context,
+        object: &Self,
+        _: Timestamp,
+    ) -> Result<Self::Observed, ApiError> {
+        observe::adapter::observe(context, object).await
+    }
+
+    fn plan(
+        &self,
+        observed: &Self::Observed,
+        settings: &Settings,
+        now: Timestamp,
+    ) -> Plan<Self::Status> {
+        adapter::plan(self, observed, settings, now)
+    }
+}
+
+impl Reconciled for ServingEndpoint {
+    const KIND: Kind = Kind::Endpoint;
+    type Observed = endpoint::Observed;
+
+    async fn observe(
+        context: &Context,
+        object: &Self,
+        now: Timestamp,
+    ) -> Result<Self::Observed, ApiError> {
+        observe::endpoint::observe(context, object, now).await
+    }
+
+    fn plan(
+        &self,
+        observed: &Self::Observed,
+        settings: &Settings,
+        now: Timestamp,
+    ) -> Plan<Self::Status> {
+        endpoint::plan(self, observed, settings, now)
+    }
+}
+
 /// Looks at one object until no decision is left, and acts. Returns when to look again.
 async fn reconcile<K: Reconciled>(
     context: &Context,
@@ -139,8 +194,9 @@ async fn reconcile<K: Reconciled>(
 ) -> Result<Option<Duration>, Failure> {
     let namespace = object.namespace().unwrap_or_default();
     for _ in 0..MOST_DECISIONS {
-        let observed = K::observe(context, &object).await?;
-        match object.plan(&observed, &context.settings, Timestamp::now()) {
+        let now = clock::now();
+        let observed = K::observe(context, &object, now).await?;
+        match object.plan(&observed, &context.settings, now) {
             Plan::Decide(decision) => match decide(context, &object, decision).await? {
                 Some(written) => object = written,
                 // Equal apart from times: there is nothing to decide after all.
@@ -221,14 +277,23 @@ async fn act<S>(
     if let Err(error) = write(context, namespace, actions).await {
         return (next, Some(error));
     }
-    for call in &actions.calls {
-        match make_call(context, namespace, owner, &touch, call).await {
-            // What was published is read back at once.
-            Ok(true) => next = Some(Duration::from_millis(10)),
-            Ok(false) => {}
-            Err(error) => {
-                tracing::warn!(method = call.method(), %error, "a call failed");
-                next = Some(next.map_or(AFTER_FAILED_CALL, |next| next.min(AFTER_FAILED_CALL)));
+    // Calls of one kind go out together: a pod that hangs holds nobody else up.
+    for calls in actions
+        .calls
+        .chunk_by(|one, other| one.method() == other.method())
+    {
+        let made = calls
+            .iter()
+            .map(|call| make_call(context, namespace, owner, &touch, call));
+        for (call, outcome) in calls.iter().zip(join_all(made).await) {
+            match outcome {
+                // What was published is read back at once.
+                Ok(true) => next = Some(Duration::from_millis(10)),
+                Ok(false) => {}
+                Err(error) => {
+                    tracing::warn!(method = call.method(), %error, "a call failed");
+                    next = Some(next.map_or(AFTER_FAILED_CALL, |it| it.min(AFTER_FAILED_CALL)));
+                }
             }
         }
     }
@@ -293,6 +358,12 @@ async fn make_call(
         Call::Import(request) => {
             let peer = keeper()?;
             let key = request_key(&peer, request);
+            let problem =
+                |reply: &graftwork_contract::proto::store::v1::ImportReply| reply.problem.is_some();
+            if context.imports.known(&key, problem).is_some() {
+                // It was tried a moment ago.
+                return Ok(false);
+            }
             let calls = Arc::clone(&context.calls);
             let request = request.clone();
             let import = async move {
@@ -533,7 +604,7 @@ pub async fn run_all(
     stop: CancellationToken,
 ) {
     let caches = context.caches.clone();
-    let [datasets, runs, _adapters, _endpoints, namespaces] = receivers;
+    let [datasets, runs, adapters, endpoints, namespaces] = receivers;
     context.touches.activate();
     for touch in caches.everything() {
         context.touches.send(touch);
@@ -548,6 +619,18 @@ pub async fn run_all(
         drive(Arc::clone(&context), caches.runs, runs, stop.clone()),
         drive(
             Arc::clone(&context),
+            caches.adapters,
+            adapters,
+            stop.clone()
+        ),
+        drive(
+            Arc::clone(&context),
+            caches.endpoints,
+            endpoints,
+            stop.clone()
+        ),
+        drive(
+            Arc::clone(&context),
             caches.namespaces,
             namespaces,
             stop.clone()
@@ -560,6 +643,7 @@ pub async fn plan_once<K: Reconciled>(
     context: &Context,
     object: &K,
 ) -> Result<Plan<K::Status>, ApiError> {
-    let observed = K::observe(context, object).await?;
-    Ok(object.plan(&observed, &context.settings, Timestamp::now()))
+    let now = clock::now();
+    let observed = K::observe(context, object, now).await?;
+    Ok(object.plan(&observed, &context.settings, now))
 }

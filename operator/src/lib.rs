@@ -9,6 +9,7 @@ pub mod apply;
 pub mod cache;
 pub mod calls;
 pub mod cli;
+pub mod clock;
 pub mod context;
 pub mod controllers;
 pub mod dial;

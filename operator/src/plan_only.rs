@@ -27,7 +27,9 @@ pub async fn print_all(context: &Context) -> Result<(), ApiError> {
         print("Namespace", &namespace.name_any(), "", &plan);
     }
     print_kind(context, &context.caches.datasets).await?;
-    print_kind(context, &context.caches.runs).await
+    print_kind(context, &context.caches.runs).await?;
+    print_kind(context, &context.caches.adapters).await?;
+    print_kind(context, &context.caches.endpoints).await
 }
 
 async fn print_kind<K: Reconciled<Status: Debug>>(

@@ -8,10 +8,10 @@ use futures::StreamExt as _;
 use graftwork_contract::proto::trainer::v1::WatchRequest;
 use graftwork_contract::proto::trainer::v1::trainer_client::TrainerClient;
 use graftwork_operator_core::run::Report;
-use jiff::Timestamp;
 
 use crate::cache::{Touch, Touches};
 use crate::calls::{Calls, Peer};
+use crate::clock;
 
 /// Seconds between two looks at a run because of its progress.
 const TOUCH_EVERY: Duration = Duration::from_secs(3);
@@ -108,7 +108,7 @@ impl Listener {
             let stage = progress.stage.clone();
             let report = Report {
                 progress,
-                at: Timestamp::now(),
+                at: clock::now(),
             };
             self.streams
                 .update(&self.uid, |stream| stream.report = Some(report));

@@ -162,6 +162,7 @@ fn context(
         verifications: Background::new(30 * minute, soon),
         imports: Background::new(30 * minute, 10 * soon),
         contents: std::sync::Mutex::default(),
+        results: std::sync::Mutex::default(),
     }
 }
 

@@ -1,6 +1,8 @@
 //! Observation: all reads of a reconcile, into one value for each kind.
 
+pub mod adapter;
 pub mod dataset;
+pub mod endpoint;
 pub mod keeper;
 pub mod pods;
 pub mod run;

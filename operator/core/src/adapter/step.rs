@@ -121,7 +121,8 @@ pub fn view(cr: &LoRAAdapter, valid: &Valid, ledger: &Ledger, observed: &Observe
         matches!(
             view.stage,
             VersionStage::Approved | VersionStage::Production
-        ) && view.ledger.rejected.is_none()
+        ) && view.ledger.rejected.as_ref().is_none_or(|rejected| is_undone(view, rejected))
+            
             && base.is_none_or(|base| base.digest == view.ledger.created.base)
     };
     let approved = versions
@@ -138,6 +139,11 @@ pub fn view(cr: &LoRAAdapter, valid: &Valid, ledger: &Ledger, observed: &Observe
         approved,
         versions,
     }
+}
+
+/// A rollback that a person undid: the version is stable somewhere again.
+fn is_undone(view: &VersionView, rejected: &Rejected) -> bool {
+    view.stage == VersionStage::Production && rejected.reason == reason::ROLLED_BACK_ON_ENDPOINT
 }
 
 /// The first judgement stands as long as the gate is the same: what production is later does not

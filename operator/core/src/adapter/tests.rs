@@ -626,6 +626,7 @@ fn a_rollback_that_is_being_retried_is_not_written_down() {
         VersionStage::Production,
         "tried again, and kept"
     );
+    assert_eq!(world.status().approved, Some(2));
 }
 
 #[test]

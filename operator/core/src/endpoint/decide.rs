@@ -120,8 +120,11 @@ impl Context<'_> {
             .filter(|it| it.adapter == adapter.name)
             .cloned()
             .collect();
-        let wanted = wanted(entry, self.observed, self.base, &rejected, &settings_hash);
         let eligible = desired::eligible(lora);
+        let wanted = self
+            .wanted(entry, adapter, &eligible)
+            .filter(|wanted| !is_barred(&wanted.digest, &rejected, &settings_hash));
+
         let judgement = self.judge(adapter);
         let inputs = Inputs {
             policy: &self.valid.policy,
@@ -143,6 +146,25 @@ impl Context<'_> {
         rollout::step(adapter, &inputs, self.now)
     }
 
+    /// The version that an entry asks for. Who follows an adapter does not go back to an older
+    /// version by itself while the newer one may be served: what a person brought back stays.
+    fn wanted(
+        &self,
+        entry: &AdapterEntry,
+        adapter: &ServedAdapter,
+        eligible: &[VersionedDigest],
+    ) -> Option<VersionedDigest> {
+        let Desired::Version(version) =
+            desired::desired(entry, &self.observed.adapters, self.base)
+        else {
+            return None;
+        };
+        let kept = adapter.stable.as_ref().filter(|stable| {
+            entry.version.is_none() && stable.version > version.version && eligible.contains(stable)
+        });
+        Some(kept.cloned().unwrap_or(version))
+    }
+
     /// The judgement of a window that is due and about which the routers were asked.
     fn judge(&self, adapter: &ServedAdapter) -> Option<Judgement> {
         let analysis = self.valid.policy.analysis.as_ref()?;
@@ -161,22 +183,11 @@ impl Context<'_> {
     }
 }
 
-/// The version that an entry asks for, unless it was rejected here under the same settings.
-fn wanted(
-    entry: &AdapterEntry,
-    observed: &Observed,
-    base: Option<&Digest>,
-    rejected: &[RejectedDigest],
-    settings_hash: &str,
-) -> Option<VersionedDigest> {
-    let Desired::Version(version) = desired::desired(entry, &observed.adapters, base) else {
-        return None;
-    };
-    let barred = rejected.iter().any(|rejected| {
-        rejected.digest == version.digest
-            && rejected.settings_hash.as_deref() == Some(settings_hash)
-    });
-    (!barred).then_some(version)
+/// Whether a version was rejected here under the same settings.
+fn is_barred(digest: &str, rejected: &[RejectedDigest], settings_hash: &str) -> bool {
+    rejected.iter().any(|rejected| {
+        rejected.digest == digest && rejected.settings_hash.as_deref() == Some(settings_hash)
+    })
 }
 
 /// Where commands for an adapter stand.

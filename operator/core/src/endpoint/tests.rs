@@ -553,7 +553,11 @@ fn live_failures_take_the_version_back() {
         "it is not tried again"
     );
     world.traffic = (400, 0);
+    // The LoRAAdapter has written the rollback down by now.
+    world.approve(1).settle();
+    assert_eq!(world.state(), RolloutState::RolledBack);
     let (outcome, _) = world.say("Retry", 2);
+    
     assert_eq!(outcome, AnswerOutcome::Accepted);
     world.after(10).after(60);
     assert_eq!(world.stable(), 2);

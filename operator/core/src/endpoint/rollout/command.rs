@@ -185,7 +185,7 @@ fn retry(machine: &Machine<'_>, command: &EndpointCommand) -> Outcome {
         return Err(format!("{} was not rejected here", command.digest));
     }
     let version = eligible(machine, command)?;
-    let mut change = machine.begin(version);
+    let mut change = machine.begin_commanded(version);
     change.forgiven = Some(command.digest.clone());
     Ok(answered(
         change,
@@ -218,7 +218,7 @@ fn roll_back(machine: &Machine<'_>, command: &EndpointCommand) -> Outcome {
         command.reason.as_deref().unwrap_or("no reason given")
     );
     // The version that is left is not followed again by itself.
-    let mut change = machine.begin(version);
+    let mut change = machine.begin_commanded(version);
     change.rejected = Some(machine.reject(stable, reason::ROLLED_BACK_BY_USER, &message));
     change.forgiven = Some(command.digest.clone());
     Ok(answered(

@@ -106,8 +106,17 @@ impl Machine<'_> {
         })
     }
 
+    /// A rollout to `version` that a person asked for.
+    pub fn begin_commanded(&self, version: &VersionedDigest) -> Change {
+        let mut change = self.begin(version);
+        if let Some(rollout) = &mut change.adapter.rollout {
+            rollout.commanded = true;
+        }
+        change
+    }
+
     /// A rollout to `version`.
-    pub fn begin(&self, version: &VersionedDigest) -> Change {
+    fn begin(&self, version: &VersionedDigest) -> Change {
         let from = self.adapter.stable.as_ref();
         let salt =
             Digest::of(format!("{}/{}/{}", self.adapter.name, version.digest, self.now).as_bytes());
@@ -134,6 +143,7 @@ impl Machine<'_> {
                     since: Time(self.now),
                     step_since: None,
                     paused_by: None,
+                    commanded: false,
                     failures: 0,
                     window_since: None,
                     last_analysis_time: None,
@@ -160,8 +170,9 @@ impl Machine<'_> {
             .stable
             .as_ref()
             .is_some_and(|stable| stable.digest == wanted.digest);
-        if rollout.state == RolloutState::Promoting && !back {
-            // It is nearly there; the next one follows.
+        // What a person began is not ended by a spec that names the stable version all along; and
+        // what is nearly there is followed by the next one.
+        if (back && rollout.commanded) || (!back && rollout.state == RolloutState::Promoting) {
             return None;
         }
         let message = format!(
