@@ -1,1 +1,13 @@
-//! keeper
+//! The keeper: the one long-lived writer of a namespace's artifact store. The operator reads the store through it, has
+//! ledger records written by it, and asks it about files: what a base model is, whether an adapter fits it.
+//!
+//! It has no API token and no opinion: it decides nothing, judges no gate, numbers no version, and deletes nothing.
+
+pub mod adapters;
+pub mod base;
+pub mod cli;
+pub mod config;
+pub mod folders;
+pub mod ledger;
+pub mod problem;
+pub mod server;

@@ -1,0 +1,227 @@
+//! gRPC: `graftwork.store.v1.Keeper` and `grpc.health.v1.Health`.
+
+use std::path::PathBuf;
+
+use graftwork_artifacts::{Category, Put, Store};
+use graftwork_contract::Digest;
+use graftwork_contract::proto::call::v1::SignedCall;
+use graftwork_contract::proto::store::v1 as proto;
+use graftwork_contract::proto::store::v1::keeper_server::KeeperServer;
+use graftwork_contract::signing::Refusal;
+use graftwork_model::config::LlamaConfig;
+use prost::Message;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
+use tonic::{Request, Response, Status};
+
+use crate::adapters::{self, Import};
+use crate::base::BaseModels;
+use crate::config::Gatekeeper;
+use crate::folders::Claims;
+use crate::ledger::{self, RecordError};
+use crate::problem::causes;
+
+/// Records above this are listed without their content.
+const MAXIMUM_RECORD_BYTES: u64 = 256 << 10;
+/// Records of one listing; a prefix names one object's, which has far fewer.
+const MAXIMUM_RECORDS: usize = 10_000;
+
+/// The service.
+#[derive(Clone)]
+pub struct Keeper {
+    store: Store,
+    claims: Claims,
+    gatekeeper: Gatekeeper,
+    bases: BaseModels,
+}
+
+impl Keeper {
+    /// A keeper of `store`.
+    pub fn new(store: Store, claims: Claims, gatekeeper: Gatekeeper) -> Self {
+        Self { store, claims, gatekeeper, bases: BaseModels::default() }
+    }
+
+    /// Runs what touches files on a thread that may wait.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Self) -> Result<T, Status> + Send + 'static,
+    ) -> Result<Response<T>, Status> {
+        let keeper = self.clone();
+        let done = tokio::task::spawn_blocking(move || work(&keeper)).await;
+        done.map_err(|error| Status::internal(error.to_string()))?.map(Response::new)
+    }
+
+    fn base(&self, claim: &str, path: &str) -> Result<(LlamaConfig, String), proto::Problem> {
+        self.bases.read(&self.base_folder(claim, path)?)
+    }
+
+    fn base_folder(&self, claim: &str, path: &str) -> Result<PathBuf, proto::Problem> {
+        self.claims.folder(claim, path, "BaseModelNotFound")
+    }
+
+    fn list(&self, prefix: &str) -> Result<proto::ListReply, Status> {
+        let entries = self.store.list(prefix).map_err(|error| status(&error))?;
+        let mut records = Vec::new();
+        for entry in entries.into_iter().filter(|entry| is_record(&entry.path)).take(MAXIMUM_RECORDS) {
+            records.extend(self.record(&entry.path)?);
+        }
+        Ok(proto::ListReply { records, pod_uid: self.gatekeeper.pod_uid() })
+    }
+
+    fn record(&self, path: &str) -> Result<Option<proto::Record>, Status> {
+        let found = self.store.get_up_to(path, MAXIMUM_RECORD_BYTES).map_err(|error| status(&error))?;
+        Ok(found.map(|(content, size)| {
+            let truncated = size > content.len() as u64;
+            let content = if truncated { Vec::new() } else { content };
+            proto::Record { path: path.to_owned(), content, truncated }
+        }))
+    }
+
+    fn verify(&self, request: &proto::VerifyRequest) -> Result<proto::VerifyReply, Status> {
+        let expected = digest(&request.digest)?;
+        let result = self
+            .base(&request.base_claim, &request.base_path)
+            .and_then(|(base, _)| adapters::verify_stored(&self.store, &request.folder, expected.as_ref(), &base));
+        let reply = adapters::verify_reply(result);
+        Ok(proto::VerifyReply { pod_uid: self.gatekeeper.pod_uid(), ..reply })
+    }
+
+    fn publish(&self, request: &proto::PublishRequest) -> Result<proto::PublishReply, Status> {
+        ledger::check(&request.path, &request.content).map_err(|error| match error {
+            RecordError::Path(_) => Status::permission_denied(error.to_string()),
+            RecordError::Content { .. } => Status::invalid_argument(error.to_string()),
+        })?;
+        let put = self.store.put_new(&request.path, &request.content).map_err(|error| status(&error))?;
+        tracing::info!(path = request.path, created = put == Put::Created, "published");
+        Ok(proto::PublishReply { created: put == Put::Created, pod_uid: self.gatekeeper.pod_uid() })
+    }
+
+    fn import(&self, request: &proto::ImportRequest) -> Result<proto::ImportReply, Status> {
+        if !ledger::is_name(&request.adapter) {
+            return Err(Status::invalid_argument(format!("{:?} is not the name of a LoRAAdapter", request.adapter)));
+        }
+        let expected = digest(&request.digest)?;
+        let result = self.base(&request.base_claim, &request.base_path).and_then(|(base, _)| {
+            let folder = self.claims.folder(&request.claim, &request.path, "AdapterNotFound")?;
+            let import = Import {
+                adapter: &request.adapter,
+                uri: &format!("pvc://{}/{}", request.claim, request.path),
+                folder: &folder,
+                expected: expected.as_ref(),
+                now: &now(),
+            };
+            adapters::import(&self.store, &import, &base)
+        });
+        if let Ok(found) = &result {
+            tracing::info!(adapter = request.adapter, digest = %found.digest, "imported");
+        }
+        Ok(proto::ImportReply { pod_uid: self.gatekeeper.pod_uid(), ..adapters::import_reply(result) })
+    }
+
+    /// The body of a signed call.
+    fn admitted<T: Message + Default>(&self, call: &SignedCall, method: &str) -> Result<T, Status> {
+        let body = self.gatekeeper.admit(call, method).map_err(|refusal| {
+            let message = refusal.to_string();
+            tracing::warn!(method, message, "a call was refused");
+            match refusal {
+                Refusal::Signature { .. } => Status::unauthenticated(message),
+                _ => Status::failed_precondition(message),
+            }
+        })?;
+        T::decode(body.as_slice()).map_err(|error| Status::invalid_argument(error.to_string()))
+    }
+}
+
+/// RFC 3339, in whole seconds.
+fn now() -> String {
+    jiff::Timestamp::now().round(jiff::Unit::Second).unwrap_or_default().to_string()
+}
+
+/// Records are JSON; weights and rows are not listed.
+fn is_record(path: &str) -> bool {
+    std::path::Path::new(path).extension().is_some_and(|extension| extension == "json")
+}
+
+fn digest(text: &str) -> Result<Option<Digest>, Status> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    text.parse().map(Some).map_err(|error: graftwork_contract::digest::InvalidDigest| Status::invalid_argument(error.to_string()))
+}
+
+fn status(error: &graftwork_artifacts::Error) -> Status {
+    let message = causes(error);
+    match error.category() {
+        _ if matches!(error, graftwork_artifacts::Error::Conflict { .. }) => Status::already_exists(message),
+        Category::Transient => Status::unavailable(message),
+        Category::Invalid => Status::invalid_argument(message),
+        Category::Bug => Status::internal(message),
+    }
+}
+
+#[tonic::async_trait]
+impl proto::keeper_server::Keeper for Keeper {
+    async fn list(&self, request: Request<proto::ListRequest>) -> Result<Response<proto::ListReply>, Status> {
+        let request = request.into_inner();
+        self.blocking(move |keeper| keeper.list(&request.prefix)).await
+    }
+
+    async fn get(&self, request: Request<proto::GetRequest>) -> Result<Response<proto::GetReply>, Status> {
+        let path = request.into_inner().path;
+        self.blocking(move |keeper| {
+            if !is_record(&path) {
+                return Err(Status::invalid_argument(format!("{path} is not a record: only .json files are read")));
+            }
+            let record = keeper.record(&path)?;
+            let record = record.ok_or_else(|| Status::not_found(format!("{path} does not exist in the store")))?;
+            Ok(proto::GetReply { record: Some(record), pod_uid: keeper.gatekeeper.pod_uid() })
+        })
+        .await
+    }
+
+    async fn describe_base(
+        &self,
+        request: Request<proto::DescribeBaseRequest>,
+    ) -> Result<Response<proto::DescribeBaseReply>, Status> {
+        let request = request.into_inner();
+        self.blocking(move |keeper| {
+            let reply = match keeper.base_folder(&request.claim, &request.path) {
+                Ok(folder) => keeper.bases.describe(&folder),
+                Err(problem) => proto::DescribeBaseReply { problem: Some(problem), ..Default::default() },
+            };
+            Ok(proto::DescribeBaseReply { pod_uid: keeper.gatekeeper.pod_uid(), ..reply })
+        })
+        .await
+    }
+
+    async fn verify(&self, request: Request<proto::VerifyRequest>) -> Result<Response<proto::VerifyReply>, Status> {
+        let request = request.into_inner();
+        self.blocking(move |keeper| keeper.verify(&request)).await
+    }
+
+    async fn publish(&self, request: Request<SignedCall>) -> Result<Response<proto::PublishReply>, Status> {
+        let request = self.admitted(&request.into_inner(), "graftwork.store.v1.Keeper/Publish")?;
+        self.blocking(move |keeper| keeper.publish(&request)).await
+    }
+
+    async fn import(&self, request: Request<SignedCall>) -> Result<Response<proto::ImportReply>, Status> {
+        let request = self.admitted(&request.into_inner(), "graftwork.store.v1.Keeper/Import")?;
+        self.blocking(move |keeper| keeper.import(&request)).await
+    }
+}
+
+/// Serves until `stop` is cancelled.
+///
+/// # Errors
+/// Where the server breaks.
+pub async fn serve(listener: TcpListener, keeper: Keeper, stop: CancellationToken) -> Result<(), tonic::transport::Error> {
+    let (reporter, health) = tonic_health::server::health_reporter();
+    reporter.set_serving::<KeeperServer<Keeper>>().await;
+    Server::builder()
+        .add_service(health)
+        .add_service(KeeperServer::new(keeper))
+        .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), stop.cancelled_owned())
+        .await
+}
