@@ -15,7 +15,7 @@ use super::inputs;
 use super::step::{Phase, Step};
 use super::{Invalid, Observed, Referenced, Report};
 use crate::conditions::{self, Conditions, Truth};
-use crate::jobs::seconds_between;
+use crate::jobs::{self, seconds_between};
 use crate::plan::{Actions, Decision, Event, Plan};
 
 /// Seconds between two writes of progress.
@@ -329,8 +329,13 @@ fn complete(
     observed: &Observed,
     now: Timestamp,
 ) -> Actions<TrainingRunStatus> {
-    if let Some(attempts) = &mut status.attempts {
+    if let Some(attempts) = &mut status.attempts
+        && attempts.started > attempts.ended
+    {
         attempts.ended = attempts.started;
+        let job = observed.job.ours();
+        let end = job.and_then(|job| jobs::end(job, &observed.pods, now));
+        attempts.active_seconds += end.map_or(0, |end| end.active_seconds);
     }
     let old = status.resolved.take();
     let (image, profile) = old.map_or_else(
