@@ -59,7 +59,7 @@ pub enum Error {
     Record {
         /// Relative to the store.
         path: String,
-        /// Where and why; serde_json names no data but the unexpected value's type or variant.
+        /// Where and why.
         problem: String,
     },
     /// A file whose content is of a kind that the store does not take.
@@ -87,7 +87,7 @@ pub enum Error {
         problem: String,
     },
     /// The volume answered with an error.
-    #[error("cannot {action} {}: {source}", path.display())]
+    #[error("cannot {action} {}", path.display())]
     Io {
         /// What was tried.
         action: &'static str,

@@ -23,6 +23,7 @@ use graftwork_contract::paths;
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
 use parquet::basic::{Compression, ZstdLevel};
+use parquet::errors::ParquetError;
 use parquet::file::properties::WriterProperties;
 
 use crate::{Error, MANIFEST_FILE, Result, Store};
@@ -178,7 +179,7 @@ impl RowWriter {
             .set_compression(Compression::ZSTD(ZstdLevel::default()))
             .build();
         let writer = ArrowWriter::try_new(file, Arc::clone(&schema), Some(properties))
-            .map_err(|error| unusable(&name, error))?;
+            .map_err(unusable(&name))?;
         Ok(Self {
             name,
             format,
@@ -194,7 +195,7 @@ impl RowWriter {
     /// Adds a row, with the text of its group column where the schema has one.
     pub fn push(&mut self, row: Row, group: Option<&str>) -> Result<()> {
         if row.format() != self.format || (self.has_group && group.is_none()) {
-            return Err(unusable(&self.name, "a row does not fit the file's schema"));
+            return Err(misfit(&self.name, self.format));
         }
         self.pending_bytes += row.text_bytes();
         self.rows.push(row);
@@ -210,9 +211,7 @@ impl RowWriter {
     /// Writes what is left and the file's footer.
     pub fn finish(mut self) -> Result<()> {
         self.flush()?;
-        self.writer
-            .close()
-            .map_err(|error| unusable(&self.name, error))?;
+        self.writer.close().map_err(unusable(&self.name))?;
         Ok(())
     }
 
@@ -225,10 +224,8 @@ impl RowWriter {
             arrays.push(Arc::new(StringArray::from_iter_values(&self.groups)));
         }
         let batch = RecordBatch::try_new(Arc::clone(&self.schema), arrays)
-            .map_err(|error| unusable(&self.name, error))?;
-        self.writer
-            .write(&batch)
-            .map_err(|error| unusable(&self.name, error))?;
+            .map_err(|error| unusable(&self.name)(error.into()))?;
+        self.writer.write(&batch).map_err(unusable(&self.name))?;
         self.rows.clear();
         self.groups.clear();
         self.pending_bytes = 0;
@@ -285,7 +282,7 @@ impl RowReader {
         let file = File::open(path).map_err(Error::io("open", path))?;
         let batches = ParquetRecordBatchReaderBuilder::try_new(file)
             .and_then(|builder| builder.with_batch_size(BATCH_ROWS).build())
-            .map_err(|error| unusable(&name, error))?;
+            .map_err(unusable(&name))?;
         Ok(Self {
             name,
             format,
@@ -305,15 +302,12 @@ impl Iterator for RowReader {
             }
             let batch = match self.batches.next()? {
                 Ok(batch) => batch,
-                Err(error) => return Some(Err(unusable(&self.name, error))),
+                Err(error) => return Some(Err(unusable(&self.name)(error.into()))),
             };
-            match decode(self.format, &batch) {
-                Some(rows) => self.rows = rows.into_iter(),
-                None => {
-                    let problem = format!("columns {:?} are expected", columns(self.format));
-                    return Some(Err(unusable(&self.name, problem)));
-                }
-            }
+            let Some(rows) = decode(self.format, &batch) else {
+                return Some(Err(misfit(&self.name, self.format)));
+            };
+            self.rows = rows.into_iter();
         }
     }
 }
@@ -399,10 +393,28 @@ pub fn read(store: &Store, dataset: &str, digest: &Digest, split: Split) -> Resu
     open(store, dataset, digest, split)?.collect()
 }
 
-fn unusable(path: &str, problem: impl ToString) -> Error {
+fn misfit(path: &str, format: Format) -> Error {
     Error::Rows {
         path: path.to_owned(),
-        problem: problem.to_string(),
+        problem: format!("columns {:?} are expected", columns(format)),
+    }
+}
+
+/// An error of the Parquet library: the volume's where that is its cause, else the file's.
+fn unusable(path: &str) -> impl FnOnce(ParquetError) -> Error {
+    move |error| {
+        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
+        while let Some(error) = cause {
+            if let Some(io) = error.downcast_ref::<std::io::Error>() {
+                let copy = std::io::Error::new(io.kind(), io.to_string());
+                return Error::io("read or write", Path::new(path))(copy);
+            }
+            cause = error.source();
+        }
+        Error::Rows {
+            path: path.to_owned(),
+            problem: error.to_string(),
+        }
     }
 }
 

@@ -24,7 +24,7 @@ pub const MANIFEST_FILE: &str = "manifest.json";
 const TEMP_DIR: &str = ".tmp";
 const LOCK_FILE: &str = "lock";
 /// A session with a free lock is left alone for this long after its last change.
-const LEFTOVER_AGE: Duration = Duration::from_secs(15 * 60);
+const LEFTOVER_AGE: Duration = Duration::from_mins(15);
 
 /// A process's folder for what it is writing.
 #[derive(Debug)]

@@ -1,4 +1,8 @@
 //! The store's promises: whole or absent, written once, exactly one winner.
+#![expect(
+    clippy::unwrap_used,
+    reason = "helpers of tests stand outside of test functions"
+)]
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -1,1 +1,24 @@
-//! dataset-builder
+//! The dataset builder: one Job that turns JSONL sources into one immutable version of a Dataset.
+//!
+//! It reads top to bottom in [`build::build`]: configuration -> sources -> judgement of the bad rows
+//! -> split and order -> files, manifest, number. The same rows in any order and in any number of
+//! sources give the same digest; nothing of the outcome depends on when or where it ran.
+//!
+//! Killed at any instant and started again, it ends in the same state: files appear whole, a
+//! number is given once, and what was finished before is found and not done again.
+//!
+//! It does not talk to Kubernetes or to any network, does not tokenise, and never prints data: logs
+//! and messages name source, line and rule.
+//!
+//! Limits: a line has at most [`lines::MAXIMUM_LINE_BYTES`], and all good rows are held in memory
+//! until they are written (about the size of the sources plus 200 bytes a row).
+
+pub mod build;
+pub mod cli;
+mod clock;
+pub mod config;
+pub mod failure;
+pub mod lines;
+pub mod row;
+pub mod sources;
+pub mod termination;

@@ -1,2 +1,7 @@
-//! dataset-builder
-fn main() {}
+//! The dataset builder's binary; everything is in the library.
+
+use clap::Parser as _;
+
+fn main() -> std::process::ExitCode {
+    dataset_builder::cli::main(&dataset_builder::cli::Cli::parse())
+}

@@ -1,0 +1,227 @@
+//! One build, from the configuration to a numbered version.
+
+use std::path::Path;
+
+use graftwork_artifacts::rows::{self, RowWriter, file_name, schema_hash};
+use graftwork_artifacts::{Error as StoreError, Put, Store};
+use graftwork_contract::dataset::{
+    BuildConfig, BuildRecord, Manifest, Provenance, RowCounts, Split, VersionRecord,
+};
+use graftwork_contract::digest::PartsHasher;
+use graftwork_contract::{Digest, paths};
+use sha2::{Digest as _, Sha256};
+
+use crate::clock;
+use crate::failure::Failure;
+use crate::row::GoodRow;
+use crate::sources::{Collected, collect, judge};
+
+/// The version that a build ended with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Built {
+    /// The numbered record.
+    pub record: VersionRecord,
+    /// False where the latest version holds these rows already.
+    pub created: bool,
+}
+
+/// Builds one version in the store at `store`, or finds that the latest one holds these very rows.
+///
+/// # Errors
+/// See [`Failure`]; rows and the first bad ones are in it as far as they are known.
+pub fn build(config: &BuildConfig, store: &Path) -> Result<Built, Failure> {
+    let store = Store::open(store)?;
+    if let Some(built) = finished_before(config, &store)? {
+        return Ok(built);
+    }
+    let mut collected = collect(config)?;
+    let rejected_rows = collected.rejected_rows();
+    if let Err(mut failure) = judge(config, &collected) {
+        failure.rows = Some(RowCounts {
+            rejected: rejected_rows,
+            ..RowCounts::default()
+        });
+        failure.rejected = collected.rejected;
+        return Err(failure);
+    }
+    let dealt = deal(config, std::mem::take(&mut collected.good), rejected_rows);
+    let manifest = publish(config, &store, &dealt, &collected)?;
+    let built = number(config, &store, &dealt, &manifest, collected)?;
+    let version = built.record.version;
+    tracing::info!(version, digest = %built.record.digest, created = built.created, "dataset built");
+    finish(config, &store, built)
+}
+
+/// A build of this fingerprint that came to its end, in an earlier attempt.
+fn finished_before(config: &BuildConfig, store: &Store) -> Result<Option<Built>, Failure> {
+    let path = paths::dataset_build(&config.dataset, &config.fingerprint);
+    let Some(done) = store.get_json::<BuildRecord>(&path)? else {
+        return Ok(None);
+    };
+    let path = paths::dataset_version(&config.dataset, done.version);
+    let record = store
+        .get_json::<VersionRecord>(&path)?
+        .ok_or(StoreError::Missing { path })?;
+    Ok(Some(Built {
+        record,
+        created: false,
+    }))
+}
+
+/// Rows in their splits and in canonical order.
+#[derive(Debug)]
+struct Dealt {
+    splits: [Vec<(Sha256Bytes, GoodRow)>; 3],
+    counts: RowCounts,
+    schema_hash: Digest,
+    digest: Digest,
+}
+
+type Sha256Bytes = [u8; 32];
+
+/// Deals every row to its split and orders each split by the hash of the canonical row, so that
+/// neither the order of rows nor that of sources matters. Equal rows stay, each as often as it came.
+fn deal(config: &BuildConfig, good: Vec<GoodRow>, rejected: u64) -> Dealt {
+    let mut splits: [Vec<(Sha256Bytes, GoodRow)>; 3] = Default::default();
+    for row in good {
+        let hash: Sha256Bytes = Sha256::digest(&row.canonical).into();
+        let [train, validation, test] = &mut splits;
+        match config.split.split_of(row.split_key()) {
+            Split::Train => train.push((hash, row)),
+            Split::Validation => validation.push((hash, row)),
+            Split::Test => test.push((hash, row)),
+        }
+    }
+    let schema_hash = schema_hash(config.format, config.split.group_column.as_deref());
+    let mut hasher = PartsHasher::new();
+    hasher
+        .part("graftwork/dataset/v1")
+        .part(schema_hash.as_str());
+    for (split, rows) in Split::ALL.iter().zip(&mut splits) {
+        rows.sort_unstable_by_key(|(hash, _)| *hash);
+        hasher
+            .part(split.name())
+            .part((rows.len() as u64).to_le_bytes());
+        for (hash, _) in rows {
+            hasher.part(hash);
+        }
+    }
+    let [train, validation, test] = splits.each_ref().map(|rows| rows.len() as u64);
+    Dealt {
+        counts: RowCounts {
+            train,
+            validation,
+            test,
+            rejected,
+        },
+        digest: hasher.finish(),
+        schema_hash,
+        splits,
+    }
+}
+
+/// The version's folder with its manifest: the one that is there, or a new one.
+fn publish(
+    config: &BuildConfig,
+    store: &Store,
+    dealt: &Dealt,
+    collected: &Collected,
+) -> Result<Manifest, Failure> {
+    match rows::manifest(store, &config.dataset, &dealt.digest) {
+        Ok(manifest) => {
+            store.verify(
+                &paths::dataset(&config.dataset, &dealt.digest),
+                &manifest.files,
+            )?;
+            return Ok(manifest);
+        }
+        Err(StoreError::Missing { .. }) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let staged = store.stage(&paths::dataset(&config.dataset, &dealt.digest))?;
+    for (split, rows) in Split::ALL.iter().zip(&dealt.splits) {
+        let path = staged.dir().join(file_name(*split));
+        let mut writer =
+            RowWriter::create(&path, config.format, config.split.group_column.as_deref())?;
+        for (_, row) in rows {
+            writer.push(row.row.clone(), row.group.as_deref())?;
+        }
+        writer.finish()?;
+    }
+    let latest =
+        store.latest_numbered::<VersionRecord>(&paths::dataset_versions(&config.dataset))?;
+    let provenance = Provenance {
+        sources: collected.provenance.clone(),
+        code_version: env!("CARGO_PKG_VERSION").to_owned(),
+        parent: latest.map(|(number, _)| number),
+        created_time: clock::rfc3339(),
+    };
+    let files = staged.files()?;
+    let manifest = Manifest {
+        digest: dealt.digest.clone(),
+        schema_hash: dealt.schema_hash.clone(),
+        format: config.format,
+        rows: dealt.counts,
+        files: files.digests,
+        size_bytes: files.size_bytes,
+        provenance_digest: Digest::of_json(&provenance)
+            .map_err(|error| Failure::bug(error.to_string()))?,
+        provenance,
+    };
+    match staged.publish(&manifest)? {
+        Put::Created => Ok(manifest),
+        // Another builder was faster: its provenance stands.
+        Put::Existing => Ok(rows::manifest(store, &config.dataset, &dealt.digest)?),
+    }
+}
+
+/// Gives the version the next number, unless the latest one has these rows.
+fn number(
+    config: &BuildConfig,
+    store: &Store,
+    dealt: &Dealt,
+    manifest: &Manifest,
+    collected: Collected,
+) -> Result<Built, Failure> {
+    let rejected = collected.rejected;
+    let created_time = clock::rfc3339();
+    let appended = store.append_numbered(
+        &paths::dataset_versions(&config.dataset),
+        |version, latest: Option<&VersionRecord>| {
+            let changed = latest.is_none_or(|latest| latest.digest != dealt.digest);
+            changed.then(|| VersionRecord {
+                version,
+                digest: dealt.digest.clone(),
+                schema_hash: dealt.schema_hash.clone(),
+                rows: dealt.counts,
+                rejected: rejected.clone(),
+                size_bytes: manifest.size_bytes,
+                created_time: created_time.clone(),
+                provenance_digest: manifest.provenance_digest.clone(),
+            })
+        },
+    )?;
+    Ok(Built {
+        record: appended.record,
+        created: appended.created,
+    })
+}
+
+/// Writes down that this fingerprint is done.
+fn finish(config: &BuildConfig, store: &Store, built: Built) -> Result<Built, Failure> {
+    let record = BuildRecord {
+        fingerprint: config.fingerprint.clone(),
+        version: built.record.version,
+        digest: built.record.digest.clone(),
+    };
+    let path = paths::dataset_build(&config.dataset, &config.fingerprint);
+    match store.put_new_json(&path, &record) {
+        Ok(_) => Ok(built),
+        // Two builders of one fingerprint read different bytes of a changing source: the first one
+        // that ended stands.
+        Err(StoreError::Conflict { .. }) => {
+            finished_before(config, store)?.ok_or_else(|| Failure::bug("a record disappeared"))
+        }
+        Err(error) => Err(error.into()),
+    }
+}

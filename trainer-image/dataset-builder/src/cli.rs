@@ -1,0 +1,79 @@
+//! The command line.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+use graftwork_contract::{exit, pod};
+
+use crate::build::build;
+use crate::config;
+use crate::failure::Failure;
+use crate::termination::{self, succeeded};
+
+const EXAMPLES: &str = "Examples:
+  One build, as a Job starts it:
+    dataset-builder
+  The same on a machine without a cluster:
+    dataset-builder --config config.json --store ./store --termination-file summary.json
+
+Exit codes: 0 done, 64 bad configuration, 65 bad data, 69 store unavailable, 70 internal error.
+Logging: RUST_LOG=info, RUST_LOG=dataset_builder=debug.";
+
+/// Builds one version of a Dataset from JSONL sources into the artifact store.
+#[derive(Debug, Parser)]
+#[command(name = "dataset-builder", version, about, after_help = EXAMPLES)]
+pub struct Cli {
+    /// The build's configuration
+    #[arg(long, value_name = "FILE", default_value = pod::CONFIG_FILE)]
+    pub config: PathBuf,
+    /// The namespace's folder of the artifact store
+    #[arg(long, value_name = "FOLDER", default_value = pod::STORE_DIR)]
+    pub store: PathBuf,
+    /// Where the summary of the build goes, as JSON
+    #[arg(long, value_name = "FILE", default_value = pod::TERMINATION_FILE)]
+    pub termination_file: PathBuf,
+}
+
+/// Runs the command line and returns the process's exit code. A summary is left in every case that
+/// the process survives.
+pub fn main(cli: &Cli) -> ExitCode {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let _ = tracing_subscriber::fmt()
+        .json()
+        .with_env_filter(filter)
+        .try_init();
+    // The default hook prints the panic's message, which may hold data.
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(ToString::to_string);
+        tracing::error!(place, "internal error");
+    }));
+    let outcome = catch_unwind(AssertUnwindSafe(|| {
+        let config = config::load(&cli.config)?;
+        build(&config, &cli.store)
+    }))
+    .unwrap_or_else(|_| {
+        Err(Failure::bug(
+            "the builder panicked; its log names the place",
+        ))
+    });
+    let (summary, code) = match outcome {
+        Ok(built) => (succeeded(&built), exit::ExitCode::Done),
+        Err(failure) => {
+            tracing::error!(
+                code = failure.code.code(),
+                reason = failure.reason,
+                "{failure}"
+            );
+            let code = failure.code;
+            (failure.into_summary(), code)
+        }
+    };
+    if let Err(error) = termination::write(&cli.termination_file, summary) {
+        let path = cli.termination_file.display();
+        tracing::error!(%error, %path, "cannot write the termination message");
+    }
+    code.into()
+}

@@ -1,0 +1,100 @@
+//! Why a build ends without a version: an exit code, a condition reason and a message for a person.
+
+use std::error::Error;
+
+use graftwork_artifacts::{Category, Error as StoreError};
+use graftwork_contract::dataset::{BuildSummary, RejectedRow, RowCounts};
+use graftwork_contract::exit::ExitCode;
+
+/// A build without a version.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Failure {
+    /// What the process ends with.
+    pub code: ExitCode,
+    /// A condition reason of Dataset.
+    pub reason: &'static str,
+    /// What happened, with source, line, rule, value, limit and remedy; no data.
+    pub message: String,
+    /// Rows as far as the build came.
+    pub rows: Option<RowCounts>,
+    /// The first bad rows.
+    pub rejected: Vec<RejectedRow>,
+}
+
+impl Failure {
+    fn new(code: ExitCode, reason: &'static str, message: impl Into<String>) -> Self {
+        Self {
+            code,
+            reason,
+            message: message.into(),
+            rows: None,
+            rejected: Vec::new(),
+        }
+    }
+
+    /// The configuration can't be used.
+    pub fn bad_config(message: impl Into<String>) -> Self {
+        Self::new(ExitCode::BadConfig, "InvalidSpec", message)
+    }
+
+    /// A source is not there. Another attempt would not find it either.
+    pub fn source_not_found(message: impl Into<String>) -> Self {
+        Self::new(ExitCode::BadData, "SourceNotFound", message)
+    }
+
+    /// The rows can't be used.
+    pub fn bad_data(message: impl Into<String>) -> Self {
+        Self::new(ExitCode::BadData, "DataError", message)
+    }
+
+    /// A volume did not answer; worth another attempt.
+    pub fn unavailable(message: impl Into<String>) -> Self {
+        Self::new(ExitCode::Unavailable, "StorageUnavailable", message)
+    }
+
+    /// A defect of ours.
+    pub fn bug(message: impl Into<String>) -> Self {
+        Self::new(ExitCode::Bug, "InternalError", message)
+    }
+
+    /// The termination message.
+    pub fn into_summary(self) -> BuildSummary {
+        BuildSummary {
+            reason: self.reason.to_owned(),
+            message: self.message,
+            version: None,
+            digest: None,
+            rows: self.rows,
+            rejected: self.rejected,
+        }
+    }
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        let message = causes(&error);
+        match (error.category(), &error) {
+            (Category::Transient, _) => Self::unavailable(message),
+            // The store holds what nobody of us writes: the rows are not to blame, people are
+            // needed, and repeating changes nothing.
+            (Category::Invalid, StoreError::DigestMismatch { .. }) => {
+                Self::new(ExitCode::BadData, "DigestMismatch", message)
+            }
+            (Category::Invalid, _) => Self::new(ExitCode::BadData, "BuildFailed", message),
+            (Category::Bug, _) => Self::bug(message),
+        }
+    }
+}
+
+/// An error with all its causes, `: ` between them.
+pub fn causes(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

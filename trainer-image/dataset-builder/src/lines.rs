@@ -1,0 +1,146 @@
+//! Lines of a source, one at a time and of bounded size.
+
+use std::io::{self, BufRead};
+
+use graftwork_contract::Digest;
+use sha2::{Digest as _, Sha256};
+
+/// The longest line that is read, in bytes (4 MiB), without its end.
+pub const MAXIMUM_LINE_BYTES: usize = 4 << 20;
+
+/// One line of a source.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Line<'a> {
+    /// Its bytes without `\n` or `\r\n`.
+    Whole(&'a [u8]),
+    /// More than [`MAXIMUM_LINE_BYTES`]; its bytes are not kept.
+    TooLong,
+}
+
+/// Splits a source into lines and hashes all of its bytes on the way.
+#[derive(Debug)]
+pub struct Lines<R> {
+    reader: R,
+    buffer: Vec<u8>,
+    hasher: Sha256,
+    size_bytes: u64,
+    number: u64,
+}
+
+impl<R: BufRead> Lines<R> {
+    /// Lines of `reader`.
+    pub fn new(reader: R) -> Self {
+        Self {
+            reader,
+            buffer: Vec::new(),
+            hasher: Sha256::new(),
+            size_bytes: 0,
+            number: 0,
+        }
+    }
+
+    /// The next line with its number, from 1; `None` at the end.
+    pub fn next_line(&mut self) -> io::Result<Option<(u64, Line<'_>)>> {
+        self.buffer.clear();
+        let mut length = 0_usize;
+        loop {
+            let chunk = match self.reader.fill_buf() {
+                Ok(chunk) => chunk,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error),
+            };
+            if chunk.is_empty() {
+                if length == 0 {
+                    return Ok(None);
+                }
+                break;
+            }
+            let newline = chunk.iter().position(|byte| *byte == b'\n');
+            let taken = chunk.split_at(newline.map_or(chunk.len(), |at| at + 1)).0;
+            self.hasher.update(taken);
+            length += taken.len();
+            // Two bytes above the limit hold the line's end; more is never needed.
+            let room = (MAXIMUM_LINE_BYTES + 2).saturating_sub(self.buffer.len());
+            self.buffer.extend(taken.iter().take(room));
+            let taken = taken.len();
+            self.reader.consume(taken);
+            self.size_bytes += taken as u64;
+            if newline.is_some() {
+                break;
+            }
+        }
+        self.number += 1;
+        let line = self.buffer.strip_suffix(b"\n").unwrap_or(&self.buffer);
+        let line = line.strip_suffix(b"\r").unwrap_or(line);
+        let too_long = line.len() > MAXIMUM_LINE_BYTES || length > self.buffer.len();
+        // Some editors begin a UTF-8 file with a byte order mark.
+        let line = match line.strip_prefix(b"\xef\xbb\xbf") {
+            Some(rest) if self.number == 1 => rest,
+            _ => line,
+        };
+        let line = if too_long {
+            Line::TooLong
+        } else {
+            Line::Whole(line)
+        };
+        Ok(Some((self.number, line)))
+    }
+
+    /// SHA-256 and number of all bytes read so far.
+    pub fn finish(self) -> (Digest, u64) {
+        (
+            Digest::from_sha256(self.hasher.finalize().into()),
+            self.size_bytes,
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines(bytes: &[u8]) -> Vec<(u64, Option<Vec<u8>>)> {
+        // A small buffer, so that lines span pieces.
+        let mut lines = Lines::new(io::BufReader::with_capacity(7, bytes));
+        let mut all = Vec::new();
+        while let Some((number, line)) = lines.next_line().unwrap() {
+            let line = match line {
+                Line::Whole(bytes) => Some(bytes.to_vec()),
+                Line::TooLong => None,
+            };
+            all.push((number, line));
+        }
+        assert_eq!(lines.finish(), (Digest::of(bytes), bytes.len() as u64));
+        all
+    }
+
+    #[test]
+    fn ends_of_lines_and_a_byte_order_mark_are_taken_off() {
+        let some = |number, text: &str| (number, Some(text.as_bytes().to_vec()));
+        assert_eq!(
+            lines(b"\xef\xbb\xbfone\r\n\ntwo and more\nlast"),
+            [
+                some(1, "one"),
+                some(2, ""),
+                some(3, "two and more"),
+                some(4, "last")
+            ]
+        );
+        assert_eq!(lines(b""), []);
+        assert_eq!(lines(b"\n"), [some(1, "")]);
+    }
+
+    #[test]
+    fn a_line_above_the_limit_is_skipped_and_the_next_one_is_read() {
+        let mut bytes = vec![b'x'; MAXIMUM_LINE_BYTES];
+        bytes.extend(b"\r\n");
+        bytes.extend(vec![b'x'; MAXIMUM_LINE_BYTES + 1]);
+        bytes.extend(b"\n");
+        bytes.extend(vec![b'x'; 3 * MAXIMUM_LINE_BYTES]);
+        bytes.extend(b"\nend");
+        let lines = lines(&bytes);
+        assert_eq!(lines[0].1.as_ref().map(Vec::len), Some(MAXIMUM_LINE_BYTES));
+        assert_eq!((&lines[1].1, &lines[2].1), (&None, &None));
+        assert_eq!(lines[3], (4, Some(b"end".to_vec())));
+    }
+}

@@ -1,0 +1,267 @@
+//! One line of JSON to one row, or the rule that it breaks.
+
+use graftwork_artifacts::rows::{Message, Row, columns};
+use graftwork_contract::dataset::Format;
+use graftwork_contract::digest::canonical_json;
+use serde_json::{Map, Value, json};
+
+/// Roles of a conversation.
+const ROLES: [&str; 3] = ["system", "user", "assistant"];
+
+/// A good row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GoodRow {
+    /// The columns of the format.
+    pub row: Row,
+    /// The text of the group column, where the split has one.
+    pub group: Option<String>,
+    /// The kept columns as canonical JSON: two rows are the same where this is.
+    pub canonical: String,
+}
+
+impl GoodRow {
+    /// What decides the row's split: its group, or all of it.
+    pub fn split_key(&self) -> &str {
+        self.group.as_deref().unwrap_or(&self.canonical)
+    }
+}
+
+/// Reads a line that is not blank. Columns that neither the format nor the split asks for are left
+/// out.
+///
+/// # Errors
+/// The broken rule, in words and without data.
+pub fn parse(line: &[u8], format: Format, group_column: Option<&str>) -> Result<GoodRow, String> {
+    let text = std::str::from_utf8(line)
+        .map_err(|error| format!("is not UTF-8 (byte {})", error.valid_up_to() + 1))?;
+    let value: Value = serde_json::from_str(text).map_err(|error| {
+        let problem = error.to_string();
+        let problem = problem.split(" at line ").next().unwrap_or_default();
+        format!("is not JSON ({problem}, column {})", error.column())
+    })?;
+    let Value::Object(object) = value else {
+        return Err("is not a JSON object".to_owned());
+    };
+    let (row, mut kept) = match format {
+        Format::Text => {
+            let text = string(&object, "text")?;
+            (Row::Text { text: text.clone() }, json!({ "text": text }))
+        }
+        Format::Completion => {
+            let prompt = string(&object, "prompt")?;
+            let completion = string(&object, "completion")?;
+            let kept = json!({"prompt": prompt, "completion": completion});
+            (Row::Completion { prompt, completion }, kept)
+        }
+        Format::Chat => {
+            let messages = messages(&object)?;
+            let kept: Vec<Value> = messages
+                .iter()
+                .map(|message| json!({"role": message.role, "content": message.content}))
+                .collect();
+            (Row::Chat { messages }, json!({ "messages": kept }))
+        }
+    };
+    let group = group_column.map(|name| group(&object, name)).transpose()?;
+    if let (Some(name), Some(text), Value::Object(kept)) = (group_column, &group, &mut kept)
+        && !columns(format).contains(&name)
+    {
+        kept.insert(name.to_owned(), Value::String(text.clone()));
+    }
+    Ok(GoodRow {
+        row,
+        group,
+        canonical: canonical_json(&kept),
+    })
+}
+
+fn string(object: &Map<String, Value>, name: &str) -> Result<String, String> {
+    match object.get(name) {
+        None => Err(format!("{name} is missing")),
+        Some(Value::String(text)) if text.trim().is_empty() => Err(format!("{name} is empty")),
+        Some(Value::String(text)) => Ok(text.clone()),
+        Some(_) => Err(format!("{name} is not a string")),
+    }
+}
+
+/// Numbers and booleans group by how they are written.
+fn group(object: &Map<String, Value>, name: &str) -> Result<String, String> {
+    match object.get(name) {
+        Some(value @ (Value::Number(_) | Value::Bool(_))) => Ok(value.to_string()),
+        Some(Value::Null | Value::Array(_) | Value::Object(_)) => {
+            Err(format!("{name} is not a string, number or boolean"))
+        }
+        _ => string(object, name),
+    }
+}
+
+fn messages(object: &Map<String, Value>) -> Result<Vec<Message>, String> {
+    let list = match object.get("messages") {
+        None => return Err("messages is missing".to_owned()),
+        Some(Value::Array(list)) if list.is_empty() => return Err("messages is empty".to_owned()),
+        Some(Value::Array(list)) => list,
+        Some(_) => return Err("messages is not a list".to_owned()),
+    };
+    let messages = list
+        .iter()
+        .enumerate()
+        .map(|(index, value)| message(index, value))
+        .collect::<Result<Vec<_>, _>>()?;
+    if messages.last().is_none_or(|last| last.role != "assistant") {
+        return Err("messages do not end with role assistant".to_owned());
+    }
+    Ok(messages)
+}
+
+fn message(index: usize, value: &Value) -> Result<Message, String> {
+    let at = |problem: String| format!("messages[{index}].{problem}");
+    let Value::Object(object) = value else {
+        return Err(format!("messages[{index}] is not a JSON object"));
+    };
+    let role = string(object, "role").map_err(at)?;
+    if !ROLES.contains(&role.as_str()) {
+        return Err(at(format!("role is not one of {}", ROLES.join(", "))));
+    }
+    if role == "system" && index > 0 {
+        return Err(at(
+            "role is system, which only the first message may be".to_owned()
+        ));
+    }
+    let content = string(object, "content").map_err(at)?;
+    Ok(Message { role, content })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rule(format: Format, line: &str) -> String {
+        parse(line.as_bytes(), format, None).unwrap_err()
+    }
+
+    #[test]
+    fn good_rows_keep_the_columns_of_their_format_and_the_group() {
+        let line = br#"{"other": [1], "synset": "n1", "completion": "b", "prompt": "a"}"#;
+        let good = parse(line, Format::Completion, Some("synset")).unwrap();
+        assert_eq!(
+            good.canonical,
+            r#"{"completion":"b","prompt":"a","synset":"n1"}"#
+        );
+        assert_eq!(good.split_key(), "n1");
+        let alone = parse(line, Format::Completion, None).unwrap();
+        assert_eq!(alone.canonical, r#"{"completion":"b","prompt":"a"}"#);
+        assert_eq!(alone.split_key(), alone.canonical);
+        let own = parse(line, Format::Completion, Some("prompt")).unwrap();
+        assert_eq!((own.split_key(), &own.canonical), ("a", &alone.canonical));
+    }
+
+    #[test]
+    fn groups_may_be_numbers() {
+        let line = br#"{"text": "a", "id": 7}"#;
+        assert_eq!(
+            parse(line, Format::Text, Some("id"))
+                .unwrap()
+                .group
+                .unwrap(),
+            "7"
+        );
+        let wrong = br#"{"text": "a", "id": null}"#;
+        let rule = parse(wrong, Format::Text, Some("id")).unwrap_err();
+        assert_eq!(rule, "id is not a string, number or boolean");
+        let missing = br#"{"text": "a"}"#;
+        assert_eq!(
+            parse(missing, Format::Text, Some("id")).unwrap_err(),
+            "id is missing"
+        );
+    }
+
+    #[test]
+    fn a_conversation_is_kept_in_order() {
+        let line = r#"{"messages": [{"role": "system", "content": "s"},
+            {"role": "user", "content": "u", "name": "x"}, {"role": "assistant", "content": "a"}]}"#;
+        let Row::Chat { messages } = parse(line.as_bytes(), Format::Chat, None).unwrap().row else {
+            panic!("not a conversation");
+        };
+        let roles: Vec<_> = messages
+            .iter()
+            .map(|message| message.role.as_str())
+            .collect();
+        assert_eq!(roles, ROLES);
+    }
+
+    #[test]
+    fn every_broken_rule_is_named() {
+        use Format::{Chat, Completion, Text};
+        for (format, line, expected) in [
+            (Text, "{}", "text is missing"),
+            (Text, r#"{"text": 1}"#, "text is not a string"),
+            (Text, r#"{"text": " \n"}"#, "text is empty"),
+            (Text, "[]", "is not a JSON object"),
+            (
+                Text,
+                r#"{"text": "a"} {"#,
+                "is not JSON (trailing characters, column 15)",
+            ),
+            (Completion, r#"{"prompt": "a"}"#, "completion is missing"),
+            (
+                Completion,
+                r#"{"prompt": null, "completion": "b"}"#,
+                "prompt is not a string",
+            ),
+            (Chat, r#"{"messages": "a"}"#, "messages is not a list"),
+            (Chat, r#"{"messages": []}"#, "messages is empty"),
+            (
+                Chat,
+                r#"{"messages": [1]}"#,
+                "messages[0] is not a JSON object",
+            ),
+            (
+                Chat,
+                r#"{"messages": [{"content": "a"}]}"#,
+                "messages[0].role is missing",
+            ),
+            (
+                Chat,
+                r#"{"messages": [{"role": "robot", "content": "a"}]}"#,
+                "messages[0].role is not one of system, user, assistant",
+            ),
+            (
+                Chat,
+                r#"{"messages": [{"role": "user", "content": "a"}]}"#,
+                "messages do not end with role assistant",
+            ),
+            (
+                Chat,
+                r#"{"messages": [{"role": "user", "content": "a"}, {"role": "system", "content": "a"}]}"#,
+                "messages[1].role is system, which only the first message may be",
+            ),
+            (
+                Chat,
+                r#"{"messages": [{"role": "assistant", "content": ""}]}"#,
+                "messages[0].content is empty",
+            ),
+        ] {
+            assert_eq!(rule(format, line), expected);
+        }
+        assert_eq!(
+            parse(b"ab\xff", Text, None).unwrap_err(),
+            "is not UTF-8 (byte 3)"
+        );
+    }
+
+    #[test]
+    fn a_rule_never_repeats_data() {
+        for line in [
+            r#"{"text": "SECRET"#,
+            r#"{"text": 1} SECRET"#,
+            "SECRET",
+            r#"{"SECRET": 1}"#,
+        ] {
+            assert!(
+                !rule(Format::Text, line).contains("SECRET"),
+                "{}",
+                rule(Format::Text, line)
+            );
+        }
+    }
+}

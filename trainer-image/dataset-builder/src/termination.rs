@@ -1,0 +1,77 @@
+//! The summary that a build leaves as the container's termination message.
+
+use std::io;
+use std::path::Path;
+
+use graftwork_contract::dataset::BuildSummary;
+use graftwork_contract::pod::TERMINATION_BYTES;
+
+use crate::build::Built;
+
+/// The summary of a build that ended with a version.
+pub fn succeeded(built: &Built) -> BuildSummary {
+    let record = &built.record;
+    let change = if built.created { "new" } else { "unchanged" };
+    BuildSummary {
+        reason: "Completed".to_owned(),
+        message: format!(
+            "version {} ({change}): {} rows to train, {} to validate, {} to test, {} rejected",
+            record.version,
+            record.rows.train,
+            record.rows.validation,
+            record.rows.test,
+            record.rows.rejected
+        ),
+        version: Some(record.version),
+        digest: Some(record.digest.clone()),
+        rows: Some(record.rows),
+        rejected: record.rejected.clone(),
+    }
+}
+
+/// Writes `summary`, shortened to what the kubelet keeps: first named rows go, then the message's
+/// end.
+pub fn write(path: &Path, summary: BuildSummary) -> io::Result<()> {
+    std::fs::write(path, encode(summary)?)
+}
+
+fn encode(mut summary: BuildSummary) -> serde_json::Result<Vec<u8>> {
+    loop {
+        let bytes = serde_json::to_vec(&summary)?;
+        if bytes.len() <= TERMINATION_BYTES {
+            return Ok(bytes);
+        }
+        if summary.rejected.pop().is_none() && summary.message.pop().is_none() {
+            return Ok(bytes);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use graftwork_contract::dataset::RejectedRow;
+
+    use super::*;
+
+    #[test]
+    fn a_summary_fits_what_the_kubelet_keeps() {
+        let row = RejectedRow {
+            source: "s".repeat(63),
+            line: u64::MAX,
+            rule: "messages[100].content is not a string".to_owned(),
+        };
+        let summary = BuildSummary {
+            reason: "DataError".to_owned(),
+            message: "é\n".repeat(2000),
+            version: None,
+            digest: None,
+            rows: None,
+            rejected: vec![row; 20],
+        };
+        let bytes = encode(summary).unwrap();
+        assert!(bytes.len() <= TERMINATION_BYTES);
+        let back: BuildSummary = serde_json::from_slice(&bytes).unwrap();
+        assert_eq!(back.reason, "DataError");
+        assert!(back.message.len() > 1000);
+    }
+}

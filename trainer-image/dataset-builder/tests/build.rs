@@ -1,0 +1,404 @@
+//! Builds by the real binary: what it leaves in the store, what it ends with, and that a kill at
+//! any instant changes nothing.
+#![expect(
+    clippy::unwrap_used,
+    reason = "helpers of tests stand outside of test functions"
+)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use graftwork_artifacts::Store;
+use graftwork_artifacts::rows::{self, Row};
+use graftwork_contract::dataset::{
+    BuildConfig, BuildRecord, BuildSummary, Format, HashSplit, Source, Split, Validation,
+    VersionRecord,
+};
+use graftwork_contract::{Digest, paths};
+
+/// A folder with sources, a store and a configuration.
+struct Bench {
+    dir: tempfile::TempDir,
+    config: BuildConfig,
+}
+
+impl Bench {
+    fn new(format: Format) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("store")).unwrap();
+        let config = BuildConfig {
+            dataset: "topics".into(),
+            fingerprint: Digest::of(b"first"),
+            format,
+            sources: Vec::new(),
+            validation: Validation {
+                minimum_rows: 1,
+                maximum_invalid_percent: "10".into(),
+            },
+            split: HashSplit {
+                group_column: None,
+                train_percent: 80,
+                validation_percent: 10,
+                test_percent: 10,
+                seed: 7,
+            },
+        };
+        Self { dir, config }
+    }
+
+    fn source(&mut self, name: &str, text: &str) {
+        let path = self.dir.path().join(format!("{name}.jsonl"));
+        fs::write(&path, text).unwrap();
+        self.config.sources.retain(|source| source.name != name);
+        self.config.sources.push(Source {
+            name: name.into(),
+            uri: format!("configmap://{name}/rows.jsonl"),
+            path: path.to_str().unwrap().into(),
+        });
+    }
+
+    fn fingerprint(&mut self, text: &str) {
+        self.config.fingerprint = Digest::of(text.as_bytes());
+    }
+
+    fn store_dir(&self) -> PathBuf {
+        self.dir.path().join("store")
+    }
+
+    fn store(&self) -> Store {
+        Store::open(self.store_dir()).unwrap()
+    }
+
+    fn start(&self) -> Child {
+        let path = self.dir.path().join("config.json");
+        fs::write(&path, serde_json::to_vec(&self.config).unwrap()).unwrap();
+        start(&path, &self.store_dir(), &self.summary_file())
+    }
+
+    fn summary_file(&self) -> PathBuf {
+        self.dir.path().join("summary.json")
+    }
+
+    /// Builds to the end: the exit code and the termination message.
+    fn build(&self) -> (i32, BuildSummary) {
+        let _ = fs::remove_file(self.summary_file());
+        let code = self.start().wait().unwrap().code().unwrap();
+        (code, read_summary(&self.summary_file()))
+    }
+
+    fn rows(&self, digest: &Digest, split: Split) -> Vec<Row> {
+        rows::read(&self.store(), "topics", digest, split).unwrap()
+    }
+
+    fn version(&self, number: u32) -> Option<VersionRecord> {
+        let path = paths::dataset_version("topics", number);
+        self.store().get_json(&path).unwrap()
+    }
+}
+
+fn start(config: &Path, store: &Path, summary: &Path) -> Child {
+    Command::new(env!("CARGO_BIN_EXE_dataset-builder"))
+        .args([Path::new("--config"), config, Path::new("--store"), store])
+        .args([Path::new("--termination-file"), summary])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap()
+}
+
+fn read_summary(path: &Path) -> BuildSummary {
+    let bytes = fs::read(path).unwrap();
+    assert!(bytes.len() <= 4096, "{} bytes", bytes.len());
+    serde_json::from_slice(&bytes).unwrap()
+}
+
+fn completions(numbers: std::ops::Range<u32>) -> String {
+    numbers
+        .map(|n| {
+            format!(
+                "{{\"prompt\": \"definition {n}\", \"completion\": \"topic {}\"}}\n",
+                n % 5
+            )
+        })
+        .collect()
+}
+
+#[test]
+fn a_build_leaves_rows_manifest_version_and_record() {
+    let mut bench = Bench::new(Format::Completion);
+    bench.source(
+        "rows",
+        &format!("{}{{\"prompt\": 1}}\n\n", completions(0..200)),
+    );
+    let (code, summary) = bench.build();
+    assert_eq!(code, 0, "{summary:?}");
+    assert_eq!(
+        (summary.reason.as_str(), summary.version),
+        ("Completed", Some(1))
+    );
+    let digest = summary.digest.unwrap();
+
+    let counts = summary.rows.unwrap();
+    assert_eq!(
+        (
+            counts.train + counts.validation + counts.test,
+            counts.rejected
+        ),
+        (200, 1)
+    );
+    for (split, count) in Split::ALL
+        .iter()
+        .zip([counts.train, counts.validation, counts.test])
+    {
+        let rows = bench.rows(&digest, *split);
+        assert_eq!(rows.len() as u64, count);
+        for row in rows {
+            let Row::Completion { prompt, completion } = row else {
+                panic!("another format");
+            };
+            let key = format!(r#"{{"completion":"{completion}","prompt":"{prompt}"}}"#);
+            assert_eq!(bench.config.split.split_of(&key), *split, "{key}");
+        }
+    }
+    let manifest = rows::manifest(&bench.store(), "topics", &digest).unwrap();
+    let source = fs::read(bench.dir.path().join("rows.jsonl")).unwrap();
+    assert_eq!(manifest.provenance.sources[0].digest, Digest::of(&source));
+    assert_eq!(manifest.files.len(), 3);
+    let record = bench.version(1).unwrap();
+    assert_eq!(record.digest, digest);
+    assert_eq!(
+        record.provenance_digest,
+        Digest::of_json(&manifest.provenance).unwrap()
+    );
+    assert_eq!(record.rejected[0].line, 201);
+    assert_eq!(record.rejected[0].rule, "prompt is not a string");
+    let done: BuildRecord = bench
+        .store()
+        .get_json(&paths::dataset_build("topics", &bench.config.fingerprint))
+        .unwrap()
+        .unwrap();
+    assert_eq!((done.version, done.digest), (1, digest));
+}
+
+#[test]
+fn the_same_rows_in_another_order_or_in_two_sources_are_the_same_version() {
+    let mut bench = Bench::new(Format::Completion);
+    bench.source("rows", &completions(0..100));
+    let (_, first) = bench.build();
+
+    bench.fingerprint("reversed");
+    let text = completions(0..60);
+    let reversed: Vec<&str> = text.lines().rev().collect();
+    bench.source("rows", &reversed.join("\r\n"));
+    bench.source("more", &completions(60..100));
+    let (code, second) = bench.build();
+    assert_eq!(
+        (code, second.version, &second.digest),
+        (0, Some(1), &first.digest)
+    );
+    assert_eq!(bench.version(2), None);
+    let record = paths::dataset_build("topics", &bench.config.fingerprint);
+    assert!(bench.store().get(&record).unwrap().is_some());
+
+    bench.fingerprint("changed");
+    bench.source("more", &completions(60..101));
+    let (_, third) = bench.build();
+    assert_eq!(third.version, Some(2));
+    assert_ne!(third.digest, first.digest);
+    let manifest = rows::manifest(&bench.store(), "topics", &third.digest.unwrap()).unwrap();
+    assert_eq!(manifest.provenance.parent, Some(1));
+
+    bench.fingerprint("back");
+    bench.source("more", &completions(60..100));
+    let (_, fourth) = bench.build();
+    assert_eq!((fourth.version, &fourth.digest), (Some(3), &first.digest));
+}
+
+#[test]
+fn rows_of_a_group_stay_together_and_another_seed_is_another_version() {
+    let mut bench = Bench::new(Format::Text);
+    bench.config.split.group_column = Some("id".into());
+    bench.config.split.train_percent = 50;
+    bench.config.split.test_percent = 40;
+    let text: String = (0..300)
+        .map(|n| format!("{{\"text\": \"t{n}\", \"id\": {}}}\n", n % 30))
+        .collect();
+    bench.source("rows", &text);
+    let (_, first) = bench.build();
+    let digest = first.digest.unwrap();
+    for split in Split::ALL {
+        for row in bench.rows(&digest, split) {
+            let Row::Text { text } = row else {
+                panic!("another format");
+            };
+            let id = text[1..].parse::<u32>().unwrap() % 30;
+            assert_eq!(bench.config.split.split_of(&id.to_string()), split);
+        }
+    }
+    bench.fingerprint("seed");
+    bench.config.split.seed = 8;
+    let (_, second) = bench.build();
+    assert_ne!(second.digest.unwrap(), digest);
+}
+
+#[test]
+fn conversations_are_built_too() {
+    let mut bench = Bench::new(Format::Chat);
+    let row = r#"{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]}"#;
+    bench.config.split.train_percent = 100;
+    bench.config.split.validation_percent = 0;
+    bench.config.split.test_percent = 0;
+    bench.source("rows", &format!("{row}\n{row}\n"));
+    let (code, summary) = bench.build();
+    assert_eq!(code, 0, "{summary:?}");
+    let rows = bench.rows(&summary.digest.unwrap(), Split::Train);
+    assert_eq!(rows.len(), 2, "equal rows stay");
+    assert!(matches!(&rows[0], Row::Chat { messages } if messages[1].content == "ho"));
+}
+
+#[test]
+fn bad_rows_end_the_build_with_source_line_rule_and_limit() {
+    let mut bench = Bench::new(Format::Completion);
+    let bad = "{\"prompt\": \"SECRET\"}\nSECRET\n\u{fffd}\n".repeat(20);
+    bench.source("rows", &format!("{}{bad}", completions(0..10)));
+    let (code, summary) = bench.build();
+    assert_eq!((code, summary.reason.as_str()), (65, "DataError"));
+    for words in [
+        "60 of 70 rows are invalid (85.71 %)",
+        "spec.validation.maximumInvalidPercent allows 10 %",
+        "source rows line 11: completion is missing (20 rows)",
+    ] {
+        assert!(summary.message.contains(words), "{}", summary.message);
+    }
+    assert!(!format!("{summary:?}").contains("SECRET"));
+    assert_eq!(summary.rejected.len(), 20);
+    assert_eq!(summary.rows.unwrap().rejected, 60);
+    assert!(
+        bench.store().list("").unwrap().is_empty(),
+        "nothing is left behind"
+    );
+
+    let mut bench = Bench::new(Format::Completion);
+    bench.config.validation.minimum_rows = 11;
+    bench.source("rows", &completions(0..10));
+    let (code, summary) = bench.build();
+    assert_eq!((code, summary.reason.as_str()), (65, "DataError"));
+    assert!(
+        summary
+            .message
+            .contains("10 of 10 rows are valid, spec.validation.minimumRows asks for 11"),
+        "{}",
+        summary.message
+    );
+}
+
+#[test]
+fn what_is_missing_or_wrong_is_named_with_its_reason() {
+    let mut bench = Bench::new(Format::Text);
+    bench.source("rows", "");
+    fs::remove_file(bench.dir.path().join("rows.jsonl")).unwrap();
+    let (code, summary) = bench.build();
+    assert_eq!((code, summary.reason.as_str()), (65, "SourceNotFound"));
+    assert!(
+        summary.message.contains("configmap://rows/rows.jsonl"),
+        "{}",
+        summary.message
+    );
+
+    bench.source("rows", "{\"text\": \"a\"}\n");
+    bench.config.split.train_percent = 81;
+    let (code, summary) = bench.build();
+    assert_eq!((code, summary.reason.as_str()), (64, "InvalidSpec"));
+    assert!(
+        summary.message.contains("add up to 101"),
+        "{}",
+        summary.message
+    );
+
+    bench.config.split.train_percent = 80;
+    fs::remove_dir_all(bench.store_dir()).unwrap();
+    let (code, summary) = bench.build();
+    assert_eq!((code, summary.reason.as_str()), (69, "StorageUnavailable"));
+
+    let nowhere = bench.dir.path().join("absent.json");
+    let code = start(&nowhere, &bench.store_dir(), &bench.summary_file())
+        .wait()
+        .unwrap()
+        .code();
+    assert_eq!(code, Some(64));
+    assert_eq!(read_summary(&bench.summary_file()).reason, "InvalidSpec");
+}
+
+#[test]
+fn a_damaged_version_is_not_built_upon() {
+    let mut bench = Bench::new(Format::Completion);
+    bench.source("rows", &completions(0..50));
+    let (_, summary) = bench.build();
+    let folder = paths::dataset("topics", &summary.digest.unwrap());
+    fs::write(
+        bench.store_dir().join(&folder).join("train.parquet"),
+        "PAR1",
+    )
+    .unwrap();
+    bench.fingerprint("again");
+    let (code, summary) = bench.build();
+    assert_eq!((code, summary.reason.as_str()), (65, "DigestMismatch"));
+    assert!(
+        summary.message.contains("train.parquet"),
+        "{}",
+        summary.message
+    );
+}
+
+/// Every file of the store with its digest, apart from those that hold times.
+fn state(bench: &Bench) -> Vec<(String, Option<Digest>)> {
+    let store = bench.store();
+    let entries = store.list("").unwrap();
+    entries
+        .into_iter()
+        .map(|entry| {
+            let timed = entry.path.ends_with("manifest.json") || entry.path.contains("/versions/");
+            let bytes = store.get(&entry.path).unwrap().unwrap();
+            (entry.path, (!timed).then(|| Digest::of(&bytes)))
+        })
+        .collect()
+}
+
+#[test]
+fn a_build_that_is_killed_at_any_instant_ends_the_same_when_it_is_repeated() {
+    let text = completions(0..4000);
+    let bench = || {
+        let mut bench = Bench::new(Format::Completion);
+        bench.source("rows", &text);
+        bench
+    };
+    let calm = bench();
+    let started = std::time::Instant::now();
+    assert_eq!(calm.build().0, 0);
+    let whole = started.elapsed();
+    let expected = state(&calm);
+    assert_eq!(expected.len(), 6, "{expected:?}");
+    let mut killed = 0;
+    for round in 0..12_u32 {
+        let bench = bench();
+        // Two kills, spread over the whole build and a little beyond.
+        for part in [round, round + 1] {
+            let mut child = bench.start();
+            std::thread::sleep(whole * part / 12 + Duration::from_micros(u64::from(round) * 137));
+            child.kill().unwrap();
+            killed += u32::from(child.wait().unwrap().code().is_none());
+        }
+        let store = bench.store();
+        let versions = store.list("datasets/topics/versions/").unwrap();
+        for entry in &versions {
+            let record: VersionRecord = store.get_json(&entry.path).unwrap().unwrap();
+            rows::read(&store, "topics", &record.digest, Split::Train).unwrap();
+        }
+        let (code, summary) = bench.build();
+        assert_eq!((code, summary.version), (0, Some(1)), "{summary:?}");
+        assert_eq!(state(&bench), expected, "round {round}");
+    }
+    assert!(killed > 4, "only {killed} builds were caught alive");
+}
