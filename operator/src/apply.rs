@@ -25,6 +25,7 @@ use crate::api::{ApiError, Class, FIELD_MANAGER};
 use crate::cache::{Caches, find};
 use crate::lease::Term;
 use crate::metrics::Metrics;
+use crate::status::{self, Compare};
 
 mod compare;
 
@@ -289,8 +290,7 @@ impl Writer {
         outcome
     }
 
-    /// Patches the status of `object` from `old` to `new`, where they differ by more than times.
-    /// Returns the object as written; none where nothing was.
+    /// Patches the status of `object` from `old` to `new`, where they differ. Returns the object as written; none where nothing was.
     ///
     /// # Errors
     /// Those of the API server; a conflict where the object is no longer the one that was read.
@@ -299,6 +299,7 @@ impl Writer {
         object: &ObjectMeta,
         old: &Value,
         new: &Value,
+        compare: Compare,
     ) -> Result<Option<K>, ApiError>
     where
         K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
@@ -306,14 +307,14 @@ impl Writer {
             + std::fmt::Debug
             + DeserializeOwned,
     {
-        let Some(patch) = crate::status::patch(old, new) else {
+        let Some(patch) = status::patch(old, new, compare) else {
             return Ok(None);
         };
         let kind = K::kind(&()).into_owned();
         let namespace = object.namespace.as_deref().unwrap_or_default();
         let name = object.name.as_deref().unwrap_or_default();
         let api: Api<K> = Api::namespaced(self.client.clone(), namespace);
-        let body = crate::status::body(
+        let body = status::body(
             object.resource_version.as_deref().unwrap_or_default(),
             object.uid.as_deref().unwrap_or_default(),
             &patch,

@@ -33,6 +33,7 @@ use crate::calls::{CallError, Peer, request_key};
 use crate::clock;
 use crate::context::Context;
 use crate::observe;
+use crate::status::Compare;
 
 /// Every object is looked at this often without a reason.
 const RESYNC: Duration = Duration::from_mins(10);
@@ -192,31 +193,15 @@ async fn reconcile<K: Reconciled>(
     context: &Context,
     mut object: K,
 ) -> Result<Option<Duration>, Failure> {
-    let namespace = object.namespace().unwrap_or_default();
     for _ in 0..MOST_DECISIONS {
         let now = clock::now();
         let observed = K::observe(context, &object, now).await?;
         match object.plan(&observed, &context.settings, now) {
-            Plan::Decide(decision) => match decide(context, &object, decision).await? {
+            Plan::Decide(decision) => match decide(context, &object, &decision).await? {
                 Some(written) => object = written,
-                // Equal apart from times: there is nothing to decide after all.
-                None => return Ok(None),
+                None => return Err(Failure::Bug("a decision changes nothing".to_owned())),
             },
-            Plan::Act(actions) => {
-                let owner = object.uid().unwrap_or_default();
-                let touch = Touch {
-                    kind: K::KIND,
-                    namespace: namespace.clone(),
-                    name: object.name_any(),
-                };
-                let (next, failure) = act(context, &namespace, &owner, touch, &actions).await;
-                say(context, &object, actions.status.as_ref(), &actions.events).await?;
-                if let Some(failure) = failure {
-                    complain(context, &reference(&object), &failure).await;
-                    return Err(failure.into());
-                }
-                return Ok(next);
-            }
+            Plan::Act(actions) => return carry_out(context, &object, &actions).await,
         }
     }
     Err(Failure::Bug(
@@ -224,12 +209,52 @@ async fn reconcile<K: Reconciled>(
     ))
 }
 
-async fn decide<K: Reconciled>(
+/// Does what a plan says: writes and calls, then status, then events. Returns when to look again.
+///
+/// # Errors
+/// The first write that failed; status is written all the same.
+pub async fn carry_out<K: Reconciled>(
     context: &Context,
     object: &K,
-    decision: Decision<K::Status>,
+    actions: &Actions<K::Status>,
+) -> Result<Option<Duration>, Failure> {
+    let (namespace, name) = observe::place(object);
+    let owner = object.uid().unwrap_or_default();
+    let touch = Touch {
+        kind: K::KIND,
+        namespace: namespace.clone(),
+        name,
+    };
+    let (next, failure) = act(context, &namespace, &owner, touch, actions).await;
+    if let Some(status) = &actions.status {
+        say(context, object, status, &actions.events, Compare::ApartFromTimes).await?;
+    }
+    match failure {
+        Some(failure) => {
+            complain(context, &reference(object), &failure).await;
+            Err(failure.into())
+        }
+        None => Ok(next),
+    }
+}
+
+/// Writes a decision down. Returns the object with it.
+///
+/// # Errors
+/// A conflict where the object is no longer the one that the decision is about.
+pub async fn decide<K: Reconciled>(
+    context: &Context,
+    object: &K,
+    decision: &Decision<K::Status>,
 ) -> Result<Option<K>, Failure> {
-    let written = say(context, object, Some(&decision.status), &decision.events).await?;
+    let written = say(
+        context,
+        object,
+        &decision.status,
+        &decision.events,
+        Compare::Exactly,
+    )
+    .await?;
     if written.is_some() {
         let (namespace, name) = observe::place(object);
         tracing::debug!(namespace, name, "decided");
@@ -241,19 +266,17 @@ async fn decide<K: Reconciled>(
 async fn say<K: Reconciled>(
     context: &Context,
     object: &K,
-    next: Option<&K::Status>,
+    next: &K::Status,
     events: &[Event],
+    compare: Compare,
 ) -> Result<Option<K>, Failure> {
-    let Some(next) = next else {
-        return Ok(None);
-    };
     let json = |status| {
         serde_json::to_value(status).map_err(|error| Failure::Bug(format!("status: {error}")))
     };
     let old = object.status().map(json).transpose()?.unwrap_or_default();
     let written: Option<K> = context
         .writer
-        .write_status(object.meta(), &old, &json(next)?)
+        .write_status(object.meta(), &old, &json(next)?, compare)
         .await?;
     if written.is_some() {
         let regarding = reference(object);

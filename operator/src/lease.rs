@@ -61,6 +61,12 @@ impl Term {
         self.milliseconds() < self.ends.load(Ordering::Acquire)
     }
 
+    /// Time until the term ends.
+    pub fn remaining(&self) -> Duration {
+        let ends = self.ends.load(Ordering::Acquire);
+        Duration::from_millis(ends.saturating_sub(self.milliseconds()))
+    }
+
     /// Number of the term: the Lease's transitions.
     pub fn epoch(&self) -> u64 {
         self.epoch.load(Ordering::Acquire)
@@ -81,11 +87,33 @@ impl Term {
     }
 }
 
+/// Times of a lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Times {
+    /// A lease that did not change for this long is free.
+    pub lease: Duration,
+    /// The leader's term ends when it could not renew for this long.
+    pub renew_deadline: Duration,
+    /// Between attempts.
+    pub retry: Duration,
+}
+
+impl From<LeaderElection> for Times {
+    fn from(settings: LeaderElection) -> Self {
+        let seconds = |seconds: u32| Duration::from_secs(u64::from(seconds));
+        Self {
+            lease: seconds(settings.lease_seconds),
+            renew_deadline: seconds(settings.renew_deadline_seconds),
+            retry: seconds(settings.retry_seconds),
+        }
+    }
+}
+
 /// A candidate for leadership.
 pub struct Elector {
     api: Api<Lease>,
     identity: String,
-    times: LeaderElection,
+    times: Times,
     term: Arc<Term>,
     /// The lease as last seen, and when it last changed.
     seen: Option<(String, Instant)>,
@@ -104,7 +132,7 @@ impl Elector {
         client: kube::Client,
         namespace: &str,
         identity: String,
-        times: LeaderElection,
+        times: Times,
         term: Arc<Term>,
     ) -> Self {
         Self {
@@ -116,14 +144,6 @@ impl Elector {
         }
     }
 
-    fn retry(&self) -> Duration {
-        Duration::from_secs(u64::from(self.times.retry_seconds))
-    }
-
-    fn renew_deadline(&self) -> Duration {
-        Duration::from_secs(u64::from(self.times.renew_deadline_seconds))
-    }
-
     /// Waits until this process leads.
     pub async fn acquire(&mut self) {
         loop {
@@ -132,7 +152,7 @@ impl Elector {
                 Ok(Attempt::Waits) => {}
                 Err(error) => tracing::warn!(%error, "the lease can't be had"),
             }
-            tokio::time::sleep(self.retry()).await;
+            tokio::time::sleep(self.times.retry).await;
         }
     }
 
@@ -156,11 +176,13 @@ impl Elector {
             self.seen = Some((version, started));
         }
         let waited = self.seen.as_ref().map(|(_, since)| since.elapsed());
-        let duration = spec
+        // The holder's own settings count where they are longer: an upgrade may change them.
+        let theirs = spec
             .lease_duration_seconds
             .and_then(|seconds| u64::try_from(seconds).ok())
-            .unwrap_or(u64::from(self.times.lease_seconds));
-        if held && waited.is_none_or(|waited| waited < Duration::from_secs(duration)) {
+            .map_or(self.times.lease, Duration::from_secs);
+        let duration = theirs.max(self.times.lease);
+        if held && waited.is_none_or(|waited| waited < duration) {
             return Ok(Attempt::Waits);
         }
         let transitions = spec.lease_transitions.unwrap_or(0) + 1;
@@ -179,7 +201,7 @@ impl Elector {
                 let transitions = lease.spec.and_then(|spec| spec.lease_transitions);
                 let epoch = transitions.and_then(|it| u64::try_from(it).ok());
                 self.term.epoch.store(epoch.unwrap_or(1), Ordering::Release);
-                self.term.extend(started, self.renew_deadline());
+                self.term.extend(started, self.times.renew_deadline);
                 Ok(Attempt::Leads)
             }
             Err(error) if error.class() == api::Class::Conflict => Ok(Attempt::Waits),
@@ -201,7 +223,7 @@ impl Elector {
             },
             spec: Some(LeaseSpec {
                 holder_identity: Some(self.identity.clone()),
-                lease_duration_seconds: i32::try_from(self.times.lease_seconds).ok(),
+                lease_duration_seconds: i32::try_from(self.times.lease.as_secs()).ok(),
                 acquire_time: Some(acquired.unwrap_or_else(|| now.clone())),
                 renew_time: Some(now),
                 lease_transitions: Some(transitions),
@@ -219,13 +241,14 @@ impl Elector {
                 self.release().await;
                 return true;
             }
-            tokio::time::sleep(self.retry()).await;
+            tokio::time::sleep(self.times.retry).await;
             if !self.term.holds() {
                 return false;
             }
             let started = Instant::now();
-            match self.renew(transitions).await {
-                Ok(true) => self.term.extend(started, self.renew_deadline()),
+            let renewal = tokio::time::timeout(self.term.remaining(), self.renew(transitions));
+            match renewal.await.unwrap_or(Err(ApiError::Deadline)) {
+                Ok(true) => self.term.extend(started, self.times.renew_deadline),
                 Ok(false) => {
                     tracing::error!("somebody else holds the lease");
                     return false;

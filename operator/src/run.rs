@@ -83,7 +83,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         clients.client.clone(),
         &options.namespace,
         options.identity.clone(),
-        settings.leader_election,
+        settings.leader_election.into(),
         Arc::clone(&term),
     );
     tracing::info!(identity = options.identity, "waits to lead");

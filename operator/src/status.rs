@@ -4,13 +4,23 @@
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
+/// What counts as a difference.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compare {
+    /// Everything: a decision may be about a time.
+    Exactly,
+    /// Not times: what is observed does not change because it was looked at again.
+    ApartFromTimes,
+}
+
 /// The merge patch from `old` to `new`: what is gone becomes null, unknown fields of the live object
-/// stay. None where they are equal apart from times.
-pub fn patch(old: &Value, new: &Value) -> Option<Value> {
-    if same(old, new) {
-        return None;
-    }
-    Some(difference(old, new))
+/// stay. None where there is no difference.
+pub fn patch(old: &Value, new: &Value, compare: Compare) -> Option<Value> {
+    let equal = match compare {
+        Compare::Exactly => old == new,
+        Compare::ApartFromTimes => same(old, new),
+    };
+    (!equal).then(|| difference(old, new))
 }
 
 fn difference(old: &Value, new: &Value) -> Value {
@@ -73,9 +83,10 @@ mod tests {
     fn nothing_is_written_where_only_times_differ() {
         let old = json!({"conditions": [{"type": "Ready", "lastTransitionTime": "2026-01-01T00:00:00Z"}]});
         let new = json!({"conditions": [{"type": "Ready", "lastTransitionTime": "2026-01-01T00:00:09.5Z"}]});
-        assert_eq!(patch(&old, &new), None);
+        assert_eq!(patch(&old, &new, Compare::ApartFromTimes), None);
+        assert!(patch(&old, &new, Compare::Exactly).is_some());
         let other = json!({"conditions": [{"type": "Ready", "lastTransitionTime": "soon"}]});
-        assert!(patch(&old, &other).is_some());
+        assert!(patch(&old, &other, Compare::ApartFromTimes).is_some());
     }
 
     #[test]
@@ -83,11 +94,11 @@ mod tests {
         let old = json!({"a": 1, "b": {"c": 1, "d": 2}, "list": [1], "gone": true});
         let new = json!({"a": 1, "b": {"c": 1, "d": 3}, "list": [2], "new": "x"});
         assert_eq!(
-            patch(&old, &new),
+            patch(&old, &new, Compare::ApartFromTimes),
             Some(json!({"b": {"d": 3}, "list": [2], "gone": null, "new": "x"}))
         );
         assert_eq!(
-            patch(&Value::Null, &json!({"a": 1})),
+            patch(&Value::Null, &json!({"a": 1}), Compare::ApartFromTimes),
             Some(json!({"a": 1})),
             "the first status is whole"
         );

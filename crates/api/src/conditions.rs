@@ -105,6 +105,7 @@ reasons! {
     NO_VERSION_APPROVED = "NoVersionApproved", "LoRAAdapter VersionAvailable (False)", "There are versions, and none of them may see traffic.", "Look at status.versions: approve one, or train a better one.";
     IMPORT_FAILED = "ImportFailed", "LoRAAdapter Ready", "The folder of spec.import cannot become a version; the message names the file and what is wrong.", "Correct the folder or spec.import; the operator looks again by itself.";
     DIGEST_MISMATCH = "DigestMismatch", "LoRAAdapter Ready, versions", "The files do not have the digest that was stated.", "Correct the digest, or find out who changed the files.";
+    FILE_TYPE_REFUSED = "FileTypeRefused", "LoRAAdapter Ready, versions", "A file's content is pickled Python, an archive, a program or of an unknown kind; the message names the file.", "Take the file out of the folder, or convert it to safetensors, JSON or Markdown.";
     ADAPTER_INVALID = "AdapterInvalid", "LoRAAdapter Ready, versions", "A file of the adapter cannot be read as what it should be, or holds values that are not finite.", "Replace the file that the message names.";
     ADAPTER_INCOMPATIBLE = "AdapterIncompatible", "LoRAAdapter Ready, versions", "Rank, target modules or shapes of the version do not fit the base model; the message names them.", "Train or import a version for this base model.";
     GATE_PENDING = "GatePending", "versions (Candidate)", "The gate has not judged the version yet.", "Wait.";

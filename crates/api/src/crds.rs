@@ -66,6 +66,9 @@ fn definition<T: CustomResourceExt>() -> Result<(String, Value), serde_json::Err
             .filter_map(|version| version.pointer_mut("/schema/openAPIV3Schema"))
         {
             mend(schema);
+            if let Some(status) = schema.pointer_mut("/properties/status") {
+                drop_defaults(status);
+            }
         }
     }
     if let Some(metadata) = definition
@@ -106,6 +109,22 @@ fn mend(schema: &mut Value) {
     }
     if let Some(properties) = object.get_mut("properties").and_then(Value::as_object_mut) {
         properties.values_mut().for_each(mend);
+    }
+}
+
+/// A status says what was observed: the API server must not fill it in.
+fn drop_defaults(schema: &mut Value) {
+    let Some(object) = schema.as_object_mut() else {
+        return;
+    };
+    object.remove("default");
+    for key in ["items", "additionalProperties"] {
+        if let Some(inner) = object.get_mut(key) {
+            drop_defaults(inner);
+        }
+    }
+    if let Some(properties) = object.get_mut("properties").and_then(Value::as_object_mut) {
+        properties.values_mut().for_each(drop_defaults);
     }
 }
 
@@ -211,6 +230,15 @@ mod tests {
                     },
                 );
             }
+        }
+    }
+
+    #[test]
+    fn a_status_has_no_defaults() {
+        for (name, schema) in schemas() {
+            visit(&name, &schema["properties"]["status"], &mut |path, value| {
+                assert!(value["default"].is_null(), "{path} has a default");
+            });
         }
     }
 

@@ -169,6 +169,23 @@ impl Staged {
         &self.temp
     }
 
+    /// Changes where the folder will appear, for a name that depends on its content.
+    pub fn retarget(&mut self, path: &str) -> Result<()> {
+        self.store.locate(path)?;
+        path.clone_into(&mut self.target);
+        Ok(())
+    }
+
+    /// Copies one file from elsewhere, its bytes and nothing of its mode or times.
+    pub fn copy(&self, name: &str, from: &Path) -> Result<()> {
+        crate::path::check(name)?;
+        let to = self.temp.join(name);
+        let mut source = File::open(from).map_err(Error::io("open", from))?;
+        let mut file = File::create_new(&to).map_err(Error::io("create", &to))?;
+        io::copy(&mut source, &mut file).map_err(Error::io("copy", from))?;
+        file.sync_all().map_err(Error::io("sync", &to))
+    }
+
     /// Writes one file.
     pub fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
         crate::path::check(name)?;

@@ -117,31 +117,10 @@ impl BaseModel {
     /// another shape, each by name.
     pub fn load(dir: &Path) -> Result<Self, BaseError> {
         let config = LlamaConfig::load(dir)?;
-        let mut files = weight_files(dir)?
-            .iter()
-            .map(|path| TensorFile::open(path))
-            .collect::<Result<Vec<_>, _>>()?;
-        let shapes = tensor_shapes(&config);
-        for name in files.iter().flat_map(|file| file.entries().keys()) {
-            if !shapes.contains_key(name) && !is_redundant(name, &config) {
-                return Err(BaseError::UnexpectedTensor(name.clone()));
-            }
-        }
+        let mut files = open_weights(dir, &config)?;
         let mut tensors = BTreeMap::new();
-        for (name, expected) in shapes {
-            let Some((file, entry)) = files.iter_mut().find_map(|file| {
-                let entry = file.entries().get(&name)?.clone();
-                Some((file, entry))
-            }) else {
-                return Err(BaseError::MissingTensor(name));
-            };
-            if entry.shape != expected {
-                return Err(BaseError::Shape {
-                    tensor: name,
-                    expected,
-                    got: entry.shape,
-                });
-            }
+        for (name, expected) in tensor_shapes(&config) {
+            let file = find_tensor(&mut files, &name, &expected)?;
             let values = file.read_f32(&name)?.unwrap_or_default();
             tensors.insert(name, values);
         }
@@ -215,6 +194,53 @@ impl BaseModel {
             .get(name)
             .map(Vec::as_slice)
             .ok_or_else(|| BaseError::MissingTensor(name.to_owned()))
+    }
+}
+
+/// Checks a folder as [`BaseModel::load`] does, by the headers of its files only: fast for a model
+/// of any size.
+///
+/// # Errors
+/// As [`BaseModel::load`].
+pub fn check_base(dir: &Path) -> Result<LlamaConfig, BaseError> {
+    let config = LlamaConfig::load(dir)?;
+    let mut files = open_weights(dir, &config)?;
+    for (name, expected) in tensor_shapes(&config) {
+        find_tensor(&mut files, &name, &expected)?;
+    }
+    Ok(config)
+}
+
+/// The files of a folder's weights, none of which holds a tensor of another architecture.
+fn open_weights(dir: &Path, config: &LlamaConfig) -> Result<Vec<TensorFile>, BaseError> {
+    let files = weight_files(dir)?
+        .iter()
+        .map(|path| TensorFile::open(path))
+        .collect::<Result<Vec<_>, _>>()?;
+    let shapes = tensor_shapes(config);
+    for name in files.iter().flat_map(|file| file.entries().keys()) {
+        if !shapes.contains_key(name) && !is_redundant(name, config) {
+            return Err(BaseError::UnexpectedTensor(name.clone()));
+        }
+    }
+    Ok(files)
+}
+
+/// The file that holds a tensor, which has the expected shape there.
+fn find_tensor<'a>(
+    files: &'a mut [TensorFile],
+    name: &str,
+    expected: &[usize],
+) -> Result<&'a mut TensorFile, BaseError> {
+    let found = files.iter_mut().find(|file| file.entries().contains_key(name));
+    let file = found.ok_or_else(|| BaseError::MissingTensor(name.to_owned()))?;
+    match file.entries().get(name) {
+        Some(entry) if entry.shape != expected => Err(BaseError::Shape {
+            tensor: name.to_owned(),
+            expected: expected.to_vec(),
+            got: entry.shape.clone(),
+        }),
+        _ => Ok(file),
     }
 }
 
@@ -343,6 +369,7 @@ mod tests {
         save_base(dir.path(), &base).unwrap();
         let again = BaseModel::load(dir.path()).unwrap();
         assert_eq!(again.config(), base.config());
+        assert_eq!(&check_base(dir.path()).unwrap(), base.config());
         for (name, values) in base.tensors() {
             let rounded: Vec<f32> =
                 values.iter().map(|v| half::bf16::from_f32(*v).to_f32()).collect();
@@ -387,6 +414,7 @@ mod tests {
         std::fs::write(dir.path().join(CONFIG_FILE), config.to_json().to_string()).unwrap();
         let text = BaseModel::load(dir.path()).unwrap_err().to_string();
         assert!(text.contains("model.layers.0.mlp.down_proj.weight has shape"), "{text}");
+        assert_eq!(check_base(dir.path()).unwrap_err().to_string(), text);
         std::fs::remove_file(dir.path().join(WEIGHTS_FILE)).unwrap();
         let text = BaseModel::load(dir.path()).unwrap_err().to_string();
         assert!(text.starts_with("model.safetensors (or"), "{text}");

@@ -21,7 +21,9 @@ pub struct ChatMessage {
 #[derive(Debug, thiserror::Error)]
 pub enum ChatError {
     /// The model has no template.
-    #[error("the model has no chat template: neither chat_template.jinja nor chat_template in tokenizer_config.json")]
+    #[error(
+        "the model has no chat template: neither chat_template.jinja nor chat_template in tokenizer_config.json"
+    )]
     None,
     /// The template's syntax.
     #[error("the model's chat template can't be parsed: {0}")]
@@ -30,7 +32,9 @@ pub enum ChatError {
     #[error("the model's chat template refuses the messages: {0}")]
     Render(String),
     /// What an assistant says can't be told from the rest.
-    #[error("the model's chat template changes earlier turns when a later one is added, so that the assistant's tokens are unknown")]
+    #[error(
+        "the model's chat template changes earlier turns when a later one is added, so that the assistant's tokens are unknown"
+    )]
     NotIncremental,
 }
 
@@ -49,20 +53,28 @@ impl std::fmt::Debug for ChatTemplate {
 
 impl ChatTemplate {
     /// Parses a template as Hugging Face transformers does: block lines vanish, Python's methods of
-    /// strings, lists and dicts work.
+    /// strings, lists and dicts work. `strftime_now` is left undefined on purpose: templates that
+    /// know it then print a fixed date, and the same row gives the same tokens on any day.
     ///
     /// # Errors
     /// [`ChatError::Syntax`].
     pub fn parse(source: String, bos: Option<&str>, eos: Option<&str>) -> Result<Self, ChatError> {
         let mut environment = Environment::new();
-        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+        let syntax = SyntaxConfig::builder()
+            .trim_blocks(true)
+            .lstrip_blocks(true)
+            .build();
         environment.set_syntax(syntax.map_err(|error| ChatError::Syntax(error.to_string()))?);
         environment.set_fuel(Some(FUEL));
         environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
-            Err(Error::new(ErrorKind::InvalidOperation, message))
-        });
+        environment
+            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.add_function(
+            "raise_exception",
+            |message: String| -> Result<Value, Error> {
+                Err(Error::new(ErrorKind::InvalidOperation, message))
+            },
+        );
         environment
             .add_template_owned(NAME, source)
             .map_err(|error| ChatError::Syntax(error.to_string()))?;
@@ -151,7 +163,10 @@ mod tests {
         let template = ChatTemplate::parse(CHATML.to_owned(), None, None).unwrap();
         let text = template.render(&[message("user", " <b> ")], true).unwrap();
         let expected = "<|im_start|>user\n<b><|im_end|>\n\n    <|im_start|>assistant\n\n";
-        assert_eq!(text, expected, "as jinja2 with trim_blocks and lstrip_blocks prints it");
+        assert_eq!(
+            text, expected,
+            "as jinja2 with trim_blocks and lstrip_blocks prints it"
+        );
     }
 
     #[test]
@@ -171,10 +186,18 @@ mod tests {
 
     #[test]
     fn a_template_that_rewrites_the_past_is_refused() {
-        let source = "{% for m in messages %}{% if loop.last %}{{ m.content }}{% endif %}{% endfor %}";
+        let source =
+            "{% for m in messages %}{% if loop.last %}{{ m.content }}{% endif %}{% endfor %}";
         let template = ChatTemplate::parse(source.to_owned(), None, None).unwrap();
-        let turns = [message("user", "a"), message("assistant", "b"), message("user", "c")];
-        assert!(matches!(template.render_with_answers(&turns), Err(ChatError::NotIncremental)));
+        let turns = [
+            message("user", "a"),
+            message("assistant", "b"),
+            message("user", "c"),
+        ];
+        assert!(matches!(
+            template.render_with_answers(&turns),
+            Err(ChatError::NotIncremental)
+        ));
     }
 
     #[test]
@@ -183,7 +206,8 @@ mod tests {
         let template = ChatTemplate::parse(source.to_owned(), None, None).unwrap();
         let text = template.render(&[], false).unwrap_err().to_string();
         assert!(text.contains("roles must alternate"), "{text}");
-        let source = "{% for a in range(10000) %}{% for b in range(10000) %}x{% endfor %}{% endfor %}";
+        let source =
+            "{% for a in range(10000) %}{% for b in range(10000) %}x{% endfor %}{% endfor %}";
         let template = ChatTemplate::parse(source.to_owned(), None, None).unwrap();
         assert!(template.render(&[], false).is_err());
         assert!(ChatTemplate::parse("{% if %}".to_owned(), None, None).is_err());

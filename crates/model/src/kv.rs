@@ -113,7 +113,7 @@ impl KvPool {
     /// # Errors
     /// Too few free blocks; then nothing was taken.
     pub fn reserve(&self, sequence: &mut KvSequence, tokens: usize) -> Result<(), KvError> {
-        let needed = tokens.div_ceil(KV_BLOCK_TOKENS).saturating_sub(sequence.blocks.len());
+        let needed = sequence.missing_blocks(tokens);
         let mut free = sequence.free.lock();
         let left = free.len();
         match left.checked_sub(needed) {
@@ -192,6 +192,11 @@ impl KvSequence {
     /// Blocks held.
     pub fn blocks(&self) -> usize {
         self.blocks.len()
+    }
+
+    /// Blocks that are missing for `tokens` tokens in all.
+    pub fn missing_blocks(&self, tokens: usize) -> usize {
+        tokens.div_ceil(KV_BLOCK_TOKENS).saturating_sub(self.blocks.len())
     }
 
     /// Forgets all tokens and gives the blocks back.

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use tokenizers::Tokenizer;
 
-pub use crate::chat::{ChatError, ChatMessage};
 use crate::chat::ChatTemplate;
+pub use crate::chat::{ChatError, ChatMessage};
 
 /// The vocabulary and how text is cut.
 pub const TOKENIZER_FILE: &str = "tokenizer.json";
@@ -45,7 +45,9 @@ pub enum TokenizerError {
     #[error("the tokenizer fails: {0}")]
     Tokenize(String),
     /// Training rows end with a token that this tokenizer does not name.
-    #[error("{TOKENIZER_CONFIG_FILE} names no eos_token that {TOKENIZER_FILE} knows, and training rows must end with one")]
+    #[error(
+        "{TOKENIZER_CONFIG_FILE} names no eos_token that {TOKENIZER_FILE} knows, and training rows must end with one"
+    )]
     NoEos,
     /// The chat template.
     #[error(transparent)]
@@ -78,14 +80,14 @@ impl TextTokenizer {
     /// # Errors
     /// A missing or unusable file, by name.
     pub fn load(dir: &Path) -> Result<Self, TokenizerError> {
-        let file = read(dir, TOKENIZER_FILE)?
-            .ok_or_else(|| TokenizerError::Missing(dir.to_path_buf()))?;
-        let mut tokenizer: Tokenizer = file.parse().map_err(|error: tokenizers::Error| {
-            TokenizerError::Format {
-                file: TOKENIZER_FILE,
-                problem: error.to_string(),
-            }
-        })?;
+        let file =
+            read(dir, TOKENIZER_FILE)?.ok_or_else(|| TokenizerError::Missing(dir.to_path_buf()))?;
+        let mut tokenizer: Tokenizer =
+            file.parse()
+                .map_err(|error: tokenizers::Error| TokenizerError::Format {
+                    file: TOKENIZER_FILE,
+                    problem: error.to_string(),
+                })?;
         // A limit or a filler of somebody's training setup has no place in ours.
         tokenizer.with_padding(None);
         tokenizer
@@ -107,7 +109,8 @@ impl TextTokenizer {
         let id = |text: Option<&str>| text.and_then(|text| tokenizer.token_to_id(text));
         let (bos, eos) = (id(bos_text), id(eos_text));
         let empty = encode(&tokenizer, "", true)?;
-        let appends_eos = eos.is_some() && empty.last() == eos.as_ref() && (empty.len() > 1 || bos != eos);
+        let appends_eos =
+            eos.is_some() && empty.last() == eos.as_ref() && (empty.len() > 1 || bos != eos);
         Ok(Self {
             bos,
             eos,
@@ -304,7 +307,10 @@ impl StreamDecoder {
     }
 
     fn pending(&self, tokenizer: &TextTokenizer) -> Result<String, TokenizerError> {
-        let known = self.tokens.get(self.context..self.given).unwrap_or_default();
+        let known = self
+            .tokens
+            .get(self.context..self.given)
+            .unwrap_or_default();
         let all = self.tokens.get(self.context..).unwrap_or_default();
         let known = tokenizer.decode(known, true)?;
         let all = tokenizer.decode(all, true)?;
@@ -338,7 +344,10 @@ fn special_token<'a>(config: &'a Value, field: &str) -> Option<&'a str> {
 fn default_template(config: &Value) -> Option<String> {
     let value = config.get("chat_template")?;
     let text = value.as_str().or_else(|| {
-        let named = value.as_array()?.iter().find(|template| template["name"] == "default")?;
+        let named = value
+            .as_array()?
+            .iter()
+            .find(|template| template["name"] == "default")?;
         named.get("template")?.as_str()
     })?;
     Some(text.to_owned())
@@ -413,7 +422,10 @@ mod tests {
         assert_eq!(tokens.len(), 2, "one token a byte");
         let mut stream = tokenizer.stream();
         assert_eq!(stream.push(&tokenizer, tokens[0]).unwrap(), None);
-        assert_eq!(stream.finish(&tokenizer).unwrap().as_deref(), Some("\u{fffd}"));
+        assert_eq!(
+            stream.finish(&tokenizer).unwrap().as_deref(),
+            Some("\u{fffd}")
+        );
     }
 
     #[test]

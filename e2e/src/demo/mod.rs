@@ -13,6 +13,7 @@ use walk::Walk;
 
 /// Options of the walk-through.
 #[derive(Debug, Args)]
+#[group(skip)]
 pub struct Demo {
     /// Namespace of the demo's objects; what an earlier demo left in it goes first.
     #[arg(long, default_value = "graftwork-demo")]

@@ -81,6 +81,7 @@ const STORIES: &[Story] = stories![
 
 /// Which stories to run.
 #[derive(Debug, Args)]
+#[group(skip)]
 pub struct Stories {
     /// Only stories whose name contains one of these.
     filter: Vec<String>,

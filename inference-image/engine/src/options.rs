@@ -60,7 +60,8 @@ pub struct Options {
     #[arg(long, default_value_t = 5)]
     pub drain_delay_seconds: u64,
 
-    /// Seconds after SIGTERM at which requests that still run are ended with an error.
-    #[arg(long, default_value_t = 25)]
+    /// Seconds after SIGTERM at which requests that still run are ended with an error; below the
+    /// pod's grace period.
+    #[arg(long, default_value_t = 80)]
     pub drain_limit_seconds: u64,
 }

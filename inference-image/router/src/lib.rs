@@ -1,1 +1,25 @@
-//! router
+//! The proxy in front of one endpoint's engines: it picks the adapter version and the engine of each
+//! request, streams the answer through, and counts per version.
+//!
+//! A routing table says what there is: the mounted one (stable versions only) until the operator pushes
+//! one over gRPC. Everything a request needs is in the snapshot it began with, so a new table applies to
+//! every later request and running ones finish where they began.
+//!
+//! It does not run a model, knows no Kubernetes API, holds no artifact, judges no rollout (the operator
+//! reads its counters and does), and never answers for a model other than the one that was named.
+
+pub mod choice;
+pub mod control;
+pub mod engine;
+pub mod failure;
+pub mod forward;
+pub mod metrics;
+pub mod mounted;
+pub mod probe;
+pub mod relay;
+pub mod request;
+pub mod server;
+pub mod settings;
+pub mod state;
+pub mod stats;
+pub mod table;

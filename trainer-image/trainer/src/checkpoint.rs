@@ -146,7 +146,11 @@ impl<'a> Checkpoints<'a> {
             match self.read(&folder, optimizer) {
                 Ok(restored) => return Ok(Some(restored)),
                 Err(problem) => {
-                    tracing::warn!(folder, problem, "checkpoint can't be used, trying the one before");
+                    tracing::warn!(
+                        folder,
+                        problem,
+                        "checkpoint can't be used, trying the one before"
+                    );
                 }
             }
         }
@@ -160,7 +164,8 @@ impl<'a> Checkpoints<'a> {
     pub fn prune(&self, keep: usize) -> Result<(), CheckpointError> {
         let all = self.list()?;
         for (step, epoch) in all.iter().take(all.len().saturating_sub(keep)) {
-            self.store.remove_folder(&format!("{}/{epoch}/{step}", self.root))?;
+            self.store
+                .remove_folder(&format!("{}/{epoch}/{step}", self.root))?;
         }
         Ok(())
     }
@@ -172,7 +177,10 @@ impl<'a> Checkpoints<'a> {
         Ok(found
             .iter()
             .filter_map(|entry| {
-                let folder = entry.path.strip_prefix(&prefix)?.strip_suffix(MANIFEST_FILE)?;
+                let folder = entry
+                    .path
+                    .strip_prefix(&prefix)?
+                    .strip_suffix(MANIFEST_FILE)?;
                 let (epoch, step) = folder.trim_end_matches('/').split_once('/')?;
                 Some((step.parse().ok()?, epoch.parse().ok()?))
             })
@@ -181,13 +189,18 @@ impl<'a> Checkpoints<'a> {
 
     fn read(&self, folder: &str, optimizer: AdamWConfig) -> Result<Restored, String> {
         let text = |error: &dyn std::error::Error| crate::failure::causes(error);
-        let record: Option<Record> =
-            self.store.get_json(&format!("{folder}/{MANIFEST_FILE}")).map_err(|e| text(&e))?;
+        let record: Option<Record> = self
+            .store
+            .get_json(&format!("{folder}/{MANIFEST_FILE}"))
+            .map_err(|e| text(&e))?;
         let record = record.ok_or("its manifest is gone")?;
         if record.plan != self.plan {
             return Err("it belongs to another configuration".to_owned());
         }
-        let digest = record.files.get(STATE_FILE).ok_or("its manifest names no state")?;
+        let digest = record
+            .files
+            .get(STATE_FILE)
+            .ok_or("its manifest names no state")?;
         let bytes = self
             .store
             .get_verified(&format!("{folder}/{STATE_FILE}"), digest)
@@ -218,7 +231,12 @@ mod tests {
 
     fn checkpoints(store: &Store, plan: &[u8]) -> Checkpoints<'static> {
         let store: &'static Store = Box::leak(Box::new(store.clone()));
-        Checkpoints::new(store, "run/checkpoints".into(), Digest::of(plan), vec!["w".into()])
+        Checkpoints::new(
+            store,
+            "run/checkpoints".into(),
+            Digest::of(plan),
+            vec!["w".into()],
+        )
     }
 
     fn newest(checkpoints: &Checkpoints<'_>) -> Option<u64> {
@@ -235,7 +253,9 @@ mod tests {
         let environment = Environment::new(1);
         assert_eq!(newest(&checkpoints), None);
         for (epoch, step) in [(1, 10), (1, 20), (2, 15)] {
-            checkpoints.save(epoch, &state(step), &environment, 0).unwrap();
+            checkpoints
+                .save(epoch, &state(step), &environment, 0)
+                .unwrap();
         }
         assert_eq!(newest(&checkpoints), Some(20));
         let torn = dir.path().join("run/checkpoints/1/20/state.safetensors");
@@ -250,7 +270,9 @@ mod tests {
     fn another_plans_state_is_not_taken_over() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path()).unwrap();
-        checkpoints(&store, b"one").save(1, &state(10), &Environment::new(1), 0).unwrap();
+        checkpoints(&store, b"one")
+            .save(1, &state(10), &Environment::new(1), 0)
+            .unwrap();
         assert_eq!(newest(&checkpoints(&store, b"two")), None);
         assert_eq!(newest(&checkpoints(&store, b"one")), Some(10));
     }
@@ -261,9 +283,14 @@ mod tests {
         let store = Store::open(dir.path()).unwrap();
         let checkpoints = checkpoints(&store, b"plan");
         for step in [10, 100, 20, 9] {
-            checkpoints.save(1, &state(step), &Environment::new(1), 0).unwrap();
+            checkpoints
+                .save(1, &state(step), &Environment::new(1), 0)
+                .unwrap();
         }
         checkpoints.prune(2).unwrap();
-        assert_eq!(checkpoints.list().unwrap(), BTreeSet::from([(20, 1), (100, 1)]));
+        assert_eq!(
+            checkpoints.list().unwrap(),
+            BTreeSet::from([(20, 1), (100, 1)])
+        );
     }
 }

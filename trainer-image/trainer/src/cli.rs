@@ -45,13 +45,17 @@ pub enum Command {
 pub fn main(cli: &Cli) -> ExitCode {
     let result = match &cli.command {
         Command::Run(args) => {
-            tracing_subscriber::fmt().json().with_env_filter(filter()).init();
+            tracing_subscriber::fmt()
+                .json()
+                .with_env_filter(filter())
+                .init();
             with_runtime(|stop| run(args, stop))
         }
         Command::Pretrain(args) => {
             tracing_subscriber::fmt()
                 .with_env_filter(filter())
                 .with_target(false)
+                .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
                 .with_writer(std::io::stderr)
                 .init();
             with_runtime(|stop| on_pool(args.threads, || pretrain(args, stop)))

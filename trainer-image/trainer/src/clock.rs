@@ -28,10 +28,14 @@ pub fn unix_nanoseconds() -> u64 {
 }
 
 fn unix() -> Duration {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
 }
 
 /// Wall time as RFC 3339 in UTC, for example `2026-11-21T04:05:06Z`.
 pub fn rfc3339() -> String {
-    jiff::Timestamp::from_second(unix_seconds() as i64).unwrap_or_default().to_string()
+    jiff::Timestamp::from_second(unix_seconds() as i64)
+        .unwrap_or_default()
+        .to_string()
 }

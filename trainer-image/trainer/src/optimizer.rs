@@ -200,8 +200,14 @@ mod tests {
         }
         let with = reference(1.5, &gradients, 0.01, 0.1);
         let without = reference(1.5, &gradients, 0.01, 0.0);
-        assert!((f64::from(decayed[0]) - with).abs() < 1e-6, "{decayed:?} {with}");
-        assert!((f64::from(plain[0]) - without).abs() < 1e-6, "{plain:?} {without}");
+        assert!(
+            (f64::from(decayed[0]) - with).abs() < 1e-6,
+            "{decayed:?} {with}"
+        );
+        assert!(
+            (f64::from(plain[0]) - without).abs() < 1e-6,
+            "{plain:?} {without}"
+        );
         assert!((with - without).abs() > 1e-3);
     }
 
@@ -219,8 +225,11 @@ mod tests {
         let mut whole = AdamW::new(AdamWConfig::default(), &[gradient.len()]);
         let mut values = vec![1.0; gradient.len()];
         step(&mut whole, &mut values, 0);
-        let mut resumed =
-            AdamW::restore(AdamWConfig::default(), whole.first.clone(), whole.second.clone());
+        let mut resumed = AdamW::restore(
+            AdamWConfig::default(),
+            whole.first.clone(),
+            whole.second.clone(),
+        );
         let mut values_resumed = values.clone();
         step(&mut whole, &mut values, 1);
         step(&mut resumed, &mut values_resumed, 1);

@@ -77,7 +77,9 @@ impl Batches {
 
     /// Passes over the examples when `step` steps are done.
     pub fn epochs_after(&self, step: u64) -> f64 {
-        let end = step.checked_sub(1).and_then(|last| self.ends.get(last as usize));
+        let end = step
+            .checked_sub(1)
+            .and_then(|last| self.ends.get(last as usize));
         *end.unwrap_or(&0) as f64 / self.lengths.len().max(1) as f64
     }
 
@@ -116,7 +118,12 @@ impl Batches {
         let (epoch, index) = (position / count, (position % count) as usize);
         let order = match &self.epoch {
             Some((cached, order)) if *cached == epoch => order,
-            _ => &self.epoch.insert((epoch, permutation(self.seed, epoch, count as u32))).1,
+            _ => {
+                &self
+                    .epoch
+                    .insert((epoch, permutation(self.seed, epoch, count as u32)))
+                    .1
+            }
         };
         order.get(index).copied().unwrap_or_default() as usize
     }
@@ -158,7 +165,9 @@ mod tests {
     use super::*;
 
     fn all(batches: &mut Batches, size: Size) -> Vec<Vec<Vec<usize>>> {
-        (0..batches.steps()).map(|step| batches.micro_batches(step, size)).collect()
+        (0..batches.steps())
+            .map(|step| batches.micro_batches(step, size))
+            .collect()
     }
 
     #[test]
@@ -166,7 +175,11 @@ mod tests {
         let size = Size::Examples(5);
         let mut batches = Batches::new(1, vec![3; 20], size, Length::Epochs(2));
         assert_eq!(batches.steps(), 8);
-        let seen: Vec<usize> = all(&mut batches, size).into_iter().flatten().flatten().collect();
+        let seen: Vec<usize> = all(&mut batches, size)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .collect();
         let (first, second) = seen.split_at(20);
         assert_ne!(first, second);
         for pass in [first, second] {
@@ -214,6 +227,9 @@ mod tests {
 
     #[test]
     fn no_examples_make_no_batches() {
-        assert_eq!(Batches::new(1, vec![], Size::Examples(2), Length::Steps(5)).steps(), 0);
+        assert_eq!(
+            Batches::new(1, vec![], Size::Examples(2), Length::Steps(5)).steps(),
+            0
+        );
     }
 }

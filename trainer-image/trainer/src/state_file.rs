@@ -82,7 +82,14 @@ pub fn decode(
     let floats = |kind: &str| -> Result<Vec<Vec<f32>>, StateFileError> {
         names
             .iter()
-            .map(|name| Ok(read(&file, &format!("{kind}/{name}"), Dtype::F32, f32::from_le_bytes)?))
+            .map(|name| {
+                Ok(read(
+                    &file,
+                    &format!("{kind}/{name}"),
+                    Dtype::F32,
+                    f32::from_le_bytes,
+                )?)
+            })
             .collect()
     };
     let parameters = floats("parameters")?;
@@ -101,7 +108,10 @@ pub fn decode(
     let gradients = if micro_batch > 0 {
         floats("gradients")?
     } else {
-        parameters.iter().map(|values| vec![0.0; values.len()]).collect()
+        parameters
+            .iter()
+            .map(|values| vec![0.0; values.len()])
+            .collect()
     };
     Ok(State {
         step,
@@ -145,7 +155,13 @@ mod tests {
             parameters: list(0.3),
             gradients: list(if micro_batch > 0 { 0.7 } else { 0.0 })
                 .into_iter()
-                .map(|g| if micro_batch > 0 { g } else { vec![0.0; g.len()] })
+                .map(|g| {
+                    if micro_batch > 0 {
+                        g
+                    } else {
+                        vec![0.0; g.len()]
+                    }
+                })
                 .collect(),
             optimizer: AdamW::restore(AdamWConfig::default(), list(0.5), list(0.6)),
         };
@@ -157,7 +173,10 @@ mod tests {
         for micro_batch in [0, 3] {
             let (state, names) = state(micro_batch);
             let bytes = encode(&state, &names).unwrap();
-            assert_eq!(decode(&bytes, &names, AdamWConfig::default()).unwrap(), state);
+            assert_eq!(
+                decode(&bytes, &names, AdamWConfig::default()).unwrap(),
+                state
+            );
         }
     }
 

@@ -66,7 +66,9 @@ pub struct State {
 #[derive(Debug, thiserror::Error)]
 pub enum TrainError {
     /// The loss or a gradient is no number any more.
-    #[error("{what} of step {step} is {value}: lower hyperparameters.learningRate or maximumGradientNorm")]
+    #[error(
+        "{what} of step {step} is {value}: lower hyperparameters.learningRate or maximumGradientNorm"
+    )]
     Diverged {
         /// `loss` or `gradient norm`.
         what: &'static str,
@@ -237,7 +239,10 @@ impl<'a, O: Objective> Training<'a, O> {
             }
         }
         let rate = self.plan.rate.at(step);
-        self.update(rate, clip_scale(gradient_norm, self.plan.maximum_gradient_norm));
+        self.update(
+            rate,
+            clip_scale(gradient_norm, self.plan.maximum_gradient_norm),
+        );
         self.write_parameters()?;
         self.finish_step(loss);
         Ok(Outcome::Stepped {
@@ -262,8 +267,11 @@ impl<'a, O: Objective> Training<'a, O> {
             };
             let loss = (self.objective.loss(batch, seed)?.sum / targets as f64)?;
             let gradients = loss.backward()?;
-            for ((name, variable), sum) in
-                self.objective.parameters().into_iter().zip(&mut self.state.gradients)
+            for ((name, variable), sum) in self
+                .objective
+                .parameters()
+                .into_iter()
+                .zip(&mut self.state.gradients)
             {
                 let gradient = gradients
                     .get(variable)
@@ -291,7 +299,9 @@ impl<'a, O: Objective> Training<'a, O> {
                 decayed: variable.as_tensor().rank() > 1,
             })
             .collect();
-        self.state.optimizer.step(self.state.step, rate, gradient_scale, &mut parameters);
+        self.state
+            .optimizer
+            .step(self.state.step, rate, gradient_scale, &mut parameters);
     }
 
     fn finish_step(&mut self, loss: f64) {
@@ -309,8 +319,11 @@ impl<'a, O: Objective> Training<'a, O> {
     }
 
     fn write_parameters(&self) -> Result<(), TrainError> {
-        for ((_, variable), values) in
-            self.objective.parameters().into_iter().zip(&self.state.parameters)
+        for ((_, variable), values) in self
+            .objective
+            .parameters()
+            .into_iter()
+            .zip(&self.state.parameters)
         {
             let tensor = Tensor::from_slice(values, variable.shape(), variable.device())?;
             variable.set(&tensor)?;
@@ -334,4 +347,150 @@ pub fn pack(examples: &[Example], chosen: &[usize]) -> PackedBatch {
         batch.push(&example.tokens, &example.loss_mask);
     }
     batch
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use graftwork_contract::run::Schedule;
+    use graftwork_model::base::BaseModel;
+    use graftwork_model::fixture::TinyShape;
+    use graftwork_model::transformer::TrainableLlama;
+
+    use super::*;
+    use crate::order::Length;
+
+    fn model() -> TrainableLlama {
+        TrainableLlama::new(&BaseModel::random(TinyShape::default().config(), 4)).unwrap()
+    }
+
+    /// Examples of different lengths, so that a mean of means would not be the mean.
+    fn examples() -> Vec<Example> {
+        (1..=6_u32)
+            .map(|n| Example {
+                tokens: (0..3 * n).map(|i| (i * 7 + n) % 50).collect(),
+                loss_mask: (0..3 * n).map(|i| i >= n).collect(),
+            })
+            .collect()
+    }
+
+    fn training<'a>(
+        model: &'a TrainableLlama,
+        examples: &'a [Example],
+        micro_batch: usize,
+        steps: u64,
+    ) -> Training<'a, TrainableLlama> {
+        let lengths = examples.iter().map(|e| e.tokens.len() as u32).collect();
+        let batches = Batches::new(1, lengths, Size::Examples(6), Length::Steps(steps));
+        let plan = Plan {
+            micro_batch: Size::Examples(micro_batch),
+            rate: LearningRate {
+                peak: 0.01,
+                schedule: Schedule::Constant,
+                warmup_steps: 0,
+                total_steps: steps,
+            },
+            optimizer: AdamWConfig::default(),
+            maximum_gradient_norm: 1.0,
+            seed: 1,
+        };
+        Training::start(model, examples, batches, plan).unwrap()
+    }
+
+    #[test]
+    fn accumulated_micro_batches_have_the_gradient_of_the_whole_batch() {
+        let (model, examples) = (model(), examples());
+        let gradients = |micro_batch: usize| {
+            let mut training = training(&model, &examples, micro_batch, 1);
+            let batches = training
+                .batches
+                .micro_batches(0, Size::Examples(micro_batch));
+            let packed: Vec<PackedBatch> = batches.iter().map(|b| pack(&examples, b)).collect();
+            let targets = packed.iter().map(PackedBatch::targets).sum();
+            for (index, batch) in packed.iter().enumerate() {
+                training
+                    .accumulate_micro_batch(batch, index as u64, targets)
+                    .unwrap();
+            }
+            (training.state.gradients, training.state.batch_loss)
+        };
+        let (whole, whole_loss) = gradients(6);
+        let (parts, parts_loss) = gradients(1);
+        let norm = global_norm(&whole);
+        let difference: Vec<Vec<f32>> = std::iter::zip(&whole, &parts)
+            .map(|(a, b)| std::iter::zip(a, b).map(|(a, b)| a - b).collect())
+            .collect();
+        assert!(norm > 0.1, "{norm}");
+        assert!(
+            global_norm(&difference) < 1e-5 * norm,
+            "{}",
+            global_norm(&difference) / norm
+        );
+        assert!((whole_loss - parts_loss).abs() < 1e-5);
+    }
+
+    #[test]
+    fn left_in_the_midst_of_a_batch_it_goes_on_with_the_same_bits() {
+        let examples = examples();
+        let whole = model();
+        let mut uninterrupted = training(&whole, &examples, 2, 3);
+        while !uninterrupted.is_finished() {
+            uninterrupted.step(|| false).unwrap();
+        }
+
+        let first = model();
+        let mut interrupted = training(&first, &examples, 2, 3);
+        interrupted.step(|| false).unwrap();
+        let asked = Cell::new(0);
+        let outcome = interrupted
+            .step(|| asked.replace(asked.get() + 1) == 2)
+            .unwrap();
+        assert_eq!(outcome, Outcome::Interrupted);
+        assert_eq!(
+            (interrupted.state().step, interrupted.state().micro_batch),
+            (1, 2)
+        );
+
+        let second = model();
+        let mut resumed = training(&second, &examples, 2, 3);
+        resumed.restore(interrupted.state().clone()).unwrap();
+        while !resumed.is_finished() {
+            resumed.step(|| false).unwrap();
+        }
+        assert_eq!(resumed.state(), uninterrupted.state());
+    }
+
+    #[test]
+    fn training_lowers_the_loss_and_a_foreign_state_is_refused() {
+        let (model, examples) = (model(), examples());
+        let mut training = training(&model, &examples, 6, 30);
+        let mut losses = Vec::new();
+        while !training.is_finished() {
+            if let Outcome::Stepped { loss, .. } = training.step(|| false).unwrap() {
+                losses.push(loss);
+            }
+        }
+        assert!(losses[29] < 0.5 * losses[0], "{losses:?}");
+        let mut foreign = training.state().clone();
+        foreign.parameters[0].pop();
+        assert!(matches!(
+            training.restore(foreign),
+            Err(TrainError::Shape { .. })
+        ));
+    }
+
+    #[test]
+    fn a_loss_that_is_no_number_ends_the_training() {
+        let (model, examples) = (model(), examples());
+        let mut training = training(&model, &examples, 6, 1);
+        let mut state = training.state().clone();
+        state.parameters[0].fill(f32::NAN);
+        training.restore(state).unwrap();
+        let error = training.step(|| false).unwrap_err();
+        assert!(
+            matches!(error, TrainError::Diverged { step: 1, .. }),
+            "{error}"
+        );
+    }
 }

@@ -1,4 +1,8 @@
 //! Attempts of a run as real processes: killed, stopped, fenced off, misconfigured.
+#![expect(
+    clippy::unwrap_used,
+    reason = "helpers of tests stand outside of test functions"
+)]
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -9,7 +13,7 @@ use graftwork_artifacts::rows::{Row, RowWriter, file_name, schema_hash};
 use graftwork_contract::dataset::{Format, Manifest, Provenance, RowCounts, Split};
 use graftwork_contract::run::{RunResult, RunSummary, TrainerConfig};
 use graftwork_contract::{Digest, paths};
-use graftwork_model::base::base_digest;
+use graftwork_model::base::{BaseModel, base_digest, save_base};
 use graftwork_model::fixture::{TinyShape, write_tiny_base};
 use graftwork_model::peft::Adapter;
 use serde_json::{Value, json};
@@ -29,6 +33,17 @@ impl World {
         let base_dir = dir.path().join("base");
         std::fs::create_dir(&base_dir).unwrap();
         write_tiny_base(&base_dir, &TinyShape::default(), 5).unwrap();
+        let base = BaseModel::load(&base_dir).unwrap();
+        // Logits are products with the embedding, which is frozen: so small as it comes out of
+        // random initialisation, no adapter could make the model sure of anything.
+        let mut tensors = base.tensors().clone();
+        for (name, values) in &mut tensors {
+            if name.contains("embed_tokens") || name.contains("lm_head") {
+                values.iter_mut().for_each(|value| *value *= 20.0);
+            }
+        }
+        let base = BaseModel::from_tensors(base.config().clone(), tensors).unwrap();
+        save_base(&base_dir, &base).unwrap();
         let base = base_digest(&base_dir).unwrap();
         let dataset = write_dataset(&Store::open(&store_dir).unwrap());
         Self { dir, dataset, base }
@@ -58,10 +73,10 @@ impl World {
             },
             "key": Digest::of(run.as_bytes()),
             "lora": {
-                "rank": 4,
-                "alpha": 8.0,
+                "rank": 8,
+                "alpha": 16.0,
                 "dropout": 0.05,
-                "targetModules": ["q_proj", "v_proj", "up_proj"],
+                "targetModules": ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj"],
             },
             "hyperparameters": {
                 "learningRate": 0.01,
@@ -119,7 +134,11 @@ impl World {
     fn result(&self, config: &Value) -> RunResult {
         let config: TrainerConfig = serde_json::from_value(config.clone()).unwrap();
         let path = paths::run_result(&config.run, &config.key);
-        Store::open(self.store()).unwrap().get_json(&path).unwrap().unwrap()
+        Store::open(self.store())
+            .unwrap()
+            .get_json(&path)
+            .unwrap()
+            .unwrap()
     }
 
     /// The exit code, the summary's reason and its message.
@@ -144,7 +163,11 @@ fn write_dataset(store: &Store) -> Digest {
     };
     let digest = Digest::of(b"colours");
     let staged = store.stage(&paths::dataset("colours", &digest)).unwrap();
-    for (split, rows) in [(Split::Train, 48), (Split::Validation, 0), (Split::Test, 24)] {
+    for (split, rows) in [
+        (Split::Train, 48),
+        (Split::Validation, 0),
+        (Split::Test, 24),
+    ] {
         let path = staged.dir().join(file_name(split));
         let mut writer = RowWriter::create(&path, Format::Completion, None).unwrap();
         for index in 0..rows {
@@ -182,17 +205,21 @@ fn write_dataset(store: &Store) -> Digest {
 fn wait_until(child: &mut Child, condition: impl Fn() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(60);
     while !condition() {
-        assert!(child.try_wait().unwrap().is_none(), "the trainer ended too early");
+        assert!(
+            child.try_wait().unwrap().is_none(),
+            "the trainer ended too early"
+        );
         assert!(Instant::now() < deadline, "nothing happened in a minute");
         std::thread::yield_now();
     }
 }
 
 fn has_checkpoint(folder: &Path) -> bool {
-    std::fs::read_dir(folder.join("checkpoints"))
-        .is_ok_and(|epochs| epochs.flatten().any(|epoch| {
+    std::fs::read_dir(folder.join("checkpoints")).is_ok_and(|epochs| {
+        epochs.flatten().any(|epoch| {
             std::fs::read_dir(epoch.path()).is_ok_and(|mut steps| steps.next().is_some())
-        }))
+        })
+    })
 }
 
 #[test]
@@ -220,7 +247,12 @@ fn a_run_learns_is_scored_and_leaves_a_peft_folder() {
     assert!(card.contains("base_model: pvc://models/tiny"), "{card}");
     let figures: usize = std::fs::read_dir(world.run_folder(&config).join("metrics"))
         .unwrap()
-        .map(|file| std::fs::read_to_string(file.unwrap().path()).unwrap().lines().count())
+        .map(|file| {
+            std::fs::read_to_string(file.unwrap().path())
+                .unwrap()
+                .lines()
+                .count()
+        })
         .sum();
     assert_eq!(figures, 40, "one line for every step");
 
@@ -277,8 +309,12 @@ fn stopped_on_request_it_saves_and_goes_on_with_the_same_bits() {
     for round in 0..3 {
         let mut child = world.start(&stopped);
         let before = checkpoint_steps(&world.run_folder(&stopped));
-        wait_until(&mut child, || checkpoint_steps(&world.run_folder(&stopped)) != before);
-        let killed = Command::new("kill").args(["-TERM", &child.id().to_string()]).status();
+        wait_until(&mut child, || {
+            checkpoint_steps(&world.run_folder(&stopped)) != before
+        });
+        let killed = Command::new("kill")
+            .args(["-TERM", &child.id().to_string()])
+            .status();
         assert!(killed.unwrap().success());
         let code = child.wait().unwrap().code();
         if code == Some(0) {
@@ -288,7 +324,11 @@ fn stopped_on_request_it_saves_and_goes_on_with_the_same_bits() {
         assert_eq!(code, Some(75));
         let summary = world.summary(&stopped);
         assert_eq!(summary.reason, "Restarting");
-        assert_eq!(summary.checkpoint_step, Some(summary.step), "nothing is lost");
+        assert_eq!(
+            summary.checkpoint_step,
+            Some(summary.step),
+            "nothing is lost"
+        );
     }
     assert_eq!(world.run(&stopped), 0);
     assert_eq!(world.result(&stopped).digest, world.result(&whole).digest);
@@ -299,7 +339,12 @@ fn checkpoint_steps(folder: &Path) -> Vec<PathBuf> {
         .into_iter()
         .flatten()
         .flatten()
-        .flat_map(|epoch| std::fs::read_dir(epoch.path()).into_iter().flatten().flatten())
+        .flat_map(|epoch| {
+            std::fs::read_dir(epoch.path())
+                .into_iter()
+                .flatten()
+                .flatten()
+        })
         .map(|entry| entry.path())
         .collect();
     steps.sort();
@@ -316,7 +361,11 @@ fn the_digest_depends_on_neither_name_nor_threads_nor_time() {
     assert_eq!((world.run(&one), world.run(&two)), (0, 0));
     let (one, two) = (world.result(&one), world.result(&two));
     assert_eq!(one.digest, two.digest);
-    assert!(one.folder.starts_with("adapters/colours/"), "{}", one.folder);
+    assert!(
+        one.folder.starts_with("adapters/colours/"),
+        "{}",
+        one.folder
+    );
     assert!(two.folder.starts_with("runs/two/"), "{}", two.folder);
 }
 
@@ -334,7 +383,10 @@ fn a_second_run_is_compared_with_a_version_of_the_adapter() {
     let second = world.result(&second);
     for (new, old) in second.metrics.iter().zip(&first.metrics) {
         assert_eq!(new.name, old.name);
-        assert!((new.baseline - old.value).abs() < 1e-12, "the reference scores as it did");
+        assert!(
+            (new.baseline - old.value).abs() < 1e-12,
+            "the reference scores as it did"
+        );
     }
 }
 
@@ -363,8 +415,18 @@ fn what_is_wrong_is_named_with_its_exit_code() {
         world.failure(&config)
     };
     let cases: [(&dyn Fn(&mut Value), i32, &str, &[&str]); 9] = [
-        (&|c| c["lora"]["rank"] = json!(0), 64, "InvalidSpec", &["lora.rank is 0"]),
-        (&|c| c["lora"]["rank"] = json!(4096), 64, "InvalidSpec", &["lora.rank is 4096", "hidden size"]),
+        (
+            &|c| c["lora"]["rank"] = json!(0),
+            64,
+            "InvalidSpec",
+            &["lora.rank is 0"],
+        ),
+        (
+            &|c| c["lora"]["rank"] = json!(4096),
+            64,
+            "InvalidSpec",
+            &["lora.rank is 4096", "hidden size"],
+        ),
         (
             &|c| c["lora"]["targetModules"] = json!(["q_proj", "mixer"]),
             64,
@@ -387,7 +449,10 @@ fn what_is_wrong_is_named_with_its_exit_code() {
             &|c| c["resolved"]["base"]["digest"] = json!(Digest::of(b"other")),
             64,
             "InvalidSpec",
-            &["pvc://models/tiny has digest sha256:", "the folder was changed"],
+            &[
+                "pvc://models/tiny has digest sha256:",
+                "the folder was changed",
+            ],
         ),
         (
             &|c| c["resolved"]["base"]["path"] = json!("/nowhere"),
@@ -401,7 +466,12 @@ fn what_is_wrong_is_named_with_its_exit_code() {
             "DataError",
             &["dataset colours version 1", "does not exist"],
         ),
-        (&|c| c["lora"]["alpha"] = json!(1e30), 66, "Diverged", &["step 2", "learningRate"]),
+        (
+            &|c| c["lora"]["alpha"] = json!(1e30),
+            66,
+            "Diverged",
+            &["step 2", "learningRate"],
+        ),
     ];
     for (index, (change, code, reason, words)) in cases.into_iter().enumerate() {
         // Another run each time: pinned inputs are not changed.
@@ -409,9 +479,16 @@ fn what_is_wrong_is_named_with_its_exit_code() {
             config["key"] = json!(Digest::of(&[index as u8]));
             change(config);
         });
-        assert_eq!((got, got_reason.as_str()), (code, reason), "case {index}: {message}");
+        assert_eq!(
+            (got, got_reason.as_str()),
+            (code, reason),
+            "case {index}: {message}"
+        );
         for word in words {
-            assert!(message.contains(word), "case {index}: {message:?} lacks {word:?}");
+            assert!(
+                message.contains(word),
+                "case {index}: {message:?} lacks {word:?}"
+            );
         }
     }
 }
@@ -420,7 +497,10 @@ fn what_is_wrong_is_named_with_its_exit_code() {
 fn damaged_data_and_an_absent_store_are_told_apart() {
     let world = World::new();
     let config = world.config("damaged");
-    let file = world.store().join(paths::dataset("colours", &world.dataset)).join("train.parquet");
+    let file = world
+        .store()
+        .join(paths::dataset("colours", &world.dataset))
+        .join("train.parquet");
     let mut bytes = std::fs::read(&file).unwrap();
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;

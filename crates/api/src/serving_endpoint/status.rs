@@ -189,6 +189,9 @@ pub struct AdapterRollout {
     /// the routers' counts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub window_since: Option<Time>,
+    /// Begun by a person's Retry or Rollback: it goes on though the spec names the stable version.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub commanded: bool,
     /// Failed judgements so far.
     #[serde(default)]
     pub failures: u32,

@@ -6,8 +6,9 @@
 //! alone, whatever the blocks' places and however the prompt was cut.
 #![expect(clippy::inline_always, reason = "bodies must take the features of their caller")]
 
-use super::dispatch::vectorized;
-use super::elementwise::{exp, max_of, sum_lanes};
+use super::dispatch::with_lanes;
+use super::elementwise::{exp, max_lanes, sum_lanes};
+use super::lanes::Lanes;
 use super::panels::LANES;
 
 /// Tokens of one block.
@@ -66,27 +67,175 @@ pub(crate) fn write_transposed(block: &mut [f32], slot: usize, vector: &[f32]) {
     }
 }
 
-/// Sixteen dot products with the columns of a `[dim][16]` block.
+/// Sixteen dot products with the columns of a `[dim][16]` block, each in four chains over every
+/// fourth element, so that one chain's latency is not waited for.
 #[inline(always)]
-fn dot_columns(vector: &[f32], block: &[f32]) -> [f32; LANES] {
-    let mut sums = [0.0; LANES];
-    for (value, lanes) in vector.iter().zip(block.as_chunks::<LANES>().0) {
-        for (sum, lane) in sums.iter_mut().zip(lanes) {
-            *sum += value * lane;
+fn dot_columns<L: Lanes>(vector: &[f32], block: &[f32]) -> L {
+    let zero = L::splat(0.0);
+    let (mut a, mut b, mut c, mut d) = (zero, zero, zero, zero);
+    let (fours, rest) = vector.as_chunks::<4>();
+    let (blocks, rest_blocks) = block.as_chunks::<LANES>().0.as_chunks::<4>();
+    for (values, lanes) in fours.iter().zip(blocks) {
+        a = a.add_product(L::splat(values[0]), L::load(&lanes[0]));
+        b = b.add_product(L::splat(values[1]), L::load(&lanes[1]));
+        c = c.add_product(L::splat(values[2]), L::load(&lanes[2]));
+        d = d.add_product(L::splat(values[3]), L::load(&lanes[3]));
+    }
+    for (value, lanes) in rest.iter().zip(rest_blocks) {
+        a = a.add_product(L::splat(*value), L::load(lanes));
+    }
+    a.add(b).add(c.add(d))
+}
+
+/// `out = inverse · Σ weight · value` over the tokens of a head, for `R` registers of columns
+/// from `first`; `out` may be shorter than those.
+#[inline(always)]
+fn mix_values<L: Lanes, const R: usize>(
+    weights: &[f32],
+    cache: &HeadBlocks<'_>,
+    (first, inverse): (usize, f32),
+    out: &mut [f32],
+) {
+    let mut sums = [L::splat(0.0); R];
+    for (index, weights) in weights.chunks(BLOCK_TOKENS).enumerate() {
+        let values = cache.block(index).1.chunks_exact(cache.head_dim);
+        for (weight, value) in weights.iter().zip(values) {
+            let value = value.get(first..).unwrap_or_default();
+            let weight = L::splat(*weight);
+            if let Some(registers) = value.as_chunks::<LANES>().0.first_chunk::<R>() {
+                for (sum, value) in sums.iter_mut().zip(registers) {
+                    *sum = sum.add_product(weight, L::load(value));
+                }
+            } else {
+                // The end of a head whose width is no multiple of sixteen; `R` is 1 here.
+                let mut padded = [0.0; LANES];
+                for (to, from) in padded.iter_mut().zip(value) {
+                    *to = *from;
+                }
+                for sum in &mut sums {
+                    *sum = sum.add_product(weight, L::load(&padded));
+                }
+            }
         }
     }
-    sums
+    for (out, sum) in out.chunks_mut(LANES).zip(sums) {
+        let mut lanes = [0.0; LANES];
+        sum.store(&mut lanes);
+        for (out, sum) in out.iter_mut().zip(lanes) {
+            *out = sum * inverse;
+        }
+    }
 }
 
 /// `y = y + a x`
 #[inline(always)]
-fn add_scaled(a: f32, x: &[f32], y: &mut [f32]) {
-    for (y, x) in y.iter_mut().zip(x) {
+fn add_scaled<L: Lanes>(a: f32, x: &[f32], y: &mut [f32]) {
+    let ((wholes, rest), (to, to_rest)) = (x.as_chunks::<LANES>(), y.as_chunks_mut::<LANES>());
+    for (x, y) in wholes.iter().zip(to) {
+        L::load(y).add_product(L::splat(a), L::load(x)).store(y);
+    }
+    for (x, y) in rest.iter().zip(to_rest) {
         *y += a * x;
     }
 }
 
-vectorized! {
+#[inline(always)]
+fn attend_lanes<L: Lanes>(
+    query: &[f32],
+    cache: HeadBlocks<'_>,
+    keys: usize,
+    scale: f32,
+    scores: &mut Vec<f32>,
+    out: &mut [f32],
+) -> f32 {
+    scores.clear();
+    let mut max = L::splat(f32::NEG_INFINITY);
+    for index in 0..keys.div_ceil(BLOCK_TOKENS) {
+        let mut sums = [0.0; LANES];
+        dot_columns::<L>(query, cache.block(index).0).store(&mut sums);
+        let left = keys - index * BLOCK_TOKENS;
+        for (i, sum) in sums.iter_mut().enumerate() {
+            *sum = if i < left { *sum * scale } else { f32::NEG_INFINITY };
+        }
+        max = max.max(L::load(&sums));
+        scores.extend_from_slice(&sums);
+    }
+    let mut lanes = [0.0; LANES];
+    max.store(&mut lanes);
+    let max = max_lanes(&lanes);
+    for score in scores.iter_mut() {
+        *score = exp(*score - max);
+    }
+    let mut sum = L::splat(0.0);
+    for block in scores.as_chunks::<LANES>().0 {
+        sum = sum.add(L::load(block));
+    }
+    sum.store(&mut lanes);
+    let sum = sum_lanes(&lanes);
+    let inverse = 1.0 / sum;
+    let weights = scores.get(..keys).unwrap_or_default();
+    // Wide parts first: a column's chain is the same in each, more of them hide its latency.
+    let (mut first, mut left) = (0, out);
+    while !left.is_empty() {
+        let width = match left.len() {
+            64.. => 64,
+            32.. => 32,
+            count => LANES.min(count),
+        };
+        let (part, rest) = left.split_at_mut(width);
+        match width {
+            64 => mix_values::<L, 4>(weights, &cache, (first, inverse), part),
+            32 => mix_values::<L, 2>(weights, &cache, (first, inverse), part),
+            _ => mix_values::<L, 1>(weights, &cache, (first, inverse), part),
+        }
+        first += width;
+        left = rest;
+    }
+    max + sum.ln()
+}
+
+#[inline(always)]
+fn attend_backward_lanes<L: Lanes>(
+    row: QueryGradient<'_>,
+    cache: HeadBlocks<'_>,
+    keys: HeadRows<'_>,
+    dkeys: &mut [f32],
+    dvalues: &mut [f32],
+    dquery: &mut [f32],
+) {
+    let dim = row.query.len();
+    let mut shared = 0.0;
+    for (d, o) in row.dout.iter().zip(row.out) {
+        shared += d * o;
+    }
+    for index in 0..row.keys.div_ceil(BLOCK_TOKENS) {
+        let (key_block, value_block) = cache.block(index);
+        let (mut weights, mut gradients) = ([0.0; LANES], [0.0; LANES]);
+        dot_columns::<L>(row.query, key_block).store(&mut weights);
+        dot_columns::<L>(row.dout, value_block).store(&mut gradients);
+        for (weight, gradient) in weights.iter_mut().zip(&mut gradients) {
+            *weight = exp(*weight * row.scale - row.log_sum);
+            *gradient = *weight * (*gradient - shared) * row.scale;
+        }
+        let first = index * BLOCK_TOKENS;
+        let count = BLOCK_TOKENS.min(row.keys - first);
+        for (lane, (weight, gradient)) in weights.iter().zip(&gradients).take(count).enumerate() {
+            let at = (first + lane) * keys.stride;
+            let range = at..at + dim;
+            if let (Some(key), Some(dkey), Some(dvalue)) = (
+                keys.data.get(range.clone()),
+                dkeys.get_mut(range.clone()),
+                dvalues.get_mut(range),
+            ) {
+                add_scaled::<L>(*gradient, key, dquery);
+                add_scaled::<L>(*gradient, row.query, dkey);
+                add_scaled::<L>(*weight, row.dout, dvalue);
+            }
+        }
+    }
+}
+
+with_lanes! {
     /// Attention of one query of one head over the first `keys` tokens:
     /// `out = softmax(scale · q Kᵀ) V`. Returns the logarithm of the sum of exponentials.
     ///
@@ -94,88 +243,18 @@ vectorized! {
     pub(crate) fn attend(
         query: &[f32], cache: HeadBlocks<'_>, keys: usize, scale: f32, scores: &mut Vec<f32>,
         out: &mut [f32],
-    ) -> f32 {
-        scores.clear();
-        for index in 0..keys.div_ceil(BLOCK_TOKENS) {
-            let mut sums = dot_columns(query, cache.block(index).0);
-            let left = keys - index * BLOCK_TOKENS;
-            for (lane, sum) in sums.iter_mut().enumerate() {
-                *sum = if lane < left { *sum * scale } else { f32::NEG_INFINITY };
-            }
-            scores.extend_from_slice(&sums);
-        }
-        let max = max_of(scores);
-        let mut lanes = [0.0; LANES];
-        for block in scores.as_chunks_mut::<LANES>().0 {
-            for (score, lane) in block.iter_mut().zip(&mut lanes) {
-                *score = exp(*score - max);
-                *lane += *score;
-            }
-        }
-        let sum = sum_lanes(&lanes);
-        let inverse = 1.0 / sum;
-        let dim = out.len();
-        for (part, out) in out.chunks_mut(LANES).enumerate() {
-            let mut acc = [0.0; LANES];
-            for index in 0..keys.div_ceil(BLOCK_TOKENS) {
-                let values = cache.block(index).1.chunks_exact(dim);
-                let weights = scores.get(index * BLOCK_TOKENS..keys).unwrap_or_default();
-                for (weight, value) in weights.iter().zip(values) {
-                    let value = value.get(part * LANES..).unwrap_or_default();
-                    if let Some(value) = value.first_chunk::<LANES>() {
-                        for (acc, value) in acc.iter_mut().zip(value) {
-                            *acc += weight * value;
-                        }
-                    } else {
-                        add_scaled(*weight, value, &mut acc);
-                    }
-                }
-            }
-            for (out, acc) in out.iter_mut().zip(acc) {
-                *out = acc * inverse;
-            }
-        }
-        max + sum.ln()
-    }
+    ) -> f32 = attend_lanes
+}
 
+with_lanes! {
     /// The gradient of [`attend`] for one query: adds to `dq`, and to the keys' and values'
     /// gradients of this head, tokens `stride` apart.
     ///
     /// Here `cache` holds keys and values both transposed.
     pub(crate) fn attend_backward(
-        row: QueryGradient<'_>, cache: HeadBlocks<'_>, keys: HeadRows<'_>,
-        dkeys: &mut [f32], dvalues: &mut [f32], dquery: &mut [f32],
-    ) {
-        let dim = row.query.len();
-        let mut shared = 0.0;
-        for (d, o) in row.dout.iter().zip(row.out) {
-            shared += d * o;
-        }
-        for index in 0..row.keys.div_ceil(BLOCK_TOKENS) {
-            let (key_block, value_block) = cache.block(index);
-            let mut weights = dot_columns(row.query, key_block);
-            let mut gradients = dot_columns(row.dout, value_block);
-            for (weight, gradient) in weights.iter_mut().zip(&mut gradients) {
-                *weight = exp(*weight * row.scale - row.log_sum);
-                *gradient = *weight * (*gradient - shared) * row.scale;
-            }
-            let first = index * BLOCK_TOKENS;
-            let count = BLOCK_TOKENS.min(row.keys - first);
-            for (lane, (weight, gradient)) in weights.iter().zip(&gradients).take(count).enumerate() {
-                let at = (first + lane) * keys.stride;
-                let range = at..at + dim;
-                if let (Some(key), Some(dkey), Some(dvalue)) = (
-                    keys.data.get(range.clone()),
-                    dkeys.get_mut(range.clone()),
-                    dvalues.get_mut(range),
-                ) {
-                    add_scaled(*gradient, key, dquery);
-                    add_scaled(*gradient, row.query, dkey);
-                    add_scaled(*weight, row.dout, dvalue);
-                }
-            }
-        }
-    }
+        row: QueryGradient<'_>, cache: HeadBlocks<'_>, keys: HeadRows<'_>, dkeys: &mut [f32],
+        dvalues: &mut [f32], dquery: &mut [f32],
+    ) = attend_backward_lanes
 }
 
 /// What backward knows of one query of one head.

@@ -69,6 +69,35 @@ macro_rules! vectorized {
 }
 pub(crate) use vectorized;
 
+/// Calls a function that is generic over [`Lanes`](super::lanes::Lanes), compiled for the best
+/// instruction set.
+macro_rules! with_lanes {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? = $body:ident) => {
+        $(#[$meta])*
+        $vis fn $name($($arg: $ty),*) $(-> $ret)? {
+            #[cfg(target_arch = "x86_64")]
+            {
+                use std::arch::x86_64::{__m256, __m512};
+                #[target_feature(enable = "avx512f,avx512dq")]
+                fn avx512($($arg: $ty),*) $(-> $ret)? { $body::<__m512>($($arg),*) }
+                #[target_feature(enable = "avx2,fma")]
+                fn avx2($($arg: $ty),*) $(-> $ret)? { $body::<[__m256; 2]>($($arg),*) }
+                match $crate::kernel::Isa::detect() {
+                    #[expect(unsafe_code, reason = "needs the instruction set to be there")]
+                    // SAFETY: `detect` has seen these features on this machine.
+                    $crate::kernel::Isa::Avx512 => return unsafe { avx512($($arg),*) },
+                    #[expect(unsafe_code, reason = "needs the instruction set to be there")]
+                    // SAFETY: `detect` has seen these features on this machine.
+                    $crate::kernel::Isa::Avx2 => return unsafe { avx2($($arg),*) },
+                    $crate::kernel::Isa::Portable => {}
+                }
+            }
+            $body::<[f32; $crate::kernel::LANES]>($($arg),*)
+        }
+    };
+}
+pub(crate) use with_lanes;
+
 /// Repeats a body for `$index` from 0 to a constant bound of at most twelve, each time with a
 /// constant index: arrays of registers stay in registers, which a loop does not promise.
 macro_rules! unrolled {

@@ -3,9 +3,12 @@
 //! Sums run in sixteen lanes in ascending order, then over the lanes by halves, so that a row's
 //! bits depend on the row alone.
 #![expect(clippy::inline_always, reason = "bodies must take the features of their caller")]
+#![expect(clippy::needless_range_loop, reason = "the compiler vectorises counted loops best")]
+#![expect(clippy::indexing_slicing, reason = "arrays indexed below their constant length")]
 
 use super::dispatch::vectorized;
 use super::panels::LANES;
+use crate::random::Stream;
 
 /// The sum of sixteen lanes by halves.
 #[inline(always)]
@@ -14,8 +17,8 @@ pub(super) fn sum_lanes(lanes: &[f32; LANES]) -> f32 {
     let mut half = LANES / 2;
     while half > 0 {
         let (low, high) = lanes.split_at_mut(half);
-        for (a, b) in low.iter_mut().zip(high) {
-            *a += *b;
+        for i in 0..half {
+            low[i] += high[i];
         }
         half /= 2;
     }
@@ -24,8 +27,17 @@ pub(super) fn sum_lanes(lanes: &[f32; LANES]) -> f32 {
 
 /// The largest of sixteen lanes.
 #[inline(always)]
-fn max_lanes(lanes: &[f32; LANES]) -> f32 {
-    lanes.iter().copied().fold(f32::NEG_INFINITY, f32::max)
+pub(super) fn max_lanes(lanes: &[f32; LANES]) -> f32 {
+    let mut lanes = *lanes;
+    let mut half = LANES / 2;
+    while half > 0 {
+        let (low, high) = lanes.split_at_mut(half);
+        for i in 0..half {
+            low[i] = if high[i] > low[i] { high[i] } else { low[i] };
+        }
+        half /= 2;
+    }
+    lanes[0]
 }
 
 /// `f` of every pair, summed in fixed order.
@@ -34,8 +46,8 @@ fn sum_pairs(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
     let mut lanes = [0.0; LANES];
     let ((whole_a, rest_a), (whole_b, rest_b)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
     for (a, b) in whole_a.iter().zip(whole_b) {
-        for (lane, (a, b)) in lanes.iter_mut().zip(a.iter().zip(b)) {
-            *lane += f(*a, *b);
+        for i in 0..LANES {
+            lanes[i] += f(a[i], b[i]);
         }
     }
     for (lane, (a, b)) in lanes.iter_mut().zip(rest_a.iter().zip(rest_b)) {
@@ -95,8 +107,8 @@ vectorized! {
             let mut lanes = [0.0; LANES];
             let wholes = x.as_chunks::<LANES>().0.iter().zip(dy.as_chunks::<LANES>().0);
             for ((x, dy), w) in wholes.zip(w.as_chunks::<LANES>().0) {
-                for (lane, ((x, dy), w)) in lanes.iter_mut().zip(x.iter().zip(dy).zip(w)) {
-                    *lane += x * dy * w;
+                for i in 0..LANES {
+                    lanes[i] += x[i] * dy[i] * w[i];
                 }
             }
             let rests = x.as_chunks::<LANES>().1.iter().zip(dy.as_chunks::<LANES>().1);
@@ -132,6 +144,15 @@ vectorized! {
             *y = silu * up;
             *dup = dy * silu;
             *dgate = dy * up * s * (1.0 + gate * (1.0 - s));
+        }
+    }
+
+    /// Zeroes each element with the probability of `threshold / 2⁶⁴` and scales the others, by the
+    /// stream's bits from `first` on.
+    pub(crate) fn drop_out(values: &mut [f32], stream: Stream, first: u64, threshold: u64, kept: f32) {
+        for (index, value) in (first..).zip(values) {
+            let factor = if stream.bits(index) < threshold { 0.0 } else { kept };
+            *value *= factor;
         }
     }
 
@@ -180,13 +201,16 @@ fn inverse_rms(x: &[f32], eps: f32) -> f32 {
 
 /// The largest value; `-inf` for none.
 #[inline(always)]
-pub(super) fn max_of(values: &[f32]) -> f32 {
+fn max_of(values: &[f32]) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; LANES];
     let (whole, rest) = values.as_chunks::<LANES>();
-    for values in whole.iter().map(<[f32; LANES]>::as_slice).chain([rest]) {
-        for (lane, value) in lanes.iter_mut().zip(values) {
-            *lane = lane.max(*value);
+    for values in whole {
+        for i in 0..LANES {
+            lanes[i] = if values[i] > lanes[i] { values[i] } else { lanes[i] };
         }
+    }
+    for (lane, value) in lanes.iter_mut().zip(rest) {
+        *lane = if *value > *lane { *value } else { *lane };
     }
     max_lanes(&lanes)
 }

@@ -11,6 +11,7 @@
 mod attention;
 mod dispatch;
 mod elementwise;
+mod lanes;
 mod outer;
 mod panels;
 mod product;
@@ -28,5 +29,6 @@ pub(crate) use attention::{
 pub use dispatch::Isa;
 pub(crate) use elementwise::*;
 pub(crate) use outer::accumulate_outer;
+pub(crate) use panels::LANES;
 pub use panels::Panels;
 pub use product::{Epilogue, product, product_parallel};

@@ -34,43 +34,78 @@ fn outer_on(
 ) {
     let rows = g.len().checked_div(n).unwrap_or(0);
     assert!(rows * n == g.len() && rows * k == x.len(), "rows of g and x differ");
-    assert!(outputs.end <= n && outputs.len() * k == sums.len(), "sums are not [outputs, {k}]");
+    let count = outputs.len();
+    assert!(outputs.end <= n && count * k == sums.len(), "sums are not [outputs, {k}]");
+    let (g, x) = (
+        Columns { data: g, stride: n, first: outputs.start, count },
+        Columns { data: x, stride: k, first: 0, count: k },
+    );
+    if k < LANES && LANES <= count {
+        // A factor's rank fills no register: the other side's columns do. A product's factors
+        // commute, so that the chains and their bits are the same.
+        let mut turned = transposed(sums, k);
+        accumulate(isa, rows, x, g, &mut turned);
+        sums.copy_from_slice(&transposed(&turned, count));
+    } else {
+        accumulate(isa, rows, g, x, sums);
+    }
+}
+
+/// `[columns, rows]` of `[rows, columns]`.
+fn transposed(matrix: &[f32], columns: usize) -> Vec<f32> {
+    (0..columns).flat_map(|c| matrix.iter().skip(c).step_by(columns).copied()).collect()
+}
+
+/// Some columns of a row-major matrix.
+#[derive(Clone, Copy)]
+struct Columns<'a> {
+    data: &'a [f32],
+    stride: usize,
+    first: usize,
+    count: usize,
+}
+
+impl<'a> Columns<'a> {
+    /// The columns of rows `from` to `from + count`, row by row.
+    fn rows(self, from: usize, count: usize) -> impl Iterator<Item = &'a [f32]> {
+        let range = self.first..self.first + self.count;
+        let rows = self.data.chunks_exact(self.stride).skip(from).take(count);
+        rows.filter_map(move |row| row.get(range.clone()))
+    }
+}
+
+/// Adds `gᵀ · x` over all rows to `sums: [g.count, x.count]`.
+fn accumulate(isa: Isa, rows: usize, g: Columns<'_>, x: Columns<'_>, sums: &mut [f32]) {
     let whole = match isa {
         Isa::Portable => 0,
-        _ => k / LANES * LANES,
+        _ => x.count / LANES * LANES,
     };
     let mut row = 0;
     while row < rows {
         let height = ROW_BLOCK.min(rows - row);
-        match isa {
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 | Isa::Avx2 => {
-                #[expect(unsafe_code, reason = "tiles address rows and columns by pointer")]
-                // SAFETY: rows, outputs and whole columns were checked against the slices above.
-                unsafe {
-                    let block = OuterTile {
-                        g: g.as_ptr().add(row * n + outputs.start),
-                        g_stride: n,
-                        x: x.as_ptr().add(row * k),
-                        sums: sums.as_mut_ptr(),
-                        stride: k,
-                        rows: height,
-                    };
-                    tiles(isa, outputs.len(), &block);
-                }
+        #[cfg(target_arch = "x86_64")]
+        if isa != Isa::Portable {
+            #[expect(unsafe_code, reason = "tiles address rows and columns by pointer")]
+            // SAFETY: `row + height <= rows`, and both matrices hold `rows` rows of `stride`
+            // values of which `first + count` exist; `sums` is [g.count, x.count].
+            unsafe {
+                let block = OuterTile {
+                    g: g.data.as_ptr().add(row * g.stride + g.first),
+                    g_stride: g.stride,
+                    x: x.data.as_ptr().add(row * x.stride + x.first),
+                    x_stride: x.stride,
+                    sums: sums.as_mut_ptr(),
+                    stride: x.count,
+                    rows: height,
+                };
+                tiles(isa, g.count, &block);
             }
-            _ => {}
         }
         // Columns that fill no register, in plain Rust with the same rounding.
-        if whole < k {
-            let g_rows = g.chunks_exact(n).skip(row).take(height);
-            let x_rows = x.chunks_exact(k).skip(row).take(height);
-            for (g, x) in g_rows.zip(x_rows) {
-                let (Some(g), Some(x)) = (g.get(outputs.clone()), x.get(whole..)) else {
-                    continue;
-                };
-                for (gradient, sums) in g.iter().zip(sums.chunks_exact_mut(k)) {
-                    for (sum, input) in sums.iter_mut().skip(whole).zip(x) {
+        if whole < x.count {
+            for (g, x) in g.rows(row, height).zip(x.rows(row, height)) {
+                for (gradient, sums) in g.iter().zip(sums.chunks_exact_mut(x.len())) {
+                    for (sum, input) in sums.iter_mut().zip(x).skip(whole) {
                         *sum = match isa {
                             Isa::Portable => *sum + gradient * input,
                             _ => gradient.mul_add(*input, *sum),
@@ -90,11 +125,13 @@ pub(super) struct OuterTile {
     pub g: *const f32,
     /// Elements between rows of `g`.
     pub g_stride: usize,
-    /// First column of the first row, `[rows, stride]`.
+    /// First column of the first row, `[rows, x_stride]`.
     pub x: *const f32,
+    /// Elements between rows of `x`.
+    pub x_stride: usize,
     /// First column of the first output, `[outputs, stride]`.
     pub sums: *mut f32,
-    /// Elements between rows of `x` and between outputs of `sums`.
+    /// Elements between outputs of `sums`.
     pub stride: usize,
     /// Rows to add up.
     pub rows: usize,
@@ -153,7 +190,8 @@ mod tests {
         let all = [Isa::Avx512, Isa::Avx2, Isa::Portable];
         let best = all.iter().position(|isa| *isa == Isa::detect()).unwrap();
         for isa in &all[best..] {
-            for (n, k, rows) in [(8, 192, 300), (13, 37, 21), (25, 64, 257), (3, 8, 5)] {
+            for (n, k, rows) in
+                [(8, 192, 300), (13, 37, 21), (25, 64, 257), (3, 8, 5), (70, 8, 270)] {
                 let (g, x) = (values(1, rows * n), values(2, rows * k));
                 let mut expected = values(3, n * k);
                 let mut sums = expected.clone();

@@ -109,7 +109,7 @@ unsafe fn outer_tile<const R: usize>(tile: &OuterTile) {
             high[ROW] = _mm256_loadu_ps(at.add(8));
         });
         for t in 0..tile.rows {
-            let at = tile.x.add(t * tile.stride);
+            let at = tile.x.add(t * tile.x_stride);
             let (a, b) = (_mm256_loadu_ps(at), _mm256_loadu_ps(at.add(8)));
             unrolled!(ROW < R, {
                 let gradient = _mm256_set1_ps(*tile.g.add(t * tile.g_stride + ROW));

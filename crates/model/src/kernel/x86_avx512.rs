@@ -122,7 +122,7 @@ unsafe fn outer_tile<const R: usize, const P: usize>(tile: &OuterTile) {
         for t in 0..tile.rows {
             let mut inputs = [_mm512_setzero_ps(); P];
             unrolled!(PANEL < P, {
-                inputs[PANEL] = _mm512_loadu_ps(tile.x.add(t * tile.stride + PANEL * LANES));
+                inputs[PANEL] = _mm512_loadu_ps(tile.x.add(t * tile.x_stride + PANEL * LANES));
             });
             unrolled!(ROW < R, {
                 let gradient = _mm512_set1_ps(*tile.g.add(t * tile.g_stride + ROW));

@@ -23,13 +23,12 @@ pub(super) struct Dropout {
 impl Dropout {
     /// Zeroes or scales each element of `x` in place.
     fn apply(self, layer: usize, module: Module, x: &mut [f32]) {
+        const CHUNK: usize = 4096;
         let stream = Stream::new(self.seed, &[self.step, layer as u64, module as u64]);
         let kept = (1.0 / (1.0 - self.probability)) as f32;
-        x.par_chunks_mut(4096).enumerate().for_each(|(chunk, values)| {
-            for (i, value) in values.iter_mut().enumerate() {
-                let drop = stream.uniform((chunk * 4096 + i) as u64) < self.probability;
-                *value = if drop { 0.0 } else { *value * kept };
-            }
+        let threshold = (self.probability * 2.0_f64.powi(64)) as u64;
+        x.par_chunks_mut(CHUNK).enumerate().for_each(|(chunk, values)| {
+            kernel::drop_out(values, stream, (chunk * CHUNK) as u64, threshold, kept);
         });
     }
 }

@@ -9,7 +9,7 @@ use super::attention::score_scale;
 use super::weights::{Llama, Weights};
 use super::{ModelError, check_tokens};
 use crate::kernel::{self, Epilogue, attend, product, product_parallel};
-use crate::kv::{KvPool, KvSequence};
+use crate::kv::{KvError, KvPool, KvSequence};
 use crate::lora::{LoadedAdapter, Module};
 
 use super::forward::{rms_norm, swiglu};
@@ -212,11 +212,16 @@ fn check(steps: &[SequenceStep<'_>], weights: &Weights, pool: &KvPool) -> Result
     Ok(())
 }
 
-/// Makes room for all steps. Blocks that were taken before a refusal stay with their sequences, unused, and are
-/// the first to be used later; no sequence grows.
+/// Makes room for all steps, or for none.
 fn reserve(steps: &mut [SequenceStep<'_>], pool: &KvPool) -> Result<(), ModelError> {
+    let total = |step: &SequenceStep<'_>| step.kv.len() + step.tokens.len();
+    let needed = steps.iter().map(|step| step.kv.missing_blocks(total(step))).sum();
+    let free = pool.free_blocks();
+    if needed > free {
+        return Err(KvError::Exhausted { needed, free }.into());
+    }
     for step in steps {
-        let tokens = step.kv.len() + step.tokens.len();
+        let tokens = total(step);
         pool.reserve(step.kv, tokens)?;
     }
     Ok(())

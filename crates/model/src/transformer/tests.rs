@@ -6,7 +6,7 @@ use super::*;
 use crate::base::BaseModel;
 use crate::config::LlamaConfig;
 use crate::fixture::{TinyShape, random_adapter};
-use crate::kv::{KvPool, KvSequence};
+use crate::kv::{KvError, KvPool, KvSequence};
 use crate::lora::{LoadedAdapter, LoraConfig, LoraParams, Module};
 
 fn shape() -> TinyShape {
@@ -194,12 +194,38 @@ fn dropout_draws_the_same_for_the_same_step_and_other_values_for_another() {
 #[test]
 fn a_full_cache_leaves_sequences_as_they_were() {
     let (_, llama, config) = model();
-    let mut pool = KvPool::new(&config, 1);
-    let mut kv = pool.sequence();
+    let mut pool = KvPool::new(&config, 2);
+    let (mut a, mut b) = (pool.sequence(), pool.sequence());
     let text = tokens(20, 1);
-    let step = SequenceStep { tokens: &text, kv: &mut kv, adapter: None, logits: LogitRows::Last };
-    assert!(matches!(llama.forward_rows(&mut [step], &mut pool), Err(ModelError::Kv(_))));
-    assert_eq!((kv.len(), pool.free_blocks()), (0, 1));
+    let mut steps = [(&text[..9], &mut a), (&text[..], &mut b)]
+        .map(|(tokens, kv)| SequenceStep { tokens, kv, adapter: None, logits: LogitRows::Last });
+    let error = llama.forward_rows(&mut steps, &mut pool).unwrap_err();
+    assert!(matches!(error, ModelError::Kv(KvError::Exhausted { needed: 3, free: 2 })), "{error}");
+    assert_eq!((a.len(), a.blocks(), b.len(), b.blocks(), pool.free_blocks()), (0, 0, 0, 0, 2));
+}
+
+#[test]
+fn a_training_steps_bits_do_not_depend_on_threads() {
+    let (_, llama, config) = model();
+    let params =
+        LoraParams::from_adapter(&random_adapter(&config, &lora(4, 0.1), 5), &config).unwrap();
+    let batch = batch(&[40, 70, 9, 200, 33]);
+    let step = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| {
+            let loss = llama.forward_train(&batch, &params, StepSeed::default()).unwrap();
+            let gradients = loss.sum.backward().unwrap();
+            let mut bits = vec![loss.sum.to_scalar::<f32>().unwrap().to_bits()];
+            for (_, variable) in params.iter() {
+                let gradient = gradients.get(variable).unwrap().flatten_all().unwrap();
+                bits.extend(gradient.to_vec1::<f32>().unwrap().iter().map(|value| value.to_bits()));
+            }
+            bits
+        })
+    };
+    let one = step(1);
+    assert!(one.len() > 1000);
+    assert!(step(2) == one && step(3) == one);
 }
 
 #[test]

@@ -61,12 +61,14 @@ impl Corpus {
 
     /// Every text, without the markup of chats: what the tokenizer is trained on.
     pub fn texts(&self) -> impl Iterator<Item = &str> + Send {
-        self.rows.iter().flat_map(|row| -> Box<dyn Iterator<Item = &str> + Send> {
-            match row {
-                Row::Text { text } => Box::new(std::iter::once(text.as_str())),
-                Row::Chat { messages } => Box::new(messages.iter().map(|m| m.content.as_str())),
-            }
-        })
+        self.rows
+            .iter()
+            .flat_map(|row| -> Box<dyn Iterator<Item = &str> + Send> {
+                match row {
+                    Row::Text { text } => Box::new(std::iter::once(text.as_str())),
+                    Row::Chat { messages } => Box::new(messages.iter().map(|m| m.content.as_str())),
+                }
+            })
     }
 
     /// The rows as tokens, each cut at its end to `context`. All tokens but the first are targets.

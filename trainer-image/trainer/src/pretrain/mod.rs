@@ -82,7 +82,11 @@ impl Objective for TrainableLlama {
 pub fn pretrain(args: &PretrainArgs, stop: &StopFlag) -> Result<(), Failure> {
     let recipe = Recipe::parse(&read_text(&args.recipe)?)?;
     let corpus = Corpus::read(&args.text)?;
-    let held_out = args.held_out.clone().map(|path| Corpus::read(&[path])).transpose()?;
+    let held_out = args
+        .held_out
+        .clone()
+        .map(|path| Corpus::read(&[path]))
+        .transpose()?;
     let plan = plan_digest(&recipe, &corpus)?;
     let tokenizer_dir = args.work.join("tokenizer").join(plan.short());
     let tokenizer = prepare_tokenizer(&recipe, &corpus, &tokenizer_dir)?;
@@ -93,19 +97,31 @@ pub fn pretrain(args: &PretrainArgs, stop: &StopFlag) -> Result<(), Failure> {
         None => Vec::new(),
     };
     let tokens: usize = examples.iter().map(|example| example.tokens.len()).sum();
-    tracing::info!(rows = examples.len(), tokens, held_out_rows = held_out.len(), "corpus read");
+    tracing::info!(
+        rows = examples.len(),
+        tokens,
+        held_out_rows = held_out.len(),
+        "corpus read"
+    );
 
     let config = recipe.config(tokenizer.vocab_size());
     let base = BaseModel::random(config, recipe.training.seed);
-    tracing::info!(parameters = base.config().parameters(), "random weights made");
+    tracing::info!(
+        parameters = base.config().parameters(),
+        "random weights made"
+    );
     let model = TrainableLlama::new(&base).map_err(|error| Failure::bug(causes(&error)))?;
     let run = PretrainRun {
         recipe: &recipe,
-        held_out: held_out.get(..HELD_OUT_ROWS.min(held_out.len())).unwrap_or_default(),
+        held_out: held_out
+            .get(..HELD_OUT_ROWS.min(held_out.len()))
+            .unwrap_or_default(),
         stop,
     };
     let perplexity = run.train(&model, &examples, &args.work, plan, args.threads)?;
-    let base = model.to_base().map_err(|error| Failure::bug(causes(&error)))?;
+    let base = model
+        .to_base()
+        .map_err(|error| Failure::bug(causes(&error)))?;
     write_model(args, &recipe, &base, &tokenizer_dir, perplexity)
 }
 
@@ -126,13 +142,19 @@ impl PretrainRun<'_> {
         threads: usize,
     ) -> Result<Option<f64>, Failure> {
         let recipe = &self.recipe.training;
-        let names = model.parameters().iter().map(|(name, _)| (*name).to_owned()).collect();
+        let names = model
+            .parameters()
+            .iter()
+            .map(|(name, _)| (*name).to_owned())
+            .collect();
         let store = Store::open(work).map_err(|error| Failure::unavailable(causes(&error)))?;
         let checkpoints = Checkpoints::new(&store, "checkpoints".to_owned(), plan, names);
         let (mut training, optimizer) = start_training(model, examples, recipe)?;
         if let Some(restored) = checkpoints.newest(optimizer).map_err(|e| unavailable(&e))? {
             tracing::info!(step = restored.record.step, "going on from a checkpoint");
-            training.restore(restored.state).map_err(|error| failure(&error))?;
+            training
+                .restore(restored.state)
+                .map_err(|error| failure(&error))?;
         }
         let environment = Environment::new(threads);
         let save = |training: &Training<'_, TrainableLlama>| {
@@ -144,7 +166,9 @@ impl PretrainRun<'_> {
         };
         let mut meter = Meter::new(training.state().tokens);
         while !training.is_finished() {
-            let outcome = training.step(|| self.stop.is_set()).map_err(|error| failure(&error))?;
+            let outcome = training
+                .step(|| self.stop.is_set())
+                .map_err(|error| failure(&error))?;
             let step = training.state().step;
             if outcome == Outcome::Interrupted || (self.stop.is_set() && !training.is_finished()) {
                 save(&training)?;
@@ -158,11 +182,16 @@ impl PretrainRun<'_> {
                 save(&training)?;
             }
             if step.is_multiple_of(recipe.evaluate_every_steps) {
-                self.log_perplexity(&model.to_llama().map_err(|e| Failure::bug(causes(&e)))?, step)?;
+                self.log_perplexity(
+                    &model.to_llama().map_err(|e| Failure::bug(causes(&e)))?,
+                    step,
+                )?;
             }
         }
         save(&training)?;
-        let llama = model.to_llama().map_err(|error| Failure::bug(causes(&error)))?;
+        let llama = model
+            .to_llama()
+            .map_err(|error| Failure::bug(causes(&error)))?;
         self.log_perplexity(&llama, training.state().step)
     }
 
@@ -170,8 +199,14 @@ impl PretrainRun<'_> {
         if self.held_out.is_empty() {
             return Ok(None);
         }
-        let value = perplexity(model, self.held_out).map_err(|error| Failure::bug(causes(&error)))?;
-        tracing::info!(step, perplexity = value, rows = self.held_out.len(), "held-out rows scored");
+        let value =
+            perplexity(model, self.held_out).map_err(|error| Failure::bug(causes(&error)))?;
+        tracing::info!(
+            step,
+            perplexity = value,
+            rows = self.held_out.len(),
+            "held-out rows scored"
+        );
         Ok(Some(value))
     }
 }
@@ -181,7 +216,10 @@ fn start_training<'a>(
     examples: &'a [TokenizedExample],
     recipe: &recipe::TrainingRecipe,
 ) -> Result<(Training<'a, TrainableLlama>, AdamWConfig), Failure> {
-    let lengths: Vec<u32> = examples.iter().map(|example| example.tokens.len() as u32).collect();
+    let lengths: Vec<u32> = examples
+        .iter()
+        .map(|example| example.tokens.len() as u32)
+        .collect();
     let batch = Size::Tokens(recipe.batch_tokens);
     // A batch ends with the example that fills it, so there are at most this many.
     let most = recipe.tokens.div_ceil(recipe.batch_tokens as u64);
@@ -249,7 +287,12 @@ impl Meter {
         let state = training.state();
         let speed = (state.tokens - self.tokens_at_start) as f64 / elapsed.max(1e-3);
         let left = tokens.saturating_sub(state.tokens) as f64 / speed;
-        if let Outcome::Stepped { gradient_norm, rate, .. } = outcome {
+        if let Outcome::Stepped {
+            gradient_norm,
+            rate,
+            ..
+        } = outcome
+        {
             tracing::info!(
                 step = state.step,
                 steps = training.batches().steps(),
@@ -264,7 +307,11 @@ impl Meter {
     }
 }
 
-fn prepare_tokenizer(recipe: &Recipe, corpus: &Corpus, dir: &Path) -> Result<TextTokenizer, Failure> {
+fn prepare_tokenizer(
+    recipe: &Recipe,
+    corpus: &Corpus,
+    dir: &Path,
+) -> Result<TextTokenizer, Failure> {
     if !dir.join("tokenizer_config.json").is_file() {
         tracing::info!(size = recipe.model.vocabulary, "training the tokenizer");
         vocabulary::train_tokenizer(
@@ -301,7 +348,10 @@ fn write_model(
 /// Over the recipe and the text: a checkpoint is not taken over into another plan.
 fn plan_digest(recipe: &Recipe, corpus: &Corpus) -> Result<Digest, Failure> {
     let recipe = Digest::of_json(recipe).map_err(|error| Failure::bug(causes(&error)))?;
-    Ok(PartsHasher::new().part(recipe.as_str()).part(corpus.digest.as_str()).finish())
+    Ok(PartsHasher::new()
+        .part(recipe.as_str())
+        .part(corpus.digest.as_str())
+        .finish())
 }
 
 fn read_text(path: &Path) -> Result<String, Failure> {

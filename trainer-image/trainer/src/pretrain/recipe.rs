@@ -84,17 +84,46 @@ impl Recipe {
             .map_err(|error| Failure::bad_config(format!("recipe: {error}")))?;
         let (model, training) = (&recipe.model, &recipe.training);
         let checks = [
-            (model.vocabulary >= 300, "model.vocabulary must be at least 300: 256 bytes and the special tokens"),
-            (model.hidden_size > 0 && model.attention_heads > 0 && model.key_value_heads > 0, "model.hiddenSize and the numbers of heads must be above 0"),
-            (model.attention_heads > 0 && model.hidden_size.is_multiple_of(2 * model.attention_heads), "model.hiddenSize must be an even multiple of model.attentionHeads"),
-            (model.key_value_heads > 0 && model.attention_heads.is_multiple_of(model.key_value_heads), "model.attentionHeads must be a multiple of model.keyValueHeads"),
-            (model.layers > 0 && model.intermediate_size > 0, "model.layers and model.intermediateSize must be above 0"),
+            (
+                model.vocabulary >= 300,
+                "model.vocabulary must be at least 300: 256 bytes and the special tokens",
+            ),
+            (
+                model.hidden_size > 0 && model.attention_heads > 0 && model.key_value_heads > 0,
+                "model.hiddenSize and the numbers of heads must be above 0",
+            ),
+            (
+                model.attention_heads > 0
+                    && model.hidden_size.is_multiple_of(2 * model.attention_heads),
+                "model.hiddenSize must be an even multiple of model.attentionHeads",
+            ),
+            (
+                model.key_value_heads > 0
+                    && model.attention_heads.is_multiple_of(model.key_value_heads),
+                "model.attentionHeads must be a multiple of model.keyValueHeads",
+            ),
+            (
+                model.layers > 0 && model.intermediate_size > 0,
+                "model.layers and model.intermediateSize must be above 0",
+            ),
             (model.context >= 8, "model.context must be at least 8"),
-            (training.learning_rate > 0.0 && training.learning_rate <= 1.0, "training.learningRate must be above 0 and at most 1"),
-            (training.batch_tokens > 0 && training.micro_batch_tokens > 0, "training.batchTokens and training.microBatchTokens must be above 0"),
+            (
+                training.learning_rate > 0.0 && training.learning_rate <= 1.0,
+                "training.learningRate must be above 0 and at most 1",
+            ),
+            (
+                training.batch_tokens > 0 && training.micro_batch_tokens > 0,
+                "training.batchTokens and training.microBatchTokens must be above 0",
+            ),
             (training.tokens > 0, "training.tokens must be above 0"),
-            (training.checkpoint_every_steps > 0 && training.evaluate_every_steps > 0, "training.checkpointEverySteps and training.evaluateEverySteps must be above 0"),
-            ((0.0..1.0).contains(&training.beta2), "training.beta2 must be at least 0 and below 1"),
+            (
+                training.checkpoint_every_steps > 0 && training.evaluate_every_steps > 0,
+                "training.checkpointEverySteps and training.evaluateEverySteps must be above 0",
+            ),
+            (
+                (0.0..1.0).contains(&training.beta2),
+                "training.beta2 must be at least 0 and below 1",
+            ),
         ];
         match checks.iter().find(|(holds, _)| !holds) {
             Some((_, message)) => Err(Failure::bad_config(format!("recipe: {message}"))),

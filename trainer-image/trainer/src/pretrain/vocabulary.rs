@@ -123,14 +123,19 @@ mod tests {
 
     #[test]
     fn the_same_texts_make_the_same_tokenizer_and_it_reads_back_what_it_wrote() {
-        let texts = ["the cat sat on the mat", "the dog sat on the log", "naïve 漢字"];
+        let texts = [
+            "the cat sat on the mat",
+            "the dog sat on the log",
+            "naïve 漢字",
+        ];
         let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
         for dir in &dirs {
             let size = train_tokenizer(texts.into_iter(), 280, 64, dir.path()).unwrap();
             assert!(size > 261 && size <= 280, "{size}");
         }
-        let [first, second] =
-            dirs.each_ref().map(|d| std::fs::read(d.path().join("tokenizer.json")).unwrap());
+        let [first, second] = dirs
+            .each_ref()
+            .map(|d| std::fs::read(d.path().join("tokenizer.json")).unwrap());
         assert_eq!(first, second);
 
         let tokenizer = TextTokenizer::load(dirs[0].path()).unwrap();
@@ -138,7 +143,10 @@ mod tests {
         let tokens = tokenizer.encode_prompt("the cat, naïve 🦀").unwrap();
         assert_eq!(tokens[0], 0);
         assert!(tokens.len() < 20, "merges are used: {tokens:?}");
-        assert_eq!(tokenizer.decode(&tokens, true).unwrap(), "the cat, naïve 🦀");
+        assert_eq!(
+            tokenizer.decode(&tokens, true).unwrap(),
+            "the cat, naïve 🦀"
+        );
 
         let message = |role: &str, content: &str| ChatMessage {
             role: role.to_owned(),
@@ -152,6 +160,9 @@ mod tests {
             .filter_map(|(token, target)| target.then_some(*token))
             .collect();
         assert_eq!(tokenizer.decode(&learnt, false).unwrap(), "mat<|eos|>");
-        assert_eq!(tokenizer.encode_chat_prompt(&chat[..1]).unwrap(), row.tokens[..row.tokens.len() - learnt.len()]);
+        assert_eq!(
+            tokenizer.encode_chat_prompt(&chat[..1]).unwrap(),
+            row.tokens[..row.tokens.len() - learnt.len()]
+        );
     }
 }

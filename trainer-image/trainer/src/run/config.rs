@@ -35,15 +35,23 @@ fn rule(holds: bool, message: impl FnOnce() -> String) -> Rule {
 fn check(config: &TrainerConfig) -> Result<(), Failure> {
     let h = &config.hyperparameters;
     let rules = [
-        rule(config.lora.rank > 0, || "method.lora.rank is 0, must be at least 1".to_owned()),
+        rule(config.lora.rank > 0, || {
+            "method.lora.rank is 0, must be at least 1".to_owned()
+        }),
         positive("method.lora.alpha", config.lora.alpha),
         share("method.lora.dropout", config.lora.dropout),
         rule(!config.lora.target_modules.is_empty(), || {
-            format!("method.lora.targetModules is empty; known: {}", known_modules())
+            format!(
+                "method.lora.targetModules is empty; known: {}",
+                known_modules()
+            )
         }),
         positive("hyperparameters.learningRate", h.learning_rate),
         rule(h.learning_rate <= 1.0, || {
-            format!("hyperparameters.learningRate is {}, must be at most 1", h.learning_rate)
+            format!(
+                "hyperparameters.learningRate is {}, must be at most 1",
+                h.learning_rate
+            )
         }),
         rule(h.maximum_steps.is_some() || h.epochs > 0, || {
             "hyperparameters.epochs is 0 and maximumSteps is not set: nothing to train".to_owned()
@@ -51,15 +59,23 @@ fn check(config: &TrainerConfig) -> Result<(), Failure> {
         rule(h.maximum_steps != Some(0), || {
             "hyperparameters.maximumSteps is 0, must be at least 1".to_owned()
         }),
-        rule(h.batch_size > 0, || "hyperparameters.batchSize is 0, must be at least 1".to_owned()),
-        rule(h.micro_batch_size > 0 && h.micro_batch_size <= h.batch_size, || {
-            format!(
-                "hyperparameters.microBatchSize is {}, must be from 1 to batchSize {}",
-                h.micro_batch_size, h.batch_size
-            )
+        rule(h.batch_size > 0, || {
+            "hyperparameters.batchSize is 0, must be at least 1".to_owned()
         }),
+        rule(
+            h.micro_batch_size > 0 && h.micro_batch_size <= h.batch_size,
+            || {
+                format!(
+                    "hyperparameters.microBatchSize is {}, must be from 1 to batchSize {}",
+                    h.micro_batch_size, h.batch_size
+                )
+            },
+        ),
         rule(u64::from(h.batch_size) <= MAXIMUM_MICRO_BATCHES, || {
-            format!("hyperparameters.batchSize is {}, must be at most {MAXIMUM_MICRO_BATCHES}", h.batch_size)
+            format!(
+                "hyperparameters.batchSize is {}, must be at most {MAXIMUM_MICRO_BATCHES}",
+                h.batch_size
+            )
         }),
         rule(h.maximum_sequence_length >= 2, || {
             format!(
@@ -68,7 +84,10 @@ fn check(config: &TrainerConfig) -> Result<(), Failure> {
             )
         }),
         not_negative("hyperparameters.weightDecay", h.weight_decay),
-        not_negative("hyperparameters.maximumGradientNorm", h.maximum_gradient_norm),
+        not_negative(
+            "hyperparameters.maximumGradientNorm",
+            h.maximum_gradient_norm,
+        ),
         rule(config.checkpoint.every_steps > 0, || {
             "checkpoint.everySteps is 0, must be at least 1".to_owned()
         }),
@@ -91,15 +110,22 @@ fn check(config: &TrainerConfig) -> Result<(), Failure> {
             },
         ),
     ];
-    rules.into_iter().collect::<Rule>().map_err(Failure::bad_config)
+    rules
+        .into_iter()
+        .collect::<Rule>()
+        .map_err(Failure::bad_config)
 }
 
 fn positive(field: &str, value: f64) -> Rule {
-    rule(value.is_finite() && value > 0.0, || format!("{field} is {value}, must be above 0"))
+    rule(value.is_finite() && value > 0.0, || {
+        format!("{field} is {value}, must be above 0")
+    })
 }
 
 fn not_negative(field: &str, value: f64) -> Rule {
-    rule(value.is_finite() && value >= 0.0, || format!("{field} is {value}, must be 0 or more"))
+    rule(value.is_finite() && value >= 0.0, || {
+        format!("{field} is {value}, must be 0 or more")
+    })
 }
 
 fn share(field: &str, value: f64) -> Rule {

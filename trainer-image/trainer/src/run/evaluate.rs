@@ -5,9 +5,7 @@ use graftwork_model::kv::{KV_BLOCK_TOKENS, KvPool, KvSequence};
 use graftwork_model::lora::LoadedAdapter;
 use graftwork_model::sampler::argmax;
 use graftwork_model::tokenizer::{TextTokenizer, TokenizedExample};
-use graftwork_model::transformer::{
-    Llama, LogitRows, ModelError, PackedBatch, SequenceStep,
-};
+use graftwork_model::transformer::{Llama, LogitRows, ModelError, PackedBatch, SequenceStep};
 
 use crate::failure::{Failure, causes};
 use crate::run::statistics::{Scores, metric};
@@ -82,7 +80,11 @@ impl Evaluator<'_> {
                 batch.push(&row.tokens, &row.loss_mask);
             }
             let mut sums = vec![(0.0, 0.0); rows.len()];
-            for score in self.model.score(&batch, adapter).map_err(|error| bug(&error))? {
+            for score in self
+                .model
+                .score(&batch, adapter)
+                .map_err(|error| bug(&error))?
+            {
                 if let Some((sum, tokens)) = sums.get_mut(score.segment) {
                     *sum += f64::from(score.nll);
                     *tokens += 1.0;
@@ -146,8 +148,10 @@ impl Evaluator<'_> {
             })
             .collect();
         for _ in 0..self.maximum_new_tokens {
-            let mut running: Vec<&mut Answer> =
-                answers.iter_mut().filter(|answer| !answer.is_done).collect();
+            let mut running: Vec<&mut Answer> = answers
+                .iter_mut()
+                .filter(|answer| !answer.is_done)
+                .collect();
             if running.is_empty() {
                 break;
             }
@@ -160,13 +164,18 @@ impl Evaluator<'_> {
                     logits: LogitRows::Last,
                 })
                 .collect();
-            let logits =
-                self.model.forward_rows(&mut steps, &mut pool).map_err(|error| bug(&error))?;
+            let logits = self
+                .model
+                .forward_rows(&mut steps, &mut pool)
+                .map_err(|error| bug(&error))?;
             for (answer, logits) in running.into_iter().zip(&logits) {
                 self.take(answer, argmax(logits.last()))?;
             }
         }
-        Ok(answers.into_iter().map(|answer| first_line(&answer.text).to_owned()).collect())
+        Ok(answers
+            .into_iter()
+            .map(|answer| first_line(&answer.text).to_owned())
+            .collect())
     }
 
     /// Adds a token; an answer is done at its end or at the end of its first line.

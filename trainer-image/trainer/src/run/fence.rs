@@ -108,7 +108,10 @@ mod tests {
             let threads: Vec<_> = (0..8)
                 .map(|_| scope.spawn(|| Fence::take(&store, "f".into(), "pod").unwrap().epoch))
                 .collect();
-            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+            threads
+                .into_iter()
+                .map(|thread| thread.join().unwrap())
+                .collect()
         });
         epochs.sort_unstable();
         assert_eq!(epochs, (1..=8).collect::<Vec<_>>());

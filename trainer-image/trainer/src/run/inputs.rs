@@ -7,8 +7,8 @@ use graftwork_artifacts::rows::{self, Row};
 use graftwork_artifacts::{Category, Error as StoreError, MANIFEST_FILE, Store};
 use graftwork_contract::adapter::Manifest;
 use graftwork_contract::dataset::Split;
-use graftwork_contract::run::{MetricKind, ResolvedBase, ResolvedReference, TrainerConfig};
 use graftwork_contract::paths;
+use graftwork_contract::run::{MetricKind, ResolvedBase, ResolvedReference, TrainerConfig};
 use graftwork_model::base::{BaseError, BaseModel, base_digest};
 use graftwork_model::config::LlamaConfig;
 use graftwork_model::lora::LoadedAdapter;
@@ -40,7 +40,10 @@ pub struct Inputs {
 impl Inputs {
     /// Tokens of each training row.
     pub fn lengths(&self) -> Vec<u32> {
-        self.train.iter().map(|example| example.tokens.len() as u32).collect()
+        self.train
+            .iter()
+            .map(|example| example.tokens.len() as u32)
+            .collect()
     }
 }
 
@@ -62,7 +65,11 @@ pub fn read_base(resolved: &ResolvedBase) -> Result<Base, Failure> {
     }
     let base = BaseModel::load(dir).map_err(|error| base_failure(&error, &resolved.uri))?;
     let tokenizer = TextTokenizer::load(dir).map_err(|error| refuse(&error))?;
-    tracing::info!(parameters = base.config().parameters(), digest, "base model read");
+    tracing::info!(
+        parameters = base.config().parameters(),
+        digest,
+        "base model read"
+    );
     Ok(Base {
         model: Llama::new(&base),
         tokenizer,
@@ -85,7 +92,10 @@ pub fn read_reference(
     let Some(resolved) = resolved else {
         return Ok(None);
     };
-    let named = format!("reference {} version {}", resolved.adapter, resolved.version);
+    let named = format!(
+        "reference {} version {}",
+        resolved.adapter, resolved.version
+    );
     let failure = |error: &StoreError| match error.category() {
         Category::Invalid => Failure::bad_config(format!("{named}: {}", causes(error))),
         Category::Transient | Category::Bug => Failure::unavailable(causes(error)),
@@ -96,11 +106,12 @@ pub fn read_reference(
         .get_json(&path)
         .map_err(|error| failure(&error))?
         .ok_or_else(|| Failure::bad_config(format!("{named}: {path} does not exist")))?;
-    store.verify(&folder, &manifest.files).map_err(|error| failure(&error))?;
+    store
+        .verify(&folder, &manifest.files)
+        .map_err(|error| failure(&error))?;
     let dir = store.locate(&folder).map_err(|error| failure(&error))?;
-    let refuse = |error: &dyn std::error::Error| {
-        Failure::bad_config(format!("{named}: {}", causes(error)))
-    };
+    let refuse =
+        |error: &dyn std::error::Error| Failure::bad_config(format!("{named}: {}", causes(error)));
     let adapter = Adapter::load(&dir).map_err(|error| refuse(&error))?;
     if adapter.digest() != resolved.digest.as_str() {
         return Err(Failure::bad_config(format!(
@@ -160,7 +171,10 @@ pub fn read_rows(
     }
     if metrics.contains(&MetricKind::ExactMatch) {
         let new_tokens = config.evaluation.maximum_new_tokens as usize;
-        let room = base.max_position_embeddings.saturating_sub(new_tokens).min(length);
+        let room = base
+            .max_position_embeddings
+            .saturating_sub(new_tokens)
+            .min(length);
         if room == 0 {
             return Err(Failure::bad_config(format!(
                 "evaluation.maximumNewTokens is {new_tokens}, must be below the base model's context {}",
@@ -168,7 +182,10 @@ pub fn read_rows(
             )));
         }
         for (index, row) in test.iter().enumerate() {
-            inputs.test.questions.extend(question(row, index, tokenizer, room)?);
+            inputs
+                .test
+                .questions
+                .extend(question(row, index, tokenizer, room)?);
         }
     }
     tracing::info!(

@@ -20,9 +20,9 @@ use graftwork_artifacts::{Error as StoreError, Put, Store};
 use graftwork_contract::pod::{CONFIG_FILE, GRPC_PORT, STORE_DIR, TERMINATION_FILE};
 use graftwork_contract::run::{Metric, RunResult, TrainerConfig};
 use graftwork_contract::{Digest, paths};
+use graftwork_model::lora::LoadedAdapter;
 use graftwork_model::lora::LoraParams;
 use graftwork_model::peft::Adapter;
-use graftwork_model::lora::LoadedAdapter;
 
 use crate::checkpoint::CheckpointError;
 use crate::failure::{Failure, causes};
@@ -103,8 +103,8 @@ fn attempt(
         return Ok(result.digest);
     }
     let fence_folder = paths::run_fence(&config.run, &config.key);
-    let mut fence = Fence::take(&store, fence_folder, &args.pod_name)
-        .map_err(|error| store_failure(&error))?;
+    let mut fence =
+        Fence::take(&store, fence_folder, &args.pod_name).map_err(|error| store_failure(&error))?;
     pin_inputs(&store, config)?;
 
     let base = read_base(&config.resolved.base)?;
@@ -140,11 +140,22 @@ fn attempt(
     let adapter = params
         .to_adapter(&config.resolved.base.uri)
         .map_err(|error| Failure::bug(causes(&error)))?;
-    let metrics = score(config, &base, &inputs, &adapter, reference.as_ref(), &session, &mut fence)?;
+    let metrics = score(
+        config,
+        &base,
+        &inputs,
+        &adapter,
+        reference.as_ref(),
+        &session,
+        &mut fence,
+    )?;
 
     reporter.enter(Stage::Package);
     fence.check()?;
-    let digest = adapter.digest().parse::<Digest>().map_err(|e| Failure::bug(causes(&e)))?;
+    let digest = adapter
+        .digest()
+        .parse::<Digest>()
+        .map_err(|e| Failure::bug(causes(&e)))?;
     let outcome = Outcome {
         digest,
         steps: trained.steps,
@@ -239,7 +250,9 @@ fn write_result(store: &Store, config: &TrainerConfig, result: &RunResult) -> Re
         Ok(Put::Created | Put::Existing) => Ok(()),
         Err(StoreError::Conflict { .. }) => match existing_result(store, config)? {
             Some(existing) if existing.digest == result.digest => Ok(()),
-            _ => Err(Failure::fenced("another attempt has written another result")),
+            _ => Err(Failure::fenced(
+                "another attempt has written another result",
+            )),
         },
         Err(error) => Err(store_failure(&error)),
     }

@@ -41,9 +41,13 @@ pub fn publish(
     };
     let unavailable = |error: &dyn std::error::Error| Failure::unavailable(causes(error));
     let staged = store.stage(&folder).map_err(|error| unavailable(&error))?;
-    adapter.save(staged.dir()).map_err(|error| unavailable(&error))?;
+    adapter
+        .save(staged.dir())
+        .map_err(|error| unavailable(&error))?;
     let card = card(config, outcome);
-    staged.write(CARD_FILE, card.as_bytes()).map_err(|error| unavailable(&error))?;
+    staged
+        .write(CARD_FILE, card.as_bytes())
+        .map_err(|error| unavailable(&error))?;
     let files = staged.files().map_err(|error| unavailable(&error))?;
     let time = clock::rfc3339();
     let provenance = Provenance::Trained {
@@ -61,7 +65,9 @@ pub fn publish(
         provenance_digest: Digest::of_json(&provenance).map_err(|e| Failure::bug(causes(&e)))?,
         provenance,
     };
-    let put = staged.publish(&manifest).map_err(|error| unavailable(&error))?;
+    let put = staged
+        .publish(&manifest)
+        .map_err(|error| unavailable(&error))?;
     tracing::info!(folder, ?put, digest = %outcome.digest, "adapter published");
     Ok(RunResult {
         run: config.run.clone(),

@@ -79,10 +79,7 @@ struct Service(watch::Receiver<Progress>);
 impl Trainer for Service {
     type WatchStream = Pin<Box<dyn Stream<Item = Result<Progress, Status>> + Send>>;
 
-    async fn watch(
-        &self,
-        _: Request<WatchRequest>,
-    ) -> Result<Response<Self::WatchStream>, Status> {
+    async fn watch(&self, _: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
         let mut source = self.0.clone();
         let (sender, receiver) = mpsc::channel(1);
         tokio::spawn(async move {
@@ -112,9 +109,42 @@ pub async fn serve(reporter: &Reporter, address: SocketAddr) -> std::io::Result<
     let service = TrainerServer::new(Service(reporter.0.subscribe()));
     tokio::spawn(async move {
         let server = tonic::transport::Server::builder().add_service(service);
-        if let Err(error) = server.serve_with_incoming(TcpListenerStream::new(listener)).await {
+        if let Err(error) = server
+            .serve_with_incoming(TcpListenerStream::new(listener))
+            .await
+        {
             tracing::warn!(%error, "progress is no longer served; training goes on");
         }
     });
     Ok(bound)
+}
+
+#[cfg(test)]
+mod tests {
+    use graftwork_contract::proto::trainer::v1::trainer_client::TrainerClient;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_watcher_gets_the_newest_at_once_and_then_each_change() {
+        let reporter = Reporter::new("uid".into());
+        reporter.update(|progress| progress.step = 3);
+        let address = serve(&reporter, "127.0.0.1:0".parse().unwrap())
+            .await
+            .unwrap();
+        let mut client = TrainerClient::connect(format!("http://{address}"))
+            .await
+            .unwrap();
+        let mut stream = client.watch(WatchRequest {}).await.unwrap().into_inner();
+        let first = stream.message().await.unwrap().unwrap();
+        assert_eq!((first.pod_uid.as_str(), first.step), ("uid", 3));
+        assert_eq!(first.stage, "Prepare");
+        // Many changes in no time are one message: the newest state.
+        for step in 4..1000 {
+            reporter.update(|progress| progress.step = step);
+        }
+        reporter.enter(Stage::Train);
+        let second = stream.message().await.unwrap().unwrap();
+        assert_eq!((second.step, second.stage.as_str()), (999, "Train"));
+    }
 }

@@ -40,7 +40,10 @@ pub fn termination_message(summary: &RunSummary) -> String {
             return text;
         }
         // An escape takes up to six bytes for one, so this may take more than one round.
-        let keep = summary.message.len().saturating_sub(excess.div_ceil(6).max(4));
+        let keep = summary
+            .message
+            .len()
+            .saturating_sub(excess.div_ceil(6).max(4));
         let end = summary.message.floor_char_boundary(keep);
         summary.message.truncate(end);
     }
@@ -66,7 +69,11 @@ mod tests {
             assert!(text.len() <= TERMINATION_BYTES, "{} bytes", text.len());
             let parsed: RunSummary = serde_json::from_str(&text).unwrap();
             assert_eq!(parsed.reason, "DataError");
-            assert!(parsed.message.len() > 600, "{filler:?}: {}", parsed.message.len());
+            assert!(
+                parsed.message.len() > 600,
+                "{filler:?}: {}",
+                parsed.message.len()
+            );
         }
     }
 
@@ -81,9 +88,15 @@ mod tests {
         };
         let digest = Digest::of(b"adapter");
         let done = summary(&Ok(digest.clone()), &progress);
-        assert_eq!((done.reason.as_str(), done.step, done.total_steps), ("Completed", 7, 9));
+        assert_eq!(
+            (done.reason.as_str(), done.step, done.total_steps),
+            ("Completed", 7, 9)
+        );
         assert_eq!((done.checkpoint_step, done.digest), (Some(5), Some(digest)));
         let never_saved = summary(&Err(Failure::bug("x")), &Progress::default());
-        assert_eq!((never_saved.reason.as_str(), never_saved.checkpoint_step), ("InternalError", None));
+        assert_eq!(
+            (never_saved.reason.as_str(), never_saved.checkpoint_step),
+            ("InternalError", None)
+        );
     }
 }

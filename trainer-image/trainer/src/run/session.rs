@@ -101,7 +101,12 @@ impl Session<'_> {
             let outcome = training
                 .step(|| self.stop.is_set())
                 .map_err(|error| Failure::from(&error))?;
-            if let Outcome::Stepped { loss, gradient_norm, rate } = outcome {
+            if let Outcome::Stepped {
+                loss,
+                gradient_norm,
+                rate,
+            } = outcome
+            {
                 records.push(StepRecord {
                     step: training.state().step,
                     loss,
@@ -134,7 +139,11 @@ impl Session<'_> {
 
     fn checkpoints(&self, objective: &LoraObjective<'_>) -> Result<Checkpoints<'_>, Failure> {
         let config = self.config;
-        let names = objective.parameters().iter().map(|(name, _)| (*name).to_owned()).collect();
+        let names = objective
+            .parameters()
+            .iter()
+            .map(|(name, _)| (*name).to_owned())
+            .collect();
         let plan = graftwork_contract::Digest::of_json(&(&config.key, &config.resolved))
             .map_err(|error| Failure::bug(causes(&error)))?;
         let root = paths::run_checkpoints(&config.run, &config.key);
@@ -148,7 +157,9 @@ impl Session<'_> {
         environment: &Environment,
         plan: Plan,
     ) -> Result<(), Failure> {
-        let newest = checkpoints.newest(plan.optimizer).map_err(|error| Failure::from(&error))?;
+        let newest = checkpoints
+            .newest(plan.optimizer)
+            .map_err(|error| Failure::from(&error))?;
         if let Some(restored) = newest {
             let record = restored.record;
             tracing::info!(step = record.step, "going on from a checkpoint");
@@ -159,7 +170,9 @@ impl Session<'_> {
                     "the checkpoint was computed elsewhere: the result is right, but may differ in its last bits"
                 );
             }
-            training.restore(restored.state).map_err(|error| Failure::from(&error))?;
+            training
+                .restore(restored.state)
+                .map_err(|error| Failure::from(&error))?;
             self.reporter.update(|progress| {
                 progress.checkpoint_step = record.step;
                 progress.checkpoint_saved_unix_seconds = record.saved_unix_seconds;
@@ -194,14 +207,19 @@ impl Session<'_> {
 
     /// Leaves the steps' figures in the store. Nobody depends on them, so a failure is only logged.
     fn write_metrics(&self, epoch: u32, step: u64, records: &mut Vec<StepRecord>) {
-        let lines: Vec<String> =
-            records.drain(..).filter_map(|record| serde_json::to_string(&record).ok()).collect();
+        let lines: Vec<String> = records
+            .drain(..)
+            .filter_map(|record| serde_json::to_string(&record).ok())
+            .collect();
         if lines.is_empty() {
             return;
         }
         let folder = paths::run_metrics(&self.config.run, &self.config.key);
         let path = format!("{folder}/{epoch}-{step}.jsonl");
-        if let Err(error) = self.store.put_new(&path, format!("{}\n", lines.join("\n")).as_bytes()) {
+        if let Err(error) = self
+            .store
+            .put_new(&path, format!("{}\n", lines.join("\n")).as_bytes())
+        {
             tracing::warn!(path, %error, "the steps' figures are not kept");
         }
     }
@@ -215,8 +233,9 @@ impl Session<'_> {
             progress.epoch = training.batches().epochs_after(state.step);
             progress.loss = training.recent_loss();
             progress.tokens_per_second = measured.tokens_per_second;
-            progress.remaining_seconds =
-                measured.remaining_seconds(total - state.step).map(|seconds| seconds as u64);
+            progress.remaining_seconds = measured
+                .remaining_seconds(total - state.step)
+                .map(|seconds| seconds as u64);
         });
         if meter.is_log_due() || training.is_finished() {
             tracing::info!(
@@ -266,7 +285,12 @@ impl Meter {
             first.1 = step.saturating_sub(1);
         }
         self.marks.push_back((now, step, tokens));
-        while self.marks.len() > 2 && self.marks.front().is_some_and(|m| now - m.0 > SPEED_SECONDS) {
+        while self.marks.len() > 2
+            && self
+                .marks
+                .front()
+                .is_some_and(|m| now - m.0 > SPEED_SECONDS)
+        {
             self.marks.pop_front();
         }
         let (then, first_step, first_tokens) = self.marks.front().copied().unwrap_or_default();

@@ -16,7 +16,12 @@ pub struct Scores {
 /// The metric of the new adapter (`value`), compared with its reference on the same rows.
 pub fn metric(kind: MetricKind, value: &Scores, baseline: &Scores) -> Metric {
     let differences = Scores {
-        sums: value.sums.iter().zip(&baseline.sums).map(|(new, old)| new - old).collect(),
+        sums: value
+            .sums
+            .iter()
+            .zip(&baseline.sums)
+            .map(|(new, old)| new - old)
+            .collect(),
         weights: value.weights.clone(),
     };
     let (mean, standard_error) = estimate(value);

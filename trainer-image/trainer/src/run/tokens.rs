@@ -95,7 +95,11 @@ pub fn question(
 
 /// The first line that has anything on it, trimmed.
 pub fn first_line(text: &str) -> &str {
-    text.trim_start().lines().next().unwrap_or_default().trim_end()
+    text.trim_start()
+        .lines()
+        .next()
+        .unwrap_or_default()
+        .trim_end()
 }
 
 /// Shortens an example to `maximum` tokens: at the start of what comes before the first target
@@ -106,7 +110,11 @@ fn cut(example: &mut TokenizedExample, maximum: usize, bos: Option<u32>) -> bool
         return false;
     }
     let kept = usize::from(bos.is_some() && example.tokens.first().copied() == bos);
-    let prompt = example.loss_mask.iter().position(|target| *target).unwrap_or(length);
+    let prompt = example
+        .loss_mask
+        .iter()
+        .position(|target| *target)
+        .unwrap_or(length);
     let removed = (length - maximum).min(prompt.saturating_sub(kept));
     example.tokens.drain(kept..kept + removed);
     example.loss_mask.drain(kept..kept + removed);
@@ -126,8 +134,10 @@ fn chat(messages: &[graftwork_artifacts::rows::Message]) -> Vec<ChatMessage> {
 }
 
 fn refused(index: usize, error: &TokenizerError) -> Failure {
-    let without_template =
-        matches!(error, TokenizerError::Chat(graftwork_model::tokenizer::ChatError::None));
+    let without_template = matches!(
+        error,
+        TokenizerError::Chat(graftwork_model::tokenizer::ChatError::None)
+    );
     if without_template || matches!(error, TokenizerError::NoEos) {
         Failure::bad_config(format!("baseModel: {}", causes(error)))
     } else {
@@ -142,7 +152,9 @@ mod tests {
     fn example(tokens: &[u32], first_target: usize) -> TokenizedExample {
         TokenizedExample {
             tokens: tokens.to_vec(),
-            loss_mask: (0..tokens.len()).map(|index| index >= first_target).collect(),
+            loss_mask: (0..tokens.len())
+                .map(|index| index >= first_target)
+                .collect(),
         }
     }
 
@@ -154,14 +166,23 @@ mod tests {
     #[test]
     fn a_prompt_loses_its_start_and_keeps_the_beginning_of_sequence() {
         let row = example(&[0, 1, 2, 3, 8, 9], 4);
-        assert_eq!(cut_to(row.clone(), 6), (row.tokens.clone(), row.loss_mask.clone(), false));
-        assert_eq!(cut_to(row, 4), (vec![0, 3, 8, 9], vec![false, false, true, true], true));
+        assert_eq!(
+            cut_to(row.clone(), 6),
+            (row.tokens.clone(), row.loss_mask.clone(), false)
+        );
+        assert_eq!(
+            cut_to(row, 4),
+            (vec![0, 3, 8, 9], vec![false, false, true, true], true)
+        );
     }
 
     #[test]
     fn a_completion_that_is_too_long_by_itself_loses_its_end() {
         let row = example(&[0, 1, 8, 9, 7], 2);
-        assert_eq!(cut_to(row, 3), (vec![0, 8, 9], vec![false, true, true], true));
+        assert_eq!(
+            cut_to(row, 3),
+            (vec![0, 8, 9], vec![false, true, true], true)
+        );
         let text = example(&[0, 1, 2, 3], 0);
         assert_eq!(cut_to(text, 3), (vec![0, 1, 2], vec![true; 3], true));
     }

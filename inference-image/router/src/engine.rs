@@ -1,0 +1,433 @@
+//! Engines as the router sees them: how much runs there, whether they answer, and which one is next.
+
+use std::collections::HashMap;
+use std::hash::{Hash as _, Hasher as _};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use http::uri::Authority;
+
+use crate::table::{Table, Version};
+
+/// Back-off of the first ejection; each failed probe doubles it.
+pub const FIRST_BACK_OFF: Duration = Duration::from_millis(500);
+/// The longest back-off: a container that comes back at the same address waits no longer.
+pub const LAST_BACK_OFF: Duration = Duration::from_secs(15);
+/// How long an engine that answered 429 counts as busy where it did not say.
+pub const BUSY: Duration = Duration::from_millis(250);
+
+/// One engine's address and state. It outlives tables that name the same address.
+#[derive(Debug)]
+pub struct Engine {
+    authority: Authority,
+    in_flight: AtomicUsize,
+    proven: AtomicBool,
+    health: Mutex<Health>,
+}
+
+#[derive(Debug, Default)]
+struct Health {
+    failures: u32,
+    probe_at: Option<Instant>,
+    busy_until: Option<Instant>,
+}
+
+/// One request that runs on an engine; counted until dropped.
+#[derive(Debug)]
+pub struct InFlight(Arc<Engine>);
+
+impl Engine {
+    fn new(authority: Authority) -> Self {
+        Self {
+            authority,
+            in_flight: AtomicUsize::new(0),
+            proven: AtomicBool::new(false),
+            health: Mutex::default(),
+        }
+    }
+
+    /// Host and port.
+    pub fn authority(&self) -> &Authority {
+        &self.authority
+    }
+
+    /// Requests that run there through this router.
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// Counts a request until the result is dropped.
+    pub fn begin(self: &Arc<Self>) -> InFlight {
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        InFlight(self.clone())
+    }
+
+    /// Whether it has answered anything yet.
+    pub fn is_proven(&self) -> bool {
+        self.proven.load(Ordering::Relaxed)
+    }
+
+    /// Whether it failed and has not answered a probe since.
+    pub fn is_ejected(&self) -> bool {
+        self.health().probe_at.is_some()
+    }
+
+    /// Whether it said lately that it has no room.
+    pub fn is_busy(&self, now: Instant) -> bool {
+        self.health().busy_until.is_some_and(|until| now < until)
+    }
+
+    /// It had no room.
+    pub fn note_busy(&self, now: Instant) {
+        self.health().busy_until = Some(now + BUSY);
+    }
+
+    /// A request was answered: all is forgotten.
+    pub fn note_answer(&self) {
+        self.proven.store(true, Ordering::Relaxed);
+        let mut health = self.health();
+        health.failures = 0;
+        health.probe_at = None;
+    }
+
+    /// A connection failed. Returns whether this ejected the engine: many requests that fail by the same
+    /// death count once.
+    pub fn note_failure(&self, now: Instant) -> bool {
+        let mut health = self.health();
+        if health.probe_at.is_some() {
+            return false;
+        }
+        health.failures += 1;
+        health.probe_at = Some(now + back_off(health.failures));
+        true
+    }
+
+    /// Whether a probe is due: it is ejected and its back-off is over, or nothing is known yet.
+    pub fn wants_probe(&self, now: Instant) -> bool {
+        self.health()
+            .probe_at
+            .map_or(!self.is_proven(), |at| at <= now)
+    }
+
+    /// The probe's result. A good one ends the ejection but keeps the count of failures until a request is
+    /// answered, so that an engine which fails under requests alone stays away longer each time.
+    pub fn note_probe(&self, answered: bool, now: Instant) {
+        let mut health = self.health();
+        if answered {
+            self.proven.store(true, Ordering::Relaxed);
+            health.probe_at = None;
+        } else if health.probe_at.is_some() {
+            health.failures += 1;
+            health.probe_at = Some(now + back_off(health.failures));
+        }
+    }
+
+    fn health(&self) -> std::sync::MutexGuard<'_, Health> {
+        self.health.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl InFlight {
+    /// The engine.
+    pub fn engine(&self) -> &Arc<Engine> {
+        &self.0
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn back_off(failures: u32) -> Duration {
+    FIRST_BACK_OFF
+        .saturating_mul(1 << failures.saturating_sub(1).min(16))
+        .min(LAST_BACK_OFF)
+}
+
+/// Engines by address, as long as a table or a request holds them.
+#[derive(Debug, Default)]
+pub struct Registry(Mutex<HashMap<Authority, Weak<Engine>>>);
+
+impl Registry {
+    /// The engine at `authority`, with the state it has.
+    pub fn engine(&self, authority: &Authority) -> Arc<Engine> {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(engine) = known.get(authority).and_then(Weak::upgrade) {
+            return engine;
+        }
+        known.retain(|_, engine| engine.strong_count() > 0);
+        let engine = Arc::new(Engine::new(authority.clone()));
+        known.insert(authority.clone(), Arc::downgrade(&engine));
+        engine
+    }
+}
+
+/// Picks the engine for a request of `version` that was not `tried` yet.
+///
+/// Engines of the operator's list that have the version come first. Those that DNS alone knows (`found`)
+/// help out where none of the list is left, and for stable versions only: they hold the mounted
+/// configuration. Ejected ones are the last resort.
+pub fn pick(
+    table: &Table,
+    found: &[Arc<Engine>],
+    version: &Version,
+    is_candidate: bool,
+    tried: &[Arc<Engine>],
+) -> Option<Arc<Engine>> {
+    let untried = |engine: &&Arc<Engine>| !tried.iter().any(|tried| Arc::ptr_eq(tried, engine));
+    let listed: Vec<_> = table
+        .engines
+        .iter()
+        .filter(|target| target.has(version))
+        .map(|target| &target.engine)
+        .filter(untried)
+        .collect();
+    let others: Vec<_> = found
+        .iter()
+        .filter(|_| !is_candidate)
+        .filter(untried)
+        .filter(|engine| {
+            !table
+                .engines
+                .iter()
+                .any(|target| Arc::ptr_eq(&target.engine, engine))
+        })
+        .collect();
+    let healthy = |engines: &[&Arc<Engine>]| -> Vec<Arc<Engine>> {
+        engines
+            .iter()
+            .filter(|engine| !engine.is_ejected())
+            .map(|engine| (*engine).clone())
+            .collect()
+    };
+    let tiers = [healthy(&listed), healthy(&others)];
+    tiers
+        .iter()
+        .find_map(|engines| balance(engines, version))
+        .or_else(|| {
+            balance(
+                &[listed, others]
+                    .concat()
+                    .into_iter()
+                    .cloned()
+                    .collect::<Vec<_>>(),
+                version,
+            )
+        })
+}
+
+/// The engine that this version always goes to (rendezvous hashing, so that few versions move when engines
+/// come and go, and each engine keeps few adapters warm), unless it carries more than 1.25 times the
+/// average: then the one with the least in flight. The bare base is warm everywhere and goes to the least.
+fn balance(engines: &[Arc<Engine>], version: &Version) -> Option<Arc<Engine>> {
+    let least = || {
+        engines
+            .iter()
+            .min_by_key(|engine| (engine.in_flight(), u64::MAX - score(engine, version)))
+    };
+    if version.digest.is_empty() {
+        return least().cloned();
+    }
+    let home = engines.iter().max_by_key(|engine| score(engine, version))?;
+    let running: usize = engines.iter().map(|engine| engine.in_flight()).sum();
+    // In quarters, with this request counted in: load <= ceil(1.25 * (running + 1) / engines).
+    let limit = (5 * (running + 1)).div_ceil(4 * engines.len());
+    if home.in_flight() < limit {
+        Some(home.clone())
+    } else {
+        least().cloned()
+    }
+}
+
+fn score(engine: &Engine, version: &Version) -> u64 {
+    // Fixed keys: every router of an endpoint comes to the same order.
+    let mut hasher = std::hash::DefaultHasher::new();
+    engine.authority.as_str().hash(&mut hasher);
+    version.digest.hash(&mut hasher);
+    hasher.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use graftwork_contract::proto::router::v1 as wire;
+    use graftwork_contract::signing::Fence;
+
+    fn table(registry: &Registry, engines: usize, lacking: &[usize]) -> Table {
+        let push = wire::RoutingTable {
+            models: (1..=40)
+                .map(|number| wire::Model {
+                    name: format!("m{number}"),
+                    stable: Some(wire::Version {
+                        version: 1,
+                        digest: format!("sha256:{number}"),
+                    }),
+                    candidate: None,
+                })
+                .collect(),
+            engines: (0..engines)
+                .map(|index| wire::EngineTarget {
+                    pod: format!("e-{index}"),
+                    address: format!("10.0.0.{index}:8080"),
+                    lacks: lacking
+                        .iter()
+                        .filter(|lacking| **lacking == index)
+                        .map(|_| "sha256:1".to_owned())
+                        .collect(),
+                })
+                .collect(),
+            base_name: "tiny".into(),
+        };
+        Table::from_push(&push, Fence::default(), registry, Instant::now()).unwrap()
+    }
+
+    fn home(table: &Table, model: &str, tried: &[Arc<Engine>]) -> Option<Arc<Engine>> {
+        pick(table, &[], &table.models[model].stable, false, tried)
+    }
+
+    #[test]
+    fn a_version_stays_on_its_engine_and_few_move_when_one_goes() {
+        let registry = Registry::default();
+        let (four, three) = (table(&registry, 4, &[]), table(&registry, 3, &[]));
+        let mut used = std::collections::HashSet::new();
+        for name in four.models.keys().filter(|name| *name != "tiny") {
+            let before = home(&four, name, &[]).unwrap();
+            used.insert(before.authority().clone());
+            assert!(Arc::ptr_eq(&before, &home(&four, name, &[]).unwrap()));
+            if before.authority() != "10.0.0.3:8080" {
+                assert!(
+                    Arc::ptr_eq(&before, &home(&three, name, &[]).unwrap()),
+                    "{name} moved"
+                );
+            }
+        }
+        assert_eq!(used.len(), 4, "40 versions use all 4 engines");
+    }
+
+    #[test]
+    fn load_above_the_bound_goes_to_the_least_loaded() {
+        let registry = Registry::default();
+        let table = table(&registry, 4, &[]);
+        let mut running = Vec::new();
+        for _ in 0..100 {
+            running.push(home(&table, "m1", &[]).unwrap().begin());
+        }
+        let loads: Vec<_> = table
+            .engines
+            .iter()
+            .map(|target| target.engine.in_flight())
+            .collect();
+        let top = *loads.iter().max().unwrap();
+        assert_eq!(loads.iter().sum::<usize>(), 100);
+        assert!(top <= 32, "25 on average, 32 at most: {loads:?}");
+        drop(running);
+        assert_eq!(table.engines[0].engine.in_flight(), 0);
+    }
+
+    #[test]
+    fn the_base_goes_to_the_least_loaded() {
+        let registry = Registry::default();
+        let table = table(&registry, 3, &[]);
+        let _running: Vec<_> = (0..9)
+            .map(|_| home(&table, "tiny", &[]).unwrap().begin())
+            .collect();
+        assert!(
+            table
+                .engines
+                .iter()
+                .all(|target| target.engine.in_flight() == 3)
+        );
+    }
+
+    #[test]
+    fn an_engine_that_lacks_the_digest_gets_nothing_of_it() {
+        let registry = Registry::default();
+        let table = table(&registry, 2, &[0]);
+        for _ in 0..10 {
+            assert_eq!(
+                home(&table, "m1", &[]).unwrap().authority(),
+                "10.0.0.1:8080"
+            );
+        }
+        let tried = [home(&table, "m1", &[]).unwrap()];
+        assert!(home(&table, "m1", &tried).is_none());
+    }
+
+    #[test]
+    fn engines_of_dns_help_out_for_stable_versions_only() {
+        let registry = Registry::default();
+        let table = table(&registry, 1, &[0]);
+        let found = [registry.engine(&"10.0.0.9:8080".parse().unwrap())];
+        let version = &table.models["m1"].stable;
+        let picked = pick(&table, &found, version, false, &[]).unwrap();
+        assert_eq!(picked.authority(), "10.0.0.9:8080");
+        assert!(pick(&table, &found, version, true, &[]).is_none());
+        let listed = pick(&table, &found, &table.models["m2"].stable, false, &[]).unwrap();
+        assert_eq!(
+            listed.authority(),
+            "10.0.0.0:8080",
+            "the operator's list comes first"
+        );
+        listed.note_failure(Instant::now());
+        let picked = pick(&table, &found, &table.models["m2"].stable, false, &[]).unwrap();
+        assert_eq!(picked.authority(), "10.0.0.9:8080");
+    }
+
+    #[test]
+    fn an_ejected_engine_comes_back_by_a_probe_and_waits_longer_each_time() {
+        let registry = Registry::default();
+        let table = table(&registry, 2, &[]);
+        let engine = home(&table, "m1", &[]).unwrap();
+        let mut now = Instant::now();
+        assert!(engine.note_failure(now));
+        assert!(!engine.note_failure(now), "one death counts once");
+        assert!(!Arc::ptr_eq(&engine, &home(&table, "m1", &[]).unwrap()));
+        let mut waits = Vec::new();
+        for _ in 0..7 {
+            let began = now;
+            while !engine.wants_probe(now) {
+                now += Duration::from_millis(100);
+            }
+            waits.push((now - began).as_millis());
+            engine.note_probe(false, now);
+        }
+        assert_eq!(waits, [500, 1000, 2000, 4000, 8000, 15000, 15000]);
+        engine.note_probe(true, now);
+        assert!(Arc::ptr_eq(&engine, &home(&table, "m1", &[]).unwrap()));
+        engine.note_failure(now);
+        assert!(
+            !engine.wants_probe(now + Duration::from_secs(14)),
+            "failures are remembered"
+        );
+        engine.note_answer();
+        engine.note_failure(now);
+        assert!(
+            engine.wants_probe(now + FIRST_BACK_OFF),
+            "an answer makes it forget"
+        );
+    }
+
+    #[test]
+    fn where_all_are_ejected_one_is_tried_all_the_same() {
+        let registry = Registry::default();
+        let table = table(&registry, 2, &[]);
+        for target in &table.engines {
+            target.engine.note_failure(Instant::now());
+        }
+        let first = home(&table, "m1", &[]).unwrap();
+        let second = home(&table, "m1", std::slice::from_ref(&first)).unwrap();
+        assert!(!Arc::ptr_eq(&first, &second));
+        assert!(home(&table, "m1", &[first, second]).is_none());
+    }
+
+    #[test]
+    fn a_new_table_keeps_an_engines_state() {
+        let registry = Registry::default();
+        let before = table(&registry, 1, &[]);
+        before.engines[0].engine.note_failure(Instant::now());
+        assert!(table(&registry, 1, &[]).engines[0].engine.is_ejected());
+    }
+}

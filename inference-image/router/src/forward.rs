@@ -1,0 +1,341 @@
+//! The way of one request: read, choose the version, choose the engine, forward, retry.
+//!
+//! Retries happen only before the first byte of the answer went out, and only on another engine. For this
+//! an answer that is no stream is held back until it is whole, and a stream until its first event.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::body::Body;
+use axum::extract::State;
+use bytes::{Bytes, BytesMut};
+use graftwork_contract::endpoint::{CODE_VERSION_NOT_HERE, HEADER_ADAPTER, HEADER_REQUEST_ID};
+use http::uri::{PathAndQuery, Scheme};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header, response};
+use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
+use hyper::body::Incoming;
+
+use crate::choice::{Side, choose};
+use crate::engine::{Engine, pick};
+use crate::failure::Failure;
+use crate::relay::{Broken, Kind, next_data, relay};
+use crate::request::{Probe, caller, onward_headers, request_id, strip_hop_by_hop, wanted_side};
+use crate::state::{Account, Shared};
+use crate::table::Version;
+
+/// So many other engines are tried.
+pub const RETRIES: usize = 2;
+
+/// Answers a completion.
+pub async fn forward(State(shared): State<Arc<Shared>>, request: Request<Body>) -> Response<Body> {
+    let arrived = Instant::now();
+    let request_id = request_id(request.headers());
+    let answer = match Pinned::read(&shared, request, &request_id).await {
+        Ok(pinned) => {
+            let account = Account::open(
+                shared,
+                pinned.version.clone(),
+                pinned.caller.as_deref(),
+                arrived,
+            );
+            pinned.send(account).await
+        }
+        Err(failure) => {
+            shared.metrics.refused(failure.status().as_str());
+            axum::response::IntoResponse::into_response(failure)
+        }
+    };
+    let mut answer = answer;
+    answer.headers_mut().insert(HEADER_REQUEST_ID, request_id);
+    answer
+}
+
+/// A request that is read whole and pinned to a version.
+struct Pinned {
+    path: PathAndQuery,
+    headers: HeaderMap,
+    body: Bytes,
+    version: Arc<Version>,
+    is_candidate: bool,
+    caller: Option<String>,
+}
+
+/// Why an attempt gave nothing that the client should get, while another engine may.
+enum Setback {
+    /// The connection broke before or within the answer.
+    Broken {
+        reason: &'static str,
+        message: String,
+    },
+    /// 502 or 503, for which another engine may be better.
+    Unavailable(Response<Bytes>),
+    /// 429.
+    Busy(Response<Bytes>),
+    /// The engine does not have the version (yet, or any more).
+    NotHere,
+    /// Connected and silent: the time is spent, nothing more is tried.
+    Silent,
+}
+
+enum Answer {
+    Whole(Response<Bytes>),
+    /// The head, what was read of the body, and the rest.
+    Begun(Kind, response::Parts, Bytes, Incoming),
+}
+
+impl Pinned {
+    async fn read(
+        shared: &Shared,
+        request: Request<Body>,
+        request_id: &HeaderValue,
+    ) -> Result<Self, Failure> {
+        let (head, body) = request.into_parts();
+        let body = read_body(shared, body).await?;
+        let probe = Probe::read(&body).map_err(|error| Failure::Json {
+            reason: error.to_string(),
+        })?;
+        let side = wanted_side(&head.headers).map_err(|value| Failure::Side { value })?;
+        let caller = caller(&head.headers, &probe);
+
+        let table = shared.table.load();
+        let Some(model) = table.models.get(&probe.model) else {
+            return Err(Failure::UnknownModel { model: probe.model });
+        };
+        let draw = || rand::random_range(0..100);
+        let Ok(mut version) = choose(model, side, caller, Instant::now(), draw) else {
+            return Err(Failure::NoCandidate { model: probe.model });
+        };
+        let mut is_candidate = !Arc::ptr_eq(&version, &model.stable);
+        // Traffic never points at what is not there: without an engine that has the candidate its share
+        // stays on stable. Who asked for it by name is told so.
+        if is_candidate && side != Some(Side::Candidate) && !table.anyone_has(&version) {
+            version = model.stable.clone();
+            is_candidate = false;
+        }
+        Ok(Self {
+            path: head
+                .uri
+                .path_and_query()
+                .cloned()
+                .unwrap_or(PathAndQuery::from_static("/")),
+            headers: onward_headers(&head.headers, &version.header, request_id),
+            caller: caller.map(str::to_owned),
+            body,
+            version,
+            is_candidate,
+        })
+    }
+
+    async fn send(self, mut account: Account) -> Response<Body> {
+        let shared = account.shared().clone();
+        let mut tried = Vec::new();
+        let mut last = None;
+        while tried.len() <= RETRIES {
+            // The newest list: the engine of a table that was replaced may be gone.
+            let next = pick(
+                &shared.table.load(),
+                &shared.found.load(),
+                &self.version,
+                self.is_candidate,
+                &tried,
+            );
+            let Some(engine) = next else { break };
+            if let Some(setback) = &last {
+                if matches!(setback, Setback::Busy(_)) && !is_free(&engine) {
+                    break;
+                }
+                shared.metrics.retry(setback.reason());
+                tracing::info!(
+                    reason = setback.reason(),
+                    version = ?self.version.header,
+                    engine = %engine.authority(),
+                    "retry on another engine"
+                );
+            }
+            tried.push(engine.clone());
+            account.place = Some(engine.begin());
+            match self.attempt(&shared, &engine, &mut account).await {
+                Ok(answer) => return self.deliver(answer, account),
+                Err(setback) => {
+                    account.forget_first_byte();
+                    let over = matches!(setback, Setback::Silent);
+                    last = Some(setback);
+                    if over {
+                        break;
+                    }
+                }
+            }
+        }
+        let answer = self.give_up(last, shared.limits.answer_timeout);
+        account.end(answer.status());
+        answer
+    }
+
+    async fn attempt(
+        &self,
+        shared: &Shared,
+        engine: &Arc<Engine>,
+        account: &mut Account,
+    ) -> Result<Answer, Setback> {
+        let failed = |reason: &'static str, message: String| {
+            shared.note_failure(engine, &message);
+            Setback::Broken { reason, message }
+        };
+        let timeout = shared.limits.answer_timeout;
+        let response =
+            match tokio::time::timeout(timeout, shared.client.request(self.onward(engine))).await {
+                Err(_) => return Err(Setback::Silent),
+                Ok(Err(error)) => {
+                    let reason = if error.is_connect() {
+                        "connect"
+                    } else {
+                        "closed"
+                    };
+                    return Err(failed(reason, with_sources(&error)));
+                }
+                Ok(Ok(response)) => response,
+            };
+        let (head, mut upstream) = response.into_parts();
+        if !head.status.is_server_error() {
+            engine.note_answer();
+        }
+        let broken = |broken: Broken| match broken {
+            Broken::Silent(_) => Setback::Silent,
+            Broken::Connection(message) => failed("body", message),
+        };
+        let first = next_data(&mut upstream, timeout).await.map_err(broken)?;
+        account.note_first_byte();
+        if head.status.is_success() && is_event_stream(&head.headers) {
+            let first = first.ok_or_else(|| failed("body", "the stream is empty".to_owned()))?;
+            return Ok(Answer::Begun(Kind::Events, head, first, upstream));
+        }
+        let mut held = BytesMut::from(first.unwrap_or_default());
+        while let Some(data) = next_data(&mut upstream, timeout).await.map_err(broken)? {
+            held.extend_from_slice(&data);
+            if held.len() > shared.limits.answer_buffer_bytes {
+                return Ok(Answer::Begun(Kind::Raw, head, held.freeze(), upstream));
+            }
+        }
+        judge(engine, Response::from_parts(head, held.freeze()))
+    }
+
+    fn onward(&self, engine: &Engine) -> Request<Full<Bytes>> {
+        let mut uri = http::uri::Parts::default();
+        uri.scheme = Some(Scheme::HTTP);
+        uri.authority = Some(engine.authority().clone());
+        uri.path_and_query = Some(self.path.clone());
+        let mut request = Request::new(Full::new(self.body.clone()));
+        *request.method_mut() = Method::POST;
+        // All three parts are there and valid by their types.
+        *request.uri_mut() = Uri::from_parts(uri).unwrap_or_default();
+        *request.headers_mut() = self.headers.clone();
+        request
+    }
+
+    fn deliver(&self, answer: Answer, mut account: Account) -> Response<Body> {
+        let (mut head, body) = match answer {
+            Answer::Whole(response) => {
+                account.end(response.status());
+                let (head, body) = response.into_parts();
+                (head, Body::from(body))
+            }
+            Answer::Begun(kind, head, first, upstream) => {
+                (head, relay(kind, first, upstream, account))
+            }
+        };
+        strip_hop_by_hop(&mut head.headers);
+        head.headers.remove(header::CONTENT_LENGTH);
+        let said = head.headers.get(HEADER_ADAPTER);
+        if head.status.is_success() && said != Some(&self.version.header) {
+            tracing::error!(asked = ?self.version.header, ?said, "the engine answered for another version");
+        }
+        Response::from_parts(head, body)
+    }
+
+    fn give_up(&self, last: Option<Setback>, timeout: Duration) -> Response<Body> {
+        let failure = match last {
+            Some(Setback::Unavailable(response) | Setback::Busy(response)) => {
+                let (mut head, body) = response.into_parts();
+                strip_hop_by_hop(&mut head.headers);
+                head.headers.remove(header::CONTENT_LENGTH);
+                return Response::from_parts(head, Body::from(body));
+            }
+            Some(Setback::Broken { message, .. }) => Failure::Engine { reason: message },
+            Some(Setback::Silent) => Failure::Silent {
+                seconds: timeout.as_secs(),
+            },
+            Some(Setback::NotHere) | None => Failure::NoEngine {
+                version: String::from_utf8_lossy(self.version.header.as_bytes()).into_owned(),
+            },
+        };
+        axum::response::IntoResponse::into_response(failure)
+    }
+}
+
+impl Setback {
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::Broken { reason, .. } => reason,
+            Self::Unavailable(_) => "unavailable",
+            Self::Busy(_) => "busy",
+            Self::NotHere => "version_not_here",
+            Self::Silent => "silent",
+        }
+    }
+}
+
+fn judge(engine: &Engine, response: Response<Bytes>) -> Result<Answer, Setback> {
+    match response.status() {
+        StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE => {
+            Err(Setback::Unavailable(response))
+        }
+        StatusCode::TOO_MANY_REQUESTS => {
+            engine.note_busy(Instant::now());
+            Err(Setback::Busy(response))
+        }
+        StatusCode::NOT_FOUND if says_version_not_here(response.body()) => Err(Setback::NotHere),
+        _ => Ok(Answer::Whole(response)),
+    }
+}
+
+fn says_version_not_here(body: &[u8]) -> bool {
+    serde_json::from_slice::<serde_json::Value>(body).is_ok_and(|body| {
+        body.pointer("/error/code")
+            .is_some_and(|code| code == CODE_VERSION_NOT_HERE)
+    })
+}
+
+fn is_free(engine: &Engine) -> bool {
+    !engine.is_ejected() && !engine.is_busy(Instant::now())
+}
+
+fn is_event_stream(headers: &HeaderMap) -> bool {
+    headers
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"))
+}
+
+async fn read_body(shared: &Shared, body: Body) -> Result<Bytes, Failure> {
+    let limit_bytes = shared.limits.body_bytes;
+    let timeout = shared.limits.body_timeout;
+    match tokio::time::timeout(timeout, Limited::new(body, limit_bytes).collect()).await {
+        Err(_) => Err(Failure::BodyTimeout {
+            seconds: timeout.as_secs(),
+        }),
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(Failure::TooLarge { limit_bytes }),
+        Ok(Err(error)) => Err(Failure::Body {
+            reason: error.to_string(),
+        }),
+    }
+}
+
+fn with_sources(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text = format!("{text}: {error}");
+        source = error.source();
+    }
+    text
+}

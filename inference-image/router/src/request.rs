@@ -1,0 +1,219 @@
+//! What the router reads of a request: three fields of the body and four headers.
+
+use graftwork_contract::endpoint::{
+    HEADER_ADAPTER, HEADER_CALLER, HEADER_REQUEST_ID, HEADER_VERSION,
+};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use serde::Deserialize;
+
+use crate::choice::Side;
+
+/// The fields of a chat or text completion that routing needs. The rest is skipped without being kept.
+#[derive(Debug, Default, PartialEq, Eq, Deserialize)]
+pub struct Probe {
+    /// What the client wants.
+    pub model: String,
+    /// Who the client says is asking.
+    #[serde(default)]
+    pub user: Option<String>,
+    /// Whether the answer comes as server-sent events.
+    #[serde(default)]
+    pub stream: Option<bool>,
+}
+
+impl Probe {
+    /// Reads a body.
+    ///
+    /// # Errors
+    /// Where it is not a JSON object with a string `model`, or a field has another type.
+    pub fn read(body: &[u8]) -> Result<Self, serde_json::Error> {
+        serde_json::from_slice(body)
+    }
+}
+
+/// The value of `x-graftwork-version`; `Err` holds one that is neither `candidate` nor `stable`.
+pub fn wanted_side(headers: &HeaderMap) -> Result<Option<Side>, String> {
+    let Some(value) = headers.get(HEADER_VERSION) else {
+        return Ok(None);
+    };
+    let text = String::from_utf8_lossy(value.as_bytes());
+    Side::parse(&text)
+        .map(Some)
+        .ok_or_else(|| text.into_owned())
+}
+
+/// Who calls: the header, else the body's `user`; empty counts as nobody.
+pub fn caller<'a>(headers: &'a HeaderMap, probe: &'a Probe) -> Option<&'a str> {
+    headers
+        .get(HEADER_CALLER)
+        .and_then(|value| value.to_str().ok())
+        .filter(|caller| !caller.is_empty())
+        .or_else(|| probe.user.as_deref().filter(|user| !user.is_empty()))
+}
+
+/// The client's `x-request-id` where it is short and plain, else a new one.
+pub fn request_id(headers: &HeaderMap) -> HeaderValue {
+    headers
+        .get(HEADER_REQUEST_ID)
+        .filter(|value| {
+            (1..=128).contains(&value.len()) && value.as_bytes().iter().all(u8::is_ascii_graphic)
+        })
+        .cloned()
+        .unwrap_or_else(|| {
+            let id = format!("{:032x}", rand::random::<u128>());
+            HeaderValue::try_from(id).unwrap_or(HeaderValue::from_static("none"))
+        })
+}
+
+/// The headers that go on to the engine.
+pub fn onward_headers(
+    headers: &HeaderMap,
+    adapter: &HeaderValue,
+    request_id: &HeaderValue,
+) -> HeaderMap {
+    let mut onward = headers.clone();
+    strip_hop_by_hop(&mut onward);
+    // The body is sent whole: its length is set anew, and there is nothing left to expect.
+    for name in [header::HOST, header::CONTENT_LENGTH, header::EXPECT] {
+        onward.remove(name);
+    }
+    onward.remove(HEADER_VERSION);
+    onward.insert(HEADER_ADAPTER, adapter.clone());
+    onward.insert(HEADER_REQUEST_ID, request_id.clone());
+    onward
+}
+
+/// Removes what belongs to one connection (RFC 9110, section 7.6.1).
+pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    let named: Vec<HeaderName> = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        .collect();
+    for name in named {
+        headers.remove(name);
+    }
+    for name in [
+        header::CONNECTION,
+        header::PROXY_AUTHENTICATE,
+        header::PROXY_AUTHORIZATION,
+        header::TE,
+        header::TRAILER,
+        header::TRANSFER_ENCODING,
+        header::UPGRADE,
+        HeaderName::from_static("keep-alive"),
+        HeaderName::from_static("proxy-connection"),
+    ] {
+        headers.remove(name);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+        pairs
+            .iter()
+            .map(|(name, value)| {
+                (
+                    HeaderName::from_static(name),
+                    HeaderValue::from_static(value),
+                )
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_body_gives_its_three_fields() {
+        let body = br#"{"messages":[{"role":"user","content":"\"model\": \"x\""}],"model":"a","n":1,"user":"u\u00e9","stream":true}"#;
+        let probe = Probe::read(body).unwrap();
+        let expected = Probe {
+            model: "a".into(),
+            user: Some("ué".into()),
+            stream: Some(true),
+        };
+        assert_eq!(probe, expected);
+        let null = br#"{"model":"a","user":null,"stream":null}"#;
+        assert_eq!(Probe::read(null).unwrap().stream, None);
+    }
+
+    #[test]
+    fn a_body_that_could_be_read_in_two_ways_is_refused() {
+        for body in [
+            &br#"{"model":"a","model":"b"}"#[..],
+            br#"{"model":1}"#,
+            br#"{"prompt":"x"}"#,
+            br#"{"model":"a","stream":"yes"}"#,
+            br#"{"model":"a"} x"#,
+            br#"{"model":"a","prompt":[}"#,
+            b"",
+            b"\xff",
+        ] {
+            assert!(
+                Probe::read(body).is_err(),
+                "{}",
+                String::from_utf8_lossy(body)
+            );
+        }
+    }
+
+    #[test]
+    fn the_header_names_the_caller_before_the_user() {
+        let probe = Probe {
+            user: Some("u".into()),
+            ..Probe::default()
+        };
+        assert_eq!(caller(&headers(&[(HEADER_CALLER, "c")]), &probe), Some("c"));
+        assert_eq!(caller(&headers(&[(HEADER_CALLER, "")]), &probe), Some("u"));
+        let nobody = Probe {
+            user: Some(String::new()),
+            ..Probe::default()
+        };
+        assert_eq!(caller(&HeaderMap::new(), &nobody), None);
+    }
+
+    #[test]
+    fn a_request_keeps_its_plain_id_and_gets_one_otherwise() {
+        assert_eq!(
+            request_id(&headers(&[(HEADER_REQUEST_ID, "abc-1")])),
+            "abc-1"
+        );
+        for odd in [
+            &[][..],
+            &[(HEADER_REQUEST_ID, "a b")],
+            &[(HEADER_REQUEST_ID, "")],
+        ] {
+            assert_eq!(request_id(&headers(odd)).len(), 32);
+        }
+    }
+
+    #[test]
+    fn what_belongs_to_the_connection_or_to_us_does_not_go_on() {
+        let onward = onward_headers(
+            &headers(&[
+                ("connection", "close, X-Secret-Hop"),
+                ("x-secret-hop", "1"),
+                ("transfer-encoding", "chunked"),
+                ("keep-alive", "5"),
+                ("host", "public"),
+                ("content-length", "3"),
+                ("content-type", "application/json"),
+                (HEADER_ADAPTER, "forged@v9"),
+                (HEADER_VERSION, "candidate"),
+                (HEADER_CALLER, "c"),
+            ]),
+            &HeaderValue::from_static("a@v1"),
+            &HeaderValue::from_static("id"),
+        );
+        let expected = headers(&[
+            ("content-type", "application/json"),
+            (HEADER_ADAPTER, "a@v1"),
+            (HEADER_CALLER, "c"),
+            (HEADER_REQUEST_ID, "id"),
+        ]);
+        assert_eq!(onward, expected);
+    }
+}

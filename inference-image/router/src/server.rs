@@ -1,0 +1,307 @@
+//! The listeners, from start to drained.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use axum::Router;
+use axum::body::Body;
+use axum::extract::State;
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use graftwork_contract::endpoint::adapter_header;
+use graftwork_contract::proto::router::v1::router_server::RouterServer;
+use http::{HeaderValue, Request, StatusCode, header};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use serde_json::json;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_stream::wrappers::TcpListenerStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::control::Publisher;
+use crate::failure::Failure;
+use crate::forward::forward;
+use crate::mounted::Mounted;
+use crate::probe::probe_engines;
+use crate::settings::Settings;
+use crate::state::Shared;
+use crate::table::Table;
+
+/// A connection that sends no request for so long is closed.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
+/// How often gRPC health follows readiness.
+const HEALTH_INTERVAL: Duration = Duration::from_millis(200);
+
+/// A router that runs.
+#[derive(Debug)]
+pub struct Running {
+    /// Address of the OpenAI API.
+    pub http: SocketAddr,
+    /// Address of gRPC.
+    pub grpc: SocketAddr,
+    /// Address of the metrics.
+    pub metrics: SocketAddr,
+    /// What its requests share.
+    pub shared: Arc<Shared>,
+    front: Listener,
+    back: Listener,
+    grpc_task: JoinHandle<Result<(), tonic::transport::Error>>,
+    watchers: Vec<JoinHandle<()>>,
+}
+
+/// Reads the configuration and opens the listeners.
+///
+/// # Errors
+/// Where the configuration is unusable or an address is taken.
+pub async fn start(settings: &Settings) -> anyhow::Result<Running> {
+    let (mounted, config) = Mounted::open(&settings.config)?;
+    let shared = Arc::new(Shared::new(
+        Table::from_config(&config)?,
+        settings.limits(),
+    )?);
+    let publisher = Publisher::new(shared.clone(), &config, &settings.pod_uid)?;
+
+    let http = bind("--listen-http", settings.listen_http).await?;
+    let metrics = bind("--listen-metrics", settings.listen_metrics).await?;
+    let grpc = bind("--listen-grpc", settings.listen_grpc).await?;
+    let (http_address, metrics_address, grpc_address) = (
+        http.local_addr()?,
+        metrics.local_addr()?,
+        grpc.local_addr()?,
+    );
+
+    let (reporter, health) = tonic_health::server::health_reporter();
+    reporter
+        .set_service_status("", tonic_health::ServingStatus::NotServing)
+        .await;
+    let watchers = vec![
+        tokio::spawn(report_health(shared.clone(), reporter)),
+        tokio::spawn(probe_engines(shared.clone())),
+        tokio::spawn(mounted.watch(shared.clone(), publisher.clone(), config.engines_host)),
+    ];
+    let back = Listener::new();
+    let stop = back.stop.clone();
+    let grpc_task = tokio::spawn(
+        tonic::transport::Server::builder()
+            .add_service(health)
+            .add_service(RouterServer::new(publisher))
+            .serve_with_incoming_shutdown(TcpListenerStream::new(grpc), stop.cancelled_owned()),
+    );
+    let front = Listener::new();
+    front.serve(http, front_routes(shared.clone()));
+    back.serve(metrics, back_routes(shared.clone()));
+    tracing::info!(%http_address, %grpc_address, %metrics_address, endpoint = config.endpoint, "router started");
+    Ok(Running {
+        http: http_address,
+        grpc: grpc_address,
+        metrics: metrics_address,
+        shared,
+        front,
+        back,
+        grpc_task,
+        watchers,
+    })
+}
+
+async fn bind(flag: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("{flag} {address}"))
+}
+
+impl Running {
+    /// Stops being ready, accepts for `delay` more, finishes what runs, and closes everything. Counters
+    /// can be read until the last request ended.
+    ///
+    /// # Errors
+    /// Where the gRPC server broke.
+    pub async fn drain(self, delay: Duration) -> anyhow::Result<()> {
+        self.shared.begin_drain();
+        tracing::info!(?delay, "draining");
+        tokio::time::sleep(delay).await;
+        self.front.finish().await;
+        self.back.finish().await;
+        self.grpc_task.await??;
+        for watcher in self.watchers {
+            watcher.abort();
+        }
+        tracing::info!("drained");
+        Ok(())
+    }
+}
+
+fn front_routes(shared: Arc<Shared>) -> Router {
+    Router::new()
+        .route("/v1/chat/completions", post(forward))
+        .route("/v1/completions", post(forward))
+        .route("/v1/models", get(models))
+        .fallback(async |request: Request<Body>| Failure::UnknownPath {
+            path: request.uri().path().to_owned(),
+        })
+        .method_not_allowed_fallback(async |request: Request<Body>| Failure::Method {
+            path: request.uri().path().to_owned(),
+            method: request.method().to_string(),
+        })
+        .layer(axum::middleware::from_fn_with_state(
+            shared.clone(),
+            close_while_draining,
+        ))
+        .with_state(shared)
+}
+
+/// Clients that keep connections open learn with their next answer that they should open another one,
+/// which goes to another pod; otherwise the end of the drain would meet them in the middle of a request.
+async fn close_while_draining(
+    State(shared): State<Arc<Shared>>,
+    request: Request<Body>,
+    next: Next,
+) -> Response {
+    let mut response = next.run(request).await;
+    if shared.is_draining() {
+        response
+            .headers_mut()
+            .insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
+async fn models(State(shared): State<Arc<Shared>>) -> Response {
+    let table = shared.table.load();
+    let data: Vec<_> = table
+        .models
+        .values()
+        .map(|model| {
+            let version = &model.stable;
+            let (root, parent) = match version.number {
+                Some(number) => (
+                    adapter_header(&version.model, number),
+                    table.base_name.as_deref(),
+                ),
+                None => (version.model.to_string(), None),
+            };
+            json!({
+                "id": &*version.model,
+                "object": "model",
+                "created": shared.started_unix_seconds,
+                "owned_by": "graftwork",
+                "root": root,
+                "parent": parent,
+            })
+        })
+        .collect();
+    axum::Json(json!({"object": "list", "data": data})).into_response()
+}
+
+fn back_routes(shared: Arc<Shared>) -> Router {
+    Router::new()
+        .route("/healthz", get(async || "ok"))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics))
+        .with_state(shared)
+}
+
+async fn ready(State(shared): State<Arc<Shared>>) -> Response {
+    if shared.is_ready() {
+        "ok".into_response()
+    } else if shared.is_draining() {
+        (StatusCode::SERVICE_UNAVAILABLE, "draining").into_response()
+    } else {
+        (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "no engine has answered yet",
+        )
+            .into_response()
+    }
+}
+
+async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
+    let format = [(header::CONTENT_TYPE, "text/plain; version=0.0.4")];
+    match shared
+        .metrics
+        .render(&shared.table.load(), &shared.engines(), Instant::now())
+    {
+        Ok(text) => (format, text).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}
+
+async fn report_health(shared: Arc<Shared>, reporter: tonic_health::server::HealthReporter) {
+    let mut was_ready = false;
+    loop {
+        let is_ready = shared.is_ready();
+        if is_ready != was_ready {
+            let status = if is_ready {
+                tonic_health::ServingStatus::Serving
+            } else {
+                tonic_health::ServingStatus::NotServing
+            };
+            reporter.set_service_status("", status).await;
+            was_ready = is_ready;
+        }
+        tokio::time::sleep(HEALTH_INTERVAL).await;
+    }
+}
+
+/// Accepts HTTP/1.1 connections until stopped, then lets each finish its request.
+#[derive(Debug)]
+struct Listener {
+    stop: CancellationToken,
+    connections: TaskTracker,
+}
+
+impl Listener {
+    fn new() -> Self {
+        Self {
+            stop: CancellationToken::new(),
+            connections: TaskTracker::new(),
+        }
+    }
+
+    fn serve(&self, listener: TcpListener, routes: Router) {
+        let (stop, connections) = (self.stop.clone(), self.connections.clone());
+        self.connections.spawn(async move {
+            while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
+                match accepted {
+                    Ok((stream, _)) => {
+                        // Small events must not wait for the acknowledgement of those before.
+                        let _ = stream.set_nodelay(true);
+                        connections.spawn(connection(stream, routes.clone(), stop.clone()));
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "connection can't be accepted");
+                        tokio::time::sleep(Duration::from_millis(50)).await;
+                    }
+                }
+            }
+        });
+    }
+
+    async fn finish(&self) {
+        self.stop.cancel();
+        self.connections.close();
+        self.connections.wait().await;
+    }
+}
+
+async fn connection(stream: tokio::net::TcpStream, routes: Router, stop: CancellationToken) {
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(IDLE_TIMEOUT)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes));
+    let mut connection = std::pin::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "connection broke");
+    }
+}

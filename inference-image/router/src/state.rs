@@ -1,0 +1,259 @@
+//! What all requests of a router share, and the account of one request.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use http::StatusCode;
+use http_body_util::Full;
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+
+use crate::engine::{Engine, InFlight, Registry};
+use crate::metrics::Metrics;
+use crate::stats::{Sample, Stats};
+use crate::table::{Table, Version};
+
+/// A pod that is gone may not even refuse: so long a request waits for a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// Unacknowledged data or keep-alive probes for so long mean that the node is lost.
+const DEAD_PEER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Bounds of one request.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Largest request body in bytes.
+    pub body_bytes: usize,
+    /// How long a client may take to send it.
+    pub body_timeout: Duration,
+    /// An answer that is not a stream is held back until it is whole, up to so many bytes.
+    pub answer_buffer_bytes: usize,
+    /// An engine that sends nothing for so long is given up.
+    pub answer_timeout: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            body_bytes: 8 << 20,
+            body_timeout: Duration::from_secs(60),
+            answer_buffer_bytes: 16 << 20,
+            answer_timeout: Duration::from_secs(300),
+        }
+    }
+}
+
+/// What all requests share.
+#[derive(Debug)]
+pub struct Shared {
+    /// The table for requests that arrive now.
+    pub table: ArcSwap<Table>,
+    /// Engines that DNS names.
+    pub found: ArcSwap<Vec<Arc<Engine>>>,
+    /// Engines by address.
+    pub registry: Registry,
+    /// Windowed counters.
+    pub stats: Stats,
+    /// Prometheus.
+    pub metrics: Metrics,
+    /// Connections to engines.
+    pub client: Client<HttpConnector, Full<Bytes>>,
+    /// Bounds.
+    pub limits: Limits,
+    /// This process, unlike any other.
+    pub boot_id: String,
+    /// Unix seconds of the start: `created` of models.
+    pub started_unix_seconds: u64,
+    was_ready: AtomicBool,
+    draining: AtomicBool,
+}
+
+impl Shared {
+    /// The state of a process that starts now with `table`.
+    ///
+    /// # Errors
+    /// Where a metric's name is invalid.
+    pub fn new(table: Table, limits: Limits) -> Result<Self, prometheus::Error> {
+        let mut connector = HttpConnector::new();
+        connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
+        connector.set_nodelay(true);
+        connector.set_keepalive(Some(DEAD_PEER_TIMEOUT / 2));
+        connector.set_keepalive_interval(Some(DEAD_PEER_TIMEOUT / 5));
+        connector.set_keepalive_retries(Some(3));
+        connector.set_tcp_user_timeout(Some(DEAD_PEER_TIMEOUT));
+        let client = Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(Duration::from_secs(30))
+            .build(connector);
+        Ok(Self {
+            table: ArcSwap::from_pointee(table),
+            found: ArcSwap::default(),
+            registry: Registry::default(),
+            stats: Stats::new(Instant::now()),
+            metrics: Metrics::new()?,
+            client,
+            limits,
+            boot_id: format!("{:032x}", rand::random::<u128>()),
+            started_unix_seconds: unix_seconds(),
+            was_ready: AtomicBool::new(false),
+            draining: AtomicBool::new(false),
+        })
+    }
+
+    /// Every engine, each once.
+    pub fn engines(&self) -> Vec<Arc<Engine>> {
+        let mut engines: Vec<_> = self
+            .table
+            .load()
+            .engines
+            .iter()
+            .map(|target| target.engine.clone())
+            .collect();
+        for engine in self.found.load().iter() {
+            if !engines.iter().any(|known| Arc::ptr_eq(known, engine)) {
+                engines.push(engine.clone());
+            }
+        }
+        engines
+    }
+
+    /// Ready from the first answer of an engine until the drain begins. An engine must have answered, so
+    /// that a rolling update never replaces a router that serves by one that can't reach anything. Once
+    /// ready it stays so though all engines go: a router that says 503 serves clients better than an
+    /// address that refuses connections.
+    pub fn is_ready(&self) -> bool {
+        if self.is_draining() {
+            return false;
+        }
+        if !self.was_ready.load(Ordering::Relaxed)
+            && self.engines().iter().any(|engine| engine.is_proven())
+        {
+            self.was_ready.store(true, Ordering::Relaxed);
+        }
+        self.was_ready.load(Ordering::Relaxed)
+    }
+
+    /// Readiness ends for good.
+    pub fn begin_drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether this process is about to end.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    /// A connection to `engine` failed.
+    pub fn note_failure(&self, engine: &Engine, reason: &str) {
+        if engine.note_failure(Instant::now()) {
+            self.metrics.ejection();
+            tracing::warn!(engine = %engine.authority(), reason, "engine ejected");
+        }
+    }
+}
+
+/// The account of one request: it is counted once, as cancelled where it is dropped before its end.
+#[derive(Debug)]
+pub struct Account {
+    shared: Arc<Shared>,
+    version: Arc<Version>,
+    caller: Option<u64>,
+    arrived: Instant,
+    first_byte: Option<Instant>,
+    ended: bool,
+    /// The request's place on its engine, once it has one.
+    pub place: Option<InFlight>,
+}
+
+impl Account {
+    /// Opens the account of a request that arrived at `arrived` and got `version`.
+    pub fn open(
+        shared: Arc<Shared>,
+        version: Arc<Version>,
+        caller: Option<&str>,
+        arrived: Instant,
+    ) -> Self {
+        shared.metrics.begin();
+        let caller = caller.map(|caller| shared.stats.caller(caller));
+        Self {
+            shared,
+            version,
+            caller,
+            arrived,
+            first_byte: None,
+            ended: false,
+            place: None,
+        }
+    }
+
+    /// The version.
+    pub fn version(&self) -> &Arc<Version> {
+        &self.version
+    }
+
+    /// What all requests share.
+    pub fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// The first byte of the body that the client gets.
+    pub fn note_first_byte(&mut self) {
+        self.first_byte.get_or_insert_with(Instant::now);
+    }
+
+    /// The attempt failed: its first byte was nobody's.
+    pub fn forget_first_byte(&mut self) {
+        self.first_byte = None;
+        self.place = None;
+    }
+
+    /// The answer went to its end.
+    pub fn end(&mut self, status: StatusCode) {
+        let good = status.as_u16() < 400;
+        self.close(status.as_str(), status.is_server_error(), good);
+    }
+
+    /// The answer broke after it began.
+    pub fn end_truncated(&mut self) {
+        self.close("truncated", true, false);
+    }
+
+    fn close(&mut self, code: &str, error: bool, good: bool) {
+        if std::mem::replace(&mut self.ended, true) {
+            return;
+        }
+        self.place = None;
+        let now = Instant::now();
+        let total = now - self.arrived;
+        let first = self.first_byte.map_or(total, |first| first - self.arrived);
+        self.shared.metrics.end(&self.version, code);
+        if good {
+            self.shared.metrics.observe(&self.version, total, first);
+        }
+        let sample = Sample {
+            error,
+            latency: good.then_some(total),
+            first_byte: good.then_some(first),
+            caller: self.caller,
+        };
+        self.shared.stats.record(&self.version, sample, now);
+    }
+}
+
+impl Drop for Account {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.shared.metrics.end(&self.version, "cancelled");
+        }
+    }
+}
+
+/// Seconds since the Unix epoch by the wall clock.
+pub fn unix_seconds() -> u64 {
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
+}

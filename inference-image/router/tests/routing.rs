@@ -1,0 +1,457 @@
+//! Versions, leases, tables and counters.
+
+mod rig;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use graftwork_contract::endpoint::{
+    HEADER_ADAPTER, HEADER_CALLER, HEADER_REQUEST_ID, HEADER_VERSION,
+};
+use graftwork_contract::proto::router::v1 as wire;
+use graftwork_contract::signing::Fence;
+use graftwork_contract::{endpoint, latency};
+use rig::engine::{Behaviour, FakeEngine};
+use rig::{Rig, call, candidate, config, digest, question, table, until};
+use serde_json::json;
+
+#[tokio::test]
+async fn the_mounted_table_serves_until_one_is_pushed_and_is_read_again_until_then() {
+    let engine = FakeEngine::start().await;
+    let mut mounted = config(&engine.address.to_string());
+    let mut rig = Rig::start_with(&mounted, &[]).await;
+    until("an engine is found", async || {
+        rig.ask(question("u")).await.status == 200
+    })
+    .await;
+    assert_eq!(rig.ask(question("u")).await.adapter(), "m@v1");
+
+    mounted.models[0].version = 5;
+    rig.write_config(&mounted);
+    until("the file is read again", async || {
+        rig.ask(question("u")).await.adapter() == "m@v5"
+    })
+    .await;
+
+    rig.push(&table(Some(candidate(100)), &[&engine])).await;
+    assert_eq!(rig.ask(question("u")).await.adapter(), "m@v2");
+    mounted.models[0].version = 6;
+    rig.write_config(&mounted);
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert_eq!(
+        rig.ask(question("u")).await.adapter(),
+        "m@v2",
+        "a pushed table stays"
+    );
+}
+
+#[tokio::test]
+async fn the_models_are_listed_with_root_and_parent() {
+    let engine = FakeEngine::start().await;
+    let mut rig = Rig::start(&[]).await;
+    rig.push(&table(Some(candidate(10)), &[&engine])).await;
+    let list = rig.get(rig.router.http, "/v1/models").await.json();
+    let line = |id| {
+        let models = list["data"].as_array().unwrap();
+        let model = models.iter().find(|model| model["id"] == id).unwrap();
+        (model["root"].clone(), model["parent"].clone())
+    };
+    assert_eq!(list["object"], "list");
+    assert_eq!(line("m"), (json!("m@v1"), json!("tiny")));
+    assert_eq!(line("tiny"), (json!("tiny"), json!(null)));
+}
+
+#[tokio::test]
+async fn callers_stay_and_move_once_as_the_weight_grows() {
+    let engine = FakeEngine::start().await;
+    let mut rig = Rig::start(&[]).await;
+    let users: Vec<_> = (0..200).map(|user| format!("user-{user}")).collect();
+    let mut before = BTreeSet::new();
+    for weight in [0, 10, 50, 100] {
+        rig.push(&table(Some(candidate(weight)), &[&engine])).await;
+        let mut on_candidate = BTreeSet::new();
+        for user in &users {
+            let by_user = rig.ask(question(user)).await;
+            let by_header = rig
+                .ask_with(question("somebody else"), &[(HEADER_CALLER, user)])
+                .await;
+            assert_eq!(by_user.adapter(), by_header.adapter(), "{user}");
+            if by_user.adapter() == "m@v2" {
+                on_candidate.insert(user.clone());
+            }
+        }
+        assert!(before.is_subset(&on_candidate), "nobody moves back");
+        let expected: BTreeSet<_> = users
+            .iter()
+            .filter(|user| router::choice::place("salt", user) < weight)
+            .cloned()
+            .collect();
+        assert_eq!(on_candidate, expected);
+        before = on_candidate;
+    }
+    assert_eq!(before.len(), 200);
+}
+
+#[tokio::test]
+async fn nameless_requests_are_split_by_chance() {
+    let engine = FakeEngine::start().await;
+    let mut rig = Rig::start(&[]).await;
+    rig.push(&table(Some(candidate(30)), &[&engine])).await;
+    let mut moved = 0;
+    for _ in 0..1000 {
+        let answer = rig.ask(json!({"model": "m", "messages": []})).await;
+        moved += u32::from(answer.adapter() == "m@v2");
+    }
+    // 300 expected, with a deviation of 14.5: six of them either way.
+    assert!((213..=387).contains(&moved), "{moved}");
+}
+
+#[tokio::test]
+async fn the_header_reaches_a_candidate_that_has_no_weight_yet() {
+    let engine = FakeEngine::start().await;
+    let mut rig = Rig::start(&[]).await;
+    let ask = async |rig: &Rig, side| rig.ask_with(question("u"), &[(HEADER_VERSION, side)]).await;
+
+    rig.push(&table(None, &[&engine])).await;
+    let answer = ask(&rig, "candidate").await;
+    assert_eq!(
+        (answer.status.as_u16(), answer.code().as_str()),
+        (404, "no_candidate")
+    );
+
+    rig.push(&table(
+        Some(wire::Candidate {
+            by_header: true,
+            ..candidate(0)
+        }),
+        &[&engine],
+    ))
+    .await;
+    assert_eq!(ask(&rig, "candidate").await.adapter(), "m@v2");
+    assert_eq!(ask(&rig, "stable").await.adapter(), "m@v1");
+    assert_eq!(rig.ask(question("u")).await.adapter(), "m@v1");
+    assert!(
+        engine
+            .seen()
+            .iter()
+            .all(|headers| !headers.contains_key(HEADER_VERSION))
+    );
+    let answer = ask(&rig, "canary").await;
+    assert_eq!(
+        (answer.status.as_u16(), answer.code().as_str()),
+        (400, "invalid_version")
+    );
+}
+
+#[tokio::test]
+async fn a_candidate_goes_when_its_lease_is_not_renewed() {
+    let engine = FakeEngine::start().await;
+    let mut rig = Rig::start(&[]).await;
+    let leased = wire::Candidate {
+        lease_seconds: 1,
+        by_header: true,
+        ..candidate(100)
+    };
+    rig.push(&table(Some(leased), &[&engine])).await;
+    for _ in 0..4 {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        assert_eq!(
+            rig.ask(question("u")).await.adapter(),
+            "m@v2",
+            "renewed in time"
+        );
+        rig.push(&table(Some(leased_again()), &[&engine])).await;
+    }
+    assert!(
+        (rig.metric("graftwork_router_candidate_weight_percent")
+            .await
+            - 100.0)
+            .abs()
+            < 0.1
+    );
+    until("the lease ends", async || {
+        rig.ask(question("u")).await.adapter() == "m@v1"
+    })
+    .await;
+    let answer = rig
+        .ask_with(question("u"), &[(HEADER_VERSION, "candidate")])
+        .await;
+    assert_eq!(answer.code(), "no_candidate");
+    assert!(
+        rig.metric("graftwork_router_candidate_weight_percent")
+            .await
+            .abs()
+            < 0.1
+    );
+
+    rig.push(&table(Some(leased_again()), &[&engine])).await;
+    assert_eq!(
+        rig.ask(question("u")).await.adapter(),
+        "m@v2",
+        "another push brings it back"
+    );
+}
+
+fn leased_again() -> wire::Candidate {
+    wire::Candidate {
+        lease_seconds: 1,
+        by_header: true,
+        ..candidate(100)
+    }
+}
+
+#[tokio::test]
+async fn a_candidate_that_no_engine_has_gets_nothing() {
+    let (one, two) = (FakeEngine::start().await, FakeEngine::start().await);
+    let mut rig = Rig::start(&[]).await;
+    let mut lacking = table(Some(candidate(100)), &[&one, &two]);
+    lacking.engines[0].lacks.push(digest(2).to_string());
+    rig.push(&lacking).await;
+    for _ in 0..20 {
+        assert_eq!(rig.ask(question("u")).await.adapter(), "m@v2");
+    }
+    assert!(one.seen().is_empty());
+    lacking.engines[1].lacks.push(digest(2).to_string());
+    rig.push(&lacking).await;
+    assert_eq!(rig.ask(question("u")).await.adapter(), "m@v1");
+    let answer = rig
+        .ask_with(question("u"), &[(HEADER_VERSION, "candidate")])
+        .await;
+    assert_eq!(
+        (answer.status.as_u16(), answer.code().as_str()),
+        (503, "no_engine")
+    );
+}
+
+#[tokio::test]
+async fn a_push_that_is_not_the_operators_or_is_old_changes_nothing() {
+    let engine = FakeEngine::start().await;
+    let mut rig = Rig::start(&[]).await;
+    let fence = |lease_epoch, generation| Fence {
+        lease_epoch,
+        generation,
+    };
+    let good = table(Some(candidate(100)), &[&engine]);
+    let stable = table(None, &[&engine]);
+
+    let mut unsigned = call(&good, fence(1, 1));
+    unsigned.signature.clear();
+    let refused = rig.grpc.sync(unsigned).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::Unauthenticated);
+    let mut elsewhere = call(&good, fence(1, 1));
+    elsewhere.owner_uid = "another endpoint".into();
+    let refused = rig.grpc.sync(elsewhere).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::FailedPrecondition);
+    assert_eq!(rig.router.shared.table.load().fence, None);
+
+    rig.grpc.sync(call(&good, fence(2, 5))).await.unwrap();
+    for old in [fence(2, 4), fence(1, 9)] {
+        let refused = rig.grpc.sync(call(&stable, old)).await.unwrap_err();
+        assert_eq!(refused.code(), tonic::Code::FailedPrecondition);
+    }
+    let invalid = table(Some(candidate(101)), &[&engine]);
+    let refused = rig
+        .grpc
+        .sync(call(&invalid, fence(2, 6)))
+        .await
+        .unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::InvalidArgument);
+    assert_eq!(
+        rig.ask(question("u")).await.adapter(),
+        "m@v2",
+        "the good table still serves"
+    );
+    assert!((rig.metric("graftwork_router_table_generation").await - 5.0).abs() < 0.1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tables_change_under_load_and_no_request_is_lost() {
+    let engines = [FakeEngine::start().await, FakeEngine::start().await];
+    let mut rig = Rig::start(&[]).await;
+    rig.push(&table(None, &[&engines[0]])).await;
+    let rig = Arc::new(tokio::sync::Mutex::new(rig));
+    let (client, address) = {
+        let rig = rig.lock().await;
+        (rig.client.clone(), rig.router.http)
+    };
+    let callers: Vec<_> = (0..16)
+        .map(|caller| {
+            let client = client.clone();
+            tokio::spawn(async move {
+                let mut versions = BTreeMap::<String, u32>::new();
+                for turn in 0..100 {
+                    let body = if turn % 3 == 0 {
+                        rig::stream_question(&format!("{caller}-{turn}"))
+                    } else {
+                        question(&format!("{caller}-{turn}"))
+                    };
+                    let request =
+                        http::Request::post(format!("http://{address}/v1/chat/completions"))
+                            .body(body.to_string().into())
+                            .unwrap();
+                    let answer = rig::read(client.request(request).await.unwrap()).await;
+                    assert_eq!(answer.status, 200, "{}", answer.text);
+                    assert!(turn % 3 != 0 || answer.text.ends_with("data: [DONE]\n\n"));
+                    let said = format!("from {}", answer.adapter());
+                    assert!(answer.text.contains(&said), "{said}: {}", answer.text);
+                    *versions.entry(answer.adapter().to_owned()).or_default() += 1;
+                }
+                versions
+            })
+        })
+        .collect();
+    let swaps = async {
+        let mut rig = rig.lock().await;
+        for swap in 0..10_000u32 {
+            let pair = [&engines[0], &engines[1]];
+            let engines = &pair[..=(swap as usize % 2)];
+            rig.push(&table(
+                (swap % 3 > 0).then(|| candidate(swap % 101)),
+                engines,
+            ))
+            .await;
+        }
+        panic!("the load outlasts the swaps");
+    };
+    let versions = tokio::select! {
+        versions = futures::future::join_all(callers) => versions,
+        () = swaps => unreachable!(),
+    };
+    let mut counts = BTreeMap::<String, u32>::new();
+    for (version, count) in versions.into_iter().flat_map(Result::unwrap) {
+        *counts.entry(version).or_default() += count;
+    }
+    assert_eq!(counts.values().sum::<u32>(), 1600);
+    assert_eq!(counts.keys().collect::<Vec<_>>(), ["m@v1", "m@v2"]);
+    assert!(
+        rig.lock().await.generation > 20,
+        "{}",
+        rig.lock().await.generation
+    );
+}
+
+#[tokio::test]
+async fn counters_tell_versions_errors_callers_and_latency() {
+    let engine = FakeEngine::start().await;
+    let mut rig = Rig::start(&[]).await;
+    rig.push(&table(
+        Some(wire::Candidate {
+            by_header: true,
+            ..candidate(0)
+        }),
+        &[&engine],
+    ))
+    .await;
+    engine.behave(Behaviour::Slow(Duration::from_millis(100)));
+    for user in ["ann", "bob", "ann"] {
+        assert_eq!(rig.ask(question(user)).await.status, 200);
+    }
+    engine.behave(Behaviour::Status(500, "boom"));
+    for _ in 0..2 {
+        let answer = rig
+            .ask_with(question("eve"), &[(HEADER_VERSION, "candidate")])
+            .await;
+        assert_eq!(answer.status, 500);
+    }
+    engine.behave(Behaviour::Status(400, "bad"));
+    rig.ask(question("ann")).await;
+    rig.ask(json!({"model": "unknown"})).await;
+    engine.behave(Behaviour::Answer);
+    rig.ask(json!({"model": "tiny"})).await;
+
+    assert_eq!(
+        rig.counts().await,
+        [(1, 4, 0, 2), (2, 2, 2, 1), (0, 1, 0, 1)]
+    );
+    let request = wire::StatsRequest {
+        from_milliseconds_ago: 900_000,
+        to_milliseconds_ago: 0,
+    };
+    let reply = rig.grpc.stats(request).await.unwrap().into_inner();
+    assert!(!reply.covered, "the process is younger than the window");
+    assert_eq!(reply.boot_id, rig.router.shared.boot_id);
+    let slow: Vec<_> = reply.versions[0]
+        .latency
+        .iter()
+        .map(|b| (b.index, b.count))
+        .collect();
+    assert_eq!(
+        slow.iter().map(|(_, count)| count).sum::<u64>(),
+        3,
+        "the 400 has no latency"
+    );
+    let median = latency::quantile(&slow, 0.5).unwrap();
+    assert!((100.0..1000.0).contains(&median), "{median}");
+    assert!(reply.versions[1].latency.is_empty());
+    let wrong = wire::StatsRequest {
+        from_milliseconds_ago: 5,
+        to_milliseconds_ago: 5,
+    };
+    assert_eq!(
+        rig.grpc.stats(wrong).await.unwrap_err().code(),
+        tonic::Code::InvalidArgument
+    );
+
+    let count = async |labels: &str| {
+        rig.metric(&format!("graftwork_router_requests_total{{{labels}}}"))
+            .await
+    };
+    assert!((count(r#"code="200",model="m",version="v1""#).await - 3.0).abs() < 0.1);
+    assert!((count(r#"code="500",model="m",version="v2""#).await - 2.0).abs() < 0.1);
+    assert!((count(r#"code="404",model="",version="""#).await - 1.0).abs() < 0.1);
+    assert!(
+        rig.metric("graftwork_router_in_flight_requests")
+            .await
+            .abs()
+            < 0.1
+    );
+}
+
+#[tokio::test]
+async fn engines_are_told_the_version_and_clients_the_truth() {
+    let engine = FakeEngine::start().await;
+    let mut rig = Rig::start(&["--body-limit-bytes", "1000"]).await;
+    rig.push(&table(None, &[&engine])).await;
+    let forged = [(HEADER_ADAPTER, "m@v9"), (HEADER_REQUEST_ID, "abc")];
+    let answer = rig.ask_with(question("u"), &forged).await;
+    assert_eq!(answer.adapter(), "m@v1");
+    assert_eq!(answer.headers[HEADER_REQUEST_ID], "abc");
+    assert!(!answer.headers.contains_key("keep-alive"), "hop by hop");
+    assert_eq!(engine.seen()[0][HEADER_ADAPTER], "m@v1");
+    assert_eq!(engine.seen()[0][HEADER_REQUEST_ID], "abc");
+    assert_eq!(engine.seen()[0]["host"], engine.address.to_string());
+
+    let base = rig.ask(json!({"model": "tiny"})).await;
+    assert_eq!(
+        endpoint::parse_adapter_header(base.adapter()),
+        Some(("tiny", None))
+    );
+
+    let unknown = rig.ask(json!({"model": "m@v1"})).await;
+    assert_eq!(
+        (unknown.status.as_u16(), unknown.code().as_str()),
+        (404, "model_not_found")
+    );
+    let large = rig
+        .ask(json!({"model": "m", "prompt": "x".repeat(1000)}))
+        .await;
+    assert_eq!(large.status, 413);
+    assert!(large.text.contains("limit of 1000 bytes"), "{}", large.text);
+    let malformed = rig.ask(json!(["m"])).await;
+    assert_eq!(
+        (malformed.status.as_u16(), malformed.code().as_str()),
+        (400, "invalid_body")
+    );
+    let elsewhere = rig.get(rig.router.http, "/v1/embeddings").await;
+    assert_eq!(
+        (elsewhere.status.as_u16(), elsewhere.code().as_str()),
+        (404, "unknown_url")
+    );
+    let method = rig.get(rig.router.http, "/v1/completions").await;
+    assert_eq!(
+        (method.status.as_u16(), method.code().as_str()),
+        (405, "method_not_allowed")
+    );
+    assert_eq!(engine.seen().len(), 2);
+}
