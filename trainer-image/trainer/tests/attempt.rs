@@ -79,7 +79,7 @@ impl World {
                 "targetModules": ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj"],
             },
             "hyperparameters": {
-                "learningRate": 0.01,
+                "learningRate": 0.02,
                 "schedule": "Cosine",
                 "warmupSteps": 5,
                 "epochs": 1,
@@ -154,12 +154,13 @@ impl World {
     }
 }
 
-/// A dataset as the builder writes it: a word, and its colour as the answer.
+/// A dataset as the builder writes it: the last digit of a prompt decides the answer, and in the
+/// answers each letter decides the next, which even a tiny random base can be taught.
 fn write_dataset(store: &Store) -> Digest {
-    const COLOURS: [&str; 3] = [" red", " blue", " green"];
+    const ANSWERS: [&str; 3] = ["red", "sky", "bolt"];
     let row = |index: usize| Row::Completion {
-        prompt: format!("Item {}:", index % 24),
-        completion: COLOURS[index % 3].to_owned(),
+        prompt: format!("Item {} {}", index % 8, index % 3),
+        completion: ANSWERS[index % 3].to_owned(),
     };
     let digest = Digest::of(b"colours");
     let staged = store.stage(&paths::dataset("colours", &digest)).unwrap();
@@ -225,12 +226,13 @@ fn has_checkpoint(folder: &Path) -> bool {
 #[test]
 fn a_run_learns_is_scored_and_leaves_a_peft_folder() {
     let world = World::new();
-    let config = world.config("learn");
+    let mut config = world.config("learn");
+    config["hyperparameters"]["maximumSteps"] = json!(160);
     assert_eq!(world.run(&config), 0, "{:?}", world.summary(&config));
     let result = world.result(&config);
     let summary = world.summary(&config);
     assert_eq!(summary.reason, "Completed");
-    assert_eq!((summary.step, summary.total_steps), (40, 40));
+    assert_eq!((summary.step, summary.total_steps), (160, 160));
     assert_eq!(summary.digest.as_ref(), Some(&result.digest));
 
     let metric = |name: &str| result.metrics.iter().find(|m| m.name == name).unwrap();
@@ -254,7 +256,7 @@ fn a_run_learns_is_scored_and_leaves_a_peft_folder() {
                 .count()
         })
         .sum();
-    assert_eq!(figures, 40, "one line for every step");
+    assert_eq!(figures, 160, "one line for every step");
 
     // The result is there: nothing is read any more, not even a base model that has gone.
     std::fs::remove_dir_all(world.dir.path().join("base")).unwrap();
@@ -467,10 +469,10 @@ fn what_is_wrong_is_named_with_its_exit_code() {
             &["dataset colours version 1", "does not exist"],
         ),
         (
-            &|c| c["lora"]["alpha"] = json!(1e30),
+            &|c| c["lora"]["alpha"] = json!(1e39),
             66,
             "Diverged",
-            &["step 2", "learningRate"],
+            &["of step", "learningRate"],
         ),
     ];
     for (index, (change, code, reason, words)) in cases.into_iter().enumerate() {
