@@ -4,7 +4,6 @@
 use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
-use graftwork_api::ServingEndpoint;
 use graftwork_api::serving_endpoint::RolloutState;
 use serde_json::json;
 
@@ -49,11 +48,13 @@ pub async fn run(stage: Stage) -> anyhow::Result<()> {
         .await?;
     stage.proved("v2 was taken back", start.elapsed());
 
-    let endpoint: ServingEndpoint = stage
-        .get("assistants")
-        .await?
-        .context("the endpoint is gone")?;
-    let status = endpoint.status.context("status")?;
+    // The state is decided first and observed in the conditions after that.
+    let status = stage
+        .endpoint("assistants", MINUTE, "the condition RolledBack", |endpoint| {
+            let status = endpoint.status.as_ref()?;
+            (condition(&status.conditions, "RolledBack")?.status == "True").then(|| status.clone())
+        })
+        .await?;
     let rejected = status.rejected.first().context("nothing is rejected")?;
     ensure!(
         rejected.version == 2 && rejected.message.contains("latency_p95"),
