@@ -1,5 +1,10 @@
 //! Every CEL rule of the definitions, evaluated on an object that keeps it and on one that breaks
 //! it.
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test that panics fails"
+)]
 
 use std::collections::BTreeSet;
 

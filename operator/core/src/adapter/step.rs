@@ -121,8 +121,11 @@ pub fn view(cr: &LoRAAdapter, valid: &Valid, ledger: &Ledger, observed: &Observe
         matches!(
             view.stage,
             VersionStage::Approved | VersionStage::Production
-        ) && view.ledger.rejected.as_ref().is_none_or(|rejected| is_undone(view, rejected))
-            
+        ) && view
+            .ledger
+            .rejected
+            .as_ref()
+            .is_none_or(|rejected| is_undone(view, rejected))
             && base.is_none_or(|base| base.digest == view.ledger.created.base)
     };
     let approved = versions

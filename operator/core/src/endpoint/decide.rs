@@ -154,8 +154,7 @@ impl Context<'_> {
         adapter: &ServedAdapter,
         eligible: &[VersionedDigest],
     ) -> Option<VersionedDigest> {
-        let Desired::Version(version) =
-            desired::desired(entry, &self.observed.adapters, self.base)
+        let Desired::Version(version) = desired::desired(entry, &self.observed.adapters, self.base)
         else {
             return None;
         };

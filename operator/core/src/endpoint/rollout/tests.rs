@@ -375,7 +375,11 @@ fn a_rejected_version_comes_back_by_retry_or_by_other_settings() {
     );
     world.want(1);
     assert_eq!(world.say(EndpointVerb::Retry, 2).0, AnswerOutcome::Accepted);
-    assert_eq!(world.at(), (RolloutState::Paused, 1, 10), "though v1 is what the spec names");
+    assert_eq!(
+        world.at(),
+        (RolloutState::Paused, 1, 10),
+        "though v1 is what the spec names"
+    );
     let mut world = rolled_back();
     world.settings_hash = "other".to_owned();
     world.settle();
@@ -745,7 +749,9 @@ fn facts() -> impl proptest::strategy::Strategy<Value = ServedAdapter> {
                 since: graftwork_api::Time(at(since)),
                 step_since: timed.then(|| graftwork_api::Time(at(since))),
                 paused_by,
-                commanded: timed, failures, window_since: timed.then(|| graftwork_api::Time(at(since))),
+                commanded: timed,
+                failures,
+                window_since: timed.then(|| graftwork_api::Time(at(since))),
                 last_analysis_time: None,
                 salt: None,
                 reason: None,
