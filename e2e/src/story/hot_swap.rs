@@ -48,6 +48,8 @@ pub async fn run(stage: Stage) -> anyhow::Result<()> {
             ],
         )
         .await?;
+    // The swap takes less time than a Job's start: both versions must be seen.
+    stage.busy("load", 200).await?;
     stage.import("colours", "basalt", &json!({})).await?;
     stage.stable("assistants", "colours", 2, MINUTE).await?;
     let summary = stage.load_summary(&load, 5 * MINUTE).await?;
