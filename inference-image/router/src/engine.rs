@@ -111,13 +111,14 @@ impl Engine {
     }
 
     /// The probe's result. A good one ends the ejection but keeps the count of failures until a request is
-    /// answered, so that an engine which fails under requests alone stays away longer each time.
+    /// answered, so that an engine which fails under requests alone stays away longer each time. A bad one
+    /// ejects an engine that nothing is known of yet.
     pub fn note_probe(&self, answered: bool, now: Instant) {
         let mut health = self.health();
         if answered {
             self.proven.store(true, Ordering::Relaxed);
             health.probe_at = None;
-        } else if health.probe_at.is_some() {
+        } else {
             health.failures += 1;
             health.probe_at = Some(now + back_off(health.failures));
         }

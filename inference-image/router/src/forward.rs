@@ -240,7 +240,8 @@ impl Pinned {
                 (head, Body::from(body))
             }
             Answer::Begun(kind, head, first, upstream) => {
-                (head, relay(kind, first, upstream, account))
+                let body = relay(kind, head.status, first, upstream, account);
+                (head, body)
             }
         };
         strip_hop_by_hop(&mut head.headers);

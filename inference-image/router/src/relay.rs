@@ -28,12 +28,19 @@ pub enum Kind {
     Raw,
 }
 
-/// The body for the client: `first` was read already, the rest comes from `upstream`. The request's
+/// The body for the client, of an answer with `status`: `first` was read already, the rest comes from `upstream`. The request's
 /// account is closed when it ends, and dropped (cancelled) when the client leaves.
-pub fn relay(kind: Kind, first: Bytes, upstream: Incoming, account: Account) -> Body {
+pub fn relay(
+    kind: Kind,
+    status: StatusCode,
+    first: Bytes,
+    upstream: Incoming,
+    account: Account,
+) -> Body {
     let timeout = account.shared().limits.answer_timeout;
     let relay = Relay {
         kind,
+        status,
         first: Some(first),
         upstream,
         account,
@@ -49,6 +56,7 @@ pub fn relay(kind: Kind, first: Bytes, upstream: Incoming, account: Account) -> 
 
 struct Relay {
     kind: Kind,
+    status: StatusCode,
     first: Option<Bytes>,
     upstream: Incoming,
     account: Account,
@@ -86,12 +94,12 @@ impl Relay {
     fn end(&mut self) -> Option<io::Result<Bytes>> {
         self.over = true;
         if self.kind == Kind::Raw {
-            self.account.end(StatusCode::OK);
+            self.account.end(self.status);
             return None;
         }
         let rest = self.cutter.finish();
         match self.cutter.last {
-            Last::Done => self.account.end(StatusCode::OK),
+            Last::Done => self.account.end(self.status),
             // The engine has said so itself.
             Last::Error => self.account.end_truncated(),
             Last::Other => return self.end_broken(),

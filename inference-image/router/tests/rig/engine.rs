@@ -170,8 +170,8 @@ async fn answer(
             )
         }
         Behaviour::Large { bytes, cut } => {
-            let piece = "x".repeat(1024);
-            let mut all: Vec<_> = (0..bytes / 1024).map(|_| Ok(piece.clone())).collect();
+            let piece = "x".repeat(64 << 10);
+            let mut all: Vec<_> = (0..bytes / (64 << 10)).map(|_| Ok(piece.clone())).collect();
             if cut {
                 all.push(Err(()));
             }
@@ -242,7 +242,9 @@ fn stream(
         let open = open.clone();
         async move {
             // Apart, so that a piece is on the wire before the next one.
-            tokio::time::sleep(pause).await;
+            if pause > Duration::ZERO {
+                tokio::time::sleep(pause).await;
+            }
             drop(open);
             piece
                 .map(|text| Frame::data(Bytes::from(text)))
