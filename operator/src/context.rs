@@ -1,6 +1,6 @@
 //! What a reconcile works with.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -41,6 +41,8 @@ pub struct Context {
     pub imports: Background<ImportReply>,
     /// Contents of `ConfigMaps` that are sources: digests by UID, resource version and key.
     pub contents: Mutex<HashMap<(String, String, String), Option<graftwork_contract::Digest>>>,
+    /// Complaints that were made: UID and resource version of the object, and what was said.
+    pub complaints: Mutex<HashSet<(String, String, String)>>,
     /// Results of complete runs, by the run's UID: they never change.
     pub results: Mutex<HashMap<String, Record>>,
 }

@@ -227,11 +227,21 @@ pub async fn carry_out<K: Reconciled>(
     };
     let (next, failure) = act(context, &namespace, &owner, touch, actions).await;
     if let Some(status) = &actions.status {
-        say(context, object, status, &actions.events, Compare::ApartFromTimes).await?;
+        say(
+            context,
+            object,
+            status,
+            &actions.events,
+            Compare::ApartFromTimes,
+        )
+        .await?;
     }
     match failure {
         Some(failure) => {
-            complain(context, &reference(object), &failure).await;
+            if failure.class() == Class::Invalid {
+                let what = failure.to_string();
+                complain(context, &reference(object), "WriteRefused", &what).await;
+            }
             Err(failure.into())
         }
         None => Ok(next),
@@ -410,13 +420,27 @@ async fn make_call(
     }
 }
 
-/// Tells the object's owner about a write that the API server refuses.
-async fn complain(context: &Context, regarding: &ObjectReference, failure: &ApiError) {
-    if failure.class() == Class::Invalid {
-        let note = graftwork_operator_core::conditions::shorten(&failure.to_string());
+/// Complaints that are remembered.
+const REMEMBERED_COMPLAINTS: usize = 4096;
+
+/// Tells the object's owner what is wrong, once for each version of the object.
+async fn complain(context: &Context, regarding: &ObjectReference, reason: &str, what: &str) {
+    let key = (
+        regarding.uid.clone().unwrap_or_default(),
+        regarding.resource_version.clone().unwrap_or_default(),
+        what.to_owned(),
+    );
+    let is_new = context.complaints.lock().is_ok_and(|mut complaints| {
+        if complaints.len() >= REMEMBERED_COMPLAINTS {
+            complaints.clear();
+        }
+        complaints.insert(key)
+    });
+    if is_new {
+        let note = graftwork_operator_core::conditions::shorten(what);
         context
             .writer
-            .event(&Event::warning("WriteRefused", note), regarding)
+            .event(&Event::warning(reason, note), regarding)
             .await;
     }
 }
@@ -523,11 +547,16 @@ impl<K: Reconciled> Stored for Guarded<K> {
     const KIND: Kind = K::KIND;
 
     async fn look(context: Arc<Context>, object: Arc<Self>) -> Result<Option<Duration>, Failure> {
-        let DeserializeGuard(object) = &*object;
-        match object {
+        let DeserializeGuard(readable) = &*object;
+        match readable {
             Ok(object) if object.meta().deletion_timestamp.is_some() => Ok(None),
             Ok(object) => reconcile(&context, object.clone()).await,
-            Err(invalid) => Err(Failure::Unreadable(invalid.error.clone())),
+            Err(invalid) => {
+                let failure = Failure::Unreadable(invalid.error.clone());
+                let what = failure.to_string();
+                complain(&context, &reference(&*object), "Unreadable", &what).await;
+                Err(failure)
+            }
         }
     }
 }

@@ -114,7 +114,8 @@ fn read(secret: &Secret) -> Result<Option<Keys>, KeyError> {
     Ok(Some(from_seed(seed, other)))
 }
 
-fn from_seed(seed: [u8; 32], other: Option<[u8; 32]>) -> Keys {
+/// Keys from a seed and another public key that is trusted as well.
+pub fn from_seed(seed: [u8; 32], other: Option<[u8; 32]>) -> Keys {
     let signing = SigningKey::from_bytes(&seed);
     let mut public = vec![print_key(&signing.verifying_key())];
     public.extend(other.map(|other| hex_of(&other)));

@@ -55,8 +55,15 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         caches.ready().await;
         let keys = keys::load_or_pretend(clients.client.clone(), &options.namespace).await?;
         let term = Term::forever();
-        let context = context(
-            &clients, &caches, &touches, settings, keys, &term, &metrics, &options,
+        let context = context_for(
+            &clients,
+            &caches,
+            &touches,
+            settings,
+            keys,
+            &term,
+            &metrics,
+            &options.identity,
         );
         plan_only::print_all(&context).await?;
         return Ok(());
@@ -102,8 +109,15 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     });
 
     let keys = keys::load_or_create(clients.client.clone(), &options.namespace, &term).await?;
-    let context = context(
-        &clients, &caches, &touches, settings, keys, &term, &metrics, &options,
+    let context = context_for(
+        &clients,
+        &caches,
+        &touches,
+        settings,
+        keys,
+        &term,
+        &metrics,
+        &options.identity,
     );
     let context = Arc::new(context);
     tokio::spawn(sweep(Arc::clone(&context)));
@@ -122,11 +136,12 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What reconciles share, from its parts.
 #[expect(
     clippy::too_many_arguments,
     reason = "the one place where everything meets"
 )]
-fn context(
+pub fn context_for(
     clients: &Clients,
     caches: &Caches,
     touches: &crate::cache::Touches,
@@ -134,7 +149,7 @@ fn context(
     keys: Keys,
     term: &Arc<Term>,
     metrics: &Metrics,
-    options: &Options,
+    identity: &str,
 ) -> Context {
     let forward = (!clients.in_cluster).then(|| clients.streams.clone());
     let minute = Duration::from_mins(1);
@@ -148,7 +163,7 @@ fn context(
             clients.client.clone(),
             Arc::clone(term),
             metrics.clone(),
-            options.identity.clone(),
+            identity.to_owned(),
         ),
         calls: Arc::new(Calls::new(
             Dialer::new(forward),
@@ -162,6 +177,7 @@ fn context(
         verifications: Background::new(30 * minute, soon),
         imports: Background::new(30 * minute, 10 * soon),
         contents: std::sync::Mutex::default(),
+        complaints: std::sync::Mutex::default(),
         results: std::sync::Mutex::default(),
     }
 }

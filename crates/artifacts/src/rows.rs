@@ -466,7 +466,7 @@ mod tests {
     #[test]
     fn more_rows_than_a_batch_keep_their_order_and_the_bytes_are_the_same_each_time() {
         let dir = tempfile::tempdir().unwrap();
-        let rows: Vec<Row> = (0..3 * BATCH_ROWS + 1)
+        let rows: Vec<Row> = (0..=3 * BATCH_ROWS)
             .map(|n| Row::Text {
                 text: n.to_string(),
             })

@@ -32,7 +32,7 @@ pub(crate) struct Session {
     dir: PathBuf,
     next: AtomicU64,
     /// Held for the session's life; `None` where the volume has no locks.
-    _lock: Option<File>,
+    lock: Option<File>,
 }
 
 impl Session {
@@ -63,7 +63,7 @@ impl Session {
         Ok(Self {
             dir,
             next: AtomicU64::new(0),
-            _lock: lock,
+            lock,
         })
     }
 
@@ -84,6 +84,8 @@ impl Session {
 impl Drop for Session {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.dir);
+        // Held to the end: nobody takes the folder for a killed writer's while it goes.
+        drop(self.lock.take());
     }
 }
 
@@ -309,7 +311,7 @@ mod tests {
         let dir = killed.dir.clone();
         // A killed process runs no destructor, but the kernel closes its files.
         let mut killed = std::mem::ManuallyDrop::new(killed);
-        drop(killed._lock.take());
+        drop(killed.lock.take());
         assert!(!is_left_over(&dir, SystemTime::now()), "just touched");
         assert!(is_left_over(&dir, later));
     }

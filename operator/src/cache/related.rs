@@ -1,5 +1,7 @@
 //! Which reconciled objects a change of a watched object concerns.
 
+use std::collections::BTreeSet;
+
 use graftwork_api::uri::PvcUri;
 use graftwork_api::{Dataset, LoRAAdapter, ServingEndpoint, TrainingRun, labels, names};
 use graftwork_operator_core::workload::STORE_CLAIM;
@@ -114,18 +116,25 @@ impl Related for Guarded<LoRAAdapter> {
 }
 
 impl Related for Guarded<ServingEndpoint> {
-    fn related(&self, _: &Caches) -> Vec<Touch> {
+    fn related(&self, caches: &Caches) -> Vec<Touch> {
         let mut touches = itself(Kind::Endpoint, self.meta());
         let namespace = self.namespace().unwrap_or_default();
+        let name = self.name_any();
+        let mut adapters = BTreeSet::new();
         if let Ok(endpoint) = &self.0 {
-            touches.extend(
-                endpoint
-                    .spec
-                    .adapters
-                    .iter()
-                    .map(|entry| touch(Kind::Adapter, &namespace, &entry.adapter_ref.name)),
-            );
+            let entries = endpoint.spec.adapters.iter();
+            adapters.extend(entries.map(|entry| entry.adapter_ref.name.clone()));
         }
+        // Adapters that the endpoint no longer names are not in production there any more.
+        for adapter in readable(&caches.adapters, &namespace) {
+            let status = adapter.status.as_ref();
+            let production = status.and_then(|status| status.production.as_ref());
+            if production.is_some_and(|production| production.endpoints.contains(&name)) {
+                adapters.insert(adapter.name_any());
+            }
+        }
+        let adapters = adapters.into_iter();
+        touches.extend(adapters.map(|adapter| touch(Kind::Adapter, &namespace, adapter)));
         touches
     }
 }

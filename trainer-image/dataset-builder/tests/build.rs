@@ -115,14 +115,10 @@ fn read_summary(path: &Path) -> BuildSummary {
 }
 
 fn completions(numbers: std::ops::Range<u32>) -> String {
-    numbers
-        .map(|n| {
-            format!(
-                "{{\"prompt\": \"definition {n}\", \"completion\": \"topic {}\"}}\n",
-                n % 5
-            )
-        })
-        .collect()
+    numbers.fold(String::new(), |text, n| {
+        let topic = n % 5;
+        text + &format!("{{\"prompt\": \"definition {n}\", \"completion\": \"topic {topic}\"}}\n")
+    })
 }
 
 #[test]
@@ -222,9 +218,9 @@ fn rows_of_a_group_stay_together_and_another_seed_is_another_version() {
     bench.config.split.group_column = Some("id".into());
     bench.config.split.train_percent = 50;
     bench.config.split.test_percent = 40;
-    let text: String = (0..300)
-        .map(|n| format!("{{\"text\": \"t{n}\", \"id\": {}}}\n", n % 30))
-        .collect();
+    let text = (0..300).fold(String::new(), |text, n| {
+        text + &format!("{{\"text\": \"t{n}\", \"id\": {}}}\n", n % 30)
+    });
     bench.source("rows", &text);
     let (_, first) = bench.build();
     let digest = first.digest.unwrap();

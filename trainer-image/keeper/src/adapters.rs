@@ -1,19 +1,21 @@
-//! Whether an adapter's files are whole and fit a base model; PEFT folders made elsewhere become folders of the store.
+//! Whether an adapter's files are whole and fit a base model; PEFT folders made elsewhere become
+//! folders of the store.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use graftwork_artifacts::{Store, content};
-use graftwork_contract::Digest;
+use graftwork_artifacts::content::{self, Kind};
+use graftwork_artifacts::{MANIFEST_FILE, Store};
 use graftwork_contract::adapter::{CARD_FILE, CONFIG_FILE, Manifest, Provenance, WEIGHTS_FILE};
 use graftwork_contract::proto::store::v1::{ImportReply, Problem, VerifyReply};
+use graftwork_contract::{Digest, paths};
 use graftwork_model::config::LlamaConfig;
 use graftwork_model::peft::{Adapter, AdapterHeader};
 
-use crate::problem::{causes, of_adapter, problem};
+use crate::problem::{Failure, causes};
 
 /// What was found in a folder that is whole and fits.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verified {
     /// The adapter's content digest.
     pub digest: Digest,
@@ -21,41 +23,81 @@ pub struct Verified {
     pub rank: u32,
     /// Modules that are adapted.
     pub target_modules: Vec<String>,
-    /// Bytes of the files.
+    /// Bytes of the files that the store keeps.
     pub size_bytes: u64,
 }
 
 /// The files of an adapter that the store takes, in a folder.
 fn files(folder: &Path) -> impl Iterator<Item = &'static str> + '_ {
-    [WEIGHTS_FILE, CONFIG_FILE, CARD_FILE].into_iter().filter(|name| folder.join(name).is_file())
+    [WEIGHTS_FILE, CONFIG_FILE, CARD_FILE]
+        .into_iter()
+        .filter(|name| folder.join(name).is_file())
 }
 
-/// Verifies a folder against a base model: content of each file, shapes, rank, modules, finiteness, digest.
+/// Refuses a folder with a file that the store would never take, whether or not it is one that is
+/// copied: a folder with a pickle in it is not one to trust.
+fn check_contents(folder: &Path) -> Result<(), Failure> {
+    let unreadable = |error: std::io::Error| {
+        Failure::Unavailable(format!("cannot list {}: {error}", folder.display()))
+    };
+    for entry in std::fs::read_dir(folder).map_err(unreadable)? {
+        let path = entry.map_err(unreadable)?.path();
+        if path.is_file() {
+            let kind = content::kind_of(&path)?;
+            let is = |name| path.file_name().is_some_and(|file| file == name);
+            let fits = match kind {
+                _ if is(WEIGHTS_FILE) => kind == Kind::Safetensors,
+                _ if is(CONFIG_FILE) => kind == Kind::Json,
+                _ => true,
+            };
+            if !fits {
+                let message = format!("{} holds {kind:?} by its content", path.display());
+                return Err(Failure::problem("AdapterInvalid", message));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Verifies a folder against a base model: content of each file, shapes, rank, modules,
+/// finiteness, digest.
 ///
 /// # Errors
 /// The first thing that is wrong.
-pub fn verify(folder: &Path, expected: Option<&Digest>, base: &LlamaConfig) -> Result<Verified, Problem> {
-    let mut size_bytes = 0;
-    for name in files(folder) {
-        let path = folder.join(name);
-        // By content and before anything else reads it: what looks like weights may be a program.
-        content::kind_of(&path).map_err(|error| problem("FileTypeRefused", causes(&error)))?;
-        size_bytes += std::fs::metadata(&path).map_or(0, |metadata| metadata.len());
-    }
-    let header = AdapterHeader::read(folder).map_err(|error| of_adapter(&error))?;
-    header.verify_shapes(base).map_err(|error| of_adapter(&error))?;
-    let adapter = Adapter::load(folder).map_err(|error| of_adapter(&error))?;
-    adapter.verify(base).map_err(|error| of_adapter(&error))?;
-    let digest: Digest = adapter.digest().parse().map_err(|error| problem("InternalError", causes(&error)))?;
+pub fn verify(
+    folder: &Path,
+    expected: Option<&Digest>,
+    base: &LlamaConfig,
+) -> Result<Verified, Failure> {
+    // By content and before anything else reads it: what looks like weights may be a program.
+    check_contents(folder)?;
+    let size_bytes = files(folder)
+        .filter_map(|name| std::fs::metadata(folder.join(name)).ok())
+        .map(|metadata| metadata.len())
+        .sum();
+    let header = AdapterHeader::read(folder)?;
+    header.verify_shapes(base)?;
+    let adapter = Adapter::load(folder)?;
+    adapter.verify(base)?;
+    let digest: Digest = adapter
+        .digest()
+        .parse()
+        .map_err(|error| Failure::Bug(causes(&error)))?;
     if let Some(expected) = expected
         && *expected != digest
     {
-        return Err(problem("DigestMismatch", format!("the adapter's files have digest {digest}, expected {expected}")));
+        let message = format!("the adapter's files have digest {digest}, expected {expected}");
+        return Err(Failure::problem("DigestMismatch", message));
     }
     Ok(Verified {
         digest,
         rank: header.config.rank as u32,
-        target_modules: header.config.target_modules.iter().map(|module| module.name().to_owned()).collect(),
+        target_modules: header
+            .config
+            .target_modules
+            .iter()
+            .map(|module| module.name().to_owned())
+            .collect(),
         size_bytes,
     })
 }
@@ -69,14 +111,17 @@ pub fn verify_stored(
     folder: &str,
     expected: Option<&Digest>,
     base: &LlamaConfig,
-) -> Result<Verified, Problem> {
+) -> Result<Verified, Failure> {
+    let missing = || {
+        let message = format!("{folder} does not exist in the store");
+        Failure::problem("AdapterNotFound", message)
+    };
     let manifest: Manifest = store
-        .get_json(&format!("{folder}/manifest.json"))
-        .map_err(|error| problem("AdapterInvalid", causes(&error)))?
-        .ok_or_else(|| problem("AdapterNotFound", format!("{folder} does not exist in the store")))?;
-    store.verify(folder, &manifest.files).map_err(|error| problem("AdapterInvalid", causes(&error)))?;
-    let path = store.locate(folder).map_err(|error| problem("AdapterInvalid", causes(&error)))?;
-    verify(&path, expected, base)
+        .get_json(&format!("{folder}/{MANIFEST_FILE}"))?
+        .ok_or_else(missing)?;
+    store.verify(folder, &manifest.files)?;
+    let path = store.locate(folder)?;
+    verify(&path, Some(expected.unwrap_or(&manifest.digest)), base)
 }
 
 /// A folder elsewhere that becomes one of the store.
@@ -98,35 +143,38 @@ pub struct Import<'a> {
 ///
 /// # Errors
 /// What is wrong with the files, or with the store.
-pub fn import(store: &Store, import: &Import<'_>, base: &LlamaConfig) -> Result<Verified, Problem> {
-    let storage = |error: graftwork_artifacts::Error| problem("StorageUnavailable", causes(&error));
-    verify(import.folder, None, base)?;
-    // The copy is what is verified and kept: the source may change meanwhile.
-    let staged = store.stage(&format!("adapters/{}/{}", import.adapter, "import")).map_err(storage)?;
+pub fn import(store: &Store, import: &Import<'_>, base: &LlamaConfig) -> Result<Verified, Failure> {
+    check_contents(import.folder)?;
+    for name in [CONFIG_FILE, WEIGHTS_FILE] {
+        if !import.folder.join(name).is_file() {
+            let message = format!("{} has no {name}", import.uri);
+            return Err(Failure::problem("ImportFailed", message));
+        }
+    }
+    // The copy is what is verified and kept: the source may change meanwhile. Where it will stand is
+    // known when its digest is.
+    let mut staged = store.stage(&format!("adapters/{}/import", import.adapter))?;
     for name in files(import.folder) {
-        let from = import.folder.join(name);
-        std::fs::copy(&from, staged.dir().join(name))
-            .map_err(|error| problem("StorageUnavailable", format!("cannot copy {}: {error}", from.display())))?;
+        staged.copy(name, &import.folder.join(name))?;
     }
     let verified = verify(staged.dir(), import.expected, base)?;
-    let target = graftwork_contract::paths::adapter(import.adapter, &verified.digest);
-    let renamed = store.stage(&target).map_err(storage)?;
-    for name in files(staged.dir()) {
-        std::fs::copy(staged.dir().join(name), renamed.dir().join(name))
-            .map_err(|error| problem("StorageUnavailable", format!("cannot copy {name}: {error}")))?;
-    }
-    let staged_files = renamed.files().map_err(storage)?;
+    staged.retarget(&paths::adapter(import.adapter, &verified.digest))?;
+    let staged_files = staged.files()?;
     let files: BTreeMap<_, _> = staged_files.digests;
-    let provenance = Provenance::Imported { uri: import.uri.to_owned(), created_time: import.now.to_owned() };
+    let provenance = Provenance::Imported {
+        uri: import.uri.to_owned(),
+        created_time: import.now.to_owned(),
+    };
     let manifest = Manifest {
         digest: verified.digest.clone(),
         files,
         size_bytes: staged_files.size_bytes,
         rank: verified.rank,
-        provenance_digest: Digest::of_json(&provenance).map_err(|error| problem("InternalError", causes(&error)))?,
+        provenance_digest: Digest::of_json(&provenance)
+            .map_err(|error| Failure::Bug(causes(&error)))?,
         provenance,
     };
-    renamed.publish(&manifest).map_err(storage)?;
+    staged.publish(&manifest)?;
     Ok(verified)
 }
 
@@ -140,7 +188,10 @@ pub fn verify_reply(result: Result<Verified, Problem>) -> VerifyReply {
             size_bytes: found.size_bytes,
             ..VerifyReply::default()
         },
-        Err(problem) => VerifyReply { problem: Some(problem), ..VerifyReply::default() },
+        Err(problem) => VerifyReply {
+            problem: Some(problem),
+            ..VerifyReply::default()
+        },
     }
 }
 
@@ -154,6 +205,9 @@ pub fn import_reply(result: Result<Verified, Problem>) -> ImportReply {
             size_bytes: found.size_bytes,
             ..ImportReply::default()
         },
-        Err(problem) => ImportReply { problem: Some(problem), ..ImportReply::default() },
+        Err(problem) => ImportReply {
+            problem: Some(problem),
+            ..ImportReply::default()
+        },
     }
 }

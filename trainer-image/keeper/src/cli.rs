@@ -49,8 +49,13 @@ Logging: RUST_LOG=info.";
 pub fn main(cli: Cli) -> ExitCode {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    tracing_subscriber::fmt().json().flatten_event(true).with_env_filter(filter).with_writer(std::io::stderr).init();
-    match run(cli) {
+    tracing_subscriber::fmt()
+        .json()
+        .flatten_event(true)
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
+    match with_runtime(run(cli)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(error = format!("{error:#}"), "ended");
@@ -59,11 +64,22 @@ pub fn main(cli: Cli) -> ExitCode {
     }
 }
 
-#[tokio::main]
+/// Runs `work` on a runtime that does not wait for a base model that is still being hashed.
+fn with_runtime(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
+    let result = runtime.block_on(work);
+    runtime.shutdown_background();
+    result
+}
+
 async fn run(cli: Cli) -> anyhow::Result<()> {
     let store = Store::open(&cli.store).with_context(|| cli.store.display().to_string())?;
     let gatekeeper = Gatekeeper::open(&cli.config, cli.pod_uid)?;
-    let listener = TcpListener::bind(cli.listen).await.with_context(|| cli.listen.to_string())?;
+    let listener = TcpListener::bind(cli.listen)
+        .await
+        .with_context(|| cli.listen.to_string())?;
     tracing::info!(address = %listener.local_addr()?, store = %cli.store.display(), "serving");
     let following = tokio::spawn(gatekeeper.clone().follow());
     let stop = CancellationToken::new();
@@ -76,7 +92,12 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         }
         stopping.cancel();
     });
-    server::serve(listener, Keeper::new(store, Claims::new(cli.claims), gatekeeper), stop).await?;
+    server::serve(
+        listener,
+        Keeper::new(store, Claims::new(cli.claims), gatekeeper),
+        stop,
+    )
+    .await?;
     following.abort();
     Ok(())
 }

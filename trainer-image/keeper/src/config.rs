@@ -29,9 +29,15 @@ impl Gatekeeper {
     /// A file that can't be read, or a key that is not one.
     pub fn open(path: &Path, pod_uid: String) -> anyhow::Result<Self> {
         let config = read(path)?;
-        let me = Addressee { pod_uid, owner_uid: config.owner_uid };
+        let me = Addressee {
+            pod_uid,
+            owner_uid: config.owner_uid,
+        };
         let guard = Guard::new(me, &config.operator_keys)?;
-        Ok(Self { state: Arc::new(Mutex::new(State { guard, epoch: 0 })), path: path.to_path_buf() })
+        Ok(Self {
+            state: Arc::new(Mutex::new(State { guard, epoch: 0 })),
+            path: path.to_path_buf(),
+        })
     }
 
     /// Checks a call and its order; its body.
@@ -39,14 +45,25 @@ impl Gatekeeper {
     /// # Errors
     /// Why it is refused.
     pub fn admit(&self, call: &SignedCall, method: &str) -> Result<Vec<u8>, Refusal> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |since| since.as_secs());
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let body = state.guard.verify(call, method, now)?.to_vec();
         // Records are create-only and imports repeat themselves, so the order of calls within a leader's term does not
         // matter; but no older leader may write.
         if call.lease_epoch < state.epoch {
-            let got = Fence { lease_epoch: call.lease_epoch, generation: call.generation };
-            return Err(Refusal::Stale { got, seen: Fence { lease_epoch: state.epoch, generation: 0 } });
+            let got = Fence {
+                lease_epoch: call.lease_epoch,
+                generation: call.generation,
+            };
+            return Err(Refusal::Stale {
+                got,
+                seen: Fence {
+                    lease_epoch: state.epoch,
+                    generation: 0,
+                },
+            });
         }
         state.epoch = call.lease_epoch;
         Ok(body)
@@ -54,7 +71,12 @@ impl Gatekeeper {
 
     /// This pod's UID.
     pub fn pod_uid(&self) -> String {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).guard.pod_uid().to_owned()
+        self.state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .guard
+            .pod_uid()
+            .to_owned()
     }
 
     /// Takes over keys that change in the file, for as long as the process runs.
@@ -69,7 +91,10 @@ impl Gatekeeper {
                         tracing::warn!(%error, "the configuration's keys are not taken over");
                     }
                 }
-                Err(error) => tracing::warn!(error = format!("{error:#}"), "the configuration is not read again"),
+                Err(error) => tracing::warn!(
+                    error = format!("{error:#}"),
+                    "the configuration is not read again"
+                ),
             }
         }
     }

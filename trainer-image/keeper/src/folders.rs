@@ -1,10 +1,7 @@
-//! Folders on mounted claims. Nothing outside of a claim can be named, neither by `..` nor by a link.
+//! Folders on mounted claims. Nothing outside of a claim can be named, neither by `..` nor by a link,
+//! nor do the files of a named folder lead out of it.
 
 use std::path::{Component, Path, PathBuf};
-
-use graftwork_contract::proto::store::v1::Problem;
-
-use crate::problem::problem;
 
 /// The mount point of all claims.
 #[derive(Debug, Clone)]
@@ -16,23 +13,47 @@ impl Claims {
         Self(root)
     }
 
-    /// The folder `path` of `claim`.
+    /// The folder `path` of `claim`. Links within the claim are fine: hub caches are made of them.
     ///
     /// # Errors
-    /// A folder that is not there (with the given reason), or that leads out of the claim.
-    pub fn folder(&self, claim: &str, path: &str, missing: &str) -> Result<PathBuf, Problem> {
+    /// What is wrong, in words: the folder is not there, or it or one of its files leads out of the
+    /// claim.
+    pub fn folder(&self, claim: &str, path: &str) -> Result<PathBuf, String> {
         let named = |text: &str| format!("pvc://{claim}/{path} {text}");
-        let plain = |text: &str| Path::new(text).components().all(|part| matches!(part, Component::Normal(_)));
-        if claim.contains('/') || !plain(claim) || !plain(path) {
-            return Err(problem(missing, named("is not a path within a claim")));
+        let plain = |text: &str| {
+            Path::new(text)
+                .components()
+                .all(|part| matches!(part, Component::Normal(_)))
+        };
+        if claim.is_empty() || claim.contains('/') || !plain(claim) || !plain(path) {
+            return Err(named("is not a path within a claim"));
         }
         let root = self.0.join(claim);
-        let root = root.canonicalize().map_err(|_| problem(missing, named("is on a claim that is not mounted yet")))?;
-        let folder = root.join(path).canonicalize().map_err(|_| problem(missing, named("does not exist")))?;
+        let root = root
+            .canonicalize()
+            .map_err(|_| named("is on a claim that is not mounted yet"))?;
+        let folder = root
+            .join(path)
+            .canonicalize()
+            .map_err(|_| named("does not exist"))?;
         if !folder.starts_with(&root) {
-            return Err(problem(missing, named("leads out of its claim by a link")));
+            return Err(named("leads out of its claim by a link"));
         }
-        if folder.is_dir() { Ok(folder) } else { Err(problem(missing, named("is not a folder"))) }
+        let entries = match std::fs::read_dir(&folder) {
+            Ok(entries) => entries,
+            Err(error) => return Err(named(&format!("is not a folder that can be read: {error}"))),
+        };
+        for entry in entries.flatten() {
+            let target = entry.path().canonicalize();
+            if target.is_ok_and(|target| !target.starts_with(&root)) {
+                let name = entry.file_name();
+                let name = name.to_string_lossy();
+                return Err(named(&format!(
+                    "has a file that leads out of its claim by a link: {name}"
+                )));
+            }
+        }
+        Ok(folder)
     }
 }
 
@@ -44,23 +65,38 @@ mod tests {
     fn no_path_leaves_its_claim() {
         let root = tempfile::tempdir().unwrap();
         let claim = root.path().join("models");
-        std::fs::create_dir_all(claim.join("a/b")).unwrap();
-        std::fs::create_dir_all(root.path().join("other")).unwrap();
-        std::os::unix::fs::symlink(root.path().join("other"), claim.join("link")).unwrap();
-        let claims = Claims::new(root.path().to_path_buf());
-        assert!(claims.folder("models", "a/b", "X").is_ok());
-        for (claim, path) in [
-            ("models", "../other"),
-            ("models", "/etc"),
-            ("models", "a/../../other"),
-            ("models", "link"),
-            ("models", "absent"),
-            ("..", "models"),
-            ("models/a", "b"),
-            ("absent", "a"),
+        let other = root.path().join("other");
+        for folder in [
+            claim.join("a/b"),
+            claim.join("cache"),
+            claim.join("bad"),
+            other.clone(),
         ] {
-            let problem = claims.folder(claim, path, "X").unwrap_err();
-            assert_eq!(problem.reason, "X", "{claim} {path}");
+            std::fs::create_dir_all(folder).unwrap();
+        }
+        std::fs::write(other.join("secret"), "").unwrap();
+        let link = |to: &Path, at: &str| std::os::unix::fs::symlink(to, claim.join(at)).unwrap();
+        link(&other, "link");
+        link(&other.join("secret"), "bad/config.json");
+        link(&claim.join("a"), "cache/inside");
+        let claims = Claims::new(root.path().to_path_buf());
+        for path in ["a/b", "cache", "cache/inside"] {
+            assert!(claims.folder("models", path).is_ok(), "{path}");
+        }
+        for (claim, path, word) in [
+            ("models", "../other", "not a path within"),
+            ("models", "/etc", "not a path within"),
+            ("models", "a/../../other", "not a path within"),
+            ("models", "link", "leads out"),
+            ("models", "bad", "config.json"),
+            ("models", "absent", "does not exist"),
+            ("..", "models", "not a path within"),
+            ("", "models/a", "not a path within"),
+            ("models/a", "b", "not a path within"),
+            ("absent", "a", "not mounted"),
+        ] {
+            let problem = claims.folder(claim, path).unwrap_err();
+            assert!(problem.contains(word), "{claim} {path}: {problem}");
         }
     }
 }

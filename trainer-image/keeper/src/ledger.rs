@@ -42,7 +42,10 @@ pub fn check(path: &str, content: &[u8]) -> Result<(), RecordError> {
                         return Ok(());
                     }
                     let problem = format!("it is of version {}, not of {number}", created.version);
-                    Err(RecordError::Content { path: path.to_owned(), problem })
+                    Err(RecordError::Content {
+                        path: path.to_owned(),
+                        problem,
+                    })
                 }
                 "gate.json" => parse::<Gate>(path, content).map(drop),
                 "approved.json" => parse::<Approved>(path, content).map(drop),
@@ -58,18 +61,25 @@ pub fn check(path: &str, content: &[u8]) -> Result<(), RecordError> {
 }
 
 fn parse<T: DeserializeOwned>(path: &str, content: &[u8]) -> Result<T, RecordError> {
-    serde_json::from_slice(content)
-        .map_err(|error| RecordError::Content { path: path.to_owned(), problem: error.to_string() })
+    serde_json::from_slice(content).map_err(|error| RecordError::Content {
+        path: path.to_owned(),
+        problem: error.to_string(),
+    })
 }
 
 /// The name of an object.
 pub fn is_name(text: &str) -> bool {
-    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-' || byte == b'.';
+    let plain = |byte: u8| {
+        byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-' || byte == b'.'
+    };
     !text.is_empty() && text.len() <= 253 && text.bytes().all(plain) && !text.starts_with('.')
 }
 
 fn is_hex(text: &str) -> bool {
-    text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
+    text.len() == 64
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
 }
 
 #[cfg(test)]
@@ -80,7 +90,10 @@ mod tests {
 
     #[test]
     fn records_of_the_ledger_are_accepted() {
-        assert_eq!(check("adapters/expenses/versions/7/approved.json", APPROVED), Ok(()));
+        assert_eq!(
+            check("adapters/expenses/versions/7/approved.json", APPROVED),
+            Ok(())
+        );
     }
 
     #[test]
@@ -96,7 +109,10 @@ mod tests {
             "/etc/passwd",
             "",
         ] {
-            assert!(matches!(check(path, APPROVED), Err(RecordError::Path(_))), "{path}");
+            assert!(
+                matches!(check(path, APPROVED), Err(RecordError::Path(_))),
+                "{path}"
+            );
         }
         let wrong = check("adapters/expenses/versions/7/approved.json", b"{}");
         assert!(matches!(wrong, Err(RecordError::Content { .. })));

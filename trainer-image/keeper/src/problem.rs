@@ -1,13 +1,98 @@
 //! What is wrong with files, as the operator shows it: a reason with a stable meaning, and words.
+//!
+//! A [`Problem`] is about the files that were asked about and stays until they change: the operator
+//! may reject a version for it. Everything that may pass by itself is another [`Failure`].
 
+use graftwork_artifacts::{Category, Error as StoreError};
 use graftwork_contract::proto::store::v1::Problem;
 use graftwork_model::base::BaseError;
 use graftwork_model::config::ConfigError;
 use graftwork_model::peft::AdapterError;
+use graftwork_model::tensor_file::TensorFileError;
+use graftwork_model::tokenizer::TokenizerError;
+use tonic::Status;
+
+/// Why a question about an adapter has no good answer.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Failure {
+    /// The files can't be used, now and later.
+    Problem(Problem),
+    /// The base model that they are compared with can't be used; says nothing about them.
+    Base(Problem),
+    /// A volume did not do its part.
+    Unavailable(String),
+    /// A defect of ours.
+    Bug(String),
+}
+
+impl Failure {
+    /// A problem of the files.
+    pub fn problem(reason: &str, message: impl Into<String>) -> Self {
+        Self::Problem(problem(reason, message))
+    }
+
+    /// The answer: a problem in the reply, or a status.
+    pub fn into_problem(self) -> Result<Problem, Status> {
+        match self {
+            Self::Problem(problem) => Ok(problem),
+            Self::Base(Problem { reason, message }) => {
+                Err(Status::failed_precondition(format!("{reason}: {message}")))
+            }
+            Self::Unavailable(message) => Err(Status::unavailable(message)),
+            Self::Bug(message) => Err(Status::internal(message)),
+        }
+    }
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        let message = causes(&error);
+        match (error.category(), &error) {
+            (Category::Transient, _) => Self::Unavailable(message),
+            (Category::Bug, _) => Self::Bug(message),
+            (
+                Category::Invalid,
+                StoreError::DigestMismatch { .. } | StoreError::Conflict { .. },
+            ) => Self::problem("DigestMismatch", message),
+            (Category::Invalid, StoreError::FileType { .. }) => {
+                Self::problem("FileTypeRefused", message)
+            }
+            (Category::Invalid, _) => Self::problem("AdapterInvalid", message),
+        }
+    }
+}
+
+impl From<AdapterError> for Failure {
+    fn from(error: AdapterError) -> Self {
+        let message = causes(&error);
+        match error {
+            AdapterError::Io { .. } | AdapterError::File(TensorFileError::Read { .. }) => {
+                Self::Unavailable(message)
+            }
+            AdapterError::Tensor(_) | AdapterError::File(TensorFileError::Write { .. }) => {
+                Self::Bug(message)
+            }
+            AdapterError::Missing { .. }
+            | AdapterError::File(_)
+            | AdapterError::Json(_)
+            | AdapterError::Invalid { .. }
+            | AdapterError::Unsupported { .. }
+            | AdapterError::NotFinite { .. } => Self::problem("AdapterInvalid", message),
+            AdapterError::UnknownModule(_)
+            | AdapterError::OutOfRange { .. }
+            | AdapterError::MissingTensor(_)
+            | AdapterError::UnexpectedTensor(_)
+            | AdapterError::Shape { .. } => Self::problem("AdapterIncompatible", message),
+        }
+    }
+}
 
 /// A problem.
 pub fn problem(reason: &str, message: impl Into<String>) -> Problem {
-    Problem { reason: reason.to_owned(), message: message.into() }
+    Problem {
+        reason: reason.to_owned(),
+        message: message.into(),
+    }
 }
 
 /// An error and its causes in one line.
@@ -24,35 +109,30 @@ pub fn causes(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// Why a base model's configuration can't be used.
-pub fn of_config(error: &ConfigError) -> Problem {
+/// Why a base model can't be used.
+pub fn of_base(error: &BaseError) -> Problem {
     let reason = match error {
-        ConfigError::Missing { .. } => "BaseModelNotFound",
-        ConfigError::Unsupported { .. } => "BaseModelUnsupported",
-        ConfigError::Read { .. } | ConfigError::Json { .. } | ConfigError::Invalid { .. } => "BaseModelInvalid",
+        BaseError::Config(ConfigError::Missing { .. }) | BaseError::NoWeights(_) => {
+            "BaseModelNotFound"
+        }
+        BaseError::Config(ConfigError::Unsupported { .. })
+        | BaseError::File(TensorFileError::Dtype { .. }) => "BaseModelUnsupported",
+        BaseError::Config(_)
+        | BaseError::File(_)
+        | BaseError::Io { .. }
+        | BaseError::Index(_)
+        | BaseError::MissingTensor(_)
+        | BaseError::UnexpectedTensor(_)
+        | BaseError::Shape { .. } => "BaseModelInvalid",
     };
     problem(reason, causes(error))
 }
 
-/// Why a base model can't be used.
-pub fn of_base(error: &BaseError) -> Problem {
-    match error {
-        BaseError::Config(error) => of_config(error),
-        BaseError::NoWeights(_) => problem("BaseModelNotFound", causes(error)),
-        _ => problem("BaseModelInvalid", causes(error)),
-    }
-}
-
-/// Why an adapter can't be used: a file that is missing or broken, or one that does not fit the base model.
-pub fn of_adapter(error: &AdapterError) -> Problem {
+/// Why a base model's tokenizer can't be used.
+pub fn of_tokenizer(error: &TokenizerError) -> Problem {
     let reason = match error {
-        AdapterError::Missing { .. } => "AdapterNotFound",
-        AdapterError::Io { .. }
-        | AdapterError::File(_)
-        | AdapterError::Json(_)
-        | AdapterError::Invalid { .. }
-        | AdapterError::Unsupported { .. } => "AdapterInvalid",
-        _ => "AdapterIncompatible",
+        TokenizerError::Missing(_) => "BaseModelNotFound",
+        _ => "BaseModelInvalid",
     };
     problem(reason, causes(error))
 }

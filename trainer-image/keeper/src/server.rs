@@ -1,6 +1,6 @@
 //! gRPC: `graftwork.store.v1.Keeper` and `grpc.health.v1.Health`.
 
-use std::path::PathBuf;
+use std::time::Duration;
 
 use graftwork_artifacts::{Category, Put, Store};
 use graftwork_contract::Digest;
@@ -8,7 +8,6 @@ use graftwork_contract::proto::call::v1::SignedCall;
 use graftwork_contract::proto::store::v1 as proto;
 use graftwork_contract::proto::store::v1::keeper_server::KeeperServer;
 use graftwork_contract::signing::Refusal;
-use graftwork_model::config::LlamaConfig;
 use prost::Message;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -17,16 +16,18 @@ use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status};
 
 use crate::adapters::{self, Import};
-use crate::base::BaseModels;
+use crate::base::{self, Base, BaseModels};
 use crate::config::Gatekeeper;
 use crate::folders::Claims;
 use crate::ledger::{self, RecordError};
-use crate::problem::causes;
+use crate::problem::{Failure, causes, problem};
 
 /// Records above this are listed without their content.
 const MAXIMUM_RECORD_BYTES: u64 = 256 << 10;
 /// Records of one listing; a prefix names one object's, which has far fewer.
 const MAXIMUM_RECORDS: usize = 10_000;
+/// Content of one listing (16 MiB), well below what the operator's client takes.
+const MAXIMUM_REPLY_BYTES: u64 = 16 << 20;
 
 /// The service.
 #[derive(Clone)]
@@ -40,7 +41,12 @@ pub struct Keeper {
 impl Keeper {
     /// A keeper of `store`.
     pub fn new(store: Store, claims: Claims, gatekeeper: Gatekeeper) -> Self {
-        Self { store, claims, gatekeeper, bases: BaseModels::default() }
+        Self {
+            store,
+            claims,
+            gatekeeper,
+            bases: BaseModels::default(),
+        }
     }
 
     /// Runs what touches files on a thread that may wait.
@@ -50,42 +56,78 @@ impl Keeper {
     ) -> Result<Response<T>, Status> {
         let keeper = self.clone();
         let done = tokio::task::spawn_blocking(move || work(&keeper)).await;
-        done.map_err(|error| Status::internal(error.to_string()))?.map(Response::new)
+        done.map_err(|error| Status::internal(error.to_string()))?
+            .map(Response::new)
     }
 
-    fn base(&self, claim: &str, path: &str) -> Result<(LlamaConfig, String), proto::Problem> {
-        self.bases.read(&self.base_folder(claim, path)?)
-    }
-
-    fn base_folder(&self, claim: &str, path: &str) -> Result<PathBuf, proto::Problem> {
-        self.claims.folder(claim, path, "BaseModelNotFound")
+    fn base(&self, claim: &str, path: &str) -> Result<Base, proto::Problem> {
+        let folder = self.claims.folder(claim, path);
+        let folder = folder.map_err(|message| problem("BaseModelNotFound", message))?;
+        self.bases.read(&folder)
     }
 
     fn list(&self, prefix: &str) -> Result<proto::ListReply, Status> {
         let entries = self.store.list(prefix).map_err(|error| status(&error))?;
+        let entries: Vec<_> = entries
+            .into_iter()
+            .filter(|entry| is_record(&entry.path))
+            .collect();
+        let contents: u64 = entries
+            .iter()
+            .map(|entry| entry.size)
+            .filter(|size| *size <= MAXIMUM_RECORD_BYTES)
+            .sum();
+        if entries.len() > MAXIMUM_RECORDS || contents > MAXIMUM_REPLY_BYTES {
+            return Err(Status::resource_exhausted(format!(
+                "{prefix:?} names {} records of {contents} bytes; one listing has at most {MAXIMUM_RECORDS} and {MAXIMUM_REPLY_BYTES}: name a longer prefix",
+                entries.len()
+            )));
+        }
         let mut records = Vec::new();
-        for entry in entries.into_iter().filter(|entry| is_record(&entry.path)).take(MAXIMUM_RECORDS) {
+        for entry in entries {
             records.extend(self.record(&entry.path)?);
         }
-        Ok(proto::ListReply { records, pod_uid: self.gatekeeper.pod_uid() })
+        Ok(proto::ListReply {
+            records,
+            pod_uid: self.gatekeeper.pod_uid(),
+        })
     }
 
     fn record(&self, path: &str) -> Result<Option<proto::Record>, Status> {
-        let found = self.store.get_up_to(path, MAXIMUM_RECORD_BYTES).map_err(|error| status(&error))?;
+        let found = self
+            .store
+            .get_up_to(path, MAXIMUM_RECORD_BYTES)
+            .map_err(|error| status(&error))?;
         Ok(found.map(|(content, size)| {
             let truncated = size > content.len() as u64;
             let content = if truncated { Vec::new() } else { content };
-            proto::Record { path: path.to_owned(), content, truncated }
+            proto::Record {
+                path: path.to_owned(),
+                content,
+                truncated,
+            }
         }))
     }
 
     fn verify(&self, request: &proto::VerifyRequest) -> Result<proto::VerifyReply, Status> {
         let expected = digest(&request.digest)?;
-        let result = self
+        let base = self
             .base(&request.base_claim, &request.base_path)
-            .and_then(|(base, _)| adapters::verify_stored(&self.store, &request.folder, expected.as_ref(), &base));
+            .map_err(Failure::Base);
+        let result = base.and_then(|base| {
+            adapters::verify_stored(
+                &self.store,
+                &request.folder,
+                expected.as_ref(),
+                &base.config,
+            )
+        });
+        let result = or_problem(result)?;
         let reply = adapters::verify_reply(result);
-        Ok(proto::VerifyReply { pod_uid: self.gatekeeper.pod_uid(), ..reply })
+        Ok(proto::VerifyReply {
+            pod_uid: self.gatekeeper.pod_uid(),
+            ..reply
+        })
     }
 
     fn publish(&self, request: &proto::PublishRequest) -> Result<proto::PublishReply, Status> {
@@ -93,18 +135,35 @@ impl Keeper {
             RecordError::Path(_) => Status::permission_denied(error.to_string()),
             RecordError::Content { .. } => Status::invalid_argument(error.to_string()),
         })?;
-        let put = self.store.put_new(&request.path, &request.content).map_err(|error| status(&error))?;
-        tracing::info!(path = request.path, created = put == Put::Created, "published");
-        Ok(proto::PublishReply { created: put == Put::Created, pod_uid: self.gatekeeper.pod_uid() })
+        let put = self
+            .store
+            .put_new(&request.path, &request.content)
+            .map_err(|error| status(&error))?;
+        tracing::info!(
+            path = request.path,
+            created = put == Put::Created,
+            "published"
+        );
+        Ok(proto::PublishReply {
+            created: put == Put::Created,
+            pod_uid: self.gatekeeper.pod_uid(),
+        })
     }
 
     fn import(&self, request: &proto::ImportRequest) -> Result<proto::ImportReply, Status> {
         if !ledger::is_name(&request.adapter) {
-            return Err(Status::invalid_argument(format!("{:?} is not the name of a LoRAAdapter", request.adapter)));
+            return Err(Status::invalid_argument(format!(
+                "{:?} is not the name of a LoRAAdapter",
+                request.adapter
+            )));
         }
         let expected = digest(&request.digest)?;
-        let result = self.base(&request.base_claim, &request.base_path).and_then(|(base, _)| {
-            let folder = self.claims.folder(&request.claim, &request.path, "AdapterNotFound")?;
+        let base = self
+            .base(&request.base_claim, &request.base_path)
+            .map_err(Failure::Base);
+        let result = base.and_then(|base| {
+            let folder = self.claims.folder(&request.claim, &request.path);
+            let folder = folder.map_err(|message| Failure::problem("ImportFailed", message))?;
             let import = Import {
                 adapter: &request.adapter,
                 uri: &format!("pvc://{}/{}", request.claim, request.path),
@@ -112,12 +171,16 @@ impl Keeper {
                 expected: expected.as_ref(),
                 now: &now(),
             };
-            adapters::import(&self.store, &import, &base)
+            adapters::import(&self.store, &import, &base.config)
         });
+        let result = or_problem(result)?;
         if let Ok(found) = &result {
             tracing::info!(adapter = request.adapter, digest = %found.digest, "imported");
         }
-        Ok(proto::ImportReply { pod_uid: self.gatekeeper.pod_uid(), ..adapters::import_reply(result) })
+        Ok(proto::ImportReply {
+            pod_uid: self.gatekeeper.pod_uid(),
+            ..adapters::import_reply(result)
+        })
     }
 
     /// The body of a signed call.
@@ -136,25 +199,44 @@ impl Keeper {
 
 /// RFC 3339, in whole seconds.
 fn now() -> String {
-    jiff::Timestamp::now().round(jiff::Unit::Second).unwrap_or_default().to_string()
+    jiff::Timestamp::now()
+        .round(jiff::Unit::Second)
+        .unwrap_or_default()
+        .to_string()
 }
 
 /// Records are JSON; weights and rows are not listed.
 fn is_record(path: &str) -> bool {
-    std::path::Path::new(path).extension().is_some_and(|extension| extension == "json")
+    std::path::Path::new(path)
+        .extension()
+        .is_some_and(|extension| extension == "json")
+}
+
+/// What an answer may say; everything else is a status.
+fn or_problem<T>(result: Result<T, Failure>) -> Result<Result<T, proto::Problem>, Status> {
+    match result {
+        Ok(found) => Ok(Ok(found)),
+        Err(failure) => failure.into_problem().map(Err),
+    }
 }
 
 fn digest(text: &str) -> Result<Option<Digest>, Status> {
     if text.is_empty() {
         return Ok(None);
     }
-    text.parse().map(Some).map_err(|error: graftwork_contract::digest::InvalidDigest| Status::invalid_argument(error.to_string()))
+    text.parse()
+        .map(Some)
+        .map_err(|error: graftwork_contract::digest::InvalidDigest| {
+            Status::invalid_argument(error.to_string())
+        })
 }
 
 fn status(error: &graftwork_artifacts::Error) -> Status {
     let message = causes(error);
     match error.category() {
-        _ if matches!(error, graftwork_artifacts::Error::Conflict { .. }) => Status::already_exists(message),
+        _ if matches!(error, graftwork_artifacts::Error::Conflict { .. }) => {
+            Status::already_exists(message)
+        }
         Category::Transient => Status::unavailable(message),
         Category::Invalid => Status::invalid_argument(message),
         Category::Bug => Status::internal(message),
@@ -163,20 +245,33 @@ fn status(error: &graftwork_artifacts::Error) -> Status {
 
 #[tonic::async_trait]
 impl proto::keeper_server::Keeper for Keeper {
-    async fn list(&self, request: Request<proto::ListRequest>) -> Result<Response<proto::ListReply>, Status> {
+    async fn list(
+        &self,
+        request: Request<proto::ListRequest>,
+    ) -> Result<Response<proto::ListReply>, Status> {
         let request = request.into_inner();
-        self.blocking(move |keeper| keeper.list(&request.prefix)).await
+        self.blocking(move |keeper| keeper.list(&request.prefix))
+            .await
     }
 
-    async fn get(&self, request: Request<proto::GetRequest>) -> Result<Response<proto::GetReply>, Status> {
+    async fn get(
+        &self,
+        request: Request<proto::GetRequest>,
+    ) -> Result<Response<proto::GetReply>, Status> {
         let path = request.into_inner().path;
         self.blocking(move |keeper| {
             if !is_record(&path) {
-                return Err(Status::invalid_argument(format!("{path} is not a record: only .json files are read")));
+                return Err(Status::invalid_argument(format!(
+                    "{path} is not a record: only .json files are read"
+                )));
             }
             let record = keeper.record(&path)?;
-            let record = record.ok_or_else(|| Status::not_found(format!("{path} does not exist in the store")))?;
-            Ok(proto::GetReply { record: Some(record), pod_uid: keeper.gatekeeper.pod_uid() })
+            let record = record
+                .ok_or_else(|| Status::not_found(format!("{path} does not exist in the store")))?;
+            Ok(proto::GetReply {
+                record: Some(record),
+                pod_uid: keeper.gatekeeper.pod_uid(),
+            })
         })
         .await
     }
@@ -187,41 +282,70 @@ impl proto::keeper_server::Keeper for Keeper {
     ) -> Result<Response<proto::DescribeBaseReply>, Status> {
         let request = request.into_inner();
         self.blocking(move |keeper| {
-            let reply = match keeper.base_folder(&request.claim, &request.path) {
-                Ok(folder) => keeper.bases.describe(&folder),
-                Err(problem) => proto::DescribeBaseReply { problem: Some(problem), ..Default::default() },
-            };
-            Ok(proto::DescribeBaseReply { pod_uid: keeper.gatekeeper.pod_uid(), ..reply })
+            let reply = base::reply(keeper.base(&request.claim, &request.path));
+            Ok(proto::DescribeBaseReply {
+                pod_uid: keeper.gatekeeper.pod_uid(),
+                ..reply
+            })
         })
         .await
     }
 
-    async fn verify(&self, request: Request<proto::VerifyRequest>) -> Result<Response<proto::VerifyReply>, Status> {
+    async fn verify(
+        &self,
+        request: Request<proto::VerifyRequest>,
+    ) -> Result<Response<proto::VerifyReply>, Status> {
         let request = request.into_inner();
         self.blocking(move |keeper| keeper.verify(&request)).await
     }
 
-    async fn publish(&self, request: Request<SignedCall>) -> Result<Response<proto::PublishReply>, Status> {
+    async fn publish(
+        &self,
+        request: Request<SignedCall>,
+    ) -> Result<Response<proto::PublishReply>, Status> {
         let request = self.admitted(&request.into_inner(), "graftwork.store.v1.Keeper/Publish")?;
         self.blocking(move |keeper| keeper.publish(&request)).await
     }
 
-    async fn import(&self, request: Request<SignedCall>) -> Result<Response<proto::ImportReply>, Status> {
+    async fn import(
+        &self,
+        request: Request<SignedCall>,
+    ) -> Result<Response<proto::ImportReply>, Status> {
         let request = self.admitted(&request.into_inner(), "graftwork.store.v1.Keeper/Import")?;
         self.blocking(move |keeper| keeper.import(&request)).await
     }
 }
 
-/// Serves until `stop` is cancelled.
+/// How long running calls may take to end after a stop.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// Serves until `stop` is cancelled, then lets running calls end for a while.
 ///
 /// # Errors
 /// Where the server breaks.
-pub async fn serve(listener: TcpListener, keeper: Keeper, stop: CancellationToken) -> Result<(), tonic::transport::Error> {
+pub async fn serve(
+    listener: TcpListener,
+    keeper: Keeper,
+    stop: CancellationToken,
+) -> Result<(), tonic::transport::Error> {
     let (reporter, health) = tonic_health::server::health_reporter();
     reporter.set_serving::<KeeperServer<Keeper>>().await;
-    Server::builder()
+    let serving = Server::builder()
         .add_service(health)
         .add_service(KeeperServer::new(keeper))
-        .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), stop.cancelled_owned())
-        .await
+        .serve_with_incoming_shutdown(
+            TcpIncoming::from(listener).with_nodelay(Some(true)),
+            stop.clone().cancelled_owned(),
+        );
+    let late = async {
+        stop.cancelled().await;
+        tokio::time::sleep(DRAIN).await;
+    };
+    tokio::select! {
+        ended = serving => ended,
+        () = late => {
+            tracing::warn!("calls are still running; they are cut off");
+            Ok(())
+        }
+    }
 }

@@ -420,7 +420,7 @@ mod tests {
             Verdict::Pass
         );
         assert_eq!(
-            ruled(Metric::LatencyP95, limit, &both(1.2)).verdict,
+            ruled(Metric::LatencyP95, limit, &both(1.15)).verdict,
             Verdict::Inconclusive
         );
         let slow = ruled(Metric::LatencyP95, limit, &both(5.0));

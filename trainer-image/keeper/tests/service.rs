@@ -1,0 +1,593 @@
+//! The keeper over a real socket: what it writes, what it refuses, what it says about files.
+#![expect(
+    clippy::unwrap_used,
+    reason = "helpers of tests stand outside of test functions"
+)]
+
+use std::fs;
+use std::io::BufRead as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use ed25519_dalek::SigningKey;
+use graftwork_artifacts::Store;
+use graftwork_contract::adapter::{Manifest, Provenance};
+use graftwork_contract::keeper::KeeperConfig;
+use graftwork_contract::proto::call::v1::SignedCall;
+use graftwork_contract::proto::store::v1::keeper_client::KeeperClient;
+use graftwork_contract::proto::store::v1::{
+    DescribeBaseReply, DescribeBaseRequest, GetRequest, ImportReply, ImportRequest, ListRequest,
+    PublishReply, PublishRequest, VerifyReply, VerifyRequest,
+};
+use graftwork_contract::signing::{Addressee, Fence, print_key, sign};
+use graftwork_model::fixture::{TinyShape, random_adapter, write_tiny_base};
+use graftwork_model::lora::{LoraConfig, Module};
+use keeper::config::Gatekeeper;
+use keeper::folders::Claims;
+use keeper::server::{self, Keeper};
+use prost::Message as _;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+
+const PUBLISH: &str = "graftwork.store.v1.Keeper/Publish";
+const IMPORT: &str = "graftwork.store.v1.Keeper/Import";
+
+fn key(seed: u8) -> SigningKey {
+    SigningKey::from_bytes(&[seed; 32])
+}
+
+fn me() -> Addressee {
+    Addressee {
+        pod_uid: "pod".into(),
+        owner_uid: "namespace".into(),
+    }
+}
+
+fn write_config(path: &Path, keys: &[SigningKey]) {
+    let config = KeeperConfig {
+        owner_uid: me().owner_uid,
+        operator_keys: keys
+            .iter()
+            .map(|key| print_key(&key.verifying_key()))
+            .collect(),
+    };
+    fs::write(path, serde_json::to_vec(&config).unwrap()).unwrap();
+}
+
+/// A keeper with a store and a claim `models` that holds a base model and an adapter for it.
+struct Bench {
+    dir: tempfile::TempDir,
+    client: KeeperClient<Channel>,
+    stop: CancellationToken,
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+fn shape() -> TinyShape {
+    TinyShape::default()
+}
+
+fn lora() -> LoraConfig {
+    LoraConfig {
+        rank: 4,
+        alpha: 8.0,
+        dropout: 0.0,
+        target_modules: vec![Module::QProj, Module::VProj],
+        use_rslora: false,
+    }
+}
+
+impl Bench {
+    async fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        fs::create_dir(path("store")).unwrap();
+        let model = write_tiny_base(&path("claims/models/base"), &shape(), 1).unwrap();
+        let adapter = random_adapter(&model, &lora(), 1);
+        adapter.save(&path("claims/models/adapter")).unwrap();
+        write_config(&path("config.json"), &[key(1)]);
+
+        let gatekeeper = Gatekeeper::open(&path("config.json"), me().pod_uid).unwrap();
+        tokio::spawn(gatekeeper.clone().follow());
+        let store = Store::open(path("store")).unwrap();
+        let keeper = Keeper::new(store, Claims::new(path("claims")), gatekeeper);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let stop = CancellationToken::new();
+        tokio::spawn(server::serve(listener, keeper, stop.clone()));
+        let client = KeeperClient::connect(format!("http://{address}"))
+            .await
+            .unwrap();
+        Self { dir, client, stop }
+    }
+
+    fn claim(&self) -> PathBuf {
+        self.dir.path().join("claims/models")
+    }
+
+    fn store(&self) -> Store {
+        Store::open(self.dir.path().join("store")).unwrap()
+    }
+
+    async fn send(&mut self, call: SignedCall) -> Result<PublishReply, Status> {
+        Ok(self.client.publish(call).await?.into_inner())
+    }
+
+    async fn publish(&mut self, path: &str, content: &str) -> Result<PublishReply, Status> {
+        self.send(published(path, content)).await
+    }
+
+    async fn import(&mut self, path: &str, digest: &str) -> Result<ImportReply, Status> {
+        let request = ImportRequest {
+            adapter: "expenses".into(),
+            claim: "models".into(),
+            path: path.into(),
+            digest: digest.into(),
+            base_claim: "models".into(),
+            base_path: "base".into(),
+        };
+        let call = signed(&key(1), IMPORT, request.encode_to_vec(), &me(), 1);
+        Ok(self.client.import(call).await?.into_inner())
+    }
+
+    async fn refused_import(&mut self, path: &str, digest: &str) -> (String, String) {
+        let problem = self.import(path, digest).await.unwrap().problem.unwrap();
+        (problem.reason, problem.message)
+    }
+
+    async fn verify(&mut self, digest: &str, base: &str) -> Result<VerifyReply, Status> {
+        let hex = digest.trim_start_matches("sha256:");
+        let request = VerifyRequest {
+            folder: format!("adapters/expenses/{hex}"),
+            digest: digest.into(),
+            base_claim: "models".into(),
+            base_path: base.into(),
+        };
+        Ok(self.client.verify(request).await?.into_inner())
+    }
+
+    async fn describe(&mut self, claim: &str, path: &str) -> DescribeBaseReply {
+        let request = DescribeBaseRequest {
+            claim: claim.into(),
+            path: path.into(),
+        };
+        self.client
+            .describe_base(request)
+            .await
+            .unwrap()
+            .into_inner()
+    }
+
+    async fn get(&mut self, path: &str) -> Result<Vec<u8>, Status> {
+        let reply = self
+            .client
+            .get(GetRequest { path: path.into() })
+            .await?
+            .into_inner();
+        assert_eq!(reply.pod_uid, "pod");
+        Ok(reply.record.unwrap().content)
+    }
+}
+
+fn signed(
+    key: &SigningKey,
+    method: &str,
+    body: Vec<u8>,
+    to: &Addressee,
+    lease_epoch: u64,
+) -> SignedCall {
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap()
+        .as_secs();
+    let fence = Fence {
+        lease_epoch,
+        generation: 1,
+    };
+    sign(key, method, body, to, fence, now)
+}
+
+fn record_body(path: &str, content: &str) -> Vec<u8> {
+    PublishRequest {
+        path: path.into(),
+        content: content.into(),
+    }
+    .encode_to_vec()
+}
+
+fn published(path: &str, content: &str) -> SignedCall {
+    signed(&key(1), PUBLISH, record_body(path, content), &me(), 1)
+}
+
+const APPROVED_PATH: &str = "adapters/expenses/versions/7/approved.json";
+const APPROVED: &str = r#"{"by":"gate","reason":"","time":"2026-01-01T00:00:00Z"}"#;
+
+#[tokio::test]
+async fn a_record_is_written_once_and_read_back() {
+    let mut bench = Bench::start().await;
+    let first = bench.publish(APPROVED_PATH, APPROVED).await.unwrap();
+    assert_eq!((first.created, first.pod_uid.as_str()), (true, "pod"));
+    assert!(
+        !bench
+            .publish(APPROVED_PATH, APPROVED)
+            .await
+            .unwrap()
+            .created
+    );
+    let other = APPROVED.replace("gate", "anna");
+    let refused = bench.publish(APPROVED_PATH, &other).await.unwrap_err();
+    assert_eq!(refused.code(), Code::AlreadyExists);
+    assert!(refused.message().contains(APPROVED_PATH), "{refused}");
+
+    assert_eq!(bench.get(APPROVED_PATH).await.unwrap(), APPROVED.as_bytes());
+    let absent = bench
+        .get("adapters/expenses/versions/8/approved.json")
+        .await
+        .unwrap_err();
+    assert_eq!(absent.code(), Code::NotFound);
+    let outside = bench.get("../config.json").await.unwrap_err();
+    assert_eq!(outside.code(), Code::InvalidArgument);
+
+    let prefix = "adapters/expenses/versions/".to_owned();
+    let listed = bench
+        .client
+        .list(ListRequest { prefix })
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(listed.records.len(), 1);
+    assert_eq!(listed.records[0].path, APPROVED_PATH);
+    assert_eq!(listed.records[0].content, APPROVED.as_bytes());
+}
+
+#[tokio::test]
+async fn calls_that_are_not_the_operators_change_nothing() {
+    let mut bench = Bench::start().await;
+    let body = record_body(APPROVED_PATH, APPROVED);
+    let with = |method: &str, to: &Addressee| signed(&key(1), method, body.clone(), to, 1);
+    let other_pod = Addressee {
+        pod_uid: "another".into(),
+        ..me()
+    };
+    let other_owner = Addressee {
+        owner_uid: "another".into(),
+        ..me()
+    };
+    let mut unsigned = with(PUBLISH, &me());
+    unsigned.signature.clear();
+    let mut changed = with(PUBLISH, &me());
+    changed.body = record_body(APPROVED_PATH, &APPROVED.replace("gate", "eve"));
+    let mut expired = with(PUBLISH, &me());
+    expired.expires_unix_seconds = 1;
+    for (call, code, word) in [
+        (unsigned, Code::Unauthenticated, "operator keys"),
+        (changed, Code::Unauthenticated, "operator keys"),
+        (
+            signed(&key(9), PUBLISH, body.clone(), &me(), 1),
+            Code::Unauthenticated,
+            "operator keys",
+        ),
+        (with(PUBLISH, &other_pod), Code::FailedPrecondition, "pod"),
+        (
+            with(PUBLISH, &other_owner),
+            Code::FailedPrecondition,
+            "owner",
+        ),
+        (with(IMPORT, &me()), Code::FailedPrecondition, "method"),
+        (expired, Code::FailedPrecondition, "expired"),
+    ] {
+        let refused = bench.send(call).await.unwrap_err();
+        assert_eq!(refused.code(), code, "{refused}");
+        assert!(refused.message().contains(word), "{refused}");
+    }
+    assert!(bench.store().list("").unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn an_old_leader_writes_nothing_after_a_new_one() {
+    let mut bench = Bench::start().await;
+    let call =
+        |path: &str, epoch| signed(&key(1), PUBLISH, record_body(path, APPROVED), &me(), epoch);
+    let old = call("adapters/a/versions/2/approved.json", 3);
+    bench
+        .send(call("adapters/a/versions/1/approved.json", 4))
+        .await
+        .unwrap();
+    let refused = bench.send(old).await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    assert!(refused.message().contains("lease epoch 3"), "{refused}");
+    assert_eq!(bench.store().list("").unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn only_records_of_the_ledger_are_written() {
+    let mut bench = Bench::start().await;
+    for path in [
+        "datasets/d/versions/1.json",
+        "../escape.json",
+        "adapters/a/versions/1/x.json",
+    ] {
+        let refused = bench.publish(path, APPROVED).await.unwrap_err();
+        assert_eq!(refused.code(), Code::PermissionDenied, "{path}: {refused}");
+    }
+    let refused = bench
+        .publish(APPROVED_PATH, r#"{"by": 1}"#)
+        .await
+        .unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+    assert!(bench.store().list("").unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_changed_key_is_taken_over_from_the_mounted_file() {
+    let mut bench = Bench::start().await;
+    let call = || {
+        signed(
+            &key(2),
+            PUBLISH,
+            record_body(APPROVED_PATH, APPROVED),
+            &me(),
+            1,
+        )
+    };
+    assert_eq!(
+        bench.send(call()).await.unwrap_err().code(),
+        Code::Unauthenticated
+    );
+    write_config(&bench.dir.path().join("config.json"), &[key(2)]);
+    let accepted = async {
+        while bench.send(call()).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), accepted)
+        .await
+        .unwrap();
+    let old = bench.publish(APPROVED_PATH, APPROVED).await.unwrap_err();
+    assert_eq!(old.code(), Code::Unauthenticated);
+}
+
+#[tokio::test]
+async fn a_base_model_is_described_or_its_problem_is() {
+    let mut bench = Bench::start().await;
+    let base = bench.describe("models", "base").await;
+    assert_eq!(base.problem, None);
+    let expected = graftwork_model::base::base_digest(&bench.claim().join("base")).unwrap();
+    assert_eq!(base.digest, expected);
+    assert_eq!(
+        (base.hidden_size as usize, base.layers as usize),
+        (shape().hidden, shape().layers)
+    );
+    for (claim, path) in [
+        ("models", "absent"),
+        ("absent", "base"),
+        ("models", "../models/base"),
+    ] {
+        let problem = bench.describe(claim, path).await.problem.unwrap();
+        assert_eq!(problem.reason, "BaseModelNotFound", "{}", problem.message);
+        assert!(problem.message.contains(path), "{}", problem.message);
+    }
+    let config = r#"{"model_type": "mamba", "architectures": ["MambaForCausalLM"]}"#;
+    fs::create_dir(bench.claim().join("mamba")).unwrap();
+    fs::write(bench.claim().join("mamba/config.json"), config).unwrap();
+    let problem = bench.describe("models", "mamba").await.problem.unwrap();
+    assert_eq!(problem.reason, "BaseModelUnsupported");
+    assert!(problem.message.contains("mamba"), "{}", problem.message);
+}
+
+#[tokio::test]
+async fn an_import_is_whole_verified_and_repeatable() {
+    let mut bench = Bench::start().await;
+    fs::write(bench.claim().join("adapter/README.md"), "# Expenses\n").unwrap();
+    let first = bench.import("adapter", "").await.unwrap();
+    assert_eq!(
+        (first.problem, first.rank, first.pod_uid.as_str()),
+        (None, 4, "pod")
+    );
+    assert_eq!(first.target_modules, ["q_proj", "v_proj"]);
+    let folder = format!(
+        "adapters/expenses/{}",
+        first.digest.trim_start_matches("sha256:")
+    );
+    let manifest: Manifest = bench
+        .store()
+        .get_json(&format!("{folder}/manifest.json"))
+        .unwrap()
+        .unwrap();
+    assert_eq!(manifest.digest.as_str(), first.digest);
+    assert_eq!(manifest.size_bytes, first.size_bytes);
+    assert_eq!(
+        manifest.files.keys().collect::<Vec<_>>(),
+        [
+            "README.md",
+            "adapter_config.json",
+            "adapter_model.safetensors"
+        ]
+    );
+    bench.store().verify(&folder, &manifest.files).unwrap();
+    let Provenance::Imported { uri, .. } = manifest.provenance else {
+        panic!("not an import");
+    };
+    assert_eq!(uri, "pvc://models/adapter");
+
+    let before = bench.store().list("").unwrap();
+    let again = bench.import("adapter", &first.digest).await.unwrap();
+    assert_eq!((again.problem, &again.digest), (None, &first.digest));
+    assert_eq!(bench.store().list("").unwrap(), before);
+    let verified = bench.verify(&first.digest, "base").await.unwrap();
+    assert_eq!((verified.problem, verified.digest), (None, first.digest));
+}
+
+#[tokio::test]
+async fn what_can_not_be_imported_is_named_and_leaves_nothing() {
+    let mut bench = Bench::start().await;
+    let claim = bench.claim();
+    let copy = |name: &str| {
+        fs::create_dir(claim.join(name)).unwrap();
+        for file in ["adapter_config.json", "adapter_model.safetensors"] {
+            fs::copy(
+                claim.join("adapter").join(file),
+                claim.join(name).join(file),
+            )
+            .unwrap();
+        }
+        claim.join(name)
+    };
+    let pickle = copy("pickle");
+    fs::write(pickle.join("training_args.bin"), b"\x80\x04\x95").unwrap();
+    let disguised = copy("disguised");
+    fs::write(
+        disguised.join("adapter_model.safetensors"),
+        b"\x7fELF\x02\x01\x01",
+    )
+    .unwrap();
+    let cut = copy("cut");
+    let bytes = fs::read(cut.join("adapter_model.safetensors")).unwrap();
+    fs::write(
+        cut.join("adapter_model.safetensors"),
+        &bytes[..bytes.len() - 4],
+    )
+    .unwrap();
+    let nan = copy("nan");
+    let mut bytes = bytes.clone();
+    let end = bytes.len();
+    bytes[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
+    fs::write(nan.join("adapter_model.safetensors"), bytes).unwrap();
+    let linked = copy("linked");
+    fs::remove_file(linked.join("adapter_config.json")).unwrap();
+    let secret = bench.dir.path().join("config.json");
+    std::os::unix::fs::symlink(secret, linked.join("adapter_config.json")).unwrap();
+    let wide = TinyShape {
+        hidden: 2 * shape().hidden,
+        ..shape()
+    };
+    let other = write_tiny_base(&claim.join("wide"), &wide, 1).unwrap();
+    random_adapter(&other, &lora(), 1)
+        .save(&claim.join("other"))
+        .unwrap();
+    fs::create_dir(claim.join("empty")).unwrap();
+
+    let zeros = format!("sha256:{}", "0".repeat(64));
+    for (path, digest, reason, word) in [
+        ("absent", "", "ImportFailed", "pvc://models/absent"),
+        ("../base", "", "ImportFailed", "not a path within a claim"),
+        ("empty", "", "ImportFailed", "adapter_config.json"),
+        ("linked", "", "ImportFailed", "adapter_config.json"),
+        (
+            "pickle",
+            "",
+            "FileTypeRefused",
+            "training_args.bin is pickled Python",
+        ),
+        (
+            "disguised",
+            "",
+            "FileTypeRefused",
+            "adapter_model.safetensors is an ELF program",
+        ),
+        ("cut", "", "AdapterInvalid", "adapter_model.safetensors"),
+        ("nan", "", "AdapterInvalid", "not finite"),
+        ("other", "", "AdapterIncompatible", "has shape"),
+        ("adapter", zeros.as_str(), "DigestMismatch", zeros.as_str()),
+    ] {
+        let (got, message) = bench.refused_import(path, digest).await;
+        assert_eq!(got, reason, "{path}: {message}");
+        assert!(message.contains(word), "{path}: {message}");
+    }
+    assert!(bench.store().list("").unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_verification_blames_the_adapter_for_its_own_faults_only() {
+    let mut bench = Bench::start().await;
+    let digest = bench.import("adapter", "").await.unwrap().digest;
+    // The base is not there: nothing is known about the adapter, so nobody may reject it.
+    let no_base = bench.verify(&digest, "absent").await.unwrap_err();
+    assert_eq!(no_base.code(), Code::FailedPrecondition);
+    assert!(no_base.message().contains("BaseModelNotFound"), "{no_base}");
+
+    let folder = format!("adapters/expenses/{}", digest.trim_start_matches("sha256:"));
+    let weights = bench
+        .store()
+        .root()
+        .join(folder)
+        .join("adapter_model.safetensors");
+    let mut bytes = fs::read(&weights).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&weights, bytes).unwrap();
+    let problem = bench
+        .verify(&digest, "base")
+        .await
+        .unwrap()
+        .problem
+        .unwrap();
+    assert_eq!(problem.reason, "DigestMismatch", "{}", problem.message);
+    assert!(
+        problem.message.contains("adapter_model.safetensors"),
+        "{}",
+        problem.message
+    );
+
+    let absent = format!("sha256:{}", "0".repeat(64));
+    let problem = bench
+        .verify(&absent, "base")
+        .await
+        .unwrap()
+        .problem
+        .unwrap();
+    assert_eq!(problem.reason, "AdapterNotFound");
+}
+
+#[tokio::test]
+async fn health_is_served_to_the_kubelet() {
+    use tonic_health::pb::HealthCheckRequest;
+    use tonic_health::pb::health_check_response::ServingStatus;
+    use tonic_health::pb::health_client::HealthClient;
+    let dir = tempfile::tempdir().unwrap();
+    let (mut child, address, _log) = start_binary(dir.path());
+    let channel = Channel::from_shared(format!("http://{address}")).unwrap();
+    let mut health = HealthClient::new(channel.connect().await.unwrap());
+    let request = HealthCheckRequest {
+        service: String::new(),
+    };
+    let reply = health.check(request).await.unwrap().into_inner();
+    assert_eq!(reply.status(), ServingStatus::Serving);
+    let pid = child.id().to_string();
+    assert!(Command::new("kill").arg(&pid).status().unwrap().success());
+    assert_eq!(
+        child.wait().unwrap().code(),
+        Some(0),
+        "SIGTERM is a good end"
+    );
+}
+
+type Log = std::io::Lines<std::io::BufReader<std::process::ChildStderr>>;
+
+/// The real binary, the address that its log names, and the log, whose other end must stay open.
+fn start_binary(dir: &Path) -> (std::process::Child, String, Log) {
+    fs::create_dir(dir.join("store")).unwrap();
+    write_config(&dir.join("config.json"), &[key(1)]);
+    let mut child = Command::new(env!("CARGO_BIN_EXE_keeper"))
+        .args(["--listen", "127.0.0.1:0", "--pod-uid", "pod"])
+        .args([Path::new("--config"), &dir.join("config.json")])
+        .args([Path::new("--store"), &dir.join("store")])
+        .args([Path::new("--claims"), dir])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut log = std::io::BufReader::new(child.stderr.take().unwrap()).lines();
+    let address = log
+        .find_map(|line| {
+            let line: serde_json::Value = serde_json::from_str(&line.unwrap()).unwrap();
+            line.get("address")?.as_str().map(str::to_owned)
+        })
+        .unwrap();
+    (child, address, log)
+}
