@@ -50,8 +50,7 @@ deny: ## Licences, sources, advisories and duplicates of dependencies
 	cargo deny check
 
 generate: ## Writes what is generated: crds, examples, docs/conditions.md, the chart's copies
-	cargo run -q -p graftwork-api --bin print-crds -- .
-	cargo run -q -p graftwork-api --bin print-examples -- .
+	@e2e/run generate
 
-base-model: ## Pre-trains the demo's base model (about half an hour)
+base-model: ## Pre-trains the demo's base model (ten minutes to half an hour)
 	@e2e/demo-data/build-base-model

@@ -16,6 +16,7 @@ use kube::api::{
 use kube::core::{GroupVersionKind, NamespaceResourceScope};
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Client, Resource};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::process::Command;
 
@@ -154,6 +155,7 @@ impl Cluster {
             + Clone
             + Debug
             + DeserializeOwned
+            + Serialize
             + Send
             + 'static,
         K::DynamicType: Default,
@@ -170,7 +172,7 @@ impl Cluster {
         loop {
             tokio::select! {
                 () = &mut deadline => {
-                    let last = newest.map_or_else(|| "it does not exist".to_owned(), |object| format!("{object:#?}"));
+                    let last = newest.map_or_else(|| "it does not exist".to_owned(), |object| last_seen(&object));
                     bail!("{} {namespace}/{name}: waited {timeout:?} for {what}; last seen: {last}", K::kind(&K::DynamicType::default()));
                 }
                 event = stream.next() => {
@@ -331,6 +333,18 @@ fn kind_of(object: &DynamicObject) -> &str {
         .types
         .as_ref()
         .map_or("object", |types| types.kind.as_str())
+}
+
+/// The status in YAML: all that an error needs to say of an object.
+fn last_seen<K: Resource + Serialize>(object: &K) -> String {
+    let status = serde_json::to_value(object)
+        .ok()
+        .and_then(|mut object| object.get_mut("status").map(serde_json::Value::take));
+    let generation = object.meta().generation.unwrap_or_default();
+    match status.map(|status| serde_yaml_ng::to_string(&status)) {
+        Some(Ok(text)) => format!("generation {generation}, status:\n{text}"),
+        _ => format!("generation {generation}, no status"),
+    }
 }
 
 /// The message that a pod's first container left at its end.

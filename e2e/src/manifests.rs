@@ -143,6 +143,23 @@ pub struct Training<'a> {
     pub batch: u32,
     /// Steps between checkpoints.
     pub checkpoint_every: u64,
+    /// Where gradients are cut.
+    pub gradient_norm: &'a str,
+}
+
+impl Default for Training<'_> {
+    fn default() -> Self {
+        Self {
+            name: "",
+            dataset: "",
+            adapter: "",
+            steps: 40,
+            rank: 8,
+            batch: 32,
+            checkpoint_every: 50,
+            gradient_norm: "1.0",
+        }
+    }
 }
 
 impl Training<'_> {
@@ -166,7 +183,8 @@ impl Training<'_> {
                 "method": {"type": "LoRA", "lora": {"rank": self.rank, "alpha": (2 * self.rank).to_string(), "dropout": "0"}},
                 "hyperparameters": {
                     "learningRate": "2e-3", "schedule": "Cosine", "warmupSteps": 10, "maximumSteps": self.steps,
-                    "batchSize": self.batch, "microBatchSize": self.batch, "maximumSequenceLength": 160, "seed": 7,
+                    "batchSize": self.batch, "microBatchSize": self.batch, "maximumSequenceLength": 160,
+                    "maximumGradientNorm": self.gradient_norm, "seed": 7,
                 },
                 "checkpoint": {"everySteps": self.checkpoint_every, "keep": 2},
                 "evaluation": {"metrics": ["Loss", "ExactMatch"], "maximumNewTokens": 8},

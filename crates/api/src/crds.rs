@@ -80,6 +80,8 @@ fn definition<T: CustomResourceExt>() -> Result<(String, Value), serde_json::Err
             json!({(crate::labels::PART_OF): crate::labels::PRODUCT}),
         );
     }
+    // Removing a key moves others where maps keep their order.
+    definition.sort_all_objects();
     Ok((
         T::crd_name()
             .split('.')
@@ -101,7 +103,6 @@ fn mend(schema: &mut Value) {
         values.retain(|value| !value.is_null());
     }
     bound_integer(object);
-    object.sort_keys();
     for key in ["items", "additionalProperties"] {
         if let Some(inner) = object.get_mut(key) {
             mend(inner);

@@ -66,6 +66,7 @@ fn run_with(name: &str, change: impl FnOnce(&mut Value)) -> DynamicObject {
         rank: 4,
         batch: 16,
         checkpoint_every: 5,
+        ..Training::default()
     };
     let mut run = training.object_without_adapter();
     change(&mut run.data["spec"]);

@@ -80,6 +80,7 @@ async fn train(world: &World) -> anyhow::Result<BTreeMap<String, Files>> {
             rank: 4,
             batch: 16,
             checkpoint_every: 20,
+            ..Training::default()
         };
         stage.apply(&run.object_without_adapter()).await?;
     }

@@ -77,6 +77,7 @@ fn git() -> Vec<DynamicObject> {
         rank: 4,
         batch: 16,
         checkpoint_every: 20,
+        ..Training::default()
     };
     vec![
         manifests::rows("amber", &marker_rows("amber")),

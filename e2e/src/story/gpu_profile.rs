@@ -36,6 +36,7 @@ pub async fn run(stage: Stage) -> anyhow::Result<()> {
         rank: 4,
         batch: 16,
         checkpoint_every: 5,
+        ..Training::default()
     };
     let mut run = training.object_without_adapter();
     run.data["spec"]["compute"] = json!({"profile": "gpu"});

@@ -41,6 +41,7 @@ pub async fn run(stage: Stage) -> anyhow::Result<()> {
         rank: 8,
         batch: 32,
         checkpoint_every: 20,
+        ..Training::default()
     }
     .object_without_adapter();
     training.data["spec"]["evaluation"] = json!({"metrics": ["Loss"], "maximumRows": 50});

@@ -56,6 +56,7 @@ pub async fn run(stage: Stage) -> anyhow::Result<()> {
             rank: 4,
             batch: 16,
             checkpoint_every: 5,
+            ..Training::default()
         };
         stage.apply(&run.object_without_adapter()).await?;
     }

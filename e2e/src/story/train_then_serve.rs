@@ -47,6 +47,7 @@ pub async fn run(stage: Stage) -> anyhow::Result<()> {
         rank: 4,
         batch: 16,
         checkpoint_every: 20,
+        ..Training::default()
     };
     let run = stage.train(&training).await?;
     let status = run.status.context("status")?;

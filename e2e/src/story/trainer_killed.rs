@@ -97,6 +97,7 @@ fn training(name: &str) -> DynamicObject {
         rank: 8,
         batch: 32,
         checkpoint_every: 10,
+        ..Training::default()
     }
     .object_without_adapter();
     run.data["spec"]["evaluation"] = json!({"metrics": ["Loss"], "maximumRows": 50});

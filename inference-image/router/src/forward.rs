@@ -159,7 +159,10 @@ impl Pinned {
                 Err(setback) => {
                     account.forget_first_byte();
                     let over = matches!(setback, Setback::Silent);
-                    last = Some(setback);
+                    // What an engine said tells the client more than that another one is gone.
+                    if over || !last.as_ref().is_some_and(Setback::is_an_answer) || setback.is_an_answer() {
+                        last = Some(setback);
+                    }
                     if over {
                         break;
                     }
@@ -274,6 +277,10 @@ impl Pinned {
 }
 
 impl Setback {
+    fn is_an_answer(&self) -> bool {
+        matches!(self, Self::Unavailable(_) | Self::Busy(_))
+    }
+
     fn reason(&self) -> &'static str {
         match self {
             Self::Broken { reason, .. } => reason,

@@ -27,6 +27,10 @@ impl Probe {
     /// # Errors
     /// Where it is not a JSON object with a string `model`, or a field has another type.
     pub fn read(body: &[u8]) -> Result<Self, serde_json::Error> {
+        // Derived structs read arrays too, by position.
+        if body.trim_ascii_start().first() == Some(&b'[') {
+            return Err(serde::de::Error::custom("the body is an array, expected an object"));
+        }
         serde_json::from_slice(body)
     }
 }

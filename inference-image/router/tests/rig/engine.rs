@@ -175,7 +175,7 @@ async fn answer(
             if cut {
                 all.push(Err(()));
             }
-            (StatusCode::OK, pieces(all, Duration::ZERO, open))
+            (StatusCode::OK, pieces(all, Duration::from_millis(1), open))
         }
         Behaviour::Endless => {
             let events = futures::stream::repeat(Ok(event));

@@ -864,7 +864,8 @@ proptest! {
                 prop_assert!(!barred.contains(&begun.digest) || commanded);
                 prop_assert_eq!(begun.weight, 0);
             }
-            if change.answer.as_ref().is_some_and(|(outcome, _)| *outcome == AnswerOutcome::Refused) {
+            let refused = change.answer.as_ref().is_some_and(|(outcome, _)| *outcome == AnswerOutcome::Refused);
+            if refused {
                 prop_assert_eq!(&before, after);
             }
             if let (Some(old), Some(new)) = (&before.rollout, &after.rollout) {
@@ -875,7 +876,7 @@ proptest! {
                     prop_assert_eq!(weight(after), 0);
                 }
             }
-            if after.candidate.is_none() {
+            if after.candidate.is_none() && !refused {
                 let state = after.rollout.as_ref().map(|rollout| &rollout.state);
                 prop_assert!(state.is_none() || state == Some(&RolloutState::RolledBack));
             }
