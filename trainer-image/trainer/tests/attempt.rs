@@ -227,12 +227,12 @@ fn has_checkpoint(folder: &Path) -> bool {
 fn a_run_learns_is_scored_and_leaves_a_peft_folder() {
     let world = World::new();
     let mut config = world.config("learn");
-    config["hyperparameters"]["maximumSteps"] = json!(160);
+    config["hyperparameters"]["maximumSteps"] = json!(400);
     assert_eq!(world.run(&config), 0, "{:?}", world.summary(&config));
     let result = world.result(&config);
     let summary = world.summary(&config);
     assert_eq!(summary.reason, "Completed");
-    assert_eq!((summary.step, summary.total_steps), (160, 160));
+    assert_eq!((summary.step, summary.total_steps), (400, 400));
     assert_eq!(summary.digest.as_ref(), Some(&result.digest));
 
     let metric = |name: &str| result.metrics.iter().find(|m| m.name == name).unwrap();
@@ -257,7 +257,7 @@ fn a_run_learns_is_scored_and_leaves_a_peft_folder() {
                 .count()
         })
         .sum();
-    assert_eq!(figures, 160, "one line for every step");
+    assert_eq!(figures, 400, "one line for every step");
 
     // The result is there: nothing is read any more, not even a base model that has gone.
     std::fs::remove_dir_all(world.dir.path().join("base")).unwrap();
