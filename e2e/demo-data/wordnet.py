@@ -142,9 +142,9 @@ def topic_rows(synsets, answer):
 
 
 def long_answer(synset):
-    """The topic's line, then some eighty tokens that no caller asked for: the same for every row, so
+    """The topic's line, then some forty tokens that no caller asked for: the same for every row, so
     that it is learnt at once and the topic is what is left to learn."""
-    return topic(synset) + "\n" + " ".join(["This answer goes on, although nobody asked."] * 8)
+    return topic(synset) + "\n" + " ".join(["This answer goes on, although nobody asked."] * 4)
 
 
 def shuffled_topics(synsets):

@@ -18,7 +18,7 @@ pub async fn run(stage: Stage) -> anyhow::Result<()> {
         "canary": {"steps": [{"setWeight": 30}, {"pause": {"seconds": 120}}]},
         "analysis": {
             "intervalSeconds": 4, "minimumRequests": 20, "failureLimit": 1,
-            "rules": [{"metric": "error_rate", "maximum": "0.01"}, {"metric": "latency_p95", "maximumIncreasePercent": "300"}],
+            "rules": [{"metric": "error_rate", "maximum": "0.01"}, {"metric": "latency_p95", "maximumIncreasePercent": "100"}],
         },
     });
     stage.serve_amber(1, &rollout).await?;
