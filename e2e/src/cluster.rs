@@ -334,9 +334,12 @@ impl Cluster {
     }
 
     async fn tool(&self, tool: &str, arguments: &[&str]) -> anyhow::Result<String> {
+        // Neither tool may see, or leave to the user, a list of kinds from before the installation.
+        let cache = tempfile::tempdir()?;
         let output = Command::new(tool)
             .args(arguments)
             .env("KUBECONFIG", &self.kubeconfig)
+            .env("KUBECACHEDIR", cache.path())
             .kill_on_drop(true)
             .output()
             .await

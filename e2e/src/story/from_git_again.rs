@@ -72,7 +72,7 @@ pub async fn run(stage: Stage) -> anyhow::Result<()> {
 
 /// What stands in Git.
 fn git() -> Vec<DynamicObject> {
-    let gate = json!({"rules": [{"metric": "exact_match", "minimum": "0.2"}]});
+    let gate = json!({"rules": [{"metric": "exact_match", "minimum": "0.03"}]});
     let noise: Vec<Value> = (0..400)
         .map(|n: usize| json!({"prompt": super::fixture::prompt(n), "completion": format!(" {}", (n * 7919 + 13) % 9973)}))
         .collect();

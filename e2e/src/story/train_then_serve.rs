@@ -21,7 +21,7 @@ pub async fn run(stage: Stage) -> anyhow::Result<()> {
     stage
         .apply(&manifests::config_map_dataset("amber", "amber"))
         .await?;
-    let gate = json!({"rules": [{"metric": "exact_match", "minimumImprovementPoints": "5"}], "approval": "Automatic"});
+    let gate = json!({"rules": [{"metric": "exact_match", "minimumImprovementPoints": "2"}], "approval": "Automatic"});
     stage
         .apply(&manifests::adapter("amber", &gate, None))
         .await?;

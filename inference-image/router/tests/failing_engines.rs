@@ -406,12 +406,23 @@ async fn a_drain_accepts_for_a_while_finishes_what_runs_and_ends() {
     assert_eq!(slow.unwrap().status, 200);
 }
 
+/// A process that does not outlive its test.
+struct Guarded(std::process::Child);
+
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        // It has ended already where the test went well.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 #[test]
 fn the_process_drains_on_sigterm_and_exits_with_0() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("config.json");
     std::fs::write(&path, json!(config("127.0.0.1:1")).to_string()).unwrap();
-    let mut router = std::process::Command::new(env!("CARGO_BIN_EXE_router"))
+    let router = std::process::Command::new(env!("CARGO_BIN_EXE_router"))
         .args(["--pod-uid", "pod", "--drain-delay", "100ms", "--config"])
         .arg(&path)
         .args([
@@ -424,6 +435,8 @@ fn the_process_drains_on_sigterm_and_exits_with_0() {
         .stdout(std::process::Stdio::piped())
         .spawn()
         .unwrap();
+    let mut router = Guarded(router);
+    let router = &mut router.0;
     let mut lines = std::io::BufRead::lines(std::io::BufReader::new(router.stdout.take().unwrap()));
     assert!(lines.any(|line| line.unwrap().contains("router started")));
     let kill = std::process::Command::new("kill")
