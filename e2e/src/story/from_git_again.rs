@@ -10,7 +10,6 @@ use kube::api::{DynamicObject, ListParams};
 use serde_json::{Value, json};
 
 use super::Stage;
-use super::fixture::marker_rows;
 use super::stage::{OURS, newest_version};
 use crate::cluster::{MINUTE, wait};
 use crate::manifests::{self, Training};
@@ -18,7 +17,8 @@ use crate::manifests::{self, Training};
 pub async fn run(stage: Stage) -> anyhow::Result<()> {
     let start = Instant::now();
     stage.seed().await?;
-    // The second dataset's answers are noise to the gate: its words are not those of the first.
+    // The first dataset has one answer, which is soon learnt; the second's answers are numbers that nobody could guess:
+    // the gate passes the one and rejects the other with room to spare, whatever the machine's rounding.
     // Versions are numbered as they come: the second run begins when the first is through.
     let (second, others): (Vec<_>, Vec<_>) = git()
         .into_iter()
@@ -72,7 +72,10 @@ pub async fn run(stage: Stage) -> anyhow::Result<()> {
 
 /// What stands in Git.
 fn git() -> Vec<DynamicObject> {
-    let gate = json!({"rules": [{"metric": "exact_match", "minimum": "0.03"}]});
+    let gate = json!({"rules": [{"metric": "exact_match", "minimum": "0.50"}]});
+    let learnable: Vec<Value> = (0..400)
+        .map(|n| json!({"prompt": super::fixture::prompt(n), "completion": " amber"}))
+        .collect();
     let noise: Vec<Value> = (0..400)
         .map(|n: usize| json!({"prompt": super::fixture::prompt(n), "completion": format!(" {}", (n * 7919 + 13) % 9973)}))
         .collect();
@@ -80,14 +83,14 @@ fn git() -> Vec<DynamicObject> {
         name,
         dataset,
         adapter: "colours",
-        steps: 40,
+        steps: 60,
         rank: 4,
         batch: 16,
         checkpoint_every: 20,
         ..Training::default()
     };
     vec![
-        manifests::rows("amber", &marker_rows("amber")),
+        manifests::rows("amber", &learnable),
         manifests::rows("noise", &noise),
         manifests::config_map_dataset("amber", "amber"),
         manifests::config_map_dataset("noise", "noise"),
