@@ -237,9 +237,13 @@ mod tests {
     #[test]
     fn a_status_has_no_defaults() {
         for (name, schema) in schemas() {
-            visit(&name, &schema["properties"]["status"], &mut |path, value| {
-                assert!(value["default"].is_null(), "{path} has a default");
-            });
+            visit(
+                &name,
+                &schema["properties"]["status"],
+                &mut |path, value| {
+                    assert!(value["default"].is_null(), "{path} has a default");
+                },
+            );
         }
     }
 

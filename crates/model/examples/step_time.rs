@@ -39,7 +39,9 @@ fn batch(count: usize, all: bool) -> PackedBatch {
     let mut batch = PackedBatch::new();
     for i in 0..count {
         let length = 30 + i * 7 % 21;
-        let tokens: Vec<u32> = (0..length).map(|t| ((i * 131 + t * 17) % 2048) as u32).collect();
+        let tokens: Vec<u32> = (0..length)
+            .map(|t| ((i * 131 + t * 17) % 2048) as u32)
+            .collect();
         let mask: Vec<bool> = (0..length).map(|t| all || t + 6 >= length).collect();
         batch.push(&tokens, &mask);
     }
@@ -64,7 +66,11 @@ fn report(what: &str, rounds: usize, mut step: impl FnMut() -> Result<()>) -> Re
         let (start, before) = (Instant::now(), cpu_time());
         step()?;
         times.push(start.elapsed());
-        cpu.extend(cpu_time().zip(before).map(|(after, before)| after.saturating_sub(before)));
+        cpu.extend(
+            cpu_time()
+                .zip(before)
+                .map(|(after, before)| after.saturating_sub(before)),
+        );
     }
     times.sort_unstable();
     cpu.sort_unstable();
@@ -79,7 +85,14 @@ fn report(what: &str, rounds: usize, mut step: impl FnMut() -> Result<()>) -> Re
 }
 
 fn kernels(rows: usize) {
-    for (n, k) in [(192, 192), (512, 192), (192, 512), (2048, 192), (192, 8), (8, 192)] {
+    for (n, k) in [
+        (192, 192),
+        (512, 192),
+        (192, 512),
+        (2048, 192),
+        (192, 8),
+        (8, 192),
+    ] {
         let weight = Panels::pack(&vec![0.5; n * k], n, k);
         let (x, mut y) = (vec![0.25; rows * k], vec![0.0; rows * n]);
         let mut rates = [0.0_f64; 2];
@@ -97,7 +110,10 @@ fn kernels(rows: usize) {
 
 fn main() -> Result<()> {
     let threads = std::env::args().nth(1).map_or(Ok(2), |text| text.parse())?;
-    rayon::ThreadPoolBuilder::new().num_threads(threads).build()?.install(|| run(threads))
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build()?
+        .install(|| run(threads))
 }
 
 fn run(threads: usize) -> Result<()> {
@@ -117,7 +133,10 @@ fn run(threads: usize) -> Result<()> {
     };
     let packed = batch(32, false);
     for dropout in [0.0, 0.05] {
-        let lora = LoraConfig { dropout, ..lora.clone() };
+        let lora = LoraConfig {
+            dropout,
+            ..lora.clone()
+        };
         let params = LoraParams::init(&lora, &config, 1)?;
         let what = format!("lora step, {} rows, dropout {dropout}", packed.rows());
         report(&what, 15, || {
@@ -131,7 +150,12 @@ fn run(threads: usize) -> Result<()> {
     let packed = batch(64, true);
     let trainable = TrainableLlama::new(&base)?;
     report(&format!("full step, {} rows", packed.rows()), 9, || {
-        trainable.forward_train(&packed)?.sum.backward().map(drop).context("backward")
+        trainable
+            .forward_train(&packed)?
+            .sum
+            .backward()
+            .map(drop)
+            .context("backward")
     })?;
 
     let adapter = LoadedAdapter::new(&random_adapter(&config, &lora, 1), &config)?;
@@ -140,7 +164,10 @@ fn run(threads: usize) -> Result<()> {
         let mut pool = KvPool::new(&config, 1024);
         let mut caches: Vec<KvSequence> = (0..count).map(|_| pool.sequence()).collect();
         for tokens in [&prompt[..], &[7]] {
-            let what = format!("serve {count} sequences of {} tokens, half adapted", tokens.len());
+            let what = format!(
+                "serve {count} sequences of {} tokens, half adapted",
+                tokens.len()
+            );
             let mut limit = 0;
             report(&what, 15, || {
                 limit += tokens.len();
@@ -158,7 +185,10 @@ fn run(threads: usize) -> Result<()> {
                         logits: LogitRows::Last,
                     })
                     .collect();
-                llama.forward_rows(&mut steps, &mut pool).map(drop).context("serve")
+                llama
+                    .forward_rows(&mut steps, &mut pool)
+                    .map(drop)
+                    .context("serve")
             })?;
         }
     }

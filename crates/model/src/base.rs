@@ -139,7 +139,9 @@ impl BaseModel {
                     vec![1.0; elements]
                 } else {
                     let stream = Stream::new(seed, &[index as u64]);
-                    (0..elements as u64).map(|i| (0.02 * stream.normal(i)) as f32).collect()
+                    (0..elements as u64)
+                        .map(|i| (0.02 * stream.normal(i)) as f32)
+                        .collect()
                 };
                 (name, values)
             })
@@ -232,7 +234,9 @@ fn find_tensor<'a>(
     name: &str,
     expected: &[usize],
 ) -> Result<&'a mut TensorFile, BaseError> {
-    let found = files.iter_mut().find(|file| file.entries().contains_key(name));
+    let found = files
+        .iter_mut()
+        .find(|file| file.entries().contains_key(name));
     let file = found.ok_or_else(|| BaseError::MissingTensor(name.to_owned()))?;
     match file.entries().get(name) {
         Some(entry) if entry.shape != expected => Err(BaseError::Shape {
@@ -260,7 +264,12 @@ fn weight_files(dir: &Path) -> Result<Vec<PathBuf>, BaseError> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             return Err(BaseError::NoWeights(dir.to_path_buf()));
         }
-        Err(source) => return Err(BaseError::Io { path: index, source }),
+        Err(source) => {
+            return Err(BaseError::Io {
+                path: index,
+                source,
+            });
+        }
     };
     #[derive(serde::Deserialize)]
     struct Index {
@@ -273,7 +282,9 @@ fn weight_files(dir: &Path) -> Result<Vec<PathBuf>, BaseError> {
         .into_iter()
         .map(|shard| {
             if shard.contains('/') || !shard.ends_with(".safetensors") {
-                return Err(BaseError::Index(format!("shard `{shard}` is no file of the folder")));
+                return Err(BaseError::Index(format!(
+                    "shard `{shard}` is no file of the folder"
+                )));
             }
             Ok(dir.join(shard))
         })
@@ -338,7 +349,10 @@ pub fn base_digest(dir: &Path) -> Result<String, BaseError> {
     for name in names {
         let path = dir.join(&name);
         let (hash, length) = hash_file(&path).map_err(|source| io(&path, source))?;
-        hasher.field(name.as_bytes()).field(&length.to_le_bytes()).field(&hash);
+        hasher
+            .field(name.as_bytes())
+            .field(&length.to_le_bytes())
+            .field(&hash);
     }
     Ok(hasher.finish())
 }
@@ -354,7 +368,9 @@ fn is_source_file(name: &str) -> bool {
         WEIGHTS_INDEX_FILE,
     ];
     NAMES.contains(&name)
-        || Path::new(name).extension().is_some_and(|extension| extension == "safetensors")
+        || Path::new(name)
+            .extension()
+            .is_some_and(|extension| extension == "safetensors")
 }
 
 #[cfg(test)]
@@ -371,11 +387,18 @@ mod tests {
         assert_eq!(again.config(), base.config());
         assert_eq!(&check_base(dir.path()).unwrap(), base.config());
         for (name, values) in base.tensors() {
-            let rounded: Vec<f32> =
-                values.iter().map(|v| half::bf16::from_f32(*v).to_f32()).collect();
+            let rounded: Vec<f32> = values
+                .iter()
+                .map(|v| half::bf16::from_f32(*v).to_f32())
+                .collect();
             assert_eq!(again.tensor(name).unwrap(), rounded, "{name}");
         }
-        let spread: f32 = base.tensor(EMBEDDING).unwrap().iter().map(|v| v * v).sum::<f32>();
+        let spread: f32 = base
+            .tensor(EMBEDDING)
+            .unwrap()
+            .iter()
+            .map(|v| v * v)
+            .sum::<f32>();
         let deviation = (spread / base.tensor(EMBEDDING).unwrap().len() as f32).sqrt();
         assert!((deviation - 0.02).abs() < 0.001, "{deviation}");
     }
@@ -390,7 +413,11 @@ mod tests {
         let shapes = tensor_shapes(base.config());
         let mut map = serde_json::Map::new();
         for (shard, keep) in [("a.safetensors", 0), ("b.safetensors", 1)] {
-            let part = base.tensors().iter().enumerate().filter(|(i, _)| i % 2 == keep);
+            let part = base
+                .tensors()
+                .iter()
+                .enumerate()
+                .filter(|(i, _)| i % 2 == keep);
             let tensors = part.map(|(_, (name, values))| {
                 map.insert(name.clone(), shard.into());
                 (name.as_str(), shapes[name].as_slice(), values.as_slice())
@@ -399,7 +426,10 @@ mod tests {
         }
         let index = serde_json::json!({ "weight_map": map });
         std::fs::write(dir.path().join(WEIGHTS_INDEX_FILE), index.to_string()).unwrap();
-        assert_eq!(BaseModel::load(dir.path()).unwrap().tensors(), whole.tensors());
+        assert_eq!(
+            BaseModel::load(dir.path()).unwrap().tensors(),
+            whole.tensors()
+        );
     }
 
     #[test]
@@ -407,13 +437,21 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let text = BaseModel::load(dir.path()).unwrap_err().to_string();
         assert!(text.starts_with("config.json not found in "), "{text}");
-        assert!(base_digest(dir.path()).unwrap_err().to_string().starts_with("config.json not"));
+        assert!(
+            base_digest(dir.path())
+                .unwrap_err()
+                .to_string()
+                .starts_with("config.json not")
+        );
         let mut config = TinyShape::default().config();
         save_base(dir.path(), &BaseModel::random(config.clone(), 3)).unwrap();
         config.intermediate_size += 1;
         std::fs::write(dir.path().join(CONFIG_FILE), config.to_json().to_string()).unwrap();
         let text = BaseModel::load(dir.path()).unwrap_err().to_string();
-        assert!(text.contains("model.layers.0.mlp.down_proj.weight has shape"), "{text}");
+        assert!(
+            text.contains("model.layers.0.mlp.down_proj.weight has shape"),
+            "{text}"
+        );
         assert_eq!(check_base(dir.path()).unwrap_err().to_string(), text);
         std::fs::remove_file(dir.path().join(WEIGHTS_FILE)).unwrap();
         let text = BaseModel::load(dir.path()).unwrap_err().to_string();
@@ -423,7 +461,11 @@ mod tests {
     #[test]
     fn the_digest_covers_sources_and_nothing_else() {
         let dir = tempfile::tempdir().unwrap();
-        save_base(dir.path(), &BaseModel::random(TinyShape::default().config(), 3)).unwrap();
+        save_base(
+            dir.path(),
+            &BaseModel::random(TinyShape::default().config(), 3),
+        )
+        .unwrap();
         let before = base_digest(dir.path()).unwrap();
         assert!(before.starts_with("sha256:") && before.len() == 71);
         std::fs::write(dir.path().join("README.md"), "words").unwrap();

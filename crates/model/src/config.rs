@@ -135,7 +135,9 @@ impl LlamaConfig {
         if !num_attention_heads.is_multiple_of(num_key_value_heads) {
             return Err(invalid(
                 "num_key_value_heads",
-                format!("is {num_key_value_heads}, must divide num_attention_heads {num_attention_heads}"),
+                format!(
+                    "is {num_key_value_heads}, must divide num_attention_heads {num_attention_heads}"
+                ),
             ));
         }
         let mut eos_token_ids = keys.token_ids("eos_token_id")?;
@@ -153,7 +155,9 @@ impl LlamaConfig {
             num_key_value_heads,
             head_dim,
             vocab_size: keys.size("vocab_size")?,
-            max_position_embeddings: keys.optional_size("max_position_embeddings")?.unwrap_or(2048),
+            max_position_embeddings: keys
+                .optional_size("max_position_embeddings")?
+                .unwrap_or(2048),
             rms_norm_eps: keys.positive("rms_norm_eps", 1e-6)?,
             rope_theta: keys.rope_theta()?,
             tie_word_embeddings: keys.flag("tie_word_embeddings", false)?,
@@ -221,8 +225,10 @@ impl LlamaConfig {
 
     /// Number of parameters, a tied embedding counted once.
     pub fn parameters(&self) -> usize {
-        let attention = 2 * self.query_width() * self.hidden_size + 2 * self.key_width() * self.hidden_size;
-        let layer = attention + 3 * self.intermediate_size * self.hidden_size + 2 * self.hidden_size;
+        let attention =
+            2 * self.query_width() * self.hidden_size + 2 * self.key_width() * self.hidden_size;
+        let layer =
+            attention + 3 * self.intermediate_size * self.hidden_size + 2 * self.hidden_size;
         let embeddings = if self.tie_word_embeddings { 1 } else { 2 };
         self.num_hidden_layers * layer
             + embeddings * self.vocab_size * self.hidden_size
@@ -232,7 +238,10 @@ impl LlamaConfig {
 
 /// The shortest decimal that reads back as this f32: `1e-5`, not `0.000009999999747378752`.
 fn shortest(value: f32) -> Value {
-    value.to_string().parse::<f64>().map_or(Value::Null, |v| json!(v))
+    value
+        .to_string()
+        .parse::<f64>()
+        .map_or(Value::Null, |v| json!(v))
 }
 
 fn read(dir: &Path, file: &str) -> Result<Option<String>, ConfigError> {
@@ -266,8 +275,14 @@ impl Keys {
     fn refuse_unsupported(&self) -> Result<(), ConfigError> {
         const LLAMA: &str = "model_type `llama` with architecture `LlamaForCausalLM`";
         let refuse = |field, value: &Value, supported| {
-            let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-            Err(ConfigError::Unsupported { field, value, supported })
+            let value = value
+                .as_str()
+                .map_or_else(|| value.to_string(), str::to_owned);
+            Err(ConfigError::Unsupported {
+                field,
+                value,
+                supported,
+            })
         };
         match self.get("model_type") {
             Some(value) if value == "llama" => {}
@@ -275,9 +290,9 @@ impl Keys {
             None => return Err(invalid("model_type", "is missing")),
         }
         if let Some(list) = self.get("architectures")
-            && list.as_array().is_none_or(|names| {
-                names.iter().any(|name| name != "LlamaForCausalLM")
-            })
+            && list
+                .as_array()
+                .is_none_or(|names| names.iter().any(|name| name != "LlamaForCausalLM"))
         {
             return refuse("architectures", list, LLAMA);
         }
@@ -299,7 +314,10 @@ impl Keys {
                 return refuse(field, value, "none");
             }
         }
-        if let Some(value) = self.get("partial_rotary_factor").filter(|v| v.as_f64() != Some(1.0)) {
+        if let Some(value) = self
+            .get("partial_rotary_factor")
+            .filter(|v| v.as_f64() != Some(1.0))
+        {
             return refuse("partial_rotary_factor", value, "`1.0`");
         }
         if let Some(value) = self.get("torch_dtype").or_else(|| self.get("dtype"))
@@ -316,12 +334,16 @@ impl Keys {
         };
         match value.as_u64().and_then(|v| u32::try_from(v).ok()) {
             Some(size) if size > 0 => Ok(Some(size as usize)),
-            _ => Err(invalid(field, format!("is {value}, must be a positive 32-bit integer"))),
+            _ => Err(invalid(
+                field,
+                format!("is {value}, must be a positive 32-bit integer"),
+            )),
         }
     }
 
     fn size(&self, field: &'static str) -> Result<usize, ConfigError> {
-        self.optional_size(field)?.ok_or_else(|| invalid(field, "is missing"))
+        self.optional_size(field)?
+            .ok_or_else(|| invalid(field, "is missing"))
     }
 
     fn positive(&self, field: &'static str, default: f32) -> Result<f32, ConfigError> {
@@ -329,7 +351,10 @@ impl Keys {
             None => Ok(default),
             Some(value) => match value.as_f64() {
                 Some(number) if number > 0.0 && number.is_finite() => Ok(number as f32),
-                _ => Err(invalid(field, format!("is {value}, must be a positive number"))),
+                _ => Err(invalid(
+                    field,
+                    format!("is {value}, must be a positive number"),
+                )),
             },
         }
     }
@@ -363,7 +388,12 @@ impl Keys {
             one => one.as_u64().map(|id| vec![id]),
         };
         ids.and_then(|ids| ids.into_iter().map(|id| u32::try_from(id).ok()).collect())
-            .ok_or_else(|| invalid(field, format!("is {value}, must be a token id or a list of them")))
+            .ok_or_else(|| {
+                invalid(
+                    field,
+                    format!("is {value}, must be a token id or a list of them"),
+                )
+            })
     }
 }
 
@@ -392,7 +422,9 @@ mod tests {
     fn with(field: &str, value: Value) -> String {
         let mut config = minimal();
         config[field] = value;
-        LlamaConfig::from_json(&config.to_string(), None).unwrap_err().to_string()
+        LlamaConfig::from_json(&config.to_string(), None)
+            .unwrap_err()
+            .to_string()
     }
 
     #[test]
@@ -417,7 +449,10 @@ mod tests {
             "model_type `gpt2` is not supported; supported: model_type `llama` with architecture `LlamaForCausalLM`"
         );
         for (field, value) in [
-            ("rope_scaling", json!({"rope_type": "llama3", "factor": 8.0})),
+            (
+                "rope_scaling",
+                json!({"rope_type": "llama3", "factor": 8.0}),
+            ),
             ("hidden_act", json!("gelu")),
             ("attention_bias", json!(true)),
             ("mlp_bias", json!(true)),
@@ -426,9 +461,14 @@ mod tests {
             ("torch_dtype", json!("float16")),
         ] {
             let text = with(field, value);
-            assert!(text.starts_with(field) && text.contains("not supported"), "{text}");
+            assert!(
+                text.starts_with(field) && text.contains("not supported"),
+                "{text}"
+            );
         }
-        assert!(with("num_key_value_heads", json!(3)).contains("must divide num_attention_heads 4"));
+        assert!(
+            with("num_key_value_heads", json!(3)).contains("must divide num_attention_heads 4")
+        );
         assert!(with("hidden_size", json!(0)).contains("hidden_size in config.json is 0"));
         assert!(with("vocab_size", Value::Null).contains("vocab_size in config.json is missing"));
     }

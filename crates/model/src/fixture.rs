@@ -35,7 +35,15 @@ pub struct TinyShape {
 
 impl Default for TinyShape {
     fn default() -> Self {
-        Self { hidden: 32, intermediate: 48, layers: 2, heads: 4, kv_heads: 2, positions: 512, tied: true }
+        Self {
+            hidden: 32,
+            intermediate: 48,
+            layers: 2,
+            heads: 4,
+            kv_heads: 2,
+            positions: 512,
+            tied: true,
+        }
     }
 }
 
@@ -70,7 +78,10 @@ impl TinyShape {
 /// A file that can't be written.
 pub fn write_tiny_base(dir: &Path, shape: &TinyShape, seed: u64) -> Result<LlamaConfig, BaseError> {
     let config = shape.config();
-    fs::create_dir_all(dir).map_err(|source| BaseError::Io { path: dir.to_path_buf(), source })?;
+    fs::create_dir_all(dir).map_err(|source| BaseError::Io {
+        path: dir.to_path_buf(),
+        source,
+    })?;
     save_base(dir, &BaseModel::random(config.clone(), seed))?;
     let write = |name: &str, text: String| {
         let path = dir.join(name);
@@ -92,7 +103,10 @@ pub fn write_tiny_base(dir: &Path, shape: &TinyShape, seed: u64) -> Result<Llama
 fn tokenizer_json() -> String {
     let mut alphabet: Vec<char> = ByteLevel::alphabet().into_iter().collect();
     alphabet.sort_unstable();
-    let vocabulary = (0_u32..).zip(&alphabet).map(|(id, stand_in)| (stand_in.to_string(), id)).collect();
+    let vocabulary = (0_u32..)
+        .zip(&alphabet)
+        .map(|(id, stand_in)| (stand_in.to_string(), id))
+        .collect();
     let mut tokenizer = Tokenizer::new(BPE::new(vocabulary, Vec::new()));
     tokenizer.with_pre_tokenizer(Some(ByteLevel::new(false, true, true)));
     tokenizer.with_decoder(Some(ByteLevel::default()));
@@ -120,9 +134,15 @@ pub fn random_adapter(model: &LlamaConfig, config: &LoraConfig, seed: u64) -> Ad
         .map(|(index, (name, shape))| {
             let stream = Stream::new(seed, &[index as u64]);
             let elements = (shape[0] * shape[1]) as u64;
-            let data = (0..elements).map(|i| (0.1 * stream.normal(i)) as f32).collect();
+            let data = (0..elements)
+                .map(|i| (0.1 * stream.normal(i)) as f32)
+                .collect();
             (name, AdapterTensor { shape, data })
         })
         .collect();
-    Adapter { config: config.clone(), base_model_name_or_path: "tiny".to_owned(), tensors }
+    Adapter {
+        config: config.clone(),
+        base_model_name_or_path: "tiny".to_owned(),
+        tensors,
+    }
 }

@@ -74,7 +74,9 @@ impl KvPool {
             head_dim: config.head_dim,
         };
         // Low numbers are handed out first.
-        let free = (0..u32::try_from(blocks).unwrap_or(u32::MAX)).rev().collect();
+        let free = (0..u32::try_from(blocks).unwrap_or(u32::MAX))
+            .rev()
+            .collect();
         Self {
             storage: vec![0.0; blocks * shape.block_size()],
             free: Arc::new(FreeList(Mutex::new(free))),
@@ -147,7 +149,9 @@ impl KvPool {
         let Some(heads) = self.storage.get_mut(start..start + size) else {
             return;
         };
-        let vectors = keys.chunks_exact(shape.head_dim).zip(values.chunks_exact(shape.head_dim));
+        let vectors = keys
+            .chunks_exact(shape.head_dim)
+            .zip(values.chunks_exact(shape.head_dim));
         for (head, (key, value)) in heads.chunks_exact_mut(shape.head_size()).zip(vectors) {
             write_token(head, position % KV_BLOCK_TOKENS, key, value);
         }
@@ -196,7 +200,9 @@ impl KvSequence {
 
     /// Blocks that are missing for `tokens` tokens in all.
     pub fn missing_blocks(&self, tokens: usize) -> usize {
-        tokens.div_ceil(KV_BLOCK_TOKENS).saturating_sub(self.blocks.len())
+        tokens
+            .div_ceil(KV_BLOCK_TOKENS)
+            .saturating_sub(self.blocks.len())
     }
 
     /// Forgets all tokens and gives the blocks back.

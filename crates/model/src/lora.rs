@@ -88,7 +88,10 @@ impl Module {
 
     /// The name of one of its factors, `lora_A` or `lora_B`, in PEFT's files.
     pub fn lora_name(self, layer: usize, factor: &str) -> String {
-        format!("base_model.model.model.layers.{layer}.{}.{factor}.weight", self.path())
+        format!(
+            "base_model.model.model.layers.{layer}.{}.{factor}.weight",
+            self.path()
+        )
     }
 }
 
@@ -121,7 +124,15 @@ impl LoraConfig {
     /// The field and its limit.
     pub fn validate(&self, config: &LlamaConfig) -> Result<(), AdapterError> {
         let check = |field, value: String, ok: bool, range: String| {
-            if ok { Ok(()) } else { Err(AdapterError::OutOfRange { field, value, range }) }
+            if ok {
+                Ok(())
+            } else {
+                Err(AdapterError::OutOfRange {
+                    field,
+                    value,
+                    range,
+                })
+            }
         };
         let limit = config.hidden_size;
         check(
@@ -132,17 +143,34 @@ impl LoraConfig {
         )?;
         let alpha = self.alpha;
         let alpha_fits = alpha.is_finite() && alpha > 0.0;
-        check("lora_alpha", alpha.to_string(), alpha_fits, "a positive number".to_owned())?;
+        check(
+            "lora_alpha",
+            alpha.to_string(),
+            alpha_fits,
+            "a positive number".to_owned(),
+        )?;
         let dropout = self.dropout;
         let dropout_fits = (0.0..1.0).contains(&dropout);
-        check("lora_dropout", dropout.to_string(), dropout_fits, "at least 0 and below 1".to_owned())?;
+        check(
+            "lora_dropout",
+            dropout.to_string(),
+            dropout_fits,
+            "at least 0 and below 1".to_owned(),
+        )?;
         let count = self.target_modules.len();
-        check("target_modules", format!("{count} modules"), count > 0, "at least one".to_owned())
+        check(
+            "target_modules",
+            format!("{count} modules"),
+            count > 0,
+            "at least one".to_owned(),
+        )
     }
 
     /// The target modules in the order of [`Module::ALL`], each once.
     pub fn modules(&self) -> impl Iterator<Item = Module> + '_ {
-        Module::ALL.into_iter().filter(|module| self.target_modules.contains(module))
+        Module::ALL
+            .into_iter()
+            .filter(|module| self.target_modules.contains(module))
     }
 
     /// Every tensor of such an adapter with its shape.
@@ -175,20 +203,24 @@ impl LoraParams {
     /// The configuration does not fit the model.
     pub fn init(lora: &LoraConfig, config: &LlamaConfig, seed: u64) -> Result<Self, AdapterError> {
         lora.validate(config)?;
-        let tensors = lora.tensor_shapes(config).into_iter().enumerate().map(|(index, (name, shape))| {
-            let elements = shape.iter().product::<usize>();
-            let data = if name.contains("lora_A") {
-                let [_, inputs] = shape;
-                let bound = 1.0 / (inputs as f64).sqrt();
-                let stream = Stream::new(seed, &[index as u64]);
-                (0..elements as u64)
-                    .map(|i| ((2.0 * stream.uniform(i) - 1.0) * bound) as f32)
-                    .collect()
-            } else {
-                vec![0.0; elements]
-            };
-            (name, AdapterTensor { shape, data })
-        });
+        let tensors =
+            lora.tensor_shapes(config)
+                .into_iter()
+                .enumerate()
+                .map(|(index, (name, shape))| {
+                    let elements = shape.iter().product::<usize>();
+                    let data = if name.contains("lora_A") {
+                        let [_, inputs] = shape;
+                        let bound = 1.0 / (inputs as f64).sqrt();
+                        let stream = Stream::new(seed, &[index as u64]);
+                        (0..elements as u64)
+                            .map(|i| ((2.0 * stream.uniform(i) - 1.0) * bound) as f32)
+                            .collect()
+                    } else {
+                        vec![0.0; elements]
+                    };
+                    (name, AdapterTensor { shape, data })
+                });
         Self::from_tensors(lora.clone(), tensors)
     }
 
@@ -198,7 +230,10 @@ impl LoraParams {
     /// The adapter does not fit the model.
     pub fn from_adapter(adapter: &Adapter, config: &LlamaConfig) -> Result<Self, AdapterError> {
         adapter.verify(config)?;
-        let tensors = adapter.tensors.iter().map(|(name, tensor)| (name.clone(), tensor.clone()));
+        let tensors = adapter
+            .tensors
+            .iter()
+            .map(|(name, tensor)| (name.clone(), tensor.clone()));
         Self::from_tensors(adapter.config.clone(), tensors)
     }
 
@@ -209,7 +244,10 @@ impl LoraParams {
         let vars = tensors
             .map(|(name, tensor)| {
                 let [rows, columns] = tensor.shape;
-                Ok((name, Var::from_vec(tensor.data, (rows, columns), &Device::Cpu)?))
+                Ok((
+                    name,
+                    Var::from_vec(tensor.data, (rows, columns), &Device::Cpu)?,
+                ))
             })
             .collect::<Result<_, candle_core::Error>>()?;
         Ok(Self { config, vars })
@@ -290,8 +328,10 @@ impl LoraLayers {
                 Module::ALL.map(|module| {
                     lora.target_modules.contains(&module).then(|| {
                         let (outputs, inputs) = module.shape(config);
-                        let (a, b) =
-                            (module.lora_name(layer, "lora_A"), module.lora_name(layer, "lora_B"));
+                        let (a, b) = (
+                            module.lora_name(layer, "lora_A"),
+                            module.lora_name(layer, "lora_B"),
+                        );
                         LoraPair {
                             a: Linear::new(tensor(&a), lora.rank, inputs),
                             b: Linear::new(tensor(&b), outputs, lora.rank),
@@ -300,7 +340,10 @@ impl LoraLayers {
                 })
             })
             .collect();
-        Self { scaling: lora.scaling(), layers }
+        Self {
+            scaling: lora.scaling(),
+            layers,
+        }
     }
 
     /// The update of a module, if it has one.
@@ -325,7 +368,10 @@ impl LoadedAdapter {
     pub fn new(adapter: &Adapter, config: &LlamaConfig) -> Result<Self, AdapterError> {
         adapter.verify(config)?;
         let tensor = |name: &str| {
-            adapter.tensors.get(name).map_or(&[][..], |tensor| tensor.data.as_slice())
+            adapter
+                .tensors
+                .get(name)
+                .map_or(&[][..], |tensor| tensor.data.as_slice())
         };
         Ok(Self {
             digest: adapter.digest(),
@@ -342,7 +388,9 @@ impl LoadedAdapter {
     /// Bytes of packed weights.
     pub fn bytes(&self) -> usize {
         let pairs = self.layers.layers.iter().flatten().flatten();
-        pairs.map(|pair| pair.a.forward.bytes() + pair.b.forward.bytes()).sum()
+        pairs
+            .map(|pair| pair.a.forward.bytes() + pair.b.forward.bytes())
+            .sum()
     }
 
     /// Whether it was packed for a model of this shape.

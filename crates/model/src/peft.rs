@@ -65,7 +65,9 @@ pub enum AdapterError {
         supported: &'static str,
     },
     /// A target module that a Llama layer does not have.
-    #[error("target module `{0}` is unknown; known: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj")]
+    #[error(
+        "target module `{0}` is unknown; known: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj"
+    )]
     UnknownModule(String),
     /// A value out of range.
     #[error("{field} is {value}, must be {range}")]
@@ -84,7 +86,9 @@ pub enum AdapterError {
     #[error("tensor {0} in {ADAPTER_WEIGHTS_FILE} belongs to no target module of this base model")]
     UnexpectedTensor(String),
     /// A tensor that does not fit the base model.
-    #[error("tensor {tensor} in {ADAPTER_WEIGHTS_FILE} has shape {got:?}, this base model asks for {expected:?}")]
+    #[error(
+        "tensor {tensor} in {ADAPTER_WEIGHTS_FILE} has shape {got:?}, this base model asks for {expected:?}"
+    )]
     Shape {
         /// The tensor.
         tensor: String,
@@ -127,7 +131,11 @@ const NEUTRAL_KEYS: [(&str, fn(&Value) -> bool, &str); 20] = [
     ("corda_config", is_empty, "none"),
     ("arrow_config", is_empty, "none"),
     ("alora_invocation_tokens", is_empty, "none"),
-    ("init_lora_weights", |v| v == true || v == "gaussian", "`true`, `gaussian`"),
+    (
+        "init_lora_weights",
+        |v| v == true || v == "gaussian",
+        "`true`, `gaussian`",
+    ),
 ];
 
 fn is_false(value: &Value) -> bool {
@@ -200,7 +208,10 @@ impl AdapterHeader {
     /// # Errors
     /// The first field or tensor that does not fit, by name.
     pub fn verify_shapes(&self, config: &LlamaConfig) -> Result<(), AdapterError> {
-        let shapes = self.shapes.iter().map(|(name, shape)| (name.as_str(), shape.as_slice()));
+        let shapes = self
+            .shapes
+            .iter()
+            .map(|(name, shape)| (name.as_str(), shape.as_slice()));
         verify_shapes(&self.config, config, &shapes.collect())
     }
 }
@@ -263,8 +274,10 @@ impl Adapter {
         let (header, mut file) = AdapterHeader::open(dir)?;
         let mut tensors = BTreeMap::new();
         for (name, shape) in &header.shapes {
-            let shape: [usize; 2] =
-                shape.as_slice().try_into().map_err(|_| AdapterError::UnexpectedTensor(name.clone()))?;
+            let shape: [usize; 2] = shape
+                .as_slice()
+                .try_into()
+                .map_err(|_| AdapterError::UnexpectedTensor(name.clone()))?;
             let data = file.read_f32(name)?.unwrap_or_default();
             tensors.insert(name.clone(), AdapterTensor { shape, data });
         }
@@ -288,7 +301,11 @@ impl Adapter {
         let path = dir.join(ADAPTER_CONFIG_FILE);
         std::fs::write(&path, format!("{:#}\n", self.config_json())).map_err(io(&path))?;
         let tensors = self.tensors.iter().map(|(name, tensor)| {
-            (name.as_str(), tensor.shape.as_slice(), tensor.data.as_slice())
+            (
+                name.as_str(),
+                tensor.shape.as_slice(),
+                tensor.data.as_slice(),
+            )
         });
         tensor_file::write(&dir.join(ADAPTER_WEIGHTS_FILE), StoredDtype::F32, tensors)?;
         Ok(())
@@ -325,8 +342,10 @@ impl Adapter {
     /// # Errors
     /// The first field or tensor that does not fit, by name.
     pub fn verify(&self, config: &LlamaConfig) -> Result<(), AdapterError> {
-        let shapes =
-            self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.shape.as_slice()));
+        let shapes = self
+            .tensors
+            .iter()
+            .map(|(name, tensor)| (name.as_str(), tensor.shape.as_slice()));
         verify_shapes(&self.config, config, &shapes.collect())?;
         for (name, tensor) in &self.tensors {
             if let Some(element) = tensor.data.iter().position(|value| !value.is_finite()) {
@@ -353,8 +372,11 @@ impl Adapter {
             .field(&[u8::from(config.use_rslora)])
             .field(modules.join(",").as_bytes());
         for (name, tensor) in &self.tensors {
-            let shape: Vec<u8> =
-                tensor.shape.iter().flat_map(|size| (*size as u64).to_le_bytes()).collect();
+            let shape: Vec<u8> = tensor
+                .shape
+                .iter()
+                .flat_map(|size| (*size as u64).to_le_bytes())
+                .collect();
             hasher
                 .field(name.as_bytes())
                 .field(b"F32")
@@ -375,13 +397,18 @@ pub fn adapter_digest(dir: &Path) -> Result<String, AdapterError> {
 
 /// PEFT types `lora_alpha` as an integer; a whole number is written as one.
 fn number(value: f64) -> Value {
-    if value.fract() == 0.0 && value.abs() < 9e15 { json!(value as i64) } else { json!(value) }
+    if value.fract() == 0.0 && value.abs() < 9e15 {
+        json!(value as i64)
+    } else {
+        json!(value)
+    }
 }
 
 fn parse_config(text: &str) -> Result<(LoraConfig, String), AdapterError> {
     let keys: Map<String, Value> = serde_json::from_str(text).map_err(AdapterError::Json)?;
     let get = |field: &str| keys.get(field).filter(|value| !value.is_null());
-    let shown = |value: Option<&Value>| value.map_or_else(|| "missing".to_owned(), Value::to_string);
+    let shown =
+        |value: Option<&Value>| value.map_or_else(|| "missing".to_owned(), Value::to_string);
     let invalid = |field, value: Option<&Value>, expected| AdapterError::Invalid {
         field,
         value: shown(value),
@@ -398,7 +425,9 @@ fn parse_config(text: &str) -> Result<(LoraConfig, String), AdapterError> {
         if let Some(value) = get(field).filter(|value| !is_neutral(value)) {
             return Err(AdapterError::Unsupported {
                 field: field.to_owned(),
-                value: value.as_str().map_or_else(|| value.to_string(), str::to_owned),
+                value: value
+                    .as_str()
+                    .map_or_else(|| value.to_string(), str::to_owned),
                 supported,
             });
         }
@@ -406,11 +435,15 @@ fn parse_config(text: &str) -> Result<(LoraConfig, String), AdapterError> {
     if let Some(value) = get("task_type").filter(|value| *value != "CAUSAL_LM") {
         return Err(invalid("task_type", Some(value), "`CAUSAL_LM`"));
     }
-    let rank = get("r").and_then(Value::as_u64).and_then(|rank| usize::try_from(rank).ok());
+    let rank = get("r")
+        .and_then(Value::as_u64)
+        .and_then(|rank| usize::try_from(rank).ok());
     let alpha = get("lora_alpha").map_or(Some(8.0), Value::as_f64);
     let dropout = get("lora_dropout").map_or(Some(0.0), Value::as_f64);
     let rslora = get("use_rslora").map_or(Some(false), Value::as_bool);
-    let base = get("base_model_name_or_path").and_then(Value::as_str).unwrap_or_default();
+    let base = get("base_model_name_or_path")
+        .and_then(Value::as_str)
+        .unwrap_or_default();
     let config = LoraConfig {
         rank: rank.ok_or_else(|| invalid("r", get("r"), "a whole number"))?,
         alpha: alpha.ok_or_else(|| invalid("lora_alpha", get("lora_alpha"), "a number"))?,
@@ -435,8 +468,8 @@ fn parse_modules(value: Option<&Value>) -> Result<Vec<Module>, AdapterError> {
             let mut modules = Vec::new();
             for name in names {
                 let name = name.as_str().ok_or_else(invalid)?;
-                let module =
-                    Module::parse(name).ok_or_else(|| AdapterError::UnknownModule(name.to_owned()))?;
+                let module = Module::parse(name)
+                    .ok_or_else(|| AdapterError::UnknownModule(name.to_owned()))?;
                 if !modules.contains(&module) {
                     modules.push(module);
                 }
@@ -525,7 +558,10 @@ mod tests {
             ("peft_type", json!("IA3")),
         ] {
             let text = with_key(field, value);
-            assert!(text.starts_with(field) && text.contains("not supported"), "{text}");
+            assert!(
+                text.starts_with(field) && text.contains("not supported"),
+                "{text}"
+            );
         }
         assert!(with_key("target_modules", json!(["c_attn"])).contains("`c_attn` is unknown"));
         assert!(with_key("r", json!("four")).starts_with("r in adapter_config.json"));
@@ -538,12 +574,23 @@ mod tests {
         let refuse = |change: &dyn Fn(&mut Adapter)| {
             let mut changed = adapter.clone();
             change(&mut changed);
-            LoadedAdapter::new(&changed, &config).unwrap_err().to_string()
+            LoadedAdapter::new(&changed, &config)
+                .unwrap_err()
+                .to_string()
         };
         assert!(refuse(&|a| a.config.rank = 0).starts_with("r is 0, must be from 1"));
-        assert!(refuse(&|a| a.config.rank = 9999).starts_with("r is 9999, must be from 1 to the hidden"));
-        assert!(refuse(&|a| a.config.target_modules.push(Module::KProj)).contains("k_proj.lora_A.weight not found"));
-        assert!(refuse(&|a| a.config.target_modules.truncate(1)).contains("belongs to no target module"));
+        assert!(
+            refuse(&|a| a.config.rank = 9999)
+                .starts_with("r is 9999, must be from 1 to the hidden")
+        );
+        assert!(
+            refuse(&|a| a.config.target_modules.push(Module::KProj))
+                .contains("k_proj.lora_A.weight not found")
+        );
+        assert!(
+            refuse(&|a| a.config.target_modules.truncate(1))
+                .contains("belongs to no target module")
+        );
         assert!(refuse(&|a| a.config.rank = 5).contains("has shape [4, "));
         assert!(
             refuse(&|a| a.tensors.values_mut().next().unwrap().data[7] = f32::NAN)
@@ -551,9 +598,18 @@ mod tests {
         );
         let mut other = config.clone();
         other.hidden_size *= 2;
-        assert!(adapter.verify(&other).unwrap_err().to_string().contains("this base model asks for"));
+        assert!(
+            adapter
+                .verify(&other)
+                .unwrap_err()
+                .to_string()
+                .contains("this base model asks for")
+        );
         std::fs::remove_file(dir.path().join(ADAPTER_WEIGHTS_FILE)).unwrap();
         let text = Adapter::load(dir.path()).unwrap_err().to_string();
-        assert!(text.starts_with("adapter_model.safetensors not found in "), "{text}");
+        assert!(
+            text.starts_with("adapter_model.safetensors not found in "),
+            "{text}"
+        );
     }
 }

@@ -29,7 +29,9 @@ impl Stream {
     /// 64 random bits.
     #[inline(always)]
     pub const fn bits(self, index: u64) -> u64 {
-        mix(self.0.wrapping_add(index.wrapping_add(1).wrapping_mul(GOLDEN)))
+        mix(self
+            .0
+            .wrapping_add(index.wrapping_add(1).wrapping_mul(GOLDEN)))
     }
 
     /// Uniform in `[0, 1)`, 53 bits.
@@ -58,7 +60,10 @@ mod tests {
         let normal: Vec<f64> = (0..n).map(|i| stream.normal(i)).collect();
         let mean = normal.iter().sum::<f64>() / n as f64;
         let variance = normal.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / n as f64;
-        assert!(mean.abs() < 0.03 && (variance - 1.0).abs() < 0.05, "{mean} {variance}");
+        assert!(
+            mean.abs() < 0.03 && (variance - 1.0).abs() < 0.05,
+            "{mean} {variance}"
+        );
     }
 
     #[test]

@@ -54,12 +54,30 @@ impl SamplingParams {
     /// A parameter out of range, by name.
     pub fn validate(&self) -> Result<(), SamplerError> {
         let check = |field, value, ok: bool, range| {
-            if ok { Ok(()) } else { Err(SamplerError::Parameter { field, value, range }) }
+            if ok {
+                Ok(())
+            } else {
+                Err(SamplerError::Parameter {
+                    field,
+                    value,
+                    range,
+                })
+            }
         };
         let temperature = self.temperature;
-        check("temperature", temperature, (0.0..=2.0).contains(&temperature), "from 0 to 2")?;
+        check(
+            "temperature",
+            temperature,
+            (0.0..=2.0).contains(&temperature),
+            "from 0 to 2",
+        )?;
         let top_p = self.top_p;
-        check("top_p", top_p, top_p > 0.0 && top_p <= 1.0, "above 0 and at most 1")
+        check(
+            "top_p",
+            top_p,
+            top_p > 0.0 && top_p <= 1.0,
+            "above 0 and at most 1",
+        )
     }
 }
 
@@ -126,7 +144,10 @@ pub fn sample(
             return Ok(*id);
         }
     }
-    candidates.last().map(|(id, _)| *id).ok_or(SamplerError::NoLogits)
+    candidates
+        .last()
+        .map(|(id, _)| *id)
+        .ok_or(SamplerError::NoLogits)
 }
 
 /// The most probable token, the lowest id among equals. 0 for no logits; NaN never wins.
@@ -145,7 +166,11 @@ pub fn argmax(logits: &[f32]) -> u32 {
 pub fn log_probs(logits: &[f32], ids: &[u32]) -> Vec<f32> {
     let log_sum = crate::kernel::log_sum_exp(logits);
     ids.iter()
-        .map(|id| logits.get(*id as usize).map_or(f32::NEG_INFINITY, |logit| logit - log_sum))
+        .map(|id| {
+            logits
+                .get(*id as usize)
+                .map_or(f32::NEG_INFINITY, |logit| logit - log_sum)
+        })
         .collect()
 }
 
@@ -153,8 +178,10 @@ pub fn log_probs(logits: &[f32], ids: &[u32]) -> Vec<f32> {
 /// best first, equal ones by id.
 pub fn top_log_probs(logits: &[f32], count: usize) -> Vec<(u32, f32)> {
     let log_sum = crate::kernel::log_sum_exp(logits);
-    let mut all: Vec<(u32, f32)> =
-        (0_u32..).zip(logits).map(|(id, logit)| (id, logit - log_sum)).collect();
+    let mut all: Vec<(u32, f32)> = (0_u32..)
+        .zip(logits)
+        .map(|(id, logit)| (id, logit - log_sum))
+        .collect();
     let order = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
     if count < all.len() {
         all.select_nth_unstable_by(count, order);
@@ -171,13 +198,20 @@ mod tests {
     const LOGITS: [f32; 5] = [1.0, 3.0, 2.0, 3.0, -1.0];
 
     fn key(position: u32) -> SampleKey {
-        SampleKey { seed: 9, choice: 0, position }
+        SampleKey {
+            seed: 9,
+            choice: 0,
+            position,
+        }
     }
 
     #[test]
     fn greedy_takes_the_lowest_of_equals() {
         assert_eq!(sample(&LOGITS, &SamplingParams::GREEDY, key(0)), Ok(1));
-        let all = SamplingParams { top_k: 1, ..SamplingParams::default() };
+        let all = SamplingParams {
+            top_k: 1,
+            ..SamplingParams::default()
+        };
         assert_eq!(sample(&LOGITS, &all, key(0)), Ok(1));
     }
 
@@ -186,7 +220,8 @@ mod tests {
         let draws = 20_000;
         let mut counts = [0.0; 5];
         for position in 0..draws {
-            counts[sample(&LOGITS, &SamplingParams::default(), key(position)).unwrap() as usize] += 1.0;
+            counts[sample(&LOGITS, &SamplingParams::default(), key(position)).unwrap() as usize] +=
+                1.0;
         }
         let expected = log_probs(&LOGITS, &[0, 1, 2, 3, 4]);
         for (count, expected) in counts.iter().zip(expected) {
@@ -198,11 +233,18 @@ mod tests {
     #[test]
     fn limits_keep_only_the_most_probable() {
         for params in [
-            SamplingParams { top_k: 2, ..SamplingParams::default() },
-            SamplingParams { top_p: 0.7, ..SamplingParams::default() },
+            SamplingParams {
+                top_k: 2,
+                ..SamplingParams::default()
+            },
+            SamplingParams {
+                top_p: 0.7,
+                ..SamplingParams::default()
+            },
         ] {
-            let drawn: std::collections::BTreeSet<u32> =
-                (0..500).map(|position| sample(&LOGITS, &params, key(position)).unwrap()).collect();
+            let drawn: std::collections::BTreeSet<u32> = (0..500)
+                .map(|position| sample(&LOGITS, &params, key(position)).unwrap())
+                .collect();
             assert_eq!(drawn.into_iter().collect::<Vec<_>>(), [1, 3], "{params:?}");
         }
     }
@@ -211,7 +253,16 @@ mod tests {
     fn a_draw_depends_on_its_key_alone() {
         let params = SamplingParams::default();
         let draw = |seed, choice, position| {
-            sample(&[0.0; 1000], &params, SampleKey { seed, choice, position }).unwrap()
+            sample(
+                &[0.0; 1000],
+                &params,
+                SampleKey {
+                    seed,
+                    choice,
+                    position,
+                },
+            )
+            .unwrap()
         };
         assert_eq!(draw(1, 0, 5), draw(1, 0, 5));
         assert_ne!(draw(1, 0, 5), draw(2, 0, 5));
@@ -221,10 +272,16 @@ mod tests {
 
     #[test]
     fn refusals_name_the_parameter() {
-        let params = SamplingParams { top_p: 0.0, ..SamplingParams::default() };
+        let params = SamplingParams {
+            top_p: 0.0,
+            ..SamplingParams::default()
+        };
         let text = sample(&LOGITS, &params, key(0)).unwrap_err().to_string();
         assert_eq!(text, "top_p is 0, must be above 0 and at most 1");
-        assert_eq!(sample(&[f32::NAN], &SamplingParams::GREEDY, key(0)), Err(SamplerError::NoLogits));
+        assert_eq!(
+            sample(&[f32::NAN], &SamplingParams::GREEDY, key(0)),
+            Err(SamplerError::NoLogits)
+        );
     }
 
     #[test]

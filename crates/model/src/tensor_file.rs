@@ -98,7 +98,9 @@ impl TensorFile {
         let data_start = 8 + header_bytes;
         let expected = data_start + metadata.data_len() as u64;
         if expected != length {
-            return Err(format_error(format!("{length} bytes long, header says {expected}")));
+            return Err(format_error(format!(
+                "{length} bytes long, header says {expected}"
+            )));
         }
         let entries = metadata
             .tensors()
@@ -160,17 +162,28 @@ impl TensorFile {
 
 /// Little-endian f32 values.
 fn f32_from_bytes(bytes: &[u8]) -> Vec<f32> {
-    bytes.as_chunks::<4>().0.iter().map(|word| f32::from_le_bytes(*word)).collect()
+    bytes
+        .as_chunks::<4>()
+        .0
+        .iter()
+        .map(|word| f32::from_le_bytes(*word))
+        .collect()
 }
 
 /// The values as little-endian bytes.
 pub fn f32_to_bytes(values: &[f32]) -> Vec<u8> {
-    values.iter().flat_map(|value| value.to_le_bytes()).collect()
+    values
+        .iter()
+        .flat_map(|value| value.to_le_bytes())
+        .collect()
 }
 
 /// The values rounded to bf16 (nearest, ties to even) as little-endian bytes.
 fn bf16_to_bytes(values: &[f32]) -> Vec<u8> {
-    values.iter().flat_map(|value| bf16::from_f32(*value).to_le_bytes()).collect()
+    values
+        .iter()
+        .flat_map(|value| bf16::from_f32(*value).to_le_bytes())
+        .collect()
 }
 
 /// How numbers are written.

@@ -29,10 +29,17 @@ fn request(model: &str, prompt: &str, tokens: usize) -> Value {
     json!({"model": model, "prompt": prompt, "max_tokens": tokens, "temperature": 0})
 }
 
-fn states(statuses: &[graftwork_contract::proto::engine::v1::AdapterStatus]) -> Vec<(String, AdapterState)> {
+fn states(
+    statuses: &[graftwork_contract::proto::engine::v1::AdapterStatus],
+) -> Vec<(String, AdapterState)> {
     statuses
         .iter()
-        .map(|status| (format!("{}@v{}", status.name, status.version), status.state()))
+        .map(|status| {
+            (
+                format!("{}@v{}", status.name, status.version),
+                status.state(),
+            )
+        })
         .collect()
 }
 
@@ -50,10 +57,16 @@ async fn a_pushed_list_is_answered_with_states_and_ends_verified_or_resident() {
     let server = files.start().await;
     let list = [files.adapter("a", 1, 1), files.adapter("b", 4, 2)];
     let reply = server.sync(&list, 1).await.unwrap();
-    assert_eq!((reply.pod_uid.as_str(), reply.generation), (harness::POD, 1));
+    assert_eq!(
+        (reply.pod_uid.as_str(), reply.generation),
+        (harness::POD, 1)
+    );
     assert_eq!(reply.base_digest, files.config.base_digest.as_str());
     for adapter in &reply.adapters {
-        assert!(adapter.state() != AdapterState::Unspecified, "headers are read before the answer");
+        assert!(
+            adapter.state() != AdapterState::Unspecified,
+            "headers are read before the answer"
+        );
     }
     assert_eq!(
         states(&server.settled().await),
@@ -62,7 +75,10 @@ async fn a_pushed_list_is_answered_with_states_and_ends_verified_or_resident() {
             ("b@v4".to_owned(), AdapterState::Verified)
         ]
     );
-    assert_eq!(server.complete(request("b", "x", 2)).await.adapter(), "b@v4");
+    assert_eq!(
+        server.complete(request("b", "x", 2)).await.adapter(),
+        "b@v4"
+    );
     assert_eq!(
         states(&server.settled().await)[1].1,
         AdapterState::Resident,
@@ -83,10 +99,18 @@ async fn requests_for_more_adapters_than_fit_in_memory_take_turns() {
     let server = files.start().await;
     let mut expected = BTreeMap::new();
     for name in names {
-        expected.insert(name, server.complete(request(name, "x", 12)).await.content());
+        expected.insert(
+            name,
+            server.complete(request(name, "x", 12)).await.content(),
+        );
     }
     let asked: Vec<_> = names.iter().cycle().take(24).collect();
-    let answers = join_all(asked.iter().map(|name| server.complete(request(name, "x", 12)))).await;
+    let answers = join_all(
+        asked
+            .iter()
+            .map(|name| server.complete(request(name, "x", 12))),
+    )
+    .await;
     for (name, answer) in asked.iter().zip(answers) {
         assert_eq!(answer.status, 200, "{}", answer.text);
         assert_eq!(answer.content(), expected[**name]);
@@ -97,7 +121,9 @@ async fn requests_for_more_adapters_than_fit_in_memory_take_turns() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_swap_under_load_fails_nobody_and_mixes_no_versions() {
     let files = Files::new();
-    let versions: Vec<_> = (1..=6).map(|n| files.adapter("a", n, u64::from(n))).collect();
+    let versions: Vec<_> = (1..=6)
+        .map(|n| files.adapter("a", n, u64::from(n)))
+        .collect();
     let server = files.start().await;
     server.sync(&versions[..1], 1).await.unwrap();
     // What each version answers to each prompt, asked one at a time.
@@ -138,7 +164,10 @@ async fn a_swap_under_load_fails_nobody_and_mixes_no_versions() {
     let swaps = async {
         for (generation, version) in (4..).zip(&versions) {
             // The older ones leave the list while requests may still run on them.
-            server.sync(std::slice::from_ref(version), generation).await.unwrap();
+            server
+                .sync(std::slice::from_ref(version), generation)
+                .await
+                .unwrap();
             tokio::time::sleep(Duration::from_millis(40)).await;
         }
         done.store(true, Ordering::Relaxed);
@@ -148,7 +177,11 @@ async fn a_swap_under_load_fails_nobody_and_mixes_no_versions() {
     for (header, count) in seen.into_iter().flatten() {
         *counts.entry(header).or_insert(0) += count;
     }
-    assert_eq!(counts.len(), versions.len(), "every version was asked: {counts:?}");
+    assert_eq!(
+        counts.len(),
+        versions.len(),
+        "every version was asked: {counts:?}"
+    );
     eventually(
         || async { server.metric("graftwork_engine_resident_adapters").await <= 1.0 },
         "memory of the older versions",
@@ -171,9 +204,14 @@ async fn a_running_stream_keeps_its_version_and_its_end_frees_the_memory() {
     body["stream"] = json!(true);
     let stream = server.open("/v1/completions", &body, &[]).await;
     server.sync(std::slice::from_ref(&second), 2).await.unwrap();
-    assert_eq!(server.complete(request("a", "x", 4)).await.adapter(), "a@v2");
+    assert_eq!(
+        server.complete(request("a", "x", 4)).await.adapter(),
+        "a@v2"
+    );
     let gone = [("x-graftwork-adapter", "a@v1")];
-    let answer = server.post_with("/v1/completions", &request("a", "x", 4), &gone).await;
+    let answer = server
+        .post_with("/v1/completions", &request("a", "x", 4), &gone)
+        .await;
     assert_eq!(answer.error("code"), "version_not_here");
     let streamed = read(stream).await;
     assert_eq!(streamed.adapter(), "a@v1");
@@ -185,7 +223,9 @@ async fn a_running_stream_keeps_its_version_and_its_end_frees_the_memory() {
         .filter_map(|chunk| chunk["choices"][0]["text"].as_str().map(str::to_owned))
         .collect();
     assert_eq!(text, whole);
-    server.wait_for_metric("graftwork_engine_resident_adapters", 1.0).await;
+    server
+        .wait_for_metric("graftwork_engine_resident_adapters", 1.0)
+        .await;
 }
 
 /// Breaks a file in place.
@@ -240,10 +280,17 @@ async fn broken_adapters_are_refused_by_reason_and_keep_nobody_out() {
             ("foreign", "AdapterIncompatible"),
         ])
     );
-    assert!(statuses.iter().all(|s| s.reason.is_empty() == s.message.is_empty()));
+    assert!(
+        statuses
+            .iter()
+            .all(|s| s.reason.is_empty() == s.message.is_empty())
+    );
     assert_eq!(server.complete(request("good", "x", 2)).await.status, 200);
     let answer = server.complete(request("flipped", "x", 2)).await;
-    assert_eq!((answer.status.as_u16(), answer.error("code")), (404, json!("version_not_here")));
+    assert_eq!(
+        (answer.status.as_u16(), answer.error("code")),
+        (404, json!("version_not_here"))
+    );
 
     // Mended files are taken with the next push; the others stay as they are.
     change_byte(&files.folder(&list[1]).join(WEIGHTS_FILE), 3);
@@ -251,7 +298,10 @@ async fn broken_adapters_are_refused_by_reason_and_keep_nobody_out() {
     let states: BTreeMap<_, _> = states(&server.settled().await).into_iter().collect();
     assert_eq!(states["flipped@v1"], AdapterState::Resident);
     assert_eq!(states["cut@v1"], AdapterState::Refused);
-    assert_eq!(server.complete(request("flipped", "x", 2)).await.status, 200);
+    assert_eq!(
+        server.complete(request("flipped", "x", 2)).await.status,
+        200
+    );
 }
 
 async fn refused(server: &Server, call: SignedCall) -> Code {
@@ -295,8 +345,15 @@ async fn a_list_is_taken_only_from_the_operator_for_this_pod_and_in_order() {
     let nonsense = sign(&key, SYNC_METHOD, vec![0xff], &me(), fence(9), now());
     assert_eq!(refused(&server, nonsense).await, Code::InvalidArgument);
     let twice = [files.adapter("b", 1, 2), files.adapter("b", 1, 2)];
-    assert_eq!(server.sync(&twice, 9).await.unwrap_err().code(), Code::InvalidArgument);
-    assert_eq!(states(&server.settled().await)[0].0, "a@v1", "nothing was changed");
+    assert_eq!(
+        server.sync(&twice, 9).await.unwrap_err().code(),
+        Code::InvalidArgument
+    );
+    assert_eq!(
+        states(&server.settled().await)[0].0,
+        "a@v1",
+        "nothing was changed"
+    );
 
     server.engine().await.sync(good()).await.unwrap();
     assert_eq!(states(&server.settled().await)[0].0, "b@v1");
@@ -321,18 +378,29 @@ async fn the_mounted_list_is_followed_until_one_is_pushed() {
     server.sync(&pushed, 1).await.unwrap();
     // Keys are followed all the same, which also shows that the change was seen.
     let new_key = SigningKey::from_bytes(&[8; 32]);
-    files.config.operator_keys =
-        vec![graftwork_contract::signing::print_key(&new_key.verifying_key())];
+    files.config.operator_keys = vec![graftwork_contract::signing::print_key(
+        &new_key.verifying_key(),
+    )];
     files.config.adapters.push(files.adapter("c", 1, 3));
     files.write_config();
     eventually(
         || async {
-            let call = sign(&new_key, SYNC_METHOD, sync_body(&pushed), &me(), fence(2), now());
+            let call = sign(
+                &new_key,
+                SYNC_METHOD,
+                sync_body(&pushed),
+                &me(),
+                fence(2),
+                now(),
+            );
             server.engine().await.sync(call).await.is_ok()
         },
         "the new key",
     )
     .await;
     assert_eq!(states(&server.settled().await)[0].0, "b@v1");
-    assert_eq!(server.sync(&pushed, 3).await.unwrap_err().code(), Code::Unauthenticated);
+    assert_eq!(
+        server.sync(&pushed, 3).await.unwrap_err().code(),
+        Code::Unauthenticated
+    );
 }

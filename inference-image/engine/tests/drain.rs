@@ -34,7 +34,11 @@ fn request(tokens: usize, stream: bool) -> Value {
 
 async fn serving(server: &Server) -> ServingStatus {
     let address = format!("http://{}", server.grpc);
-    let channel = tonic::transport::Endpoint::from_shared(address).unwrap().connect().await.unwrap();
+    let channel = tonic::transport::Endpoint::from_shared(address)
+        .unwrap()
+        .connect()
+        .await
+        .unwrap();
     let mut client = HealthClient::new(channel);
     let request = HealthCheckRequest {
         service: "graftwork.engine.v1.Engine".into(),
@@ -49,7 +53,9 @@ async fn a_stopping_engine_is_not_ready_still_accepts_and_finishes_what_runs() {
     options.drain_delay_seconds = 1;
     let mut server = files.start_with(options).await;
     assert_eq!(serving(&server).await, ServingStatus::Serving);
-    let stream = server.open("/v1/completions", &request(500, true), &[]).await;
+    let stream = server
+        .open("/v1/completions", &request(500, true), &[])
+        .await;
     server.terminate();
     eventually(
         || async { server.get(server.metrics, "/readyz").await.status == 503 },
@@ -72,7 +78,9 @@ async fn at_the_limit_a_stream_ends_with_an_error_event() {
     let mut options = files.options();
     options.drain_limit_seconds = 0;
     let mut server = files.start_with(options).await;
-    let stream = server.open("/v1/completions", &request(500, true), &[]).await;
+    let stream = server
+        .open("/v1/completions", &request(500, true), &[])
+        .await;
     server.terminate();
     let streamed = read(stream).await;
     let last: Value = serde_json::from_str(streamed.events().last().unwrap()).unwrap();
@@ -85,10 +93,13 @@ async fn a_base_model_with_another_digest_is_not_served() {
     let mut files = Files::new();
     files.config.base_digest = graftwork_contract::Digest::of(b"another");
     files.write_config();
-    let error = engine::run::Running::start(files.options()).await.unwrap_err();
+    let error = engine::run::Running::start(files.options())
+        .await
+        .unwrap_err();
     let message = format!("{error:#}");
     assert!(
-        message.contains("has digest sha256:") && message.contains(files.config.base_digest.as_str()),
+        message.contains("has digest sha256:")
+            && message.contains(files.config.base_digest.as_str()),
         "{message}"
     );
 }
@@ -103,7 +114,14 @@ fn the_process_ends_with_0_after_sigterm() {
         .arg(files.config_path())
         .arg("--store")
         .arg(files.store())
-        .args(["--listen-http", here, "--listen-grpc", here, "--listen-metrics", here])
+        .args([
+            "--listen-http",
+            here,
+            "--listen-grpc",
+            here,
+            "--listen-metrics",
+            here,
+        ])
         .args(["--pod-uid", "p", "--drain-delay-seconds", "0"])
         .stdout(Stdio::piped())
         .spawn()
@@ -112,7 +130,13 @@ fn the_process_ends_with_0_after_sigterm() {
     let ready = lines.any(|line| line.unwrap().contains("\"message\":\"ready\""));
     assert!(ready);
     let pid = child.id().to_string();
-    assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+    assert!(
+        Command::new("kill")
+            .args(["-TERM", &pid])
+            .status()
+            .unwrap()
+            .success()
+    );
     let rest = std::thread::spawn(move || lines.map_while(Result::ok).collect::<Vec<_>>());
     let limit = std::time::Instant::now() + Duration::from_secs(20);
     let status = loop {

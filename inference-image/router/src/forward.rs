@@ -160,7 +160,10 @@ impl Pinned {
                     account.forget_first_byte();
                     let over = matches!(setback, Setback::Silent);
                     // What an engine said tells the client more than that another one is gone.
-                    if over || !last.as_ref().is_some_and(Setback::is_an_answer) || setback.is_an_answer() {
+                    if over
+                        || !last.as_ref().is_some_and(Setback::is_an_answer)
+                        || setback.is_an_answer()
+                    {
                         last = Some(setback);
                     }
                     if over {

@@ -29,7 +29,9 @@ impl Probe {
     pub fn read(body: &[u8]) -> Result<Self, serde_json::Error> {
         // Derived structs read arrays too, by position.
         if body.trim_ascii_start().first() == Some(&b'[') {
-            return Err(serde::de::Error::custom("the body is an array, expected an object"));
+            return Err(serde::de::Error::custom(
+                "the body is an array, expected an object",
+            ));
         }
         serde_json::from_slice(body)
     }

@@ -4,7 +4,10 @@
 //! Scores of sixteen keys are then sixteen lanes, each one chain over `head_dim`; no score matrix
 //! is ever whole. The order over keys is fixed, so that a query's bits depend on its own past
 //! alone, whatever the blocks' places and however the prompt was cut.
-#![expect(clippy::inline_always, reason = "bodies must take the features of their caller")]
+#![expect(
+    clippy::inline_always,
+    reason = "bodies must take the features of their caller"
+)]
 
 use super::dispatch::with_lanes;
 use super::elementwise::{exp, max_lanes, sum_lanes};
@@ -39,9 +42,14 @@ impl<'a> HeadBlocks<'a> {
     #[inline(always)]
     fn block(&self, index: usize) -> (&'a [f32], &'a [f32]) {
         let number = self.table.get(index).copied().unwrap_or(u32::MAX) as usize;
-        let start = number.saturating_mul(self.stride).saturating_add(self.offset);
+        let start = number
+            .saturating_mul(self.stride)
+            .saturating_add(self.offset);
         let size = Self::head_size(self.head_dim);
-        let whole = self.storage.get(start..start.saturating_add(size)).unwrap_or_default();
+        let whole = self
+            .storage
+            .get(start..start.saturating_add(size))
+            .unwrap_or_default();
         whole.split_at(whole.len() / 2)
     }
 }
@@ -155,7 +163,11 @@ fn attend_lanes<L: Lanes>(
         dot_columns::<L>(query, cache.block(index).0).store(&mut sums);
         let left = keys - index * BLOCK_TOKENS;
         for (i, sum) in sums.iter_mut().enumerate() {
-            *sum = if i < left { *sum * scale } else { f32::NEG_INFINITY };
+            *sum = if i < left {
+                *sum * scale
+            } else {
+                f32::NEG_INFINITY
+            };
         }
         max = max.max(L::load(&sums));
         scores.extend_from_slice(&sums);
@@ -310,21 +322,33 @@ mod tests {
                 &values[range],
             );
         }
-        let cache = HeadBlocks { storage: &storage, table: &table, stride: size, offset: 0, head_dim: dim };
+        let cache = HeadBlocks {
+            storage: &storage,
+            table: &table,
+            stride: size,
+            offset: 0,
+            head_dim: dim,
+        };
         let mut out = vec![0.0; dim];
         let log_sum = attend(&query, cache, tokens, scale, &mut Vec::new(), &mut out);
         let scores: Vec<f64> = keys
             .chunks_exact(dim)
             .map(|key| {
-                let dot: f64 = key.iter().zip(&query).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+                let dot: f64 = key
+                    .iter()
+                    .zip(&query)
+                    .map(|(a, b)| f64::from(*a) * f64::from(*b))
+                    .sum();
                 (dot * f64::from(scale)).exp()
             })
             .collect();
         let sum: f64 = scores.iter().sum();
         assert!((f64::from(log_sum) - sum.ln()).abs() < 1e-5);
         for d in 0..dim {
-            let exact: f64 =
-                (0..tokens).map(|t| scores[t] * f64::from(values[t * dim + d])).sum::<f64>() / sum;
+            let exact: f64 = (0..tokens)
+                .map(|t| scores[t] * f64::from(values[t * dim + d]))
+                .sum::<f64>()
+                / sum;
             assert!((f64::from(out[d]) - exact).abs() < 1e-5, "{d}");
         }
     }

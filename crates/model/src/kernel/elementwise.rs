@@ -2,9 +2,18 @@
 //!
 //! Sums run in sixteen lanes in ascending order, then over the lanes by halves, so that a row's
 //! bits depend on the row alone.
-#![expect(clippy::inline_always, reason = "bodies must take the features of their caller")]
-#![expect(clippy::needless_range_loop, reason = "the compiler vectorises counted loops best")]
-#![expect(clippy::indexing_slicing, reason = "arrays indexed below their constant length")]
+#![expect(
+    clippy::inline_always,
+    reason = "bodies must take the features of their caller"
+)]
+#![expect(
+    clippy::needless_range_loop,
+    reason = "the compiler vectorises counted loops best"
+)]
+#![expect(
+    clippy::indexing_slicing,
+    reason = "arrays indexed below their constant length"
+)]
 
 use super::dispatch::vectorized;
 use super::panels::LANES;
@@ -206,7 +215,11 @@ fn max_of(values: &[f32]) -> f32 {
     let (whole, rest) = values.as_chunks::<LANES>();
     for values in whole {
         for i in 0..LANES {
-            lanes[i] = if values[i] > lanes[i] { values[i] } else { lanes[i] };
+            lanes[i] = if values[i] > lanes[i] {
+                values[i]
+            } else {
+                lanes[i]
+            };
         }
     }
     for (lane, value) in lanes.iter_mut().zip(rest) {
@@ -235,14 +248,21 @@ mod tests {
     #[test]
     fn log_sum_exp_survives_large_logits() {
         let logits: Vec<f32> = (0..37).map(|i| 500.0 + (i % 5) as f32).collect();
-        let exact = logits.iter().map(|v| f64::from(*v - 500.0).exp()).sum::<f64>().ln() + 500.0;
+        let exact = logits
+            .iter()
+            .map(|v| f64::from(*v - 500.0).exp())
+            .sum::<f64>()
+            .ln()
+            + 500.0;
         assert!((f64::from(log_sum_exp(&logits)) - exact).abs() < 1e-4);
     }
 
     #[test]
     fn rotation_is_undone_by_its_inverse() {
-        let (cos, sin): (Vec<f32>, Vec<f32>) =
-            [0.3_f32, 1.2].iter().map(|angle| (angle.cos(), angle.sin())).unzip();
+        let (cos, sin): (Vec<f32>, Vec<f32>) = [0.3_f32, 1.2]
+            .iter()
+            .map(|angle| (angle.cos(), angle.sin()))
+            .unzip();
         let before = [1.0, -2.0, 3.0, 0.5, 0.1, 0.2, 0.3, 0.4];
         let mut heads = before;
         rotate(&mut heads, &cos, &sin, 1.0);

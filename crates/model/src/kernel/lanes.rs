@@ -3,7 +3,10 @@
 //! Loops over arrays of sixteen do not reliably become vector instructions when they are nested;
 //! these do. Kernels are generic over [`Lanes`] and compiled once per implementation by
 //! [`with_lanes`](super::dispatch::with_lanes).
-#![expect(clippy::inline_always, reason = "bodies must take the features of their caller")]
+#![expect(
+    clippy::inline_always,
+    reason = "bodies must take the features of their caller"
+)]
 
 use super::panels::LANES;
 
@@ -70,7 +73,10 @@ impl Lanes for [f32; LANES] {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    #![expect(unsafe_code, reason = "intrinsics of an instruction set that the caller has")]
+    #![expect(
+        unsafe_code,
+        reason = "intrinsics of an instruction set that the caller has"
+    )]
 
     use std::arch::x86_64::{
         __m256, __m512, _mm256_add_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_max_ps,
@@ -130,7 +136,12 @@ mod x86 {
         #[inline(always)]
         fn load(from: &[f32; LANES]) -> Self {
             // SAFETY: as above.
-            unsafe { [_mm256_loadu_ps(from.as_ptr()), _mm256_loadu_ps(from.as_ptr().add(8))] }
+            unsafe {
+                [
+                    _mm256_loadu_ps(from.as_ptr()),
+                    _mm256_loadu_ps(from.as_ptr().add(8)),
+                ]
+            }
         }
 
         #[inline(always)]

@@ -33,12 +33,28 @@ fn outer_on(
     sums: &mut [f32],
 ) {
     let rows = g.len().checked_div(n).unwrap_or(0);
-    assert!(rows * n == g.len() && rows * k == x.len(), "rows of g and x differ");
+    assert!(
+        rows * n == g.len() && rows * k == x.len(),
+        "rows of g and x differ"
+    );
     let count = outputs.len();
-    assert!(outputs.end <= n && count * k == sums.len(), "sums are not [outputs, {k}]");
+    assert!(
+        outputs.end <= n && count * k == sums.len(),
+        "sums are not [outputs, {k}]"
+    );
     let (g, x) = (
-        Columns { data: g, stride: n, first: outputs.start, count },
-        Columns { data: x, stride: k, first: 0, count: k },
+        Columns {
+            data: g,
+            stride: n,
+            first: outputs.start,
+            count,
+        },
+        Columns {
+            data: x,
+            stride: k,
+            first: 0,
+            count: k,
+        },
     );
     if k < LANES && LANES <= count {
         // A factor's rank fills no register: the other side's columns do. A product's factors
@@ -53,7 +69,9 @@ fn outer_on(
 
 /// `[columns, rows]` of `[rows, columns]`.
 fn transposed(matrix: &[f32], columns: usize) -> Vec<f32> {
-    (0..columns).flat_map(|c| matrix.iter().skip(c).step_by(columns).copied()).collect()
+    (0..columns)
+        .flat_map(|c| matrix.iter().skip(c).step_by(columns).copied())
+        .collect()
 }
 
 /// Some columns of a row-major matrix.
@@ -152,7 +170,11 @@ unsafe fn tiles(isa: Isa, outputs: usize, block: &OuterTile) {
     let registers = block.stride / LANES;
     let mut column = 0;
     while column < registers {
-        let width = if column + widest <= registers { widest } else { 1 };
+        let width = if column + widest <= registers {
+            widest
+        } else {
+            1
+        };
         let mut output = 0;
         while output < outputs {
             let height = tallest.min(outputs - output);
@@ -190,8 +212,13 @@ mod tests {
         let all = [Isa::Avx512, Isa::Avx2, Isa::Portable];
         let best = all.iter().position(|isa| *isa == Isa::detect()).unwrap();
         for isa in &all[best..] {
-            for (n, k, rows) in
-                [(8, 192, 300), (13, 37, 21), (25, 64, 257), (3, 8, 5), (70, 8, 270)] {
+            for (n, k, rows) in [
+                (8, 192, 300),
+                (13, 37, 21),
+                (25, 64, 257),
+                (3, 8, 5),
+                (70, 8, 270),
+            ] {
                 let (g, x) = (values(1, rows * n), values(2, rows * k));
                 let mut expected = values(3, n * k);
                 let mut sums = expected.clone();

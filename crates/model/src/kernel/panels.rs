@@ -18,7 +18,11 @@ impl Panels {
     /// # Panics
     /// `weight` has another length.
     pub fn pack(weight: &[f32], outputs: usize, inputs: usize) -> Self {
-        assert_eq!(weight.len(), outputs * inputs, "weight is not [{outputs}, {inputs}]");
+        assert_eq!(
+            weight.len(),
+            outputs * inputs,
+            "weight is not [{outputs}, {inputs}]"
+        );
         let mut data = vec![0.0; outputs.div_ceil(LANES) * LANES * inputs];
         let panel_rows = weight.chunks(LANES * inputs);
         for (panel, rows) in data.chunks_exact_mut(LANES * inputs).zip(panel_rows) {
@@ -30,7 +34,11 @@ impl Panels {
                 }
             }
         }
-        Self { outputs, inputs, data }
+        Self {
+            outputs,
+            inputs,
+            data,
+        }
     }
 
     /// Packs the transpose of a row-major weight `[rows, columns]`: outputs are its columns.
@@ -38,17 +46,28 @@ impl Panels {
     /// # Panics
     /// `weight` has another length.
     pub fn pack_transposed(weight: &[f32], rows: usize, columns: usize) -> Self {
-        assert_eq!(weight.len(), rows * columns, "weight is not [{rows}, {columns}]");
+        assert_eq!(
+            weight.len(),
+            rows * columns,
+            "weight is not [{rows}, {columns}]"
+        );
         let mut data = vec![0.0; columns.div_ceil(LANES) * LANES * rows];
         for (p, panel) in data.chunks_exact_mut(LANES * rows).enumerate() {
-            for (slots, row) in panel.chunks_exact_mut(LANES).zip(weight.chunks_exact(columns)) {
+            for (slots, row) in panel
+                .chunks_exact_mut(LANES)
+                .zip(weight.chunks_exact(columns))
+            {
                 let from = row.get(p * LANES..).unwrap_or_default();
                 for (slot, value) in slots.iter_mut().zip(from) {
                     *slot = *value;
                 }
             }
         }
-        Self { outputs: columns, inputs: rows, data }
+        Self {
+            outputs: columns,
+            inputs: rows,
+            data,
+        }
     }
 
     /// The same weight packed the other way: for `g · W` where this serves `x · Wᵀ`.

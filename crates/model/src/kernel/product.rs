@@ -104,17 +104,29 @@ pub fn product_parallel(x: &[f32], w: &Panels, y: &mut [f32], epilogue: Epilogue
         });
     } else {
         let step = w.panels().div_ceil(2 * threads).next_multiple_of(2);
-        (0..w.panels().div_ceil(step)).into_par_iter().for_each(|task| {
-            let range = task * step..w.panels().min((task + 1) * step);
-            part(isa, x, w, output, 0..rows, range, epilogue);
-        });
+        (0..w.panels().div_ceil(step))
+            .into_par_iter()
+            .for_each(|task| {
+                let range = task * step..w.panels().min((task + 1) * step);
+                part(isa, x, w, output, 0..rows, range, epilogue);
+            });
     }
 }
 
 fn row_count(x: &[f32], w: &Panels, y: &[f32]) -> usize {
     let rows = x.len().checked_div(w.inputs()).unwrap_or(0);
-    assert_eq!(rows * w.inputs(), x.len(), "x is not [rows, {}]", w.inputs());
-    assert_eq!(rows * w.outputs(), y.len(), "y is not [{rows}, {}]", w.outputs());
+    assert_eq!(
+        rows * w.inputs(),
+        x.len(),
+        "x is not [rows, {}]",
+        w.inputs()
+    );
+    assert_eq!(
+        rows * w.outputs(),
+        y.len(),
+        "y is not [{rows}, {}]",
+        w.outputs()
+    );
     rows
 }
 
@@ -122,11 +134,17 @@ fn row_count(x: &[f32], w: &Panels, y: &[f32]) -> usize {
 #[derive(Clone, Copy)]
 struct Output(*mut f32);
 
-#[expect(unsafe_code, reason = "tasks write disjoint rows or columns of one slice")]
+#[expect(
+    unsafe_code,
+    reason = "tasks write disjoint rows or columns of one slice"
+)]
 // SAFETY: `part` is given disjoint (rows, panels) by every task, and the slice outlives them all
 // because `product_parallel` returns after the parallel loop.
 unsafe impl Send for Output {}
-#[expect(unsafe_code, reason = "tasks write disjoint rows or columns of one slice")]
+#[expect(
+    unsafe_code,
+    reason = "tasks write disjoint rows or columns of one slice"
+)]
 // SAFETY: as above; nothing is read or written through a shared reference.
 unsafe impl Sync for Output {}
 
@@ -146,9 +164,10 @@ fn part(
     assert!(rows.end * inputs <= x.len() && panels.end <= w.panels());
     let panel_size = LANES * inputs;
     let full_rows = rows.start + rows.len() / shape.rows * shape.rows;
-    for (from, to, height) in
-        [(rows.start, full_rows, shape.rows), (full_rows, rows.end, rows.end - full_rows)]
-    {
+    for (from, to, height) in [
+        (rows.start, full_rows, shape.rows),
+        (full_rows, rows.end, rows.end - full_rows),
+    ] {
         if from == to {
             continue;
         }
@@ -263,7 +282,14 @@ mod tests {
         for isa in available() {
             let sums = reference::product(isa, &x, &weight, k);
             for (epilogue, expected) in [
-                (Epilogue::Add, start.iter().zip(&sums).map(|(y, s)| y + s).collect::<Vec<_>>()),
+                (
+                    Epilogue::Add,
+                    start
+                        .iter()
+                        .zip(&sums)
+                        .map(|(y, s)| y + s)
+                        .collect::<Vec<_>>(),
+                ),
                 (
                     Epilogue::AddScaled(0.3),
                     start.iter().zip(&sums).map(|(y, s)| y + 0.3 * s).collect(),
@@ -286,7 +312,10 @@ mod tests {
             let mut expected = vec![0.0; rows * n];
             product(&x, &panels, &mut expected, Epilogue::Store);
             for threads in [1, 2, 3] {
-                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                let pool = rayon::ThreadPoolBuilder::new()
+                    .num_threads(threads)
+                    .build()
+                    .unwrap();
                 let mut y = vec![0.0; rows * n];
                 pool.install(|| product_parallel(&x, &panels, &mut y, Epilogue::Store));
                 assert_eq!(y, expected, "{rows} rows, {threads} threads");

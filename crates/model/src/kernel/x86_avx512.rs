@@ -1,6 +1,9 @@
 //! Tiles in AVX-512F: a panel is one register.
 #![expect(unsafe_code, reason = "vector loads and stores through pointers")]
-#![expect(clippy::indexing_slicing, reason = "register arrays indexed below their constant length")]
+#![expect(
+    clippy::indexing_slicing,
+    reason = "register arrays indexed below their constant length"
+)]
 
 use std::arch::x86_64::{
     __mmask16, _mm512_add_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mask_storeu_ps,

@@ -4,7 +4,8 @@ use rayon::prelude::*;
 
 use super::weights::Weights;
 use crate::kernel::{
-    BLOCK_TOKENS, HeadBlocks, HeadRows, QueryGradient, attend, attend_backward, write_token, write_transposed,
+    BLOCK_TOKENS, HeadBlocks, HeadRows, QueryGradient, attend, attend_backward, write_token,
+    write_transposed,
 };
 
 /// The rotated queries and keys, and the values, of one layer.
@@ -25,12 +26,20 @@ pub(super) struct ProjectionGradients<'a> {
 }
 
 /// Rotates the heads of all rows; `sign` is 1 forward and -1 backward.
-pub(super) fn rotate_rows(weights: &Weights, segments: &[usize], rows: &mut [f32], width: usize, sign: f32) {
+pub(super) fn rotate_rows(
+    weights: &Weights,
+    segments: &[usize],
+    rows: &mut [f32],
+    width: usize,
+    sign: f32,
+) {
     let positions: Vec<usize> = segments.iter().flat_map(|tokens| 0..*tokens).collect();
-    rows.par_chunks_mut(width).zip(positions).for_each(|(row, position)| {
-        let (cos, sin) = weights.rotation(position);
-        crate::kernel::rotate(row, cos, sin, sign);
-    });
+    rows.par_chunks_mut(width)
+        .zip(positions)
+        .for_each(|(row, position)| {
+            let (cos, sin) = weights.rotation(position);
+            crate::kernel::rotate(row, cos, sin, sign);
+        });
 }
 
 /// One head of one sequence as blocks that stand one behind the other.
@@ -44,7 +53,11 @@ impl Blocks {
     fn new(tokens: usize, head_dim: usize) -> Self {
         let blocks = tokens.div_ceil(BLOCK_TOKENS);
         let table = (0..u32::try_from(blocks).unwrap_or(u32::MAX)).collect();
-        Self { storage: vec![0.0; blocks * HeadBlocks::head_size(head_dim)], table, head_dim }
+        Self {
+            storage: vec![0.0; blocks * HeadBlocks::head_size(head_dim)],
+            table,
+            head_dim,
+        }
     }
 
     /// Writes every token's key and value by `write`.
@@ -55,13 +68,18 @@ impl Blocks {
         write: impl Fn(&mut [f32], usize, &[f32], &[f32]),
     ) {
         let size = HeadBlocks::head_size(self.head_dim);
-        let rows = keys.chunks_exact(stride).zip(values.chunks_exact(stride)).enumerate();
+        let rows = keys
+            .chunks_exact(stride)
+            .zip(values.chunks_exact(stride))
+            .enumerate();
         for (token, (key, value)) in rows {
             let head = offset..offset + self.head_dim;
             let block = token / BLOCK_TOKENS * size;
-            if let (Some(block), Some(key), Some(value)) =
-                (self.storage.get_mut(block..block + size), key.get(head.clone()), value.get(head))
-            {
+            if let (Some(block), Some(key), Some(value)) = (
+                self.storage.get_mut(block..block + size),
+                key.get(head.clone()),
+                value.get(head),
+            ) {
                 write(block, token % BLOCK_TOKENS, key, value);
             }
         }
@@ -87,7 +105,11 @@ pub(super) fn attend_segments(
     log_sums: &mut [f32],
 ) {
     let config = &weights.config;
-    let (dim, group, heads) = (config.head_dim, config.group_size(), config.num_attention_heads);
+    let (dim, group, heads) = (
+        config.head_dim,
+        config.group_size(),
+        config.num_attention_heads,
+    );
     let (query_width, key_width) = (config.query_width(), config.key_width());
     let scale = score_scale(dim);
     let mut tasks = Vec::with_capacity(segments.len());
@@ -100,27 +122,35 @@ pub(super) fn attend_segments(
         (out, log_sums) = (out_rest, sums_rest);
         start += tokens;
     }
-    tasks.into_par_iter().for_each(|(start, tokens, out, log_sums)| {
-        let query = slice(inputs.query, start, tokens, query_width);
-        let key = slice(inputs.key, start, tokens, key_width);
-        let value = slice(inputs.value, start, tokens, key_width);
-        let mut blocks = Blocks::new(tokens, dim);
-        let mut scores = Vec::new();
-        for kv_head in 0..config.num_key_value_heads {
-            blocks.fill((key, value), (key_width, kv_head * dim), write_token);
-            for head in kv_head * group..(kv_head + 1) * group {
-                let rows = query.chunks_exact(query_width).zip(out.chunks_exact_mut(query_width));
-                for (token, ((query, out), sums)) in rows.zip(log_sums.chunks_exact_mut(heads)).enumerate() {
-                    let range = head * dim..(head + 1) * dim;
-                    if let (Some(query), Some(out), Some(sum)) =
-                        (query.get(range.clone()), out.get_mut(range), sums.get_mut(head))
+    tasks
+        .into_par_iter()
+        .for_each(|(start, tokens, out, log_sums)| {
+            let query = slice(inputs.query, start, tokens, query_width);
+            let key = slice(inputs.key, start, tokens, key_width);
+            let value = slice(inputs.value, start, tokens, key_width);
+            let mut blocks = Blocks::new(tokens, dim);
+            let mut scores = Vec::new();
+            for kv_head in 0..config.num_key_value_heads {
+                blocks.fill((key, value), (key_width, kv_head * dim), write_token);
+                for head in kv_head * group..(kv_head + 1) * group {
+                    let rows = query
+                        .chunks_exact(query_width)
+                        .zip(out.chunks_exact_mut(query_width));
+                    for (token, ((query, out), sums)) in
+                        rows.zip(log_sums.chunks_exact_mut(heads)).enumerate()
                     {
-                        *sum = attend(query, blocks.head(), token + 1, scale, &mut scores, out);
+                        let range = head * dim..(head + 1) * dim;
+                        if let (Some(query), Some(out), Some(sum)) = (
+                            query.get(range.clone()),
+                            out.get_mut(range),
+                            sums.get_mut(head),
+                        ) {
+                            *sum = attend(query, blocks.head(), token + 1, scale, &mut scores, out);
+                        }
                     }
                 }
             }
-        }
-    });
+        });
 }
 
 /// What backward knows of the forward pass.
@@ -141,11 +171,19 @@ pub(super) fn attend_segments_backward(
     gradients: ProjectionGradients<'_>,
 ) {
     let config = &weights.config;
-    let (dim, group, heads) = (config.head_dim, config.group_size(), config.num_attention_heads);
+    let (dim, group, heads) = (
+        config.head_dim,
+        config.group_size(),
+        config.num_attention_heads,
+    );
     let (query_width, key_width) = (config.query_width(), config.key_width());
     let scale = score_scale(dim);
     let mut tasks = Vec::with_capacity(segments.len());
-    let ProjectionGradients { mut query, mut key, mut value } = gradients;
+    let ProjectionGradients {
+        mut query,
+        mut key,
+        mut value,
+    } = gradients;
     let mut start = 0;
     for tokens in segments {
         let (query_here, query_rest) = query.split_at_mut(tokens * query_width);
@@ -155,42 +193,67 @@ pub(super) fn attend_segments_backward(
         (query, key, value) = (query_rest, key_rest, value_rest);
         start += tokens;
     }
-    tasks.into_par_iter().for_each(|(start, tokens, dquery, dkey, dvalue)| {
-        let query = slice(forward.inputs.query, start, tokens, query_width);
-        let key = slice(forward.inputs.key, start, tokens, key_width);
-        let value = slice(forward.inputs.value, start, tokens, key_width);
-        let out = slice(forward.out, start, tokens, query_width);
-        let dout = slice(dout, start, tokens, query_width);
-        let log_sums = slice(forward.log_sums, start, tokens, heads);
-        let mut blocks = Blocks::new(tokens, dim);
-        let half = BLOCK_TOKENS * dim;
-        for kv_head in 0..config.num_key_value_heads {
-            let offset = kv_head * dim;
-            blocks.fill((key, value), (key_width, offset), |block, slot, key, value| {
-                let (keys, values) = block.split_at_mut(half);
-                write_transposed(keys, slot, key);
-                write_transposed(values, slot, value);
-            });
-            let keys = HeadRows { data: key.get(offset..).unwrap_or_default(), stride: key_width };
-            for head in kv_head * group..(kv_head + 1) * group {
-                for token in 0..tokens {
-                    let range = token * query_width + head * dim..token * query_width + (head + 1) * dim;
-                    if let (Some(query), Some(dout), Some(out), Some(log_sum), Some(dquery), Some(dkey), Some(dvalue)) = (
-                        query.get(range.clone()),
-                        dout.get(range.clone()),
-                        out.get(range.clone()),
-                        log_sums.get(token * heads + head),
-                        dquery.get_mut(range),
-                        dkey.get_mut(offset..),
-                        dvalue.get_mut(offset..),
-                    ) {
-                        let row = QueryGradient { query, dout, out, log_sum: *log_sum, keys: token + 1, scale };
-                        attend_backward(row, blocks.head(), keys, dkey, dvalue, dquery);
+    tasks
+        .into_par_iter()
+        .for_each(|(start, tokens, dquery, dkey, dvalue)| {
+            let query = slice(forward.inputs.query, start, tokens, query_width);
+            let key = slice(forward.inputs.key, start, tokens, key_width);
+            let value = slice(forward.inputs.value, start, tokens, key_width);
+            let out = slice(forward.out, start, tokens, query_width);
+            let dout = slice(dout, start, tokens, query_width);
+            let log_sums = slice(forward.log_sums, start, tokens, heads);
+            let mut blocks = Blocks::new(tokens, dim);
+            let half = BLOCK_TOKENS * dim;
+            for kv_head in 0..config.num_key_value_heads {
+                let offset = kv_head * dim;
+                blocks.fill(
+                    (key, value),
+                    (key_width, offset),
+                    |block, slot, key, value| {
+                        let (keys, values) = block.split_at_mut(half);
+                        write_transposed(keys, slot, key);
+                        write_transposed(values, slot, value);
+                    },
+                );
+                let keys = HeadRows {
+                    data: key.get(offset..).unwrap_or_default(),
+                    stride: key_width,
+                };
+                for head in kv_head * group..(kv_head + 1) * group {
+                    for token in 0..tokens {
+                        let range = token * query_width + head * dim
+                            ..token * query_width + (head + 1) * dim;
+                        if let (
+                            Some(query),
+                            Some(dout),
+                            Some(out),
+                            Some(log_sum),
+                            Some(dquery),
+                            Some(dkey),
+                            Some(dvalue),
+                        ) = (
+                            query.get(range.clone()),
+                            dout.get(range.clone()),
+                            out.get(range.clone()),
+                            log_sums.get(token * heads + head),
+                            dquery.get_mut(range),
+                            dkey.get_mut(offset..),
+                            dvalue.get_mut(offset..),
+                        ) {
+                            let row = QueryGradient {
+                                query,
+                                dout,
+                                out,
+                                log_sum: *log_sum,
+                                keys: token + 1,
+                                scale,
+                            };
+                            attend_backward(row, blocks.head(), keys, dkey, dvalue, dquery);
+                        }
                     }
                 }
             }
-        }
-    });
+        });
 }
 
 /// `1 / sqrt(head_dim)`
@@ -199,5 +262,6 @@ pub(super) fn score_scale(head_dim: usize) -> f32 {
 }
 
 fn slice(rows: &[f32], start: usize, count: usize, width: usize) -> &[f32] {
-    rows.get(start * width..(start + count) * width).unwrap_or_default()
+    rows.get(start * width..(start + count) * width)
+        .unwrap_or_default()
 }

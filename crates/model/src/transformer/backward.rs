@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use rayon::prelude::*;
 
-use super::attention::{Attended, ProjectionGradients, Projections, attend_segments_backward, rotate_rows};
+use super::attention::{
+    Attended, ProjectionGradients, Projections, attend_segments_backward, rotate_rows,
+};
 use super::forward::{LayerTape, Pass};
 use crate::base::{EMBEDDING, layer_tensor_name};
 use crate::kernel::{self, Epilogue, accumulate_outer, product_parallel};
@@ -32,15 +34,23 @@ impl Gradients<'_> {
     pub fn outer(&mut self, name: &str, g: (&[f32], usize), x: (&[f32], usize)) {
         if let Some(sums) = self.slice(name) {
             let outputs = outputs_per_task(g.1);
-            sums.par_chunks_mut(outputs * x.1).enumerate().for_each(|(task, sums)| {
-                let first = task * outputs;
-                accumulate_outer(g, x, first..first + sums.len() / x.1, sums);
-            });
+            sums.par_chunks_mut(outputs * x.1)
+                .enumerate()
+                .for_each(|(task, sums)| {
+                    let first = task * outputs;
+                    accumulate_outer(g, x, first..first + sums.len() / x.1, sums);
+                });
         }
     }
 
     /// Adds the gradients of a row-wise norm: its input's to `dx`, its weight's to `name`.
-    pub fn norm(&mut self, name: &str, (x, w, eps): (&[f32], &[f32], f32), dy: &[f32], dx: &mut [f32]) {
+    pub fn norm(
+        &mut self,
+        name: &str,
+        (x, w, eps): (&[f32], &[f32], f32),
+        dy: &[f32],
+        dx: &mut [f32],
+    ) {
         let size = ROWS * w.len();
         let dw = if self.full { self.slice(name) } else { None };
         let parts: Vec<Vec<f32>> = x
@@ -61,7 +71,9 @@ impl Gradients<'_> {
 
 /// Outputs of one task; a multiple of what a tile holds.
 fn outputs_per_task(outputs: usize) -> usize {
-    outputs.div_ceil(4 * rayon::current_num_threads()).next_multiple_of(8)
+    outputs
+        .div_ceil(4 * rayon::current_num_threads())
+        .next_multiple_of(8)
 }
 
 impl Pass<'_> {
@@ -74,22 +86,39 @@ impl Pass<'_> {
         dx: &mut [f32],
         gradients: &mut Gradients<'_>,
     ) {
-        let Some(linear) = self.weights.layers.get(layer).map(|weights| weights.linear(module)) else { return };
+        let Some(linear) = self
+            .weights
+            .layers
+            .get(layer)
+            .map(|weights| weights.linear(module))
+        else {
+            return;
+        };
         product_parallel(dy, linear.backward(), dx, Epilogue::Add);
         let (outputs, inputs) = (linear.forward.outputs(), linear.forward.inputs());
         if gradients.full {
             let name = layer_tensor_name(layer, &format!("{}.weight", module.path()));
             gradients.outer(&name, (dy, outputs), (x, inputs));
         }
-        let (Some(lora), Some(pair)) = (self.lora, self.pair(layer, module)) else { return };
+        let (Some(lora), Some(pair)) = (self.lora, self.pair(layer, module)) else {
+            return;
+        };
         let rank = pair.a.forward.outputs();
         let scaled: Vec<f32> = inner.iter().map(|value| value * lora.scaling).collect();
-        gradients.outer(&module.lora_name(layer, "lora_B"), (dy, outputs), (&scaled, rank));
+        gradients.outer(
+            &module.lora_name(layer, "lora_B"),
+            (dy, outputs),
+            (&scaled, rank),
+        );
         let mut dinner = vec![0.0; inner.len()];
         product_parallel(dy, pair.b.backward(), &mut dinner, Epilogue::Store);
         dinner.iter_mut().for_each(|value| *value *= lora.scaling);
         let dropped = self.dropped(layer, module, x);
-        gradients.outer(&module.lora_name(layer, "lora_A"), (&dinner, rank), (&dropped, inputs));
+        gradients.outer(
+            &module.lora_name(layer, "lora_A"),
+            (&dinner, rank),
+            (&dropped, inputs),
+        );
         if self.dropout.is_some() {
             let mut part = vec![0.0; dx.len()];
             product_parallel(&dinner, pair.a.backward(), &mut part, Epilogue::Store);
@@ -101,48 +130,125 @@ impl Pass<'_> {
     }
 
     /// One layer, last to first: turns the gradient of its output into that of its input.
-    fn layer_backward(&self, index: usize, tape: &LayerTape, stream: &mut [f32], gradients: &mut Gradients<'_>) {
-        let Some(layer) = self.weights.layers.get(index) else { return };
+    fn layer_backward(
+        &self,
+        index: usize,
+        tape: &LayerTape,
+        stream: &mut [f32],
+        gradients: &mut Gradients<'_>,
+    ) {
+        let Some(layer) = self.weights.layers.get(index) else {
+            return;
+        };
         let config = &self.weights.config;
         let eps = config.rms_norm_eps;
-        let inner = |module: Module| tape.inner.get(module as usize).map_or(&[][..], Vec::as_slice);
+        let inner = |module: Module| {
+            tape.inner
+                .get(module as usize)
+                .map_or(&[][..], Vec::as_slice)
+        };
 
         let mut dactivated = vec![0.0; tape.activated.len()];
         let down = Module::DownProj;
-        self.project_backward((index, down), (&tape.activated, inner(down)), stream, &mut dactivated, gradients);
-        let (dgate, dup) = swiglu_backward(&tape.gate, &tape.up, &dactivated, config.intermediate_size);
+        self.project_backward(
+            (index, down),
+            (&tape.activated, inner(down)),
+            stream,
+            &mut dactivated,
+            gradients,
+        );
+        let (dgate, dup) =
+            swiglu_backward(&tape.gate, &tape.up, &dactivated, config.intermediate_size);
         let mut dnormed = vec![0.0; tape.post_normed.len()];
         for (module, dy) in [(Module::GateProj, &dgate), (Module::UpProj, &dup)] {
-            self.project_backward((index, module), (&tape.post_normed, inner(module)), dy, &mut dnormed, gradients);
+            self.project_backward(
+                (index, module),
+                (&tape.post_normed, inner(module)),
+                dy,
+                &mut dnormed,
+                gradients,
+            );
         }
         let name = layer_tensor_name(index, "post_attention_layernorm.weight");
-        gradients.norm(&name, (&tape.middle, &layer.post_norm, eps), &dnormed, stream);
+        gradients.norm(
+            &name,
+            (&tape.middle, &layer.post_norm, eps),
+            &dnormed,
+            stream,
+        );
 
         let mut dattended = vec![0.0; tape.attended.len()];
         let output = Module::OProj;
-        self.project_backward((index, output), (&tape.attended, inner(output)), stream, &mut dattended, gradients);
+        self.project_backward(
+            (index, output),
+            (&tape.attended, inner(output)),
+            stream,
+            &mut dattended,
+            gradients,
+        );
         let mut dquery = vec![0.0; tape.query.len()];
         let mut dkey = vec![0.0; tape.key.len()];
         let mut dvalue = vec![0.0; tape.value.len()];
         let forward = Attended {
-            inputs: Projections { query: &tape.query, key: &tape.key, value: &tape.value },
+            inputs: Projections {
+                query: &tape.query,
+                key: &tape.key,
+                value: &tape.value,
+            },
             out: &tape.attended,
             log_sums: &tape.log_sums,
         };
-        let into = ProjectionGradients { query: &mut dquery, key: &mut dkey, value: &mut dvalue };
+        let into = ProjectionGradients {
+            query: &mut dquery,
+            key: &mut dkey,
+            value: &mut dvalue,
+        };
         attend_segments_backward(self.weights, self.segments, &forward, &dattended, into);
-        rotate_rows(self.weights, self.segments, &mut dquery, config.query_width(), -1.0);
-        rotate_rows(self.weights, self.segments, &mut dkey, config.key_width(), -1.0);
+        rotate_rows(
+            self.weights,
+            self.segments,
+            &mut dquery,
+            config.query_width(),
+            -1.0,
+        );
+        rotate_rows(
+            self.weights,
+            self.segments,
+            &mut dkey,
+            config.key_width(),
+            -1.0,
+        );
         let mut dnormed = vec![0.0; tape.normed.len()];
-        for (module, dy) in [(Module::QProj, &dquery), (Module::KProj, &dkey), (Module::VProj, &dvalue)] {
-            self.project_backward((index, module), (&tape.normed, inner(module)), dy, &mut dnormed, gradients);
+        for (module, dy) in [
+            (Module::QProj, &dquery),
+            (Module::KProj, &dkey),
+            (Module::VProj, &dvalue),
+        ] {
+            self.project_backward(
+                (index, module),
+                (&tape.normed, inner(module)),
+                dy,
+                &mut dnormed,
+                gradients,
+            );
         }
         let name = layer_tensor_name(index, "input_layernorm.weight");
-        gradients.norm(&name, (&tape.input, &layer.input_norm, eps), &dnormed, stream);
+        gradients.norm(
+            &name,
+            (&tape.input, &layer.input_norm, eps),
+            &dnormed,
+            stream,
+        );
     }
 
     /// All layers, given the gradient of the last hidden states.
-    pub fn run_backward(&self, tokens: &[u32], tapes: &[LayerTape], mut stream: Vec<f32>, gradients: &mut Gradients<'_>) {
+    pub fn run_backward(
+        &self,
+        tokens: &[u32],
+        tapes: &[LayerTape],
+        mut stream: Vec<f32>,
+        gradients: &mut Gradients<'_>,
+    ) {
         for (index, tape) in tapes.iter().enumerate().rev() {
             self.layer_backward(index, tape, &mut stream, gradients);
         }
@@ -163,11 +269,16 @@ impl Pass<'_> {
 fn swiglu_backward(gate: &[f32], up: &[f32], dy: &[f32], width: usize) -> (Vec<f32>, Vec<f32>) {
     let (mut dgate, mut dup) = (vec![0.0; gate.len()], vec![0.0; up.len()]);
     let size = ROWS * width;
-    let inputs = gate.par_chunks(size).zip(up.par_chunks(size)).zip(dy.par_chunks(size));
+    let inputs = gate
+        .par_chunks(size)
+        .zip(up.par_chunks(size))
+        .zip(dy.par_chunks(size));
     let outputs = dgate.par_chunks_mut(size).zip(dup.par_chunks_mut(size));
-    inputs.zip(outputs).for_each(|(((gate, up), dy), (dgate, dup))| {
-        let mut result = vec![0.0; gate.len()];
-        kernel::swiglu_backward(gate, up, dy, dgate, dup, &mut result);
-    });
+    inputs
+        .zip(outputs)
+        .for_each(|(((gate, up), dy), (dgate, dup))| {
+            let mut result = vec![0.0; gate.len()];
+            kernel::swiglu_backward(gate, up, dy, dgate, dup, &mut result);
+        });
     (dgate, dup)
 }

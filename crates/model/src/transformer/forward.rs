@@ -27,9 +27,11 @@ impl Dropout {
         let stream = Stream::new(self.seed, &[self.step, layer as u64, module as u64]);
         let kept = (1.0 / (1.0 - self.probability)) as f32;
         let threshold = (self.probability * 2.0_f64.powi(64)) as u64;
-        x.par_chunks_mut(CHUNK).enumerate().for_each(|(chunk, values)| {
-            kernel::drop_out(values, stream, (chunk * CHUNK) as u64, threshold, kept);
-        });
+        x.par_chunks_mut(CHUNK)
+            .enumerate()
+            .for_each(|(chunk, values)| {
+                kernel::drop_out(values, stream, (chunk * CHUNK) as u64, threshold, kept);
+            });
     }
 }
 
@@ -75,7 +77,12 @@ impl<'a> Pass<'a> {
     }
 
     /// LoRA's input: `x`, or a copy with dropped elements.
-    pub fn dropped<'x>(&self, layer: usize, module: Module, x: &'x [f32]) -> std::borrow::Cow<'x, [f32]> {
+    pub fn dropped<'x>(
+        &self,
+        layer: usize,
+        module: Module,
+        x: &'x [f32],
+    ) -> std::borrow::Cow<'x, [f32]> {
         match self.dropout {
             None => x.into(),
             Some(dropout) => {
@@ -95,15 +102,27 @@ impl<'a> Pass<'a> {
 
     /// `y = W x + s B A drop(x)`; LoRA's inner values go to `inner`.
     fn project(&self, layer: usize, module: Module, x: &[f32], inner: &mut Inner) -> Vec<f32> {
-        let Some(weights) = self.weights.layers.get(layer) else { return Vec::new() };
+        let Some(weights) = self.weights.layers.get(layer) else {
+            return Vec::new();
+        };
         let linear = &weights.linear(module).forward;
         let rows = self.rows();
         let mut y = vec![0.0; rows * linear.outputs()];
         product_parallel(x, linear, &mut y, Epilogue::Store);
         if let (Some(lora), Some(pair)) = (self.lora, self.pair(layer, module)) {
             let mut h = vec![0.0; rows * pair.a.forward.outputs()];
-            product_parallel(&self.dropped(layer, module, x), &pair.a.forward, &mut h, Epilogue::Store);
-            product_parallel(&h, &pair.b.forward, &mut y, Epilogue::AddScaled(lora.scaling));
+            product_parallel(
+                &self.dropped(layer, module, x),
+                &pair.a.forward,
+                &mut h,
+                Epilogue::Store,
+            );
+            product_parallel(
+                &h,
+                &pair.b.forward,
+                &mut y,
+                Epilogue::AddScaled(lora.scaling),
+            );
             if let Some(slot) = inner.get_mut(module as usize) {
                 *slot = h;
             }
@@ -121,12 +140,34 @@ impl<'a> Pass<'a> {
         let mut query = self.project(index, Module::QProj, &normed, &mut inner);
         let mut key = self.project(index, Module::KProj, &normed, &mut inner);
         let value = self.project(index, Module::VProj, &normed, &mut inner);
-        rotate_rows(self.weights, self.segments, &mut query, config.query_width(), 1.0);
-        rotate_rows(self.weights, self.segments, &mut key, config.key_width(), 1.0);
+        rotate_rows(
+            self.weights,
+            self.segments,
+            &mut query,
+            config.query_width(),
+            1.0,
+        );
+        rotate_rows(
+            self.weights,
+            self.segments,
+            &mut key,
+            config.key_width(),
+            1.0,
+        );
         let mut attended = vec![0.0; query.len()];
         let mut log_sums = vec![0.0; self.rows() * config.num_attention_heads];
-        let projections = Projections { query: &query, key: &key, value: &value };
-        attend_segments(self.weights, self.segments, &projections, &mut attended, &mut log_sums);
+        let projections = Projections {
+            query: &query,
+            key: &key,
+            value: &value,
+        };
+        attend_segments(
+            self.weights,
+            self.segments,
+            &projections,
+            &mut attended,
+            &mut log_sums,
+        );
         let mut middle = self.project(index, Module::OProj, &attended, &mut inner);
         kernel::add(&input, &mut middle);
         let post_normed = rms_norm(&middle, &layer.post_norm, config.rms_norm_eps);
@@ -171,7 +212,9 @@ impl<'a> Pass<'a> {
 pub(super) fn rms_norm(x: &[f32], weight: &[f32], eps: f32) -> Vec<f32> {
     let mut y = vec![0.0; x.len()];
     let size = ROWS * weight.len();
-    x.par_chunks(size).zip(y.par_chunks_mut(size)).for_each(|(x, y)| kernel::rms_norm(x, weight, eps, y));
+    x.par_chunks(size)
+        .zip(y.par_chunks_mut(size))
+        .for_each(|(x, y)| kernel::rms_norm(x, weight, eps, y));
     y
 }
 
@@ -180,6 +223,8 @@ pub(super) fn swiglu(gate: &[f32], up: &[f32], width: usize) -> Vec<f32> {
     let mut y = vec![0.0; gate.len()];
     let size = ROWS * width;
     let inputs = gate.par_chunks(size).zip(up.par_chunks(size));
-    inputs.zip(y.par_chunks_mut(size)).for_each(|((gate, up), y)| kernel::swiglu(gate, up, y));
+    inputs
+        .zip(y.par_chunks_mut(size))
+        .for_each(|((gate, up), y)| kernel::swiglu(gate, up, y));
     y
 }

@@ -15,7 +15,10 @@ pub struct Linear {
 impl Linear {
     /// Packs a row-major weight.
     pub fn new(weight: &[f32], outputs: usize, inputs: usize) -> Self {
-        Self { forward: Panels::pack(weight, outputs, inputs), backward: OnceLock::new() }
+        Self {
+            forward: Panels::pack(weight, outputs, inputs),
+            backward: OnceLock::new(),
+        }
     }
 
     /// Packed for the input gradient; serving never pays for it.

@@ -32,7 +32,11 @@ pub struct TokenScore {
 fn gather(hidden: &[f32], targets: &[(usize, u32)], width: usize) -> Vec<f32> {
     let mut rows = Vec::with_capacity(targets.len() * width);
     for (row, _) in targets {
-        rows.extend_from_slice(hidden.get(row * width..(row + 1) * width).unwrap_or_default());
+        rows.extend_from_slice(
+            hidden
+                .get(row * width..(row + 1) * width)
+                .unwrap_or_default(),
+        );
     }
     rows
 }
@@ -51,11 +55,23 @@ impl Pass<'_> {
         let normed = rms_norm(&rows, &weights.final_norm, config.rms_norm_eps);
         let mut dnormed = vec![0.0; normed.len()];
         let mut sum = 0.0;
-        let output = if config.tie_word_embeddings { EMBEDDING } else { OUTPUT };
-        let chunks = normed.chunks(ROWS * width).zip(dnormed.chunks_mut(ROWS * width)).zip(targets.chunks(ROWS));
+        let output = if config.tie_word_embeddings {
+            EMBEDDING
+        } else {
+            OUTPUT
+        };
+        let chunks = normed
+            .chunks(ROWS * width)
+            .zip(dnormed.chunks_mut(ROWS * width))
+            .zip(targets.chunks(ROWS));
         for ((normed, dnormed), targets) in chunks {
             let mut logits = vec![0.0; targets.len() * vocabulary];
-            product_parallel(normed, &weights.output.forward, &mut logits, Epilogue::Store);
+            product_parallel(
+                normed,
+                &weights.output.forward,
+                &mut logits,
+                Epilogue::Store,
+            );
             let losses: Vec<f32> = logits
                 .par_chunks_mut(vocabulary)
                 .zip(targets)
@@ -73,7 +89,12 @@ impl Pass<'_> {
             }
         }
         let mut drows = vec![0.0; rows.len()];
-        gradients.norm(FINAL_NORM, (&rows, &weights.final_norm, config.rms_norm_eps), &dnormed, &mut drows);
+        gradients.norm(
+            FINAL_NORM,
+            (&rows, &weights.final_norm, config.rms_norm_eps),
+            &dnormed,
+            &mut drows,
+        );
         let mut dhidden = vec![0.0; hidden.len()];
         for ((row, _), gradient) in targets.iter().zip(drows.chunks_exact(width)) {
             if let Some(to) = dhidden.get_mut(row * width..(row + 1) * width) {
@@ -89,7 +110,11 @@ impl Llama {
     ///
     /// # Errors
     /// Tokens outside the vocabulary, sequences that are too long, an adapter of another shape.
-    pub fn score(&self, batch: &PackedBatch, adapter: Option<&LoadedAdapter>) -> Result<Vec<TokenScore>, ModelError> {
+    pub fn score(
+        &self,
+        batch: &PackedBatch,
+        adapter: Option<&LoadedAdapter>,
+    ) -> Result<Vec<TokenScore>, ModelError> {
         let weights = &*self.0;
         let config = &weights.config;
         batch.check(config)?;
@@ -97,23 +122,44 @@ impl Llama {
             return Err(ModelError::ForeignAdapter);
         }
         let lora = adapter.map(LoadedAdapter::layers);
-        let pass = Pass { weights, lora, dropout: None, segments: &batch.segments };
+        let pass = Pass {
+            weights,
+            lora,
+            dropout: None,
+            segments: &batch.segments,
+        };
         let (hidden, _) = pass.run(&batch.tokens, false);
         let (width, vocabulary) = (config.hidden_size, config.vocab_size);
-        let normed = rms_norm(&gather(&hidden, &batch.targets, width), &weights.final_norm, config.rms_norm_eps);
-        let segment_of: Vec<usize> =
-            batch.segments.iter().enumerate().flat_map(|(segment, tokens)| std::iter::repeat_n(segment, *tokens)).collect();
+        let normed = rms_norm(
+            &gather(&hidden, &batch.targets, width),
+            &weights.final_norm,
+            config.rms_norm_eps,
+        );
+        let segment_of: Vec<usize> = batch
+            .segments
+            .iter()
+            .enumerate()
+            .flat_map(|(segment, tokens)| std::iter::repeat_n(segment, *tokens))
+            .collect();
         let mut scores = Vec::with_capacity(batch.targets.len());
         for (normed, targets) in normed.chunks(ROWS * width).zip(batch.targets.chunks(ROWS)) {
             let mut logits = vec![0.0; targets.len() * vocabulary];
-            product_parallel(normed, &weights.output.forward, &mut logits, Epilogue::Store);
-            scores.par_extend(logits.par_chunks(vocabulary).zip(targets).map(|(logits, (row, target))| TokenScore {
-                segment: segment_of.get(*row).copied().unwrap_or_default(),
-                row: *row,
-                target: *target,
-                argmax: argmax(logits),
-                nll: log_sum_exp(logits) - logits.get(*target as usize).copied().unwrap_or_default(),
-            }));
+            product_parallel(
+                normed,
+                &weights.output.forward,
+                &mut logits,
+                Epilogue::Store,
+            );
+            scores.par_extend(logits.par_chunks(vocabulary).zip(targets).map(
+                |(logits, (row, target))| TokenScore {
+                    segment: segment_of.get(*row).copied().unwrap_or_default(),
+                    row: *row,
+                    target: *target,
+                    argmax: argmax(logits),
+                    nll: log_sum_exp(logits)
+                        - logits.get(*target as usize).copied().unwrap_or_default(),
+                },
+            ));
         }
         Ok(scores)
     }

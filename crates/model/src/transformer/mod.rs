@@ -81,7 +81,10 @@ impl PackedBatch {
     pub fn push(&mut self, tokens: &[u32], loss_mask: &[bool]) {
         let start = self.tokens.len();
         let next = tokens.iter().zip(loss_mask).enumerate().skip(1);
-        self.targets.extend(next.filter(|(_, (_, wanted))| **wanted).map(|(i, (token, _))| (start + i - 1, *token)));
+        self.targets.extend(
+            next.filter(|(_, (_, wanted))| **wanted)
+                .map(|(i, (token, _))| (start + i - 1, *token)),
+        );
         self.tokens.extend_from_slice(tokens);
         self.segments.push(tokens.len());
     }
@@ -98,8 +101,15 @@ impl PackedBatch {
 
     fn check(&self, config: &crate::config::LlamaConfig) -> Result<(), ModelError> {
         check_tokens(&self.tokens, config)?;
-        match self.segments.iter().find(|tokens| **tokens > config.max_position_embeddings) {
-            Some(tokens) => Err(ModelError::Length { tokens: *tokens, limit: config.max_position_embeddings }),
+        match self
+            .segments
+            .iter()
+            .find(|tokens| **tokens > config.max_position_embeddings)
+        {
+            Some(tokens) => Err(ModelError::Length {
+                tokens: *tokens,
+                limit: config.max_position_embeddings,
+            }),
             None => Ok(()),
         }
     }
@@ -108,7 +118,10 @@ impl PackedBatch {
 fn check_tokens(tokens: &[u32], config: &crate::config::LlamaConfig) -> Result<(), ModelError> {
     let vocabulary = config.vocab_size;
     match tokens.iter().find(|token| **token as usize >= vocabulary) {
-        Some(token) => Err(ModelError::Token { token: *token, vocabulary }),
+        Some(token) => Err(ModelError::Token {
+            token: *token,
+            vocabulary,
+        }),
         None => Ok(()),
     }
 }

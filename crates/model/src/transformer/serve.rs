@@ -53,7 +53,9 @@ impl RowLogits {
 
     /// Logits of one of them, `[vocab_size]`; empty where it was not asked for.
     pub fn row(&self, row: usize) -> &[f32] {
-        self.values.get(row * self.vocabulary..(row + 1) * self.vocabulary).unwrap_or_default()
+        self.values
+            .get(row * self.vocabulary..(row + 1) * self.vocabulary)
+            .unwrap_or_default()
     }
 
     /// Logits of the last row; empty where none was asked for.
@@ -83,7 +85,9 @@ struct Batch<'a> {
 impl Batch<'_> {
     /// `y = W x + s B A x`, each row with its own adapter.
     fn project(&self, layer: usize, module: Module, x: &[f32]) -> Vec<f32> {
-        let Some(weights) = self.weights.layers.get(layer) else { return Vec::new() };
+        let Some(weights) = self.weights.layers.get(layer) else {
+            return Vec::new();
+        };
         let linear = &weights.linear(module).forward;
         let (outputs, inputs) = (linear.outputs(), linear.inputs());
         let mut y = vec![0.0; self.rows.len() * outputs];
@@ -98,7 +102,12 @@ impl Batch<'_> {
             ) {
                 let mut inner = vec![0.0; rows.len() * pair.a.forward.outputs()];
                 product(x, &pair.a.forward, &mut inner, Epilogue::Store);
-                product(&inner, &pair.b.forward, y, Epilogue::AddScaled(lora.scaling));
+                product(
+                    &inner,
+                    &pair.b.forward,
+                    y,
+                    Epilogue::AddScaled(lora.scaling),
+                );
             }
         }
         y
@@ -111,15 +120,29 @@ impl Batch<'_> {
         }
     }
 
-    fn attend(&self, layer: usize, query: &[f32], caches: &[&KvSequence], pool: &KvPool) -> Vec<f32> {
+    fn attend(
+        &self,
+        layer: usize,
+        query: &[f32],
+        caches: &[&KvSequence],
+        pool: &KvPool,
+    ) -> Vec<f32> {
         let config = &self.weights.config;
         let (dim, group, width) = (config.head_dim, config.group_size(), config.query_width());
         let scale = score_scale(dim);
         let mut out = vec![0.0; query.len()];
-        let rows = out.par_chunks_mut(width).zip(query.par_chunks(width)).zip(&self.rows);
+        let rows = out
+            .par_chunks_mut(width)
+            .zip(query.par_chunks(width))
+            .zip(&self.rows);
         rows.for_each_init(Vec::new, |scores, ((out, query), row)| {
-            let Some(cache) = caches.get(row.step) else { return };
-            let heads = out.chunks_exact_mut(dim).zip(query.chunks_exact(dim)).enumerate();
+            let Some(cache) = caches.get(row.step) else {
+                return;
+            };
+            let heads = out
+                .chunks_exact_mut(dim)
+                .zip(query.chunks_exact(dim))
+                .enumerate();
             for (head, (out, query)) in heads {
                 let blocks = pool.head(cache, layer, head / group);
                 attend(query, blocks, row.position + 1, scale, scores, out);
@@ -135,7 +158,11 @@ impl Llama {
     /// # Errors
     /// Tokens outside the vocabulary, positions past the model's, an adapter of another shape, or a full cache:
     /// then every sequence is as it was.
-    pub fn forward_rows(&self, steps: &mut [SequenceStep<'_>], pool: &mut KvPool) -> Result<Vec<RowLogits>, ModelError> {
+    pub fn forward_rows(
+        &self,
+        steps: &mut [SequenceStep<'_>],
+        pool: &mut KvPool,
+    ) -> Result<Vec<RowLogits>, ModelError> {
         let weights = &*self.0;
         let config = &weights.config;
         check(steps, weights, pool)?;
@@ -145,18 +172,32 @@ impl Llama {
         let mut order: Vec<usize> = (0..steps.len()).collect();
         let address = |step: &SequenceStep<'_>| step.adapter.map_or(0, LoadedAdapter::address);
         order.sort_by_key(|index| steps.get(*index).map_or(0, address));
-        let mut batch = Batch { weights, rows: Vec::new(), segments: Vec::new() };
+        let mut batch = Batch {
+            weights,
+            rows: Vec::new(),
+            segments: Vec::new(),
+        };
         let mut tokens = Vec::new();
         for index in &order {
-            let Some(step) = steps.get(*index) else { continue };
+            let Some(step) = steps.get(*index) else {
+                continue;
+            };
             let start = batch.rows.len();
             let past = step.kv.len();
-            batch.rows.extend((0..step.tokens.len()).map(|i| Row { step: *index, position: past + i }));
+            batch.rows.extend((0..step.tokens.len()).map(|i| Row {
+                step: *index,
+                position: past + i,
+            }));
             tokens.extend_from_slice(step.tokens);
             if let Some(adapter) = step.adapter {
                 match batch.segments.last_mut() {
-                    Some(last) if last.adapter.address() == adapter.address() => last.rows.end = batch.rows.len(),
-                    _ => batch.segments.push(Segment { rows: start..batch.rows.len(), adapter }),
+                    Some(last) if last.adapter.address() == adapter.address() => {
+                        last.rows.end = batch.rows.len()
+                    }
+                    _ => batch.segments.push(Segment {
+                        rows: start..batch.rows.len(),
+                        adapter,
+                    }),
                 }
             }
         }
@@ -170,7 +211,9 @@ impl Llama {
             let value = batch.project(index, Module::VProj, &normed);
             batch.rotate(&mut query, config.query_width());
             batch.rotate(&mut key, config.key_width());
-            let vectors = key.chunks_exact(config.key_width()).zip(value.chunks_exact(config.key_width()));
+            let vectors = key
+                .chunks_exact(config.key_width())
+                .zip(value.chunks_exact(config.key_width()));
             for (row, vectors) in batch.rows.iter().zip(vectors) {
                 if let Some(step) = steps.get(row.step) {
                     pool.write(step.kv, index, row.position, vectors);
@@ -200,7 +243,10 @@ fn check(steps: &[SequenceStep<'_>], weights: &Weights, pool: &KvPool) -> Result
         check_tokens(step.tokens, config)?;
         let tokens = step.kv.len() + step.tokens.len();
         if tokens > config.max_position_embeddings {
-            return Err(ModelError::Length { tokens, limit: config.max_position_embeddings });
+            return Err(ModelError::Length {
+                tokens,
+                limit: config.max_position_embeddings,
+            });
         }
         if !pool.owns(step.kv) {
             return Err(ModelError::ForeignSequence);
@@ -215,7 +261,10 @@ fn check(steps: &[SequenceStep<'_>], weights: &Weights, pool: &KvPool) -> Result
 /// Makes room for all steps, or for none.
 fn reserve(steps: &mut [SequenceStep<'_>], pool: &KvPool) -> Result<(), ModelError> {
     let total = |step: &SequenceStep<'_>| step.kv.len() + step.tokens.len();
-    let needed = steps.iter().map(|step| step.kv.missing_blocks(total(step))).sum();
+    let needed = steps
+        .iter()
+        .map(|step| step.kv.missing_blocks(total(step)))
+        .sum();
     let free = pool.free_blocks();
     if needed > free {
         return Err(KvError::Exhausted { needed, free }.into());
@@ -227,13 +276,20 @@ fn reserve(steps: &mut [SequenceStep<'_>], pool: &KvPool) -> Result<(), ModelErr
     Ok(())
 }
 
-fn logits(weights: &Weights, steps: &[SequenceStep<'_>], batch: &Batch<'_>, hidden: &[f32]) -> Vec<RowLogits> {
+fn logits(
+    weights: &Weights,
+    steps: &[SequenceStep<'_>],
+    batch: &Batch<'_>,
+    hidden: &[f32],
+) -> Vec<RowLogits> {
     let config = &weights.config;
     let (width, vocabulary) = (config.hidden_size, config.vocab_size);
     let mut wanted = Vec::new();
     let mut rows = Vec::new();
     for (row, hidden) in batch.rows.iter().zip(hidden.chunks_exact(width)) {
-        let Some(step) = steps.get(row.step) else { continue };
+        let Some(step) = steps.get(row.step) else {
+            continue;
+        };
         // The cache has grown by now.
         let last = row.position + 1 == step.kv.len();
         if step.logits == LogitRows::All || (step.logits == LogitRows::Last && last) {
@@ -243,8 +299,19 @@ fn logits(weights: &Weights, steps: &[SequenceStep<'_>], batch: &Batch<'_>, hidd
     }
     let normed = rms_norm(&rows, &weights.final_norm, config.rms_norm_eps);
     let mut values = vec![0.0; wanted.len() * vocabulary];
-    product_parallel(&normed, &weights.output.forward, &mut values, Epilogue::Store);
-    let mut out: Vec<RowLogits> = steps.iter().map(|_| RowLogits { values: Vec::new(), vocabulary }).collect();
+    product_parallel(
+        &normed,
+        &weights.output.forward,
+        &mut values,
+        Epilogue::Store,
+    );
+    let mut out: Vec<RowLogits> = steps
+        .iter()
+        .map(|_| RowLogits {
+            values: Vec::new(),
+            vocabulary,
+        })
+        .collect();
     for (step, row) in wanted.iter().zip(values.chunks_exact(vocabulary)) {
         if let Some(logits) = out.get_mut(*step) {
             logits.values.extend_from_slice(row);

@@ -10,7 +10,10 @@ use crate::kv::{KvError, KvPool, KvSequence};
 use crate::lora::{LoadedAdapter, LoraConfig, LoraParams, Module};
 
 fn shape() -> TinyShape {
-    TinyShape { tied: false, ..TinyShape::default() }
+    TinyShape {
+        tied: false,
+        ..TinyShape::default()
+    }
 }
 
 fn model() -> (BaseModel, Llama, LlamaConfig) {
@@ -21,11 +24,19 @@ fn model() -> (BaseModel, Llama, LlamaConfig) {
 }
 
 fn lora(rank: usize, dropout: f64) -> LoraConfig {
-    LoraConfig { rank, alpha: 2.0 * rank as f64, dropout, target_modules: Module::ALL.to_vec(), use_rslora: false }
+    LoraConfig {
+        rank,
+        alpha: 2.0 * rank as f64,
+        dropout,
+        target_modules: Module::ALL.to_vec(),
+        use_rslora: false,
+    }
 }
 
 fn tokens(count: usize, start: u32) -> Vec<u32> {
-    (0..count as u32).map(|i| (start + i * 37 + i * i * 3) % 250).collect()
+    (0..count as u32)
+        .map(|i| (start + i * 37 + i * i * 3) % 250)
+        .collect()
 }
 
 fn batch(lengths: &[usize]) -> PackedBatch {
@@ -38,7 +49,12 @@ fn batch(lengths: &[usize]) -> PackedBatch {
 }
 
 fn values(variable: &Var) -> Vec<f32> {
-    variable.as_tensor().flatten_all().unwrap().to_vec1().unwrap()
+    variable
+        .as_tensor()
+        .flatten_all()
+        .unwrap()
+        .to_vec1()
+        .unwrap()
 }
 
 /// Finite differences in the direction of a few elements of every tensor.
@@ -46,21 +62,46 @@ fn check_gradients<'a>(parameters: Vec<(&'a str, &'a Var)>, loss: &dyn Fn() -> L
     let gradients = loss().sum.backward().unwrap();
     for (name, variable) in parameters {
         let before = values(variable);
-        let gradient: Vec<f32> = gradients.get(variable).unwrap().flatten_all().unwrap().to_vec1().unwrap();
-        assert!(gradient.iter().any(|value| *value != 0.0), "{name} has no gradient");
+        let gradient: Vec<f32> = gradients
+            .get(variable)
+            .unwrap()
+            .flatten_all()
+            .unwrap()
+            .to_vec1()
+            .unwrap();
+        assert!(
+            gradient.iter().any(|value| *value != 0.0),
+            "{name} has no gradient"
+        );
         // The element with the largest gradient stands clear of rounding.
-        let (element, exact) = gradient.iter().enumerate().max_by(|a, b| a.1.abs().total_cmp(&b.1.abs())).unwrap();
+        let (element, exact) = gradient
+            .iter()
+            .enumerate()
+            .max_by(|a, b| a.1.abs().total_cmp(&b.1.abs()))
+            .unwrap();
         let step = 1e-2;
         let at = |delta: f32| {
             let mut changed = before.clone();
             changed[element] += delta;
-            variable.set(&candle_core::Tensor::from_vec(changed, variable.shape(), &candle_core::Device::Cpu).unwrap()).unwrap();
+            variable
+                .set(
+                    &candle_core::Tensor::from_vec(
+                        changed,
+                        variable.shape(),
+                        &candle_core::Device::Cpu,
+                    )
+                    .unwrap(),
+                )
+                .unwrap();
             f64::from(loss().sum.to_scalar::<f32>().unwrap())
         };
         let numeric = (at(step) - at(-step)) / (2.0 * f64::from(step));
         at(0.0);
         let difference = (numeric - f64::from(*exact)).abs();
-        assert!(difference <= 0.03 * f64::from(exact.abs()) + 2e-2, "{name}[{element}]: {exact} by backward, {numeric} by differences");
+        assert!(
+            difference <= 0.03 * f64::from(exact.abs()) + 2e-2,
+            "{name}[{element}]: {exact} by backward, {numeric} by differences"
+        );
     }
 }
 
@@ -72,7 +113,9 @@ fn lora_gradients_are_those_of_the_loss() {
         let params = LoraParams::from_adapter(&random_adapter(&config, &lora, 5), &config).unwrap();
         let batch = batch(&[9, 20]);
         check_gradients(params.iter().collect(), &|| {
-            llama.forward_train(&batch, &params, StepSeed { seed: 3, step: 8 }).unwrap()
+            llama
+                .forward_train(&batch, &params, StepSeed { seed: 3, step: 8 })
+                .unwrap()
         });
     }
 }
@@ -80,10 +123,17 @@ fn lora_gradients_are_those_of_the_loss() {
 #[test]
 fn gradients_of_all_weights_are_those_of_the_loss() {
     for tied in [true, false] {
-        let config = TinyShape { tied, layers: 1, ..shape() }.config();
+        let config = TinyShape {
+            tied,
+            layers: 1,
+            ..shape()
+        }
+        .config();
         let trainable = TrainableLlama::new(&BaseModel::random(config, 2)).unwrap();
         let batch = batch(&[12, 5]);
-        check_gradients(trainable.iter().collect(), &|| trainable.forward_train(&batch).unwrap());
+        check_gradients(trainable.iter().collect(), &|| {
+            trainable.forward_train(&batch).unwrap()
+        });
     }
 }
 
@@ -93,10 +143,24 @@ fn a_new_adapter_changes_nothing_and_its_first_step_moves_b() {
     let batch = batch(&[15]);
     let params = LoraParams::init(&lora(4, 0.0), &config, 1).unwrap();
     let adapter = LoadedAdapter::new(&params.to_adapter("tiny").unwrap(), &config).unwrap();
-    assert_eq!(llama.score(&batch, Some(&adapter)).unwrap(), llama.score(&batch, None).unwrap());
-    let gradients = llama.forward_train(&batch, &params, StepSeed::default()).unwrap().sum.backward().unwrap();
+    assert_eq!(
+        llama.score(&batch, Some(&adapter)).unwrap(),
+        llama.score(&batch, None).unwrap()
+    );
+    let gradients = llama
+        .forward_train(&batch, &params, StepSeed::default())
+        .unwrap()
+        .sum
+        .backward()
+        .unwrap();
     for (name, variable) in params.iter() {
-        let gradient: Vec<f32> = gradients.get(variable).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+        let gradient: Vec<f32> = gradients
+            .get(variable)
+            .unwrap()
+            .flatten_all()
+            .unwrap()
+            .to_vec1()
+            .unwrap();
         let moves = gradient.iter().any(|value| *value != 0.0);
         assert_eq!(moves, name.contains("lora_B"), "{name}");
     }
@@ -111,26 +175,53 @@ fn packed_sequences_do_not_see_each_other() {
         let mut single = PackedBatch::new();
         let mask: Vec<bool> = (0..length).map(|t| t % 3 != 1).collect();
         single.push(&tokens(length, 7 * i as u32), &mask);
-        alone.extend(llama.score(&single, None).unwrap().into_iter().map(|score| (i, score.target, score.nll.to_bits())));
+        alone.extend(
+            llama
+                .score(&single, None)
+                .unwrap()
+                .into_iter()
+                .map(|score| (i, score.target, score.nll.to_bits())),
+        );
     }
-    let together: Vec<_> = together.into_iter().map(|score| (score.segment, score.target, score.nll.to_bits())).collect();
+    let together: Vec<_> = together
+        .into_iter()
+        .map(|score| (score.segment, score.target, score.nll.to_bits()))
+        .collect();
     assert_eq!(together, alone);
 }
 
 #[test]
 fn the_loss_is_the_sum_of_the_scores() {
     let (_, llama, config) = model();
-    let params = LoraParams::from_adapter(&random_adapter(&config, &lora(2, 0.0), 5), &config).unwrap();
+    let params =
+        LoraParams::from_adapter(&random_adapter(&config, &lora(2, 0.0), 5), &config).unwrap();
     let adapter = LoadedAdapter::new(&params.to_adapter("tiny").unwrap(), &config).unwrap();
     let batch = batch(&[33, 8]);
-    let loss = llama.forward_train(&batch, &params, StepSeed::default()).unwrap();
+    let loss = llama
+        .forward_train(&batch, &params, StepSeed::default())
+        .unwrap();
     assert_eq!(loss.targets, batch.targets());
-    let sum: f64 = llama.score(&batch, Some(&adapter)).unwrap().iter().map(|score| f64::from(score.nll)).sum();
-    assert!((f64::from(loss.sum.to_scalar::<f32>().unwrap()) - sum).abs() < 1e-3, "{sum}");
+    let sum: f64 = llama
+        .score(&batch, Some(&adapter))
+        .unwrap()
+        .iter()
+        .map(|score| f64::from(score.nll))
+        .sum();
+    assert!(
+        (f64::from(loss.sum.to_scalar::<f32>().unwrap()) - sum).abs() < 1e-3,
+        "{sum}"
+    );
 }
 
 /// Logits of every token, fed in pieces of `chunk` tokens, with others in the same passes.
-fn serve(llama: &Llama, pool: &mut KvPool, tokens: &[u32], adapter: Option<&LoadedAdapter>, chunk: usize, others: &[(Vec<u32>, Option<&LoadedAdapter>)]) -> Vec<u32> {
+fn serve(
+    llama: &Llama,
+    pool: &mut KvPool,
+    tokens: &[u32],
+    adapter: Option<&LoadedAdapter>,
+    chunk: usize,
+    others: &[(Vec<u32>, Option<&LoadedAdapter>)],
+) -> Vec<u32> {
     let mut kv = pool.sequence();
     let mut company: Vec<KvSequence> = others.iter().map(|_| pool.sequence()).collect();
     let mut bits = Vec::new();
@@ -140,11 +231,24 @@ fn serve(llama: &Llama, pool: &mut KvPool, tokens: &[u32], adapter: Option<&Load
             .zip(others)
             .map(|(kv, (tokens, adapter))| {
                 let part = &tokens[piece % tokens.len()..=piece % tokens.len()];
-                SequenceStep { tokens: part, kv, adapter: *adapter, logits: LogitRows::Last }
+                SequenceStep {
+                    tokens: part,
+                    kv,
+                    adapter: *adapter,
+                    logits: LogitRows::Last,
+                }
             })
             .collect();
         let at = steps.len() / 2;
-        steps.insert(at, SequenceStep { tokens: part, kv: &mut kv, adapter, logits: LogitRows::All });
+        steps.insert(
+            at,
+            SequenceStep {
+                tokens: part,
+                kv: &mut kv,
+                adapter,
+                logits: LogitRows::All,
+            },
+        );
         let logits = llama.forward_rows(&mut steps, pool).unwrap();
         for row in 0..logits[at].rows() {
             bits.extend(logits[at].row(row).iter().map(|value| value.to_bits()));
@@ -156,26 +260,57 @@ fn serve(llama: &Llama, pool: &mut KvPool, tokens: &[u32], adapter: Option<&Load
 #[test]
 fn a_rows_bits_depend_on_neither_company_nor_chunks_nor_threads() {
     let (_, llama, config) = model();
-    let load = |rank, seed| LoadedAdapter::new(&random_adapter(&config, &lora(rank, 0.0), seed), &config).unwrap();
+    let load = |rank, seed| {
+        LoadedAdapter::new(&random_adapter(&config, &lora(rank, 0.0), seed), &config).unwrap()
+    };
     let (a, b) = (load(4, 1), load(8, 2));
     let text = tokens(41, 3);
-    let others = vec![(tokens(5, 9), Some(&b)), (tokens(7, 1), None), (tokens(3, 2), Some(&a)), (tokens(4, 77), Some(&b))];
-    let threads = |n: usize| rayon::ThreadPoolBuilder::new().num_threads(n).build().unwrap();
+    let others = vec![
+        (tokens(5, 9), Some(&b)),
+        (tokens(7, 1), None),
+        (tokens(3, 2), Some(&a)),
+        (tokens(4, 77), Some(&b)),
+    ];
+    let threads = |n: usize| {
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(n)
+            .build()
+            .unwrap()
+    };
     for adapter in [None, Some(&a)] {
         let mut pool = KvPool::new(&config, 64);
         let alone = threads(1).install(|| serve(&llama, &mut pool, &text, adapter, 41, &[]));
-        for (chunk, company, count) in [(1, &others[..], 2), (5, &others[..], 1), (16, &[][..], 2), (41, &others[..2], 2)] {
-            let other = threads(count).install(|| serve(&llama, &mut pool, &text, adapter, chunk, company));
-            assert!(other == alone, "chunk {chunk}, {} others, {count} threads", company.len());
+        for (chunk, company, count) in [
+            (1, &others[..], 2),
+            (5, &others[..], 1),
+            (16, &[][..], 2),
+            (41, &others[..2], 2),
+        ] {
+            let other =
+                threads(count).install(|| serve(&llama, &mut pool, &text, adapter, chunk, company));
+            assert!(
+                other == alone,
+                "chunk {chunk}, {} others, {count} threads",
+                company.len()
+            );
         }
         // What was trained is what is served.
         let mut whole = PackedBatch::new();
         whole.push(&text, &vec![true; text.len()]);
         let scores = llama.score(&whole, adapter).unwrap();
         for score in scores {
-            let row: Vec<f32> = alone[score.row * config.vocab_size..(score.row + 1) * config.vocab_size].iter().map(|b| f32::from_bits(*b)).collect();
+            let row: Vec<f32> = alone
+                [score.row * config.vocab_size..(score.row + 1) * config.vocab_size]
+                .iter()
+                .map(|b| f32::from_bits(*b))
+                .collect();
             let nll = -crate::sampler::log_probs(&row, &[score.target])[0];
-            assert!((nll - score.nll).abs() < 1e-4, "row {}: {nll} served, {} trained", score.row, score.nll);
+            assert!(
+                (nll - score.nll).abs() < 1e-4,
+                "row {}: {nll} served, {} trained",
+                score.row,
+                score.nll
+            );
         }
         assert_eq!(pool.free_blocks(), 64);
     }
@@ -184,9 +319,17 @@ fn a_rows_bits_depend_on_neither_company_nor_chunks_nor_threads() {
 #[test]
 fn dropout_draws_the_same_for_the_same_step_and_other_values_for_another() {
     let (_, llama, config) = model();
-    let params = LoraParams::from_adapter(&random_adapter(&config, &lora(4, 0.5), 5), &config).unwrap();
+    let params =
+        LoraParams::from_adapter(&random_adapter(&config, &lora(4, 0.5), 5), &config).unwrap();
     let batch = batch(&[30]);
-    let loss = |step| llama.forward_train(&batch, &params, StepSeed { seed: 1, step }).unwrap().sum.to_scalar::<f32>().unwrap();
+    let loss = |step| {
+        llama
+            .forward_train(&batch, &params, StepSeed { seed: 1, step })
+            .unwrap()
+            .sum
+            .to_scalar::<f32>()
+            .unwrap()
+    };
     assert_eq!(loss(1).to_bits(), loss(1).to_bits());
     assert_ne!(loss(1).to_bits(), loss(2).to_bits());
 }
@@ -197,11 +340,24 @@ fn a_full_cache_leaves_sequences_as_they_were() {
     let mut pool = KvPool::new(&config, 2);
     let (mut a, mut b) = (pool.sequence(), pool.sequence());
     let text = tokens(20, 1);
-    let mut steps = [(&text[..9], &mut a), (&text[..], &mut b)]
-        .map(|(tokens, kv)| SequenceStep { tokens, kv, adapter: None, logits: LogitRows::Last });
+    let mut steps = [(&text[..9], &mut a), (&text[..], &mut b)].map(|(tokens, kv)| SequenceStep {
+        tokens,
+        kv,
+        adapter: None,
+        logits: LogitRows::Last,
+    });
     let error = llama.forward_rows(&mut steps, &mut pool).unwrap_err();
-    assert!(matches!(error, ModelError::Kv(KvError::Exhausted { needed: 3, free: 2 })), "{error}");
-    assert_eq!((a.len(), a.blocks(), b.len(), b.blocks(), pool.free_blocks()), (0, 0, 0, 0, 2));
+    assert!(
+        matches!(
+            error,
+            ModelError::Kv(KvError::Exhausted { needed: 3, free: 2 })
+        ),
+        "{error}"
+    );
+    assert_eq!(
+        (a.len(), a.blocks(), b.len(), b.blocks(), pool.free_blocks()),
+        (0, 0, 0, 0, 2)
+    );
 }
 
 #[test]
@@ -211,14 +367,25 @@ fn a_training_steps_bits_do_not_depend_on_threads() {
         LoraParams::from_adapter(&random_adapter(&config, &lora(4, 0.1), 5), &config).unwrap();
     let batch = batch(&[40, 70, 9, 200, 33]);
     let step = |threads: usize| {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .unwrap();
         pool.install(|| {
-            let loss = llama.forward_train(&batch, &params, StepSeed::default()).unwrap();
+            let loss = llama
+                .forward_train(&batch, &params, StepSeed::default())
+                .unwrap();
             let gradients = loss.sum.backward().unwrap();
             let mut bits = vec![loss.sum.to_scalar::<f32>().unwrap().to_bits()];
             for (_, variable) in params.iter() {
                 let gradient = gradients.get(variable).unwrap().flatten_all().unwrap();
-                bits.extend(gradient.to_vec1::<f32>().unwrap().iter().map(|value| value.to_bits()));
+                bits.extend(
+                    gradient
+                        .to_vec1::<f32>()
+                        .unwrap()
+                        .iter()
+                        .map(|value| value.to_bits()),
+                );
             }
             bits
         })
@@ -233,12 +400,21 @@ fn what_can_not_work_is_refused() {
     let (_, llama, config) = model();
     let mut wrong = PackedBatch::new();
     wrong.push(&[1, 9999], &[true, true]);
-    assert!(matches!(llama.score(&wrong, None), Err(ModelError::Token { token: 9999, .. })));
+    assert!(matches!(
+        llama.score(&wrong, None),
+        Err(ModelError::Token { token: 9999, .. })
+    ));
     let mut long = PackedBatch::new();
     long.push(&vec![1; config.max_position_embeddings + 1], &[]);
-    assert!(matches!(llama.score(&long, None), Err(ModelError::Length { .. })));
+    assert!(matches!(
+        llama.score(&long, None),
+        Err(ModelError::Length { .. })
+    ));
     let params = LoraParams::init(&lora(2, 0.0), &config, 1).unwrap();
     let mut masked = PackedBatch::new();
     masked.push(&[1, 2, 3], &[false; 3]);
-    assert!(matches!(llama.forward_train(&masked, &params, StepSeed::default()), Err(ModelError::NoTargets)));
+    assert!(matches!(
+        llama.forward_train(&masked, &params, StepSeed::default()),
+        Err(ModelError::NoTargets)
+    ));
 }

@@ -42,7 +42,10 @@ type Places = BTreeMap<String, (usize, usize)>;
 /// What the joined vector is.
 enum Trained {
     /// LoRA's tensors over frozen weights.
-    Lora { weights: Arc<Weights>, config: crate::lora::LoraConfig },
+    Lora {
+        weights: Arc<Weights>,
+        config: crate::lora::LoraConfig,
+    },
     /// The whole model.
     Full { config: LlamaConfig },
 }
@@ -76,13 +79,23 @@ impl LossOp {
                     seed: self.seed.seed,
                     step: self.seed.step,
                 });
-                let pass = Pass { weights, lora: Some(&layers), dropout, segments };
+                let pass = Pass {
+                    weights,
+                    lora: Some(&layers),
+                    dropout,
+                    segments,
+                };
                 let sum = self.pass(&pass, &mut gradients);
                 (sum, gradients.flat)
             }
             Trained::Full { config } => {
                 let weights = Weights::pack(config, &slice);
-                let pass = Pass { weights: &weights, lora: None, dropout: None, segments };
+                let pass = Pass {
+                    weights: &weights,
+                    lora: None,
+                    dropout: None,
+                    segments,
+                };
                 let sum = self.pass(&pass, &mut gradients);
                 (sum, gradients.flat)
             }
@@ -102,9 +115,16 @@ impl CustomOp1 for LossOp {
         "llama-loss"
     }
 
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
+    fn cpu_fwd(
+        &self,
+        storage: &CpuStorage,
+        layout: &Layout,
+    ) -> candle_core::Result<(CpuStorage, Shape)> {
         let CpuStorage::F32(values) = storage else {
-            candle_core::bail!("trained parameters are f32, not {:?}", storage_name(storage));
+            candle_core::bail!(
+                "trained parameters are f32, not {:?}",
+                storage_name(storage)
+            );
         };
         let Some((start, end)) = layout.contiguous_offsets() else {
             candle_core::bail!("the joined parameters are not contiguous");
@@ -114,11 +134,20 @@ impl CustomOp1 for LossOp {
         Ok((CpuStorage::F32(vec![sum as f32]), Shape::from(())))
     }
 
-    fn bwd(&self, argument: &Tensor, _: &Tensor, upstream: &Tensor) -> candle_core::Result<Option<Tensor>> {
+    fn bwd(
+        &self,
+        argument: &Tensor,
+        _: &Tensor,
+        upstream: &Tensor,
+    ) -> candle_core::Result<Option<Tensor>> {
         let scale = upstream.to_scalar::<f32>()?;
         let gradient = self.gradient.lock().unwrap_or_else(PoisonError::into_inner);
         let scaled: Vec<f32> = gradient.iter().map(|value| value * scale).collect();
-        Ok(Some(Tensor::from_vec(scaled, argument.shape(), argument.device())?))
+        Ok(Some(Tensor::from_vec(
+            scaled,
+            argument.shape(),
+            argument.device(),
+        )?))
     }
 }
 
@@ -127,7 +156,9 @@ fn storage_name(storage: &CpuStorage) -> &'static str {
     storage.dtype().as_str()
 }
 
-fn join<'a>(parameters: impl Iterator<Item = (&'a str, &'a Var)>) -> candle_core::Result<(Tensor, Places)> {
+fn join<'a>(
+    parameters: impl Iterator<Item = (&'a str, &'a Var)>,
+) -> candle_core::Result<(Tensor, Places)> {
     let mut places = Places::new();
     let mut parts = Vec::new();
     let mut offset = 0;
@@ -151,8 +182,17 @@ fn loss<'a>(
         return Err(ModelError::NoTargets);
     }
     let (flat, places) = join(parameters)?;
-    let op = LossOp { trained, places, batch: batch.clone(), seed, gradient: Mutex::default() };
-    Ok(Loss { sum: flat.apply_op1(op)?, targets: batch.targets() })
+    let op = LossOp {
+        trained,
+        places,
+        batch: batch.clone(),
+        seed,
+        gradient: Mutex::default(),
+    };
+    Ok(Loss {
+        sum: flat.apply_op1(op)?,
+        targets: batch.targets(),
+    })
 }
 
 impl Llama {
@@ -161,9 +201,17 @@ impl Llama {
     ///
     /// # Errors
     /// Tokens outside the vocabulary, sequences that are too long, a batch without targets.
-    pub fn forward_train(&self, batch: &PackedBatch, lora: &LoraParams, seed: StepSeed) -> Result<Loss, ModelError> {
+    pub fn forward_train(
+        &self,
+        batch: &PackedBatch,
+        lora: &LoraParams,
+        seed: StepSeed,
+    ) -> Result<Loss, ModelError> {
         batch.check(self.config())?;
-        let trained = Trained::Lora { weights: Arc::clone(&self.0), config: lora.config().clone() };
+        let trained = Trained::Lora {
+            weights: Arc::clone(&self.0),
+            config: lora.config().clone(),
+        };
         loss(lora.iter(), trained, batch, seed)
     }
 }
@@ -187,7 +235,10 @@ impl TrainableLlama {
             let shape = shapes.get(name).cloned().unwrap_or_default();
             variables.insert(name.clone(), Var::from_slice(values, shape, &Device::Cpu)?);
         }
-        Ok(Self { config: base.config().clone(), variables })
+        Ok(Self {
+            config: base.config().clone(),
+            variables,
+        })
     }
 
     /// The model's shape.
@@ -197,7 +248,9 @@ impl TrainableLlama {
 
     /// Every weight by its Hugging Face name, in name order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Var)> {
-        self.variables.iter().map(|(name, variable)| (name.as_str(), variable))
+        self.variables
+            .iter()
+            .map(|(name, variable)| (name.as_str(), variable))
     }
 
     /// The summed loss of a batch as a differentiable function of all weights.
@@ -206,7 +259,14 @@ impl TrainableLlama {
     /// Tokens outside the vocabulary, sequences that are too long, a batch without targets.
     pub fn forward_train(&self, batch: &PackedBatch) -> Result<Loss, ModelError> {
         batch.check(&self.config)?;
-        loss(self.iter(), Trained::Full { config: self.config.clone() }, batch, StepSeed::default())
+        loss(
+            self.iter(),
+            Trained::Full {
+                config: self.config.clone(),
+            },
+            batch,
+            StepSeed::default(),
+        )
     }
 
     /// The weights as they are now.
@@ -216,7 +276,10 @@ impl TrainableLlama {
     pub fn to_base(&self) -> Result<BaseModel, ModelError> {
         let mut tensors = BTreeMap::new();
         for (name, variable) in &self.variables {
-            tensors.insert(name.clone(), variable.as_tensor().flatten_all()?.to_vec1::<f32>()?);
+            tensors.insert(
+                name.clone(),
+                variable.as_tensor().flatten_all()?.to_vec1::<f32>()?,
+            );
         }
         Ok(BaseModel::from_tensors(self.config.clone(), tensors)?)
     }

@@ -50,7 +50,11 @@ impl Weights {
     pub fn pack<'a>(config: &LlamaConfig, tensor: &dyn Fn(&str) -> &'a [f32]) -> Self {
         let hidden = config.hidden_size;
         let embedding = tensor(EMBEDDING).to_vec();
-        let output = if config.tie_word_embeddings { tensor(EMBEDDING) } else { tensor(OUTPUT) };
+        let output = if config.tie_word_embeddings {
+            tensor(EMBEDDING)
+        } else {
+            tensor(OUTPUT)
+        };
         let layers = (0..config.num_hidden_layers)
             .map(|index| {
                 let named = |name: &str| tensor(&layer_tensor_name(index, name));
@@ -80,7 +84,10 @@ impl Weights {
     pub fn rotation(&self, position: usize) -> (&[f32], &[f32]) {
         let half = self.config.head_dim / 2;
         let range = position * half..(position + 1) * half;
-        (self.cos.get(range.clone()).unwrap_or_default(), self.sin.get(range).unwrap_or_default())
+        (
+            self.cos.get(range.clone()).unwrap_or_default(),
+            self.sin.get(range).unwrap_or_default(),
+        )
     }
 
     /// The embeddings of `tokens`, `[tokens, hidden_size]`.
@@ -89,7 +96,11 @@ impl Weights {
         let mut rows = Vec::new();
         for token in tokens {
             let start = token as usize * hidden;
-            rows.extend_from_slice(self.embedding.get(start..start + hidden).unwrap_or_default());
+            rows.extend_from_slice(
+                self.embedding
+                    .get(start..start + hidden)
+                    .unwrap_or_default(),
+            );
         }
         rows
     }
@@ -104,7 +115,9 @@ fn rotary_tables(config: &LlamaConfig) -> (Vec<f32>, Vec<f32>) {
             position as f64 * f64::from(config.rope_theta).powf(exponent)
         })
     });
-    angles.map(|angle| (angle.cos() as f32, angle.sin() as f32)).unzip()
+    angles
+        .map(|angle| (angle.cos() as f32, angle.sin() as f32))
+        .unzip()
 }
 
 /// A frozen model, ready for passes. Cheap to clone.
@@ -115,7 +128,9 @@ impl Llama {
     /// Packs the weights of a base model.
     pub fn new(base: &BaseModel) -> Self {
         let tensors = base.tensors();
-        Self(Arc::new(Weights::pack(base.config(), &|name| tensors.get(name).map_or(&[][..], Vec::as_slice))))
+        Self(Arc::new(Weights::pack(base.config(), &|name| {
+            tensors.get(name).map_or(&[][..], Vec::as_slice)
+        })))
     }
 
     /// The model's shape.
