@@ -35,8 +35,23 @@ pub fn seconds(duration: Duration) -> String {
     format!("{:.1} s", duration.as_secs_f64())
 }
 
-/// One line for people.
+tokio::task_local! {
+    /// Who speaks, where several do at once.
+    static SPEAKER: &'static str;
+}
+
+/// What `work` says carries the name of its `speaker`.
+pub async fn as_speaker<T>(speaker: &'static str, work: impl Future<Output = T>) -> T {
+    SPEAKER.scope(speaker, work).await
+}
+
+/// One line for people, with the speaker's name where there is one.
 #[expect(clippy::print_stdout, reason = "this is the program's output")]
 pub fn say(line: &str) {
-    println!("{line}");
+    match SPEAKER.try_with(|speaker| *speaker) {
+        Ok(speaker) => line
+            .lines()
+            .for_each(|line| println!("{speaker:<26} {line}")),
+        Err(_) => println!("{line}"),
+    }
 }

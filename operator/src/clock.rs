@@ -1,5 +1,9 @@
 //! The time that decisions see: the wall clock at the process's start, and monotonic from there, so
 //! that a clock that jumps promotes nothing.
+#![expect(
+    clippy::disallowed_methods,
+    reason = "this is the module that reads clocks"
+)]
 
 use std::sync::OnceLock;
 use std::time::Instant;

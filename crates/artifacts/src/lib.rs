@@ -15,6 +15,7 @@
 //! stores, deletes nothing by itself but the leftovers of killed writers, and has no asynchronous
 //! half: callers on a runtime use their blocking threads.
 
+mod clock;
 pub mod content;
 mod error;
 mod numbered;

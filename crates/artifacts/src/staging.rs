@@ -14,6 +14,7 @@ use std::time::{Duration, SystemTime};
 use graftwork_contract::Digest;
 use serde::Serialize;
 
+use crate::clock;
 use crate::store::{Put, Store, encode, sync_folder, sync_parent, write_synced};
 use crate::verify::digest_of_file;
 use crate::{Error, Result};
@@ -40,7 +41,7 @@ impl Session {
         let parent = root.join(TEMP_DIR);
         fs::create_dir_all(&parent).map_err(Error::io("create", &parent))?;
         // Pods share the volume and often the process number, so the time decides.
-        let mut stamp = SystemTime::now()
+        let mut stamp = clock::wall()
             .duration_since(SystemTime::UNIX_EPOCH)
             .map_or(0, |since| since.as_nanos());
         let dir = loop {
@@ -97,7 +98,7 @@ pub(crate) fn clean_leftovers(root: &Path) {
     };
     for session in sessions.flatten() {
         let dir = session.path();
-        if is_left_over(&dir, SystemTime::now()) {
+        if is_left_over(&dir, clock::wall()) {
             match fs::remove_dir_all(&dir) {
                 Ok(()) => tracing::info!(path = %dir.display(), "removed a killed writer's files"),
                 Err(error) => {
@@ -301,7 +302,7 @@ mod tests {
     #[test]
     fn a_killed_writers_files_go_when_they_are_old_and_a_live_ones_stay() {
         let root = tempfile::tempdir().unwrap();
-        let later = SystemTime::now() + 2 * LEFTOVER_AGE;
+        let later = clock::wall() + 2 * LEFTOVER_AGE;
         let live = Session::begin(root.path()).unwrap();
         fs::write(live.file(), "x").unwrap();
         assert!(!is_left_over(&live.dir, later), "its lock is held");
@@ -312,7 +313,7 @@ mod tests {
         // A killed process runs no destructor, but the kernel closes its files.
         let mut killed = std::mem::ManuallyDrop::new(killed);
         drop(killed.lock.take());
-        assert!(!is_left_over(&dir, SystemTime::now()), "just touched");
+        assert!(!is_left_over(&dir, clock::wall()), "just touched");
         assert!(is_left_over(&dir, later));
     }
 

@@ -50,10 +50,16 @@ pub async fn run(stage: Stage) -> anyhow::Result<()> {
 
     // The state is decided first and observed in the conditions after that.
     let status = stage
-        .endpoint("assistants", MINUTE, "the condition RolledBack", |endpoint| {
-            let status = endpoint.status.as_ref()?;
-            (condition(&status.conditions, "RolledBack")?.status == "True").then(|| status.clone())
-        })
+        .endpoint(
+            "assistants",
+            MINUTE,
+            "the condition RolledBack",
+            |endpoint| {
+                let status = endpoint.status.as_ref()?;
+                (condition(&status.conditions, "RolledBack")?.status == "True")
+                    .then(|| status.clone())
+            },
+        )
         .await?;
     let rejected = status.rejected.first().context("nothing is rejected")?;
     ensure!(

@@ -30,7 +30,7 @@ use futures::future::BoxFuture;
 
 use crate::cluster::Cluster;
 use crate::install::Installation;
-use crate::report::{say, seconds};
+use crate::report::{as_speaker, say, seconds};
 pub use fixture::Adapters;
 pub use stage::Stage;
 
@@ -48,6 +48,7 @@ pub struct World {
 }
 
 /// One story: its name and what it does in a namespace of its own.
+#[derive(Clone, Copy)]
 struct Story {
     name: &'static str,
     run: fn(Stage) -> BoxFuture<'static, anyhow::Result<()>>,
@@ -59,25 +60,29 @@ macro_rules! stories {
     };
 }
 
-/// In the order in which they run: the last ones touch the installation itself.
-const STORIES: &[Story] = stories![
-    train_then_serve,
-    bad_specs,
-    gpu_profile,
-    argo_style,
+/// Stories about traffic, one after another.
+const TRAFFIC: &[Story] = stories![
     canary_promotes,
     blue_green,
     live_rollback,
     manual_approval_and_verbs,
     hot_swap,
     engine_pod_killed,
+];
+
+/// Stories that wait for the control plane most of the time, one after another, beside those about traffic.
+const CONTROL: &[Story] = stories![
+    train_then_serve,
+    bad_specs,
+    gpu_profile,
+    argo_style,
     from_git_again,
     trainer_killed,
-    quiet,
-    operator_killed,
     delete_everything,
-    helm_cycle,
 ];
+
+/// Stories that touch the installation, or count what it writes: nothing else runs meanwhile.
+const ALONE: &[Story] = stories![quiet, operator_killed, helm_cycle];
 
 /// Which stories to run.
 #[derive(Debug, Args)]
@@ -93,22 +98,29 @@ pub struct Stories {
     keep: bool,
 }
 
+fn known(part: &str) -> bool {
+    [TRAFFIC, CONTROL, ALONE]
+        .concat()
+        .iter()
+        .any(|story| story.name.contains(part))
+}
+
 impl Stories {
-    /// Installs the operator, runs the stories one after another and prints a summary.
+    /// Installs the operator, runs the stories and prints a summary.
     pub async fn run(
         &self,
         cluster: Cluster,
         installation: Installation,
     ) -> anyhow::Result<ExitCode> {
-        let chosen: Vec<&Story> = STORIES
-            .iter()
-            .filter(|story| {
-                self.filter.is_empty() || self.filter.iter().any(|part| story.name.contains(part))
-            })
-            .collect();
         if self.list {
-            chosen.iter().for_each(|story| say(story.name));
+            [TRAFFIC, CONTROL, ALONE]
+                .concat()
+                .iter()
+                .for_each(|story| say(story.name));
             return Ok(ExitCode::SUCCESS);
+        }
+        if let Some(unknown) = self.filter.iter().find(|part| !known(part)) {
+            anyhow::bail!("no story's name contains {unknown:?}; --list prints the names");
         }
         let start = Instant::now();
         installation
@@ -126,29 +138,23 @@ impl Stories {
             cluster,
             installation,
         };
-        let mut failed = Vec::new();
-        for story in &chosen {
-            let start = Instant::now();
-            let outcome = self.tell(story, &world).await;
-            let time = seconds(start.elapsed());
-            match outcome {
-                Ok(()) => say(&format!("test story::{} ... ok ({time})", story.name)),
-                Err(error) => {
-                    say(&format!(
-                        "test story::{} ... FAILED ({time})\n    {error:?}",
-                        story.name
-                    ));
-                    failed.push(story.name);
-                }
-            }
-        }
+        // A lane waits most of the time, so that two of them end sooner than one.
+        let (traffic, control) =
+            futures::join!(self.lane(TRAFFIC, &world), self.lane(CONTROL, &world));
+        let alone = self.lane(ALONE, &world).await;
+        let outcomes = [traffic, control, alone].concat();
+        let failed: Vec<&str> = outcomes
+            .iter()
+            .filter(|(_, passed)| !passed)
+            .map(|(name, _)| *name)
+            .collect();
         if !failed.is_empty() {
             say(&format!("\nfailures: {}", failed.join(", ")));
         }
         say(&format!("\nstories took {}", seconds(start.elapsed())));
         say(&format!(
             "{} passed, {} failed",
-            chosen.len() - failed.len(),
+            outcomes.len() - failed.len(),
             failed.len()
         ));
         Ok(if failed.is_empty() {
@@ -156,6 +162,29 @@ impl Stories {
         } else {
             ExitCode::FAILURE
         })
+    }
+
+    /// Tells those of `stories` that were asked for, one after another: their names and whether they passed.
+    async fn lane(&self, stories: &[Story], world: &World) -> Vec<(&'static str, bool)> {
+        let mut outcomes = Vec::new();
+        for story in stories.iter().filter(|story| self.wants(story)) {
+            let start = Instant::now();
+            let outcome = as_speaker(story.name, self.tell(story, world)).await;
+            let time = seconds(start.elapsed());
+            match &outcome {
+                Ok(()) => say(&format!("test story::{} ... ok ({time})", story.name)),
+                Err(error) => say(&format!(
+                    "test story::{} ... FAILED ({time})\n    {error:?}",
+                    story.name
+                )),
+            }
+            outcomes.push((story.name, outcome.is_ok()));
+        }
+        outcomes
+    }
+
+    fn wants(&self, story: &Story) -> bool {
+        self.filter.is_empty() || self.filter.iter().any(|part| story.name.contains(part))
     }
 
     async fn tell(&self, story: &Story, world: &World) -> anyhow::Result<()> {

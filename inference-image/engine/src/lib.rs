@@ -15,6 +15,7 @@
 //! writes nothing to the store, and keeps no answers.
 
 mod causes;
+mod clock;
 pub mod device;
 pub mod grpc;
 pub mod health;

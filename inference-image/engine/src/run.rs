@@ -20,6 +20,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 
+use crate::clock;
 use crate::device::{self, Device, DeviceSettings};
 use crate::health::{self, Health, Readiness};
 use crate::http::{self, Engine};
@@ -142,7 +143,7 @@ impl Running {
             metrics,
             health: health.clone(),
             abort: abort.clone(),
-            started: http::unix_seconds(),
+            started: clock::unix_seconds(),
         });
         let (http_address, http_listener) = bind(options.listen_http).await?;
         let http_task = serve_http(http_listener, http::router(engine), stop_http.clone());
@@ -189,7 +190,8 @@ impl Running {
             ended = &mut self.grpc => bail!("the gRPC server ended: {ended:?}"),
             ended = &mut self.metrics => bail!("the metrics server ended: {ended:?}"),
         }
-        let limit = Instant::now() + Duration::from_secs(self.options.drain_limit_seconds);
+        let limit =
+            Instant::from_std(clock::now()) + Duration::from_secs(self.options.drain_limit_seconds);
         self.health.set(Readiness::Draining);
         tracing::info!("stopping: not ready, still accepting");
         tokio::select! {
@@ -201,7 +203,7 @@ impl Running {
         if timeout_at(limit, &mut self.http).await.is_err() {
             tracing::warn!("stopping: the limit is reached, running requests end with an error");
             self.abort.cancel();
-            let last_words = Instant::now() + LAST_WORDS;
+            let last_words = Instant::from_std(clock::now()) + LAST_WORDS;
             if timeout_at(last_words, &mut self.http).await.is_err() {
                 self.http.abort();
             }
@@ -219,7 +221,7 @@ impl Running {
         self.health.set(Readiness::Dead);
         self.abort.cancel();
         self.stop_http.cancel();
-        let last_words = Instant::now() + LAST_WORDS;
+        let last_words = Instant::from_std(clock::now()) + LAST_WORDS;
         let _ = timeout_at(last_words, &mut self.http).await;
         Err(anyhow!("the compute thread has died"))
     }

@@ -87,6 +87,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::clock;
     use crate::engine::Registry;
     use crate::table::Table;
 
@@ -126,7 +127,7 @@ mod tests {
     proptest! {
         #[test]
         fn a_caller_moves_at_most_once_as_the_weight_grows(caller in ".{0,40}", salt in ".{0,40}") {
-            let now = Instant::now();
+            let now = clock::now();
             let seen: Vec<_> = (0..=100)
                 .map(|weight| number(&model(weight, true, &salt, now), None, Some(&caller), now))
                 .collect();
@@ -157,7 +158,7 @@ mod tests {
 
     #[test]
     fn without_a_caller_chance_decides_at_the_exact_border() {
-        let now = Instant::now();
+        let now = clock::now();
         let model = model(30, false, "s", now);
         let split = (0..100)
             .filter(|draw| choose(&model, None, None, now, || *draw).unwrap().number == Some(2))
@@ -167,7 +168,7 @@ mod tests {
 
     #[test]
     fn the_header_wins_while_the_candidate_is_open() {
-        let now = Instant::now();
+        let now = clock::now();
         let by_header = model(0, true, "s", now);
         assert_eq!(number(&by_header, Some(Side::Candidate), Some("u"), now), 2);
         assert_eq!(number(&by_header, None, Some("u"), now), 1);
@@ -183,7 +184,7 @@ mod tests {
 
     #[test]
     fn after_the_lease_everybody_is_on_stable() {
-        let now = Instant::now();
+        let now = clock::now();
         let model = model(100, true, "s", now);
         let later = now + Duration::from_secs(10);
         assert_eq!(number(&model, None, Some("u"), later), 1);

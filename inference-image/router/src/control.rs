@@ -1,7 +1,7 @@
 //! What the operator calls: `graftwork.router.v1.Router`.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use graftwork_contract::endpoint::RouterConfig;
 use graftwork_contract::proto::call::v1::SignedCall;
@@ -11,7 +11,8 @@ use graftwork_contract::signing::{Addressee, Fence, Guard, InvalidKey, Refusal};
 use prost::Message as _;
 use tonic::{Request, Response, Status};
 
-use crate::state::{Shared, unix_seconds};
+use crate::clock;
+use crate::state::Shared;
 use crate::table::{InvalidTable, Table};
 
 /// The method that a push is signed for.
@@ -69,11 +70,13 @@ impl Publisher {
             generation: call.generation,
         };
         let mut guard = self.guard.lock().unwrap_or_else(PoisonError::into_inner);
-        let body = guard.admit(call, SYNC, unix_seconds()).map_err(refused)?;
+        let body = guard
+            .admit(call, SYNC, clock::unix_seconds())
+            .map_err(refused)?;
         let push = wire::RoutingTable::decode(body).map_err(|error| {
             Status::invalid_argument(format!("body is no RoutingTable: {error}"))
         })?;
-        let table = Table::from_push(&push, fence, &self.shared.registry, Instant::now())
+        let table = Table::from_push(&push, fence, &self.shared.registry, clock::now())
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
         let engines = table.engines.len();
         let before = self.shared.table.swap(Arc::new(table));
@@ -132,7 +135,7 @@ impl Router for Publisher {
         let window = self.shared.stats.read(
             Duration::from_millis(from),
             Duration::from_millis(to),
-            Instant::now(),
+            clock::now(),
         );
         Ok(Response::new(wire::StatsReply {
             pod_uid: self.pod_uid.clone(),

@@ -254,6 +254,7 @@ fn score(engine: &Engine, version: &Version) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock;
     use graftwork_contract::proto::router::v1 as wire;
     use graftwork_contract::signing::Fence;
 
@@ -282,7 +283,7 @@ mod tests {
                 .collect(),
             base_name: "tiny".into(),
         };
-        Table::from_push(&push, Fence::default(), registry, Instant::now()).unwrap()
+        Table::from_push(&push, Fence::default(), registry, clock::now()).unwrap()
     }
 
     fn home(table: &Table, model: &str, tried: &[Arc<Engine>]) -> Option<Arc<Engine>> {
@@ -372,7 +373,7 @@ mod tests {
             "10.0.0.0:8080",
             "the operator's list comes first"
         );
-        listed.note_failure(Instant::now());
+        listed.note_failure(clock::now());
         let picked = pick(&table, &found, &table.models["m2"].stable, false, &[]).unwrap();
         assert_eq!(picked.authority(), "10.0.0.9:8080");
     }
@@ -382,7 +383,7 @@ mod tests {
         let registry = Registry::default();
         let table = table(&registry, 2, &[]);
         let engine = home(&table, "m1", &[]).unwrap();
-        let mut now = Instant::now();
+        let mut now = clock::now();
         assert!(engine.note_failure(now));
         assert!(!engine.note_failure(now), "one death counts once");
         assert!(!Arc::ptr_eq(&engine, &home(&table, "m1", &[]).unwrap()));
@@ -416,7 +417,7 @@ mod tests {
         let registry = Registry::default();
         let table = table(&registry, 2, &[]);
         for target in &table.engines {
-            target.engine.note_failure(Instant::now());
+            target.engine.note_failure(clock::now());
         }
         let first = home(&table, "m1", &[]).unwrap();
         let second = home(&table, "m1", std::slice::from_ref(&first)).unwrap();
@@ -428,7 +429,7 @@ mod tests {
     fn a_new_table_keeps_an_engines_state() {
         let registry = Registry::default();
         let before = table(&registry, 1, &[]);
-        before.engines[0].engine.note_failure(Instant::now());
+        before.engines[0].engine.note_failure(clock::now());
         assert!(table(&registry, 1, &[]).engines[0].engine.is_ejected());
     }
 }

@@ -4,7 +4,7 @@
 //! an answer that is no stream is held back until it is whole, and a stream until its first event.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::State;
@@ -16,6 +16,7 @@ use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
 
 use crate::choice::{Side, choose};
+use crate::clock;
 use crate::engine::{Engine, pick};
 use crate::failure::Failure;
 use crate::relay::{Broken, Kind, next_data, relay};
@@ -28,7 +29,7 @@ pub const RETRIES: usize = 2;
 
 /// Answers a completion.
 pub async fn forward(State(shared): State<Arc<Shared>>, request: Request<Body>) -> Response<Body> {
-    let arrived = Instant::now();
+    let arrived = clock::now();
     let request_id = request_id(request.headers());
     let answer = match Pinned::read(&shared, request, &request_id).await {
         Ok(pinned) => {
@@ -102,7 +103,7 @@ impl Pinned {
             return Err(Failure::UnknownModel { model: probe.model });
         };
         let draw = || rand::random_range(0..100);
-        let Ok(mut version) = choose(model, side, caller, Instant::now(), draw) else {
+        let Ok(mut version) = choose(model, side, caller, clock::now(), draw) else {
             return Err(Failure::NoCandidate { model: probe.model });
         };
         let mut is_candidate = !Arc::ptr_eq(&version, &model.stable);
@@ -301,7 +302,7 @@ fn judge(engine: &Engine, response: Response<Bytes>) -> Result<Answer, Setback> 
             Err(Setback::Unavailable(response))
         }
         StatusCode::TOO_MANY_REQUESTS => {
-            engine.note_busy(Instant::now());
+            engine.note_busy(clock::now());
             Err(Setback::Busy(response))
         }
         StatusCode::NOT_FOUND if says_version_not_here(response.body()) => Err(Setback::NotHere),
@@ -317,7 +318,7 @@ fn says_version_not_here(body: &[u8]) -> bool {
 }
 
 fn is_free(engine: &Engine) -> bool {
-    !engine.is_ejected() && !engine.is_busy(Instant::now())
+    !engine.is_ejected() && !engine.is_busy(clock::now())
 }
 
 fn is_event_stream(headers: &HeaderMap) -> bool {

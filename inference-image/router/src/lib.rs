@@ -9,6 +9,7 @@
 //! reads its counters and does), and never answers for a model other than the one that was named.
 
 pub mod choice;
+pub mod clock;
 pub mod control;
 pub mod engine;
 pub mod failure;

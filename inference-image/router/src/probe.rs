@@ -1,12 +1,13 @@
 //! Asks engines that are new or ejected whether they answer, so that no request has to find out.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::Request;
 use http_body_util::{BodyExt as _, Full};
 
+use crate::clock;
 use crate::engine::Engine;
 use crate::state::Shared;
 
@@ -22,7 +23,7 @@ pub async fn probe_engines(shared: Arc<Shared>) {
             let is_running = running
                 .iter()
                 .any(|(running, _)| Arc::ptr_eq(running, &engine));
-            if !is_running && engine.wants_probe(Instant::now()) {
+            if !is_running && engine.wants_probe(clock::now()) {
                 let task = tokio::spawn(probe(shared.clone(), engine.clone()));
                 running.push((engine, task));
             }
@@ -36,7 +37,7 @@ async fn probe(shared: Arc<Shared>, engine: Arc<Engine>) {
     let answered = tokio::time::timeout(TIMEOUT, answers(&shared, &engine))
         .await
         .unwrap_or(false);
-    engine.note_probe(answered, Instant::now());
+    engine.note_probe(answered, clock::now());
     if was_ejected && answered {
         tracing::info!(engine = %engine.authority(), "engine is back");
     }

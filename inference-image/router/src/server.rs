@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use axum::Router;
@@ -23,6 +23,7 @@ use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::clock;
 use crate::control::Publisher;
 use crate::failure::Failure;
 use crate::forward::forward;
@@ -223,7 +224,7 @@ async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
     let format = [(header::CONTENT_TYPE, "text/plain; version=0.0.4")];
     match shared
         .metrics
-        .render(&shared.table.load(), &shared.engines(), Instant::now())
+        .render(&shared.table.load(), &shared.engines(), clock::now())
     {
         Ok(text) => (format, text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),

@@ -12,6 +12,7 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 
+use crate::clock;
 use crate::engine::{Engine, InFlight, Registry};
 use crate::metrics::Metrics;
 use crate::stats::{Sample, Stats};
@@ -92,12 +93,12 @@ impl Shared {
             table: ArcSwap::from_pointee(table),
             found: ArcSwap::default(),
             registry: Registry::default(),
-            stats: Stats::new(Instant::now()),
+            stats: Stats::new(clock::now()),
             metrics: Metrics::new()?,
             client,
             limits,
             boot_id: format!("{:032x}", rand::random::<u128>()),
-            started_unix_seconds: unix_seconds(),
+            started_unix_seconds: clock::unix_seconds(),
             was_ready: AtomicBool::new(false),
             draining: AtomicBool::new(false),
         })
@@ -148,7 +149,7 @@ impl Shared {
 
     /// A connection to `engine` failed.
     pub fn note_failure(&self, engine: &Engine, reason: &str) {
-        if engine.note_failure(Instant::now()) {
+        if engine.note_failure(clock::now()) {
             self.metrics.ejection();
             tracing::warn!(engine = %engine.authority(), reason, "engine ejected");
         }
@@ -201,7 +202,7 @@ impl Account {
 
     /// The first byte of the body that the client gets.
     pub fn note_first_byte(&mut self) {
-        self.first_byte.get_or_insert_with(Instant::now);
+        self.first_byte.get_or_insert_with(clock::now);
     }
 
     /// The attempt failed: its first byte was nobody's.
@@ -226,7 +227,7 @@ impl Account {
             return;
         }
         self.place = None;
-        let now = Instant::now();
+        let now = clock::now();
         let total = now - self.arrived;
         let first = self.first_byte.map_or(total, |first| first - self.arrived);
         self.shared.metrics.end(&self.version, code);
@@ -249,11 +250,4 @@ impl Drop for Account {
             self.shared.metrics.end(&self.version, "cancelled");
         }
     }
-}
-
-/// Seconds since the Unix epoch by the wall clock.
-pub fn unix_seconds() -> u64 {
-    std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs())
 }

@@ -205,6 +205,7 @@ mod tests {
     use http::HeaderValue;
 
     use super::*;
+    use crate::clock;
 
     fn version(number: u32) -> Version {
         Version {
@@ -237,7 +238,7 @@ mod tests {
 
     #[test]
     fn adjacent_windows_add_up_to_the_whole() {
-        let start = Instant::now();
+        let start = clock::now();
         let stats = Stats::new(start);
         for second in 0..600 {
             let now = start + seconds(second) + Duration::from_millis(second % 10 * 100);
@@ -271,7 +272,7 @@ mod tests {
 
     #[test]
     fn quantiles_come_out_within_a_bucket_and_errors_stay_out() {
-        let start = Instant::now();
+        let start = clock::now();
         let stats = Stats::new(start);
         for milliseconds in 1..=1000 {
             stats.record(&version(1), ok(milliseconds, None), start);
@@ -301,7 +302,7 @@ mod tests {
 
     #[test]
     fn a_caller_counts_once_in_a_window_and_the_nameless_each() {
-        let start = Instant::now();
+        let start = clock::now();
         let stats = Stats::new(start);
         let (ann, bob) = (stats.caller("ann"), stats.caller("bob"));
         for second in 0..10 {
@@ -315,7 +316,7 @@ mod tests {
 
     #[test]
     fn a_window_that_was_not_lived_through_is_not_covered() {
-        let start = Instant::now();
+        let start = clock::now();
         let stats = Stats::new(start);
         let covered = |from, at| {
             stats
@@ -330,7 +331,7 @@ mod tests {
 
     #[test]
     fn old_seconds_are_dropped() {
-        let start = Instant::now();
+        let start = clock::now();
         let stats = Stats::new(start);
         for second in 0..2000 {
             stats.record(&version(1), ok(1, None), start + seconds(second));

@@ -318,6 +318,7 @@ fn version(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock;
 
     fn candidate(weight: u32, lease_seconds: u32) -> wire::Candidate {
         wire::Candidate {
@@ -352,7 +353,7 @@ mod tests {
     }
 
     fn read(push: &wire::RoutingTable) -> Result<Table, InvalidTable> {
-        Table::from_push(push, Fence::default(), &Registry::default(), Instant::now())
+        Table::from_push(push, Fence::default(), &Registry::default(), clock::now())
     }
 
     #[test]

@@ -2,12 +2,14 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use graftwork_contract::keeper::KeeperConfig;
 use graftwork_contract::proto::call::v1::SignedCall;
 use graftwork_contract::signing::{Addressee, Fence, Guard, Refusal};
+
+use crate::clock;
 
 /// The guard, with the keys that stand in the file now.
 #[derive(Clone)]
@@ -45,9 +47,7 @@ impl Gatekeeper {
     /// # Errors
     /// Why it is refused.
     pub fn admit(&self, call: &SignedCall, method: &str) -> Result<Vec<u8>, Refusal> {
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |since| since.as_secs());
+        let now = clock::unix_seconds();
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let body = state.guard.verify(call, method, now)?.to_vec();
         // Records are create-only and imports repeat themselves, so the order of calls within a leader's term does not

@@ -6,6 +6,7 @@
 pub mod adapters;
 pub mod base;
 pub mod cli;
+mod clock;
 pub mod config;
 pub mod folders;
 pub mod ledger;

@@ -17,6 +17,7 @@ use tonic::{Request, Response, Status};
 
 use crate::adapters::{self, Import};
 use crate::base::{self, Base, BaseModels};
+use crate::clock;
 use crate::config::Gatekeeper;
 use crate::folders::Claims;
 use crate::ledger::{self, RecordError};
@@ -169,7 +170,7 @@ impl Keeper {
                 uri: &format!("pvc://{}/{}", request.claim, request.path),
                 folder: &folder,
                 expected: expected.as_ref(),
-                now: &now(),
+                now: &clock::rfc3339(),
             };
             adapters::import(&self.store, &import, &base.config)
         });
@@ -195,14 +196,6 @@ impl Keeper {
         })?;
         T::decode(body.as_slice()).map_err(|error| Status::invalid_argument(error.to_string()))
     }
-}
-
-/// RFC 3339, in whole seconds.
-fn now() -> String {
-    jiff::Timestamp::now()
-        .round(jiff::Unit::Second)
-        .unwrap_or_default()
-        .to_string()
 }
 
 /// Records are JSON; weights and rows are not listed.

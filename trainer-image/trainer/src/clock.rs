@@ -1,4 +1,8 @@
 //! The only module that reads clocks. No time enters a result's digest.
+#![expect(
+    clippy::disallowed_methods,
+    reason = "this is the module that reads clocks"
+)]
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 

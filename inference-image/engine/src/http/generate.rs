@@ -14,7 +14,8 @@ use graftwork_model::sampler::SamplingParams;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::record::Record;
-use super::{Engine, RETRY_AFTER_SECONDS, stream, unix_seconds};
+use super::{Engine, RETRY_AFTER_SECONDS, stream};
+use crate::clock;
 use crate::device::{Event, Job};
 use crate::openai::ApiError;
 use crate::openai::answer::{AnswerHead, Endpoint, FinishReason, Usage};
@@ -211,7 +212,7 @@ async fn begin(
         head: AnswerHead {
             endpoint,
             id: format!("{prefix}-{}", new_id()),
-            created: unix_seconds(),
+            created: clock::unix_seconds(),
             model: parameters.model.clone(),
             include_usage: parameters.include_usage,
             logprobs: parameters.logprobs.is_some(),

@@ -6,7 +6,6 @@ mod record;
 mod stream;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{Request, State};
@@ -108,12 +107,4 @@ async fn no_such_method(request: Request) -> Response {
         message,
     )
     .into_response()
-}
-
-/// Seconds since the Unix epoch.
-pub fn unix_seconds() -> u64 {
-    std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .unwrap_or(Duration::ZERO)
-        .as_secs()
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::clock;
 use crate::metrics::Metrics;
 
 /// The client closed the connection before the answer was complete (nginx's code for it).
@@ -30,7 +31,7 @@ impl Record {
         Self {
             metrics,
             request_id,
-            arrived: Instant::now(),
+            arrived: clock::now(),
             first_token: None,
             last_token: None,
             prompt_tokens: 0,
@@ -54,7 +55,7 @@ impl Record {
     }
 
     pub(super) fn token(&mut self) {
-        let now = Instant::now();
+        let now = clock::now();
         if self.first_token.is_none() {
             self.first_token = Some(now);
             self.metrics

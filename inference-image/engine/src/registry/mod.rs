@@ -24,6 +24,7 @@ use state::{
     AcquireError, Actions, Grant, HeaderRead, Refusal, Registry, Source, Standing, Target, Version,
 };
 
+use crate::clock;
 use crate::metrics::Metrics;
 use files::AdapterFiles;
 use graftwork_model::lora::LoadedAdapter;
@@ -308,7 +309,7 @@ impl Actor {
     fn admit(&mut self, call: &SignedCall) -> Result<Vec<Version>, SyncError> {
         // The body is read before the fence is raised: what can't be read must not keep out a
         // correct list of the same pair.
-        let now = unix_seconds();
+        let now = clock::unix_seconds();
         let body = self.settings.guard.verify(call, SYNC_METHOD, now)?;
         let request = proto::SyncRequest::decode(body).map_err(|_| SyncError::Body)?;
         let versions = read_list(request)?;
@@ -460,11 +461,4 @@ fn read_list(request: proto::SyncRequest) -> Result<Vec<Version>, SyncError> {
         });
     }
     Ok(versions)
-}
-
-/// Seconds since the Unix epoch.
-fn unix_seconds() -> u64 {
-    std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs())
 }

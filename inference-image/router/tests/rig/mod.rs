@@ -137,7 +137,7 @@ pub fn call(table: &wire::RoutingTable, fence: Fence) -> SignedCall {
         table.encode_to_vec(),
         &to,
         fence,
-        router::state::unix_seconds(),
+        router::clock::unix_seconds(),
     )
 }
 
