@@ -27,9 +27,12 @@ needed=(
 	"nsenter util-linux"
 	"buildah buildah"
 	"strip binutils"
+	"cc gcc"
+	"/usr/include/stdlib.h libc6-dev"
 	"jq jq"
 	"curl curl"
 	"python3 python3"
+	"/usr/lib/python3.11/ensurepip python3-venv"
 	"/usr/share/wordnet/data.noun wordnet-base"
 )
 

@@ -28,6 +28,9 @@ pub struct Installation {
 /// Name of the Helm release.
 pub const RELEASE: &str = "graftwork";
 
+/// Label of the release: by it `e2e/run` tells the demo's and the stories' own release from a user's.
+const MADE_BY: &str = "graftwork.dev/made-by=graftwork-e2e";
+
 impl Installation {
     /// The full name of one of our images.
     pub fn image(&self, name: &str) -> String {
@@ -60,6 +63,8 @@ impl Installation {
             "--wait",
             "--timeout",
             "3m",
+            "--labels",
+            MADE_BY,
         ];
         for value in images
             .iter()

@@ -1,23 +1,17 @@
 //! What a person sees: steps with the time they took, and a line on anything longer than a few seconds.
 
 use std::future::Future;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// Prints one step: what it does, a line each five seconds while it runs, and how long it took.
+/// Prints one step: what it does, a line for each five seconds of silence while it runs, and how long it took.
 pub async fn step<T>(
     what: &str,
     work: impl Future<Output = anyhow::Result<T>>,
 ) -> anyhow::Result<T> {
     let start = Instant::now();
     say(&format!("-> {what}"));
-    let mut tick = tokio::time::interval_at(tokio::time::Instant::now() + EVERY, EVERY);
-    tokio::pin!(work);
-    let result = loop {
-        tokio::select! {
-            result = &mut work => break result,
-            _ = tick.tick() => say(&format!("   ... {} s", start.elapsed().as_secs())),
-        }
-    };
+    let result = ticking(work).await;
     match &result {
         Ok(_) => say(&format!("   done in {}", seconds(start.elapsed()))),
         Err(error) => say(&format!(
@@ -27,6 +21,30 @@ pub async fn step<T>(
     }
     result
 }
+
+/// Prints how long `work` has taken whenever nothing was said for five seconds.
+async fn ticking<T>(work: impl Future<Output = T>) -> T {
+    let start = Instant::now();
+    let mut tick = tokio::time::interval(Duration::from_secs(1));
+    let mut spoken = (SPOKEN.load(Ordering::Relaxed), start);
+    tokio::pin!(work);
+    loop {
+        tokio::select! {
+            result = &mut work => return result,
+            _ = tick.tick() => {
+                let count = SPOKEN.load(Ordering::Relaxed);
+                if count != spoken.0 {
+                    spoken = (count, Instant::now());
+                } else if spoken.1.elapsed() >= EVERY {
+                    say(&format!("   ... {} s", start.elapsed().as_secs()));
+                }
+            }
+        }
+    }
+}
+
+/// How many lines have been said.
+static SPOKEN: AtomicU64 = AtomicU64::new(0);
 
 const EVERY: Duration = Duration::from_secs(5);
 
@@ -48,6 +66,7 @@ pub async fn as_speaker<T>(speaker: &'static str, work: impl Future<Output = T>)
 /// One line for people, with the speaker's name where there is one.
 #[expect(clippy::print_stdout, reason = "this is the program's output")]
 pub fn say(line: &str) {
+    SPOKEN.fetch_add(1, Ordering::Relaxed);
     match SPEAKER.try_with(|speaker| *speaker) {
         Ok(speaker) => line
             .lines()

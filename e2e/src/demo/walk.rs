@@ -151,9 +151,12 @@ impl<'a> Walk<'a> {
             ..Training::default()
         };
         self.start_run(&training).await?;
-        self.follow(name, "Finished=True", |status| {
-            condition(&status.conditions, "Finished").is_some_and(|c| c.status == "True")
-        })
+        step(
+            &format!("{name} trains and is evaluated"),
+            self.follow(name, "Finished=True", |status| {
+                condition(&status.conditions, "Finished").is_some_and(|c| c.status == "True")
+            }),
+        )
         .await?;
         self.finish_run(name).await
     }
@@ -166,17 +169,23 @@ impl<'a> Walk<'a> {
     ) -> anyhow::Result<()> {
         let name = training.name;
         self.start_run(training).await?;
-        self.follow(name, "the evaluation", |status| {
-            matches!(
-                status.stage.as_ref().map(|stage| stage.as_str()),
-                Some("Evaluate" | "Package")
-            ) || condition(&status.conditions, "Finished").is_some_and(|c| c.status == "True")
-        })
+        step(
+            &format!("{name} trains"),
+            self.follow(name, "the evaluation", |status| {
+                matches!(
+                    status.stage.as_ref().map(|stage| stage.as_str()),
+                    Some("Evaluate" | "Package")
+                ) || condition(&status.conditions, "Finished").is_some_and(|c| c.status == "True")
+            }),
+        )
         .await?;
         self.start_load(load).await?;
-        self.follow(name, "Finished=True", |status| {
-            condition(&status.conditions, "Finished").is_some_and(|c| c.status == "True")
-        })
+        step(
+            &format!("{name} is evaluated, while traffic runs"),
+            self.follow(name, "Finished=True", |status| {
+                condition(&status.conditions, "Finished").is_some_and(|c| c.status == "True")
+            }),
+        )
         .await?;
         self.finish_run(name).await
     }
@@ -262,7 +271,7 @@ impl<'a> Walk<'a> {
     }
 
     pub async fn serve(&mut self, python: Option<&Path>) -> anyhow::Result<()> {
-        let version = self.judged("topics-1").await?;
+        let version = step("The gate judges v1", self.judged("topics-1")).await?;
         let first = exact_match(&version)?;
         ensure!(
             first >= 0.34,
@@ -296,11 +305,18 @@ impl<'a> Walk<'a> {
                 forward.curl(model, &prompt).await.map(Some)
             })
             .await?;
+            ensure!(!answer.is_empty(), "curl, model {model}: an empty answer");
+            // The bare base carries no version of an adapter.
+            ensure!(
+                model == BASE_NAME || version == format!("{model}@v1"),
+                "curl, model {model}: answered by {version}"
+            );
             say(&format!("   curl, model {model}: {answer:?} ({version})"));
         }
         match python {
             Some(python) => {
                 let answer = forward.openai(python, "topics", PROMPT).await?;
+                ensure!(!answer.is_empty(), "openai: an empty answer");
                 say(&format!(
                     "   openai Python client, model topics: {answer:?}"
                 ));
@@ -327,7 +343,7 @@ impl<'a> Walk<'a> {
             ..Training::default()
         };
         self.train_then_load(&training, &load).await?;
-        let second = exact_match(&self.judged("topics-2").await?)?;
+        let second = exact_match(&step("The gate judges v2", self.judged("topics-2")).await?)?;
         ensure!(
             second >= 0.52 && second >= first + 0.08,
             "exact match of v2 is {second}, v1's is {first}"
@@ -337,7 +353,7 @@ impl<'a> Walk<'a> {
             self.engine_start_times().await? == self.engines,
             "an engine was restarted"
         );
-        self.load_summary(&load).await?;
+        step("The rest of the traffic", self.load_summary(&load)).await?;
         say("   no request failed, and no engine was restarted");
         Ok(())
     }
@@ -345,7 +361,7 @@ impl<'a> Walk<'a> {
     pub async fn shuffled_labels(&self) -> anyhow::Result<()> {
         self.train("topics-3", "topics-shuffled", "topics", 100)
             .await?;
-        let version = self.judged("topics-3").await?;
+        let version = step("The gate judges v3", self.judged("topics-3")).await?;
         let value = exact_match(&version)?;
         ensure!(
             version.stage.as_str() == "Rejected" && value <= 0.20,
@@ -384,7 +400,7 @@ impl<'a> Walk<'a> {
             ..Training::default()
         };
         self.train_then_load(&training, &load).await?;
-        let version = self.judged("topics-4").await?;
+        let version = step("The gate judges v4", self.judged("topics-4")).await?;
         ensure!(
             version.stage.as_str() != "Rejected",
             "v4 did not pass the gate: {:?}",
@@ -412,21 +428,30 @@ impl<'a> Walk<'a> {
                     },
                 )
                 .await?;
+            // Metric, value, limit and samples: "latency_p95 512 ms > 24 ms ... over 812 requests".
+            let message = rejected.message;
             ensure!(
-                rejected.message.contains("latency_p95"),
-                "taken back for another reason: {}",
-                rejected.message
+                message.contains("latency_p95")
+                    && message.contains(" requests")
+                    && message.contains('>')
+                    && message.chars().filter(char::is_ascii_digit).count() >= 3,
+                "taken back for another reason: {message}"
             );
-            Ok(rejected.message)
+            Ok(message)
         })
         .await?;
         say(&format!("   taken back: {message}"));
         self.stable(2, MINUTE).await?;
-        self.load_summary(&load).await?;
-        say(&self
+        step("The rest of the traffic", self.load_summary(&load)).await?;
+        let table = self
             .cluster
             .kubectl(&["-n", self.namespace, "get", "graft"])
-            .await?);
+            .await?;
+        say(&table);
+        ensure!(
+            table.contains("RolledBack"),
+            "`kubectl get graft` does not show the rollback"
+        );
         Ok(())
     }
 
