@@ -13,6 +13,8 @@
 #                              (REGISTRY_TLS_VERIFY=false for one without TLS)
 #   --kind-name NAME           with --to kind: which kind cluster
 #   --text FOLDER, --base-model FOLDER   what demo-data holds
+#   --from-source              with Docker, from the Dockerfiles' builder stages: what machines do
+#                              that are not Linux on x86-64, or lack the text of wordnet-base
 #
 # The tag is printed on standard output, everything else on standard error.
 set -euo pipefail
@@ -24,7 +26,7 @@ store=$cache/images
 prefix=graftwork.dev
 PATH=$PATH:/usr/sbin:/sbin
 
-to=node tag=dev registry= kind_name= names=()
+to=node tag=dev registry= kind_name= from_source= names=()
 bin=${CARGO_TARGET_DIR:-$cache/target}/x86_64-unknown-linux-gnu/debug
 text=
 base_model=$root/e2e/demo-data/base-model
@@ -44,6 +46,7 @@ while [ $# -gt 0 ]; do
 	--kind-name) kind_name=$2 && shift 2 ;;
 	--text) text=$2 && shift 2 ;;
 	--base-model) base_model=$2 && shift 2 ;;
+	--from-source) from_source=1 && shift ;;
 	-*) fail "unknown flag $1" ;;
 	*) names+=("$1") && shift ;;
 	esac
@@ -85,7 +88,16 @@ sources_of() {
 	fi
 }
 
+# With --from-source: the whole tree, as it stands.
+tree_key() {
+	(cd "$root" && git ls-files --cached --others --exclude-standard -z | LC_ALL=C sort -z | xargs -0 shasum 2>/dev/null) | shasum | cut -c 1-12
+}
+
 key_of() {
+	[ -z "$from_source" ] || {
+		tree_key
+		return
+	}
 	# Contents only: where a clone or its target folder lies changes nothing.
 	sources_of "$1" | LC_ALL=C sort | tr '\n' '\0' | xargs -0 sha256sum | cut -d ' ' -f 1 | sha256sum | cut -c 1-12
 }
@@ -104,6 +116,14 @@ engine() {
 build() {
 	local name=$1 key=$2 archive=$3 work reference=$prefix/$1:$2 binary start=$SECONDS
 	work=$(mktemp -d "$store/work.XXXXXX")
+	[ -z "$from_source" ] || {
+		say "building $reference from source (many minutes the first time)"
+		docker build --platform linux/amd64 -t "$reference" -f "$(dockerfile_of "$name")" "$root" >&2 || fail "building $reference failed"
+		docker save -o "$work/image.tar" "$reference"
+		mv "$work/image.tar" "$archive"
+		rm -rf "$work"
+		return
+	}
 	mkdir -p "$work/context/bin"
 	for binary in $(binaries_of "$name"); do
 		# Debug information is most of a binary's size and of no use in an image.
@@ -203,6 +223,8 @@ make_text() {
 	local script=$root/e2e/demo-data/wordnet.py
 	text=$cache/demo-text-$(sha256sum "$script" | cut -c 1-12)
 	[ ! -d "$text" ] || return 0
+	[ -e /usr/share/wordnet/data.noun ] ||
+		fail "the demo's text is made from Debian's package wordnet-base, which is not here: install it, or use --from-source with Docker"
 	say "making the demo's text from WordNet"
 	rm -rf "$text.new"
 	mkdir -p "$text.new"
@@ -218,13 +240,14 @@ flock 8
 rm -rf "$store"/work.*
 
 builder=$(engine)
+[ -z "$from_source" ] || builder=docker
 declare -A key archive
 for name in "${names[@]}"; do
 	dockerfile_of "$name" >/dev/null
-	for file in $(binaries_of "$name"); do
+	for file in $([ -n "$from_source" ] || binaries_of "$name"); do
 		[ -f "$bin/$file" ] || fail "$bin/$file is not built (cargo build --workspace)"
 	done
-	if [ "$name" = demo-data ]; then
+	if [ "$name" = demo-data ] && [ -z "$from_source" ]; then
 		[ -f "$base_model/config.json" ] || fail "$base_model holds no base model (make base-model)"
 		[ -n "$text" ] || make_text
 	fi

@@ -122,7 +122,8 @@ const (
 
 func readRecord() (*record, error) {
 	data, err := os.ReadFile(recordFile())
-	if errors.Is(err, os.ErrNotExist) {
+	isCopy := errors.Is(err, os.ErrNotExist)
+	if isCopy {
 		// On most machines /run is empty after a restart; the copy tells what was left.
 		data, err = os.ReadFile(stateLayout().record())
 	}
@@ -134,6 +135,11 @@ func readRecord() (*record, error) {
 	}
 	var r record
 	if err := json.Unmarshal(data, &r); err != nil {
+		if isCopy {
+			// The machine lost its power while the copy was young. Nobody of that time is alive: what is left is
+			// cleaned as after any restart, but for what stood outside the state folder.
+			return &record{Purpose: purposeTest, State: stateLayout().root}, nil
+		}
 		return nil, fmt.Errorf("the record of the cluster is damaged: %w", err)
 	}
 	return &r, nil
@@ -149,7 +155,7 @@ func (r *record) write() error {
 			return err
 		}
 		// Renamed into place, so that a reader without the lock never sees half of it.
-		if err := os.WriteFile(file+".new", append(data, '\n'), 0o644); err != nil {
+		if err := writeSynced(file+".new", append(data, '\n')); err != nil {
 			return err
 		}
 		if err := os.Rename(file+".new", file); err != nil {
@@ -157,6 +163,16 @@ func (r *record) write() error {
 		}
 	}
 	return nil
+}
+
+// writeSynced returns when the bytes are on the disk: a rename must not survive a loss of power that they don't.
+func writeSynced(path string, data []byte) error {
+	file, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o644)
+	if err != nil {
+		return err
+	}
+	_, err = file.Write(data)
+	return errors.Join(err, file.Sync(), file.Close())
 }
 
 // remove ends the record; its copy went with the state folder.

@@ -81,6 +81,9 @@ pub struct DeviceSettings {
     pub threads: usize,
     /// Requests that wait in the channel.
     pub queue: usize,
+    /// The tokenizer's end of text, with which training rows end: it stops an answer beside those that the model's
+    /// configuration names.
+    pub tokenizer_eos: Option<u32>,
 }
 
 /// A handle of the device.
@@ -120,7 +123,8 @@ impl Device {
             context_tokens: settings.context_tokens,
         };
         metrics.kv_blocks_total.set(gauge(limits.blocks));
-        let end_tokens = llama.config().eos_token_ids.clone();
+        let mut end_tokens = llama.config().eos_token_ids.clone();
+        end_tokens.extend(settings.tokenizer_eos);
         let (jobs, inbox) = mpsc::channel(settings.queue);
         let (ending, end) = oneshot::channel();
         let worker = Worker {

@@ -319,6 +319,7 @@ fn start_device(
         context_tokens: base.context_tokens,
         threads: config.threads,
         queue: permit_count(options, config),
+        tokenizer_eos: base.tokenizer.eos(),
     };
     Device::start(base.llama.clone(), pool, &settings, Arc::clone(metrics))
 }

@@ -247,7 +247,9 @@ async fn broken_adapters_are_refused_by_reason_and_keep_nobody_out() {
     let bytes = std::fs::read(&weights).unwrap();
     harness::write_whole(&weights, &bytes[..bytes.len() / 2]);
     let missing = files.adapter("missing", 1, 4);
-    std::fs::remove_file(files.folder(&missing).join(MANIFEST_FILE)).unwrap();
+    let manifest = files.folder(&missing).join(MANIFEST_FILE);
+    let late = std::fs::read(&manifest).unwrap();
+    std::fs::remove_file(&manifest).unwrap();
     let mut outside = files.adapter("outside", 1, 5);
     outside.folder = "../elsewhere".into();
     let mut other = files.adapter("other", 1, 6);
@@ -291,6 +293,24 @@ async fn broken_adapters_are_refused_by_reason_and_keep_nobody_out() {
         (answer.status.as_u16(), answer.error("code")),
         (404, json!("version_not_here"))
     );
+
+    // What was not there is taken once it is, without a push.
+    assert_eq!(
+        statuses
+            .iter()
+            .filter(|status| status.may_pass)
+            .map(|status| status.name.as_str())
+            .collect::<Vec<_>>(),
+        ["missing"]
+    );
+    harness::write_whole(&manifest, &late);
+    harness::eventually(
+        || async {
+            states(&server.settled().await).contains(&("missing@v1".into(), AdapterState::Resident))
+        },
+        "the late adapter",
+    )
+    .await;
 
     // Mended files are taken with the next push; the others stay as they are.
     change_byte(&files.folder(&list[1]).join(WEIGHTS_FILE), 3);

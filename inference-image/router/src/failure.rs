@@ -30,6 +30,12 @@ pub enum Failure {
         /// The limit.
         limit_bytes: usize,
     },
+    /// All bodies together are above the limit.
+    #[error("the requests that wait here hold {limit_bytes} bytes, which is the limit; try again")]
+    Overloaded {
+        /// The limit.
+        limit_bytes: usize,
+    },
     /// The body did not arrive in time.
     #[error("the request body did not arrive within {seconds} s")]
     BodyTimeout {
@@ -98,6 +104,7 @@ impl Failure {
             }
             Self::Method { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::Overloaded { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::BodyTimeout { .. } => StatusCode::REQUEST_TIMEOUT,
             Self::Body { .. } | Self::Json { .. } | Self::Side { .. } => StatusCode::BAD_REQUEST,
             Self::NoEngine { .. } => StatusCode::SERVICE_UNAVAILABLE,
@@ -112,6 +119,7 @@ impl Failure {
             Self::UnknownPath { .. } => "unknown_url",
             Self::Method { .. } => "method_not_allowed",
             Self::TooLarge { .. } => "request_too_large",
+            Self::Overloaded { .. } => "rate_limit_exceeded",
             Self::BodyTimeout { .. } => "request_timeout",
             Self::Body { .. } | Self::Json { .. } => "invalid_body",
             Self::Side { .. } => "invalid_version",
@@ -161,7 +169,7 @@ impl IntoResponse for Failure {
             HeaderValue::from_static("application/json"),
         )];
         let mut response = (self.status(), json, self.to_json()).into_response();
-        if matches!(self, Self::NoEngine { .. }) {
+        if matches!(self, Self::NoEngine { .. } | Self::Overloaded { .. }) {
             response
                 .headers_mut()
                 .insert(header::RETRY_AFTER, HeaderValue::from_static("1"));

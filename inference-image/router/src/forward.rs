@@ -14,6 +14,7 @@ use http::uri::{PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header, response};
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::choice::{Side, choose};
 use crate::clock;
@@ -56,6 +57,8 @@ struct Pinned {
     path: PathAndQuery,
     headers: HeaderMap,
     body: Bytes,
+    /// The body's share of the memory that all bodies may take.
+    _room: OwnedSemaphorePermit,
     version: Arc<Version>,
     is_candidate: bool,
     caller: Option<String>,
@@ -91,6 +94,7 @@ impl Pinned {
         request_id: &HeaderValue,
     ) -> Result<Self, Failure> {
         let (head, body) = request.into_parts();
+        let room = room(shared, &head.headers)?;
         let body = read_body(shared, body).await?;
         let probe = Probe::read(&body).map_err(|error| Failure::Json {
             reason: error.to_string(),
@@ -122,6 +126,7 @@ impl Pinned {
             headers: onward_headers(&head.headers, &version.header, request_id),
             caller: caller.map(str::to_owned),
             body,
+            _room: room,
             version,
             is_candidate,
         })
@@ -325,6 +330,22 @@ fn is_event_stream(headers: &HeaderMap) -> bool {
     headers
         .get(header::CONTENT_TYPE)
         .is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"))
+}
+
+/// Memory for the body, before a byte of it is read. Without a length it may become as long as is allowed.
+fn room(shared: &Shared, headers: &HeaderMap) -> Result<OwnedSemaphorePermit, Failure> {
+    let limit_bytes = shared.limits.body_bytes;
+    let length = headers
+        .get(header::CONTENT_LENGTH)
+        .and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
+    if length.is_some_and(|length| length > limit_bytes) {
+        return Err(Failure::TooLarge { limit_bytes });
+    }
+    shared
+        .hold(length.unwrap_or(limit_bytes))
+        .ok_or(Failure::Overloaded {
+            limit_bytes: shared.limits.held_bytes,
+        })
 }
 
 async fn read_body(shared: &Shared, body: Body) -> Result<Bytes, Failure> {

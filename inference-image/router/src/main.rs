@@ -22,5 +22,7 @@ async fn main() -> anyhow::Result<()> {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
-    running.drain(settings.drain_delay).await
+    running
+        .drain(settings.drain_delay, settings.drain_limit)
+        .await
 }

@@ -70,7 +70,14 @@ impl Relay {
         while !self.over {
             let data = match self.first.take() {
                 Some(first) => Ok(Some(first)),
-                None => next_data(&mut self.upstream, self.timeout).await,
+                None => {
+                    let last_call = self.account.shared().last_call.clone();
+                    tokio::select! {
+                        data = next_data(&mut self.upstream, self.timeout) => data,
+                        // This process ends soon: better an error event than a cut.
+                        () = last_call.cancelled() => return self.end_broken(),
+                    }
+                }
             };
             let out = match (data, self.kind) {
                 (Ok(Some(data)), Kind::Raw) => data,

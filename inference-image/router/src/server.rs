@@ -35,6 +35,8 @@ use crate::table::Table;
 
 /// A connection that sends no request for so long is closed.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
+/// How long streams have to end once they must.
+const LAST_WORDS: Duration = Duration::from_secs(3);
 /// How often gRPC health follows readiness.
 const HEALTH_INTERVAL: Duration = Duration::from_millis(200);
 
@@ -116,16 +118,25 @@ async fn bind(flag: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
 }
 
 impl Running {
-    /// Stops being ready, accepts for `delay` more, finishes what runs, and closes everything. Counters
-    /// can be read until the last request ended.
+    /// Stops being ready, accepts for `delay` more, finishes what runs, and closes everything. What still runs `limit`
+    /// after the begin is told so: streams end in an error event. Counters can be read until the last request ended.
     ///
     /// # Errors
     /// Where the gRPC server broke.
-    pub async fn drain(self, delay: Duration) -> anyhow::Result<()> {
+    pub async fn drain(self, delay: Duration, limit: Duration) -> anyhow::Result<()> {
         self.shared.begin_drain();
         tracing::info!(?delay, "draining");
         tokio::time::sleep(delay).await;
-        self.front.finish().await;
+        let left = limit.saturating_sub(delay);
+        if tokio::time::timeout(left, self.front.finish())
+            .await
+            .is_err()
+        {
+            tracing::warn!(?limit, "requests still run; they are ended");
+            self.shared.last_call.cancel();
+            // Requests that wait for an engine's first byte have nothing to lose by a closed connection.
+            let _ = tokio::time::timeout(LAST_WORDS, self.front.finish()).await;
+        }
         self.back.finish().await;
         self.grpc_task.await??;
         for watcher in self.watchers {

@@ -38,9 +38,15 @@ pub struct Settings {
     /// After SIGTERM requests are still accepted for so long, until nobody sends any here.
     #[arg(long, default_value = "5s", value_parser = duration)]
     pub drain_delay: Duration,
+    /// What still runs so long after SIGTERM is ended; below the pod's grace period of 120 s.
+    #[arg(long, default_value = "110s", value_parser = duration)]
+    pub drain_limit: Duration,
     /// Largest request body in bytes.
     #[arg(long, default_value_t = Limits::default().body_bytes)]
     pub body_limit_bytes: usize,
+    /// All request bodies that are held at one time, in bytes; beyond it clients get 429.
+    #[arg(long, default_value_t = Limits::default().held_bytes)]
+    pub held_bytes: usize,
     /// An answer that is not a stream is held back until it is whole, up to so many bytes; a larger one
     /// can't be retried.
     #[arg(long, default_value_t = Limits::default().answer_buffer_bytes)]
@@ -55,6 +61,8 @@ impl Settings {
     pub fn limits(&self) -> Limits {
         Limits {
             body_bytes: self.body_limit_bytes,
+            // One body of the largest size always fits.
+            held_bytes: self.held_bytes.max(self.body_limit_bytes),
             answer_buffer_bytes: self.answer_buffer_bytes,
             answer_timeout: self.answer_timeout,
             ..Limits::default()

@@ -11,6 +11,8 @@ use http_body_util::Full;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
 
 use crate::clock;
 use crate::engine::{Engine, InFlight, Registry};
@@ -28,6 +30,8 @@ const DEAD_PEER_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct Limits {
     /// Largest request body in bytes.
     pub body_bytes: usize,
+    /// All request bodies that are held at one time, in bytes; beyond it 429.
+    pub held_bytes: usize,
     /// How long a client may take to send it.
     pub body_timeout: Duration,
     /// An answer that is not a stream is held back until it is whole, up to so many bytes.
@@ -40,12 +44,19 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             body_bytes: 8 << 20,
+            held_bytes: 128 << 20,
             body_timeout: Duration::from_secs(60),
             answer_buffer_bytes: 16 << 20,
             answer_timeout: Duration::from_secs(300),
         }
     }
 }
+
+/// A client that leaves later than this has waited so long for its answer, at least: it counts in the latencies, or a
+/// version that hangs would look well as long as nobody waits for it. Earlier ones changed their minds.
+const CANCELLED_COUNTS_AFTER: Duration = Duration::from_secs(10);
+/// The budget of held bodies is counted in units of so many bytes.
+const BODY_UNIT: usize = 1 << 10;
 
 /// What all requests share.
 #[derive(Debug)]
@@ -64,6 +75,9 @@ pub struct Shared {
     pub client: Client<HttpConnector, Full<Bytes>>,
     /// Bounds.
     pub limits: Limits,
+    /// Cancelled when what still runs has to end, late in a drain.
+    pub last_call: CancellationToken,
+    bodies: Arc<Semaphore>,
     /// This process, unlike any other.
     pub boot_id: String,
     /// Unix seconds of the start: `created` of models.
@@ -96,12 +110,20 @@ impl Shared {
             stats: Stats::new(clock::now()),
             metrics: Metrics::new()?,
             client,
+            bodies: Arc::new(Semaphore::new(limits.held_bytes.div_ceil(BODY_UNIT))),
             limits,
+            last_call: CancellationToken::new(),
             boot_id: format!("{:032x}", rand::random::<u128>()),
             started_unix_seconds: clock::unix_seconds(),
             was_ready: AtomicBool::new(false),
             draining: AtomicBool::new(false),
         })
+    }
+
+    /// Room for a request body of so many bytes, given back on drop; `None` where too many are held already.
+    pub fn hold(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        let units = u32::try_from(bytes.div_ceil(BODY_UNIT)).ok()?;
+        self.bodies.clone().try_acquire_many_owned(units).ok()
     }
 
     /// Every engine, each once.
@@ -246,8 +268,21 @@ impl Account {
 
 impl Drop for Account {
     fn drop(&mut self) {
-        if !self.ended {
-            self.shared.metrics.end(&self.version, "cancelled");
+        if self.ended {
+            return;
+        }
+        self.shared.metrics.end(&self.version, "cancelled");
+        let now = clock::now();
+        let waited = now - self.arrived;
+        if waited >= CANCELLED_COUNTS_AFTER {
+            let first = self.first_byte.map_or(waited, |first| first - self.arrived);
+            let sample = Sample {
+                error: false,
+                latency: Some(waited),
+                first_byte: Some(first),
+                caller: self.caller,
+            };
+            self.shared.stats.record(&self.version, sample, now);
         }
     }
 }

@@ -380,7 +380,10 @@ async fn a_drain_accepts_for_a_while_finishes_what_runs_and_ends() {
         until("the slow request runs", async || engine.open() == 1).await;
         engine.behave(Behaviour::Answer);
         let began = Instant::now();
-        let drain = tokio::spawn(rig.router.drain(Duration::from_millis(700)));
+        let drain = tokio::spawn(
+            rig.router
+                .drain(Duration::from_millis(700), Duration::from_secs(60)),
+        );
         tokio::time::sleep(Duration::from_millis(300)).await;
         let ready = http::Request::get(format!("http://{metrics}/readyz"))
             .body(http_body_util::Full::default())
@@ -404,6 +407,49 @@ async fn a_drain_accepts_for_a_while_finishes_what_runs_and_ends() {
     };
     let (slow, ()) = tokio::join!(slow, draining);
     assert_eq!(slow.unwrap().status, 200);
+}
+
+#[tokio::test]
+async fn a_stream_that_outlives_the_drain_ends_in_an_error_event() {
+    let engine = FakeEngine::start().await;
+    engine.behave(Behaviour::Endless);
+    let mut rig = Rig::start(&[]).await;
+    rig.push(&table(None, &[&engine])).await;
+    let stream = rig.open(rig.chat(&stream_question("a"), &[])).await;
+    let reading = tokio::spawn(rig::read(stream));
+    until("the stream runs", async || engine.open() == 1).await;
+    rig.router
+        .drain(Duration::from_millis(10), Duration::from_millis(200))
+        .await
+        .unwrap();
+    let answer = reading.await.unwrap();
+    let last = answer
+        .text
+        .trim_end()
+        .rsplit('\n')
+        .next()
+        .unwrap()
+        .to_owned();
+    assert!(last.contains("stream_truncated"), "{last}");
+}
+
+#[tokio::test]
+async fn bodies_beyond_the_memory_for_them_are_refused_before_they_are_read() {
+    let engine = FakeEngine::start().await;
+    engine.behave(Behaviour::Slow(Duration::from_secs(2)));
+    let mut rig = Rig::start(&["--held-bytes", "4096", "--body-limit-bytes", "4096"]).await;
+    rig.push(&table(None, &[&engine])).await;
+    let mut large = question("a");
+    large["metadata"] = json!("x".repeat(3000));
+    let first = tokio::spawn(rig.client.request(rig.chat(&large, &[])));
+    until("the first one runs", async || engine.open() == 1).await;
+    let second = rig.ask(large.clone()).await;
+    assert_eq!(second.status, 429);
+    assert_eq!(second.headers["retry-after"], "1");
+    assert!(second.text.contains("4096 bytes"), "{}", second.text);
+    assert_eq!(first.await.unwrap().unwrap().status(), 200);
+    engine.behave(Behaviour::Answer);
+    assert_eq!(rig.ask(large).await.status, 200, "the room came back");
 }
 
 /// A process that does not outlive its test.

@@ -11,6 +11,7 @@ pub mod state;
 mod tests;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use graftwork_contract::endpoint::EngineAdapter;
 use graftwork_contract::proto::call::v1::SignedCall;
@@ -33,6 +34,9 @@ use graftwork_model::lora::LoadedAdapter;
 pub const SYNC_METHOD: &str = "graftwork.engine.v1.Engine/Sync";
 /// Commands that wait for the actor.
 const COMMANDS: usize = 1024;
+/// How often files are looked at again that the storage did not give: a volume that hiccups once must not take an
+/// adapter down until its list changes.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
 /// Why a pushed list was not taken.
 #[derive(Debug, thiserror::Error)]
@@ -219,10 +223,16 @@ impl Actor {
         mut inbox: mpsc::Receiver<Command>,
         mut releases: mpsc::UnboundedReceiver<graftwork_contract::Digest>,
     ) {
+        let mut again = tokio::time::interval(LOOK_AGAIN);
+        again.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let resident = self.registry.resident();
             let is_acquire;
             tokio::select! {
+                _ = again.tick() => {
+                    is_acquire = true;
+                    self.read(self.registry.may_pass());
+                }
                 command = inbox.recv() => {
                     let Some(command) = command else { return };
                     is_acquire = matches!(command, Command::Acquire(..));
@@ -329,20 +339,7 @@ impl Actor {
             // Where the caller left, the lease comes back and ends here.
             let _ = waiter.send(answer);
         }
-        if !actions.read.is_empty() {
-            let (files, commands) = (self.settings.files.clone(), self.commands.clone());
-            tokio::task::spawn_blocking(move || {
-                let headers = actions
-                    .read
-                    .into_iter()
-                    .map(|source| {
-                        let header = files.read_header(&source);
-                        (source, header)
-                    })
-                    .collect();
-                send_result(&commands, Command::Headers(headers));
-            });
-        }
+        self.read(actions.read);
         if let Some(source) = actions.load {
             let (files, commands) = (self.settings.files.clone(), self.commands.clone());
             tokio::task::spawn_blocking(move || {
@@ -350,6 +347,24 @@ impl Actor {
                 send_result(&commands, Command::Loaded(source, result));
             });
         }
+    }
+
+    /// Looks at headers in the background.
+    fn read(&self, sources: Vec<Source>) {
+        if sources.is_empty() {
+            return;
+        }
+        let (files, commands) = (self.settings.files.clone(), self.commands.clone());
+        tokio::task::spawn_blocking(move || {
+            let headers = sources
+                .into_iter()
+                .map(|source| {
+                    let header = files.read_header(&source);
+                    (source, header)
+                })
+                .collect();
+            send_result(&commands, Command::Headers(headers));
+        });
     }
 
     fn answer_read(&mut self) {
@@ -382,6 +397,7 @@ impl Actor {
                 version: version.number,
                 digest: version.source.digest.to_string(),
                 state: state.into(),
+                may_pass: refusal.as_ref().is_some_and(|refusal| refusal.may_pass),
                 reason: refusal
                     .as_ref()
                     .map(|r| r.reason.to_owned())

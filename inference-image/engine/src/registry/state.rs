@@ -195,6 +195,22 @@ impl<A: Clone, W> Registry<A, W> {
         actions
     }
 
+    /// Sources of the list that were refused for something that may pass, to be looked at again.
+    pub fn may_pass(&self) -> Vec<Source> {
+        let sources: BTreeSet<&Source> = self
+            .versions
+            .iter()
+            .map(|version| &version.source)
+            .filter(|source| {
+                matches!(
+                    self.files.get(*source).map(|file| &file.stage),
+                    Some(Stage::Refused(refusal)) if refusal.may_pass
+                )
+            })
+            .collect();
+        sources.into_iter().cloned().collect()
+    }
+
     /// Takes in what a look at the headers found.
     pub fn on_header(&mut self, source: &Source, header: HeaderRead) -> Actions<A, W> {
         self.all_verified = false;

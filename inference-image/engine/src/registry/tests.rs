@@ -255,6 +255,7 @@ fn refused_files_are_looked_at_again_with_every_list_and_count_once_they_changed
     registry.replace(list.clone());
     registry.on_header(&source(1), fine());
     registry.on_loaded(&source(1), Err(refusal("digest", false)));
+    assert!(registry.may_pass().is_empty());
     assert_eq!(registry.replace(list.clone()).read, [source(1)]);
     assert!(
         registry.on_header(&source(1), fine()).load.is_none(),
@@ -275,9 +276,9 @@ fn refused_files_are_looked_at_again_with_every_list_and_count_once_they_changed
 fn a_storage_that_did_not_answer_is_asked_again() {
     let list = vec![version("a", 1, 1)];
     let mut registry = Machine::new(2);
-    registry.replace(list.clone());
-    registry.on_header(&source(1), broken(1, true));
     registry.replace(list);
+    registry.on_header(&source(1), broken(1, true));
+    assert_eq!(registry.may_pass(), [source(1)], "without a new list");
     let again = HeaderRead {
         fingerprint: vec![(1, 1)],
         result: Ok(()),

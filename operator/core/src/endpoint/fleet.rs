@@ -132,6 +132,8 @@ fn state(engine: &EnginePod, name: &str, digest: &str) -> Held {
     match found.state() {
         AdapterState::Verified | AdapterState::Resident => Held::Verified,
         AdapterState::Registered => Held::Registered,
+        // A volume that hiccups condemns no version: the engine looks again, and a rollout waits for it.
+        AdapterState::Refused if found.may_pass => Held::Absent,
         AdapterState::Refused => Held::Refused(Problem {
             reason: found.reason.clone(),
             message: found.message.clone(),
