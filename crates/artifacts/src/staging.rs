@@ -68,6 +68,11 @@ impl Session {
         })
     }
 
+    /// Whether the folder is still there.
+    pub(crate) fn is_there(&self) -> bool {
+        self.dir.is_dir()
+    }
+
     /// A path that nobody else uses; nothing is there.
     pub(crate) fn file(&self) -> PathBuf {
         let number = self.next.fetch_add(1, Ordering::Relaxed);

@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use graftwork_contract::digest::canonical_json;
 use serde::Serialize;
@@ -17,7 +17,7 @@ use crate::{Error, Result};
 #[derive(Debug, Clone)]
 pub struct Store {
     root: PathBuf,
-    session: Arc<OnceLock<Session>>,
+    session: Arc<Mutex<Option<Arc<Session>>>>,
 }
 
 /// What a create-only write did.
@@ -188,13 +188,16 @@ impl Store {
         }
     }
 
-    fn session(&self) -> Result<&Session> {
-        if let Some(session) = self.session.get() {
-            return Ok(session);
+    fn session(&self) -> Result<Arc<Session>> {
+        let mut session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(session) = session.as_ref().filter(|session| session.is_there()) {
+            return Ok(session.clone());
         }
-        let session = Session::begin(&self.root)?;
-        // Another thread may have been faster; its session serves both and ours goes when dropped.
-        Ok(self.session.get_or_init(|| session))
+        // On a volume whose locks don't reach other nodes, a writer that rested for long looks like a killed one, and
+        // its folder may have been removed.
+        let new = Arc::new(Session::begin(&self.root)?);
+        *session = Some(new.clone());
+        Ok(new)
     }
 
     /// Makes the folders above `full`, each synced into its own parent.

@@ -304,3 +304,12 @@ proptest! {
         store.verify(path, &expected.into_iter().collect()).unwrap();
     }
 }
+
+#[test]
+fn a_writer_whose_folder_was_taken_for_a_killed_ones_writes_on() {
+    let (dir, store) = store();
+    store.put_new("a.json", b"1").unwrap();
+    fs::remove_dir_all(dir.path().join(".tmp")).unwrap();
+    assert_eq!(store.put_new("b.json", b"2").unwrap(), Put::Created);
+    assert_eq!(paths(&store, ""), ["a.json", "b.json"]);
+}
