@@ -10,6 +10,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "proto/router.proto",
     ];
     let set = protox::compile(files, ["proto"])?;
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "how Cargo tells a build script about features"
+    )]
     let grpc = std::env::var_os("CARGO_FEATURE_GRPC").is_some();
     tonic_prost_build::configure()
         .build_client(grpc)

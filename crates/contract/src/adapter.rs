@@ -37,6 +37,10 @@ pub struct Manifest {
 /// Where an adapter came from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one exists at a time, in a manifest"
+)]
 pub enum Provenance {
     /// Trained here.
     #[serde(rename_all = "camelCase")]

@@ -82,7 +82,7 @@ impl PartsHasher {
 }
 
 /// JSON with sorted object keys and no white space (the subset of RFC 8785 that we need: numbers
-/// are printed as serde_json prints them).
+/// are printed as `serde_json` prints them).
 pub fn canonical_json(value: &serde_json::Value) -> String {
     use serde_json::Value;
     match value {

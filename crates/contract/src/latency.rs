@@ -18,7 +18,7 @@ pub fn bucket(milliseconds: f64) -> u32 {
 
 /// Upper bound of a bucket in milliseconds.
 pub fn upper_bound(bucket: u32) -> f64 {
-    FIRST_UPPER_BOUND_MILLISECONDS * GROWTH.powi(bucket.min(LAST_BUCKET) as i32)
+    FIRST_UPPER_BOUND_MILLISECONDS * GROWTH.powi(bucket.min(LAST_BUCKET).cast_signed())
 }
 
 /// The `quantile` (0 to 1) in milliseconds of `(bucket, count)` pairs in any order, as the upper

@@ -253,6 +253,12 @@ fn is_redundant(name: &str, config: &LlamaConfig) -> bool {
     name.ends_with("rotary_emb.inv_freq") || (config.tie_word_embeddings && name == OUTPUT)
 }
 
+/// What `model.safetensors.index.json` says.
+#[derive(serde::Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
 fn weight_files(dir: &Path) -> Result<Vec<PathBuf>, BaseError> {
     let single = dir.join(WEIGHTS_FILE);
     if single.is_file() {
@@ -271,10 +277,6 @@ fn weight_files(dir: &Path) -> Result<Vec<PathBuf>, BaseError> {
             });
         }
     };
-    #[derive(serde::Deserialize)]
-    struct Index {
-        weight_map: BTreeMap<String, String>,
-    }
     let index: Index =
         serde_json::from_str(&text).map_err(|error| BaseError::Index(error.to_string()))?;
     let shards: std::collections::BTreeSet<String> = index.weight_map.into_values().collect();

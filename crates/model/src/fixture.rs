@@ -116,12 +116,15 @@ fn tokenizer_json() -> String {
         serde_json::from_str(&tokenizer.to_string(false).unwrap_or_default()).unwrap_or_default();
     let bos = json!({"SpecialToken": {"id": SPECIAL[0], "type_id": 0}});
     let sequence = |id: &str| json!({"Sequence": {"id": id, "type_id": 0}});
-    value["post_processor"] = json!({
+    let processor = json!({
         "type": "TemplateProcessing",
         "single": [bos, sequence("A")],
         "pair": [bos, sequence("A"), sequence("B")],
         "special_tokens": {SPECIAL[0]: {"id": SPECIAL[0], "ids": [BYTES], "tokens": [SPECIAL[0]]}},
     });
+    if let Some(object) = value.as_object_mut() {
+        object.insert("post_processor".to_owned(), processor);
+    }
     value.to_string()
 }
 

@@ -110,8 +110,11 @@ pub enum AdapterError {
     Tensor(#[from] candle_core::Error),
 }
 
+/// A key, whether a value of it changes nothing, and how that value is called.
+type NeutralKey = (&'static str, fn(&Value) -> bool, &'static str);
+
 /// Keys that change the maths, with what they must be to change nothing.
-const NEUTRAL_KEYS: [(&str, fn(&Value) -> bool, &str); 20] = [
+const NEUTRAL_KEYS: [NeutralKey; 20] = [
     ("bias", |v| v == "none", "`none`"),
     ("use_dora", is_false, "`false`"),
     ("use_qalora", is_false, "`false`"),

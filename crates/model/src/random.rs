@@ -4,7 +4,7 @@
 use std::f64::consts::TAU;
 
 /// The finaliser of `SplitMix64` (Steele, Lea, Flood 2014): a bijection with full avalanche.
-#[inline(always)]
+#[inline]
 pub const fn mix(mut z: u64) -> u64 {
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -27,7 +27,7 @@ impl Stream {
     }
 
     /// 64 random bits.
-    #[inline(always)]
+    #[inline]
     pub const fn bits(self, index: u64) -> u64 {
         mix(self
             .0
@@ -35,7 +35,7 @@ impl Stream {
     }
 
     /// Uniform in `[0, 1)`, 53 bits.
-    #[inline(always)]
+    #[inline]
     pub const fn uniform(self, index: u64) -> f64 {
         (self.bits(index) >> 11) as f64 / (1_u64 << 53) as f64
     }

@@ -112,11 +112,11 @@ impl TextTokenizer {
         let appends_eos =
             eos.is_some() && empty.last() == eos.as_ref() && (empty.len() > 1 || bos != eos);
         Ok(Self {
+            tokenizer,
             bos,
             eos,
             appends_eos,
             template,
-            tokenizer,
         })
     }
 

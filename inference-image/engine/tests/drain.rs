@@ -1,9 +1,11 @@
 //! Start and end of the process.
 #![allow(
     clippy::unwrap_used,
+    clippy::expect_used,
     clippy::indexing_slicing,
     clippy::panic,
-    reason = "a failed step is a failed test"
+    clippy::disallowed_methods,
+    reason = "a failed step is a failed test, and tests watch the clock"
 )]
 
 mod harness;

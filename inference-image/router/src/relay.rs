@@ -68,15 +68,14 @@ struct Relay {
 impl Relay {
     async fn next(&mut self) -> Option<io::Result<Bytes>> {
         while !self.over {
-            let data = match self.first.take() {
-                Some(first) => Ok(Some(first)),
-                None => {
-                    let last_call = self.account.shared().last_call.clone();
-                    tokio::select! {
-                        data = next_data(&mut self.upstream, self.timeout) => data,
-                        // This process ends soon: better an error event than a cut.
-                        () = last_call.cancelled() => return self.end_broken(),
-                    }
+            let data = if let Some(first) = self.first.take() {
+                Ok(Some(first))
+            } else {
+                let last_call = self.account.shared().last_call.clone();
+                tokio::select! {
+                    data = next_data(&mut self.upstream, self.timeout) => data,
+                    // This process ends soon: better an error event than a cut.
+                    () = last_call.cancelled() => return Some(self.end_broken()),
                 }
             };
             let out = match (data, self.kind) {
@@ -88,7 +87,7 @@ impl Relay {
                     if let Some(place) = &self.account.place {
                         self.account.shared().note_failure(place.engine(), &reason);
                     }
-                    return self.end_broken();
+                    return Some(self.end_broken());
                 }
             };
             if !out.is_empty() {
@@ -109,18 +108,18 @@ impl Relay {
             Last::Done => self.account.end(self.status),
             // The engine has said so itself.
             Last::Error => self.account.end_truncated(),
-            Last::Other => return self.end_broken(),
+            Last::Other => return Some(self.end_broken()),
         }
         (!rest.is_empty()).then_some(Ok(rest))
     }
 
-    fn end_broken(&mut self) -> Option<io::Result<Bytes>> {
+    fn end_broken(&mut self) -> io::Result<Bytes> {
         self.over = true;
         self.account.end_truncated();
         match self.kind {
-            Kind::Events => Some(Ok(Failure::Truncated.to_event())),
+            Kind::Events => Ok(Failure::Truncated.to_event()),
             // Without the last chunk the client sees that something is missing.
-            Kind::Raw => Some(Err(io::Error::other(Failure::Truncated))),
+            Kind::Raw => Err(io::Error::other(Failure::Truncated)),
         }
     }
 }

@@ -1,5 +1,13 @@
 //! Tests of the shell against an API server that answers as a test says: order, time-outs,
 //! conflicts.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::disallowed_methods,
+    reason = "a failed step is a failed test, and tests watch the clock"
+)]
 
 mod carry_out;
 mod fake_api;

@@ -1,7 +1,11 @@
 //! Attempts of a run as real processes: killed, stopped, fenced off, misconfigured.
-#![expect(
+#![allow(
     clippy::unwrap_used,
-    reason = "helpers of tests stand outside of test functions"
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::disallowed_methods,
+    reason = "a failed step is a failed test, and tests watch the clock"
 )]
 
 use std::path::{Path, PathBuf};

@@ -7,10 +7,6 @@
     reason = "bodies must take the features of their caller"
 )]
 #![expect(
-    clippy::needless_range_loop,
-    reason = "the compiler vectorises counted loops best"
-)]
-#![expect(
     clippy::indexing_slicing,
     reason = "arrays indexed below their constant length"
 )]

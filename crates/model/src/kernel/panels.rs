@@ -71,6 +71,7 @@ impl Panels {
     }
 
     /// The same weight packed the other way: for `g · W` where this serves `x · Wᵀ`.
+    #[must_use]
     pub fn transposed(&self) -> Self {
         let mut weight = vec![0.0; self.outputs * self.inputs];
         self.unpack(&mut weight);

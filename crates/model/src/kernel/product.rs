@@ -228,6 +228,10 @@ unsafe fn run_portable(rows: usize, _panels: usize, tile: &Tile) {
 }
 
 /// Applies the epilogue to one row's outputs; `y` may be shorter than `sums`.
+#[expect(
+    clippy::inline_always,
+    reason = "takes the vector features of its caller"
+)]
 #[inline(always)]
 pub(super) fn finish(sums: &[f32], y: &mut [f32], epilogue: Epilogue) {
     let pairs = y.iter_mut().zip(sums);

@@ -1,9 +1,5 @@
 //! Tiles in AVX2 with FMA: a panel is two registers.
 #![expect(unsafe_code, reason = "vector loads and stores through pointers")]
-#![expect(
-    clippy::indexing_slicing,
-    reason = "register arrays indexed below their constant length"
-)]
 
 use std::arch::x86_64::{
     _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_set1_ps, _mm256_setzero_ps, _mm256_storeu_ps,

@@ -1,9 +1,5 @@
 //! Tiles in AVX-512F: a panel is one register.
 #![expect(unsafe_code, reason = "vector loads and stores through pointers")]
-#![expect(
-    clippy::indexing_slicing,
-    reason = "register arrays indexed below their constant length"
-)]
 
 use std::arch::x86_64::{
     __mmask16, _mm512_add_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mask_storeu_ps,
@@ -48,6 +44,10 @@ pub(super) unsafe fn run(rows: usize, panels: usize, tile: &Tile) {
 }
 
 /// Lanes of panel `p` that exist.
+#[expect(
+    clippy::inline_always,
+    reason = "takes the vector features of its caller"
+)]
 #[inline(always)]
 fn mask(columns: usize, p: usize) -> __mmask16 {
     let left = columns.saturating_sub(p * LANES).min(LANES);

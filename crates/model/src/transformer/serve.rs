@@ -192,7 +192,7 @@ impl Llama {
             if let Some(adapter) = step.adapter {
                 match batch.segments.last_mut() {
                     Some(last) if last.adapter.address() == adapter.address() => {
-                        last.rows.end = batch.rows.len()
+                        last.rows.end = batch.rows.len();
                     }
                     _ => batch.segments.push(Segment {
                         rows: start..batch.rows.len(),

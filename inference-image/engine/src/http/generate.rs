@@ -52,13 +52,14 @@ impl Events {
     /// # Errors
     /// Where there will be no answer.
     pub(super) async fn next(&mut self) -> Result<Event, ApiError> {
-        let event = match self.first.take() {
-            Some(event) => event,
-            None => tokio::select! {
+        let event = if let Some(event) = self.first.take() {
+            event
+        } else {
+            tokio::select! {
                 event = self.receiver.recv() => event
                     .ok_or_else(|| ApiError::internal("the compute thread has ended"))?,
                 () = self.engine.abort.cancelled() => return Err(ApiError::stopping()),
-            },
+            }
         };
         match event {
             Event::Failed(message) => Err(ApiError::internal(message)),

@@ -65,6 +65,7 @@ impl Drop for Open {
 }
 
 impl FakeEngine {
+    #[expect(clippy::unused_async, reason = "reads like the other starts")]
     pub async fn start() -> Self {
         Self::start_at("127.0.0.1:0".parse().unwrap()).await
     }
