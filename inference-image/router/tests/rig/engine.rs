@@ -65,11 +65,11 @@ impl Drop for Open {
 }
 
 impl FakeEngine {
-    #[expect(clippy::unused_async, reason = "reads like the other starts")]
     pub async fn start() -> Self {
         Self::start_at("127.0.0.1:0".parse().unwrap()).await
     }
 
+    #[expect(clippy::unused_async, reason = "reads like the other starts")]
     pub async fn start_at(address: SocketAddr) -> Self {
         let socket = tokio::net::TcpSocket::new_v4().unwrap();
         socket.set_reuseaddr(true).unwrap();

@@ -667,6 +667,7 @@ fn an_engine_that_refuses_leaves_the_stable_version_alone() {
         unreachable!()
     };
     reply.adapters.push(AdapterStatus {
+        may_pass: false,
         name: "a".to_owned(),
         version: 2,
         digest: digest(2),
