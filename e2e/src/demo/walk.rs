@@ -353,10 +353,9 @@ impl<'a> Walk<'a> {
             version.stage
         );
         ensure!(
-            version
-                .message
-                .as_ref()
-                .is_some_and(|message| message.contains("exact_match") && message.contains("minimum")),
+            version.message.as_ref().is_some_and(
+                |message| message.contains("exact_match") && message.contains("minimum")
+            ),
             "{:?}",
             version.message
         );
