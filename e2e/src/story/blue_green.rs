@@ -46,11 +46,11 @@ pub async fn run(stage: Stage) -> anyhow::Result<()> {
     stage
         .rollout_state(&[RolloutState::Promoting], MINUTE)
         .await?;
-    traffic.seen("colours@v2").await?;
     let served = stage.served().await?;
     let kept = served.stable.as_ref().is_some_and(|it| it.version == 1)
         && served.candidate.as_ref().is_some_and(|it| it.weight == 100);
     ensure!(kept, "v1 is not kept while v2 takes over: {served:?}");
+    traffic.seen("colours@v2").await?;
     stage.stable("assistants", "colours", 2, MINUTE).await?;
     stage.proved("all traffic moved at once by Promote", start.elapsed());
 

@@ -1,6 +1,7 @@
 //! What is in a namespace, of whatever kind, and whose it is.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use anyhow::ensure;
 use graftwork_api::labels;
@@ -8,6 +9,10 @@ use kube::api::{Api, DynamicObject, ListParams};
 use kube::discovery::{Discovery, Scope, verbs};
 
 use super::Stage;
+use crate::cluster::wait;
+
+/// How soon what lost its owner goes.
+const COLLECTED: Duration = Duration::from_secs(20);
 
 /// One object.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -102,12 +107,17 @@ impl Stage {
             .collect())
     }
 
-    /// Fails where an object that the operator made has no living owner. Keeper and store belong to the namespace.
+    /// Fails where an object that the operator made stays without a living owner. Keeper and store belong to the
+    /// namespace.
     pub async fn ensure_no_orphan(&self) -> anyhow::Result<()> {
-        let objects = self.inventory().await?;
-        let orphans = orphans(&objects);
-        ensure!(orphans.is_empty(), "orphans: {orphans:#?}");
-        Ok(())
+        // Kinds are listed one after another, and the garbage collector has a pace of its own.
+        wait("every object to have an owner", COLLECTED, || async {
+            let objects = self.inventory().await?;
+            let orphans = orphans(&objects);
+            ensure!(orphans.is_empty(), "orphans: {orphans:#?}");
+            Ok(Some(()))
+        })
+        .await
     }
 }
 
