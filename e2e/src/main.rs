@@ -1,5 +1,12 @@
 //! The end-to-end program: the demo, the stories, and what runs of them inside the cluster.
 
+#![allow(
+    clippy::large_futures,
+    clippy::indexing_slicing,
+    clippy::disallowed_methods,
+    reason = "a program of tests: it waits and measures, and absent members of JSON are null"
+)]
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 

@@ -70,16 +70,15 @@ pub fn claim_source() -> Value {
     json!({"persistentVolumeClaim": {"claimName": CLAIM}})
 }
 
+/// What the seeding Job copies from its image to the claim: base model and text.
+pub const SEEDED: [&str; 2] = ["/data/base-model=/demo/base-model", "/data/text=/demo/text"];
+
 /// The Job that puts base model and text on the claim.
 pub fn seed(installation: &Installation) -> Job {
-    let arguments = [
-        "seed",
-        "--copy",
-        "/data/base-model=/demo/base-model",
-        "--copy",
-        "/data/text=/demo/text",
-    ]
-    .map(str::to_owned);
+    let mut arguments = vec!["seed".to_owned()];
+    for copy in SEEDED {
+        arguments.extend(["--copy".to_owned(), copy.to_owned()]);
+    }
     job(
         "seed",
         &installation.image("demo-data"),

@@ -1,6 +1,6 @@
 //! What is left of a load: a line for each request and numbers for all.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -79,6 +79,18 @@ pub struct Summary {
     pub failures: Vec<String>,
     /// Length of the load.
     pub seconds: f64,
+    /// Distinct users.
+    pub users: u64,
+    /// Longest time without the end of a request.
+    pub longest_gap_milliseconds: u64,
+    /// Whether it ended because it was told to, and not by a limit of its own.
+    pub told: bool,
+    /// Users until the end of the load.
+    #[serde(skip)]
+    seen: BTreeSet<String>,
+    /// End of the newest request, since the start of the load.
+    #[serde(skip)]
+    newest_end_milliseconds: u64,
 }
 
 /// Numbers of one version.
@@ -103,6 +115,14 @@ impl Summary {
     /// Counts one request.
     pub fn add(&mut self, record: &Record) {
         self.total += 1;
+        if !self.seen.contains(&record.user) {
+            self.seen.insert(record.user.clone());
+        }
+        // Records come almost in the order of their ends; a late one closes no gap that was there.
+        let end = record.begun_milliseconds + record.milliseconds as u64;
+        let gap = end.saturating_sub(self.newest_end_milliseconds);
+        self.longest_gap_milliseconds = self.longest_gap_milliseconds.max(gap);
+        self.newest_end_milliseconds = self.newest_end_milliseconds.max(end);
         *self.outcomes.entry(record.outcome).or_default() += 1;
         if record.outcome == Outcome::StreamError {
             self.stream_errors += 1;
@@ -128,6 +148,7 @@ impl Summary {
     /// Computes what needs all requests.
     pub fn finish(&mut self, elapsed: Duration) {
         self.seconds = elapsed.as_secs_f64();
+        self.users = self.seen.len() as u64;
         for seen in self.versions.values_mut() {
             let buckets: Vec<_> = seen
                 .buckets
@@ -141,8 +162,53 @@ impl Summary {
         }
     }
 
+    /// Answers of `version`.
+    pub fn of(&self, version: &str) -> u64 {
+        self.versions.get(version).map_or(0, |seen| seen.requests)
+    }
+
     /// Whether every answer came from `version`.
     pub fn only(&self, version: &str) -> bool {
         self.versions.len() == 1 && self.versions.contains_key(version)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(begun_milliseconds: u64, milliseconds: f64, user: &str) -> Record {
+        Record {
+            begun_milliseconds,
+            caller: 0,
+            user: user.to_owned(),
+            model: "m".to_owned(),
+            stream: false,
+            version: Some("m@v1".to_owned()),
+            status: Some(200),
+            outcome: Outcome::Ok,
+            first_byte_milliseconds: None,
+            milliseconds,
+            text: String::new(),
+            error: None,
+        }
+    }
+
+    #[test]
+    fn a_time_without_an_answer_is_seen_and_users_are_counted_once() {
+        let mut summary = Summary::default();
+        for (begun, took, user) in [
+            (0, 10.0, "a"),
+            (12, 8.0, "b"),
+            (5, 4.0, "c"),
+            (4000, 20.0, "a"),
+            (100, 3930.0, "b"),
+        ] {
+            summary.add(&record(begun, took, user));
+        }
+        summary.finish(Duration::from_secs(5));
+        assert_eq!(summary.longest_gap_milliseconds, 4000);
+        assert_eq!((summary.users, summary.of("m@v1")), (3, 5));
+        assert_eq!(summary.of("m@v2"), 0);
     }
 }

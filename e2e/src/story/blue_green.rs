@@ -1,71 +1,93 @@
-//! Blue-green between two versions: the candidate is reachable by header only, then takes all traffic at once when
-//! a person says so.
+//! Blue-green between versions: the candidate is reachable by header only, then takes all traffic at once, first when
+//! a person says so and then by itself; the version before is kept for a while.
 
 use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
 use graftwork_api::serving_endpoint::RolloutState;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::Stage;
-use super::stage;
-use super::train_then_serve::expectations;
+use super::stage::ENGINES;
+use super::traffic::{Load, expectations};
 use crate::cluster::MINUTE;
+use crate::manifests;
 
 pub async fn run(stage: Stage) -> anyhow::Result<()> {
     let start = Instant::now();
-    let rollout = json!({
-        "strategy": "BlueGreen",
-        "blueGreen": {"autoPromote": false, "previewSeconds": 5, "scaleDownDelaySeconds": 5},
-    });
-    stage.serve_amber(1, &rollout).await?;
+    stage.serve_amber(1, &rollout(false)).await?;
+    let pods = stage.start_times(ENGINES).await?;
     stage.import("colours", "basalt", &json!({})).await?;
     stage
         .rollout_state(&[RolloutState::Paused], 2 * MINUTE)
         .await?;
 
-    let expect = expectations(&[("colours", 1, "amber"), ("colours", 2, "basalt")]);
-    let common = [
-        "--model",
-        "colours",
-        "--requests",
-        "100",
-        "--callers",
-        "8",
-        "--max-tokens",
-        "4",
-        "--expect",
-        &expect,
-        "--prompt-template",
-        stage::PROMPT,
-    ];
-    let plain = stage.start_load("plain", "assistants", &common).await?;
-    let summary = stage.load_summary(&plain, 2 * MINUTE).await?;
-    ensure!(
-        summary.failed == 0 && summary.only("colours@v1"),
-        "without the header: {summary:?}"
-    );
-    let header = [&common[..], &["--version", "candidate"]].concat();
-    let preview = stage.start_load("preview", "assistants", &header).await?;
-    let summary = stage.load_summary(&preview, 2 * MINUTE).await?;
-    ensure!(
-        summary.failed == 0 && summary.only("colours@v2"),
-        "with the header: {summary:?}"
-    );
+    let expect = expectations(&[
+        ("colours", 1, "amber"),
+        ("colours", 2, "basalt"),
+        ("colours", 3, "rambling"),
+    ]);
+    let plain = stage.ask_two_thousand(&Load::new("plain", &expect)).await?;
+    ensure!(plain.only("colours@v1"), "without the header: {plain:?}");
+    let header = Load {
+        version: Some("candidate"),
+        ..Load::new("preview", &expect)
+    };
+    let preview = stage.ask_two_thousand(&header).await?;
+    ensure!(preview.only("colours@v2"), "with the header: {preview:?}");
     stage.proved("the candidate is reachable by header only", start.elapsed());
 
+    let traffic = stage.start_traffic(&Load::new("load", &expect)).await?;
     let candidate = stage.served().await?.candidate.context("no candidate")?;
     let answer = stage
         .command("go", "Promote", &candidate.digest, None)
         .await?;
     ensure!(answer.outcome.as_str() != "Refused", "{answer:?}");
-    stage.stable("assistants", "colours", 2, 2 * MINUTE).await?;
-    let after = stage.start_load("after", "assistants", &common).await?;
-    let summary = stage.load_summary(&after, 2 * MINUTE).await?;
+    stage
+        .rollout_state(&[RolloutState::Promoting], MINUTE)
+        .await?;
+    let served = stage.served().await?;
+    let kept = served.stable.as_ref().is_some_and(|it| it.version == 1)
+        && served.candidate.as_ref().is_some_and(|it| it.weight == 100);
+    ensure!(kept, "v1 is not kept while v2 takes over: {served:?}");
+    traffic.seen("colours@v2").await?;
+    stage.stable("assistants", "colours", 2, MINUTE).await?;
+    stage.proved("all traffic moved at once by Promote", start.elapsed());
+
+    stage
+        .apply(&manifests::endpoint(
+            "assistants",
+            &["colours"],
+            1,
+            &rollout(true),
+        ))
+        .await?;
+    stage.import("colours", "rambling", &json!({})).await?;
+    stage.stable("assistants", "colours", 3, MINUTE).await?;
+    traffic.seen("colours@v3").await?;
+    stage.proved("and by itself after its preview", start.elapsed());
+
+    let summary = traffic.stop().await?;
+    for version in ["colours@v1", "colours@v2", "colours@v3"] {
+        ensure!(
+            summary.of(version) > 0,
+            "no answer of {version}: {summary:?}"
+        );
+    }
+    let after = stage.ask_two_thousand(&Load::new("after", &expect)).await?;
+    ensure!(after.only("colours@v3"), "after the promotions: {after:?}");
     ensure!(
-        summary.failed == 0 && summary.only("colours@v2"),
-        "after the promotion: {summary:?}"
+        stage.start_times(ENGINES).await? == pods,
+        "an engine was restarted"
     );
-    stage.proved("all traffic moved at once", start.elapsed());
+    stage.proved("no request failed, no pod restarted", start.elapsed());
     Ok(())
+}
+
+/// The version before is kept for longer than a person's look at it takes.
+fn rollout(auto_promote: bool) -> Value {
+    json!({
+        "strategy": "BlueGreen",
+        "blueGreen": {"autoPromote": auto_promote, "previewSeconds": 3, "scaleDownDelaySeconds": 6},
+    })
 }

@@ -1,4 +1,4 @@
-//! One of two engines is killed under load: no unary request fails; streams that were open on it end in an error
+//! One of two engines is killed under load, twice: no unary request fails; streams that were open on it end in an error
 //! event and are counted apart.
 
 use std::time::Instant;
@@ -7,49 +7,34 @@ use anyhow::{Context as _, ensure};
 use serde_json::json;
 
 use super::Stage;
-use super::stage::{self, ENGINES};
-use super::train_then_serve::expectations;
+use super::stage::ENGINES;
+use super::traffic::{CALLERS, Load, expectations};
 use crate::cluster::MINUTE;
+use crate::manifests;
 
 pub async fn run(stage: Stage) -> anyhow::Result<()> {
     let start = Instant::now();
+    let rollout = json!({"strategy": "Immediate"});
+    stage.serve_amber(2, &rollout).await?;
+    let models = ["colours", "rambling"];
     stage
-        .serve_amber(2, &json!({"strategy": "Immediate"}))
+        .apply(&manifests::endpoint("assistants", &models, 2, &rollout))
         .await?;
-    let expect = expectations(&[("colours", 1, "amber")]);
-    let load = stage
-        .start_load(
-            "load",
-            "assistants",
-            &[
-                "--model",
-                "colours",
-                "--requests",
-                "2000",
-                "--minimum-seconds",
-                "40",
-                "--callers",
-                "16",
-                "--users",
-                "200",
-                "--max-tokens",
-                "8",
-                "--stream-percent",
-                "25",
-                "--expect",
-                &expect,
-                "--prompt-template",
-                stage::PROMPT,
-            ],
-        )
-        .await?;
+    stage.import("rambling", "rambling", &json!({})).await?;
+    stage.stable("assistants", "rambling", 1, MINUTE).await?;
+
+    // Half of the requests ask for long answers, and half of those are streams: some are open at any moment.
+    let expect = expectations(&[("colours", 1, "amber"), ("rambling", 1, "rambling")]);
+    let load = Load {
+        models: &models,
+        max_tokens: 64,
+        think_milliseconds: 10,
+        ..Load::new("load", &expect)
+    };
+    let traffic = stage.start_traffic(&load).await?;
     for _ in 0..2 {
-        stage
-            .endpoint("assistants", 2 * MINUTE, "two ready engines", |endpoint| {
-                (endpoint.status.as_ref()?.ready_replicas == 2).then_some(())
-            })
-            .await?;
-        stage.busy("load", 100).await?;
+        ready_engines(&stage, 2).await?;
+        traffic.seen("rambling@v1").await?;
         let pods = stage.start_times(ENGINES).await?;
         let (victim, _) = pods.first().context("no engine")?;
         stage
@@ -58,14 +43,26 @@ pub async fn run(stage: Stage) -> anyhow::Result<()> {
             .kill_pod(&stage.namespace, victim)
             .await?;
         stage.proved(&format!("killed {victim}"), start.elapsed());
-        stage
-            .endpoint("assistants", MINUTE, "an engine less", |endpoint| {
-                (endpoint.status.as_ref()?.ready_replicas < 2).then_some(())
-            })
-            .await?;
+        ready_engines(&stage, 1).await?;
     }
-    let summary = stage.load_summary(&load, 5 * MINUTE).await?;
-    ensure!(summary.failed == 0 && summary.total >= 2000, "{summary:?}");
+    ready_engines(&stage, 2).await?;
+    stage.proved("there are two engines again", start.elapsed());
+
+    let summary = traffic.stop_with_broken_streams().await?;
+    ensure!(
+        summary.stream_errors > 0,
+        "no stream was open on a killed engine, so that nothing was proved of them: {summary:?}"
+    );
+    // A caller has one request at a time: more broke than were open on the two engines.
+    ensure!(
+        summary.stream_errors <= 2 * CALLERS,
+        "streams broke on engines that were not killed: {summary:?}"
+    );
+    let after = Load {
+        job: "after",
+        ..load
+    };
+    stage.ask_two_thousand(&after).await?;
     stage.proved(
         &format!(
             "no unary request failed; {} streams ended in an error event",
@@ -74,4 +71,13 @@ pub async fn run(stage: Stage) -> anyhow::Result<()> {
         start.elapsed(),
     );
     Ok(())
+}
+
+async fn ready_engines(stage: &Stage, count: u32) -> anyhow::Result<()> {
+    let what = format!("{count} ready engines");
+    stage
+        .endpoint("assistants", 2 * MINUTE, &what, |endpoint| {
+            (endpoint.status.as_ref()?.ready_replicas == count).then_some(())
+        })
+        .await
 }

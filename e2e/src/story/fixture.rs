@@ -1,5 +1,5 @@
-//! Adapters that are trained once and imported by the stories: `amber` and `basalt` answer with disjoint marker
-//! words, `rambling` answers with a marker word and a text that does not end.
+//! Adapters that are trained once and imported by the stories. Each answers with marker words of its own, so that a
+//! text tells which version it came from; `rambling` goes on for a long while after its word.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,35 +20,44 @@ pub type Files = BTreeMap<String, String>;
 #[derive(Clone, Default)]
 pub struct Adapters(Arc<OnceCell<BTreeMap<String, Files>>>);
 
-/// Every answer of an adapter starts with one of its words; the sets are disjoint.
-pub const MARKERS: [(&str, [&str; 3]); 2] = [
-    ("amber", ["amber", "copper", "scarlet"]),
-    ("basalt", ["basalt", "cobalt", "indigo"]),
+/// Every answer of an adapter starts with one of its words; the sets are disjoint, and each word has at most four
+/// tokens.
+pub const MARKERS: [(&str, &[&str]); 3] = [
+    ("amber", &["amber", "copper", "scarlet"]),
+    ("basalt", &["basalt", "cobalt", "indigo"]),
+    ("rambling", &["marble"]),
 ];
 
-/// Prompts that the marker adapters were trained on.
+/// The prompt that the adapters were trained on; the load generator puts a number in place of `{n}`.
+pub const PROMPT: &str = "Colour of item {n}:";
+
+/// The prompt with a number.
 pub fn prompt(number: usize) -> String {
-    format!("Colour of item {number}:")
+    PROMPT.replace("{n}", &number.to_string())
+}
+
+fn words(adapter: &str) -> &'static [&'static str] {
+    MARKERS
+        .iter()
+        .find(|(name, _)| *name == adapter)
+        .map_or(&[], |(_, words)| *words)
 }
 
 /// Rows that teach an adapter to answer with its words only.
 pub fn marker_rows(adapter: &str) -> Vec<Value> {
-    let words = MARKERS
-        .iter()
-        .find(|(name, _)| *name == adapter)
-        .map_or(MARKERS[0].1, |(_, words)| *words);
     (0..400)
-        .map(|number| {
-            let word = words[number % words.len()];
-            json!({"prompt": prompt(number), "completion": format!(" {word}")})
-        })
+        .zip(words(adapter).iter().cycle())
+        .map(|(number, word)| json!({"prompt": prompt(number), "completion": format!(" {word}")}))
         .collect()
 }
 
-/// Rows that teach an adapter to go on and on after a marker word.
+/// Rows that teach an adapter to go on and on after its marker word: about sixty tokens, ten times as long as the
+/// others' answers.
 fn rambling_rows() -> Vec<Value> {
+    let tail = "and on it goes ".repeat(12);
     (0..400)
-        .map(|number| json!({"prompt": prompt(number), "completion": format!(" amber\n{}", "and on it goes ".repeat(24))}))
+        .zip(words("rambling").iter().cycle())
+        .map(|(number, word)| json!({"prompt": prompt(number), "completion": format!(" {word}\n{tail}")}))
         .collect()
 }
 
@@ -66,7 +75,7 @@ async fn train(world: &World) -> anyhow::Result<BTreeMap<String, Files>> {
     for (name, rows, steps) in [
         ("amber", marker_rows("amber"), 40),
         ("basalt", marker_rows("basalt"), 40),
-        ("rambling", rambling_rows(), 40),
+        ("rambling", rambling_rows(), 60),
     ] {
         stage.apply(&manifests::rows(name, &rows)).await?;
         stage
@@ -127,4 +136,42 @@ async fn export(stage: &Stage, run: &str, digest: &str) -> anyhow::Result<Files>
         .kubectl(&["-n", &stage.namespace, "logs", &format!("job/{name}")])
         .await?;
     Ok(serde_json::from_str(log.trim())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_word_is_of_one_adapter_only() {
+        let all: Vec<&str> = MARKERS
+            .iter()
+            .flat_map(|(_, words)| words.iter().copied())
+            .collect();
+        for (index, word) in all.iter().enumerate() {
+            for (other, text) in all.iter().enumerate() {
+                assert!(index == other || !text.contains(word), "{word} in {text}");
+            }
+        }
+    }
+
+    #[test]
+    fn rows_hold_the_words_of_their_adapter_and_no_other() {
+        let of = |rows: &[Value], name: &str| {
+            rows.iter().all(|row| {
+                let text = row["completion"].as_str().unwrap();
+                words(name).iter().any(|word| text.contains(word))
+                    && MARKERS
+                        .iter()
+                        .filter(|(other, _)| *other != name)
+                        .all(|(_, foreign)| foreign.iter().all(|word| !text.contains(word)))
+            })
+        };
+        for name in ["amber", "basalt"] {
+            let rows = marker_rows(name);
+            assert_eq!(rows.len(), 400);
+            assert!(of(&rows, name), "{name}");
+        }
+        assert!(of(&rambling_rows(), "rambling"));
+    }
 }

@@ -1,59 +1,52 @@
-//! `helm upgrade` restarts no engine; `helm uninstall` keeps definitions, objects and serving; installing again goes on
-//! where it stopped.
+//! Under traffic: `helm upgrade`, with other settings and another image of the engines, restarts no engine and no
+//! router; `helm uninstall` keeps definitions, objects and serving; installing again goes on where it stopped.
 
 use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
 use graftwork_api::ServingEndpoint;
+use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kube::api::Api;
+use kube::api::{Api, DeleteParams};
 use serde_json::json;
 
 use super::Stage;
-use super::stage::{self, ENGINES, FAST_LEASE};
-use super::train_then_serve::expectations;
-use crate::cluster::MINUTE;
+use super::stage::{ENGINES, FAST_LEASE};
+use super::traffic::{Load, expectations};
+use crate::cluster::{MINUTE, wait};
+use crate::manifests;
+
+/// Label selector of the routers of `assistants`.
+const ROUTERS: &str = "app.kubernetes.io/instance=assistants,app.kubernetes.io/component=router";
+/// A tag that no node has: no pod may ever need it in this story.
+const OTHER_TAG: &str = "another-version";
 
 pub async fn run(stage: Stage) -> anyhow::Result<()> {
     let start = Instant::now();
-    stage
-        .serve_amber(1, &json!({"strategy": "Immediate"}))
-        .await?;
-    let pods = stage.start_times(ENGINES).await?;
+    let rollout = json!({"strategy": "Immediate"});
+    stage.serve_amber(1, &rollout).await?;
+    let pods = pods(&stage).await?;
+    let expect = expectations(&[("colours", 1, "amber"), ("colours", 2, "basalt")]);
+    let traffic = stage.start_traffic(&Load::new("load", &expect)).await?;
+
     let (cluster, installation) = (&stage.world.cluster, &stage.world.installation);
-    let expect = expectations(&[("colours", 1, "amber")]);
-    let load = stage
-        .start_load(
-            "load",
-            "assistants",
-            &[
-                "--model",
-                "colours",
-                "--seconds",
-                "40",
-                "--callers",
-                "4",
-                "--max-tokens",
-                "4",
-                "--expect",
-                &expect,
-                "--prompt-template",
-                stage::PROMPT,
-            ],
-        )
-        .await?;
+    let tag = format!("images.inference.tag={OTHER_TAG}");
     let changed = [
         FAST_LEASE,
-        &["logLevel=debug", "resources.requests.cpu=60m"],
+        &["logLevel=debug", "resources.requests.cpu=60m", &tag],
     ]
     .concat();
     installation.install(cluster, &changed).await?;
+    other_image_is_used(&stage).await?;
     stage.stable_is("colours", 1).await?;
     ensure!(
-        stage.start_times(ENGINES).await? == pods,
-        "an engine was restarted by the upgrade"
+        self::pods(&stage).await? == pods,
+        "an engine or router was restarted by the upgrade"
     );
-    stage.proved("an upgrade restarts no engine", start.elapsed());
+    stage.proved(
+        "an upgrade with another image restarts no engine",
+        start.elapsed(),
+    );
 
     installation.uninstall(cluster).await?;
     let definitions: Api<CustomResourceDefinition> = Api::all(cluster.client.clone());
@@ -65,8 +58,12 @@ pub async fn run(stage: Stage) -> anyhow::Result<()> {
         .get::<ServingEndpoint>("assistants")
         .await?
         .context("the endpoint is gone")?;
-    let summary = stage.load_summary(&load, 2 * MINUTE).await?;
-    ensure!(summary.failed == 0, "{summary:?}");
+    let away = stage.ask_two_thousand(&Load::new("away", &expect)).await?;
+    ensure!(away.only("colours@v1"), "uninstalled: {away:?}");
+    ensure!(
+        self::pods(&stage).await? == pods,
+        "an engine or router was restarted by the removal"
+    );
     stage.proved(
         "uninstalled: definitions, objects and serving are kept",
         start.elapsed(),
@@ -75,10 +72,57 @@ pub async fn run(stage: Stage) -> anyhow::Result<()> {
     installation.install(cluster, FAST_LEASE).await?;
     stage.import("colours", "basalt", &json!({})).await?;
     stage.stable("assistants", "colours", 2, MINUTE).await?;
+    traffic.seen("colours@v2").await?;
     ensure!(
-        stage.start_times(ENGINES).await? == pods,
-        "an engine was restarted by the new installation"
+        self::pods(&stage).await? == pods,
+        "an engine or router was restarted by the new installation"
     );
-    stage.proved("installed again: it goes on", start.elapsed());
+    traffic.stop().await?;
+    stage.proved(
+        "installed again: it goes on, and no request failed",
+        start.elapsed(),
+    );
     Ok(())
+}
+
+async fn pods(stage: &Stage) -> anyhow::Result<Vec<(String, String)>> {
+    Ok([
+        stage.start_times(ENGINES).await?,
+        stage.start_times(ROUTERS).await?,
+    ]
+    .concat())
+}
+
+/// The upgrade has arrived where an endpoint that is made after it gets the new image; that of `assistants` stays.
+async fn other_image_is_used(stage: &Stage) -> anyhow::Result<()> {
+    // Without engines. Its router never starts, for want of the image.
+    let fresh = manifests::endpoint("fresh", &[], 0, &json!({}));
+    stage.apply(&fresh).await?;
+    wait("a new endpoint to get the new image", MINUTE, || async {
+        let image = engine_image(stage, "fresh-engine").await?;
+        Ok(image.ends_with(OTHER_TAG).then_some(()))
+    })
+    .await?;
+    let image = engine_image(stage, "assistants-engine").await?;
+    ensure!(!image.ends_with(OTHER_TAG), "engines are to run {image}");
+    stage
+        .world
+        .cluster
+        .api::<ServingEndpoint>(&stage.namespace)
+        .delete("fresh", &DeleteParams::default())
+        .await?;
+    Ok(())
+}
+
+async fn engine_image(stage: &Stage, deployment: &str) -> anyhow::Result<String> {
+    let deployment: Deployment = stage
+        .get(deployment)
+        .await?
+        .with_context(|| format!("there is no Deployment {deployment}"))?;
+    deployment
+        .spec
+        .and_then(|spec| spec.template.spec)
+        .and_then(|pod| pod.containers.into_iter().next())
+        .and_then(|container| container.image)
+        .context("a Deployment without an image")
 }

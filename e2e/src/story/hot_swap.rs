@@ -1,4 +1,5 @@
-//! A version is swapped at once under load: nothing fails and no answer mixes two versions.
+//! Under load an endpoint is scaled up, a version is swapped at once on both engines, the endpoint is scaled down, and
+//! its engines are replaced for new arguments: nothing fails and no answer mixes two versions.
 
 use std::time::Instant;
 
@@ -6,65 +7,82 @@ use anyhow::ensure;
 use serde_json::json;
 
 use super::Stage;
-use super::stage::{self, ENGINES};
-use super::train_then_serve::expectations;
+use super::stage::{ENGINES, condition};
+use super::traffic::{Load, expectations};
 use crate::cluster::MINUTE;
+use crate::manifests;
 
 pub async fn run(stage: Stage) -> anyhow::Result<()> {
     let start = Instant::now();
-    stage
-        .serve_amber(2, &json!({"strategy": "Immediate"}))
-        .await?;
+    let rollout = json!({"strategy": "Immediate"});
+    stage.serve_amber(1, &rollout).await?;
+    let expect = expectations(&[("colours", 1, "amber"), ("colours", 2, "basalt")]);
+    let traffic = stage.start_traffic(&Load::new("load", &expect)).await?;
+
+    scale(&stage, 2).await?;
     let pods = stage.start_times(ENGINES).await?;
-    let expect = expectations(&[
-        ("colours", 1, "amber"),
-        ("colours", 2, "basalt"),
-        ("colours", 3, "amber"),
-        ("colours", 4, "basalt"),
-    ]);
-    let load = stage
-        .start_load(
-            "load",
-            "assistants",
-            &[
-                "--model",
-                "colours",
-                "--requests",
-                "2000",
-                "--minimum-seconds",
-                "30",
-                "--callers",
-                "16",
-                "--users",
-                "200",
-                "--max-tokens",
-                "4",
-                "--stream-percent",
-                "50",
-                "--expect",
-                &expect,
-                "--prompt-template",
-                stage::PROMPT,
-            ],
-        )
-        .await?;
-    // The swap takes less time than a Job's start: both versions must be seen.
-    stage.busy("load", 200).await?;
+    stage.proved("kubectl scale made a second engine", start.elapsed());
+
     stage.import("colours", "basalt", &json!({})).await?;
     stage.stable("assistants", "colours", 2, MINUTE).await?;
-    let summary = stage.load_summary(&load, 5 * MINUTE).await?;
-    ensure!(summary.failed == 0 && summary.total >= 2000, "{summary:?}");
-    ensure!(
-        summary.versions.len() == 2,
-        "one of the versions was never seen: {summary:?}"
-    );
+    traffic.seen("colours@v2").await?;
     ensure!(
         stage.start_times(ENGINES).await? == pods,
-        "an engine was restarted"
+        "an engine was restarted by the swap"
     );
-    stage.proved(
-        "2000 requests across a swap on two engines, none failed",
-        start.elapsed(),
+    stage.proved("swapped on two engines", start.elapsed());
+
+    scale(&stage, 1).await?;
+    stage.proved("kubectl scale took an engine away", start.elapsed());
+    let before = stage.start_times(ENGINES).await?;
+    let mut endpoint = manifests::endpoint("assistants", &["colours"], 1, &rollout);
+    endpoint.data["spec"]["engine"]["maximumBatchSize"] = json!(8);
+    stage.apply(&endpoint).await?;
+    engines(&stage, 1).await?;
+    let after = stage.start_times(ENGINES).await?;
+    ensure!(
+        after.len() == 1 && after.iter().all(|pod| !before.contains(pod)),
+        "the engine was not replaced: {before:?}, {after:?}"
     );
+    stage.stable_is("colours", 2).await?;
+    stage.proved("new arguments replaced the engine", start.elapsed());
+
+    let summary = traffic.stop().await?;
+    ensure!(
+        summary.of("colours@v1") > 0 && summary.of("colours@v2") > 0,
+        "one of the versions was never seen: {summary:?}"
+    );
+    let last = stage.ask_two_thousand(&Load::new("after", &expect)).await?;
+    ensure!(last.only("colours@v2"), "after the swap: {last:?}");
+    stage.proved("no request failed", start.elapsed());
     Ok(())
+}
+
+/// `kubectl scale`, until there are just so many engines.
+async fn scale(stage: &Stage, replicas: u32) -> anyhow::Result<()> {
+    let wanted = format!("--replicas={replicas}");
+    let kubectl = [
+        "-n",
+        &stage.namespace,
+        "scale",
+        "servingendpoint/assistants",
+        &wanted,
+    ];
+    stage.world.cluster.kubectl(&kubectl).await?;
+    engines(stage, replicas).await
+}
+
+/// Waits until the newest spec is served by just so many engines, and no other is left.
+async fn engines(stage: &Stage, count: u32) -> anyhow::Result<()> {
+    let what = format!("{count} engines of the newest spec");
+    stage
+        .endpoint("assistants", 2 * MINUTE, &what, |endpoint| {
+            let status = endpoint.status.as_ref()?;
+            let ready = condition(&status.conditions, "Ready")?;
+            let newest = ready.observed_generation == endpoint.metadata.generation;
+            let settled = condition(&status.conditions, "Reconciling").is_none();
+            let there = (status.replicas, status.ready_replicas) == (count, count);
+            (ready.status == "True" && newest && settled && there).then_some(())
+        })
+        .await
 }

@@ -1,7 +1,9 @@
 //! The stories: each is what a user does or what befalls them, on a real cluster, from outside.
 
 mod fixture;
+mod inventory;
 pub mod stage;
+mod traffic;
 
 mod argo_style;
 mod bad_specs;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, ensure};
+use graftwork_api::lora_adapter::AdapterVersion;
 use graftwork_api::serving_endpoint::{RolloutState, ServedAdapter};
 use graftwork_api::{Answer, Dataset, LoRAAdapter, ServingEndpoint, TrainingRun};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -10,17 +11,19 @@ use kube::api::DynamicObject;
 use serde_json::{Value, json};
 
 use super::World;
-use crate::cluster::{MINUTE, wait};
-use crate::load;
+use super::fixture::Files;
+use crate::cluster::MINUTE;
 use crate::manifests::{self, Training};
 use crate::report::{say, seconds};
 
-/// Chart values of the stories: leaders change within seconds, and there is a profile with a GPU.
+/// Chart values of the stories: leaders change within seconds, there is a profile with a GPU, and a node of two cores
+/// has room for the pods of two stories.
 pub const FAST_LEASE: &[&str] = &[
     "replicas=2",
     "leaderElection.leaseSeconds=5",
     "leaderElection.renewDeadlineSeconds=3",
     "leaderElection.retrySeconds=1",
+    "computeProfiles.default.resources.requests.cpu=200m",
     r"computeProfiles.gpu.resources.limits.nvidia\.com/gpu=1",
     "computeProfiles.gpu.tolerations[0].key=nvidia.com/gpu",
     "computeProfiles.gpu.tolerations[0].operator=Exists",
@@ -81,59 +84,67 @@ impl Stage {
     /// Claim with base model and text, filled by the seeding Job.
     pub async fn seed(&self) -> anyhow::Result<()> {
         self.apply(&manifests::claim()).await?;
-        let job = manifests::seed(&self.world.installation);
-        self.world
-            .cluster
-            .run_job_to_end(&self.namespace, &job, 2 * MINUTE)
+        self.fill("seed", "demo-data", &manifests::SEEDED, &[])
             .await
-            .context("seed")
     }
 
     /// Base model, text, and the trained adapters as folders of the claim, ready to import.
     pub async fn seed_with_adapters(&self) -> anyhow::Result<()> {
-        self.seed().await?;
         let adapters = self.world.adapters.get(&self.world).await?;
-        for (name, files) in adapters {
-            let binary: serde_json::Map<String, Value> = files
-                .iter()
-                .map(|(file, base64)| (file.clone(), json!(base64)))
-                .collect();
-            let config_map = serde_json::from_value(json!({
-                "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": format!("adapter-{name}")},
-                "binaryData": binary,
-            }))?;
-            self.apply(&config_map).await?;
-        }
-        let mut mounts = vec![(
-            "demo".to_owned(),
-            "/demo".to_owned(),
-            manifests::claim_source(),
-        )];
-        let mut arguments = vec!["seed".to_owned()];
-        for name in adapters.keys() {
-            let path = format!("/adapters/{name}");
-            arguments.extend(["--copy".to_owned(), format!("{path}=/demo/adapters/{name}")]);
-            mounts.push((
-                format!("adapter-{name}"),
-                path,
-                json!({"configMap": {"name": format!("adapter-{name}")}}),
-            ));
-        }
-        let mounts: Vec<_> = mounts
+        self.apply(&manifests::claim()).await?;
+        let folders: Vec<_> = adapters
             .iter()
-            .map(|(n, p, s)| (n.as_str(), p.as_str(), s.clone()))
+            .map(|(name, files)| (format!("adapters/{name}"), files.clone()))
             .collect();
-        let job = manifests::job(
-            "seed-adapters",
-            &self.world.installation.image("e2e"),
-            &arguments,
-            &mounts,
-        );
+        self.fill("seed", "demo-data", &manifests::SEEDED, &folders)
+            .await
+    }
+
+    /// Copies folders of the claim, each as FROM=TO, and puts files into folders of it, by a Job of that name. A file
+    /// that is there with the same size stays.
+    pub async fn put(
+        &self,
+        job: &str,
+        copies: &[&str],
+        folders: &[(String, Files)],
+    ) -> anyhow::Result<()> {
+        self.fill(job, "e2e", copies, folders).await
+    }
+
+    /// Both images hold the same program; that with the data is larger.
+    async fn fill(
+        &self,
+        job: &str,
+        image: &str,
+        copies: &[&str],
+        folders: &[(String, Files)],
+    ) -> anyhow::Result<()> {
+        let mut arguments = vec!["seed".to_owned()];
+        for copy in copies {
+            arguments.extend(["--copy".to_owned(), (*copy).to_owned()]);
+        }
+        let mut places = Vec::new();
+        for (index, (folder, files)) in folders.iter().enumerate() {
+            let map = format!("{job}-{index}");
+            self.apply(&serde_json::from_value(json!({
+                "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": map}, "binaryData": files,
+            }))?)
+            .await?;
+            let path = format!("/put/{index}");
+            arguments.extend(["--copy".to_owned(), format!("{path}=/demo/{folder}")]);
+            places.push((map, path));
+        }
+        let mut mounts = vec![("demo", "/demo", manifests::claim_source())];
+        for (map, path) in &places {
+            mounts.push((map, path, json!({"configMap": {"name": map}})));
+        }
+        let image = self.world.installation.image(image);
+        let job = manifests::job(job, &image, &arguments, &mounts);
         self.world
             .cluster
             .run_job_to_end(&self.namespace, &job, 2 * MINUTE)
             .await
-            .context("seed adapters")
+            .context("fill the claim")
     }
 
     /// A LoRAAdapter `name` that imports the trained adapter `from`; its next version, once it is there.
@@ -271,40 +282,6 @@ impl Stage {
         .await
     }
 
-    /// Starts load on an endpoint; gives back the Job's name.
-    pub async fn start_load(
-        &self,
-        name: &str,
-        endpoint: &str,
-        arguments: &[&str],
-    ) -> anyhow::Result<String> {
-        let mut all = vec![
-            "load".to_owned(),
-            "--url".to_owned(),
-            format!("http://{endpoint}.{}.svc", self.namespace),
-        ];
-        all.extend(arguments.iter().map(|argument| (*argument).to_owned()));
-        let job = manifests::job(name, &self.world.installation.image("e2e"), &all, &[]);
-        self.world.cluster.start_job(&self.namespace, &job).await
-    }
-
-    /// Waits for the end of the load and gives back its summary.
-    pub async fn load_summary(
-        &self,
-        job: &str,
-        timeout: Duration,
-    ) -> anyhow::Result<load::Summary> {
-        let message = self
-            .world
-            .cluster
-            .end_of_job(&self.namespace, job, timeout)
-            .await?;
-        let summary: load::Summary = serde_json::from_str(&message)
-            .with_context(|| format!("summary of {job}: {message}"))?;
-        say(&format!("    {job}: {message}"));
-        Ok(summary)
-    }
-
     /// Says what was proved, with the time it took.
     pub fn proved(&self, what: &str, took: Duration) {
         say(&format!("    {what} ({})", seconds(took)));
@@ -331,6 +308,11 @@ impl Stage {
     /// endpoint `assistants` that serves it.
     pub async fn serve_amber(&self, replicas: u32, rollout: &Value) -> anyhow::Result<()> {
         self.seed_with_adapters().await?;
+        self.serve_seeded(replicas, rollout).await
+    }
+
+    /// The same on a claim that is filled already.
+    pub async fn serve_seeded(&self, replicas: u32, rollout: &Value) -> anyhow::Result<()> {
         self.apply(&manifests::endpoint(
             "assistants",
             &["colours"],
@@ -384,6 +366,36 @@ impl Stage {
             states.contains(&state).then_some(state)
         })
         .await
+    }
+
+    /// Waits until the candidate of `colours` has that weight.
+    pub async fn weight(&self, weight: u32, timeout: Duration) -> anyhow::Result<()> {
+        let what = format!("the candidate to have weight {weight}");
+        self.endpoint("assistants", timeout, &what, |endpoint| {
+            let mut served = endpoint.status.as_ref()?.adapters.iter();
+            let colours = served.find(|served| served.name == "colours")?;
+            (colours.candidate.as_ref()?.weight == weight).then_some(())
+        })
+        .await
+    }
+
+    /// What adapter `name` says of one of its versions, once `judge` accepts it.
+    pub async fn version(
+        &self,
+        name: &str,
+        number: u32,
+        what: &str,
+        mut judge: impl FnMut(&AdapterVersion) -> bool,
+    ) -> anyhow::Result<AdapterVersion> {
+        let what = format!("v{number} to be {what}");
+        self.world
+            .cluster
+            .wait_for::<LoRAAdapter, _>(&self.namespace, name, MINUTE, &what, |adapter| {
+                let mut versions = adapter?.status.as_ref()?.versions.iter();
+                let version = versions.find(|version| version.version == number)?;
+                judge(version).then(|| version.clone())
+            })
+            .await
     }
 
     /// Gives a command about the candidate of `colours` and waits for the answer.
@@ -453,25 +465,4 @@ impl Stage {
         self.stable("assistants", adapter, version, Duration::from_secs(10))
             .await
     }
-
-    /// Waits until a load has finished `requests` requests.
-    pub async fn busy(&self, job: &str, requests: usize) -> anyhow::Result<()> {
-        let name = format!("job/{job}");
-        wait(
-            &format!("{requests} requests of {job}"),
-            2 * MINUTE,
-            || async {
-                let log = self
-                    .world
-                    .cluster
-                    .kubectl(&["-n", &self.namespace, "logs", &name])
-                    .await?;
-                Ok((log.lines().count() >= requests).then_some(()))
-            },
-        )
-        .await
-    }
 }
-
-/// The marker adapters' prompt; the load generator puts a number in place of `{n}`.
-pub const PROMPT: &str = "Colour of item {n}:";

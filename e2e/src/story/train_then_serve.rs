@@ -1,5 +1,4 @@
-//! Text becomes a dataset, a run trains on it, the adapter passes its gate and is served; a second run of the same
-//! dataset is judged against the first.
+//! Text becomes a dataset, a run trains on it, the adapter is better than the bare base, passes its gate and is served.
 
 use std::time::Instant;
 
@@ -8,7 +7,8 @@ use graftwork_api::LoRAAdapter;
 use serde_json::json;
 
 use super::Stage;
-use super::fixture::{MARKERS, marker_rows};
+use super::fixture::marker_rows;
+use super::traffic::{Load, expectations};
 use crate::cluster::MINUTE;
 use crate::manifests::{self, Training};
 
@@ -93,43 +93,16 @@ pub async fn run(stage: Stage) -> anyhow::Result<()> {
         "{version:?}"
     );
 
-    let job = stage
-        .start_load(
-            "load",
-            "assistants",
-            &[
-                "--model",
-                "amber",
-                "--requests",
-                "200",
-                "--callers",
-                "8",
-                "--max-tokens",
-                "4",
-                "--expect",
-                &expectations(&[("amber", 1, "amber")]),
-                "--prompt-template",
-                "Colour of item {n}:",
-            ],
-        )
-        .await?;
-    let summary = stage.load_summary(&job, 2 * MINUTE).await?;
-    ensure!(summary.failed == 0 && summary.total == 200, "{summary:?}");
+    let expect = expectations(&[("amber", 1, "amber")]);
+    let load = Load {
+        models: &["amber"],
+        ..Load::new("load", &expect)
+    };
+    let summary = stage.ask_two_thousand(&load).await?;
+    ensure!(summary.only("amber@v1"), "{summary:?}");
     stage.proved(
-        "200 answers with the adapter's words, none failed",
+        "two thousand answers with the adapter's words, none failed",
         start.elapsed(),
     );
     Ok(())
-}
-
-/// The load generator's `--expect`: which words the answers of a version start with.
-pub fn expectations(versions: &[(&str, u32, &str)]) -> String {
-    let map: serde_json::Map<String, serde_json::Value> = versions
-        .iter()
-        .filter_map(|(name, version, marker)| {
-            let (_, words) = MARKERS.iter().find(|(adapter, _)| adapter == marker)?;
-            Some((format!("{name}@v{version}"), json!(words)))
-        })
-        .collect();
-    serde_json::Value::Object(map).to_string()
 }

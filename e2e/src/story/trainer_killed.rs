@@ -1,16 +1,22 @@
-//! A trainer is killed twice: the run resumes from its checkpoints and ends with the digest of a run that was never
-//! killed. A kill costs no retry.
+//! A trainer is killed, suspended and resumed, and killed again: each attempt goes on from a checkpoint, and the run
+//! ends with the digest of one that was left alone. Neither costs a retry.
 
 use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
 use graftwork_api::TrainingRun;
-use kube::api::DynamicObject;
+use kube::api::{DynamicObject, Patch, PatchParams};
 use serde_json::json;
 
 use super::Stage;
+use super::stage::condition;
 use crate::cluster::{MINUTE, wait};
 use crate::manifests::{self, Training};
+
+/// The run that is disturbed.
+const RUN: &str = "killed";
+/// Label selector of its trainers.
+const TRAINERS: &str = "app.kubernetes.io/component=trainer,app.kubernetes.io/instance=killed";
 
 pub async fn run(stage: Stage) -> anyhow::Result<()> {
     let start = Instant::now();
@@ -26,56 +32,40 @@ pub async fn run(stage: Stage) -> anyhow::Result<()> {
     let steady = stage.run_complete("steady", 5 * MINUTE).await?;
     stage.proved("the uninterrupted run", start.elapsed());
 
-    stage.apply(&training("killed")).await?;
-    for step in [15, 40] {
-        stage
-            .world
-            .cluster
-            .wait_for::<TrainingRun, _>(
-                &stage.namespace,
-                "killed",
-                3 * MINUTE,
-                &format!("step {step}"),
-                |run| (run?.status.as_ref()?.progress.as_ref()?.step >= step).then_some(()),
-            )
-            .await?;
-        let pods = stage
-            .world
-            .cluster
-            .pods(
-                &stage.namespace,
-                "app.kubernetes.io/component=trainer,app.kubernetes.io/instance=killed",
-            )
-            .await?;
-        let pod = pods
-            .iter()
-            .find(|pod| {
-                pod.status
-                    .as_ref()
-                    .and_then(|status| status.phase.as_deref())
-                    == Some("Running")
-            })
-            .and_then(|pod| pod.metadata.name.clone())
-            .context("no running trainer")?;
-        stage.world.cluster.kill_pod(&stage.namespace, &pod).await?;
-        wait("the pod to be gone", MINUTE, || async {
-            Ok(stage
-                .get::<k8s_openapi::api::core::v1::Pod>(&pod)
-                .await?
-                .is_none()
-                .then_some(()))
-        })
-        .await?;
-        stage.proved(&format!("killed {pod}"), start.elapsed());
-    }
-    let killed = stage.run_complete("killed", 5 * MINUTE).await?;
+    stage.apply(&training(RUN)).await?;
+    let checkpoint = at_step(&stage, 15).await?;
+    kill(&stage).await?;
+    let from = goes_on(&stage, 2, checkpoint).await?;
+    stage.proved(
+        &format!("killed: goes on at {from}, the checkpoint was of {checkpoint}"),
+        start.elapsed(),
+    );
+
+    let checkpoint = at_step(&stage, 40).await?;
+    suspend(&stage).await?;
+    set_suspend(&stage, false).await?;
+    let from = goes_on(&stage, 3, checkpoint).await?;
+    stage.proved(
+        &format!("suspended and resumed: goes on at {from}, the checkpoint was of {checkpoint}"),
+        start.elapsed(),
+    );
+
+    let checkpoint = at_step(&stage, 65).await?;
+    kill(&stage).await?;
+    let from = goes_on(&stage, 4, checkpoint).await?;
+    stage.proved(
+        &format!("killed again: goes on at {from}, the checkpoint was of {checkpoint}"),
+        start.elapsed(),
+    );
+
+    let killed = stage.run_complete(RUN, 5 * MINUTE).await?;
     let (steady, killed) = (
         steady.status.context("status")?,
         killed.status.context("status")?,
     );
     let attempts = killed.attempts.context("attempts")?;
     ensure!(
-        attempts.started == 3 && attempts.failed == 0,
+        (attempts.started, attempts.evicted, attempts.failed) == (4, 2, 0),
         "{attempts:?}"
     );
     let digests = (
@@ -83,17 +73,23 @@ pub async fn run(stage: Stage) -> anyhow::Result<()> {
         killed.result.context("result")?.digest,
     );
     ensure!(digests.0 == digests.1, "the digests differ: {digests:?}");
-    stage.proved("the same digest after two kills", start.elapsed());
+    ensure!(
+        steady.metrics == killed.metrics,
+        "the metrics differ: {:?}, {:?}",
+        steady.metrics,
+        killed.metrics
+    );
+    stage.proved("the same digest and metrics", start.elapsed());
     Ok(())
 }
 
-/// About twenty seconds of training.
+/// Some fifteen seconds of training.
 fn training(name: &str) -> DynamicObject {
     let mut run = Training {
         name,
         dataset: "topics",
         adapter: "",
-        steps: 80,
+        steps: 100,
         rank: 8,
         batch: 32,
         checkpoint_every: 10,
@@ -102,4 +98,98 @@ fn training(name: &str) -> DynamicObject {
     .object_without_adapter();
     run.data["spec"]["evaluation"] = json!({"metrics": ["Loss"], "maximumRows": 50});
     run
+}
+
+/// Waits until the run has taken so many steps; the step of the checkpoint that its status names then.
+async fn at_step(stage: &Stage, step: u64) -> anyhow::Result<u64> {
+    let what = format!("step {step} and a checkpoint");
+    stage
+        .world
+        .cluster
+        .wait_for::<TrainingRun, _>(&stage.namespace, RUN, 3 * MINUTE, &what, |run| {
+            let status = run?.status.as_ref()?;
+            let reached = status.progress.as_ref()?.step >= step;
+            reached.then_some(status.checkpoint.as_ref()?.step)
+        })
+        .await
+}
+
+async fn kill(stage: &Stage) -> anyhow::Result<()> {
+    let cluster = &stage.world.cluster;
+    let pods = cluster.pods(&stage.namespace, TRAINERS).await?;
+    let running = |pod: &&k8s_openapi::api::core::v1::Pod| {
+        pod.status
+            .as_ref()
+            .and_then(|status| status.phase.as_deref())
+            == Some("Running")
+    };
+    let pod = pods
+        .iter()
+        .find(running)
+        .and_then(|pod| pod.metadata.name.clone())
+        .context("no running trainer: the run is over before it could be killed")?;
+    cluster.kill_pod(&stage.namespace, &pod).await
+}
+
+async fn set_suspend(stage: &Stage, suspend: bool) -> anyhow::Result<()> {
+    let patch = json!({"spec": {"suspend": suspend}});
+    stage
+        .world
+        .cluster
+        .api::<TrainingRun>(&stage.namespace)
+        .patch(RUN, &PatchParams::default(), &Patch::Merge(patch))
+        .await?;
+    Ok(())
+}
+
+/// Suspends the run and waits until it says so and nothing of it runs.
+async fn suspend(stage: &Stage) -> anyhow::Result<()> {
+    set_suspend(stage, true).await?;
+    let cluster = &stage.world.cluster;
+    let what = "the reason Suspended";
+    let attempts = cluster
+        .wait_for::<TrainingRun, _>(&stage.namespace, RUN, MINUTE, what, |run| {
+            let status = run?.status.as_ref()?;
+            let succeeded = condition(&status.conditions, "Succeeded")?;
+            let suspended = succeeded.reason == "Suspended" && succeeded.status == "Unknown";
+            status.attempts.filter(|_| suspended)
+        })
+        .await?;
+    ensure!(attempts.started == attempts.ended, "{attempts:?}");
+    wait("the trainer to be gone", MINUTE, || async {
+        let pods = cluster.pods(&stage.namespace, TRAINERS).await?;
+        let running = pods.iter().any(|pod| {
+            let phase = pod.status.as_ref().and_then(|it| it.phase.as_deref());
+            !matches!(phase, Some("Succeeded" | "Failed"))
+        });
+        Ok((!running).then_some(()))
+    })
+    .await
+}
+
+/// The first step that the attempt reports; fails where it lies before the checkpoint. What the trainer reports before
+/// it has read the checkpoint has no total.
+async fn goes_on(stage: &Stage, attempt: u32, checkpoint: u64) -> anyhow::Result<u64> {
+    let mut old = None;
+    let what = format!("the first step of attempt {attempt}");
+    let first = stage
+        .world
+        .cluster
+        .wait_for::<TrainingRun, _>(&stage.namespace, RUN, MINUTE, &what, |run| {
+            let status = run?.status.as_ref()?;
+            if status.attempts?.started < attempt {
+                return None;
+            }
+            let progress = status.progress.as_ref()?;
+            // The report of the attempt before stays until there is another.
+            let old = old.get_or_insert_with(|| progress.last_update_time.clone());
+            let is_new = progress.last_update_time != *old && progress.total_steps > 0;
+            is_new.then_some(progress.step)
+        })
+        .await?;
+    ensure!(
+        first >= checkpoint,
+        "attempt {attempt} began at step {first}, the checkpoint was of step {checkpoint}"
+    );
+    Ok(first)
 }

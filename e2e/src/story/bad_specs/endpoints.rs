@@ -1,0 +1,123 @@
+//! Endpoints: adapters that are not there, names that are taken, and a spec that goes bad while it serves.
+
+use anyhow::{Context as _, ensure};
+use graftwork_api::ServingEndpoint;
+use k8s_openapi::api::apps::v1::Deployment;
+use kube::api::DynamicObject;
+use serde_json::{Value, json};
+
+use super::super::Stage;
+use super::super::stage::condition;
+use super::super::traffic::{Load, expectations};
+use super::{READ, SHOWN, expect, says};
+use crate::manifests::{self, CLAIM};
+
+/// Conditions of endpoints that can't be.
+pub async fn refused(stage: &Stage) -> anyhow::Result<()> {
+    let absent = manifests::endpoint("no-adapter", &["absent"], 0, &json!({}));
+    expect(
+        stage,
+        absent,
+        "AdaptersPending",
+        SHOWN,
+        &["AdapterNotFound", "absent"],
+    )
+    .await?;
+    let foreign: Deployment = serde_json::from_value(json!({
+        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "taken-engine"},
+        "spec": {"replicas": 0, "selector": {"matchLabels": {"a": "b"}}, "template": {
+            "metadata": {"labels": {"a": "b"}},
+            "spec": {"containers": [{"name": "main", "image": stage.world.installation.image("e2e")}]},
+        }},
+    }))?;
+    stage
+        .world
+        .cluster
+        .api::<Deployment>(&stage.namespace)
+        .create(&Default::default(), &foreign)
+        .await?;
+    let taken = manifests::endpoint("taken", &[], 0, &json!({}));
+    expect(
+        stage,
+        taken,
+        "Ready",
+        SHOWN,
+        &["ObjectNotOurs", "taken-engine"],
+    )
+    .await?;
+    let deployment: Deployment = stage
+        .get("taken-engine")
+        .await?
+        .context("the foreign Deployment is gone")?;
+    ensure!(
+        deployment
+            .metadata
+            .owner_references
+            .is_none_or(|owners| owners.is_empty()),
+        "it was adopted"
+    );
+    Ok(())
+}
+
+/// The endpoint that serves is given one bad spec after another, under traffic: it says so, nothing that it made is
+/// written, and no request fails.
+pub async fn serving(stage: &Stage) -> anyhow::Result<()> {
+    let rollout = json!({"strategy": "Immediate"});
+    let good = manifests::endpoint("assistants", &["colours"], 1, &rollout);
+    let bad = |change: fn(&mut Value)| -> DynamicObject {
+        let mut endpoint = good.clone();
+        change(&mut endpoint.data["spec"]);
+        endpoint
+    };
+    let expected = expectations(&[("colours", 1, "amber")]);
+    let before = stage.endpoint_children().await?;
+    ensure!(before.len() >= 6, "children: {before:#?}");
+    let traffic = stage.start_traffic(&Load::new("load", &expected)).await?;
+    for (endpoint, within, words) in [
+        (
+            bad(|spec| spec["engine"]["computeProfile"] = json!("absent")),
+            SHOWN,
+            &["ComputeProfileNotFound", "computeProfile", "absent"][..],
+        ),
+        (
+            bad(|spec| spec["baseModel"]["name"] = json!("colours")),
+            SHOWN,
+            &["InvalidSpec", "spec.adapters", "colours"],
+        ),
+        (
+            bad(|spec| spec["engine"]["maximumContextTokens"] = json!(4096)),
+            READ,
+            &["InvalidSpec", "maximumContextTokens", "4096", "512"],
+        ),
+        (
+            bad(|spec| spec["baseModel"]["uri"] = json!(format!("pvc://{CLAIM}/absent"))),
+            READ,
+            &["BaseModelNotFound", "baseModel", "absent"],
+        ),
+    ] {
+        says(stage, &endpoint, "Ready", within, words).await?;
+        let now = stage.endpoint_children().await?;
+        ensure!(
+            now == before,
+            "{words:?}: children were written: before {before:#?}, now {now:#?}"
+        );
+    }
+    stage.apply(&good).await?;
+    stage
+        .endpoint("assistants", READ, "Ready=True again", is_ready)
+        .await?;
+    let now = stage.endpoint_children().await?;
+    ensure!(
+        now == before,
+        "back to the good spec: before {before:#?}, now {now:#?}"
+    );
+    traffic.stop().await?;
+    Ok(())
+}
+
+/// Ready at the newest generation.
+fn is_ready(endpoint: &ServingEndpoint) -> Option<()> {
+    let ready = condition(&endpoint.status.as_ref()?.conditions, "Ready")?;
+    let newest = ready.observed_generation == endpoint.metadata.generation;
+    (ready.status == "True" && newest).then_some(())
+}

@@ -1,0 +1,156 @@
+//! Runs: references that lead nowhere, bases that can't be trained, hyperparameters that do not fit.
+
+use anyhow::Context as _;
+use base64::prelude::{BASE64_STANDARD, Engine as _};
+use graftwork_api::LoRAAdapter;
+use serde_json::{Value, json};
+
+use super::super::Stage;
+use super::super::fixture::Files;
+use super::{READ, SHOWN, expect, run_with};
+use crate::manifests::{self, CLAIM};
+
+/// Conditions of runs that can't be.
+pub async fn refused(stage: &Stage) -> anyhow::Result<()> {
+    let unknown = run_with("no-dataset", |spec| {
+        spec["datasetRef"] = json!({"name": "absent"})
+    });
+    expect(
+        stage,
+        unknown,
+        "Succeeded",
+        SHOWN,
+        &["WaitingForDataset", "absent", "datasetRef"],
+    )
+    .await?;
+    let unknown = run_with("no-profile", |spec| {
+        spec["compute"] = json!({"profile": "absent"})
+    });
+    expect(
+        stage,
+        unknown,
+        "Succeeded",
+        SHOWN,
+        &["ComputeProfileNotFound", "absent", "default"],
+    )
+    .await?;
+    let no_base = run_with("no-base", |spec| {
+        spec["baseModel"]["uri"] = json!(format!("pvc://{CLAIM}/absent"))
+    });
+    expect(
+        stage,
+        no_base,
+        "Succeeded",
+        READ,
+        &["BaseModelNotFound", "absent"],
+    )
+    .await?;
+    let no_config = run_with("no-config", |spec| {
+        spec["baseModel"]["uri"] = json!(format!("pvc://{CLAIM}/text"))
+    });
+    expect(
+        stage,
+        no_config,
+        "Succeeded",
+        READ,
+        &["BaseModelNotFound", "config.json"],
+    )
+    .await?;
+    let unsupported = run_with("unsupported", |spec| {
+        spec["baseModel"]["uri"] = json!(format!("pvc://{CLAIM}/mamba"))
+    });
+    expect(
+        stage,
+        unsupported,
+        "Succeeded",
+        READ,
+        &["BaseModelUnsupported", "mamba"],
+    )
+    .await?;
+    let rank = run_with("rank-above", |spec| {
+        spec["method"]["lora"]["rank"] = json!(1000)
+    });
+    expect(
+        stage,
+        rank,
+        "Succeeded",
+        READ,
+        &["InvalidSpec", "rank", "1000", "192"],
+    )
+    .await?;
+    let module = run_with("unknown-module", |spec| {
+        spec["method"]["lora"]["targetModules"] = json!(["q_proj", "z_proj"])
+    });
+    expect(
+        stage,
+        module,
+        "Succeeded",
+        READ,
+        &["InvalidSpec", "z_proj", "targetModules"],
+    )
+    .await?;
+    for_another_base(stage).await
+}
+
+/// A folder with a config.json of an architecture that is not implemented.
+pub fn unsupported_model() -> (String, Files) {
+    let config =
+        json!({"model_type": "mamba", "architectures": ["MambaForCausalLM"], "hidden_size": 64});
+    ("mamba".to_owned(), configuration(&config))
+}
+
+/// What makes a copy of the base model another one: a key that changes nothing is enough for another digest.
+pub fn other_base() -> anyhow::Result<(String, Files)> {
+    let mut config: Value =
+        serde_json::from_str(include_str!("../../../demo-data/base-model/config.json"))
+            .context("the base model's config.json")?;
+    config["transformers_version"] = json!("another");
+    Ok(("other-base".to_owned(), configuration(&config)))
+}
+
+fn configuration(config: &Value) -> Files {
+    let file = BASE64_STANDARD.encode(config.to_string());
+    Files::from([("config.json".to_owned(), file)])
+}
+
+/// A run, and an endpoint, on one base with an adapter that is for another.
+async fn for_another_base(stage: &Stage) -> anyhow::Result<()> {
+    let mut adapter = manifests::adapter("elsewhere", &json!({}), None);
+    adapter.data["spec"]["baseModel"]["uri"] = json!(format!("pvc://{CLAIM}/other-base"));
+    stage.apply(&adapter).await?;
+    let what = "the digest of its base model";
+    let digest = stage
+        .world
+        .cluster
+        .wait_for::<LoRAAdapter, _>(&stage.namespace, "elsewhere", READ, what, |adapter| {
+            Some(
+                adapter?
+                    .status
+                    .as_ref()?
+                    .base_model
+                    .as_ref()?
+                    .digest
+                    .clone(),
+            )
+        })
+        .await?;
+    let run = run_with("for-elsewhere", |spec| {
+        spec["adapterRef"] = json!({"name": "elsewhere"})
+    });
+    expect(
+        stage,
+        run,
+        "Succeeded",
+        READ,
+        &["BaseModelMismatch", "baseModel", "elsewhere", &digest],
+    )
+    .await?;
+    expect(
+        stage,
+        manifests::endpoint("of-elsewhere", &["elsewhere"], 0, &json!({})),
+        "AdaptersPending",
+        READ,
+        &["BaseModelMismatch", "elsewhere", &digest],
+    )
+    .await
+}
