@@ -70,7 +70,7 @@ macro_rules! reasons {
 
 reasons! {
     READY = "Ready", "Ready", "The object does what its spec says.", "None.";
-    INVALID_SPEC = "InvalidSpec", "Ready, Succeeded, Stalled", "A field of the spec has a value that cannot work; the message names field, value and limit.", "Correct the field. Children that run already are left as they are.";
+    INVALID_SPEC = "InvalidSpec", "Ready, Succeeded, Stalled", "A field of the spec has a value that cannot work; the message names field, value and limit.", "Correct the field. Children that run already are left as they are; a candidate of a ServingEndpoint goes back to its stable version until then.";
     STORAGE_UNAVAILABLE = "StorageUnavailable", "Ready, Succeeded", "The artifact store cannot be reached: its claim is not bound, or the keeper does not answer.", "Look at the claim and the keeper pod that the message names; the operator tries again by itself.";
     OBJECT_NOT_OURS = "ObjectNotOurs", "Ready, Succeeded, Stalled", "An object of the name that the operator needs exists and belongs to somebody else.", "Rename or remove the object that the message names; it is never taken over.";
     COMPUTE_PROFILE_NOT_FOUND = "ComputeProfileNotFound", "Ready, Succeeded, Stalled", "The installation has no compute profile of that name.", "Name one of the profiles in the message, or add one to the chart's values.";
@@ -108,6 +108,7 @@ reasons! {
     FILE_TYPE_REFUSED = "FileTypeRefused", "LoRAAdapter Ready, versions", "A file's content is pickled Python, an archive, a program or of an unknown kind; the message names the file.", "Take the file out of the folder, or convert it to safetensors, JSON or Markdown.";
     ADAPTER_INVALID = "AdapterInvalid", "LoRAAdapter Ready, versions", "A file of the adapter cannot be read as what it should be, or holds values that are not finite.", "Replace the file that the message names.";
     ADAPTER_INCOMPATIBLE = "AdapterIncompatible", "LoRAAdapter Ready, versions", "Rank, target modules or shapes of the version do not fit the base model; the message names them.", "Train or import a version for this base model.";
+    FILES_NOT_FOUND = "FilesNotFound", "versions (Candidate)", "The store has a record of the version and not its folder.", "Put the folder back, from a backup; the operator looks again by itself.";
     GATE_PENDING = "GatePending", "versions (Candidate)", "The gate has not judged the version yet.", "Wait.";
     GATE_PASSED = "GatePassed", "versions (Approved)", "Every rule of the gate passed.", "None.";
     GATE_FAILED = "GateFailed", "versions (Rejected)", "A rule of the gate failed; the message has value and limit.", "Train a better version; or change the gate, under which the version is judged anew.";
@@ -136,7 +137,7 @@ reasons! {
     ROLLED_BACK_BY_USER = "RolledBackByUser", "ServingEndpoint rejected versions", "A person wrote Rollback to an older version; this one is left.", "Write Retry to try the version again.";
     PROGRESS_DEADLINE_EXCEEDED = "ProgressDeadlineExceeded", "ServingEndpoint RolledBack, rollouts", "Engines or routers did not become ready for a step within progressDeadlineSeconds.", "Look at the engine pods; write Retry to try the version again.";
     CANDIDATE_REFUSED = "CandidateRefused", "ServingEndpoint RolledBack, rollouts", "An engine refused the candidate; the message has its reason.", "Publish a version that fits; or write Retry after correcting the cause.";
-    CANDIDATE_WITHDRAWN = "CandidateWithdrawn", "ServingEndpoint rollouts", "The spec or the adapter no longer names the candidate.", "None.";
+    CANDIDATE_WITHDRAWN = "CandidateWithdrawn", "ServingEndpoint rollouts", "The candidate may not be served any more, or the spec or the adapter names another version; the message says which.", "None, where that is meant; else correct what the message names: the version is tried again by itself.";
     NOT_ROLLED_BACK = "NotRolledBack", "ServingEndpoint RolledBack (False)", "No adapter's newest candidate was taken back.", "None.";
     ALL_SERVING = "AllServing", "ServingEndpoint AdaptersPending (False)", "Every adapter that the spec names is served.", "None.";
     ADAPTER_NOT_FOUND = "AdapterNotFound", "ServingEndpoint AdaptersPending", "There is no LoRAAdapter of that name, or it is being deleted.", "Create it, or take it out of spec.adapters.";

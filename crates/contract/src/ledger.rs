@@ -17,11 +17,20 @@ pub enum RecordKind {
     Approved,
     /// It may not be served.
     Rejected,
+    /// A person's no to a version that was rolled back before, and is on record as rejected for that:
+    /// no endpoint may try it again.
+    Barred,
 }
 
 impl RecordKind {
     /// All kinds.
-    pub const ALL: [Self; 4] = [Self::Created, Self::Gate, Self::Approved, Self::Rejected];
+    pub const ALL: [Self; 5] = [
+        Self::Created,
+        Self::Gate,
+        Self::Approved,
+        Self::Rejected,
+        Self::Barred,
+    ];
 
     /// The file name without `.json`.
     pub const fn file_stem(self) -> &'static str {
@@ -30,6 +39,7 @@ impl RecordKind {
             Self::Gate => "gate",
             Self::Approved => "approved",
             Self::Rejected => "rejected",
+            Self::Barred => "barred",
         }
     }
 }
@@ -126,11 +136,15 @@ pub struct Approved {
     pub by: String,
     /// The user's reason.
     pub reason: String,
+    /// The judgement that it rests on, where the gate is another one than that of `gate.json`, which
+    /// is written once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gate: Option<Gate>,
     /// RFC 3339.
     pub time: String,
 }
 
-/// `rejected.json`.
+/// `rejected.json` and `barred.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Rejected {

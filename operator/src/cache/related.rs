@@ -74,6 +74,13 @@ impl Related for Guarded<TrainingRun> {
                 graftwork_api::conditions::condition::FINISHED,
             )
         });
+        // A pinned version has to be listed until it is found.
+        let reference = &run.spec.dataset_ref;
+        let resolved = run.status.as_ref().and_then(|it| it.resolved.as_ref());
+        if reference.version.is_some() && resolved.is_none() && !finished {
+            let namespace = run.namespace().unwrap_or_default();
+            touches.push(touch(Kind::Dataset, &namespace, &reference.name));
+        }
         // Progress is of no interest to the adapter.
         if let Some(adapter) = run.spec.adapter_ref.as_ref().filter(|_| finished) {
             let namespace = run.namespace().unwrap_or_default();

@@ -1,11 +1,13 @@
 //! A Dataset's surroundings.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use graftwork_api::conditions::condition;
 use graftwork_api::dataset::{ConfigMapKeyReference, Source};
 use graftwork_api::uri::PvcUri;
-use graftwork_api::{Dataset, labels};
+use graftwork_api::{Dataset, TrainingRun, labels};
 use graftwork_contract::{Digest, paths};
+use graftwork_operator_core::conditions;
 use graftwork_operator_core::dataset::{self, Observed, SourceState};
 use graftwork_operator_core::observed::{Asked, ClaimState};
 use k8s_openapi::api::core::v1::ConfigMap;
@@ -14,7 +16,7 @@ use kube::api::Api;
 
 use super::{child, claim, config_map, keeper, owned, place, pods};
 use crate::api::{self, ApiError};
-use crate::cache::find;
+use crate::cache::{find, in_namespace};
 use crate::context::Context;
 
 /// Contents of `ConfigMaps` that are remembered.
@@ -35,6 +37,7 @@ pub async fn observe(context: &Context, cr: &Dataset) -> Result<Observed, ApiErr
     let jobs = owned(&context.caches.jobs, &namespace, &uid);
     let mut observed = Observed {
         storage: keeper::problem(context, &namespace).await?,
+        pinned: pinned(context, &namespace, &name),
         configurations: owned(&context.caches.config_maps, &namespace, &uid),
         pods: pods::of(
             context,
@@ -69,6 +72,20 @@ pub async fn observe(context: &Context, cr: &Dataset) -> Result<Observed, ApiErr
     observed.sources = sources;
     observed.jobs = jobs;
     Ok(observed)
+}
+
+/// Versions of a Dataset that unfinished runs pin.
+fn pinned(context: &Context, namespace: &str, name: &str) -> BTreeSet<u32> {
+    let is_finished = |run: &TrainingRun| {
+        let status = run.status.as_ref();
+        status.is_some_and(|status| conditions::is_true(&status.conditions, condition::FINISHED))
+    };
+    in_namespace(&context.caches.runs, namespace)
+        .iter()
+        .filter_map(|run| run.0.as_ref().ok())
+        .filter(|run| run.spec.dataset_ref.name == name && !is_finished(run))
+        .filter_map(|run| run.spec.dataset_ref.version)
+        .collect()
 }
 
 async fn observe_source(

@@ -127,3 +127,29 @@ pub fn is_bound(claim: &PersistentVolumeClaim) -> bool {
 pub fn place<K: Resource>(object: &K) -> (String, String) {
     (object.namespace().unwrap_or_default(), object.name_any())
 }
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::Service;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+
+    use super::*;
+
+    #[test]
+    fn a_service_of_another_endpoint_is_foreign_though_it_carries_our_labels() {
+        let mut service = Service::default();
+        let managed = (labels::MANAGED_BY.to_owned(), labels::OPERATOR.to_owned());
+        service.metadata.labels = Some([managed].into());
+        service.metadata.owner_references = Some(vec![OwnerReference {
+            api_version: graftwork_api::API_VERSION.to_owned(),
+            kind: "ServingEndpoint".to_owned(),
+            name: "a".to_owned(),
+            uid: "uid-of-a".to_owned(),
+            controller: Some(true),
+            ..OwnerReference::default()
+        }]);
+        let service = Arc::new(service);
+        assert!(found(&service, Some("uid-of-a-engines")).is_foreign());
+        assert!(found(&service, Some("uid-of-a")).ours().is_some());
+    }
+}

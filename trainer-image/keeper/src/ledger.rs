@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 pub enum RecordError {
     /// Not a path of the ledger.
     #[error(
-        "{0:?} is not a record that may be written; those are adapters/NAME/versions/N/(created|gate|approved|rejected).json and runs/NAME/KEY/resolved.json"
+        "{0:?} is not a record that may be written; those are adapters/NAME/versions/N/(created|gate|approved|rejected|barred).json and runs/NAME/KEY/resolved.json"
     )]
     Path(String),
     /// Not the content that belongs there.
@@ -49,7 +49,7 @@ pub fn check(path: &str, content: &[u8]) -> Result<(), RecordError> {
                 }
                 "gate.json" => parse::<Gate>(path, content).map(drop),
                 "approved.json" => parse::<Approved>(path, content).map(drop),
-                "rejected.json" => parse::<Rejected>(path, content).map(drop),
+                "rejected.json" | "barred.json" => parse::<Rejected>(path, content).map(drop),
                 _ => Err(refused()),
             }
         }
@@ -94,6 +94,11 @@ mod tests {
             check("adapters/expenses/versions/7/approved.json", APPROVED),
             Ok(())
         );
+        let rejected = br#"{"reason": "RejectedByUser", "message": "", "by": "ann", "time": "2026-01-01T00:00:00Z"}"#;
+        for record in ["rejected", "barred"] {
+            let path = format!("adapters/expenses/versions/7/{record}.json");
+            assert_eq!(check(&path, rejected), Ok(()));
+        }
     }
 
     #[test]

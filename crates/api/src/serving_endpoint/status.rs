@@ -70,7 +70,8 @@ pub struct EndpointColumns {
     /// Adapters served of those named, such as `2/3`.
     #[schemars(length(max = 63))]
     pub adapters: String,
-    /// The rollout under way, such as `expenses v6>v7 10% Stepping`, or `-`.
+    /// The rollout under way, such as `expenses v6>v7 10% Stepping`; what was taken back, such as
+    /// `expenses v6>v7 RolledBack`; or `-`.
     #[schemars(length(max = 253))]
     pub rollout: String,
 }
@@ -104,7 +105,8 @@ pub struct ServedAdapter {
     /// The version that is to take over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub candidate: Option<Candidate>,
-    /// The rollout under way, or the one that was rolled back.
+    /// The rollout under way, or the one that was rolled back; none where the stable version serves
+    /// alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rollout: Option<AdapterRollout>,
     /// Ready engines that have the candidate verified, or the stable version where there is no
@@ -136,10 +138,8 @@ pub struct Candidate {
 }
 
 open_enum! {
-    /// Where a rollout is.
+    /// Where a rollout is. An adapter of which one version serves has none.
     pub enum RolloutState (status) {
-        /// One version serves.
-        Stable = "Stable",
         /// The candidate is being loaded and verified on every ready engine.
         Preparing = "Preparing",
         /// The candidate has the weight of a step.
@@ -171,7 +171,7 @@ open_enum! {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct AdapterRollout {
-    /// Stable, Preparing, Stepping, Paused, Promoting, RollingBack or RolledBack.
+    /// Preparing, Stepping, Paused, Promoting, RollingBack or RolledBack.
     pub state: RolloutState,
     /// Index of the step, counted from 0.
     #[serde(default)]

@@ -87,7 +87,7 @@ pub fn is_done(command: &Accepted, view: &View) -> bool {
         .get(&command.version)
         .is_some_and(|version| match command.verb {
             Verb::Approve => version.ledger.approved.is_some(),
-            Verb::Reject => version.ledger.rejected.is_some(),
+            Verb::Reject => version.ledger.is_rejected_for_good(),
         })
 }
 
@@ -155,6 +155,10 @@ fn judge_approval(number: u32, version: &VersionView) -> Option<(AnswerOutcome, 
             AnswerOutcome::Accepted,
             format!("version {number} is approved"),
         )),
+        (Some(Err(problem)), _) => refused(format!(
+            "version {number} can't be approved now: {}",
+            problem.message
+        )),
         // The keeper has not looked at the files yet.
         _ => None,
     }
@@ -170,7 +174,7 @@ fn judge_rejection(number: u32, version: &VersionView) -> Option<(AnswerOutcome,
             ),
         ));
     }
-    Some(if version.ledger.rejected.is_some() {
+    Some(if version.ledger.is_rejected_for_good() {
         (
             AnswerOutcome::Done,
             format!("version {number} is rejected already"),

@@ -80,22 +80,36 @@ fn judge_rule(
         Limit::Maximum(limit) => {
             judge_value(rule.metric, measured, confidence, "maximum", limit, -1.0)
         }
-        Limit::MinimumImprovement(points) => judge_difference(
-            rule.metric,
-            measured,
-            confidence,
-            created,
-            production,
-            points,
-        ),
-        Limit::MaximumRegression(points) => judge_difference(
-            rule.metric,
-            measured,
-            confidence,
-            created,
-            production,
-            -points,
-        ),
+        Limit::MinimumImprovement(points) => {
+            let wanted = Difference {
+                key: "minimumImprovementPoints",
+                limit: points,
+                points,
+            };
+            judge_difference(
+                rule.metric,
+                measured,
+                confidence,
+                created,
+                production,
+                &wanted,
+            )
+        }
+        Limit::MaximumRegression(points) => {
+            let wanted = Difference {
+                key: "maximumRegressionPoints",
+                limit: points,
+                points: -points,
+            };
+            judge_difference(
+                rule.metric,
+                measured,
+                confidence,
+                created,
+                production,
+                &wanted,
+            )
+        }
     }
 }
 
@@ -154,14 +168,23 @@ fn judge_value(
     }
 }
 
-/// `points` is what the version must be better by; negative: what it may be worse by.
+/// What a version must show against another one.
+struct Difference {
+    /// The rule's key, as in YAML.
+    key: &'static str,
+    /// Its value.
+    limit: f64,
+    /// Points that the version must be better by; negative: that it may be worse by.
+    points: f64,
+}
+
 fn judge_difference(
     metric: Metric,
     measured: &Measured,
     confidence: f64,
     created: &Created,
     production: Option<u32>,
-    points: f64,
+    difference: &Difference,
 ) -> RuleOutcome {
     let wanted =
         production.map_or_else(|| BASE_REFERENCE.to_owned(), |version| version.to_string());
@@ -197,17 +220,14 @@ fn judge_difference(
     } else {
         (high, low)
     };
+    let points = difference.points;
     let verdict = verdict(improvement(near) - points, improvement(far) - points);
     let relation = match verdict {
         Verdict::Pass => "keeps",
         Verdict::Fail => "breaks",
         Verdict::Inconclusive => "can't be told from",
     };
-    let limit = if points > 0.0 {
-        format!("minimumImprovementPoints {}", print(points))
-    } else {
-        format!("maximumRegressionPoints {}", print(-points))
-    };
+    let limit = format!("{} {}", difference.key, print(difference.limit));
     RuleOutcome {
         metric: metric.name().to_owned(),
         value: Some(print(measured.value)),
@@ -451,6 +471,26 @@ mod tests {
             explain(&judgement),
             "exact_match 0.131 [0.1162, 0.1458] is below the minimum 0.3 over 2000 rows"
         );
+    }
+
+    #[test]
+    fn a_difference_of_0_is_said_by_the_rules_own_name() {
+        for (limit, said) in [
+            (Limit::MinimumImprovement(0.0), "minimumImprovementPoints 0"),
+            (
+                Limit::MinimumImprovement(1.5),
+                "minimumImprovementPoints 1.5",
+            ),
+            (Limit::MaximumRegression(0.0), "maximumRegressionPoints 0"),
+            (Limit::MaximumRegression(2.0), "maximumRegressionPoints 2"),
+        ] {
+            for value in [0.6, 0.4, 0.2] {
+                let version = created(vec![measured("exact_match", value, 0.4, 2000)], None);
+                let judgement = judge(&gate(Metric::ExactMatch, limit), &version, None);
+                let message = &judgement.rules[0].message;
+                assert!(message.contains(&format!(" {said} over")), "{message}");
+            }
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use graftwork_api::conditions::reason;
 use graftwork_contract::ledger::{Approved, Created, Gate, RecordKind, Rejected};
 use graftwork_contract::paths;
 
@@ -30,6 +31,8 @@ pub struct Version {
     pub approved: Option<Approved>,
     /// It may not be served.
     pub rejected: Option<Rejected>,
+    /// No endpoint may try it again, though it was only rolled back before.
+    pub barred: Option<Rejected>,
 }
 
 impl Ledger {
@@ -57,6 +60,7 @@ impl Ledger {
                 gate: ledger.take(record(RecordKind::Gate).copied()),
                 approved: ledger.take(record(RecordKind::Approved).copied()),
                 rejected: ledger.take(record(RecordKind::Rejected).copied()),
+                barred: ledger.take(record(RecordKind::Barred).copied()),
             };
             ledger.versions.insert(number, version);
         }
@@ -85,6 +89,15 @@ impl Ledger {
     /// The number that the next version gets.
     pub fn next(&self) -> u32 {
         self.highest + 1
+    }
+}
+
+impl Version {
+    /// Whether no endpoint may ever try it: a version that was only rolled back may be retried.
+    pub fn is_rejected_for_good(&self) -> bool {
+        let rejected = self.rejected.as_ref();
+        self.barred.is_some()
+            || rejected.is_some_and(|it| it.reason != reason::ROLLED_BACK_ON_ENDPOINT)
     }
 }
 

@@ -5,6 +5,7 @@
 mod command;
 mod gate;
 mod ledger;
+mod listing;
 mod observed;
 mod status;
 mod step;

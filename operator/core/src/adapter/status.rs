@@ -1,6 +1,6 @@
 //! A LoRAAdapter's status: what is said about each version, and about the adapter.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use graftwork_api::conditions::{condition, reason};
@@ -12,11 +12,12 @@ use graftwork_api::training_run::{Metric, ResolvedBaseModel};
 use graftwork_api::uri::PvcUri;
 use graftwork_api::{AnswerOutcome, Decimal, LoRAAdapter, LoRAAdapterStatus, Time};
 use graftwork_contract::ledger;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use super::command::{self, Accepted};
 use super::gate::Judgement;
 use super::ledger::Ledger;
+use super::listing::listed;
 use super::observed::Observed;
 use super::step::{VersionView, View};
 use super::validate::Invalid;
@@ -25,10 +26,10 @@ use crate::observed::{Asked, ClaimState};
 use crate::plan::{Actions, Event};
 use crate::storage::StorageProblem;
 
-/// Versions that status lists.
-const LISTED_VERSIONS: usize = 50;
 /// Longest wait before the keeper is asked again about what people may mend meanwhile.
 const LOOK_AGAIN: Duration = Duration::from_secs(15);
+/// How long an answer about a version that status does not list stays to be read.
+const KEPT_ANSWER: SignedDuration = SignedDuration::from_hours(1);
 /// Wait for something that is under way.
 pub const SOON: Duration = Duration::from_secs(2);
 
@@ -123,13 +124,7 @@ pub fn report(
     now: Timestamp,
 ) -> Actions<LoRAAdapterStatus> {
     let mut next = cr.status.clone().unwrap_or_default();
-    next.versions = view
-        .versions
-        .values()
-        .rev()
-        .take(LISTED_VERSIONS)
-        .map(print_version)
-        .collect();
+    next.versions = listed(view).into_iter().map(print_version).collect();
     next.production = view.production.map(|version| Production {
         version,
         endpoints: view
@@ -145,7 +140,7 @@ pub fn report(
             digest: base.digest.to_string(),
         });
     }
-    finish_answers(&mut next, view, accepted);
+    finish_answers(&mut next, view, accepted, now);
     next.columns = Some(columns(view));
     let turned = turned_versions(cr.status.as_ref(), &next.versions);
     let said = ready(cr, ledger, observed);
@@ -153,6 +148,7 @@ pub fn report(
         Moving::Reconciling => Some(SOON),
         Moving::Rests if said.truth != Truth::True => Some(LOOK_AGAIN),
         _ if is_unsettled(view) => Some(SOON),
+        _ if waits_for_files(view) => Some(LOOK_AGAIN),
         _ => None,
     };
     let mut actions = say(cr, next, said, now);
@@ -169,8 +165,22 @@ fn is_unsettled(view: &View) -> bool {
         .any(|version| version.reason == reason::GATE_PENDING)
 }
 
-/// An accepted command whose record is there is done.
-fn finish_answers(status: &mut LoRAAdapterStatus, view: &View, accepted: &[Accepted]) {
+/// Whether there is a version whose files can't be verified as they are, and may be later.
+fn waits_for_files(view: &View) -> bool {
+    view.versions.values().any(|version| {
+        version.stage == VersionStage::Candidate && matches!(version.verified, Some(Err(_)))
+    })
+}
+
+/// An accepted command whose record is there is done. What was said about versions that status does
+/// not list, or that never were, goes once people had time to read the answer: a new version always
+/// finds room for a command.
+fn finish_answers(
+    status: &mut LoRAAdapterStatus,
+    view: &View,
+    accepted: &[Accepted],
+    now: Timestamp,
+) {
     for command in accepted
         .iter()
         .filter(|command| command::is_done(command, view))
@@ -182,6 +192,17 @@ fn finish_answers(status: &mut LoRAAdapterStatus, view: &View, accepted: &[Accep
             answer.outcome = AnswerOutcome::Done;
         }
     }
+    let listed: BTreeSet<u32> = status.versions.iter().map(|it| it.version).collect();
+    let answers = &status.answers;
+    status.commands.retain(|target, command| {
+        let has_target = command::version_of(target).is_some_and(|it| listed.contains(&it));
+        has_target
+            || !answers.get(target).is_some_and(|answer| {
+                answer.id == command.id
+                    && answer.outcome != AnswerOutcome::Accepted
+                    && now.duration_since(answer.time.0) >= KEPT_ANSWER
+            })
+    });
     let commands = &status.commands;
     status
         .answers
@@ -376,16 +397,21 @@ fn print_verdict(verdict: ledger::Verdict) -> Verdict {
     }
 }
 
-/// An event for each version whose stage is another one than before.
+/// An event for each version whose stage is another one than before. An older one that is listed
+/// again did not turn.
 fn turned_versions(old: Option<&LoRAAdapterStatus>, versions: &[AdapterVersion]) -> Vec<Event> {
     let before: BTreeMap<u32, &VersionStage> = old
         .iter()
         .flat_map(|status| &status.versions)
         .map(|version| (version.version, &version.stage))
         .collect();
+    let highest = before.keys().next_back().copied();
     versions
         .iter()
-        .filter(|version| before.get(&version.version) != Some(&&version.stage))
+        .filter(|version| match before.get(&version.version) {
+            Some(stage) => **stage != version.stage,
+            None => highest.is_none_or(|highest| version.version > highest),
+        })
         .map(|version| {
             let note = shorten(&format!(
                 "version {} is {}: {}",

@@ -58,6 +58,8 @@ pub struct VersionView {
     pub stable_on: Vec<String>,
     /// The rollback that took it from its last endpoint.
     pub rolled_back: Option<RolledBack>,
+    /// An endpoint pins it, or is rolling it out.
+    pub is_named: bool,
 }
 
 /// A rollback on an endpoint.
@@ -98,6 +100,8 @@ pub fn view(cr: &LoRAAdapter, valid: &Valid, ledger: &Ledger, observed: &Observe
             let stable_on = stable_on.get(number).cloned().unwrap_or_default();
             let rolled_back =
                 rolled_back(name, version.created.digest.as_str(), &observed.endpoints);
+            let digest = version.created.digest.as_str();
+            let is_named = is_named(name, *number, digest, &observed.endpoints);
             let verified = verified(version, observed);
             let judgement = verified
                 .as_ref()
@@ -112,6 +116,7 @@ pub fn view(cr: &LoRAAdapter, valid: &Valid, ledger: &Ledger, observed: &Observe
                 verified,
                 stable_on,
                 rolled_back,
+                is_named,
             };
             (view.stage, view.reason, view.message) = stage(&view, valid, base);
             (*number, view)
@@ -126,6 +131,7 @@ pub fn view(cr: &LoRAAdapter, valid: &Valid, ledger: &Ledger, observed: &Observe
             .rejected
             .as_ref()
             .is_none_or(|rejected| is_undone(view, rejected))
+            && view.ledger.barred.is_none()
             && base.is_none_or(|base| base.digest == view.ledger.created.base)
     };
     let approved = versions
@@ -152,13 +158,22 @@ fn is_undone(view: &VersionView, rejected: &Rejected) -> bool {
 /// The first judgement stands as long as the gate is the same: what production is later does not
 /// change what was measured then.
 fn judgement(valid: &Valid, version: &Version, production: Option<u32>) -> Judgement {
-    match &version.gate {
-        Some(gate) if gate.rules_digest == valid.gate.digest => Judgement {
-            verdict: gate.verdict,
-            rules: gate.rules.clone(),
-        },
-        _ => gate::judge(&valid.gate, &version.created, production),
-    }
+    let approved = version.approved.as_ref();
+    let recorded = [
+        version.gate.as_ref(),
+        approved.and_then(|it| it.gate.as_ref()),
+    ];
+    recorded
+        .into_iter()
+        .flatten()
+        .find(|gate| gate.rules_digest == valid.gate.digest)
+        .map_or_else(
+            || gate::judge(&valid.gate, &version.created, production),
+            |gate| Judgement {
+                verdict: gate.verdict,
+                rules: gate.rules.clone(),
+            },
+        )
 }
 
 fn verified(version: &Version, observed: &Observed) -> Option<Result<(), Problem>> {
@@ -185,7 +200,8 @@ fn stage(view: &VersionView, valid: &Valid, base: Option<&Base>) -> (VersionStag
             message,
         );
     }
-    if let Some(rejected) = &view.ledger.rejected {
+    let ledger = &view.ledger;
+    if let Some(rejected) = ledger.barred.as_ref().or(ledger.rejected.as_ref()) {
         return said(
             VersionStage::Rejected,
             &rejected.reason,
@@ -212,11 +228,14 @@ fn stage(view: &VersionView, valid: &Valid, base: Option<&Base>) -> (VersionStag
         };
     }
     if let Some(Err(problem)) = &view.verified {
-        return said(
-            VersionStage::Rejected,
-            &problem.reason,
-            problem.message.clone(),
-        );
+        let message = problem.message.clone();
+        return if is_lasting(problem) {
+            said(VersionStage::Rejected, &problem.reason, message)
+        } else if problem.reason == reason::ADAPTER_NOT_FOUND {
+            said(VersionStage::Candidate, reason::FILES_NOT_FOUND, message)
+        } else {
+            said(VersionStage::Candidate, &problem.reason, message)
+        };
     }
     let Some(judgement) = &view.judgement else {
         let message = "the keeper is looking at the version's files".to_owned();
@@ -246,6 +265,36 @@ fn stage(view: &VersionView, valid: &Valid, base: Option<&Base>) -> (VersionStag
             said(VersionStage::Candidate, reason::GATE_PENDING, message)
         }
     }
+}
+
+/// Whether what the keeper found is about the files themselves, which never change. Whatever else
+/// it says may pass: a folder that is missing may come back with a backup, and is looked for again.
+fn is_lasting(problem: &Problem) -> bool {
+    [
+        reason::ADAPTER_INVALID,
+        reason::ADAPTER_INCOMPATIBLE,
+        reason::FILE_TYPE_REFUSED,
+        reason::DIGEST_MISMATCH,
+    ]
+    .contains(&problem.reason.as_str())
+}
+
+/// Whether an endpoint pins that version, or is rolling that content out.
+fn is_named(adapter: &str, number: u32, digest: &str, endpoints: &[ServingEndpoint]) -> bool {
+    endpoints.iter().any(|endpoint| {
+        let going = endpoint.metadata.deletion_timestamp.is_some();
+        let mut entries = endpoint.spec.adapters.iter();
+        let pinned =
+            entries.any(|entry| entry.adapter_ref.name == adapter && entry.version == Some(number));
+        let rolled_out = served_as(adapter, endpoint).any(|alias| {
+            let mut served = endpoint.status.iter().flat_map(|status| &status.adapters);
+            served.any(|served| {
+                let candidate = served.candidate.as_ref();
+                served.name == alias && candidate.is_some_and(|it| it.digest == digest)
+            })
+        });
+        !going && (pinned || rolled_out)
+    })
 }
 
 /// Names of the endpoints on which that content of this adapter is stable.
@@ -332,19 +381,14 @@ pub fn publications(
     for (number, version) in &view.versions {
         let records = &version.ledger;
         if let (None, Some(judgement)) = (&records.gate, &version.judgement) {
-            let gate = Gate {
-                rules_digest: valid.gate.digest.clone(),
-                verdict: judgement.verdict,
-                rules: judgement.rules.clone(),
-                time: now.to_string(),
-            };
+            let gate = record_judgement(valid, judgement, now);
             requests.extend(request(name, *number, RecordKind::Gate, &gate));
         }
         if let Some(approved) = approval(valid, *number, version, accepted, now) {
             requests.extend(request(name, *number, RecordKind::Approved, &approved));
         }
-        if let Some(rejected) = rejection(*number, version, accepted, now) {
-            requests.extend(request(name, *number, RecordKind::Rejected, &rejected));
+        if let Some((kind, rejected)) = rejection(*number, version, accepted, now) {
+            requests.extend(request(name, *number, kind, &rejected));
         }
     }
     requests
@@ -446,6 +490,13 @@ fn approval(
     if !open || version.stage != VersionStage::Candidate {
         return None;
     }
+    // The record of the first gate is written once: what another gate said goes with the approval.
+    let judged_anew = records
+        .gate
+        .as_ref()
+        .filter(|gate| gate.rules_digest != valid.gate.digest)
+        .and(version.judgement.as_ref())
+        .map(|judgement| record_judgement(valid, judgement, now));
     if let Some(command) = accepted
         .iter()
         .find(|command| command.version == number && command.verb == Verb::Approve)
@@ -453,6 +504,7 @@ fn approval(
         return Some(Approved {
             by: command.user.clone(),
             reason: command.reason.clone(),
+            gate: judged_anew,
             time: now.to_string(),
         });
     }
@@ -464,8 +516,18 @@ fn approval(
     (passed && !valid.gate.manual && records.gate.is_some()).then(|| Approved {
         by: BY_GATE.to_owned(),
         reason: reason::GATE_PASSED.to_owned(),
+        gate: judged_anew,
         time: now.to_string(),
     })
+}
+
+fn record_judgement(valid: &Valid, judgement: &Judgement, now: Timestamp) -> Gate {
+    Gate {
+        rules_digest: valid.gate.digest.clone(),
+        verdict: judgement.verdict,
+        rules: judgement.rules.clone(),
+        time: now.to_string(),
+    }
 }
 
 fn rejection(
@@ -473,8 +535,9 @@ fn rejection(
     version: &VersionView,
     accepted: &[Accepted],
     now: Timestamp,
-) -> Option<Rejected> {
-    if version.ledger.rejected.is_some() || !version.stable_on.is_empty() {
+) -> Option<(RecordKind, Rejected)> {
+    let ledger = &version.ledger;
+    if ledger.is_rejected_for_good() || !version.stable_on.is_empty() {
         return None;
     }
     let time = now.to_string();
@@ -482,30 +545,44 @@ fn rejection(
         .iter()
         .find(|command| command.version == number && command.verb == Verb::Reject)
     {
-        return Some(Rejected {
+        // A rollback that is on record leaves a person's no to a record of its own.
+        let kind = if ledger.rejected.is_some() {
+            RecordKind::Barred
+        } else {
+            RecordKind::Rejected
+        };
+        let rejected = Rejected {
             reason: reason::REJECTED_BY_USER.to_owned(),
             message: format!("rejected by {}: {}", command.user, command.reason),
             by: command.user.clone(),
             time,
-        });
+        };
+        return Some((kind, rejected));
+    }
+    if ledger.rejected.is_some() {
+        return None;
     }
     if let Some(rolled_back) = &version.rolled_back {
-        return Some(Rejected {
+        let rejected = Rejected {
             reason: reason::ROLLED_BACK_ON_ENDPOINT.to_owned(),
             message: rolled_back.message.clone(),
             by: rolled_back.endpoint.clone(),
             time,
-        });
+        };
+        return Some((RecordKind::Rejected, rejected));
     }
     // Files never change, and neither does what is wrong with them; another base is another matter.
     let mismatch = version.reason == reason::BASE_MODEL_MISMATCH;
     match &version.verified {
-        Some(Err(problem)) if !mismatch && version.ledger.approved.is_none() => Some(Rejected {
-            reason: problem.reason.clone(),
-            message: problem.message.clone(),
-            by: BY_KEEPER.to_owned(),
-            time,
-        }),
+        Some(Err(problem)) if is_lasting(problem) && !mismatch && ledger.approved.is_none() => {
+            let rejected = Rejected {
+                reason: problem.reason.clone(),
+                message: problem.message.clone(),
+                by: BY_KEEPER.to_owned(),
+                time,
+            };
+            Some((RecordKind::Rejected, rejected))
+        }
         _ => None,
     }
 }

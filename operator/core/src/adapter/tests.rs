@@ -594,6 +594,51 @@ fn another_gate_judges_again() {
 }
 
 #[test]
+fn an_approval_under_another_gate_is_recorded_with_what_that_gate_said() {
+    let record = |world: &World| -> Value {
+        let path = "adapters/topics/versions/1/approved.json";
+        serde_json::from_slice(&world.records[path]).unwrap()
+    };
+    let improvement =
+        json!({"rules": [{"metric": "exact_match", "minimumImprovementPoints": "1"}]});
+    let mut world = World::new(&minimum("0.60"));
+    world.publish_run("one", 0.5, None);
+    world.settle();
+    world.cr.spec.gate = serde_json::from_value(improvement.clone()).unwrap();
+    world.settle();
+    assert_eq!(world.stage(1).0, VersionStage::Approved);
+    let gate = record(&world)["gate"].clone();
+    assert_eq!(gate["verdict"], "Pass");
+    let message = gate["rules"][0]["message"].as_str().unwrap().to_owned();
+    assert!(message.contains("minimumImprovementPoints 1"), "{message}");
+    // Measured against the bare base then: what is production later changes nothing.
+    world.serve(Some("one"), None);
+    world.cr.status = None;
+    world.settle();
+    let judged = world.version(1).gate.clone().unwrap();
+    assert_eq!(judged.verdict, Verdict::Pass);
+    assert_eq!(judged.rules[0].message, message);
+
+    // A person's approval keeps it too, and one under the first gate has nothing to add.
+    let mut world = World::new(&minimum("0.60"));
+    world.publish_run("one", 0.5, None);
+    world.settle();
+    let mut manual = minimum("0.50");
+    manual["approval"] = json!("Manual");
+    world.cr.spec.gate = serde_json::from_value(manual).unwrap();
+    world.settle();
+    assert_eq!(
+        world.say(1, "Approve", digest("one").as_str()).0,
+        AnswerOutcome::Done
+    );
+    assert_eq!(record(&world)["gate"]["verdict"], "Inconclusive");
+    let mut world = World::new(&minimum("0.30"));
+    world.publish_run("one", 0.5, None);
+    world.settle();
+    assert_eq!(record(&world).get("gate"), None);
+}
+
+#[test]
 fn a_rollback_that_is_being_retried_is_not_written_down() {
     let mut world = World::new(&json!({}));
     for run in ["one", "two"] {
@@ -695,4 +740,200 @@ fn a_record_that_cannot_be_read_is_said_and_its_number_is_not_given_again() {
         ("False", reason::INTERNAL_ERROR)
     );
     assert_eq!(world.version(4).training_run.as_deref(), Some("one"));
+}
+
+#[test]
+fn a_version_whose_folder_is_missing_waits_for_it() {
+    let mut world = World::new(&json!({}));
+    world.publish_run("one", 0.5, None);
+    let missing = Problem {
+        reason: "AdapterNotFound".to_owned(),
+        message: "adapters/topics/x does not exist in the store".to_owned(),
+    };
+    world
+        .observed
+        .verifications
+        .insert(digest("one").to_string(), Asked::Answered(Err(missing)));
+    world.settle();
+    assert_eq!(
+        world.stage(1),
+        (VersionStage::Candidate, reason::FILES_NOT_FOUND)
+    );
+    let message = world.version(1).message.clone().unwrap();
+    assert!(message.contains("does not exist"), "{message}");
+    let Plan::Act(actions) = world.plan() else {
+        panic!("there is nothing to decide")
+    };
+    assert_eq!(
+        actions.requeue_after,
+        Some(std::time::Duration::from_secs(15)),
+        "it is looked for again"
+    );
+    let (outcome, message) = world.say(1, "Approve", digest("one").as_str());
+    assert_eq!(outcome, AnswerOutcome::Refused);
+    assert!(message.contains("does not exist"), "{message}");
+    world.observed.verifications.clear();
+    world.settle();
+    assert_eq!(
+        world.stage(1),
+        (VersionStage::Approved, reason::GATE_PASSED)
+    );
+    assert!(
+        !world
+            .records
+            .contains_key("adapters/topics/versions/1/rejected.json")
+    );
+}
+
+#[test]
+fn a_persons_no_to_what_was_rolled_back_is_on_record_beside_the_rollback() {
+    let mut world = World::new(&json!({}));
+    for run in ["one", "two"] {
+        world.publish_run(run, 0.5, None);
+    }
+    world.settle();
+    world.serve(Some("one"), Some("two"));
+    world.settle();
+    assert_eq!(
+        world.stage(2),
+        (VersionStage::Rejected, reason::ROLLED_BACK_ON_ENDPOINT)
+    );
+    let two = digest("two").to_string();
+    assert_eq!(world.say(2, "Reject", &two).0, AnswerOutcome::Done);
+    assert_eq!(
+        world.stage(2),
+        (VersionStage::Rejected, reason::REJECTED_BY_USER)
+    );
+    let (outcome, message) = world.say(2, "Reject", &two);
+    assert_eq!(outcome, AnswerOutcome::Done);
+    assert!(message.contains("already"), "{message}");
+    assert!(
+        world
+            .records
+            .contains_key("adapters/topics/versions/2/barred.json")
+    );
+    world.cr.status = None;
+    world.settle();
+    assert_eq!(
+        world.stage(2),
+        (VersionStage::Rejected, reason::REJECTED_BY_USER)
+    );
+    // Though it is stable where it was retried a moment before, nobody follows it.
+    world.serve(Some("two"), None);
+    world.settle();
+    assert_eq!(world.status().approved, Some(1));
+}
+
+/// An adapter with more versions than status lists: 1, 2, 3 and 5 are approved, 4 waits, and from 6
+/// to 70 all were rejected.
+fn with_many_versions() -> World {
+    let mut world = World::new(&minimum("0.30"));
+    for number in 1..=70 {
+        let exact_match = match number {
+            4 => 0.3,
+            1..6 => 0.5,
+            _ => 0.13,
+        };
+        world.publish_run(&number.to_string(), exact_match, None);
+        world.settle();
+    }
+    world
+}
+
+fn listed(world: &World) -> Vec<u32> {
+    world
+        .status()
+        .versions
+        .iter()
+        .map(|it| it.version)
+        .collect()
+}
+
+#[test]
+fn versions_that_somebody_needs_stay_listed_whatever_their_age() {
+    let mut world = with_many_versions();
+    assert_eq!(
+        listed(&world),
+        (26..=70).rev().chain([5, 4, 3, 2, 1]).collect::<Vec<_>>(),
+        "what may serve or waits, and the newest of the rest"
+    );
+    assert_eq!(world.status().approved, Some(5));
+    let endpoint = |number: u32| -> ServingEndpoint {
+        serde_json::from_value(json!({
+            "apiVersion": "graftwork.dev/v1alpha1",
+            "kind": "ServingEndpoint",
+            "metadata": {"name": format!("assistants-{number}")},
+            "spec": {
+                "baseModel": {"uri": "pvc://models/tiny"},
+                "adapters": [{"name": "alias", "adapterRef": {"name": "topics"}, "version": number}],
+            },
+            "status": {"adapters": [{
+                "name": "alias",
+                "stable": {"version": 1, "digest": digest("1")},
+                "candidate": {"version": number + 1, "digest": digest(&(number + 1).to_string()), "weight": 10},
+            }]},
+        }))
+        .unwrap()
+    };
+    let events = world.events.len();
+    world.observed.endpoints = vec![endpoint(7), endpoint(11)];
+    world.settle();
+    assert_eq!(
+        listed(&world),
+        (30..=70)
+            .rev()
+            .chain([12, 11, 8, 7, 5, 4, 3, 2, 1])
+            .collect::<Vec<_>>(),
+        "pinned ones and candidates of rollouts too"
+    );
+    assert_eq!(world.stage(1).0, VersionStage::Production);
+    let turned = &world.events[events..];
+    assert_eq!(
+        turned.len(),
+        1,
+        "version 1 went into production; what is listed again did not turn: {turned:?}"
+    );
+}
+
+#[test]
+fn what_is_needed_is_listed_before_what_waits_and_what_is_past() {
+    let mut world = World::new(&json!({"approval": "Manual"}));
+    for number in 1..=60 {
+        world.publish_run(&number.to_string(), 0.5, None);
+        world.settle();
+    }
+    assert_eq!(listed(&world), (11..=60).rev().collect::<Vec<_>>());
+    assert_eq!(
+        world.say(2, "Approve", digest("2").as_str()).0,
+        AnswerOutcome::Done
+    );
+    let expected: Vec<_> = (12..=60).rev().chain([2]).collect();
+    assert_eq!(listed(&world), expected, "50, with the one approved");
+}
+
+#[test]
+fn what_was_said_about_versions_that_are_no_longer_listed_goes_once_it_was_read() {
+    let mut world = with_many_versions();
+    let targets = |world: &World| -> (Vec<String>, Vec<String>) {
+        let status = world.status();
+        (
+            status.commands.keys().cloned().collect(),
+            status.answers.keys().cloned().collect(),
+        )
+    };
+    world.say(6, "Reject", digest("6").as_str());
+    world.say(70, "Reject", digest("70").as_str());
+    assert_eq!(
+        world.say(999, "Reject", digest("x").as_str()).0,
+        AnswerOutcome::Refused
+    );
+    let all = ["version/6", "version/70", "version/999"].map(str::to_owned);
+    assert_eq!(targets(&world), (all.to_vec(), all.to_vec()));
+    world.now += 3500;
+    world.settle();
+    assert_eq!(targets(&world).0, all, "there is an hour to read an answer");
+    world.now += 100;
+    world.settle();
+    let kept = vec!["version/70".to_owned()];
+    assert_eq!(targets(&world), (kept.clone(), kept));
 }

@@ -9,7 +9,7 @@ mod validate;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use graftwork_api::{Dataset, DatasetStatus};
 use graftwork_contract::Digest;
@@ -38,6 +38,8 @@ pub struct Observed {
     pub build: Asked<Option<Record>>,
     /// The records of all versions.
     pub versions: Asked<Vec<Record>>,
+    /// Versions that unfinished runs pin: they look them up in status.
+    pub pinned: BTreeSet<u32>,
     /// Jobs of this Dataset.
     pub jobs: Vec<Job>,
     /// The Job of the next attempt has somebody else's name.

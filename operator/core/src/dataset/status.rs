@@ -1,5 +1,7 @@
 //! A Dataset's status: what is said about each step.
 
+use std::cmp::Reverse;
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use graftwork_api::conditions::{condition, reason};
@@ -15,7 +17,7 @@ use crate::conditions::{self, Conditions, Truth};
 use crate::plan::{Actions, Event};
 use crate::storage::StorageProblem;
 
-/// Versions that status lists.
+/// Versions that status lists: the bound of its schema.
 const LISTED_VERSIONS: usize = 50;
 
 /// Value of the refresh annotation.
@@ -97,7 +99,10 @@ pub fn report(
         Step::KeeperAway { message } => keeper_away(cr, old, message, now),
         Step::Ready {
             record, versions, ..
-        } => ready(cr, old, record.version, versions, now),
+        } => {
+            let listed = listed(record.version, versions, &observed.pinned);
+            ready(cr, old, record.version, &listed, now)
+        }
         Step::Build { attempt, .. } => {
             let mut message = if *attempt == 1 {
                 "a version is being built".to_owned()
@@ -179,11 +184,28 @@ fn keeper_away(
     actions
 }
 
+/// The versions that status lists, newest first: the one that the sources are now, those that runs
+/// pin, and of the others the newest. The rest stay in the store.
+fn listed<'a>(
+    latest: u32,
+    versions: &'a [VersionRecord],
+    pinned: &BTreeSet<u32>,
+) -> Vec<&'a VersionRecord> {
+    let mut listed: Vec<_> = versions.iter().collect();
+    listed.sort_by_key(|it| {
+        let number = it.version;
+        (number != latest, !pinned.contains(&number), Reverse(number))
+    });
+    listed.truncate(LISTED_VERSIONS);
+    listed.sort_by_key(|it| Reverse(it.version));
+    listed
+}
+
 fn ready(
     cr: &Dataset,
     old: DatasetStatus,
     version: u32,
-    versions: &[VersionRecord],
+    versions: &[&VersionRecord],
     now: Timestamp,
 ) -> Actions<DatasetStatus> {
     let latest = versions.iter().find(|known| known.version == version);
@@ -206,11 +228,7 @@ fn ready(
         digest: latest.digest.to_string(),
         rows: valid_rows(latest),
     });
-    next.versions = versions
-        .iter()
-        .take(LISTED_VERSIONS)
-        .map(print_version)
-        .collect();
+    next.versions = versions.iter().map(|it| print_version(it)).collect();
     let rows = &latest.rows;
     let message = format!(
         "version {version} has {} rows: {} train, {} validation, {} test; {} were left out",

@@ -574,3 +574,24 @@ proptest! {
         prop_assert!(world.observed.jobs.len() <= 1);
     }
 }
+
+#[test]
+fn the_present_version_and_those_that_runs_pin_stay_listed_whatever_their_age() {
+    let mut world = World::from_config_map();
+    for version in 1..=60 {
+        world.publish(version);
+    }
+    // The sources are again what they were at version 3.
+    world.publish(3);
+    let Asked::Answered(records) = &mut world.observed.versions else {
+        unreachable!("the keeper answers here")
+    };
+    records.pop();
+    world.observed.pinned = [5, 60].into();
+    world.reconcile();
+    let status = world.cr.status.clone().unwrap();
+    assert_eq!(status.latest.unwrap().version, 3);
+    let listed: Vec<u32> = status.versions.iter().map(|it| it.version).collect();
+    let expected: Vec<u32> = (13..=60).rev().chain([5, 3]).collect();
+    assert_eq!(listed, expected, "50 at most, newest first");
+}

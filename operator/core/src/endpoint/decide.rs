@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use graftwork_api::serving_endpoint::{
-    AdapterEntry, EndpointCommand, EndpointVerb, RejectedDigest, ServedAdapter,
+    AdapterEntry, EndpointCommand, EndpointVerb, RejectedDigest, RolloutState, ServedAdapter,
 };
 use graftwork_api::{
     Answer, AnswerOutcome, ServingEndpoint, ServingEndpointStatus, Time, VersionedDigest,
@@ -17,7 +17,7 @@ use super::desired::{self, Desired};
 use super::fleet::Fleet;
 use super::observed::{Observed, windows};
 use super::rollout::{self, Change, End, Engines, Inputs};
-use super::validate::Valid;
+use super::validate::{Policy, Valid};
 use crate::conditions::shorten;
 use crate::plan::{Decision, Event};
 
@@ -120,7 +120,15 @@ impl Context<'_> {
             .filter(|it| it.adapter == adapter.name)
             .cloned()
             .collect();
-        let eligible = desired::eligible(lora);
+        let adapters = &self.observed.adapters;
+        let eligible = desired::eligible(entry, adapters, self.base);
+        let withdrawn = adapter.candidate.as_ref().and_then(|candidate| {
+            let digest = &candidate.digest;
+            desired::withdrawn(entry, adapters, self.base, digest).or_else(|| {
+                is_barred(digest, &rejected, &settings_hash)
+                    .then(|| "it was rejected under the present settings".to_owned())
+            })
+        });
         let wanted = self
             .wanted(entry, adapter, &eligible)
             .filter(|wanted| !is_barred(&wanted.digest, &rejected, &settings_hash));
@@ -129,6 +137,7 @@ impl Context<'_> {
         let inputs = Inputs {
             policy: &self.valid.policy,
             wanted: wanted.as_ref(),
+            withdrawn: withdrawn.as_deref(),
             eligible: &eligible,
             rejected: &rejected,
             settings_hash: &settings_hash,
@@ -180,6 +189,50 @@ impl Context<'_> {
             &self.fleet.routers,
         )
     }
+}
+
+/// The next decision while the spec is not acted on, for the reason `why`; none where nothing is to
+/// be decided. Nobody judges a candidate then, so its callers go back to the stable version, without
+/// blame: it is tried again once the spec is mended. What serves goes on.
+pub fn hold(
+    cr: &ServingEndpoint,
+    policy: &Policy,
+    fleet: &Fleet<'_>,
+    why: &str,
+    now: Timestamp,
+) -> Option<Decision<ServingEndpointStatus>> {
+    let before = cr.status.clone().unwrap_or_default();
+    let mut next = before.clone();
+    let mut events = Vec::new();
+    for (index, adapter) in before.adapters.iter().enumerate() {
+        let Some(state) = adapter.rollout.as_ref().map(|rollout| &rollout.state) else {
+            continue;
+        };
+        // The first version has no callers yet, and nothing to go back to.
+        let moves = adapter.stable.is_some() || *state == RolloutState::RollingBack;
+        if adapter.candidate.is_none() || !rollout::is_active(state) || !moves {
+            continue;
+        }
+        let inputs = Inputs {
+            policy,
+            wanted: None,
+            withdrawn: Some(why),
+            eligible: &[],
+            rejected: &[],
+            settings_hash: "",
+            engines: Engines::default(),
+            routers: fleet.routers_follow(),
+            judgement: None,
+            command: None,
+        };
+        if let Some(change) = rollout::step(adapter, &inputs, now) {
+            apply(&mut next, index, change, now, &mut events);
+        }
+    }
+    (before != next).then_some(Decision {
+        status: next,
+        events,
+    })
 }
 
 /// Whether a version was rejected here under the same settings.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use graftwork_api::conditions::reason;
 use graftwork_api::lora_adapter::{AdapterVersion, Gate, VersionStage};
 use graftwork_api::serving_endpoint::{AdapterEntry, Rollout};
-use graftwork_api::{LoRAAdapter, LoRAAdapterStatus, VersionedDigest};
+use graftwork_api::{LoRAAdapter, VersionedDigest};
 use graftwork_contract::Digest;
 use serde_json::json;
 
@@ -31,58 +31,98 @@ pub fn desired(
 ) -> Desired {
     let name = &entry.adapter_ref.name;
     let pending = |reason, message| Desired::Pending { reason, message };
-    let adapter = match adapters.get(name) {
-        None => {
-            return pending(
-                reason::ADAPTER_NOT_FOUND,
-                format!("there is no LoRAAdapter \"{name}\""),
-            );
-        }
-        Some(adapter) if adapter.metadata.deletion_timestamp.is_some() => {
-            return pending(
-                reason::ADAPTER_NOT_FOUND,
-                format!("LoRAAdapter \"{name}\" is being deleted"),
-            );
-        }
-        Some(adapter) => adapter,
+    let Usable { approved, versions } = match usable(name, adapters, base) {
+        Ok(usable) => usable,
+        Err((reason, message)) => return pending(reason, message),
     };
-    let nothing = LoRAAdapterStatus::default();
-    let status = adapter.status.as_ref().unwrap_or(&nothing);
-    if let Some((of_adapter, base)) = status.base_model.as_ref().zip(base)
-        && of_adapter.digest != base.as_str()
-    {
-        return pending(
-            reason::BASE_MODEL_MISMATCH,
-            format!(
-                "LoRAAdapter \"{name}\" is for base model {}, and the endpoint's is {base}",
-                of_adapter.digest
-            ),
-        );
-    }
-    let Some(number) = entry.version.or(status.approved) else {
+    let Some(number) = entry.version.or(approved) else {
         return pending(
             reason::WAITING_FOR_VERSION,
             format!("LoRAAdapter \"{name}\" has no approved version"),
         );
     };
-    match status
-        .versions
-        .iter()
-        .find(|version| version.version == number)
-    {
+    match versions.iter().find(|version| version.version == number) {
         None => pending(
             reason::VERSION_NOT_FOUND,
-            format!("LoRAAdapter \"{name}\" has no version {number}"),
+            format!("LoRAAdapter \"{name}\" lists no version {number}"),
         ),
         Some(version) if may_be_served(version) => Desired::Version(version.versioned_digest()),
-        Some(version) => pending(
-            reason::VERSION_NOT_APPROVED,
-            format!(
-                "version {number} of LoRAAdapter \"{name}\" is {}: {}",
-                version.stage,
-                version.message.as_deref().unwrap_or_default()
-            ),
-        ),
+        Some(version) => pending(reason::VERSION_NOT_APPROVED, describe(name, version)),
+    }
+}
+
+/// An adapter whose versions fit the endpoint's base model.
+struct Usable<'a> {
+    /// The newest version that may see traffic.
+    approved: Option<u32>,
+    /// Those that its status lists.
+    versions: &'a [AdapterVersion],
+}
+
+/// The adapter of that name, or a condition's reason and in words why it has nothing for this
+/// endpoint. Where a base model is not known, nothing is said about it.
+fn usable<'a>(
+    name: &str,
+    adapters: &'a BTreeMap<String, LoRAAdapter>,
+    base: Option<&Digest>,
+) -> Result<Usable<'a>, (&'static str, String)> {
+    let adapter = adapters.get(name).ok_or_else(|| {
+        let message = format!("there is no LoRAAdapter \"{name}\"");
+        (reason::ADAPTER_NOT_FOUND, message)
+    })?;
+    if adapter.metadata.deletion_timestamp.is_some() {
+        let message = format!("LoRAAdapter \"{name}\" is being deleted");
+        return Err((reason::ADAPTER_NOT_FOUND, message));
+    }
+    let Some(status) = &adapter.status else {
+        return Ok(Usable {
+            approved: None,
+            versions: &[],
+        });
+    };
+    if let Some((of_adapter, base)) = status.base_model.as_ref().zip(base)
+        && of_adapter.digest != base.as_str()
+    {
+        let message = format!(
+            "LoRAAdapter \"{name}\" is for base model {}, and the endpoint's is {base}",
+            of_adapter.digest
+        );
+        return Err((reason::BASE_MODEL_MISMATCH, message));
+    }
+    Ok(Usable {
+        approved: status.approved,
+        versions: &status.versions,
+    })
+}
+
+fn describe(name: &str, version: &AdapterVersion) -> String {
+    format!(
+        "version {} of LoRAAdapter \"{name}\" is {}: {}",
+        version.version,
+        version.stage,
+        version.message.as_deref().unwrap_or_default()
+    )
+}
+
+/// Why a candidate may not be served any more; none where it may. Asked in every state of a rollout,
+/// whatever the spec names by then: a version that is rejected while it climbs is not promoted.
+pub fn withdrawn(
+    entry: &AdapterEntry,
+    adapters: &BTreeMap<String, LoRAAdapter>,
+    base: Option<&Digest>,
+    digest: &str,
+) -> Option<String> {
+    let name = &entry.adapter_ref.name;
+    let versions = match usable(name, adapters, base) {
+        Ok(usable) => usable.versions,
+        Err((_, message)) => return Some(message),
+    };
+    match versions.iter().find(|version| version.digest == digest) {
+        None => Some(format!(
+            "LoRAAdapter \"{name}\" lists no version of digest {digest}"
+        )),
+        Some(version) if may_be_served(version) => None,
+        Some(version) => Some(describe(name, version)),
     }
 }
 
@@ -99,11 +139,14 @@ fn may_be_served(version: &AdapterVersion) -> bool {
 }
 
 /// The versions that a person may name in Retry and Rollback.
-pub fn eligible(adapter: Option<&LoRAAdapter>) -> Vec<VersionedDigest> {
-    adapter
-        .and_then(|adapter| adapter.status.as_ref())
+pub fn eligible(
+    entry: &AdapterEntry,
+    adapters: &BTreeMap<String, LoRAAdapter>,
+    base: Option<&Digest>,
+) -> Vec<VersionedDigest> {
+    usable(&entry.adapter_ref.name, adapters, base)
+        .map_or(&[][..], |usable| usable.versions)
         .iter()
-        .flat_map(|status| &status.versions)
         .filter(|version| may_be_served(version))
         .map(AdapterVersion::versioned_digest)
         .collect()
@@ -139,14 +182,22 @@ mod tests {
         .unwrap()
     }
 
-    fn ask(version: Option<u32>, adapter: LoRAAdapter, base: &[u8]) -> Result<u32, &'static str> {
-        let entry = AdapterEntry {
+    fn entry(version: Option<u32>) -> AdapterEntry {
+        AdapterEntry {
             name: "alias".to_owned(),
             adapter_ref: graftwork_api::ObjectReference::new("a"),
             version,
-        };
+        }
+    }
+
+    fn served(adapter: LoRAAdapter, base: &[u8]) -> Vec<VersionedDigest> {
+        let adapters = [("a".to_owned(), adapter)].into();
+        eligible(&entry(None), &adapters, Some(&Digest::of(base)))
+    }
+
+    fn ask(version: Option<u32>, adapter: LoRAAdapter, base: &[u8]) -> Result<u32, &'static str> {
         match desired(
-            &entry,
+            &entry(version),
             &[("a".to_owned(), adapter)].into(),
             Some(&Digest::of(base)),
         ) {
@@ -179,13 +230,77 @@ mod tests {
     fn what_was_rolled_back_can_be_pinned_and_what_the_gate_rejected_cannot() {
         let rolled_back = adapter("Rejected", reason::ROLLED_BACK_ON_ENDPOINT);
         assert_eq!(ask(Some(2), rolled_back.clone(), b"base"), Ok(2));
-        assert_eq!(eligible(Some(&rolled_back)).len(), 2);
+        assert_eq!(served(rolled_back.clone(), b"base").len(), 2);
+        assert_eq!(
+            served(rolled_back, b"other"),
+            [],
+            "made for another base, nothing may be named"
+        );
         let failed = adapter("Rejected", reason::GATE_FAILED);
         assert_eq!(
             ask(Some(2), failed.clone(), b"base"),
             Err(reason::VERSION_NOT_APPROVED)
         );
-        assert_eq!(eligible(Some(&failed)).len(), 1);
+        assert_eq!(served(failed, b"base").len(), 1);
+    }
+
+    #[test]
+    fn a_candidate_is_withdrawn_for_a_rejection_another_base_or_an_adapter_that_goes() {
+        let why = |adapter: Option<LoRAAdapter>, base: Option<&[u8]>, digest: &str| {
+            let adapters = adapter.map(|it| ("a".to_owned(), it)).into_iter().collect();
+            let base = base.map(Digest::of);
+            withdrawn(&entry(Some(2)), &adapters, base.as_ref(), digest)
+        };
+        let base = Some(&b"base"[..]);
+        let approved = adapter("Approved", "");
+        assert_eq!(why(Some(approved.clone()), base, "two"), None);
+        assert_eq!(
+            why(Some(approved.clone()), None, "two"),
+            None,
+            "a base that is not known is none that differs"
+        );
+        let rolled_back = adapter("Rejected", reason::ROLLED_BACK_ON_ENDPOINT);
+        assert_eq!(
+            why(Some(rolled_back), base, "two"),
+            None,
+            "Retry may try it"
+        );
+        let mut going = approved.clone();
+        going.metadata.deletion_timestamp = Some(graftwork_api::Time(crate::fixtures::at(0)));
+        let mut empty = approved.clone();
+        empty.status = None;
+        for (adapter, base, digest, part) in [
+            (
+                Some(adapter("Rejected", reason::REJECTED_BY_USER)),
+                base,
+                "two",
+                "version 2 of LoRAAdapter \"a\" is Rejected",
+            ),
+            (
+                Some(adapter("Candidate", reason::GATE_PENDING)),
+                base,
+                "two",
+                "is Candidate",
+            ),
+            (
+                Some(approved.clone()),
+                Some(&b"x"[..]),
+                "two",
+                "is for base model",
+            ),
+            (
+                Some(approved),
+                base,
+                "three",
+                "lists no version of digest three",
+            ),
+            (Some(going), base, "two", "is being deleted"),
+            (Some(empty), base, "two", "lists no version"),
+            (None, base, "two", "there is no LoRAAdapter"),
+        ] {
+            let found = why(adapter, base, digest).unwrap();
+            assert!(found.contains(part), "{found}");
+        }
     }
 
     #[test]

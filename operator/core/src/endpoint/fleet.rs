@@ -34,6 +34,31 @@ pub struct Fleet<'a> {
 impl<'a> Fleet<'a> {
     /// Looks at pods and derives their lists from persisted status.
     pub fn new(cr: &ServingEndpoint, served: &[ServedAdapter], observed: &'a Observed) -> Self {
+        let base_name = cr.spec.base_model.name.clone().unwrap_or_default();
+        Self::with_base_name(cr, served, observed, base_name)
+    }
+
+    /// The same while the spec is not acted on: from what was persisted last, with the base's name as
+    /// engines were configured with it.
+    pub fn held(cr: &ServingEndpoint, observed: &'a Observed) -> Self {
+        let served = cr
+            .status
+            .as_ref()
+            .map_or(&[][..], |status| &status.adapters);
+        let configured = read_configuration(observed.engine_configuration.ours());
+        let base_name = configured.map_or_else(
+            || cr.spec.base_model.name.clone(),
+            |configured| configured.base_name,
+        );
+        Self::with_base_name(cr, served, observed, base_name.unwrap_or_default())
+    }
+
+    fn with_base_name(
+        cr: &ServingEndpoint,
+        served: &[ServedAdapter],
+        observed: &'a Observed,
+        base_name: String,
+    ) -> Self {
         let engines: Vec<_> = observed
             .engines
             .iter()
@@ -44,7 +69,7 @@ impl<'a> Fleet<'a> {
             .iter()
             .filter(|router| router.pod.ready && router.pod.target().is_some())
             .collect();
-        let table = routing_table(cr, served, &engines);
+        let table = routing_table(cr, served, &engines, base_name);
         let table_digest = table_digest(&table);
         let acknowledged = follow(&routers, &table_digest);
         let prior = configured(observed.engine_configuration.ours());
@@ -164,6 +189,7 @@ fn routing_table(
     cr: &ServingEndpoint,
     served: &[ServedAdapter],
     engines: &[&EnginePod],
+    base_name: String,
 ) -> RoutingTable {
     let version = |it: &VersionedDigest| Version {
         version: it.version,
@@ -214,7 +240,7 @@ fn routing_table(
     RoutingTable {
         models,
         engines: targets,
-        base_name: cr.spec.base_model.name.clone().unwrap_or_default(),
+        base_name,
     }
 }
 

@@ -19,6 +19,7 @@ mod tests;
 
 use std::time::Duration;
 
+use graftwork_api::serving_endpoint::RolloutState;
 use graftwork_api::{ServingEndpoint, ServingEndpointStatus};
 use graftwork_contract::Digest;
 use jiff::Timestamp;
@@ -30,7 +31,7 @@ use children::Builder;
 use decide::Context;
 use fleet::Fleet;
 use rollout::seconds_since;
-use validate::Valid;
+use validate::{Policy, Valid};
 
 pub use observed::{
     EnginePod, Names, Observed, RouterPod, Window, children_names, list_digest, windows,
@@ -66,10 +67,10 @@ pub fn plan(
     }
     let valid = match validate(&cr.spec, settings) {
         Ok(valid) => valid,
-        Err(invalid) => return Plan::Act(status::invalid(cr, &invalid, observed, now)),
+        Err(invalid) => return hold(cr, &status::invalid(&invalid), observed, now),
     };
-    if let Some(name) = foreign(cr, observed) {
-        return Plan::Act(status::name_taken(cr, &name, observed, now));
+    if let Some(what) = foreign(cr, observed) {
+        return hold(cr, &status::name_taken(&what), observed, now);
     }
     let served = decide::reconcile_entries(cr).adapters;
     let fleet = Fleet::new(cr, &served, observed);
@@ -98,9 +99,41 @@ pub fn plan(
     if let Some(base) = base.as_ref().filter(|_| problem.is_none()) {
         actions.apply = Builder::new(cr, &valid, observed, &fleet, base, settings).build();
     }
-    actions.calls = calls(&valid, &fleet, now);
+    actions.calls = calls(&valid.policy, &fleet, now);
     actions.nudge = nudges(&fleet);
-    actions.requeue_after = requeue_after(cr, &valid, &fleet, now);
+    actions.requeue_after = requeue_after(cr, &valid.policy, &fleet, now);
+    Plan::Act(actions)
+}
+
+/// While the spec can't be acted on: children stay as they are, nothing new begins, and engines and
+/// routers are still told what was decided before, so that a pod that comes or goes is noticed.
+fn hold(
+    cr: &ServingEndpoint,
+    trouble: &status::Trouble,
+    observed: &Observed,
+    now: Timestamp,
+) -> Plan<ServingEndpointStatus> {
+    let policy = Policy::holding(cr.spec.rollout.candidate_lease_seconds);
+    let fleet = Fleet::held(cr, observed);
+    if let Some(decision) = decide::hold(cr, &policy, &fleet, trouble.message(), now) {
+        return Plan::Decide(decision);
+    }
+    let mut actions = status::held(cr, &policy, trouble, observed, now);
+    let is_known = cr
+        .status
+        .as_ref()
+        .is_some_and(|status| !status.adapters.is_empty());
+    if !is_known && !cr.spec.adapters.is_empty() {
+        // Status was lost, or nothing was decided yet: pods know better than we do.
+        return Plan::Act(actions);
+    }
+    actions.calls = calls(&policy, &fleet, now);
+    actions.nudge = nudges(&fleet);
+    let served = cr.status.iter().flat_map(|status| &status.adapters);
+    let taking_back = served
+        .filter_map(|adapter| adapter.rollout.as_ref())
+        .any(|rollout| rollout.state == RolloutState::RollingBack);
+    actions.requeue_after = (taking_back || is_unheard(&fleet)).then_some(SOON);
     Plan::Act(actions)
 }
 
@@ -157,11 +190,22 @@ fn foreign(cr: &ServingEndpoint, observed: &Observed) -> Option<String> {
     ]
     .into_iter()
     .find(|(.., foreign)| *foreign)
-    .map(|(kind, name, _)| format!("{kind} {name}"))
+    .map(|(kind, name, _)| {
+        // An endpoint `a-engines` wants the name that the engines of an endpoint `a` have.
+        let other = name
+            .strip_suffix("-engines")
+            .filter(|_| kind == "Service" && *name == names.service);
+        match other {
+            Some(other) => format!(
+                "{kind} {name}, which is what the engines of a ServingEndpoint \"{other}\" are called,"
+            ),
+            None => format!("{kind} {name}"),
+        }
+    })
 }
 
 /// Engines before routers: a router never hears of a version before the engines.
-fn calls(valid: &Valid<'_>, fleet: &Fleet<'_>, now: Timestamp) -> Vec<Call> {
+fn calls(policy: &Policy, fleet: &Fleet<'_>, now: Timestamp) -> Vec<Call> {
     let request = fleet.request();
     let digest = list_digest(&request);
     let engines = fleet
@@ -182,7 +226,7 @@ fn calls(valid: &Valid<'_>, fleet: &Fleet<'_>, now: Timestamp) -> Vec<Call> {
             router.acknowledged.as_ref().is_none_or(|known| {
                 let age = seconds_since(known.at, now);
                 known.table != fleet.table_digest
-                    || (leased && age >= valid.policy.lease_seconds / LEASE_PARTS)
+                    || (leased && age >= policy.lease_seconds / LEASE_PARTS)
             })
         })
         .filter_map(|router| Some(Call::SyncRouter(router.pod.target()?, fleet.table.clone())));
@@ -213,23 +257,28 @@ fn nudges(fleet: &Fleet<'_>) -> Vec<Nudge> {
         .collect()
 }
 
-/// When to look again without an event: soon while something is under way, at the renewal of a lease
-/// or the next judgement otherwise, and not at all at rest.
-fn requeue_after(
-    cr: &ServingEndpoint,
-    valid: &Valid<'_>,
-    fleet: &Fleet<'_>,
-    now: Timestamp,
-) -> Option<Duration> {
+/// Whether a pod that is ready has not taken what it was sent last.
+fn is_unheard(fleet: &Fleet<'_>) -> bool {
     let list = list_digest(&fleet.request());
-    let unheard = fleet.engines.iter().any(|engine| {
+    let engines = fleet.engines.iter().any(|engine| {
         engine
             .acknowledged
             .as_ref()
             .is_none_or(|known| known.table != list)
-    }) || (!fleet.routers.is_empty() && !fleet.routers_follow().acknowledged);
+    });
+    engines || (!fleet.routers.is_empty() && !fleet.routers_follow().acknowledged)
+}
+
+/// When to look again without an event: soon while something is under way, at the renewal of a lease
+/// or the next judgement otherwise, and not at all at rest.
+fn requeue_after(
+    cr: &ServingEndpoint,
+    policy: &Policy,
+    fleet: &Fleet<'_>,
+    now: Timestamp,
+) -> Option<Duration> {
     let served = cr.status.iter().flat_map(|status| &status.adapters);
-    let mut wait = unheard.then_some(SOON);
+    let mut wait = is_unheard(fleet).then_some(SOON);
     let mut sooner = |after: Duration| {
         wait = Some(wait.map_or(after, |known| known.min(after)));
     };
@@ -244,13 +293,13 @@ fn requeue_after(
         if !rollout::is_active(&rollout.state) {
             continue;
         }
-        let renewal = valid.policy.lease_seconds / LEASE_PARTS;
+        let renewal = policy.lease_seconds / LEASE_PARTS;
         sooner(Duration::from_secs(renewal.max(1)));
-        let holds = rollout.state == graftwork_api::serving_endpoint::RolloutState::Paused;
+        let holds = rollout.state == RolloutState::Paused;
         if !holds {
             sooner(SOON);
         }
-        if let Some(analysis) = &valid.policy.analysis {
+        if let Some(analysis) = &policy.analysis {
             let last = rollout
                 .last_analysis_time
                 .as_ref()
@@ -260,7 +309,7 @@ fn requeue_after(
             sooner(Duration::from_secs(due));
         }
         // The end of a timed pause, to the second.
-        sooner(status::pause_left(&valid.policy, rollout, now).unwrap_or(Duration::from_secs(30)));
+        sooner(status::pause_left(policy, rollout, now).unwrap_or(Duration::from_secs(30)));
     }
     wait
 }

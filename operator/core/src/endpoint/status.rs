@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use graftwork_api::conditions::{condition, reason};
 use graftwork_api::serving_endpoint::{
-    AdapterCounts, AdapterRollout, EndpointColumns, PausedBy, RolloutState, ServedAdapter,
+    AdapterCounts, AdapterRollout, EndpointColumns, PausedBy, RejectedDigest, RolloutState,
+    ServedAdapter,
 };
 use graftwork_api::{ServingEndpoint, ServingEndpointStatus, labels};
 use jiff::Timestamp;
@@ -40,6 +41,11 @@ enum Moving {
 }
 
 impl Trouble {
+    /// What is wrong, in words.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
     fn new(
         truth: Truth,
         reason: impl Into<String>,
@@ -55,45 +61,43 @@ impl Trouble {
     }
 }
 
-/// A spec that can't work: what runs goes on running.
-pub fn invalid(
-    cr: &ServingEndpoint,
-    invalid: &Invalid,
-    observed: &Observed,
-    now: Timestamp,
-) -> Actions<ServingEndpointStatus> {
+/// A spec that can't work.
+pub fn invalid(invalid: &Invalid) -> Trouble {
     let message = format!("{}: {}", invalid.field, invalid.message);
-    let trouble = Trouble::new(Truth::False, invalid.reason, message, Moving::Stalled);
-    say(
-        cr,
-        cr.status.clone().unwrap_or_default(),
-        &trouble,
-        observed,
-        now,
-    )
+    Trouble::new(Truth::False, invalid.reason, message, Moving::Stalled)
 }
 
-/// A child whose name is somebody else's: nothing is touched.
-pub fn name_taken(
-    cr: &ServingEndpoint,
-    name: &str,
-    observed: &Observed,
-    now: Timestamp,
-) -> Actions<ServingEndpointStatus> {
-    let message = format!("{name} exists and does not belong to this ServingEndpoint");
-    let trouble = Trouble::new(
+/// A child whose name is somebody else's.
+pub fn name_taken(what: &str) -> Trouble {
+    let message = format!(
+        "{what} exists and does not belong to this ServingEndpoint: remove it, or name this one otherwise"
+    );
+    Trouble::new(
         Truth::False,
         reason::OBJECT_NOT_OURS,
         message,
         Moving::Stalled,
-    );
-    say(
-        cr,
-        cr.status.clone().unwrap_or_default(),
-        &trouble,
-        observed,
-        now,
     )
+}
+
+/// What is said while the spec is not acted on: the trouble, and where what was decided before
+/// stands.
+pub fn held(
+    cr: &ServingEndpoint,
+    policy: &Policy,
+    trouble: &Trouble,
+    observed: &Observed,
+    now: Timestamp,
+) -> Actions<ServingEndpointStatus> {
+    let mut next = cr.status.clone().unwrap_or_default();
+    if next.adapters.is_empty() {
+        return say(cr, next, trouble, observed, now);
+    }
+    next.adapter_counts = Some(count(&next.adapters));
+    next.columns = Some(columns(&next.adapters, &next.rejected));
+    let mut actions = say(cr, next, trouble, observed, now);
+    say_rollouts(cr, policy, &mut actions, now);
+    actions
 }
 
 /// What keeps children from being written; what runs goes on running.
@@ -194,7 +198,7 @@ pub fn report(
         adapter.message = pending.map(|(_, message)| shorten(&message));
     }
     next.adapter_counts = Some(count(&next.adapters));
-    next.columns = Some(columns(&next.adapters));
+    next.columns = Some(columns(&next.adapters, &next.rejected));
     let trouble = problem
         .cloned()
         .unwrap_or_else(|| serving(cr, observed, fleet, &next.adapters));
@@ -361,27 +365,37 @@ fn state(adapter: &ServedAdapter) -> Option<&RolloutState> {
     adapter.rollout.as_ref().map(|rollout| &rollout.state)
 }
 
-fn columns(adapters: &[ServedAdapter]) -> EndpointColumns {
+/// What the column Rollout says of one adapter; none where nothing moves and nothing was taken back.
+fn movement(adapter: &ServedAdapter, rejected: &[RejectedDigest]) -> Option<String> {
+    let rollout = adapter.rollout.as_ref()?;
+    let name = &adapter.name;
+    let from = adapter
+        .stable
+        .as_ref()
+        .map_or_else(String::new, |it| format!("v{}", it.version));
+    match &adapter.candidate {
+        Some(candidate) => Some(format!(
+            "{name} {from}>v{} {}% {}",
+            candidate.version, candidate.weight, rollout.state
+        )),
+        None if rollout.state == RolloutState::RolledBack => {
+            // Newest first: the version that this rollout took back. A list that is full may have
+            // let go of it.
+            let taken_back = rejected
+                .iter()
+                .find(|it| it.adapter == *name && Some(&it.reason) == rollout.reason.as_ref());
+            let to = taken_back.map_or_else(String::new, |it| format!(">v{}", it.version));
+            Some(format!("{name} {from}{to} {}", rollout.state))
+        }
+        None => None,
+    }
+}
+
+fn columns(adapters: &[ServedAdapter], rejected: &[RejectedDigest]) -> EndpointColumns {
     let counts = count(adapters);
     let moving: Vec<String> = adapters
         .iter()
-        .filter_map(|adapter| {
-            let rollout = adapter.rollout.as_ref()?;
-            let from = adapter
-                .stable
-                .as_ref()
-                .map_or_else(String::new, |it| format!("v{}", it.version));
-            match &adapter.candidate {
-                Some(candidate) => Some(format!(
-                    "{} {from}>v{} {}% {}",
-                    adapter.name, candidate.version, candidate.weight, rollout.state
-                )),
-                None if rollout.state == RolloutState::RolledBack => {
-                    Some(format!("{} {from} {}", adapter.name, rollout.state))
-                }
-                None => None,
-            }
-        })
+        .filter_map(|adapter| movement(adapter, rejected))
         .collect();
     let mut rollout = if moving.is_empty() {
         "-".to_owned()

@@ -37,6 +37,20 @@ pub struct Policy {
     pub lease_seconds: u64,
 }
 
+impl Policy {
+    /// The policy while the spec is not acted on: nobody judges, and nothing goes on. Only the lease,
+    /// by which routers give a candidate up by themselves, is still the spec's.
+    pub const fn holding(lease_seconds: u64) -> Self {
+        Self {
+            strategy: Strategy::Canary(Vec::new()),
+            analysis: None,
+            progress_deadline_seconds: u64::MAX,
+            auto_rollback: false,
+            lease_seconds,
+        }
+    }
+}
+
 /// How traffic moves.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Strategy {

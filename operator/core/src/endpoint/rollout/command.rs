@@ -83,13 +83,16 @@ fn answered(mut change: Change, outcome: AnswerOutcome, message: &str) -> Change
 
 fn promote(machine: &Machine<'_>, candidate: &Candidate) -> Outcome {
     let inputs = machine.inputs;
+    if let Some(why) = inputs.withdrawn {
+        return Err(format!("v{} is withdrawn: {why}", candidate.version));
+    }
     match machine.state() {
-        RolloutState::Promoting => Ok(answered(
+        Some(RolloutState::RollingBack) => Err("the candidate is being taken back".to_owned()),
+        Some(RolloutState::Promoting) => Ok(answered(
             machine.quiet(),
             AnswerOutcome::Done,
             "the candidate is taking over already",
         )),
-        RolloutState::RollingBack => Err("the candidate is being taken back".to_owned()),
         _ if !inputs.engines.have_candidate() => Err(format!(
             "{} of {} ready engines have v{}: wait until all have it",
             inputs.engines.verified, inputs.engines.ready, candidate.version
@@ -104,7 +107,7 @@ fn promote(machine: &Machine<'_>, candidate: &Candidate) -> Outcome {
 }
 
 fn abort(machine: &Machine<'_>, command: &EndpointCommand) -> Outcome {
-    if machine.state() == RolloutState::RollingBack {
+    if machine.state() == Some(&RolloutState::RollingBack) {
         let message = "the candidate is being taken back already";
         return Ok(answered(machine.quiet(), AnswerOutcome::Done, message));
     }

@@ -2,7 +2,8 @@
 //! was observed and the time.
 //!
 //! `Stable -> Preparing -> Stepping <-> Paused -> Promoting -> Stable(new)`, and from anywhere before
-//! the end `-> RollingBack -> RolledBack`. A change of state, weight or step is a decision: it is
+//! the end `-> RollingBack -> RolledBack`. Stable is written as no rollout at all, so that a thousand
+//! stable adapters stay short. A change of state, weight or step is a decision: it is
 //! persisted first, and the routing table derives from what was persisted.
 //!
 //! Time comes in as an argument. A clock that goes back makes waits longer, never shorter; the shell
@@ -35,6 +36,9 @@ pub struct Inputs<'a> {
     /// The version that spec and adapter name, where it may be tried here; none where there is none,
     /// or where it was rejected under the same settings.
     pub wanted: Option<&'a VersionedDigest>,
+    /// Why the candidate may not be served any more, whatever is wanted; none where it may, or where
+    /// there is none.
+    pub withdrawn: Option<&'a str>,
     /// Versions that a person may name: approved ones and those that were rolled back before.
     pub eligible: &'a [VersionedDigest],
     /// What was rejected here, of this adapter, under whatever settings.

@@ -39,12 +39,9 @@ pub struct Machine<'a> {
 }
 
 impl Machine<'_> {
-    /// The state, `Stable` where nothing was persisted.
-    pub fn state(&self) -> RolloutState {
-        self.adapter
-            .rollout
-            .as_ref()
-            .map_or(RolloutState::Stable, |rollout| rollout.state.clone())
+    /// The persisted state; none where the stable version serves alone.
+    pub fn state(&self) -> Option<&RolloutState> {
+        self.adapter.rollout.as_ref().map(|rollout| &rollout.state)
     }
 
     fn advance(&self) -> Option<Change> {
@@ -72,7 +69,7 @@ impl Machine<'_> {
                 .or_else(|| self.refuse(candidate))
                 .or_else(|| self.judge(rollout, candidate))
                 .or_else(|| self.finish_promotion(rollout, candidate)),
-            RolloutState::Stable | RolloutState::RolledBack | RolloutState::Other(_) => self.rest(),
+            RolloutState::RolledBack | RolloutState::Other(_) => self.rest(),
         }
     }
 
@@ -92,7 +89,7 @@ impl Machine<'_> {
             self.inputs.rejected.iter().any(|rejected| {
                 rejected.settings_hash.as_deref() == Some(self.inputs.settings_hash)
             });
-        let rolled_back = self.state() == RolloutState::RolledBack;
+        let rolled_back = self.state() == Some(&RolloutState::RolledBack);
         if rolled_back && remembered && self.adapter.candidate.is_none() {
             return None;
         }
@@ -159,8 +156,13 @@ impl Machine<'_> {
         }
     }
 
-    /// Spec or adapter went back to the stable version, or on to another one.
+    /// The candidate may not be served any more; or spec or adapter went back to the stable version,
+    /// or on to another one.
     fn withdraw(&self, rollout: &AdapterRollout, candidate: &Candidate) -> Option<Change> {
+        if let Some(why) = self.inputs.withdrawn {
+            let message = format!("v{} is withdrawn: {why}", candidate.version);
+            return Some(self.roll_back(reason::CANDIDATE_WITHDRAWN, &message));
+        }
         let wanted = self.inputs.wanted?;
         if wanted.digest == candidate.digest {
             return None;
@@ -587,6 +589,6 @@ impl Machine<'_> {
 
     /// Whether a rollout is under way.
     pub fn is_active(&self) -> bool {
-        self.adapter.candidate.is_some() && is_active(&self.state())
+        self.adapter.candidate.is_some() && self.state().is_some_and(is_active)
     }
 }

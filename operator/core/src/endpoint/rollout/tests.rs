@@ -13,6 +13,11 @@ use crate::fixtures::at;
 
 const HASH: &str = "settings";
 
+/// What the tests call an adapter without a rollout; persisted, it is a state that nobody knows.
+fn settled() -> RolloutState {
+    RolloutState::from("Stable")
+}
+
 fn version(number: u32) -> VersionedDigest {
     VersionedDigest {
         version: number,
@@ -79,6 +84,7 @@ struct World {
     adapter: ServedAdapter,
     policy: Policy,
     wanted: Option<VersionedDigest>,
+    withdrawn: Option<String>,
     rejected: Vec<RejectedDigest>,
     settings_hash: String,
     engines: Engines,
@@ -98,6 +104,7 @@ impl World {
             },
             policy,
             wanted: Some(version(1)),
+            withdrawn: None,
             rejected: Vec::new(),
             settings_hash: HASH.to_owned(),
             engines: Engines {
@@ -126,6 +133,7 @@ impl World {
         let inputs = Inputs {
             policy: &self.policy,
             wanted: wanted.as_ref(),
+            withdrawn: self.withdrawn.as_deref(),
             eligible: &eligible,
             rejected: &self.rejected,
             settings_hash: &self.settings_hash,
@@ -185,7 +193,7 @@ impl World {
     fn at(&self) -> (RolloutState, u32, u32) {
         let rollout = self.adapter.rollout.as_ref();
         (
-            rollout.map_or(RolloutState::Stable, |rollout| rollout.state.clone()),
+            rollout.map_or_else(settled, |rollout| rollout.state.clone()),
             rollout.map_or(0, |rollout| rollout.step),
             self.adapter
                 .candidate
@@ -251,7 +259,7 @@ fn a_canary_climbs_waits_for_a_person_and_takes_over() {
         "an open pause waits for a person"
     );
     assert_eq!(world.say(EndpointVerb::Resume, 2).0, AnswerOutcome::Done);
-    assert_eq!((world.at().0, world.stable()), (RolloutState::Stable, 2));
+    assert_eq!((world.at().0, world.stable()), (settled(), 2));
     assert_eq!(world.adapter.candidate, None);
 }
 
@@ -272,7 +280,7 @@ fn the_first_version_takes_no_steps() {
         refused: None,
     };
     world.after(1);
-    assert_eq!((world.at().0, world.stable()), (RolloutState::Stable, 1));
+    assert_eq!((world.at().0, world.stable()), (settled(), 1));
 }
 
 #[test]
@@ -293,7 +301,7 @@ fn blue_green_previews_switches_and_keeps_the_old_version_for_a_while() {
     world.after(29);
     assert_eq!((world.at().0, world.stable()), (RolloutState::Promoting, 1));
     world.after(1);
-    assert_eq!((world.at().0, world.stable()), (RolloutState::Stable, 2));
+    assert_eq!((world.at().0, world.stable()), (settled(), 2));
 
     let mut world = World::new(policy(moves(false)));
     world.want(2).after(1_000_000);
@@ -318,7 +326,7 @@ fn immediate_moves_everybody_once_engines_have_it() {
     assert_eq!(world.at(), (RolloutState::Preparing, 0, 0));
     world.routers.acknowledged = true;
     world.after(1);
-    assert_eq!((world.at().0, world.stable()), (RolloutState::Stable, 2));
+    assert_eq!((world.at().0, world.stable()), (settled(), 2));
 }
 
 #[test]
@@ -389,7 +397,7 @@ fn a_rejected_version_comes_back_by_retry_or_by_other_settings() {
     world.want(1);
     assert_eq!(
         world.at().0,
-        RolloutState::Stable,
+        settled(),
         "the spec names the stable version: all is well"
     );
 }
@@ -534,7 +542,7 @@ fn an_engine_that_refuses_ends_it() {
 fn a_version_that_is_not_wanted_any_more_goes_without_blame() {
     let mut world = World::new(policy(canary()));
     world.want(2).want(1);
-    assert_eq!((world.at().0, world.stable()), (RolloutState::Stable, 1));
+    assert_eq!((world.at().0, world.stable()), (settled(), 1));
     assert_eq!(world.rejected, []);
     world.want(2).want(3);
     assert_eq!(world.at(), (RolloutState::Paused, 1, 10));
@@ -544,8 +552,77 @@ fn a_version_that_is_not_wanted_any_more_goes_without_blame() {
     assert_eq!(
         world.at(),
         (RolloutState::Paused, 1, 10),
-        "an adapter that is gone changes nothing"
+        "nothing else is wanted, and the candidate may be served: it goes on"
     );
+}
+
+#[test]
+fn a_version_that_may_not_be_served_any_more_is_taken_back_from_every_state() {
+    let blue_green = Moves::BlueGreen {
+        auto_promote: false,
+        preview_seconds: 0,
+        delay_seconds: 300,
+    };
+    let under_way: [(RolloutState, fn(&mut World)); 5] = [
+        (RolloutState::Preparing, |world| {
+            world.engines.verified = 1;
+            world.want(2);
+        }),
+        (RolloutState::Stepping, |world| {
+            world.want(2);
+            world.routers.acknowledged = false;
+            world.say(EndpointVerb::Resume, 2);
+        }),
+        (RolloutState::Paused, |world| {
+            world.want(2);
+        }),
+        (RolloutState::Promoting, |world| {
+            world.want(2);
+            world.routers.acknowledged = false;
+            world.say(EndpointVerb::Promote, 2);
+        }),
+        // Begun by a person, to an older version.
+        (RolloutState::Paused, |world| {
+            world.adapter.stable = Some(version(3));
+            world.want(3);
+            world.say(EndpointVerb::Rollback, 2);
+        }),
+    ];
+    for (index, (state, begin)) in under_way.into_iter().enumerate() {
+        // Whether spec and adapter name it, name another version, or nothing that may be served.
+        for wanted in [None, Some(version(2)), Some(version(1))] {
+            let mut world = World::new(policy(blue_green.clone()));
+            begin(&mut world);
+            assert_eq!(world.at().0, state, "case {index}");
+            let stable = world.stable();
+            world.routers.acknowledged = false;
+            world.wanted = wanted;
+            world.withdrawn = Some("version 2 is Rejected: rejected by ann".to_owned());
+            let change = world.step().unwrap();
+            assert_eq!((world.at().0, world.at().2), (RolloutState::RollingBack, 0));
+            let rollout = change.adapter.rollout.unwrap();
+            assert_eq!(rollout.reason.as_deref(), Some(reason::CANDIDATE_WITHDRAWN));
+            let message = rollout.message.unwrap();
+            assert!(message.contains("rejected by ann"), "{message}");
+            world.wanted = None;
+            world.routers.acknowledged = true;
+            world.withdrawn = None;
+            world.settle();
+            assert_eq!((world.at().0, world.stable()), (settled(), stable));
+        }
+    }
+}
+
+#[test]
+fn nobody_promotes_what_may_not_be_served_any_more() {
+    let mut world = World::new(policy(canary()));
+    world.want(2);
+    world.wanted = None;
+    world.withdrawn = Some("version 2 is Rejected: rejected by ann".to_owned());
+    let (outcome, message) = world.say(EndpointVerb::Promote, 2);
+    assert_eq!(outcome, AnswerOutcome::Refused);
+    assert!(message.contains("rejected by ann"), "{message}");
+    assert_eq!(world.stable(), 1);
 }
 
 #[test]
@@ -640,7 +717,7 @@ fn rollback_goes_to_an_older_version_and_stays_there() {
         world.say(EndpointVerb::Rollback, 2).0,
         AnswerOutcome::Accepted
     );
-    assert_eq!((world.at().0, world.stable()), (RolloutState::Stable, 2));
+    assert_eq!((world.at().0, world.stable()), (settled(), 2));
     assert_eq!(world.rejected[0].digest, version(4).digest);
     world.after(100_000);
     assert_eq!(
@@ -726,7 +803,7 @@ fn strategies() -> impl proptest::strategy::Strategy<Value = Moves> {
 /// Any persisted facts, also such as no run of the machine leaves behind.
 fn facts() -> impl proptest::strategy::Strategy<Value = ServedAdapter> {
     let state = prop_oneof![
-        Just(RolloutState::Stable),
+        Just(settled()),
         Just(RolloutState::Preparing),
         Just(RolloutState::Stepping),
         Just(RolloutState::Paused),
@@ -787,6 +864,7 @@ struct Moment {
     verdict: Option<Verdict>,
     verb: Option<(EndpointVerb, u32)>,
     wanted: Option<u32>,
+    withdrawn: bool,
 }
 
 fn moments() -> impl proptest::strategy::Strategy<Value = Vec<Moment>> {
@@ -799,19 +877,23 @@ fn moments() -> impl proptest::strategy::Strategy<Value = Vec<Moment>> {
         verdicts(),
         verbs(),
         proptest::option::of(1_u32..5),
+        prop::bool::weighted(0.1),
     )
         .prop_map(
-            |(seconds, ready, missing, routers, acknowledged, verdict, verb, wanted)| Moment {
-                seconds,
-                ready,
-                missing,
-                routers: Routers {
-                    ready: routers,
-                    acknowledged: acknowledged && routers > 0,
-                },
-                verdict,
-                verb,
-                wanted,
+            |(seconds, ready, missing, routers, acknowledged, verdict, verb, wanted, withdrawn)| {
+                Moment {
+                    seconds,
+                    ready,
+                    missing,
+                    routers: Routers {
+                        ready: routers,
+                        acknowledged: acknowledged && routers > 0,
+                    },
+                    verdict,
+                    verb,
+                    wanted,
+                    withdrawn,
+                }
             },
         );
     proptest::collection::vec(moment, 1..40)
@@ -841,12 +923,20 @@ proptest! {
             world.judgement = moment.verdict.as_ref().map(judgement);
             world.command = moment.verb.clone().map(|(verb, number)| command(verb, number, None));
             world.wanted = moment.wanted.map(version);
+            world.withdrawn = moment.withdrawn.then(|| "rejected by ann".to_owned());
             let before = world.adapter.clone();
             let barred: Vec<String> = world.rejected.iter().map(|it| it.digest.clone()).collect();
             let failing = moment.verdict == Some(Verdict::Fail);
             let Some(change) = world.step() else { continue };
             let weight = |it: &ServedAdapter| it.candidate.as_ref().map_or(0, |it| it.weight);
             let after = &change.adapter;
+            if moment.withdrawn && before.candidate.is_some() {
+                prop_assert!(weight(after) <= weight(&before), "more traffic to what was withdrawn");
+                prop_assert!(
+                    after.stable == before.stable,
+                    "what was withdrawn took over: {after:?}"
+                );
+            }
             if weight(after) > weight(&before) {
                 prop_assert!(world.engines.have_candidate(), "traffic to engines that lack it");
                 prop_assert!(world.routers.ready > 0);
