@@ -24,7 +24,7 @@ use graftwork_contract::Digest;
 use jiff::Timestamp;
 
 use crate::observed::Asked;
-use crate::plan::{Actions, Call, Nudge, Plan};
+use crate::plan::{Actions, Call, NAME_TAKEN_PAUSE, Nudge, Plan};
 use crate::settings::Settings;
 use children::Builder;
 use decide::Context;
@@ -69,7 +69,10 @@ pub fn plan(
         Err(invalid) => return Plan::Act(status::invalid(cr, &invalid, observed, now)),
     };
     if let Some(name) = foreign(cr, observed) {
-        return Plan::Act(status::name_taken(cr, &name, observed, now));
+        return Plan::Act(Actions {
+            requeue_after: Some(NAME_TAKEN_PAUSE),
+            ..status::name_taken(cr, &name, observed, now)
+        });
     }
     let served = decide::reconcile_entries(cr).adapters;
     let fleet = Fleet::new(cr, &served, observed);

@@ -8,7 +8,7 @@ use graftwork_api::{
 };
 use graftwork_contract::dataset::Split;
 use graftwork_contract::exit::ExitCode;
-use graftwork_contract::run::{Metric, Resolved, RunResult, RunSummary, TrainerConfig};
+use graftwork_contract::run::{Metric, Resolved, RowsUsed, RunResult, RunSummary, TrainerConfig};
 use k8s_openapi::api::batch::v1::{JobCondition, JobStatus};
 use proptest::prelude::*;
 
@@ -30,6 +30,8 @@ struct World {
     writes: usize,
     created: Vec<String>,
     events: Vec<Event>,
+    /// What the trainer says in its result.
+    train_rows: RowsUsed,
 }
 
 fn dataset() -> Dataset {
@@ -123,6 +125,7 @@ impl World {
             writes: 0,
             created: vec![],
             events: vec![],
+            train_rows: RowsUsed { rows: 2000, cut: 0 },
         }
     }
 
@@ -345,6 +348,8 @@ impl World {
                 difference_standard_error: 0.01,
                 samples: 400,
             }],
+            train_rows: self.train_rows,
+            test_rows: RowsUsed { rows: 400, cut: 0 },
             finished_time: at(self.seconds).to_string(),
             code_version: "0".to_owned(),
         };
@@ -447,6 +452,43 @@ fn a_run_completes_with_metrics_and_stops_writing() {
     world.seconds += 1000;
     world.reconcile();
     assert_eq!(world.writes, writes);
+}
+
+#[test]
+fn rows_that_were_cut_are_counted_in_the_condition_and_the_event() {
+    let mut world = World::new();
+    world.train_rows.cut = 12;
+    world.start();
+    world.publish_result();
+    world.end_pod(0, |_| {});
+    world.reconcile();
+    let (_, _, message) = world.succeeded();
+    let words = "; 12 of 2000 train rows were cut, because they are longer than \
+                 spec.hyperparameters.maximumSequenceLength 512";
+    assert!(message.ends_with(words), "{message}");
+    assert_eq!(world.events.last().unwrap().note, message);
+
+    let mut whole = World::new();
+    whole.start();
+    whole.publish_result();
+    whole.end_pod(0, |_| {});
+    whole.reconcile();
+    assert!(!whole.succeeded().2.contains("cut"));
+}
+
+#[test]
+fn a_result_of_a_trainer_that_did_not_count_cut_rows_is_read() {
+    let mut world = World::new();
+    world.start();
+    world.publish_result();
+    let record = world.store.last_mut().unwrap();
+    let mut result: serde_json::Value = record.read().unwrap();
+    let fields = result.as_object_mut().unwrap();
+    assert!(fields.remove("trainRows").is_some() && fields.remove("testRows").is_some());
+    record.content = serde_json::to_vec(&result).unwrap();
+    world.end_pod(0, |_| {});
+    world.reconcile();
+    assert_eq!(world.succeeded().1, reason::COMPLETED);
 }
 
 #[test]
@@ -577,6 +619,159 @@ fn what_is_waited_for_is_named() {
 }
 
 #[test]
+fn what_the_api_server_shows_is_said_while_no_keeper_is_up() {
+    for (change, why) in [
+        (
+            (|world: &mut World| world.observed.dataset = Referenced::Absent) as fn(&mut World),
+            reason::WAITING_FOR_DATASET,
+        ),
+        (
+            |world| world.cr.spec.dataset_ref.version = Some(9),
+            reason::WAITING_FOR_DATASET,
+        ),
+        (
+            |world| world.cr.spec.adapter_ref = Some(ObjectReference::new("x")),
+            reason::WAITING_FOR_ADAPTER,
+        ),
+        (
+            |world| world.observed.base_claim = ClaimState::NotBound,
+            reason::BASE_MODEL_NOT_FOUND,
+        ),
+        (
+            |world| world.cr.spec.compute.profile = "huge".to_owned(),
+            reason::COMPUTE_PROFILE_NOT_FOUND,
+        ),
+        (|_| {}, reason::STORAGE_UNAVAILABLE),
+    ] {
+        for base_is_known in [false, true] {
+            let mut world = World::new();
+            let away = "the keeper of namespace team has no pod yet".to_owned();
+            if !base_is_known {
+                world.observed.base = Asked::Unreachable(away.clone());
+            }
+            world.observed.resolved = Asked::Unreachable(away.clone());
+            world.observed.result = Asked::Unreachable(away);
+            change(&mut world);
+            world.reconcile();
+            assert_eq!(world.succeeded().1, why);
+            assert!(world.created.is_empty() && !world.is_finished());
+        }
+    }
+    // What a run was pinned to does not move with what its references mean later.
+    let mut world = World::new();
+    world.reconcile();
+    world.observed.jobs.clear();
+    world.cr.status.as_mut().unwrap().attempts = None;
+    world.observed.dataset = Referenced::Absent;
+    world.observed.resolved = Asked::Unreachable("away".to_owned());
+    world.reconcile();
+    assert_eq!(world.succeeded().1, reason::STORAGE_UNAVAILABLE);
+}
+
+#[test]
+fn a_name_that_somebody_else_has_is_looked_at_again_soon() {
+    let mut world = World::new();
+    world.observed.job = Found::Foreign;
+    for _ in 0..4 {
+        world.reconcile();
+    }
+    let actions = world.reconcile();
+    assert_eq!(actions.requeue_after, Some(crate::plan::NAME_TAKEN_PAUSE));
+    world.observed.job = Found::Absent;
+    world.start();
+    assert_eq!(world.created, ["nightly-1"]);
+}
+
+/// An adapter whose status says this of its versions.
+fn adapter(status: serde_json::Value) -> Referenced<LoRAAdapter> {
+    Referenced::There(Box::new(
+        serde_json::from_value(serde_json::json!({
+            "apiVersion": "graftwork.dev/v1alpha1",
+            "kind": "LoRAAdapter",
+            "metadata": {"name": "topics", "namespace": "team", "generation": 1},
+            "spec": {"baseModel": {"uri": "pvc://models/tiny"}},
+            "status": status,
+        }))
+        .unwrap(),
+    ))
+}
+
+fn version_available(status: &str) -> serde_json::Value {
+    serde_json::json!([{
+        "type": "VersionAvailable", "status": status, "reason": "x", "message": "",
+        "lastTransitionTime": at(0).to_string(),
+    }])
+}
+
+fn version_of(number: u32, digest: &Digest, run: Option<&str>) -> serde_json::Value {
+    serde_json::json!({
+        "version": number, "digest": digest.to_string(), "stage": "Candidate",
+        "trainingRun": run, "createdTime": at(0).to_string(),
+    })
+}
+
+#[test]
+fn a_run_is_not_pinned_to_the_base_before_its_adapter_has_read_its_ledger() {
+    let mut world = World::new();
+    world.cr.spec.adapter_ref = Some(ObjectReference::new("topics"));
+    // The keeper is away: the adapter was looked at, and nothing of its ledger is known.
+    world.observed.adapter = adapter(serde_json::json!({
+        "observedGeneration": 1, "conditions": version_available("Unknown"),
+    }));
+    world.reconcile();
+    assert_eq!(world.succeeded().1, reason::WAITING_FOR_ADAPTER);
+    assert_eq!(
+        world.succeeded().2,
+        "spec.adapterRef.name: LoRAAdapter \"topics\" has not read its ledger of versions yet"
+    );
+    let production = Digest::of(b"production");
+    world.observed.adapter = adapter(serde_json::json!({
+        "observedGeneration": 1, "conditions": version_available("True"),
+        "versions": [version_of(4, &production, None)],
+        "production": {"version": 4, "endpoints": ["one"]},
+    }));
+    world.reconcile();
+    let pinned = world.cr.status.clone().unwrap().resolved.unwrap();
+    assert_eq!(pinned.reference.as_deref(), Some("4"));
+
+    // An empty ledger was read, too.
+    let mut first = World::new();
+    first.cr.spec.adapter_ref = Some(ObjectReference::new("topics"));
+    first.observed.adapter = adapter(serde_json::json!({
+        "observedGeneration": 1, "conditions": version_available("False"),
+    }));
+    first.reconcile();
+    let pinned = first.cr.status.unwrap().resolved.unwrap();
+    assert_eq!(pinned.reference.as_deref(), Some("base"));
+}
+
+#[test]
+fn a_second_run_with_the_same_result_gets_the_number_of_the_version_that_has_it() {
+    let mut world = World::new();
+    world.cr.spec.adapter_ref = Some(ObjectReference::new("topics"));
+    let none_yet = serde_json::json!({
+        "observedGeneration": 1, "conditions": version_available("False"),
+    });
+    world.observed.adapter = adapter(none_yet);
+    world.start();
+    world.publish_result();
+    world.end_pod(0, |_| {});
+    world.reconcile();
+    let number = |world: &World| {
+        let result = world.cr.status.clone().unwrap().result.unwrap();
+        result.adapter_version
+    };
+    assert_eq!(number(&world), None);
+    let (same, other) = (Digest::of(b"adapter"), Digest::of(b"other"));
+    world.observed.adapter = adapter(serde_json::json!({
+        "observedGeneration": 1, "conditions": version_available("True"),
+        "versions": [version_of(2, &other, Some("nightly")), version_of(1, &same, Some("first"))],
+    }));
+    world.reconcile();
+    assert_eq!(number(&world), Some(1), "identity is content, not the run");
+}
+
+#[test]
 fn a_field_that_can_not_work_ends_the_run() {
     for (change, words) in [
         (
@@ -685,7 +880,7 @@ fn the_trainers_last_words_become_the_condition() {
         if let Container::Terminated { message, .. } = &mut pod.container {
             *message = summary(
                 "DataError",
-                "row 7 has 600 tokens, maximumSequenceLength is 512",
+                "dataset topics version 2 has no rows in its train split",
             );
         }
     });
@@ -695,7 +890,7 @@ fn the_trainers_last_words_become_the_condition() {
         (
             "False".to_owned(),
             reason::DATA_ERROR.to_owned(),
-            "row 7 has 600 tokens, maximumSequenceLength is 512".to_owned()
+            "dataset topics version 2 has no rows in its train split".to_owned()
         )
     );
 }
@@ -715,6 +910,70 @@ fn retries_run_out() {
         "3 attempts failed, spec.limits.retries is 2; the last one: the trainer ended with exit code 1"
     );
     assert_eq!(world.created.len(), 3);
+}
+
+/// Seconds between the end of each attempt and the start of the next one.
+fn pauses(world: &mut World, ends: usize, end: impl Fn(&mut World)) -> Vec<i64> {
+    world.cr.spec.limits.retries = 100;
+    world.start();
+    let mut pauses = vec![];
+    for number in 1..=ends {
+        end(world);
+        let ended = world.seconds;
+        world.reconcile();
+        let (truth, why, message) = world.succeeded();
+        assert_eq!(
+            (truth.as_str(), why.as_str()),
+            ("Unknown", reason::RESTARTING)
+        );
+        let written = world.writes;
+        while world.created.len() == number {
+            world.seconds += 1;
+            world.reconcile();
+            if world.created.len() == number {
+                assert_eq!(world.succeeded().2, message);
+                assert_eq!(world.writes, written, "waiting writes nothing");
+            }
+        }
+        let announced = format!("attempt {} starts at {}; ", number + 1, at(world.seconds));
+        assert!(message.starts_with(&announced), "{message} / {announced}");
+        pauses.push(world.seconds - ended);
+        world.start_pod();
+    }
+    pauses
+}
+
+#[test]
+fn killed_attempts_and_failures_wait_longer_each_time_and_say_until_when() {
+    for code in [137, 1, i32::from(ExitCode::Unavailable.code())] {
+        let mut world = World::new();
+        let summary = summary("Restarting", "the store is away");
+        let got = pauses(&mut world, 7, |world| {
+            world.end_pod(code, |pod| {
+                if let Container::Terminated { message, .. } = &mut pod.container {
+                    summary.clone_into(message);
+                }
+            });
+        });
+        assert_eq!(got, [10, 20, 40, 80, 160, 300, 300], "exit code {code}");
+        assert_eq!(world.attempts(), (8, 7, 0));
+    }
+}
+
+#[test]
+fn evictions_wait_longer_each_time_unless_an_attempt_got_somewhere() {
+    let taken = |pod: &mut Pod| pod.disrupted = Some("PreemptionByScheduler".to_owned());
+    let mut world = World::new();
+    let got = pauses(&mut world, 8, |world| world.end_pod(137, taken));
+    assert_eq!(got, [2, 4, 8, 16, 32, 64, 120, 120]);
+    assert_eq!(world.attempts(), (9, 0, 8));
+    // Ten minutes of work are no part of a row of evictions.
+    world.seconds += 600;
+    world.end_pod(137, taken);
+    world.reconcile();
+    let last = world.cr.status.unwrap().last_attempt.unwrap();
+    let next = last.next_attempt_time.unwrap().0;
+    assert_eq!(next, at(world.seconds + 2));
 }
 
 #[test]
