@@ -380,7 +380,7 @@ fn stopped_while_it_scores_it_leaves_at_once_and_the_next_attempt_only_scores() 
     let mut config = world.config("scoring");
     config["hyperparameters"]["maximumSteps"] = json!(2);
     config["checkpoint"]["everySteps"] = json!(2);
-    config["evaluation"]["maximumNewTokens"] = json!(48);
+    config["evaluation"]["maximumNewTokens"] = json!(400);
     let mut child = world.start(&config);
     // Its last step is saved: it scores.
     wait_until(&mut child, || has_checkpoint(&world.run_folder(&config)));

@@ -18,6 +18,9 @@ use crate::storage::StorageProblem;
 /// Versions that status lists.
 const LISTED_VERSIONS: usize = 50;
 
+/// How a message about a build that is tried again begins.
+const NEXT_ATTEMPT: &str = "attempt ";
+
 /// Value of the refresh annotation.
 pub fn refresh(cr: &Dataset) -> Option<&str> {
     cr.metadata
@@ -110,7 +113,7 @@ pub fn report(
                     building(cr, old, &message, now)
                 }
                 Some(after) => {
-                    let next = format!("attempt {attempt} is under way{waits}");
+                    let next = format!("{NEXT_ATTEMPT}{attempt} is under way{waits}");
                     trying_again(cr, old, after, &next, now)
                 }
             };
@@ -123,7 +126,7 @@ pub fn report(
             seconds,
             ..
         } => {
-            let next = format!("attempt {} starts at {until}", after.attempt + 1);
+            let next = format!("{NEXT_ATTEMPT}{} starts at {until}", after.attempt + 1);
             let mut actions = trying_again(cr, old, after, &next, now);
             actions.requeue_after = Some(Duration::from_secs(*seconds));
             actions
@@ -133,9 +136,10 @@ pub fn report(
         } => {
             let mut next = old;
             next.observed_refresh = refresh(cr).map(str::to_owned);
-            // A pod's last words outlive it in the condition.
+            // A pod's last words outlive it in the condition, those about a next attempt do not.
             let known = conditions::find(&next.conditions, condition::READY)
                 .filter(|known| known.reason == *reason && observed.pods.is_empty())
+                .filter(|known| !known.message.starts_with(NEXT_ATTEMPT))
                 .map(|known| known.message.clone());
             let message = known.as_ref().unwrap_or(message);
             let said = said(Truth::False, reason, message, Moving::Rests);
