@@ -22,11 +22,12 @@ fn object(value: Value) -> DynamicObject {
     serde_json::from_value(value).expect("an object with apiVersion and kind")
 }
 
-/// The claim that the seeding Job fills.
+/// The claim that the seeding Job fills. `ReadWriteOnce` is what every provisioner can give; pods of one node share
+/// it.
 pub fn claim() -> DynamicObject {
     object(json!({
         "apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": CLAIM},
-        "spec": {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}},
+        "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}},
     }))
 }
 

@@ -80,10 +80,10 @@ reasons! {
     BASE_MODEL_MISMATCH = "BaseModelMismatch", "versions, AdaptersPending", "The adapter was made for another base model; both digests are in the message.", "Train the adapter for this base, or serve it on an endpoint of its own.";
     INTERNAL_ERROR = "InternalError", "Ready, Succeeded", "A bug of graftwork.", "Report the message and the operator's log; the operator tries again by itself.";
 
-    BUILDING = "Building", "Dataset Ready, Reconciling", "A Job builds a version.", "Wait.";
+    BUILDING = "Building", "Dataset Ready, Reconciling", "A Job builds a version, or is about to.", "Wait.";
     SOURCE_NOT_FOUND = "SourceNotFound", "Dataset Ready", "A ConfigMap, key, claim or file that a source names is not there.", "Create it, or correct the source that the message names; the operator looks again by itself.";
-    DATA_ERROR = "DataError", "Dataset Ready, TrainingRun Succeeded", "The rows break the spec's validation: too many invalid, too few valid, or too long; the message names source, line and rule.", "Correct the rows, or relax spec.validation.";
-    BUILD_FAILED = "BuildFailed", "Dataset Ready", "The Job that builds a version failed for a reason other than the rows.", "Read the message and the Job's log; change the annotation graftwork.dev/refresh to try again.";
+    DATA_ERROR = "DataError", "Dataset Ready, TrainingRun Succeeded", "The rows break the spec's validation: too many invalid or too few valid; the message names source, line and rule.", "Correct the rows, or relax spec.validation.";
+    BUILD_FAILED = "BuildFailed", "Dataset Ready", "The Job that builds a version failed for a reason other than the rows.", "Read the message and the Job's log. The operator tries again by itself, at growing intervals, where the message names the time of the next attempt; otherwise change the annotation graftwork.dev/refresh.";
 
     WAITING_FOR_DATASET = "WaitingForDataset", "TrainingRun Succeeded (Unknown)", "The Dataset, or the version that the run names, is not there or not ready.", "Wait for the Dataset, or create it.";
     WAITING_FOR_ADAPTER = "WaitingForAdapter", "TrainingRun Succeeded (Unknown)", "The LoRAAdapter that the run publishes to is not there or not ready.", "Create it.";
@@ -92,7 +92,7 @@ reasons! {
     STARTING = "Starting", "TrainingRun Succeeded (Unknown)", "The run's pod is starting and reads model and data.", "Wait.";
     TRAINING = "Training", "TrainingRun Succeeded (Unknown)", "The run takes optimizer steps.", "Wait.";
     EVALUATING = "Evaluating", "TrainingRun Succeeded (Unknown)", "The run measures on the test rows.", "Wait.";
-    RESTARTING = "Restarting", "TrainingRun Succeeded (Unknown)", "An attempt ended early; the next one goes on from the newest checkpoint.", "Wait; the message says why the attempt ended.";
+    RESTARTING = "Restarting", "TrainingRun Succeeded (Unknown)", "An attempt ended early; the next one goes on from the newest checkpoint.", "Wait; the message says why the attempt ended and when the next one starts.";
     COMPLETED = "Completed", "TrainingRun Succeeded (True)", "The result is in the store.", "None.";
     DIVERGED = "Diverged", "TrainingRun Succeeded (False)", "The loss or a gradient is not finite.", "Lower learningRate or maximumGradientNorm in a new run.";
     OUT_OF_MEMORY = "OutOfMemory", "TrainingRun Succeeded (False)", "The pod needed more memory than its profile gives.", "Lower microBatchSize or maximumSequenceLength, or name a larger profile, in a new run.";

@@ -178,7 +178,7 @@ pub struct Split {
     /// Percentage of rows to train on.
     #[schemars(range(min = 1, max = 100))]
     pub train_percent: u32,
-    /// Percentage of rows to watch the loss on during training.
+    /// Percentage of rows that are kept apart; runs neither train on them nor score them.
     #[schemars(range(min = 0, max = 99))]
     pub validation_percent: u32,
     /// Percentage of rows that metrics are measured on.
@@ -292,7 +292,7 @@ pub struct DatasetVersion {
 pub struct RowCounts {
     /// Rows to train on.
     pub train: u64,
-    /// Rows to watch the loss on.
+    /// Rows that are kept apart.
     pub validation: u64,
     /// Rows that metrics are measured on.
     pub test: u64,

@@ -211,7 +211,8 @@ pub struct Hyperparameters {
     /// Examples per forward pass; gradients accumulate up to batchSize.
     #[schemars(range(min = 1, max = 4096))]
     pub micro_batch_size: u32,
-    /// Tokens per example; a longer one is cut at the start of its prompt.
+    /// Tokens per example. A longer one is no error; it loses the start of its prompt, then the end
+    /// of its completion, and is counted in the message of the finished run.
     #[schemars(range(min = 8, max = 131_072))]
     pub maximum_sequence_length: u32,
     /// Decoupled weight decay of AdamW (Loshchilov and Hutter 2019).
@@ -511,6 +512,9 @@ pub struct AttemptEnd {
     pub message: String,
     /// When the operator saw it.
     pub time: Time,
+    /// When the next attempt may start; absent where it need not wait.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_attempt_time: Option<Time>,
 }
 
 /// The newest checkpoint.

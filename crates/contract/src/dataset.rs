@@ -23,7 +23,7 @@ pub enum Format {
 pub enum Split {
     /// Trained on.
     Train,
-    /// Looked at during training.
+    /// Kept apart: neither trained on nor scored.
     Validation,
     /// Scored once, at the end.
     Test,
@@ -72,6 +72,11 @@ pub struct Source {
     pub uri: String,
     /// The mounted file.
     pub path: String,
+    /// Digest of the bytes that the build was planned for, where the operator can see them (a
+    /// `ConfigMap`'s key). Other bytes end the build with [`crate::exit::ExitCode::Unavailable`]: they
+    /// belong to another fingerprint.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<Digest>,
 }
 
 /// Rules for rows.

@@ -144,7 +144,8 @@ pub struct Hyperparameters {
     pub batch_size: u32,
     /// Examples per forward pass.
     pub micro_batch_size: u32,
-    /// Tokens of one example; longer ones are cut at the start of the prompt.
+    /// Tokens of one example. A longer one is cut at the start of its prompt, then at the end of its
+    /// completion, and counted in [`RowsUsed::cut`].
     pub maximum_sequence_length: u32,
     /// Decoupled weight decay (AdamW).
     pub weight_decay: f64,
@@ -224,10 +225,26 @@ pub struct RunResult {
     pub final_loss: f64,
     /// Test metrics, of the adapter and of its reference on the same rows.
     pub metrics: Vec<Metric>,
+    /// Rows that were trained on.
+    #[serde(default)]
+    pub train_rows: RowsUsed,
+    /// Rows that were scored.
+    #[serde(default)]
+    pub test_rows: RowsUsed,
     /// RFC 3339.
     pub finished_time: String,
     /// Version of the trainer.
     pub code_version: String,
+}
+
+/// Rows as a run used them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RowsUsed {
+    /// All of them.
+    pub rows: u64,
+    /// Those that were longer than [`Hyperparameters::maximum_sequence_length`] and were cut.
+    pub cut: u64,
 }
 
 /// One measure on the test rows.

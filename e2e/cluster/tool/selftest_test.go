@@ -125,7 +125,7 @@ func (s *selftest) eventually(limit time.Duration, what string, check func() err
 	}
 }
 
-// startPod runs a pod with a claim: mounts, links and cgroups to be left behind by a kill.
+// startPod runs a pod with a claim of each access mode: mounts, links and cgroups to be left behind by a kill.
 func (s *selftest) startPod() {
 	s.t.Helper()
 	c := exec.Command(filepath.Join(stateLayout().bin(), "kubectl"), "--kubeconfig", stateLayout().kubeconfig(), "apply", "-f", "-")
@@ -136,12 +136,17 @@ metadata: {name: claim}
 spec: {accessModes: [ReadWriteMany], resources: {requests: {storage: 1Gi}}}
 ---
 apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {name: once}
+spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 1Gi}}}
+---
+apiVersion: v1
 kind: Pod
 metadata: {name: pod}
 spec:
   containers:
-  - {name: pause, image: "` + pauseImage + `", imagePullPolicy: Never, volumeMounts: [{name: data, mountPath: /data}]}
-  volumes: [{name: data, persistentVolumeClaim: {claimName: claim}}]
+  - {name: pause, image: "` + pauseImage + `", imagePullPolicy: Never, volumeMounts: [{name: data, mountPath: /data}, {name: once, mountPath: /once}]}
+  volumes: [{name: data, persistentVolumeClaim: {claimName: claim}}, {name: once, persistentVolumeClaim: {claimName: once}}]
 `)
 	if out, err := c.CombinedOutput(); err != nil {
 		s.t.Fatalf("%v: %s", err, out)

@@ -11,6 +11,10 @@ use k8s_openapi::api::core::v1::PodTemplateSpec;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use crate::observed::{Container, Pod};
+use crate::plan::{ChildKind, Delete};
+
+/// Seconds after its grace period that a pod may take to stop before it is forced out.
+const STUCK_SECONDS: u64 = 30;
 
 /// Label that the Job controller puts on a Job's pods.
 pub const JOB_NAME_LABEL: &str = "batch.kubernetes.io/job-name";
@@ -220,6 +224,19 @@ fn end_of_job(job: &Job) -> End {
         summary: String::new(),
         active_seconds: seconds_between(started, finished_at(job)),
     }
+}
+
+/// Pods that do not stop: their node is lost. They are forced out, so that their Jobs end; what such
+/// a pod may still write is fenced off by the store.
+pub fn stuck(pods: &[Pod], now: Timestamp) -> impl Iterator<Item = Delete> {
+    pods.iter()
+        .filter(move |pod| seconds_between(pod.deleting_since, Some(now)) > STUCK_SECONDS)
+        .map(|pod| Delete {
+            kind: ChildKind::Pod,
+            name: pod.name.clone(),
+            uid: pod.uid.clone(),
+            grace_seconds: Some(0),
+        })
 }
 
 /// Whole seconds from `start` to `end`; 0 where either is unknown.

@@ -10,6 +10,10 @@ use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Service};
 
+/// When to look again at a name that somebody else has. Caches hold our own objects only: nobody
+/// tells when such a name becomes free.
+pub const NAME_TAKEN_PAUSE: Duration = Duration::from_secs(7);
+
 /// The outcome of one reconcile of an object with status `S` (`()` where there is none).
 #[derive(Debug, Clone, PartialEq)]
 pub enum Plan<S> {

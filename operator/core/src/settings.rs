@@ -84,7 +84,8 @@ pub struct StoreClaim {
     pub storage_class_name: Option<String>,
     /// Requested size.
     pub size: Quantity,
-    /// Access modes; `ReadWriteMany` where pods may run on several nodes.
+    /// Access modes. With `ReadWriteOnce` all pods that mount the store run on the keeper's node;
+    /// `ReadWriteMany` lets them run on several.
     pub access_modes: Vec<String>,
 }
 
@@ -201,4 +202,19 @@ fn if_not_present() -> String {
 
 fn cluster_local() -> String {
     "cluster.local".to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// kind's and k3d's local-path provisioner refuses every other mode.
+    #[test]
+    fn the_chart_asks_for_a_claim_that_every_provisioner_can_give() {
+        let values = include_str!("../../../charts/graftwork/values.yaml");
+        let modes = StoreClaim::default().access_modes;
+        assert_eq!(modes, ["ReadWriteOnce"]);
+        let line = format!("\n  accessModes: [{}]\n", modes.join(", "));
+        assert!(values.contains(&line), "values.yaml has no line {line:?}");
+    }
 }

@@ -478,7 +478,32 @@ mod tests {
                 .unwrap()
                 .affinity
         };
-        assert!(affinity(&settings).is_some());
+        let terms = affinity(&settings)
+            .and_then(|affinity| affinity.pod_affinity)
+            .and_then(|it| it.required_during_scheduling_ignored_during_execution)
+            .unwrap();
+        assert_eq!(terms[0].topology_key, "kubernetes.io/hostname");
+        let mut keeper = recipe();
+        keeper.binary = labels::component::KEEPER;
+        let keeper = build_pod(keeper, Placement::default(), &settings);
+        assert_eq!(
+            keeper.spec.unwrap().affinity,
+            None,
+            "nobody comes before the keeper"
+        );
+        // What the affinity selects is what the keeper's pods carry.
+        let carried = labels::child(labels::component::KEEPER, "Namespace", "team");
+        let selected = terms[0]
+            .label_selector
+            .clone()
+            .unwrap()
+            .match_labels
+            .unwrap();
+        assert!(
+            selected
+                .iter()
+                .all(|(key, value)| carried.get(key) == Some(value))
+        );
         settings.store.access_modes = vec!["ReadWriteMany".to_owned()];
         assert_eq!(affinity(&settings), None);
     }

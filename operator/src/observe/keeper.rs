@@ -4,7 +4,7 @@ use graftwork_api::labels;
 use graftwork_api::uri::PvcUri;
 use graftwork_contract::proto::store::v1::DescribeBaseRequest;
 use graftwork_operator_core::observed::{
-    Asked, Base, ClaimState, DescribedBase, Found, Problem, Record,
+    Asked, Base, ClaimState, Container, DescribedBase, Found, Pod, Problem, Record,
 };
 use graftwork_operator_core::storage::{self, KEEPER, StorageProblem};
 use graftwork_operator_core::workload::STORE_CLAIM;
@@ -79,7 +79,19 @@ pub fn peer(context: &Context, namespace: &str) -> Result<Peer, String> {
             target,
             owner_uid,
         }),
-        None => Err(format!("keeper pod {} is not ready", pod.name)),
+        None => Err(not_ready(pod)),
+    }
+}
+
+/// Why a keeper pod that has a node can't be called: a volume that hangs on another node shows as
+/// `ContainerCreating`.
+fn not_ready(pod: &Pod) -> String {
+    match &pod.container {
+        Container::Waiting { reason, message } => {
+            let words = format!("keeper pod {} is not ready: {reason} {message}", pod.name);
+            words.trim_end().to_owned()
+        }
+        _ => format!("keeper pod {} is not ready", pod.name),
     }
 }
 
@@ -167,5 +179,31 @@ pub async fn base(
             })),
             (None, Err(error)) => Asked::Unreachable(error.to_string()),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_keeper_that_waits_for_its_volume_says_so() {
+        let mut pod = Pod {
+            name: "graftwork-keeper-x".to_owned(),
+            container: Container::Waiting {
+                reason: "ContainerCreating".to_owned(),
+                message: String::new(),
+            },
+            ..Pod::default()
+        };
+        assert_eq!(
+            not_ready(&pod),
+            "keeper pod graftwork-keeper-x is not ready: ContainerCreating"
+        );
+        pod.container = Container::Running { since: None };
+        assert_eq!(
+            not_ready(&pod),
+            "keeper pod graftwork-keeper-x is not ready"
+        );
     }
 }

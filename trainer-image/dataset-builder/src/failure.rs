@@ -38,7 +38,8 @@ impl Failure {
         Self::new(ExitCode::BadConfig, "InvalidSpec", message)
     }
 
-    /// A source is not there. Another attempt would not find it either.
+    /// A source is not there. The operator looks again later: a volume does not tell when a file
+    /// comes.
     pub fn source_not_found(message: impl Into<String>) -> Self {
         Self::new(ExitCode::BadData, "SourceNotFound", message)
     }
@@ -51,6 +52,12 @@ impl Failure {
     /// A volume did not answer; worth another attempt.
     pub fn unavailable(message: impl Into<String>) -> Self {
         Self::new(ExitCode::Unavailable, "StorageUnavailable", message)
+    }
+
+    /// A source holds other bytes than the build was planned for. Another attempt finds the two
+    /// together: the operator plans again once it has seen the change, and the mount catches up.
+    pub fn source_changed(message: impl Into<String>) -> Self {
+        Self::new(ExitCode::Unavailable, "BuildFailed", message)
     }
 
     /// A defect of ours.

@@ -104,7 +104,8 @@ const MAXIMUM_RULES: usize = 1000;
 /// Reads every source.
 ///
 /// # Errors
-/// A source that is not there or can't be read. Bad rows are no error here, see [`judge`].
+/// A source that is not there, can't be read, or holds other bytes than the build was planned for.
+/// Bad rows are no error here, see [`judge`].
 pub fn collect(config: &BuildConfig) -> Result<Collected, Failure> {
     let mut collected = Collected::default();
     for source in &config.sources {
@@ -154,6 +155,12 @@ fn read(source: &Source, config: &BuildConfig, collected: &mut Collected) -> Res
         }
     }
     let (digest, size_bytes) = lines.finish();
+    if let Some(planned) = source.digest.as_ref().filter(|planned| **planned != digest) {
+        return Err(Failure::source_changed(format!(
+            "source {name} ({}) changed while the build started: it holds {digest}, the build was planned for {planned}",
+            source.uri
+        )));
+    }
     collected.provenance.push(SourceProvenance {
         name: name.clone(),
         uri: source.uri.clone(),

@@ -60,7 +60,14 @@ impl Bench {
             name: name.into(),
             uri: format!("configmap://{name}/rows.jsonl"),
             path: path.to_str().unwrap().into(),
+            digest: None,
         });
+    }
+
+    /// The build is planned for these bytes of a source.
+    fn planned(&mut self, name: &str, text: &str) {
+        let source = self.config.sources.iter_mut().find(|it| it.name == name);
+        source.unwrap().digest = Some(Digest::of(text.as_bytes()));
     }
 
     fn fingerprint(&mut self, text: &str) {
@@ -329,6 +336,37 @@ fn what_is_missing_or_wrong_is_named_with_its_reason() {
         .code();
     assert_eq!(code, Some(64));
     assert_eq!(read_summary(&bench.summary_file()).reason, "InvalidSpec");
+}
+
+#[test]
+fn a_source_that_changed_while_the_build_started_is_not_recorded_under_the_old_fingerprint() {
+    let mut bench = Bench::new(Format::Completion);
+    let (first, second) = (completions(0..50), completions(0..60));
+    bench.source("rows", &second);
+    bench.planned("rows", &first);
+    let (code, summary) = bench.build();
+    assert_eq!((code, summary.reason.as_str()), (69, "BuildFailed"));
+    for words in [
+        "source rows (configmap://rows/rows.jsonl) changed while the build started",
+        Digest::of(second.as_bytes()).as_str(),
+        Digest::of(first.as_bytes()).as_str(),
+    ] {
+        assert!(summary.message.contains(words), "{}", summary.message);
+    }
+    assert!(
+        bench.store().list("").unwrap().is_empty(),
+        "the store has no record of either"
+    );
+    // Bad rows of bytes that the build was not planned for are no data error.
+    bench.source("rows", "no JSON\n");
+    bench.planned("rows", &first);
+    assert_eq!(bench.build().0, 69);
+
+    bench.fingerprint("planned again");
+    bench.source("rows", &second);
+    bench.planned("rows", &second);
+    let (code, summary) = bench.build();
+    assert_eq!((code, summary.version), (0, Some(1)), "{summary:?}");
 }
 
 #[test]

@@ -4,20 +4,40 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
 
 /// Set once the process was asked to stop.
 #[derive(Debug, Clone, Default)]
-pub struct StopFlag(Arc<AtomicBool>);
+pub struct StopFlag(Arc<Flag>);
+
+#[derive(Debug, Default)]
+struct Flag {
+    is_set: AtomicBool,
+    changed: Notify,
+}
 
 impl StopFlag {
     /// Whether the process was asked to stop.
     pub fn is_set(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.0.is_set.load(Ordering::SeqCst)
     }
 
     /// Asks it to stop.
     pub fn set(&self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.0.is_set.store(true, Ordering::SeqCst);
+        self.0.changed.notify_waiters();
+    }
+
+    /// Returns once the process was asked to stop.
+    pub async fn asked(&self) {
+        loop {
+            // Listens before it looks, so that nothing falls in between.
+            let changed = self.0.changed.notified();
+            if self.is_set() {
+                return;
+            }
+            changed.await;
+        }
     }
 
     /// Sets the flag at the first SIGTERM or SIGINT. To be called within a tokio runtime; returns
@@ -38,5 +58,25 @@ impl StopFlag {
             flag.set();
         });
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn who_waits_is_told_and_who_comes_later_does_not_wait() {
+        let flag = StopFlag::default();
+        let waits = tokio::spawn({
+            let flag = flag.clone();
+            async move { flag.asked().await }
+        });
+        tokio::task::yield_now().await;
+        assert!(!waits.is_finished());
+        flag.set();
+        waits.await.unwrap();
+        flag.asked().await;
+        assert!(flag.is_set());
     }
 }

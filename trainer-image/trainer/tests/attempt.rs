@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use graftwork_artifacts::Store;
 use graftwork_artifacts::rows::{Row, RowWriter, file_name, schema_hash};
 use graftwork_contract::dataset::{Format, Manifest, Provenance, RowCounts, Split};
-use graftwork_contract::run::{RunResult, RunSummary, TrainerConfig};
+use graftwork_contract::run::{RowsUsed, RunResult, RunSummary, TrainerConfig};
 use graftwork_contract::{Digest, paths};
 use graftwork_model::base::{BaseModel, base_digest, save_base};
 use graftwork_model::fixture::{TinyShape, write_tiny_base};
@@ -31,6 +31,10 @@ struct World {
 
 impl World {
     fn new() -> Self {
+        Self::with_test_rows(24)
+    }
+
+    fn with_test_rows(test_rows: usize) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let store_dir = dir.path().join("store");
         std::fs::create_dir(&store_dir).unwrap();
@@ -49,7 +53,7 @@ impl World {
         let base = BaseModel::from_tensors(base.config().clone(), tensors).unwrap();
         save_base(&base_dir, &base).unwrap();
         let base = base_digest(&base_dir).unwrap();
-        let dataset = write_dataset(&Store::open(&store_dir).unwrap());
+        let dataset = write_dataset(&Store::open(&store_dir).unwrap(), test_rows);
         Self { dir, dataset, base }
     }
 
@@ -160,7 +164,7 @@ impl World {
 
 /// A dataset as the builder writes it: the last digit of a prompt decides the answer, and in the
 /// answers each letter decides the next, which even a tiny random base can be taught.
-fn write_dataset(store: &Store) -> Digest {
+fn write_dataset(store: &Store, test_rows: usize) -> Digest {
     const ANSWERS: [&str; 3] = ["red", "sky", "bolt"];
     let row = |index: usize| Row::Completion {
         prompt: format!("Item {} {}", index % 8, index % 3),
@@ -171,7 +175,7 @@ fn write_dataset(store: &Store) -> Digest {
     for (split, rows) in [
         (Split::Train, 48),
         (Split::Validation, 0),
-        (Split::Test, 24),
+        (Split::Test, test_rows),
     ] {
         let path = staged.dir().join(file_name(split));
         let mut writer = RowWriter::create(&path, Format::Completion, None).unwrap();
@@ -194,7 +198,7 @@ fn write_dataset(store: &Store) -> Digest {
         rows: RowCounts {
             train: 48,
             validation: 0,
-            test: 24,
+            test: test_rows as u64,
             rejected: 0,
         },
         files: files.digests,
@@ -262,11 +266,33 @@ fn a_run_learns_is_scored_and_leaves_a_peft_folder() {
         })
         .sum();
     assert_eq!(figures, 400, "one line for every step");
+    assert_eq!(result.train_rows, RowsUsed { rows: 48, cut: 0 });
+    assert_eq!(result.test_rows, RowsUsed { rows: 24, cut: 0 });
+
+    // Nobody goes on from a checkpoint of a run that has its result, and one that a killed attempt
+    // left behind goes with the next.
+    let checkpoints = world.run_folder(&config).join("checkpoints");
+    assert!(!checkpoints.exists(), "the checkpoints are removed");
+    std::fs::create_dir_all(checkpoints.join("1/4")).unwrap();
 
     // The result is there: nothing is read any more, not even a base model that has gone.
     std::fs::remove_dir_all(world.dir.path().join("base")).unwrap();
     assert_eq!(world.run(&config), 0);
     assert_eq!(world.summary(&config).digest, Some(result.digest));
+    assert!(!checkpoints.exists());
+}
+
+#[test]
+fn rows_that_are_too_long_are_cut_and_counted() {
+    let world = World::new();
+    let mut config = world.config("long");
+    config["hyperparameters"]["maximumSteps"] = json!(2);
+    // A prompt is 8 bytes, the answers are 3 and 4, and tokens are bytes and two marks.
+    config["hyperparameters"]["maximumSequenceLength"] = json!(13);
+    assert_eq!(world.run(&config), 0, "{:?}", world.summary(&config));
+    let result = world.result(&config);
+    assert_eq!(result.train_rows, RowsUsed { rows: 48, cut: 16 });
+    assert_eq!(result.test_rows, RowsUsed { rows: 24, cut: 8 });
 }
 
 #[test]
@@ -339,6 +365,71 @@ fn stopped_on_request_it_saves_and_goes_on_with_the_same_bits() {
     }
     assert_eq!(world.run(&stopped), 0);
     assert_eq!(world.result(&stopped).digest, world.result(&whole).digest);
+}
+
+fn terminate(child: &Child) {
+    let sent = Command::new("kill")
+        .args(["-TERM", &child.id().to_string()])
+        .status();
+    assert!(sent.unwrap().success());
+}
+
+/// Longest time that an attempt may take to stop. Evictions give 30 s, and this is a tiny model.
+const STOP: Duration = Duration::from_secs(10);
+
+#[test]
+fn stopped_while_it_scores_it_leaves_at_once_and_the_next_attempt_only_scores() {
+    // So many rows that scoring takes some seconds at least.
+    let world = World::with_test_rows(6000);
+    let mut config = world.config("scoring");
+    config["hyperparameters"]["maximumSteps"] = json!(2);
+    config["checkpoint"]["everySteps"] = json!(2);
+    config["evaluation"]["maximumNewTokens"] = json!(400);
+    let mut child = world.start(&config);
+    // Its last step is saved: it scores.
+    wait_until(&mut child, || has_checkpoint(&world.run_folder(&config)));
+    let asked = Instant::now();
+    terminate(&child);
+    assert_eq!(child.wait().unwrap().code(), Some(75));
+    assert!(asked.elapsed() < STOP, "{:?}", asked.elapsed());
+    let summary = world.summary(&config);
+    assert_eq!(summary.reason, "Restarting");
+    assert_eq!((summary.step, summary.checkpoint_step), (2, Some(2)));
+    assert!(has_checkpoint(&world.run_folder(&config)));
+
+    config["evaluation"]["maximumRows"] = json!(8);
+    assert_eq!(world.run(&config), 0, "{:?}", world.summary(&config));
+}
+
+#[test]
+fn stopped_while_it_reads_its_inputs_it_leaves_at_once() {
+    let world = World::new();
+    let config = world.config("reading");
+    // A file that nobody ever writes to: who reads it waits for ever.
+    let file = world.dir.path().join("base/tokenizer.json");
+    std::fs::remove_file(&file).unwrap();
+    assert!(
+        Command::new("mkfifo")
+            .arg(&file)
+            .status()
+            .unwrap()
+            .success()
+    );
+    let mut child = world.start(&config);
+    wait_until(&mut child, || {
+        world.run_folder(&config).join("fence/1.json").exists()
+    });
+    let asked = Instant::now();
+    terminate(&child);
+    assert_eq!(child.wait().unwrap().code(), Some(75));
+    assert!(asked.elapsed() < STOP, "{:?}", asked.elapsed());
+    let summary = world.summary(&config);
+    assert_eq!(summary.reason, "Restarting");
+    assert_eq!(
+        summary.message,
+        "stopped on request before the first step; nothing is lost"
+    );
+    assert_eq!(summary.checkpoint_step, None);
 }
 
 fn checkpoint_steps(folder: &Path) -> Vec<PathBuf> {

@@ -23,7 +23,7 @@ use super::step::{VersionView, View};
 use super::validate::Invalid;
 use crate::conditions::{self, Conditions, Truth, shorten};
 use crate::observed::{Asked, ClaimState};
-use crate::plan::{Actions, Event};
+use crate::plan::{Actions, Event, NAME_TAKEN_PAUSE};
 use crate::storage::StorageProblem;
 
 /// Longest wait before the keeper is asked again about what people may mend meanwhile.
@@ -77,26 +77,47 @@ pub fn no_storage(
     problem: &StorageProblem,
     now: Timestamp,
 ) -> Actions<LoRAAdapterStatus> {
-    let said = match problem {
-        StorageProblem::NotOurs(message) => Said::new(
-            Truth::False,
-            reason::OBJECT_NOT_OURS,
-            message,
-            Moving::Stalled,
+    let (said, requeue_after) = match problem {
+        StorageProblem::NotOurs(message) => (
+            Said::new(
+                Truth::False,
+                reason::OBJECT_NOT_OURS,
+                message,
+                Moving::Stalled,
+            ),
+            Some(NAME_TAKEN_PAUSE),
         ),
-        StorageProblem::Unavailable(message) => Said::new(
-            Truth::False,
-            reason::STORAGE_UNAVAILABLE,
-            message,
-            Moving::Rests,
+        StorageProblem::Unavailable(message) => (
+            Said::new(
+                Truth::False,
+                reason::STORAGE_UNAVAILABLE,
+                message,
+                Moving::Rests,
+            ),
+            None,
         ),
     };
-    say(cr, cr.status.clone().unwrap_or_default(), said, now)
+    Actions {
+        requeue_after,
+        ..say(cr, cr.status.clone().unwrap_or_default(), said, now)
+    }
 }
 
-/// A keeper that is away for a moment takes nothing back.
-pub fn keeper_away(cr: &LoRAAdapter, why: &str, now: Timestamp) -> Actions<LoRAAdapterStatus> {
+/// A keeper that is away for a moment takes nothing back. What the API server alone shows is said all
+/// the same.
+pub fn keeper_away(
+    cr: &LoRAAdapter,
+    observed: &Observed,
+    why: &str,
+    now: Timestamp,
+) -> Actions<LoRAAdapterStatus> {
     let old = cr.status.clone().unwrap_or_default();
+    if let Some(said) = base_problem(cr, observed).or_else(|| import_problem(cr, observed)) {
+        return Actions {
+            requeue_after: Some(LOOK_AGAIN),
+            ..say(cr, old, said, now)
+        };
+    }
     let settled = conditions::is_true(&old.conditions, condition::READY)
         && old.observed_generation == cr.metadata.generation;
     let mut actions = if settled {
@@ -211,14 +232,8 @@ fn finish_answers(
 
 /// Rules in order: the first that holds says whether the adapter is ready.
 fn ready(cr: &LoRAAdapter, ledger: &Ledger, observed: &Observed) -> Said {
-    if let Some(problem) = claim_problem(&cr.spec.base_model.uri, observed.base_claim) {
-        let message = format!("spec.baseModel.uri: {problem}");
-        return Said::new(
-            Truth::False,
-            reason::BASE_MODEL_NOT_FOUND,
-            message,
-            Moving::Rests,
-        );
+    if let Some(said) = base_problem(cr, observed) {
+        return said;
     }
     match &observed.base {
         Asked::Answered(Err(problem)) => {
@@ -244,10 +259,8 @@ fn ready(cr: &LoRAAdapter, ledger: &Ledger, observed: &Observed) -> Said {
         }
         Asked::Answered(Ok(_)) => {}
     }
-    let import = cr.spec.import.as_ref();
-    if let Some(problem) = import.and_then(|it| claim_problem(&it.uri, observed.import_claim)) {
-        let message = format!("spec.import.uri: {problem}");
-        return Said::new(Truth::False, reason::IMPORT_FAILED, message, Moving::Rests);
+    if let Some(said) = import_problem(cr, observed) {
+        return said;
     }
     if let Asked::Answered(Err(problem)) = &observed.import {
         let message = format!("spec.import: {}", problem.message);
@@ -267,6 +280,31 @@ fn ready(cr: &LoRAAdapter, ledger: &Ledger, observed: &Observed) -> Said {
         "the spec is accepted",
         Moving::Rests,
     )
+}
+
+/// The claim of the base model can't be mounted.
+fn base_problem(cr: &LoRAAdapter, observed: &Observed) -> Option<Said> {
+    let problem = claim_problem(&cr.spec.base_model.uri, observed.base_claim)?;
+    let message = format!("spec.baseModel.uri: {problem}");
+    Some(Said::new(
+        Truth::False,
+        reason::BASE_MODEL_NOT_FOUND,
+        message,
+        Moving::Rests,
+    ))
+}
+
+/// The claim of the import can't be mounted.
+fn import_problem(cr: &LoRAAdapter, observed: &Observed) -> Option<Said> {
+    let import = cr.spec.import.as_ref()?;
+    let problem = claim_problem(&import.uri, observed.import_claim)?;
+    let message = format!("spec.import.uri: {problem}");
+    Some(Said::new(
+        Truth::False,
+        reason::IMPORT_FAILED,
+        message,
+        Moving::Rests,
+    ))
 }
 
 fn claim_problem(uri: &str, state: ClaimState) -> Option<String> {

@@ -100,6 +100,8 @@ impl World {
                 difference_standard_error: 0.01,
                 samples: 2000,
             }],
+            train_rows: graftwork_contract::run::RowsUsed::default(),
+            test_rows: graftwork_contract::run::RowsUsed::default(),
             finished_time: format!("2026-01-01T00:00:{:02}Z", self.observed.results.len()),
             code_version: "1".to_owned(),
         };
@@ -701,6 +703,38 @@ fn trouble_is_said_and_nothing_is_written() {
         actions.status, None,
         "a keeper that is away for a moment takes nothing back"
     );
+
+    for (change, why) in [
+        (
+            (|world: &mut World| world.observed.base_claim = ClaimState::Absent) as fn(&mut World),
+            reason::BASE_MODEL_NOT_FOUND,
+        ),
+        (
+            |world| {
+                world.cr.spec.import = serde_json::from_value(json!({"uri": "pvc://away/x"})).ok();
+                world.observed.import_claim = ClaimState::NotBound;
+            },
+            reason::IMPORT_FAILED,
+        ),
+    ] {
+        change(&mut away);
+        let Plan::Act(actions) = away.plan() else {
+            panic!("there is nothing to decide")
+        };
+        assert_eq!(
+            (ready(&actions).0.as_str(), ready(&actions).1.as_str()),
+            ("False", why),
+            "what the API server shows waits for no keeper"
+        );
+        away.observed.base_claim = ClaimState::Bound;
+    }
+    let mut taken = World::new(&json!({}));
+    taken.observed.storage = Some(crate::storage::StorageProblem::NotOurs("x".to_owned()));
+    let Plan::Act(actions) = taken.plan() else {
+        panic!("there is nothing to decide")
+    };
+    assert_eq!(ready(&actions).1, reason::OBJECT_NOT_OURS);
+    assert_eq!(actions.requeue_after, Some(crate::plan::NAME_TAKEN_PAUSE));
 
     let mut absent = World::new(&json!({}));
     absent.observed.base_claim = ClaimState::Absent;

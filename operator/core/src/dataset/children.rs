@@ -1,13 +1,16 @@
 //! A build's Job and configuration.
 
+use std::collections::BTreeMap;
+
 use graftwork_api::{Dataset, DatasetStatus, labels, names};
 use graftwork_contract::{Digest, dataset::BuildConfig, dataset::Source as BuildSource, pod};
+use jiff::Timestamp;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use super::step::{Step, is_of, uri};
+use super::step::{Step, attempt_of, attempts, is_of, uri};
 use super::validate::{Place, Valid};
-use super::{KIND, Observed};
+use super::{KIND, Observed, SourceState};
 use crate::jobs;
 use crate::plan::{Actions, Child, ChildKind, Delete};
 use crate::settings::Settings;
@@ -16,6 +19,8 @@ use crate::workload::{
 };
 
 const COMPONENT: &str = labels::component::DATASET_BUILDER;
+/// Jobs of ended attempts at one fingerprint that are kept for their logs.
+const KEPT_JOBS: u32 = 3;
 
 fn short(fingerprint: &Digest) -> &str {
     fingerprint.hex().get(..8).unwrap_or_default()
@@ -42,6 +47,7 @@ pub fn build(
     step: &Step,
     observed: &Observed,
     settings: &Settings,
+    now: Timestamp,
     actions: &mut Actions<DatasetStatus>,
 ) {
     let (Step::Ready { fingerprint, .. }
@@ -62,17 +68,20 @@ pub fn build(
             .iter()
             .any(|job| job.metadata.name.as_deref() == Some(name.as_str()));
         if !exists {
-            start(cr, valid, fingerprint, *attempt, settings, actions);
+            let config = build_config(cr, valid, fingerprint, &observed.sources);
+            start(cr, valid, &config, *attempt, settings, actions);
         }
     }
+    actions.delete.extend(jobs::stuck(&observed.pods, now));
     // What other fingerprints left behind: a build that goes on would write a version that the spec
-    // no longer asks for.
+    // no longer asks for. And attempts of this one that are long over.
     let name = |metadata: &ObjectMeta| metadata.name.clone().unwrap_or_default();
     let keep = configuration_name(&name(&cr.metadata), fingerprint);
     let jobs = observed
         .jobs
         .iter()
         .filter(|job| !is_of(job, fingerprint))
+        .chain(outlived(&observed.jobs, fingerprint))
         .map(|job| (ChildKind::Job, &job.metadata));
     let maps = observed
         .configurations
@@ -91,34 +100,45 @@ pub fn build(
     }
 }
 
+/// Jobs of a fingerprint whose attempts ended before the newest few. The newest one tells how often
+/// it was tried.
+fn outlived<'a>(jobs: &'a [Job], fingerprint: &'a Digest) -> impl Iterator<Item = &'a Job> {
+    let newest = attempts(jobs, fingerprint);
+    jobs.iter()
+        .filter(|job| is_of(job, fingerprint))
+        .filter(move |job| attempt_of(job) + KEPT_JOBS <= newest)
+}
+
 fn start(
     cr: &Dataset,
     valid: &Valid,
-    fingerprint: &Digest,
+    config: &BuildConfig,
     attempt: u32,
     settings: &Settings,
     actions: &mut Actions<DatasetStatus>,
 ) {
     let owner = Owner::new(KIND, &cr.metadata);
-    let configuration = configuration_name(&owner.name, fingerprint);
-    let (map, _) = build_configuration(
-        owner.child_metadata(&configuration, COMPONENT),
-        &build_config(&owner.name, valid, fingerprint),
-    );
+    let configuration = configuration_name(&owner.name, &config.fingerprint);
+    let (map, _) = build_configuration(owner.child_metadata(&configuration, COMPONENT), config);
     actions.apply.push(Child::ConfigMap(Box::new(map)));
     actions.create.push(build_attempt(
         &owner,
         valid,
-        fingerprint,
+        &config.fingerprint,
         attempt,
         configuration,
         settings,
     ));
 }
 
-fn build_config(name: &str, valid: &Valid, fingerprint: &Digest) -> BuildConfig {
+fn build_config(
+    cr: &Dataset,
+    valid: &Valid,
+    fingerprint: &Digest,
+    states: &BTreeMap<String, SourceState>,
+) -> BuildConfig {
     BuildConfig {
-        dataset: name.to_owned(),
+        dataset: cr.metadata.name.clone().unwrap_or_default(),
         fingerprint: fingerprint.clone(),
         format: valid.format,
         sources: valid
@@ -134,6 +154,10 @@ fn build_config(name: &str, valid: &Valid, fingerprint: &Digest) -> BuildConfig 
                     Place::File(uri) => {
                         format!("{}/{}", pod::claim_dir(uri.claim()), uri.path())
                     }
+                },
+                digest: match states.get(&source.name) {
+                    Some(SourceState::Present(digest)) => digest.clone(),
+                    _ => None,
                 },
             })
             .collect(),

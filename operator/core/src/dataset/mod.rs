@@ -105,6 +105,6 @@ pub fn plan(
     };
     let step = step::step(cr, &valid, observed, now);
     let mut actions = status::report(cr, &step, observed, now);
-    children::build(cr, &valid, &step, observed, settings, &mut actions);
+    children::build(cr, &valid, &step, observed, settings, now, &mut actions);
     Plan::Act(actions)
 }

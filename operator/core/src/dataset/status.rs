@@ -11,14 +11,17 @@ use graftwork_contract::dataset::VersionRecord;
 use jiff::Timestamp;
 
 use super::Observed;
-use super::step::Step;
+use super::step::{Ended, Step};
 use super::validate::Invalid;
 use crate::conditions::{self, Conditions, Truth};
-use crate::plan::{Actions, Event};
+use crate::plan::{Actions, Event, NAME_TAKEN_PAUSE};
 use crate::storage::StorageProblem;
 
 /// Versions that status lists: the bound of its schema.
 const LISTED_VERSIONS: usize = 50;
+
+/// How a message about a build that is tried again begins.
+const NEXT_ATTEMPT: &str = "attempt ";
 
 /// Value of the refresh annotation.
 pub fn refresh(cr: &Dataset) -> Option<&str> {
@@ -85,7 +88,10 @@ pub fn report(
                 message,
                 Moving::Stalled,
             );
-            say(cr, old, &said, now)
+            Actions {
+                requeue_after: Some(NAME_TAKEN_PAUSE),
+                ..say(cr, old, &said, now)
+            }
         }
         Step::NoStorage(StorageProblem::Unavailable(message)) => {
             let said = said(
@@ -103,36 +109,30 @@ pub fn report(
             let listed = listed(record.version, versions, &observed.pinned);
             ready(cr, old, record.version, &listed, now)
         }
-        Step::Build { attempt, .. } => {
-            let mut message = if *attempt == 1 {
-                "a version is being built".to_owned()
-            } else {
-                format!("a version is being built, attempt {attempt}")
+        Step::Build { attempt, after, .. } => {
+            let waits = observed.pods.iter().find_map(waits_for);
+            let waits = waits.map_or_else(String::new, |why| format!("; its pod waits: {why}"));
+            let mut actions = match after {
+                None => {
+                    let message = format!("a version is being built{waits}");
+                    building(cr, old, &message, now)
+                }
+                Some(after) => {
+                    let next = format!("{NEXT_ATTEMPT}{attempt} is under way{waits}");
+                    trying_again(cr, old, after, &next, now)
+                }
             };
-            if let Some(problem) = observed.pods.iter().find_map(waits_for) {
-                message = format!("{message}; its pod waits: {problem}");
-            }
-            let said = said(
-                Truth::Unknown,
-                reason::BUILDING,
-                &message,
-                Moving::Reconciling,
-            );
-            let mut actions = say(cr, old, &said, now);
             actions.requeue_after = Some(Duration::from_secs(30));
             actions
         }
         Step::Pause {
-            seconds, message, ..
+            after,
+            until,
+            seconds,
+            ..
         } => {
-            let message = format!("a version is built again after: {message}");
-            let said = said(
-                Truth::Unknown,
-                reason::BUILDING,
-                &message,
-                Moving::Reconciling,
-            );
-            let mut actions = say(cr, old, &said, now);
+            let next = format!("{NEXT_ATTEMPT}{} starts at {until}", after.attempt + 1);
+            let mut actions = trying_again(cr, old, after, &next, now);
             actions.requeue_after = Some(Duration::from_secs(*seconds));
             actions
         }
@@ -141,15 +141,53 @@ pub fn report(
         } => {
             let mut next = old;
             next.observed_refresh = refresh(cr).map(str::to_owned);
-            // A pod's last words outlive it in the condition.
+            // A pod's last words outlive it in the condition, those about a next attempt do not.
             let known = conditions::find(&next.conditions, condition::READY)
                 .filter(|known| known.reason == *reason && observed.pods.is_empty())
+                .filter(|known| !known.message.starts_with(NEXT_ATTEMPT))
                 .map(|known| known.message.clone());
             let message = known.as_ref().unwrap_or(message);
             let said = said(Truth::False, reason, message, Moving::Rests);
             say(cr, next, &said, now)
         }
     }
+}
+
+fn building(
+    cr: &Dataset,
+    old: DatasetStatus,
+    message: &str,
+    now: Timestamp,
+) -> Actions<DatasetStatus> {
+    let said = Said {
+        truth: Truth::Unknown,
+        reason: reason::BUILDING,
+        message,
+        moving: Moving::Reconciling,
+    };
+    say(cr, old, &said, now)
+}
+
+/// Between an attempt that ended early and the end of the next one. A fault stays a fault until an
+/// attempt ends well: what is tried again and again does not turn to and fro.
+fn trying_again(
+    cr: &Dataset,
+    old: DatasetStatus,
+    after: &Ended,
+    next: &str,
+    now: Timestamp,
+) -> Actions<DatasetStatus> {
+    let message = format!("{next}; attempt {} ended: {}", after.attempt, after.message);
+    if !after.is_fault() {
+        return building(cr, old, &message, now);
+    }
+    let said = Said {
+        truth: Truth::False,
+        reason: &after.reason,
+        message: &message,
+        moving: Moving::Rests,
+    };
+    say(cr, old, &said, now)
 }
 
 /// Why a pod does not start.

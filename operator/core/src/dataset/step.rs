@@ -7,19 +7,24 @@ use graftwork_api::{Dataset, labels};
 use graftwork_contract::Digest;
 use graftwork_contract::dataset::{BuildRecord, BuildSummary, VersionRecord};
 use graftwork_contract::exit::{AfterExit, ExitCode};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::batch::v1::Job;
 
 use super::validate::{Place, Valid};
 use super::{Observed, SourceState, status};
-use crate::jobs::{self, Cause, JobState};
+use crate::jobs::{self, Cause, End, JobState};
 use crate::observed::Asked;
 use crate::storage::StorageProblem;
 
-/// Attempts at one fingerprint before a build counts as failed.
-pub const MAXIMUM_ATTEMPTS: u32 = 4;
+/// Attempts at one fingerprint that may end early before the Dataset is said to be at fault. It is
+/// tried again all the same.
+pub const QUIET_ATTEMPTS: u32 = 3;
 /// Seconds before the second attempt; each later one waits twice as long.
-const FIRST_PAUSE_SECONDS: u64 = 5;
+const FIRST_PAUSE_SECONDS: i64 = 5;
+/// Longest pause between attempts.
+const LONGEST_PAUSE_SECONDS: i64 = 300;
+/// Invalid rows that a message names one by one.
+const NAMED_ROWS: usize = 10;
 
 /// Where a Dataset is.
 #[derive(Debug, Clone, PartialEq)]
@@ -51,17 +56,21 @@ pub enum Step {
         fingerprint: Digest,
         /// Which attempt, from 1.
         attempt: u32,
+        /// How the one before it ended.
+        after: Option<Ended>,
     },
     /// The next attempt waits.
     Pause {
         /// The present fingerprint.
         fingerprint: Digest,
+        /// How the last one ended.
+        after: Ended,
+        /// When the next one starts.
+        until: Timestamp,
         /// Seconds until then.
         seconds: u64,
-        /// Why the last one ended.
-        message: String,
     },
-    /// The build failed for good.
+    /// The build failed for good: another source, spec or refresh annotation is needed.
     Failed {
         /// The present fingerprint.
         fingerprint: Digest,
@@ -69,14 +78,30 @@ pub enum Step {
         reason: String,
         /// Why.
         message: String,
-        /// What the last attempt said, where that is still known.
-        summary: Option<BuildSummary>,
     },
     /// The next Job's name belongs to somebody else.
     NameTaken {
         /// Which.
         message: String,
     },
+}
+
+/// An attempt that ended early and is followed by another one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ended {
+    /// Which attempt, from 1.
+    pub attempt: u32,
+    /// A condition's reason.
+    pub reason: String,
+    /// Why, in words.
+    pub message: String,
+}
+
+impl Ended {
+    /// Whether people should hear of it: what is not there, or what keeps failing.
+    pub fn is_fault(&self) -> bool {
+        self.attempt > QUIET_ATTEMPTS || self.reason == reason::SOURCE_NOT_FOUND
+    }
 }
 
 /// The step of a Dataset with a valid spec.
@@ -101,7 +126,6 @@ pub fn step(cr: &Dataset, valid: &Valid, observed: &Observed, now: Timestamp) ->
                     fingerprint,
                     reason: reason::INTERNAL_ERROR.to_owned(),
                     message: unreadable.to_string(),
-                    summary: None,
                 },
             }
         }
@@ -139,7 +163,7 @@ pub fn is_of(job: &Job, fingerprint: &Digest) -> bool {
 }
 
 /// The number of an attempt's Job.
-fn attempt_of(job: &Job) -> u32 {
+pub fn attempt_of(job: &Job) -> u32 {
     job.metadata
         .labels
         .iter()
@@ -160,52 +184,74 @@ pub fn attempts(jobs: &[Job], fingerprint: &Digest) -> u32 {
 fn attempt(fingerprint: Digest, observed: &Observed, now: Timestamp) -> Step {
     let last = jobs_of(&observed.jobs, &fingerprint).max_by_key(|job| attempt_of(job));
     let Some(job) = last else {
-        return start(fingerprint, 1, observed);
+        return start(fingerprint, None, observed);
     };
     let number = attempt_of(job);
-    if matches!(jobs::state(job), JobState::Active | JobState::Suspended) {
+    let under_way = matches!(jobs::state(job), JobState::Active | JobState::Suspended);
+    let end = jobs::end(job, &observed.pods, now).filter(|_| !under_way);
+    let Some(end) = end else {
+        let before = jobs_of(&observed.jobs, &fingerprint)
+            .find(|job| attempt_of(job) + 1 == number)
+            .and_then(|job| Some(ended(job, &jobs::end(job, &observed.pods, now)?)));
         return Step::Build {
             fingerprint,
             attempt: number,
+            after: before,
+        };
+    };
+    let after = ended(job, &end);
+    if !is_worth_another(&end.cause, &after.reason) {
+        return Step::Failed {
+            fingerprint,
+            reason: after.reason,
+            message: after.message,
         };
     }
-    let Some(end) = jobs::end(job, &observed.pods, now) else {
-        return Step::Build {
+    let until = jobs::finished_at(job).and_then(|end| end.checked_add(pause(number)).ok());
+    match until.filter(|until| now < *until) {
+        Some(until) => Step::Pause {
             fingerprint,
-            attempt: number,
-        };
-    };
-    let summary: Option<BuildSummary> = serde_json::from_str(&end.summary).ok();
-    let message = describe(&end.cause, summary.as_ref());
-    let (again, why) = match &end.cause {
-        Cause::Exit(code) => (
-            !matches!(code.after(), AfterExit::Fail),
-            failure_reason(*code, summary.as_ref()),
-        ),
-        Cause::OutOfMemory => (false, reason::BUILD_FAILED.to_owned()),
-        Cause::Killed(_) | Cause::TakenAway(_) => (true, reason::BUILD_FAILED.to_owned()),
-    };
-    let pause = FIRST_PAUSE_SECONDS << number.saturating_sub(1).min(8);
-    let waited = jobs::seconds_between(jobs::finished_at(job), Some(now));
-    if !again || number >= MAXIMUM_ATTEMPTS {
-        Step::Failed {
-            fingerprint,
-            reason: why,
-            message,
-            summary,
-        }
-    } else if waited < pause {
-        Step::Pause {
-            fingerprint,
-            seconds: pause - waited,
-            message,
-        }
-    } else {
-        start(fingerprint, number + 1, observed)
+            after,
+            until,
+            seconds: jobs::seconds_between(Some(now), Some(until)).max(1),
+        },
+        None => start(fingerprint, Some(after), observed),
     }
 }
 
-fn start(fingerprint: Digest, attempt: u32, observed: &Observed) -> Step {
+/// Between the end of attempt `number` and the next one.
+fn pause(number: u32) -> SignedDuration {
+    let doublings = number.saturating_sub(1).min(16);
+    SignedDuration::from_secs((FIRST_PAUSE_SECONDS << doublings).min(LONGEST_PAUSE_SECONDS))
+}
+
+fn ended(job: &Job, end: &End) -> Ended {
+    let summary: Option<BuildSummary> = serde_json::from_str(&end.summary).ok();
+    Ended {
+        attempt: attempt_of(job),
+        reason: match &end.cause {
+            Cause::Exit(code) => failure_reason(*code, summary.as_ref()),
+            Cause::OutOfMemory | Cause::Killed(_) | Cause::TakenAway(_) => {
+                reason::BUILD_FAILED.to_owned()
+            }
+        },
+        message: describe(&end.cause, summary.as_ref()),
+    }
+}
+
+/// Whether another attempt at the same sources may end otherwise. Rows stay as bad as they are; a
+/// file that is not there yet may come, and volumes don't tell.
+fn is_worth_another(cause: &Cause, why: &str) -> bool {
+    match cause {
+        Cause::Exit(code) => {
+            !matches!(code.after(), AfterExit::Fail) || why == reason::SOURCE_NOT_FOUND
+        }
+        Cause::OutOfMemory => false,
+        Cause::Killed(_) | Cause::TakenAway(_) => true,
+    }
+}
+
+fn start(fingerprint: Digest, after: Option<Ended>, observed: &Observed) -> Step {
     if observed.foreign_job || observed.configuration.is_foreign() {
         return Step::NameTaken {
             message: "the build's Job or ConfigMap has a name that belongs to somebody else"
@@ -214,7 +260,8 @@ fn start(fingerprint: Digest, attempt: u32, observed: &Observed) -> Step {
     }
     Step::Build {
         fingerprint,
-        attempt,
+        attempt: after.as_ref().map_or(1, |ended| ended.attempt + 1),
+        after,
     }
 }
 
@@ -239,7 +286,7 @@ fn failure_reason(code: ExitCode, summary: Option<&BuildSummary>) -> String {
 
 fn describe(cause: &Cause, summary: Option<&BuildSummary>) -> String {
     if let Some(summary) = summary.filter(|it| it.reason != reason::COMPLETED) {
-        return summary.message.clone();
+        return with_rows(summary);
     }
     match cause {
         Cause::Exit(ExitCode::Done) => {
@@ -248,11 +295,28 @@ fn describe(cause: &Cause, summary: Option<&BuildSummary>) -> String {
         Cause::Exit(code) => format!("the builder ended with exit code {}", code.code()),
         Cause::Killed(code) => format!("the builder ended with exit code {code}"),
         Cause::OutOfMemory => {
-            "the builder ran out of memory: raise datasetBuilder.resources in the chart's values"
+            "the builder ran out of memory: raise datasetBuilder.resources in the chart's values, \
+             then change the annotation graftwork.dev/refresh"
                 .to_owned()
         }
         Cause::TakenAway(why) => format!("the builder's pod was taken away: {why}"),
     }
+}
+
+/// The builder's message, which has the first row of each rule that was broken, and the other rows
+/// that it named.
+fn with_rows(summary: &BuildSummary) -> String {
+    let rows: Vec<String> = summary
+        .rejected
+        .iter()
+        .map(|row| format!("source {} line {}: {}", row.source, row.line, row.rule))
+        .filter(|row| !summary.message.contains(row))
+        .take(NAMED_ROWS)
+        .collect();
+    if rows.is_empty() {
+        return summary.message.clone();
+    }
+    format!("{}; also {}", summary.message, rows.join("; "))
 }
 
 fn missing_source(valid: &Valid, states: &BTreeMap<String, SourceState>) -> Option<String> {

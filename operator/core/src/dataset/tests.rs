@@ -1,11 +1,15 @@
 //! Table tests of a Dataset's plan, and its convergence from any state.
 
+mod attempts;
+
 use graftwork_api::conditions::{condition, reason};
 use graftwork_api::dataset::{
     ConfigMapKeyReference, DatasetFormat, FormatType, Source, Split, Validation,
 };
 use graftwork_api::{DatasetSpec, Time};
-use graftwork_contract::dataset::{BuildRecord, BuildSummary, RowCounts, VersionRecord};
+use graftwork_contract::dataset::{
+    BuildRecord, BuildSummary, RejectedRow, RowCounts, VersionRecord,
+};
 use graftwork_contract::exit::ExitCode;
 use k8s_openapi::api::batch::v1::{JobCondition, JobStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -16,7 +20,7 @@ use crate::conditions;
 use crate::fixtures::{at, settings};
 use crate::jobs::JOB_NAME_LABEL;
 use crate::observed::Container;
-use crate::plan::{Actions, Child, ChildKind};
+use crate::plan::{Actions, Child, ChildKind, NAME_TAKEN_PAUSE};
 
 /// A Dataset and a small cluster around it that does what plans say.
 #[derive(Clone)]
@@ -130,6 +134,7 @@ impl World {
                         .configurations
                         .retain(|map| map.metadata.name != name);
                 }
+                ChildKind::Pod => self.observed.pods.retain(|pod| pod.name != delete.name),
                 other => unreachable!("a Dataset never deletes a {other:?}"),
             }
         }
@@ -186,6 +191,10 @@ impl World {
 
     /// What a builder leaves in the store.
     fn publish(&mut self, version: u32) {
+        self.publish_with(version, vec![]);
+    }
+
+    fn publish_with(&mut self, version: u32, rejected: Vec<RejectedRow>) {
         let digest = Digest::of(&version.to_le_bytes());
         let record = VersionRecord {
             version,
@@ -197,7 +206,7 @@ impl World {
                 test: 10,
                 rejected: 1,
             },
-            rejected: vec![],
+            rejected,
             size_bytes: 9,
             created_time: at(self.seconds).to_string(),
             provenance_digest: Digest::of(b"provenance"),
@@ -430,21 +439,49 @@ fn bad_rows_fail_at_once_and_keep_the_last_good_version() {
 }
 
 #[test]
-fn a_store_that_was_away_is_tried_again_with_growing_pauses_up_to_a_limit() {
+fn the_first_invalid_rows_are_named_by_source_line_and_rule_in_condition_and_event() {
+    let row = |line, rule: &str| RejectedRow {
+        source: "faq".to_owned(),
+        line,
+        rule: rule.to_owned(),
+    };
     let mut world = World::from_config_map();
-    let mut starts = vec![];
-    for _ in 0..600 {
-        if !world.reconcile().create.is_empty() {
-            starts.push(world.seconds);
-        }
-        world.end_job(i32::from(ExitCode::Unavailable.code()), None);
-        world.seconds += 1;
-    }
-    assert_eq!(starts.len(), step::MAXIMUM_ATTEMPTS as usize);
-    let pauses: Vec<_> = starts.windows(2).map(|two| two[1] - two[0]).collect();
-    assert!(pauses.windows(2).all(|two| two[1] > two[0]), "{pauses:?}");
-    assert_eq!(world.ready().1, reason::BUILD_FAILED);
-    assert_eq!(world.ready().2, "the builder ended with exit code 69");
+    world.reconcile();
+    let summary = BuildSummary {
+        reason: reason::DATA_ERROR.to_owned(),
+        message: "3 of 8 rows are invalid (37.50 %), spec.validation.maximumInvalidPercent allows \
+                  1 %: source faq line 3: prompt is missing (2 rows); source faq line 5: is not \
+                  JSON (1 row); correct the rows or raise the limit"
+            .to_owned(),
+        version: None,
+        digest: None,
+        rows: None,
+        rejected: vec![
+            row(3, "prompt is missing"),
+            row(5, "is not JSON"),
+            row(8, "prompt is missing"),
+        ],
+    };
+    world.end_job(i32::from(ExitCode::BadData.code()), Some(&summary));
+    let actions = world.reconcile();
+    let expected = format!(
+        "{}; also source faq line 8: prompt is missing",
+        summary.message
+    );
+    assert_eq!(world.ready().2, expected);
+    assert_eq!(actions.events.len(), 1);
+    assert_eq!(actions.events[0].note, expected);
+
+    // Within the limit a version is made, and names the rows that it left out.
+    let mut world = World::from_config_map();
+    world.publish_with(1, vec![row(3, "prompt is missing")]);
+    world.reconcile();
+    let status = world.cr.status.unwrap();
+    let named = &status.versions[0].rejected[0];
+    assert_eq!(
+        (named.source.as_str(), named.line, named.rule.as_str()),
+        ("faq", 3, "prompt is missing")
+    );
 }
 
 #[test]
@@ -474,8 +511,20 @@ fn a_keeper_that_is_away_takes_nothing_back() {
 fn names_that_belong_to_others_are_left_alone() {
     let mut world = World::from_config_map();
     world.observed.foreign_job = true;
-    assert!(world.reconcile().create.is_empty());
+    let actions = world.reconcile();
+    assert!(actions.create.is_empty());
+    assert_eq!(actions.requeue_after, Some(NAME_TAKEN_PAUSE));
     assert_eq!(world.ready().1, reason::OBJECT_NOT_OURS);
+    world.observed.foreign_job = false;
+    assert_eq!(
+        world.reconcile().create.len(),
+        1,
+        "the name has become free"
+    );
+
+    let mut world = World::from_config_map();
+    world.observed.storage = Some(StorageProblem::NotOurs("Deployment taken".to_owned()));
+    assert_eq!(world.reconcile().requeue_after, Some(NAME_TAKEN_PAUSE));
 }
 
 #[test]

@@ -116,6 +116,15 @@ impl<'a> Fleet<'a> {
         engines
     }
 
+    /// Whether an engine waits for files that its storage did not give.
+    pub fn looks_again(&self) -> bool {
+        self.engines.iter().any(|engine| {
+            matches!(&engine.status, Asked::Answered(reply) if reply.adapters.iter().any(|adapter| {
+                adapter.state() == AdapterState::Refused && adapter.may_pass
+            }))
+        })
+    }
+
     /// The list as engines are sent it.
     pub fn request(&self) -> SyncRequest {
         SyncRequest {

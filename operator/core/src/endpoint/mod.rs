@@ -25,7 +25,7 @@ use graftwork_contract::Digest;
 use jiff::Timestamp;
 
 use crate::observed::Asked;
-use crate::plan::{Actions, Call, Nudge, Plan};
+use crate::plan::{Actions, Call, NAME_TAKEN_PAUSE, Nudge, Plan};
 use crate::settings::Settings;
 use children::Builder;
 use decide::Context;
@@ -70,7 +70,7 @@ pub fn plan(
         Err(invalid) => return hold(cr, &status::invalid(&invalid), observed, now),
     };
     if let Some(what) = foreign(cr, observed) {
-        return hold(cr, &status::name_taken(&what), observed, now);
+        return look_again(hold(cr, &status::name_taken(&what), observed, now));
     }
     let served = decide::reconcile_entries(cr).adapters;
     let fleet = Fleet::new(cr, &served, observed);
@@ -135,6 +135,21 @@ fn hold(
         .any(|rollout| rollout.state == RolloutState::RollingBack);
     actions.requeue_after = (taking_back || is_unheard(&fleet)).then_some(SOON);
     Plan::Act(actions)
+}
+
+/// How often engines are asked that could not read files.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
+
+/// Objects of others are not watched: whether a taken name is free is looked up.
+fn look_again(plan: Plan<ServingEndpointStatus>) -> Plan<ServingEndpointStatus> {
+    match plan {
+        Plan::Act(mut actions) => {
+            let pause = actions.requeue_after.map_or(NAME_TAKEN_PAUSE, |after| after.min(NAME_TAKEN_PAUSE));
+            actions.requeue_after = Some(pause);
+            Plan::Act(actions)
+        }
+        Plan::Decide(decision) => Plan::Decide(decision),
+    }
 }
 
 /// The base model that engines run: as the keeper describes it, or as they were configured while it
@@ -279,6 +294,10 @@ fn requeue_after(
 ) -> Option<Duration> {
     let served = cr.status.iter().flat_map(|status| &status.adapters);
     let mut wait = is_unheard(fleet).then_some(SOON);
+    if wait.is_none() && fleet.looks_again() {
+        // Nobody tells when a volume gives what it owed.
+        wait = Some(LOOK_AGAIN);
+    }
     let mut sooner = |after: Duration| {
         wait = Some(wait.map_or(after, |known| known.min(after)));
     };

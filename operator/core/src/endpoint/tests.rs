@@ -802,6 +802,11 @@ fn trouble_is_said_and_running_children_stay() {
     );
     let actions = world.act();
     assert_eq!((actions.apply.len(), actions.calls.len()), (0, 0));
+    assert_eq!(
+        actions.requeue_after,
+        Some(crate::plan::NAME_TAKEN_PAUSE),
+        "nobody tells when the name becomes free"
+    );
 
     let mut world = World::new(&json!({}));
     world.observed.base_claim = ClaimState::NotBound;

@@ -11,11 +11,15 @@ use super::inputs::known_reason;
 use crate::jobs::{Cause, End};
 
 /// Seconds before the attempt after the first failure; each later one waits twice as long.
-const FIRST_PAUSE_SECONDS: u64 = 10;
-/// Longest pause.
-const LONGEST_PAUSE_SECONDS: u64 = 300;
-/// Seconds before the attempt after an eviction.
-const EVICTION_PAUSE_SECONDS: u64 = 2;
+const FIRST_PAUSE_SECONDS: i64 = 10;
+/// Longest pause after a failure.
+const LONGEST_PAUSE_SECONDS: i64 = 300;
+/// Seconds before the attempt after the first eviction; each later one waits twice as long.
+const FIRST_EVICTION_PAUSE_SECONDS: i64 = 2;
+/// Longest pause after an eviction.
+const LONGEST_EVICTION_PAUSE_SECONDS: i64 = 120;
+/// An attempt that was active for longer got somewhere: its eviction is no part of a row of them.
+const FRUITFUL_SECONDS: u64 = 600;
 
 /// The accounts so far.
 pub fn attempts(cr: &TrainingRun) -> Attempts {
@@ -137,12 +141,48 @@ pub fn close(
         Counts::Failed | Counts::Final => attempts.failed += 1,
     }
     let failed = attempts.failed;
+    let pause = pause_after(closing, *attempts);
+    let over = over(closing, failed, retries);
     status.last_attempt = Some(AttemptEnd {
         attempt: number,
         reason: closing.reason.to_owned(),
         message: crate::conditions::shorten(&closing.message),
         time: Time(now),
+        // In whole seconds, as the API server keeps it.
+        next_attempt_time: pause
+            .filter(|_| over.is_none())
+            .and_then(|pause| Timestamp::from_second(now.as_second() + pause).ok())
+            .map(Time),
     });
+    over
+}
+
+/// Seconds between the end of an attempt and the next one; none where nothing was wrong.
+fn pause_after(closing: &Closing, attempts: Attempts) -> Option<i64> {
+    let growing = |first: i64, count: u32, longest: i64| {
+        let doublings = count.saturating_sub(1).min(16);
+        (first << doublings).min(longest)
+    };
+    match closing.counts {
+        Counts::Nothing => None,
+        Counts::Evicted if closing.active_seconds >= FRUITFUL_SECONDS => {
+            Some(FIRST_EVICTION_PAUSE_SECONDS)
+        }
+        Counts::Evicted => Some(growing(
+            FIRST_EVICTION_PAUSE_SECONDS,
+            attempts.evicted,
+            LONGEST_EVICTION_PAUSE_SECONDS,
+        )),
+        Counts::Failed | Counts::Final => Some(growing(
+            FIRST_PAUSE_SECONDS,
+            attempts.failed,
+            LONGEST_PAUSE_SECONDS,
+        )),
+    }
+}
+
+/// The condition's reason and message where the run is over with this end.
+fn over(closing: &Closing, failed: u32, retries: u32) -> Option<(&'static str, String)> {
     match closing.counts {
         Counts::Final => Some((closing.reason, closing.message.clone())),
         Counts::Failed if failed > retries => Some((
@@ -156,19 +196,19 @@ pub fn close(
     }
 }
 
-/// Seconds that the next attempt still has to wait.
-pub fn pause(status: Option<&TrainingRunStatus>, now: Timestamp) -> u64 {
-    let Some((status, last)) = status.and_then(|it| Some((it, it.last_attempt.as_ref()?))) else {
-        return 0;
-    };
-    let attempts = status.attempts.unwrap_or_default();
-    let failed_last = !matches!(last.reason.as_str(), reason::RESTARTING | reason::SUSPENDED);
-    let pause = if last.reason == reason::SUSPENDED {
-        0
-    } else if failed_last {
-        (FIRST_PAUSE_SECONDS << attempts.failed.saturating_sub(1).min(8)).min(LONGEST_PAUSE_SECONDS)
-    } else {
-        EVICTION_PAUSE_SECONDS
-    };
-    pause.saturating_sub(crate::jobs::seconds_between(Some(last.time.0), Some(now)))
+/// Seconds until the next attempt; none where it need not wait.
+pub fn pause(status: Option<&TrainingRunStatus>, now: Timestamp) -> Option<u64> {
+    let until = status?.last_attempt.as_ref()?.next_attempt_time.as_ref()?.0;
+    let seconds = crate::jobs::seconds_between(Some(now), Some(until));
+    (now < until).then(|| seconds.max(1))
+}
+
+/// How the newest attempt ended and when the next one starts, in words.
+pub fn describe(last: &AttemptEnd) -> String {
+    let ended = format!("attempt {} ended: {}", last.attempt, last.message);
+    match &last.next_attempt_time {
+        // First, because a long message is cut at its end.
+        Some(next) => format!("attempt {} starts at {}; {ended}", last.attempt + 1, next.0),
+        None => ended,
+    }
 }

@@ -9,7 +9,7 @@ use k8s_openapi::api::batch::v1::Job;
 use super::step::Step;
 use super::validate::Valid;
 use super::{KIND, Observed, attempt, inputs};
-use crate::jobs::{self, JobState, seconds_between};
+use crate::jobs::{self, JobState};
 use crate::plan::{Actions, Call, Child, ChildKind, Delete};
 use crate::settings::Settings;
 use crate::workload::{Owner, Placement, Recipe, StoreAccess, build_configuration, build_pod};
@@ -19,9 +19,6 @@ const COMPONENT: &str = labels::component::TRAINER;
 const QUEUE_LABEL: &str = "kueue.x-k8s.io/queue-name";
 /// Finished Jobs of earlier attempts that are kept for their logs.
 const KEPT_JOBS: usize = 3;
-/// Seconds after its grace period that a pod may take to stop before it is forced out: its node is
-/// lost, and the store fences it off.
-const STUCK_SECONDS: u64 = 30;
 
 /// Name of an attempt's Job.
 pub fn job_name(cr: &TrainingRun, number: u32) -> String {
@@ -153,17 +150,7 @@ pub fn prune(
             .skip(KEPT_JOBS)
             .filter_map(|(_, job)| delete(job)),
     );
-    for pod in &observed.pods {
-        let stopping = seconds_between(pod.deleting_since, Some(now));
-        if pod.deleting_since.is_some() && stopping > STUCK_SECONDS {
-            actions.delete.push(Delete {
-                kind: ChildKind::Pod,
-                name: pod.name.clone(),
-                uid: pod.uid.clone(),
-                grace_seconds: Some(0),
-            });
-        }
-    }
+    actions.delete.extend(jobs::stuck(&observed.pods, now));
 }
 
 /// The number of a Job's attempt.

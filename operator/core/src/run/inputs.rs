@@ -2,7 +2,7 @@
 
 use graftwork_api::conditions::{condition, reason};
 use graftwork_api::training_run::{ResolvedBaseModel, ResolvedInputs};
-use graftwork_api::{Dataset, LoRAAdapter, TrainingRun, VersionedDigest};
+use graftwork_api::{Dataset, LoRAAdapter, LoRAAdapterStatus, TrainingRun, VersionedDigest};
 use graftwork_contract::run::{Resolved, ResolvedBase, ResolvedDataset, ResolvedReference, RunKey};
 use graftwork_contract::{Digest, dataset::Format, pod};
 
@@ -71,18 +71,38 @@ pub fn key(valid: &Valid, cr: &TrainingRun, base: &Digest) -> Option<Digest> {
     .ok()
 }
 
+/// What the API server alone shows to be missing, of a run whose inputs are not pinned yet: said
+/// while the keeper, which is asked for the rest, does not answer.
+///
+/// # Errors
+/// What is missing, with the field.
+pub fn visible(cr: &TrainingRun, valid: &Valid, observed: &Observed) -> Result<(), Waiting> {
+    if cr.status.as_ref().is_some_and(|it| it.resolved.is_some()) {
+        return Ok(());
+    }
+    base_claim(valid, observed)?;
+    resolve_dataset(cr, None, &observed.dataset)?;
+    find_adapter(cr, &observed.adapter)?;
+    Ok(())
+}
+
+fn base_claim(valid: &Valid, observed: &Observed) -> Result<(), Waiting> {
+    match observed.base_claim.problem(valid.base.claim()) {
+        None => Ok(()),
+        Some(problem) => Err(Waiting::new(
+            Truth::False,
+            reason::BASE_MODEL_NOT_FOUND,
+            format!("spec.baseModel.uri: {problem}"),
+        )),
+    }
+}
+
 /// The base model, where it can be used.
 ///
 /// # Errors
 /// Why not, with the field.
 pub fn base<'a>(valid: &Valid, observed: &'a Observed) -> Result<&'a Base, Waiting> {
-    if let Some(problem) = observed.base_claim.problem(valid.base.claim()) {
-        return Err(Waiting::new(
-            Truth::False,
-            reason::BASE_MODEL_NOT_FOUND,
-            format!("spec.baseModel.uri: {problem}"),
-        ));
-    }
+    base_claim(valid, observed)?;
     match &observed.base {
         Asked::Answered(Ok(base)) => Ok(base),
         Asked::Answered(Err(problem)) => Err(Waiting::new(
@@ -123,7 +143,7 @@ pub fn resolve(
 ) -> Result<Resolved, Waiting> {
     let pinned = cr.status.as_ref().and_then(|it| it.resolved.as_ref());
     let dataset = resolve_dataset(cr, pinned, &observed.dataset)?;
-    let reference = resolve_reference(cr, pinned, &base, &observed.adapter)?;
+    let reference = resolve_reference(cr, pinned, &base, observed)?;
     Ok(Resolved {
         base: ResolvedBase {
             uri: valid.base.to_string(),
@@ -209,32 +229,52 @@ fn read_format(dataset: &Dataset) -> Option<Format> {
         .map(|valid| valid.format)
 }
 
+/// The adapter that the run publishes to.
+fn find_adapter<'a>(
+    cr: &TrainingRun,
+    adapter: &'a Referenced<LoRAAdapter>,
+) -> Result<Option<&'a LoRAAdapter>, Waiting> {
+    let Some(wanted) = &cr.spec.adapter_ref else {
+        return Ok(None);
+    };
+    let what = match adapter {
+        Referenced::There(adapter) => return Ok(Some(adapter)),
+        Referenced::Absent => "does not exist",
+        Referenced::Deleting => "is being deleted",
+        Referenced::Unreadable => "can't be read by this version",
+    };
+    Err(adapter_waits(&wanted.name, what))
+}
+
+fn adapter_waits(name: &str, what: &str) -> Waiting {
+    Waiting::for_adapter(format!(
+        "spec.adapterRef.name: LoRAAdapter \"{name}\" {what}"
+    ))
+}
+
+/// Whether what an adapter's status says of its versions was read from the ledger. Only who has read
+/// it decides that condition; a status without it comes from an adapter that still waits for its
+/// keeper, and its silence about a production version means nothing.
+fn has_read_ledger(status: &LoRAAdapterStatus) -> bool {
+    conditions::find(&status.conditions, condition::VERSION_AVAILABLE)
+        .is_some_and(|known| known.status != Truth::Unknown.as_str())
+}
+
 fn resolve_reference(
     cr: &TrainingRun,
     pinned: Option<&ResolvedInputs>,
     base: &Digest,
-    adapter: &Referenced<LoRAAdapter>,
+    observed: &Observed,
 ) -> Result<Option<ResolvedReference>, Waiting> {
-    let Some(wanted) = &cr.spec.adapter_ref else {
+    let Some(adapter) = find_adapter(cr, &observed.adapter)? else {
         return Ok(None);
     };
-    let say = |what: &str| {
-        Waiting::for_adapter(format!(
-            "spec.adapterRef.name: LoRAAdapter \"{}\" {what}",
-            wanted.name
-        ))
-    };
-    let adapter = match adapter {
-        Referenced::Absent => return Err(say("does not exist")),
-        Referenced::Deleting => return Err(say("is being deleted")),
-        Referenced::Unreadable => return Err(say("can't be read by this version")),
-        Referenced::There(adapter) => adapter,
-    };
-    let Some(status) = adapter.status.as_ref().filter(|status| {
-        // Its production version is known once its ledger was read.
-        status.observed_generation.is_some()
-    }) else {
-        return Err(say("was not looked at yet"));
+    let wanted = cr.spec.adapter_ref.as_ref();
+    let name = wanted.map_or_else(String::new, |wanted| wanted.name.clone());
+    let status = adapter.status.as_ref().filter(|it| has_read_ledger(it));
+    let Some(status) = status else {
+        let what = "has not read its ledger of versions yet";
+        return Err(adapter_waits(&name, what));
     };
     let other = status.base_model.as_ref().map(|it| it.digest.as_str());
     if let Some(other) = other.filter(|other| !other.is_empty() && *other != base.as_str()) {
@@ -242,8 +282,7 @@ fn resolve_reference(
             Truth::False,
             reason::BASE_MODEL_MISMATCH,
             format!(
-                "spec.baseModel.uri: LoRAAdapter \"{}\" is for base model {other}, this run for {base}",
-                wanted.name
+                "spec.baseModel.uri: LoRAAdapter \"{name}\" is for base model {other}, this run for {base}"
             ),
         ));
     }
@@ -257,9 +296,10 @@ fn resolve_reference(
     };
     let version = status.versions.iter().find(|it| it.version == number);
     let digest = version.and_then(|version| version.digest.parse().ok());
-    let digest = digest.ok_or_else(|| say("does not list the version in production"))?;
+    let digest =
+        digest.ok_or_else(|| adapter_waits(&name, "does not list the version in production"))?;
     Ok(Some(ResolvedReference {
-        adapter: wanted.name.clone(),
+        adapter: name,
         version: number,
         digest,
     }))

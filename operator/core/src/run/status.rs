@@ -16,7 +16,7 @@ use super::step::{Phase, Step};
 use super::{Invalid, Observed, Referenced, Report};
 use crate::conditions::{self, Conditions, Truth};
 use crate::jobs::{self, seconds_between};
-use crate::plan::{Actions, Decision, Event, Plan};
+use crate::plan::{Actions, Decision, Event, NAME_TAKEN_PAUSE, Plan};
 
 /// Seconds between two writes of progress.
 const PROGRESS_SECONDS: u64 = 3;
@@ -32,21 +32,23 @@ pub fn is_finished(cr: &TrainingRun) -> bool {
 pub fn finished(cr: &TrainingRun, observed: &Observed) -> Actions<TrainingRunStatus> {
     let mut status = cr.status.clone().unwrap_or_default();
     status.observed_generation = cr.metadata.generation;
-    number_result(cr, &mut status, observed);
+    number_result(&mut status, observed);
     Actions {
         status: Some(status),
         ..Actions::default()
     }
 }
 
-fn number_result(cr: &TrainingRun, status: &mut TrainingRunStatus, observed: &Observed) {
+fn number_result(status: &mut TrainingRunStatus, observed: &Observed) {
     let (Some(result), Referenced::There(adapter)) = (&mut status.result, &observed.adapter) else {
         return;
     };
     let versions = adapter.status.as_ref().map(|status| status.versions.iter());
-    let version = versions.into_iter().flatten().find(|version| {
-        version.digest == result.digest && version.training_run == cr.metadata.name
-    });
+    // Identity is content: the version may come from another run, or from an import.
+    let version = versions
+        .into_iter()
+        .flatten()
+        .find(|version| version.digest == result.digest);
     if let Some(version) = version {
         result.adapter_version = Some(version.version);
     }
@@ -145,13 +147,7 @@ pub fn report(
             Some(5),
         ),
         Step::Pause(seconds) => {
-            let last = status.last_attempt.as_ref();
-            let message = last.map(|last| {
-                format!(
-                    "attempt {} ended: {}: {}; the next one follows",
-                    last.attempt, last.reason, last.message
-                )
-            });
+            let message = status.last_attempt.as_ref().map(attempt::describe);
             let said = Said::under_way(reason::RESTARTING, message.unwrap_or_default());
             act(status, &said, Some(*seconds))
         }
@@ -174,6 +170,7 @@ fn is_stalled(reason: &str) -> bool {
 fn wait_seconds(reason: &str) -> u64 {
     match reason {
         reason::STORAGE_UNAVAILABLE => 2,
+        reason::OBJECT_NOT_OURS => NAME_TAKEN_PAUSE.as_secs(),
         reason::BASE_MODEL_NOT_FOUND
         | reason::BASE_MODEL_INVALID
         | reason::BASE_MODEL_UNSUPPORTED => 5,
@@ -204,10 +201,10 @@ fn decide(
                 None if closing.reason == reason::SUSPENDED => {
                     Said::under_way(reason::SUSPENDED, "spec.suspend is set")
                 }
-                None => Said::under_way(
-                    reason::RESTARTING,
-                    format!("attempt {number} ended: {}", closing.message),
-                ),
+                None => {
+                    let message = status.last_attempt.as_ref().map(attempt::describe);
+                    Said::under_way(reason::RESTARTING, message.unwrap_or_default())
+                }
             }
         }
         _ => return Plan::say(status, Vec::new(), None),
@@ -372,18 +369,39 @@ fn complete(
         size_bytes: result.size_bytes,
         adapter_version: None,
     });
-    number_result(cr, &mut status, observed);
+    number_result(&mut status, observed);
+    // The trainer removes its checkpoints once the result stands.
+    status.checkpoint = None;
     let message = format!(
-        "{} steps, loss {:.4}; the adapter is {}",
+        "{} steps, loss {:.4}; the adapter is {}{}",
         result.steps,
         result.final_loss,
-        result.digest.short()
+        result.digest.short(),
+        cut_rows(cr, result)
     );
     say(
         cr,
         status,
         &Said::over(Truth::True, reason::COMPLETED, message),
         now,
+    )
+}
+
+/// How many rows were longer than the run takes and were cut; nothing where none was.
+fn cut_rows(cr: &TrainingRun, result: &RunResult) -> String {
+    let splits = [("train", result.train_rows), ("test", result.test_rows)];
+    let counts: Vec<String> = splits
+        .iter()
+        .filter(|(_, rows)| rows.cut > 0)
+        .map(|(split, rows)| format!("{} of {} {split} rows", rows.cut, rows.rows))
+        .collect();
+    if counts.is_empty() {
+        return String::new();
+    }
+    format!(
+        "; {} were cut, because they are longer than spec.hyperparameters.maximumSequenceLength {}",
+        counts.join(" and "),
+        cr.spec.hyperparameters.maximum_sequence_length
     )
 }
 

@@ -173,6 +173,10 @@ fn begin(
     let image = settings.trainer_image(profile);
     let stored = match pin(cr, valid, image, observed) {
         Ok(stored) => stored,
+        // The keeper may be minutes away; what nobody needs it for is said at once.
+        Err(step) if is_keeper_away(&step) => {
+            return inputs::visible(cr, valid, observed).map_or_else(Step::Wait, |()| step);
+        }
         Err(step) => return step,
     };
     let status = cr.status.as_ref();
@@ -192,9 +196,13 @@ fn begin(
         return Step::Stopping;
     }
     match attempt::pause(status, now) {
-        0 => Step::Open(number),
-        seconds => Step::Pause(seconds),
+        None => Step::Open(number),
+        Some(seconds) => Step::Pause(seconds),
     }
+}
+
+fn is_keeper_away(step: &Step) -> bool {
+    matches!(step, Step::Wait(waiting) if waiting.reason == reason::STORAGE_UNAVAILABLE)
 }
 
 /// The stored pin, or what is to be done until there is one.

@@ -1,5 +1,8 @@
 //! Table tests of a run's plan, and its convergence from any state.
 
+mod pauses;
+mod references;
+
 use graftwork_api::conditions::{condition, reason};
 use graftwork_api::dataset::{DatasetFormat, DatasetVersion, FormatType, LatestVersion, Source};
 use graftwork_api::{
@@ -8,7 +11,7 @@ use graftwork_api::{
 };
 use graftwork_contract::dataset::Split;
 use graftwork_contract::exit::ExitCode;
-use graftwork_contract::run::{Metric, Resolved, RunResult, RunSummary, TrainerConfig};
+use graftwork_contract::run::{Metric, Resolved, RowsUsed, RunResult, RunSummary, TrainerConfig};
 use k8s_openapi::api::batch::v1::{JobCondition, JobStatus};
 use proptest::prelude::*;
 
@@ -30,6 +33,8 @@ struct World {
     writes: usize,
     created: Vec<String>,
     events: Vec<Event>,
+    /// What the trainer says in its result.
+    train_rows: RowsUsed,
 }
 
 fn dataset() -> Dataset {
@@ -123,6 +128,7 @@ impl World {
             writes: 0,
             created: vec![],
             events: vec![],
+            train_rows: RowsUsed { rows: 2000, cut: 0 },
         }
     }
 
@@ -345,6 +351,8 @@ impl World {
                 difference_standard_error: 0.01,
                 samples: 400,
             }],
+            train_rows: self.train_rows,
+            test_rows: RowsUsed { rows: 400, cut: 0 },
             finished_time: at(self.seconds).to_string(),
             code_version: "0".to_owned(),
         };
@@ -447,6 +455,43 @@ fn a_run_completes_with_metrics_and_stops_writing() {
     world.seconds += 1000;
     world.reconcile();
     assert_eq!(world.writes, writes);
+}
+
+#[test]
+fn rows_that_were_cut_are_counted_in_the_condition_and_the_event() {
+    let mut world = World::new();
+    world.train_rows.cut = 12;
+    world.start();
+    world.publish_result();
+    world.end_pod(0, |_| {});
+    world.reconcile();
+    let (_, _, message) = world.succeeded();
+    let words = "; 12 of 2000 train rows were cut, because they are longer than \
+                 spec.hyperparameters.maximumSequenceLength 512";
+    assert!(message.ends_with(words), "{message}");
+    assert_eq!(world.events.last().unwrap().note, message);
+
+    let mut whole = World::new();
+    whole.start();
+    whole.publish_result();
+    whole.end_pod(0, |_| {});
+    whole.reconcile();
+    assert!(!whole.succeeded().2.contains("cut"));
+}
+
+#[test]
+fn a_result_of_a_trainer_that_did_not_count_cut_rows_is_read() {
+    let mut world = World::new();
+    world.start();
+    world.publish_result();
+    let record = world.store.last_mut().unwrap();
+    let mut result: serde_json::Value = record.read().unwrap();
+    let fields = result.as_object_mut().unwrap();
+    assert!(fields.remove("trainRows").is_some() && fields.remove("testRows").is_some());
+    record.content = serde_json::to_vec(&result).unwrap();
+    world.end_pod(0, |_| {});
+    world.reconcile();
+    assert_eq!(world.succeeded().1, reason::COMPLETED);
 }
 
 #[test]
@@ -685,7 +730,7 @@ fn the_trainers_last_words_become_the_condition() {
         if let Container::Terminated { message, .. } = &mut pod.container {
             *message = summary(
                 "DataError",
-                "row 7 has 600 tokens, maximumSequenceLength is 512",
+                "dataset topics version 2 has no rows in its train split",
             );
         }
     });
@@ -695,7 +740,7 @@ fn the_trainers_last_words_become_the_condition() {
         (
             "False".to_owned(),
             reason::DATA_ERROR.to_owned(),
-            "row 7 has 600 tokens, maximumSequenceLength is 512".to_owned()
+            "dataset topics version 2 has no rows in its train split".to_owned()
         )
     );
 }

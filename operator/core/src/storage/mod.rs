@@ -10,7 +10,7 @@ use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim};
 
 use crate::observed::Found;
-use crate::plan::{Actions, ChildKind, Delete, Plan};
+use crate::plan::{Actions, ChildKind, Delete, NAME_TAKEN_PAUSE, Plan};
 use crate::settings::Settings;
 
 pub use children::{KEEPER, keeper_labels};
@@ -56,7 +56,10 @@ pub fn plan(observed: &Observed, settings: &Settings) -> Plan<()> {
         || observed.deployment.is_foreign()
     {
         // The objects of the namespace say so: see `problem`.
-        return Plan::Act(Actions::default());
+        return Plan::Act(Actions {
+            requeue_after: Some(NAME_TAKEN_PAUSE),
+            ..Actions::default()
+        });
     }
     Plan::Act(Actions {
         apply: children::build(observed, &mounted_claims(observed), settings),
@@ -267,7 +270,11 @@ mod tests {
     fn nothing_is_touched_where_a_name_is_taken_or_the_namespace_goes() {
         let mut taken = observed();
         taken.deployment = Found::Foreign;
-        assert_eq!(actions(&taken), Actions::default());
+        let waits = Actions {
+            requeue_after: Some(NAME_TAKEN_PAUSE),
+            ..Actions::default()
+        };
+        assert_eq!(actions(&taken), waits, "the name may become free");
         assert_eq!(
             problem(&taken.claim, &taken.deployment),
             Some(StorageProblem::NotOurs(
@@ -284,6 +291,22 @@ mod tests {
             Actions::default(),
             "there is nothing to delete"
         );
+    }
+
+    #[test]
+    fn a_name_that_becomes_free_is_taken_at_the_next_look() {
+        for take in [
+            (|world: &mut Observed| world.deployment = Found::Foreign) as fn(&mut Observed),
+            |world| world.claim = Found::Foreign,
+            |world| world.configuration = Found::Foreign,
+        ] {
+            let mut taken = observed();
+            take(&mut taken);
+            assert_eq!(actions(&taken).requeue_after, Some(NAME_TAKEN_PAUSE));
+        }
+        assert!((5..=10).contains(&NAME_TAKEN_PAUSE.as_secs()));
+        assert_eq!(actions(&observed()).apply.len(), 3);
+        assert_eq!(actions(&observed()).requeue_after, None);
     }
 
     #[test]

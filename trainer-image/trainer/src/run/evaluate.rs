@@ -11,8 +11,11 @@ use crate::failure::{Failure, causes};
 use crate::run::statistics::{Scores, metric};
 use crate::run::tokens::{Question, first_line};
 
-/// Rows that go through the model together.
+/// Rows that go through the model together, at most.
 const ROWS_TOGETHER: usize = 128;
+/// Their tokens together, at most, where there is more than one row: between forward passes a request
+/// to stop is heard.
+const TOKENS_TOGETHER: usize = 8192;
 
 /// The test rows, as far as they are scored.
 #[derive(Debug, Default)]
@@ -31,7 +34,7 @@ pub struct Evaluator<'a> {
     pub tokenizer: &'a TextTokenizer,
     /// Tokens of an answer at most.
     pub maximum_new_tokens: usize,
-    /// Told how many rows are done, and asked whether to go on.
+    /// Told how many rows are done, and asked whether to go on: after every forward pass.
     pub on_rows: &'a dyn Fn(u64) -> Result<(), Failure>,
 }
 
@@ -74,7 +77,7 @@ impl Evaluator<'_> {
         adapter: Option<&LoadedAdapter>,
     ) -> Result<Scores, Failure> {
         let mut scores = Scores::default();
-        for rows in examples.chunks(ROWS_TOGETHER) {
+        for rows in together(examples, |row| row.tokens.len()) {
             let mut batch = PackedBatch::new();
             for row in rows {
                 batch.push(&row.tokens, &row.loss_mask);
@@ -106,7 +109,7 @@ impl Evaluator<'_> {
         let mut order: Vec<(usize, &Question)> = questions.iter().enumerate().collect();
         order.sort_by_key(|(_, question)| question.prompt.len());
         let mut is_right = vec![0.0; questions.len()];
-        for rows in order.chunks(ROWS_TOGETHER) {
+        for rows in together(&order, |(_, row)| row.prompt.len()) {
             let prompts: Vec<&[u32]> = rows.iter().map(|(_, row)| row.prompt.as_slice()).collect();
             let answers = self.answer(&prompts, adapter)?;
             for ((index, row), answer) in rows.iter().zip(answers) {
@@ -126,7 +129,7 @@ impl Evaluator<'_> {
     /// serves.
     ///
     /// # Errors
-    /// The forward pass's.
+    /// The forward pass's, or what `on_rows` says.
     pub fn answer(
         &self,
         prompts: &[&[u32]],
@@ -171,6 +174,7 @@ impl Evaluator<'_> {
             for (answer, logits) in running.into_iter().zip(&logits) {
                 self.take(answer, argmax(logits.last()))?;
             }
+            (self.on_rows)(0)?;
         }
         Ok(answers
             .into_iter()
@@ -197,6 +201,25 @@ impl Evaluator<'_> {
     }
 }
 
+/// Rows in their order, as many at a time as go through the model together.
+fn together<T>(rows: &[T], tokens: impl Fn(&T) -> usize) -> impl Iterator<Item = &[T]> {
+    let mut rest = rows;
+    std::iter::from_fn(move || {
+        let mut sum = 0;
+        let fitting = rest
+            .iter()
+            .take(ROWS_TOGETHER)
+            .take_while(|row| {
+                sum += tokens(row);
+                sum <= TOKENS_TOGETHER
+            })
+            .count();
+        let (now, later) = rest.split_at_checked(fitting.max(1))?;
+        rest = later;
+        Some(now)
+    })
+}
+
 struct Answer {
     kv: KvSequence,
     next: Vec<u32>,
@@ -207,4 +230,54 @@ struct Answer {
 
 fn bug(error: &ModelError) -> Failure {
     Failure::bug(causes(error))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use graftwork_contract::exit::ExitCode;
+    use graftwork_model::base::BaseModel;
+    use graftwork_model::fixture::{TinyShape, write_tiny_base};
+
+    use super::*;
+
+    #[test]
+    fn rows_go_together_up_to_a_number_of_rows_and_of_tokens() {
+        let sizes = |lengths: &[usize]| -> Vec<usize> {
+            together(lengths, |length| *length)
+                .map(<[usize]>::len)
+                .collect()
+        };
+        assert_eq!(sizes(&[]), [0; 0]);
+        assert_eq!(sizes(&[1; 300]), [128, 128, 44]);
+        assert_eq!(sizes(&[4000, 4000, 4000, 90_000, 1]), [2, 1, 1, 1]);
+    }
+
+    #[test]
+    fn a_request_to_stop_is_heard_after_every_token_of_an_answer() {
+        let dir = tempfile::tempdir().unwrap();
+        write_tiny_base(dir.path(), &TinyShape::default(), 5).unwrap();
+        let base = BaseModel::load(dir.path()).unwrap();
+        let tokenizer = TextTokenizer::load(dir.path()).unwrap();
+        let model = Llama::new(&base);
+        let asked = Cell::new(0);
+        let on_rows = |_| {
+            asked.set(asked.get() + 1);
+            if asked.get() < 3 {
+                return Ok(());
+            }
+            Err(Failure::checkpointed("stopped"))
+        };
+        let evaluator = Evaluator {
+            model: &model,
+            tokenizer: &tokenizer,
+            maximum_new_tokens: 400,
+            on_rows: &on_rows,
+        };
+        let prompt = tokenizer.encode_prompt("Item 1").unwrap();
+        let stopped = evaluator.answer(&[&prompt, &prompt], None).unwrap_err();
+        assert_eq!(stopped.code, ExitCode::Checkpointed);
+        assert_eq!(asked.get(), 3, "of 400 tokens");
+    }
 }

@@ -8,7 +8,9 @@ use graftwork_artifacts::{Category, Error as StoreError, MANIFEST_FILE, Store};
 use graftwork_contract::adapter::Manifest;
 use graftwork_contract::dataset::Split;
 use graftwork_contract::paths;
-use graftwork_contract::run::{MetricKind, ResolvedBase, ResolvedReference, TrainerConfig};
+use graftwork_contract::run::{
+    MetricKind, ResolvedBase, ResolvedReference, RowsUsed, TrainerConfig,
+};
 use graftwork_model::base::{BaseError, BaseModel, base_digest};
 use graftwork_model::config::LlamaConfig;
 use graftwork_model::lora::LoadedAdapter;
@@ -35,6 +37,10 @@ pub struct Inputs {
     pub train: Vec<TokenizedExample>,
     /// To score.
     pub test: TestRows,
+    /// How many there are to train on, and how many of them were cut.
+    pub train_rows: RowsUsed,
+    /// How many there are to score, and how many of them were cut.
+    pub test_rows: RowsUsed,
 }
 
 impl Inputs {
@@ -155,19 +161,16 @@ pub fn read_rows(
         )));
     }
     let train = examples(&train, tokenizer, length)?;
-    if train.cut > 0 {
-        tracing::warn!(
-            rows = train.cut,
-            maximum_sequence_length = length,
-            "rows were longer and lost the start of their prompt"
-        );
-    }
     let mut inputs = Inputs {
+        train_rows: used(&train.was_cut),
         train: train.examples,
-        test: TestRows::default(),
+        ..Inputs::default()
     };
+    let mut was_cut = vec![false; test.len()];
     if metrics.contains(&MetricKind::Loss) {
-        inputs.test.examples = examples(&test, tokenizer, length)?.examples;
+        let test = examples(&test, tokenizer, length)?;
+        inputs.test.examples = test.examples;
+        was_cut = test.was_cut;
     }
     if metrics.contains(&MetricKind::ExactMatch) {
         let new_tokens = config.evaluation.maximum_new_tokens as usize;
@@ -181,12 +184,20 @@ pub fn read_rows(
                 base.max_position_embeddings
             )));
         }
-        for (index, row) in test.iter().enumerate() {
-            inputs
-                .test
-                .questions
-                .extend(question(row, index, tokenizer, room)?);
+        for (index, (row, was_cut)) in test.iter().zip(&mut was_cut).enumerate() {
+            let question = question(row, index, tokenizer, room)?;
+            *was_cut |= question.as_ref().is_some_and(|question| question.was_cut);
+            inputs.test.questions.extend(question);
         }
+    }
+    inputs.test_rows = used(&was_cut);
+    if inputs.train_rows.cut + inputs.test_rows.cut > 0 {
+        tracing::warn!(
+            train_rows = inputs.train_rows.cut,
+            test_rows = inputs.test_rows.cut,
+            maximum_sequence_length = length,
+            "rows were longer and were cut"
+        );
     }
     tracing::info!(
         train_rows = inputs.train.len(),
@@ -195,6 +206,13 @@ pub fn read_rows(
         "rows read"
     );
     Ok(inputs)
+}
+
+fn used(was_cut: &[bool]) -> RowsUsed {
+    RowsUsed {
+        rows: was_cut.len() as u64,
+        cut: was_cut.iter().filter(|was_cut| **was_cut).count() as u64,
+    }
 }
 
 fn read_split(store: &Store, config: &TrainerConfig, split: Split) -> Result<Vec<Row>, Failure> {

@@ -15,6 +15,7 @@ mod tokens;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use graftwork_artifacts::{Error as StoreError, Put, Store};
 use graftwork_contract::pod::{CONFIG_FILE, GRPC_PORT, STORE_DIR, TERMINATION_FILE};
@@ -38,6 +39,9 @@ use inputs::{Inputs, read_base, read_reference, read_rows};
 use package::{Outcome, publish};
 use progress::{Reporter, Stage};
 use session::{LoraObjective, Session};
+
+/// Seconds between a request to stop and the end of the process, at most. Evictions give 30.
+const STOP_PATIENCE: Duration = Duration::from_secs(20);
 
 /// What `trainer run` is told beside its configuration.
 #[derive(Debug, Clone, clap::Args)]
@@ -71,6 +75,7 @@ pub struct RunArgs {
 /// [`Failure`] with the exit code.
 pub fn run(args: &RunArgs, stop: &StopFlag) -> Result<(), Failure> {
     let reporter = Reporter::new(args.pod_uid.clone());
+    let watchdog = leave_in_time(args, &reporter, stop);
     let attempt = AssertUnwindSafe(|| {
         serve_progress(&reporter, args.listen);
         let config = read_config(&args.config)?;
@@ -79,6 +84,9 @@ pub fn run(args: &RunArgs, stop: &StopFlag) -> Result<(), Failure> {
     });
     let outcome = std::panic::catch_unwind(attempt)
         .unwrap_or_else(|panic| Err(Failure::bug(format!("panic: {}", panic_message(&*panic)))));
+    if let Some(watchdog) = watchdog {
+        watchdog.abort();
+    }
     report::write_termination(
         &args.termination_file,
         &report::summary(&outcome, &reporter.latest()),
@@ -100,6 +108,7 @@ fn attempt(
             progress.step = result.steps;
             progress.total_steps = result.steps;
         });
+        remove_checkpoints(&store, config);
         return Ok(result.digest);
     }
     let fence_folder = paths::run_fence(&config.run, &config.key);
@@ -161,9 +170,12 @@ fn attempt(
         steps: trained.steps,
         final_loss: trained.final_loss,
         metrics,
+        train_rows: inputs.train_rows,
+        test_rows: inputs.test_rows,
     };
     let result = publish(&store, config, &adapter, &outcome)?;
     write_result(&store, config, &result)?;
+    remove_checkpoints(&store, config);
     Ok(result.digest)
 }
 
@@ -186,7 +198,9 @@ fn score(
         .map_err(|error| Failure::bug(causes(&error)))?;
     let fence = std::cell::RefCell::new(fence);
     let on_rows = |rows| {
-        reporter.update(|progress| progress.evaluated_rows += rows);
+        if rows > 0 {
+            reporter.update(|progress| progress.evaluated_rows += rows);
+        }
         if session.stop.is_set() {
             return Err(Failure::checkpointed(
                 "stopped on request while scoring; every step is in the last checkpoint",
@@ -212,6 +226,40 @@ fn score(
         );
     }
     Ok(metrics)
+}
+
+/// Ends the process soon after it was asked to stop, wherever it is: at once while nothing was trained
+/// yet, and after [`STOP_PATIENCE`] where a checkpoint or the end of a step takes longer than the
+/// shortest grace period that pods get. An attempt may die at any instant, so it may also leave.
+fn leave_in_time(
+    args: &RunArgs,
+    reporter: &Reporter,
+    stop: &StopFlag,
+) -> Option<tokio::task::JoinHandle<()>> {
+    let runtime = tokio::runtime::Handle::try_current().ok()?;
+    let (file, reporter, stop) = (
+        args.termination_file.clone(),
+        reporter.clone(),
+        stop.clone(),
+    );
+    Some(runtime.spawn(async move {
+        stop.asked().await;
+        let failure = if reporter.latest().stage == Stage::Prepare.name() {
+            Failure::checkpointed("stopped on request before the first step; nothing is lost")
+        } else {
+            tokio::time::sleep(STOP_PATIENCE).await;
+            Failure::checkpointed(format!(
+                "stopped on request; what was under way took longer than {} s, and the next attempt \
+                 goes on from the checkpoint of step {}",
+                STOP_PATIENCE.as_secs(),
+                reporter.latest().checkpoint_step
+            ))
+        };
+        tracing::info!(code = failure.code.code(), "{failure}");
+        let code = i32::from(failure.code.code());
+        report::write_termination(&file, &report::summary(&Err(failure), &reporter.latest()));
+        std::process::exit(code);
+    }))
 }
 
 /// Serves progress on the runtime that the process has. Without it the run goes on.
@@ -255,6 +303,15 @@ fn write_result(store: &Store, config: &TrainerConfig, result: &RunResult) -> Re
             )),
         },
         Err(error) => Err(store_failure(&error)),
+    }
+}
+
+/// Takes the checkpoints away once the result stands: nobody goes on from them any more. An attempt
+/// that dies before this leaves files that the next one removes.
+fn remove_checkpoints(store: &Store, config: &TrainerConfig) {
+    let folder = paths::run_checkpoints(&config.run, &config.key);
+    if let Err(error) = store.remove_folder(&folder) {
+        tracing::warn!(folder, %error, "the checkpoints of a finished run stay in the store");
     }
 }
 

@@ -2,7 +2,7 @@
 
 use graftwork_artifacts::Store;
 use graftwork_contract::adapter::{CARD_FILE, Manifest, Provenance};
-use graftwork_contract::run::{Metric, RunResult, TrainerConfig};
+use graftwork_contract::run::{Metric, RowsUsed, RunResult, TrainerConfig};
 use graftwork_contract::{Digest, paths};
 use graftwork_model::peft::Adapter;
 
@@ -20,6 +20,10 @@ pub struct Outcome {
     pub final_loss: f64,
     /// Test metrics.
     pub metrics: Vec<Metric>,
+    /// Rows that were trained on.
+    pub train_rows: RowsUsed,
+    /// Rows that were scored.
+    pub test_rows: RowsUsed,
 }
 
 /// The version of this program.
@@ -80,6 +84,8 @@ pub fn publish(
         steps: outcome.steps,
         final_loss: outcome.final_loss,
         metrics: outcome.metrics.clone(),
+        train_rows: outcome.train_rows,
+        test_rows: outcome.test_rows,
         finished_time: time,
         code_version: CODE_VERSION.to_owned(),
     })

@@ -11,8 +11,8 @@ use crate::failure::{Failure, causes};
 pub struct Examples {
     /// In the order of the rows; never longer than was asked for.
     pub examples: Vec<TokenizedExample>,
-    /// Rows that were longer, and were cut.
-    pub cut: usize,
+    /// Whether each row was longer, and was cut.
+    pub was_cut: Vec<bool>,
 }
 
 /// A test row: what is asked and what should come.
@@ -22,6 +22,8 @@ pub struct Question {
     pub prompt: Vec<u32>,
     /// The first line of the right answer, trimmed.
     pub answer: String,
+    /// Whether the prompt was longer, and was cut.
+    pub was_cut: bool,
 }
 
 /// Tokens of each row, at most `maximum` of them.
@@ -34,7 +36,7 @@ pub fn examples(
     tokenizer: &TextTokenizer,
     maximum: usize,
 ) -> Result<Examples, Failure> {
-    let examples: Vec<(TokenizedExample, bool)> = rows
+    let (examples, was_cut) = rows
         .par_iter()
         .enumerate()
         .map(|(index, row)| {
@@ -42,11 +44,10 @@ pub fn examples(
             let was_cut = cut(&mut example, maximum, tokenizer.bos());
             Ok((example, was_cut))
         })
-        .collect::<Result<_, Failure>>()?;
-    Ok(Examples {
-        cut: examples.iter().filter(|(_, was_cut)| *was_cut).count(),
-        examples: examples.into_iter().map(|(example, _)| example).collect(),
-    })
+        .collect::<Result<Vec<_>, Failure>>()?
+        .into_iter()
+        .unzip();
+    Ok(Examples { examples, was_cut })
 }
 
 fn example(row: &Row, tokenizer: &TextTokenizer) -> Result<TokenizedExample, TokenizerError> {
@@ -86,10 +87,11 @@ pub fn question(
         loss_mask: Vec::new(),
     };
     prompt.loss_mask.resize(prompt.tokens.len(), false);
-    cut(&mut prompt, maximum, tokenizer.bos());
+    let was_cut = cut(&mut prompt, maximum, tokenizer.bos());
     Ok(Some(Question {
         prompt: prompt.tokens,
         answer: first_line(answer).to_owned(),
+        was_cut,
     }))
 }
 

@@ -1,0 +1,196 @@
+//! Builds that end without a version, and what follows.
+
+use graftwork_contract::dataset::BuildConfig;
+
+use super::*;
+
+#[test]
+fn a_build_that_may_end_otherwise_is_tried_again_with_growing_pauses_for_as_long_as_it_takes() {
+    let unavailable = i32::from(ExitCode::Unavailable.code());
+    type Change = fn(&mut Pod);
+    let evicted: Change = |pod| pod.disrupted = Some("EvictionByEvictionAPI".to_owned());
+    let node_lost: Change = |pod| {
+        pod.reason = Some("NodeLost".to_owned());
+        pod.container = Container::Unknown;
+    };
+    for (code, change) in [
+        (unavailable, (|_| {}) as Change),
+        (137, |_| {}),
+        (137, evicted),
+        (137, node_lost),
+        (i32::from(ExitCode::Bug.code()), |_| {}),
+    ] {
+        let mut world = World::from_config_map();
+        let mut starts = vec![];
+        for _ in 0..2400 {
+            if !world.reconcile().create.is_empty() {
+                starts.push(world.seconds);
+                world.end_job(code, None);
+                if let Some(pod) = world.observed.pods.last_mut() {
+                    change(pod);
+                }
+            }
+            world.seconds += 1;
+        }
+        let pauses: Vec<_> = starts.windows(2).map(|two| two[1] - two[0]).collect();
+        let growing = [5, 10, 20, 40, 80, 160, 300, 300, 300];
+        assert_eq!(pauses[..9], growing, "exit code {code}");
+        assert!(
+            world.observed.jobs.len() <= 3,
+            "attempts that are long over are cleared away"
+        );
+        // The store is back.
+        world.publish(1);
+        world.reconcile();
+        assert_eq!(world.ready().0, "True");
+    }
+}
+
+#[test]
+fn what_keeps_failing_is_said_once_with_the_time_of_the_next_attempt() {
+    let mut world = World::from_config_map();
+    let mut turns = vec![];
+    for _ in 0..400 {
+        let actions = world.reconcile();
+        turns.extend(actions.events.into_iter().map(|event| event.reason));
+        if !actions.create.is_empty() {
+            world.end_job(i32::from(ExitCode::Unavailable.code()), None);
+        }
+        world.seconds += 1;
+    }
+    assert_eq!(turns, [reason::BUILDING, reason::BUILD_FAILED]);
+    let (status, _, message) = world.ready();
+    assert_eq!(status, "False");
+    assert_eq!(
+        message,
+        format!(
+            "attempt 8 starts at {}; attempt 7 ended: the builder ended with exit code 69",
+            at(5 + 10 + 20 + 40 + 80 + 160 + 300)
+        )
+    );
+    let writes = world.writes;
+    world.reconcile();
+    assert_eq!(world.writes, writes, "waiting writes nothing");
+}
+
+#[test]
+fn a_builder_on_a_lost_node_is_forced_out_and_the_build_goes_on_elsewhere() {
+    let mut world = World::from_config_map();
+    world.reconcile();
+    let job = world.observed.jobs[0].metadata.name.clone().unwrap();
+    world.observed.pods.push(Pod {
+        name: "lost".to_owned(),
+        labels: [(JOB_NAME_LABEL.to_owned(), job)].into(),
+        phase: "Running".to_owned(),
+        deleting_since: Some(at(world.seconds)),
+        ..Pod::default()
+    });
+    world.seconds += 30;
+    assert!(world.reconcile().delete.is_empty(), "it may still stop");
+    world.seconds += 1;
+    assert_eq!(world.reconcile().delete[0].grace_seconds, Some(0));
+    world.end_job(137, None);
+    world.observed.pods.clear();
+    world.seconds += 5;
+    assert_eq!(world.reconcile().create.len(), 1);
+}
+
+#[test]
+fn bad_rows_and_too_little_memory_wait_for_another_source_or_spec() {
+    for (code, why) in [
+        (ExitCode::BadData.code(), "Error"),
+        (ExitCode::BadConfig.code(), "Error"),
+        (137, "OOMKilled"),
+    ] {
+        let mut world = World::from_config_map();
+        world.reconcile();
+        world.end_job(i32::from(code), None);
+        if let Container::Terminated { reason, .. } = &mut world.observed.pods[0].container {
+            *reason = why.to_owned();
+        }
+        for _ in 0..1000 {
+            assert!(world.reconcile().create.is_empty(), "exit code {code}");
+            world.seconds += 1;
+        }
+        assert_eq!(world.ready().0, "False");
+        let content = SourceState::Present(Some(Digest::of(b"two")));
+        world.observed.sources.insert("faq".to_owned(), content);
+        assert_eq!(world.reconcile().create.len(), 1);
+        assert_eq!(world.ready().1, reason::BUILDING);
+    }
+}
+
+#[test]
+fn a_file_that_is_not_on_its_volume_is_looked_for_again() {
+    let mut world = World::from_claim();
+    world.reconcile();
+    let summary = BuildSummary {
+        reason: reason::SOURCE_NOT_FOUND.to_owned(),
+        message: "source bulk: there is no file at pvc://text/rows.jsonl".to_owned(),
+        version: None,
+        digest: None,
+        rows: None,
+        rejected: vec![],
+    };
+    world.end_job(i32::from(ExitCode::BadData.code()), Some(&summary));
+    assert!(world.reconcile().create.is_empty());
+    let (status, why, message) = world.ready();
+    assert_eq!(
+        (status.as_str(), why.as_str()),
+        ("False", reason::SOURCE_NOT_FOUND),
+        "the first look says so"
+    );
+    assert!(message.ends_with(&summary.message), "{message}");
+    world.seconds += 5;
+    assert_eq!(world.reconcile().create.len(), 1);
+    assert_eq!(
+        world.ready().1,
+        reason::SOURCE_NOT_FOUND,
+        "until it is there"
+    );
+    world.end_job(0, None);
+    world.publish(1);
+    world.reconcile();
+    assert_eq!(world.ready().0, "True");
+}
+
+/// The configuration that the newest build was given.
+fn config(actions: &Actions<DatasetStatus>) -> BuildConfig {
+    let Child::ConfigMap(map) = &actions.apply[0] else {
+        unreachable!("a build has a configuration")
+    };
+    serde_json::from_str(&map.data.as_ref().unwrap()["config.json"]).unwrap()
+}
+
+#[test]
+fn a_config_map_that_changes_while_a_build_starts_is_planned_again_under_its_own_fingerprint() {
+    let mut world = World::from_config_map();
+    let first = config(&world.reconcile());
+    assert_eq!(first.sources[0].digest, Some(Digest::of(b"one")));
+    // The builder saw other bytes than those, and the watch has not told of them yet.
+    let summary = BuildSummary {
+        reason: reason::BUILD_FAILED.to_owned(),
+        message: "source faq (configmap://faq/rows.jsonl) changed while the build started"
+            .to_owned(),
+        version: None,
+        digest: None,
+        rows: None,
+        rejected: vec![],
+    };
+    world.end_job(i32::from(ExitCode::Unavailable.code()), Some(&summary));
+    assert!(world.reconcile().create.is_empty());
+    assert_eq!(world.ready().0, "Unknown");
+    let content = SourceState::Present(Some(Digest::of(b"two")));
+    world.observed.sources.insert("faq".to_owned(), content);
+    let second = config(&world.reconcile());
+    assert_ne!(second.fingerprint, first.fingerprint);
+    assert_eq!(second.sources[0].digest, Some(Digest::of(b"two")));
+}
+
+#[test]
+fn a_volumes_file_has_no_planned_digest() {
+    assert_eq!(
+        config(&World::from_claim().reconcile()).sources[0].digest,
+        None
+    );
+}
