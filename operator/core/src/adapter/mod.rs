@@ -46,9 +46,10 @@ pub fn plan(
     }
     let records = match &observed.ledger {
         Asked::Answered(records) => records,
-        Asked::Unreachable(why) => return Plan::Act(status::keeper_away(cr, why, now)),
+        Asked::Unreachable(why) => return Plan::Act(status::keeper_away(cr, observed, why, now)),
         Asked::NotAsked => {
-            return Plan::Act(status::keeper_away(cr, "the keeper was not asked yet", now));
+            let why = "the keeper was not asked yet";
+            return Plan::Act(status::keeper_away(cr, observed, why, now));
         }
     };
     let name = cr.metadata.name.as_deref().unwrap_or_default();
