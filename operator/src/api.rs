@@ -1,8 +1,11 @@
 //! The API server: a client without retries of its own, a deadline on every call, and what a failure
 //! means.
 
+use std::ffi::OsStr;
 use std::time::Duration;
 
+use anyhow::Context as _;
+use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 
 /// Deadline of every call to the API server.
@@ -105,15 +108,13 @@ pub struct Clients {
     pub in_cluster: bool,
 }
 
-/// Connects as the pod's service account, or as the kubeconfig says.
+/// Connects as `kubeconfig` says (files, as the variable KUBECONFIG lists them), else as the pod's
+/// service account, else as the kubeconfig of the home directory.
 ///
 /// # Errors
-/// Where there is neither, or it can't be read.
-pub async fn connect() -> anyhow::Result<Clients> {
-    let (mut config, in_cluster) = match Config::incluster() {
-        Ok(config) => (config, true),
-        Err(_) => (Config::infer().await?, false),
-    };
+/// Where there is none of them, or it can't be read.
+pub async fn connect(kubeconfig: Option<&OsStr>) -> anyhow::Result<Clients> {
+    let (mut config, in_cluster) = configure(kubeconfig, Config::incluster().ok()).await?;
     config.default_retry = false;
     config.connect_timeout = Some(DEADLINE);
     config.write_timeout = Some(DEADLINE);
@@ -126,4 +127,103 @@ pub async fn connect() -> anyhow::Result<Clients> {
         streams,
         in_cluster,
     })
+}
+
+/// The configuration, and whether it is the pod's own. A kubeconfig that somebody names wins: who runs
+/// the operator from a shell that happens to be in a pod means the cluster of the kubeconfig.
+async fn configure(
+    kubeconfig: Option<&OsStr>,
+    in_cluster: Option<Config>,
+) -> anyhow::Result<(Config, bool)> {
+    if let Some(files) = kubeconfig.filter(|files| !files.is_empty()) {
+        let named = files.display();
+        let kubeconfig = read_kubeconfig(files)?;
+        let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
+            .await
+            .with_context(|| format!("kubeconfig {named} can't be used"))?;
+        return Ok((config, false));
+    }
+    if let Some(config) = in_cluster {
+        return Ok((config, true));
+    }
+    let config = Config::infer().await.context(
+        "no cluster is known: set KUBECONFIG or --kubeconfig, or run in a pod with a service account",
+    )?;
+    Ok((config, false))
+}
+
+/// The merged files of a list; as in kubectl, some of them may be absent.
+fn read_kubeconfig(files: &OsStr) -> anyhow::Result<Kubeconfig> {
+    let mut merged: Option<Kubeconfig> = None;
+    let files_of = || std::env::split_paths(files).filter(|file| file.exists());
+    for file in files_of() {
+        let name = file.display();
+        let next = Kubeconfig::read_from(&file)
+            .with_context(|| format!("kubeconfig {name} can't be read"))?;
+        merged = Some(match merged {
+            None => next,
+            Some(before) => before
+                .merge(next)
+                .with_context(|| format!("kubeconfig {name} can't be merged"))?,
+        });
+    }
+    merged.with_context(|| format!("kubeconfig {} does not exist", files.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kubeconfig(server: &str, namespace: &str) -> tempfile::NamedTempFile {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let text = format!(
+            "{{apiVersion: v1, kind: Config, current-context: {namespace},
+              clusters: [{{name: c, cluster: {{server: \"{server}\"}}}}], users: [{{name: u, user: {{token: t}}}}],
+              contexts: [{{name: {namespace}, context: {{cluster: c, user: u, namespace: {namespace}}}}}]}}"
+        );
+        std::fs::write(file.path(), text).unwrap();
+        file
+    }
+
+    fn pod() -> Option<Config> {
+        Some(Config::new("https://10.96.0.1".parse().unwrap()))
+    }
+
+    #[tokio::test]
+    async fn a_kubeconfig_that_is_named_wins_over_the_pods_service_account() {
+        let file = kubeconfig("https://shell.example:6443", "somewhere");
+        let path = file.path().as_os_str();
+        let (config, in_cluster) = configure(Some(path), pod()).await.unwrap();
+        assert_eq!(config.cluster_url.host(), Some("shell.example"));
+        assert_eq!(config.default_namespace, "somewhere");
+        assert!(!in_cluster, "pods are reached by port-forward");
+        for none in [None, Some(OsStr::new(""))] {
+            let (config, in_cluster) = configure(none, pod()).await.unwrap();
+            assert_eq!(config.cluster_url.host(), Some("10.96.0.1"));
+            assert!(in_cluster);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_list_of_kubeconfigs_is_merged_and_its_first_file_decides() {
+        let one = kubeconfig("https://one.example", "one");
+        let two = kubeconfig("https://two.example", "two");
+        let paths = [std::path::Path::new("/nowhere"), one.path(), two.path()];
+        let list = std::env::join_paths(paths).unwrap();
+        let (config, _) = configure(Some(&list), None).await.unwrap();
+        assert_eq!(config.default_namespace, "one");
+    }
+
+    #[tokio::test]
+    async fn a_kubeconfig_that_cannot_be_used_is_named() {
+        let broken = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(broken.path(), "{contexts: 5}").unwrap();
+        for path in [std::path::Path::new("/nowhere/config"), broken.path()] {
+            let message = match configure(Some(path.as_os_str()), pod()).await {
+                Ok(_) => panic!("{} was used", path.display()),
+                Err(error) => format!("{error:#}"),
+            };
+            assert!(message.contains(&path.display().to_string()), "{message}");
+        }
+    }
 }

@@ -60,11 +60,14 @@ impl Writer {
     }
 
     fn count(&self, kind: &str, verb: &str, outcome: &Result<(), ApiError>) {
-        let outcome = match outcome {
-            Ok(()) => "ok",
-            Err(error) => error.category(),
-        };
-        self.metrics.api_write(kind, verb, outcome);
+        self.metrics.wrote(kind, verb, outcome.as_ref().err());
+    }
+
+    /// Forgets objects that are gone.
+    pub fn keep_only(&self, exists: impl Fn(&str) -> bool) {
+        if let Ok(mut applied) = self.applied.lock() {
+            applied.retain(|uid, _| exists(uid));
+        }
     }
 
     /// Writes a child where it differs from what is cached.
@@ -344,16 +347,12 @@ impl Writer {
     pub async fn event(&self, event: &Event, regarding: &ObjectReference) {
         let namespace = regarding.namespace.clone().unwrap_or_default();
         let now = Timestamp::now();
-        let name: String = regarding
-            .name
-            .as_deref()
-            .unwrap_or("object")
-            .chars()
-            .take(200)
-            .collect();
         let body = ClusterEvent {
             metadata: ObjectMeta {
-                name: Some(format!("{name}.{:x}", now.as_nanosecond())),
+                name: Some(event_name(
+                    regarding.name.as_deref().unwrap_or("object"),
+                    now,
+                )),
                 namespace: Some(namespace.clone()),
                 ..ObjectMeta::default()
             },
@@ -425,7 +424,75 @@ fn settled(live: &Value) -> Digest {
     Digest::of(digest::canonical_json(&value).as_bytes())
 }
 
+/// Longest part of an object's name in the names of its events.
+const LONGEST_IN_EVENT: usize = 200;
+
+/// A name of its own for an event: each part between dots has to end in a letter or digit, so a
+/// shortened name must not end in anything else.
+fn event_name(object: &str, now: Timestamp) -> String {
+    let short: String = object.chars().take(LONGEST_IN_EVENT).collect();
+    let short = short.trim_end_matches(|last: char| !last.is_ascii_alphanumeric());
+    format!("{short}.{:x}", now.as_nanosecond())
+}
+
 /// A reference to an object, for events.
 pub fn reference<K: Resource<DynamicType = ()>>(object: &K) -> ObjectReference {
     object.object_ref(&())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_events_are_names_that_the_api_server_takes() {
+        let now = Timestamp::from_second(1_790_000_000).unwrap();
+        let cut_at = |what: &str| format!("{}{what}rest", "a".repeat(LONGEST_IN_EVENT - 1));
+        for object in [
+            "short".to_owned(),
+            cut_at("-"),
+            cut_at("."),
+            format!("{}.-rest", "a".repeat(LONGEST_IN_EVENT - 2)),
+            "a".repeat(253),
+        ] {
+            let name = event_name(&object, now);
+            assert!(name.len() <= 253, "{name}");
+            for label in name.split('.') {
+                let ends = |it: Option<char>| it.is_some_and(|it| it.is_ascii_alphanumeric());
+                let mut characters = label.chars();
+                assert!(ends(characters.next()), "{name}");
+                assert!(ends(label.chars().next_back()), "{name}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn what_was_applied_is_forgotten_with_its_object() {
+        let client = kube::Client::new(
+            tower::service_fn(|_: http::Request<kube::client::Body>| {
+                std::future::ready(Err::<http::Response<kube::client::Body>, _>(
+                    std::io::Error::other("nobody is asked"),
+                ))
+            }),
+            "default",
+        );
+        let writer = Writer::new(
+            client,
+            Term::forever(),
+            Metrics::new().unwrap(),
+            "test".to_owned(),
+        );
+        let known = || {
+            let applied = writer.applied.lock().unwrap();
+            let mut known: Vec<String> = applied.keys().cloned().collect();
+            known.sort();
+            known
+        };
+        for uid in ["one", "two"] {
+            let entry = (String::new(), Digest::of(b""));
+            writer.applied.lock().unwrap().insert(uid.to_owned(), entry);
+        }
+        writer.keep_only(|uid| uid == "two");
+        assert_eq!(known(), ["two"]);
+    }
 }

@@ -113,7 +113,7 @@ pub struct Touches {
 }
 
 impl Touches {
-    fn new() -> (Self, [UnboundedReceiver<Touch>; 5]) {
+    pub(crate) fn new() -> (Self, [UnboundedReceiver<Touch>; 5]) {
         let channels = Kind::ALL.map(|_| unbounded_channel());
         let mut senders = Vec::with_capacity(channels.len());
         let receivers = channels.map(|(sender, receiver)| {
@@ -222,7 +222,7 @@ impl Caches {
         follow(client, &mine, pods_writer, sink(&caches));
         follow(client, &all, claims_writer, sink(&caches));
         follow(client, &all, namespaces_writer, sink(&caches));
-        follow(client, &all, all_config_maps_writer, sink(&caches));
+        follow_metadata(client, &all, all_config_maps_writer, sink(&caches));
         (caches, touches, receivers)
     }
 
@@ -242,6 +242,32 @@ impl Caches {
             self.claims.wait_until_ready(),
             self.namespaces.wait_until_ready(),
         );
+    }
+
+    /// Kinds whose caches were not filled yet.
+    pub fn unfilled(&self) -> Vec<String> {
+        use futures::FutureExt as _;
+        fn kind<K>(store: &Store<K>) -> Option<String>
+        where
+            K: Resource<DynamicType = ()> + Clone + 'static,
+        {
+            let filled = store.wait_until_ready().now_or_never().is_some();
+            (!filled).then(|| K::kind(&()).into_owned())
+        }
+        let kinds = [
+            kind(&self.datasets),
+            kind(&self.runs),
+            kind(&self.adapters),
+            kind(&self.endpoints),
+            kind(&self.deployments),
+            kind(&self.services),
+            kind(&self.config_maps).or_else(|| kind(&self.all_config_maps)),
+            kind(&self.jobs),
+            kind(&self.pods),
+            kind(&self.claims),
+            kind(&self.namespaces),
+        ];
+        kinds.into_iter().flatten().collect()
     }
 
     /// Every object that is reconciled.
@@ -310,6 +336,33 @@ fn follow<K>(
         + 'static,
 {
     let watch = watcher::watcher(Api::<K>::all(client.clone()), config.clone());
+    drive(watch.boxed(), writer, sink);
+}
+
+/// Follows nothing but metadata: what is in these objects is never sent. Annotations, one of which
+/// may repeat the whole object, are not kept.
+fn follow_metadata<K>(
+    client: &Client,
+    config: &watcher::Config,
+    writer: kube::runtime::reflector::store::Writer<PartialObjectMeta<K>>,
+    sink: Sink,
+) where
+    K: Resource<DynamicType = ()>
+        + Clone
+        + std::fmt::Debug
+        + serde::de::DeserializeOwned
+        + Send
+        + Sync
+        + 'static,
+    PartialObjectMeta<K>: Related,
+{
+    // An `Api` of nothing but metadata asks for nothing else.
+    let api = Api::<PartialObjectMeta<K>>::all(client.clone());
+    let watch = watcher::watcher(api, config.clone());
+    let watch = watch.modify(|object| {
+        object.metadata.annotations = None;
+        object.metadata.managed_fields = None;
+    });
     drive(watch.boxed(), writer, sink);
 }
 

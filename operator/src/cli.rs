@@ -22,6 +22,10 @@ const EXAMPLES: &str = "Examples:
     operator run
   From a shell, against the cluster of the kubeconfig (pods are reached by port-forward):
     operator run --settings settings.json --namespace graftwork-system
+  (That user needs what the chart's ClusterRole and Role allow, create on pods/portforward, and a
+  place in the chart's value operatorUsers, or the API server refuses its writes of status.)
+  The same, whatever the variable KUBECONFIG says, and from inside a pod too:
+    operator run --settings settings.json --kubeconfig ~/.kube/other
   What would be done about every object, as one line of JSON each:
     operator run --settings settings.json --plan-only
   The definitions of the four kinds:
@@ -46,6 +50,9 @@ struct RunArgs {
         default_value = "/etc/graftwork/settings.json"
     )]
     settings: PathBuf,
+    /// Kubeconfig files, listed as in PATH; they win over a pod's service account
+    #[arg(long, env = "KUBECONFIG", value_name = "FILES")]
+    kubeconfig: Option<std::ffi::OsString>,
     /// Namespace of the operator's Lease and signing key
     #[arg(long, env = "POD_NAMESPACE", default_value = "graftwork-system")]
     namespace: String,
@@ -107,6 +114,7 @@ fn start(args: RunArgs) -> anyhow::Result<()> {
         .build()?;
     runtime.block_on(run::run(Options {
         settings: args.settings,
+        kubeconfig: args.kubeconfig,
         namespace: args.namespace,
         // Two starts of one pod are two candidates.
         identity: format!("{identity}-{suffix:08x}"),
@@ -147,5 +155,15 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_kubeconfig_can_be_named() {
+        let line = ["operator", "run", "--kubeconfig", "a:b", "--plan-only"];
+        let Command::Run(arguments) = Cli::try_parse_from(line).unwrap().command else {
+            panic!("this is operator run")
+        };
+        assert_eq!(arguments.kubeconfig.as_deref(), Some("a:b".as_ref()));
+        assert!(arguments.plan_only);
     }
 }

@@ -2,18 +2,20 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
 
 use graftwork_contract::proto::store::v1::{DescribeBaseReply, ImportReply, VerifyReply};
 use graftwork_operator_core::observed::Record;
 use graftwork_operator_core::settings::Settings;
+use jiff::Timestamp;
 use kube::Client;
 
 use crate::apply::Writer;
-use crate::cache::{Caches, Touch, Touches};
+use crate::background::Background;
+use crate::cache::{Caches, Touches};
 use crate::calls::Calls;
 use crate::metrics::Metrics;
 use crate::progress::ProgressStreams;
+use crate::trail::Trail;
 
 /// Everything that reconciles share.
 pub struct Context {
@@ -45,93 +47,51 @@ pub struct Context {
     pub complaints: Mutex<HashSet<(String, String, String)>>,
     /// Results of complete runs, by the run's UID: they never change.
     pub results: Mutex<HashMap<String, Record>>,
+    /// What this process wrote to status and its caches do not have yet.
+    pub trail: Trail,
+    /// Objects to which a keeper owes an answer.
+    pub unanswered: Spells,
+    /// Namespaces whose storage the API server refuses, with its words.
+    pub refused_storage: Mutex<HashMap<String, String>>,
 }
 
-/// How long to wait for an answer before going on without it.
-const PATIENCE: Duration = Duration::from_secs(3);
+/// Since when something has been so without a break, by UID of the object. A process that starts
+/// counts anew.
+#[derive(Default)]
+pub struct Spells(Mutex<HashMap<String, Timestamp>>);
 
-struct Entry<A> {
-    running: bool,
-    answer: Option<(Result<A, String>, Instant)>,
-}
+impl Spells {
+    /// Notes whether it is so now. Returns since when it has been.
+    pub fn note(&self, uid: &str, is_so: bool, now: Timestamp) -> Option<Timestamp> {
+        let mut spells = self.0.lock().ok()?;
+        if is_so {
+            return Some(*spells.entry(uid.to_owned()).or_insert(now));
+        }
+        spells.remove(uid);
+        None
+    }
 
-/// Calls that may take long: each is made once, in the background, and its answer is kept for a
-/// while.
-pub struct Background<A> {
-    entries: Arc<Mutex<HashMap<String, Entry<A>>>>,
-    good_for: Duration,
-    bad_for: Duration,
-}
-
-impl<A: Clone + Send + 'static> Background<A> {
-    /// Keeps answers for `good_for`, problems and failures for `bad_for`.
-    pub fn new(good_for: Duration, bad_for: Duration) -> Self {
-        Self {
-            entries: Arc::default(),
-            good_for,
-            bad_for,
+    /// Forgets objects that are gone.
+    pub fn keep_only(&self, exists: impl Fn(&str) -> bool) {
+        if let Ok(mut spells) = self.0.lock() {
+            spells.retain(|uid, _| exists(uid));
         }
     }
+}
 
-    /// The answer to the call of that key, where it is there and still good.
-    pub fn known(&self, key: &str, is_problem: impl Fn(&A) -> bool) -> Option<Result<A, String>> {
-        let entries = self.entries.lock().ok()?;
-        let (answer, at) = entries.get(key)?.answer.as_ref()?;
-        let good = answer.as_ref().is_ok_and(|answer| !is_problem(answer));
-        let age = if good { self.good_for } else { self.bad_for };
-        (at.elapsed() < age).then(|| answer.clone())
-    }
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-    /// The last answer to the call of that key, however old.
-    pub fn last(&self, key: &str) -> Option<Result<A, String>> {
-        let entries = self.entries.lock().ok()?;
-        let (answer, _) = entries.get(key)?.answer.as_ref()?;
-        Some(answer.clone())
-    }
-
-    /// Makes the call unless it is running; `touch` is looked at when the answer is there.
-    ///
-    /// Returns the answer where it comes within a few seconds.
-    pub async fn ask(
-        &self,
-        key: String,
-        touches: &Touches,
-        touch: Touch,
-        call: impl Future<Output = Result<A, String>> + Send + 'static,
-    ) -> Option<Result<A, String>> {
-        let (sender, receiver) = tokio::sync::oneshot::channel();
-        {
-            let mut entries = self.entries.lock().ok()?;
-            let limit = 2 * self.good_for.max(self.bad_for);
-            entries.retain(|_, entry| {
-                let answered = entry.answer.as_ref();
-                entry.running || answered.is_some_and(|(_, at)| at.elapsed() < limit)
-            });
-            let entry = entries.entry(key.clone()).or_insert(Entry {
-                running: false,
-                answer: None,
-            });
-            if entry.running {
-                return None;
-            }
-            entry.running = true;
-        }
-        let entries = Arc::clone(&self.entries);
-        let touches = touches.clone();
-        tokio::spawn(async move {
-            let answer = call.await;
-            if let Ok(mut entries) = entries.lock() {
-                let entry = Entry {
-                    running: false,
-                    answer: Some((answer.clone(), Instant::now())),
-                };
-                entries.insert(key, entry);
-            }
-            // Nobody waits any more where this fails: then the object is looked at again.
-            if sender.send(answer).is_err() {
-                touches.send(touch);
-            }
-        });
-        tokio::time::timeout(PATIENCE, receiver).await.ok()?.ok()
+    #[test]
+    fn a_spell_counts_from_its_first_moment_and_ends_with_a_break() {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let spells = Spells::default();
+        assert_eq!(spells.note("u", true, at(10)), Some(at(10)));
+        assert_eq!(spells.note("u", true, at(20)), Some(at(10)));
+        assert_eq!(spells.note("u", false, at(30)), None);
+        assert_eq!(spells.note("u", true, at(40)), Some(at(40)));
+        spells.keep_only(|uid| uid != "u");
+        assert_eq!(spells.note("u", true, at(50)), Some(at(50)));
     }
 }

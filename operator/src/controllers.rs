@@ -1,46 +1,34 @@
 //! The loop of every kind: look, plan, decide or act, say so, and look again.
 
-use std::collections::HashMap;
-use std::fmt::Debug;
-use std::panic::AssertUnwindSafe;
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 use futures::future::join_all;
-use futures::{FutureExt as _, StreamExt as _};
-use graftwork_api::{Dataset, LoRAAdapter, ServingEndpoint, TrainingRun};
+use graftwork_operator_core::hindered::{self, Hindrance};
 use graftwork_operator_core::plan::{Actions, Call, Decision, Event, Plan};
-use graftwork_operator_core::settings::Settings;
-use graftwork_operator_core::{adapter, dataset, endpoint, run, storage};
-use jiff::Timestamp;
-use k8s_openapi::NamespaceResourceScope;
+use graftwork_operator_core::storage;
 use k8s_openapi::api::core::v1::{Namespace, ObjectReference};
-use kube::core::DeserializeGuard;
-use kube::core::object::HasStatus;
-use kube::runtime::controller::{self, Action, Config};
-use kube::runtime::reflector::{ObjectRef, Store};
-use kube::{Resource, ResourceExt as _};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
-use tokio::sync::mpsc::UnboundedReceiver;
-use tokio_util::sync::CancellationToken;
-use tracing::Instrument as _;
+use kube::ResourceExt as _;
+use kube::api::Api;
 
-use crate::api::{ApiError, Class};
+use crate::api::{self, ApiError, Class};
 use crate::apply::reference;
-use crate::cache::{Guarded, Kind, Touch};
+use crate::cache::{Kind, Touch};
 use crate::calls::{CallError, Peer, request_key};
 use crate::clock;
 use crate::context::Context;
 use crate::observe;
 use crate::status::Compare;
+use crate::trail::{self, Freshness};
 
-/// Every object is looked at this often without a reason.
-const RESYNC: Duration = Duration::from_mins(10);
+mod kinds;
+mod queue;
+
+pub use kinds::Reconciled;
+pub use queue::run_all;
+
 /// Decisions that one look may lead to.
 const MOST_DECISIONS: usize = 6;
-/// Objects of one kind that are looked at at once.
-const CONCURRENCY: u16 = 16;
 /// Time before a look after a call that failed.
 const AFTER_FAILED_CALL: Duration = Duration::from_secs(2);
 
@@ -68,123 +56,51 @@ impl Failure {
     }
 }
 
-/// A custom resource with its observation and its plan.
-pub trait Reconciled:
-    Resource<DynamicType = (), Scope = NamespaceResourceScope>
-    + HasStatus<Status: Serialize + Clone + Send + Sync>
-    + Clone
-    + Debug
-    + DeserializeOwned
-    + Send
-    + Sync
-    + 'static
-{
-    /// Which kind it is.
-    const KIND: Kind;
-    /// What its plan needs.
-    type Observed: Send + Sync;
-
-    /// All reads.
-    fn observe(
-        context: &Context,
-        object: &Self,
-        now: Timestamp,
-    ) -> impl Future<Output = Result<Self::Observed, ApiError>> + Send;
-
-    /// What is to be done.
-    fn plan(
-        &self,
-        observed: &Self::Observed,
-        settings: &Settings,
-        now: Timestamp,
-    ) -> Plan<Self::Status>;
+/// An object that may be acted on.
+#[derive(Debug)]
+pub enum Freshest<K> {
+    /// This one.
+    Object(Box<K>),
+    /// None yet: the cache does not have this process's last write.
+    Later(Duration),
+    /// There is none any more.
+    Gone,
 }
 
-impl Reconciled for Dataset {
-    const KIND: Kind = Kind::Dataset;
-    type Observed = dataset::Observed;
-
-    async fn observe(
-        context: &Context,
-        object: &Self,
-        _: Timestamp,
-    ) -> Result<Self::Observed, ApiError> {
-        observe::dataset::observe(context, object).await
-    }
-
-    fn plan(
-        &self,
-        observed: &Self::Observed,
-        settings: &Settings,
-        now: Timestamp,
-    ) -> Plan<Self::Status> {
-        dataset::plan(self, observed, settings, now)
-    }
-}
-
-impl Reconciled for TrainingRun {
-    const KIND: Kind = Kind::Run;
-    type Observed = run::Observed;
-
-    async fn observe(
-        context: &Context,
-        object: &Self,
-        _: Timestamp,
-    ) -> Result<Self::Observed, ApiError> {
-        observe::run::observe(context, object).await
-    }
-
-    fn plan(
-        &self,
-        observed: &Self::Observed,
-        settings: &Settings,
-        now: Timestamp,
-    ) -> Plan<Self::Status> {
-        run::plan(self, observed, settings, now)
-    }
-}
-
-impl Reconciled for LoRAAdapter {
-    const KIND: Kind = Kind::Adapter;
-    type Observed = adapter::Observed;
-
-    async fn observe(
-        context: &Context,
-        object: &Self,
-        _: Timestamp,
-    ) -> Result<Self::Observed, ApiError> {
-        observe::adapter::observe(context, object).await
-    }
-
-    fn plan(
-        &self,
-        observed: &Self::Observed,
-        settings: &Settings,
-        now: Timestamp,
-    ) -> Plan<Self::Status> {
-        adapter::plan(self, observed, settings, now)
-    }
-}
-
-impl Reconciled for ServingEndpoint {
-    const KIND: Kind = Kind::Endpoint;
-    type Observed = endpoint::Observed;
-
-    async fn observe(
-        context: &Context,
-        object: &Self,
-        now: Timestamp,
-    ) -> Result<Self::Observed, ApiError> {
-        observe::endpoint::observe(context, object, now).await
-    }
-
-    fn plan(
-        &self,
-        observed: &Self::Observed,
-        settings: &Settings,
-        now: Timestamp,
-    ) -> Plan<Self::Status> {
-        endpoint::plan(self, observed, settings, now)
+/// The cached object, unless it is older than what this process last wrote to it: a decision that was
+/// taken must not be acted against. A cache that does not catch up is passed by.
+///
+/// # Errors
+/// Those of the API server, where it has to be asked.
+pub async fn freshest<K: Reconciled>(
+    context: &Context,
+    cached: &K,
+) -> Result<Freshest<K>, ApiError> {
+    let uid = cached.uid().unwrap_or_default();
+    let version = cached.resource_version().unwrap_or_default();
+    match context.trail.freshness(&uid, &version) {
+        Freshness::Current => Ok(Freshest::Object(Box::new(cached.clone()))),
+        Freshness::Behind => Ok(Freshest::Later(trail::LOOK_AGAIN)),
+        Freshness::Stuck => {
+            let (namespace, name) = observe::place(cached);
+            tracing::warn!(
+                namespace,
+                name,
+                "the cache is behind: the API server is asked"
+            );
+            let api: Api<K> = Api::namespaced(context.client.clone(), &namespace);
+            let live = api::call(api.get_opt(&name)).await?;
+            if live
+                .as_ref()
+                .is_some_and(|live| live.meta().resource_version == cached.meta().resource_version)
+            {
+                // The write whose answer was lost was not done.
+                context.trail.caught_up(&uid);
+            }
+            // One that is being deleted is left alone, as a cached one is.
+            let live = live.filter(|live| live.meta().deletion_timestamp.is_none());
+            Ok(live.map_or(Freshest::Gone, |live| Freshest::Object(Box::new(live))))
+        }
     }
 }
 
@@ -201,7 +117,16 @@ async fn reconcile<K: Reconciled>(
                 Some(written) => object = written,
                 None => return Err(Failure::Bug("a decision changes nothing".to_owned())),
             },
-            Plan::Act(actions) => return carry_out(context, &object, &actions).await,
+            Plan::Act(mut actions) => {
+                let hindrance = object.hindrance(context, &observed, now).await;
+                if let (Some(hindrance), Some(status)) = (hindrance, &mut actions.status) {
+                    let judged = K::conditions(status);
+                    if !graftwork_operator_core::conditions::is_true(judged, K::JUDGED) {
+                        hinder(&object, status, &mut actions.events, &hindrance);
+                    }
+                }
+                return carry_out(context, &object, &actions).await;
+            }
         }
     }
     Err(Failure::Bug(
@@ -226,26 +151,47 @@ pub async fn carry_out<K: Reconciled>(
         name,
     };
     let (next, failure) = act(context, &namespace, &owner, touch, actions).await;
-    if let Some(status) = &actions.status {
-        say(
-            context,
-            object,
-            status,
-            &actions.events,
-            Compare::ApartFromTimes,
-        )
-        .await?;
+    let refusal = failure
+        .as_ref()
+        .filter(|failure| failure.class() == Class::Invalid)
+        .map(ToString::to_string);
+    let mut status = actions.status.clone();
+    let mut events = actions.events.clone();
+    if let Some(message) = refusal {
+        let hindrance = Hindrance {
+            refused: true,
+            message,
+        };
+        status = status.or_else(|| object.status().cloned());
+        let said = status
+            .as_mut()
+            .is_some_and(|status| hinder(object, status, &mut events, &hindrance));
+        if !said {
+            let regarding = reference(object);
+            complain(context, &regarding, "WriteRefused", &hindrance.message).await;
+        }
+    }
+    if let Some(status) = &status {
+        say(context, object, status, &events, Compare::ApartFromTimes).await?;
     }
     match failure {
-        Some(failure) => {
-            if failure.class() == Class::Invalid {
-                let what = failure.to_string();
-                complain(context, &reference(object), "WriteRefused", &what).await;
-            }
-            Err(failure.into())
-        }
+        Some(failure) => Err(failure.into()),
         None => Ok(next),
     }
+}
+
+/// Puts what is in the way into a planned status. Returns whether there was a place for it.
+fn hinder<K: Reconciled>(
+    object: &K,
+    status: &mut K::Status,
+    events: &mut Vec<Event>,
+    hindrance: &Hindrance,
+) -> bool {
+    let mut old = object.status().cloned();
+    let old = old.as_mut().map(|old| K::conditions(old).clone());
+    let old = old.unwrap_or_default();
+    let next = K::conditions(status);
+    hindered::say(K::JUDGED, hindrance, &old, next, events, clock::now())
 }
 
 /// Writes a decision down. Returns the object with it.
@@ -284,11 +230,29 @@ async fn say<K: Reconciled>(
         serde_json::to_value(status).map_err(|error| Failure::Bug(format!("status: {error}")))
     };
     let old = object.status().map(json).transpose()?.unwrap_or_default();
-    let written: Option<K> = context
+    let answer = context
         .writer
         .write_status(object.meta(), &old, &json(next)?, compare)
-        .await?;
-    if written.is_some() {
+        .await;
+    let version = |object: &K| object.resource_version().unwrap_or_default();
+    let uid = object.uid().unwrap_or_default();
+    match answer
+        .as_ref()
+        .err()
+        .map(|error| (error.class(), error.to_string()))
+    {
+        // It can't be said in status, then.
+        Some((Class::Invalid, why)) => {
+            let what = format!("status can't be written: {why}");
+            complain(context, &reference(object), "WriteRefused", &what).await;
+        }
+        Some((Class::Transient, _)) => context.trail.lost_answer(&uid, &version(object)),
+        Some((Class::Conflict, _)) | None => {}
+    }
+    let written: Option<K> = answer?;
+    if let Some(written) = &written {
+        let (old, new) = (version(object), version(written));
+        context.trail.wrote(&uid, &old, &new);
         let regarding = reference(object);
         for event in events {
             context.writer.event(event, &regarding).await;
@@ -393,8 +357,8 @@ async fn make_call(
             let key = request_key(&peer, request);
             let problem =
                 |reply: &graftwork_contract::proto::store::v1::ImportReply| reply.problem.is_some();
-            if context.imports.known(&key, problem).is_some() {
-                // It was tried a moment ago.
+            if context.imports.known(&key, problem).is_some() || context.imports.is_running(&key) {
+                // It was tried a moment ago, or is under way.
                 return Ok(false);
             }
             let calls = Arc::clone(&context.calls);
@@ -445,8 +409,12 @@ async fn complain(context: &Context, regarding: &ObjectReference, reason: &str, 
     }
 }
 
-/// Looks at a namespace's storage.
-async fn reconcile_storage(
+/// Looks at a namespace's storage. Returns when to look again.
+///
+/// # Errors
+/// The first write that failed. What the API server refuses is told to the namespace's objects by
+/// [`observe::keeper::peer`].
+pub async fn reconcile_storage(
     context: &Context,
     namespace: &Namespace,
 ) -> Result<Option<Duration>, Failure> {
@@ -461,233 +429,20 @@ async fn reconcile_storage(
         name: name.clone(),
     };
     let (next, failure) = act(context, &name, &observed.namespace_uid, touch, &actions).await;
+    let refusal = failure
+        .as_ref()
+        .filter(|failure| failure.class() == Class::Invalid);
+    if let Ok(mut refused) = context.refused_storage.lock() {
+        // A namespace has no conditions of ours: its objects say it.
+        match refusal {
+            Some(refusal) => refused.insert(name, refusal.to_string()),
+            None => refused.remove(&name),
+        };
+    }
     match failure {
         Some(failure) => Err(failure.into()),
         None => Ok(next),
     }
-}
-
-/// Consecutive failures by object: pauses grow.
-#[derive(Default)]
-struct Pauses(Mutex<HashMap<Touch, u32>>);
-
-impl Pauses {
-    fn clear(&self, touch: &Touch) {
-        if let Ok(mut failures) = self.0.lock() {
-            failures.remove(touch);
-        }
-    }
-
-    fn after(&self, touch: &Touch, failure: &Failure) -> Duration {
-        if matches!(failure, Failure::Api(error) if error.class() == Class::Conflict) {
-            return jitter(Duration::from_millis(200));
-        }
-        let count = self.0.lock().map_or(1, |mut failures| {
-            let count = failures.entry(touch.clone()).or_default();
-            *count = count.saturating_add(1);
-            *count
-        });
-        let seconds = 1_u64 << count.saturating_sub(1).min(8);
-        jitter(Duration::from_secs(seconds.min(300)))
-    }
-}
-
-/// Up to a fifth more or less.
-fn jitter(duration: Duration) -> Duration {
-    duration.mul_f64(0.8 + 0.4 * rand::random::<f64>())
-}
-
-/// One look under the panic boundary, counted and logged.
-async fn guarded(
-    context: &Context,
-    touch: &Touch,
-    look: impl Future<Output = Result<Option<Duration>, Failure>>,
-) -> Result<Option<Duration>, Failure> {
-    let started = Instant::now();
-    let outcome = match AssertUnwindSafe(look).catch_unwind().await {
-        Ok(outcome) => outcome,
-        Err(panic) => {
-            let text = panic
-                .downcast_ref::<String>()
-                .map(String::as_str)
-                .or_else(|| panic.downcast_ref::<&str>().copied())
-                .unwrap_or("panic");
-            Err(Failure::Bug(text.to_owned()))
-        }
-    };
-    let seconds = started.elapsed().as_secs_f64();
-    context.metrics.reconciled(touch.kind, seconds);
-    match &outcome {
-        Ok(next) => tracing::debug!(seconds, ?next, "looked"),
-        Err(failure) => {
-            context.metrics.failed(touch.kind, failure.category());
-            match failure {
-                Failure::Api(error) if error.class() == Class::Conflict => {
-                    tracing::debug!(%error, "the object changed meanwhile");
-                }
-                failure => {
-                    tracing::warn!(category = failure.category(), error = %failure, "failed")
-                }
-            }
-        }
-    }
-    outcome
-}
-
-/// A stored object that can be looked at.
-trait Stored: Resource<DynamicType = ()> + Clone + Send + Sync + 'static {
-    const KIND: Kind;
-    fn look(
-        context: Arc<Context>,
-        object: Arc<Self>,
-    ) -> impl Future<Output = Result<Option<Duration>, Failure>> + Send;
-}
-
-impl<K: Reconciled> Stored for Guarded<K> {
-    const KIND: Kind = K::KIND;
-
-    async fn look(context: Arc<Context>, object: Arc<Self>) -> Result<Option<Duration>, Failure> {
-        let DeserializeGuard(readable) = &*object;
-        match readable {
-            Ok(object) if object.meta().deletion_timestamp.is_some() => Ok(None),
-            Ok(object) => reconcile(&context, object.clone()).await,
-            Err(invalid) => {
-                let failure = Failure::Unreadable(invalid.error.clone());
-                let what = failure.to_string();
-                complain(&context, &reference(&*object), "Unreadable", &what).await;
-                Err(failure)
-            }
-        }
-    }
-}
-
-impl Stored for Namespace {
-    const KIND: Kind = Kind::Storage;
-
-    async fn look(context: Arc<Context>, object: Arc<Self>) -> Result<Option<Duration>, Failure> {
-        reconcile_storage(&context, &object).await
-    }
-}
-
-fn touch_of<K: Stored>(object: &K) -> Touch {
-    let name = object.name_any();
-    Touch {
-        kind: K::KIND,
-        namespace: object.namespace().unwrap_or_else(|| name.clone()),
-        name,
-    }
-}
-
-/// Runs one kind until `stop`.
-async fn drive<K: Stored + Debug>(
-    context: Arc<Context>,
-    store: Store<K>,
-    touches: UnboundedReceiver<Touch>,
-    stop: CancellationToken,
-) {
-    let queue = tokio_stream::wrappers::UnboundedReceiverStream::new(touches)
-        .take_until(stop.cancelled_owned())
-        .map(|touch| {
-            let object = if K::KIND == Kind::Storage {
-                ObjectRef::<K>::new(&touch.name)
-            } else {
-                ObjectRef::<K>::new(&touch.name).within(&touch.namespace)
-            };
-            Ok::<_, std::convert::Infallible>((object, touch))
-        });
-    let taken = Arc::clone(&context);
-    let known = store.clone();
-    // An object that is gone is not looked at: it must not count as waiting.
-    let queue = queue.filter_map(move |item| {
-        let item = item.map(|(object, touch)| {
-            if known.get(&object).is_none() {
-                taken.touches.take(&touch);
-                return None;
-            }
-            Some(object)
-        });
-        std::future::ready(item.transpose())
-    });
-    let pauses = Arc::new(Pauses::default());
-    let after_failure = Arc::clone(&pauses);
-    let newest = store.clone();
-    let reconciler = move |object: Arc<K>, context: Arc<Context>| {
-        let pauses = Arc::clone(&pauses);
-        let newest = newest.clone();
-        let touch = touch_of(&*object);
-        let span = tracing::info_span!(
-            "reconcile",
-            kind = touch.kind.name(),
-            namespace = touch.namespace,
-            name = touch.name
-        );
-        async move {
-            context.touches.take(&touch);
-            // What is cached now: a change until here is seen, one from here on queues again.
-            let object = newest.get(&ObjectRef::from_obj(&*object)).unwrap_or(object);
-            let look = K::look(Arc::clone(&context), object);
-            let next = guarded(&context, &touch, look).await?;
-            pauses.clear(&touch);
-            let next = next.map_or_else(|| jitter(RESYNC), |next| next.min(RESYNC));
-            Ok(Action::requeue(next))
-        }
-        .instrument(span)
-        .boxed()
-    };
-    let policy = move |object: Arc<K>, failure: &Failure, _: Arc<Context>| {
-        Action::requeue(after_failure.after(&touch_of(&*object), failure))
-    };
-    controller::applier(
-        reconciler,
-        policy,
-        context,
-        store,
-        queue,
-        Config::default().concurrency(CONCURRENCY),
-    )
-    .for_each(|_| std::future::ready(()))
-    .await;
-}
-
-/// Runs all kinds until `stop`, then waits for what is being done.
-pub async fn run_all(
-    context: Arc<Context>,
-    receivers: [UnboundedReceiver<Touch>; 5],
-    stop: CancellationToken,
-) {
-    let caches = context.caches.clone();
-    let [datasets, runs, adapters, endpoints, namespaces] = receivers;
-    context.touches.activate();
-    for touch in caches.everything() {
-        context.touches.send(touch);
-    }
-    tokio::join!(
-        drive(
-            Arc::clone(&context),
-            caches.datasets,
-            datasets,
-            stop.clone()
-        ),
-        drive(Arc::clone(&context), caches.runs, runs, stop.clone()),
-        drive(
-            Arc::clone(&context),
-            caches.adapters,
-            adapters,
-            stop.clone()
-        ),
-        drive(
-            Arc::clone(&context),
-            caches.endpoints,
-            endpoints,
-            stop.clone()
-        ),
-        drive(
-            Arc::clone(&context),
-            caches.namespaces,
-            namespaces,
-            stop.clone()
-        ),
-    );
 }
 
 /// Looks at one object of any kind, for `--plan-only`.

@@ -10,6 +10,7 @@ use kube::api::{Api, ObjectMeta, PostParams};
 
 use crate::api::{self, ApiError, Class};
 use crate::lease::Term;
+use crate::metrics::Metrics;
 
 /// Name of the Secret.
 pub const SECRET: &str = "graftwork-operator-signing-key";
@@ -33,18 +34,39 @@ pub enum KeyError {
     /// The API server.
     #[error("secret {SECRET}: {0}")]
     Api(#[from] ApiError),
-    /// Not a key.
-    #[error("secret {SECRET}: key {key} is not 64 hexadecimal digits")]
+    /// The key can't be written.
+    #[error(
+        "secret {namespace}/{SECRET} has no key, and the operator may not {verb} it: {source}; \
+         allow that (the chart's Role does), or put 64 hexadecimal digits into its entry {SEED}"
+    )]
+    Refused {
+        /// Namespace of the Secret.
+        namespace: String,
+        /// What was tried.
+        verb: &'static str,
+        /// The API server's words.
+        source: ApiError,
+    },
+    /// Not a key. It is not replaced: it may be somebody's slip while keys are rotated, and pods
+    /// trust the key that was meant.
+    #[error(
+        "secret {namespace}/{SECRET}: entry {key} has to be 64 hexadecimal digits and has {length} bytes \
+         of something else: correct the entry, or delete the Secret, and a new key is made at the next start"
+    )]
     Invalid {
+        /// Namespace of the Secret.
+        namespace: String,
         /// Which entry.
         key: &'static str,
+        /// Bytes of the entry.
+        length: usize,
     },
     /// Somebody changes the Secret all the time.
     #[error("secret {SECRET} is changed by somebody else all the time")]
     Contended,
 }
 
-/// Reads the key, or makes one where there is none.
+/// Reads the key, or makes one where there is none or an empty one.
 ///
 /// # Errors
 /// See [`KeyError`].
@@ -52,11 +74,12 @@ pub async fn load_or_create(
     client: kube::Client,
     namespace: &str,
     term: &Term,
+    metrics: &Metrics,
 ) -> Result<Keys, KeyError> {
     let secrets: Api<Secret> = Api::namespaced(client, namespace);
     for _ in 0..3 {
         let found = api::call(secrets.get_opt(SECRET)).await?;
-        if let Some(keys) = found.as_ref().map(read).transpose()?.flatten() {
+        if let Some(keys) = read(found.as_ref(), namespace)? {
             return Ok(keys);
         }
         let seed: [u8; 32] = rand::random();
@@ -72,17 +95,28 @@ pub async fn load_or_create(
             .get_or_insert_default()
             .insert(SEED.to_owned(), ByteString(hex_of(&seed).into_bytes()));
         let parameters = PostParams::default();
-        let answer = match found {
-            // The chart makes it empty, so that no rule has to allow the creation of Secrets.
+        let (verb, answer) = match found {
+            // Somebody keeps the Secret in Git without what is in it, or emptied it.
             Some(_) => {
-                term.write(secrets.replace(SECRET, &parameters, &secret))
-                    .await
+                let write = secrets.replace(SECRET, &parameters, &secret);
+                ("update", term.write(write).await)
             }
-            None => term.write(secrets.create(&parameters, &secret)).await,
+            None => {
+                let write = secrets.create(&parameters, &secret);
+                ("create", term.write(write).await)
+            }
         };
+        metrics.wrote("Secret", verb, answer.as_ref().err());
         match answer {
             Ok(_) => tracing::info!(secret = SECRET, "made the key that signs calls"),
             Err(error) if error.class() == Class::Conflict => {}
+            Err(error) if error.class() == Class::Invalid => {
+                return Err(KeyError::Refused {
+                    namespace: namespace.to_owned(),
+                    verb,
+                    source: error,
+                });
+            }
             Err(error) => return Err(error.into()),
         }
     }
@@ -96,22 +130,28 @@ pub async fn load_or_create(
 pub async fn load_or_pretend(client: kube::Client, namespace: &str) -> Result<Keys, KeyError> {
     let secrets: Api<Secret> = Api::namespaced(client, namespace);
     let found = api::call(secrets.get_opt(SECRET)).await?;
-    let keys = found.as_ref().map(read).transpose()?.flatten();
+    let keys = read(found.as_ref(), namespace)?;
     Ok(keys.unwrap_or_else(|| from_seed(rand::random(), None)))
 }
 
-fn read(secret: &Secret) -> Result<Option<Keys>, KeyError> {
+fn read(secret: Option<&Secret>, namespace: &str) -> Result<Option<Keys>, KeyError> {
     let empty = BTreeMap::new();
-    let data = secret.data.as_ref().unwrap_or(&empty);
-    let Some(seed) = data.get(SEED) else {
-        return Ok(None);
+    let data = secret.and_then(|secret| secret.data.as_ref());
+    let entry = |key: &'static str| {
+        let text = data.unwrap_or(&empty).get(key);
+        // An entry without anything in it is as good as none.
+        let text = text.filter(|text| !text.0.trim_ascii().is_empty());
+        text.map(|text| {
+            read_hex(text).ok_or_else(|| KeyError::Invalid {
+                namespace: namespace.to_owned(),
+                key,
+                length: text.0.len(),
+            })
+        })
+        .transpose()
     };
-    let seed = read_hex(seed).ok_or(KeyError::Invalid { key: SEED })?;
-    let other = data
-        .get(ALSO_TRUSTED)
-        .map(|other| read_hex(other).ok_or(KeyError::Invalid { key: ALSO_TRUSTED }))
-        .transpose()?;
-    Ok(Some(from_seed(seed, other)))
+    let other = entry(ALSO_TRUSTED)?;
+    Ok(entry(SEED)?.map(|seed| from_seed(seed, other)))
 }
 
 /// Keys from a seed and another public key that is trusted as well.
@@ -157,21 +197,39 @@ mod tests {
     #[test]
     fn a_key_is_read_back() {
         let seed = "07".repeat(32);
-        let keys = read(&secret(&[(SEED, &seed)])).unwrap().unwrap();
+        let found = secret(&[(SEED, &seed), (ALSO_TRUSTED, "")]);
+        let keys = read(Some(&found), "ns").unwrap().unwrap();
         assert_eq!(keys.signing.to_bytes(), [7; 32]);
         assert_eq!(keys.public, [print_key(&keys.signing.verifying_key())]);
         let other = "aa".repeat(32);
-        let keys = read(&secret(&[(SEED, &seed), (ALSO_TRUSTED, &other)]))
-            .unwrap()
-            .unwrap();
+        let found = secret(&[(SEED, &seed), (ALSO_TRUSTED, &other)]);
+        let keys = read(Some(&found), "ns").unwrap().unwrap();
         assert_eq!(keys.public.len(), 2);
     }
 
     #[test]
-    fn an_empty_secret_has_no_key_and_a_broken_one_is_an_error() {
-        assert!(read(&Secret::default()).unwrap().is_none());
-        for broken in ["", "07", &"zz".repeat(32), &"é".repeat(32)] {
-            assert!(read(&secret(&[(SEED, broken)])).is_err(), "{broken}");
+    fn an_empty_secret_has_no_key() {
+        assert!(read(None, "ns").unwrap().is_none());
+        assert!(read(Some(&Secret::default()), "ns").unwrap().is_none());
+        for empty in ["", "\n"] {
+            let found = secret(&[(SEED, empty)]);
+            assert!(read(Some(&found), "ns").unwrap().is_none());
+        }
+    }
+
+    #[test]
+    fn a_malformed_key_is_an_error_that_names_the_entry_and_the_remedy() {
+        for broken in ["07", &"zz".repeat(32), &"é".repeat(32)] {
+            for key in [SEED, ALSO_TRUSTED] {
+                let found = secret(&[(key, broken)]);
+                let message = match read(Some(&found), "ns") {
+                    Ok(_) => panic!("{broken} was taken"),
+                    Err(error) => error.to_string(),
+                };
+                for part in ["ns/graftwork-operator-signing-key", key, "64", "delete"] {
+                    assert!(message.contains(part), "{message}");
+                }
+            }
         }
     }
 }

@@ -4,6 +4,11 @@
 //! for its duration as seen from here. The leader's term ends at its renew deadline, counted from
 //! the start of the last renewal that succeeded; then the process exits, even where the API server
 //! can't be reached, and nothing is begun after it.
+//!
+//! Receivers refuse what comes from a lower epoch than they have seen. A Lease that was deleted has
+//! taken its count with it, so a new one starts above every count that can have been reached: at the
+//! number of seconds since [`COUNTED_FROM`]. Its maker does not begin before a full lease has passed:
+//! the leader of the lost Lease may have renewed a moment before it went.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -16,9 +21,14 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::api::{Api, ObjectMeta, PostParams};
 
 use crate::api::{self, ApiError};
+use crate::metrics::Metrics;
 
 /// Name of the Lease in the operator's namespace.
 pub const LEASE: &str = "graftwork-operator";
+
+/// Epochs of new Leases are counted in seconds from 2026-01-01T00:00:00Z: `leaseTransitions` has 32
+/// bits, which last until 2094.
+pub const COUNTED_FROM: i64 = 1_767_225_600;
 
 /// The term of a leader: shared by everything that writes.
 #[derive(Debug)]
@@ -54,6 +64,10 @@ impl Term {
         let end = from.saturating_duration_since(self.start) + by;
         let end = u64::try_from(end.as_millis()).unwrap_or(u64::MAX);
         self.ends.store(end, Ordering::Release);
+    }
+
+    fn end(&self) {
+        self.ends.store(0, Ordering::Release);
     }
 
     /// Whether something may be begun now.
@@ -115,8 +129,13 @@ pub struct Elector {
     identity: String,
     times: Times,
     term: Arc<Term>,
+    metrics: Metrics,
     /// The lease as last seen, and when it last changed.
     seen: Option<(String, Instant)>,
+    /// The highest epoch of any lease that was seen.
+    highest: i32,
+    /// The lease that this process made, by its UID, and when: its term begins a full lease later.
+    made: Option<(String, Instant)>,
 }
 
 /// Why an attempt did not make this process the leader.
@@ -134,13 +153,17 @@ impl Elector {
         identity: String,
         times: Times,
         term: Arc<Term>,
+        metrics: Metrics,
     ) -> Self {
         Self {
             api: Api::namespaced(client, namespace),
             identity,
             times,
             term,
+            metrics,
             seen: None,
+            highest: 0,
+            made: None,
         }
     }
 
@@ -159,14 +182,25 @@ impl Elector {
     async fn attempt(&mut self) -> Result<Attempt, ApiError> {
         let started = Instant::now();
         let Some(lease) = api::call(self.api.get_opt(LEASE)).await? else {
-            let lease = self.next(None, 1);
-            return self.take(
-                api::call(self.api.create(&PostParams::default(), &lease)).await,
-                started,
-            );
+            return self.make(started).await;
         };
-        let version = lease.metadata.resource_version.clone().unwrap_or_default();
         let spec = lease.spec.clone().unwrap_or_default();
+        let transitions = spec.lease_transitions.unwrap_or(0);
+        self.highest = self.highest.max(transitions);
+        if let Some((uid, since)) = &self.made
+            && lease.metadata.uid.as_ref() == Some(uid)
+            && spec.holder_identity.as_deref() == Some(self.identity.as_str())
+        {
+            let begins = since.elapsed() >= self.times.lease;
+            let next = self.next(Some(&lease), transitions);
+            let renewed = self.replace(&next).await;
+            return if begins {
+                self.take(renewed, started)
+            } else {
+                self.wait(renewed)
+            };
+        }
+        let version = lease.metadata.resource_version.clone().unwrap_or_default();
         let held = spec
             .holder_identity
             .as_deref()
@@ -185,10 +219,55 @@ impl Elector {
         if held && waited.is_none_or(|waited| waited < duration) {
             return Ok(Attempt::Waits);
         }
-        let transitions = spec.lease_transitions.unwrap_or(0) + 1;
-        let next = self.next(Some(&lease), transitions);
-        let answer = api::call(self.api.replace(LEASE, &PostParams::default(), &next)).await;
+        let next = self.next(Some(&lease), self.highest.saturating_add(1));
+        let answer = self.replace(&next).await;
         self.take(answer, started)
+    }
+
+    /// Makes the lease where there is none.
+    async fn make(&mut self, started: Instant) -> Result<Attempt, ApiError> {
+        let seconds = Timestamp::now().as_second().saturating_sub(COUNTED_FROM);
+        let epoch = i32::try_from(seconds)
+            .unwrap_or(i32::MAX)
+            .max(self.highest.saturating_add(1));
+        let lease = self.next(None, epoch);
+        let made = self
+            .written(
+                "create",
+                api::call(self.api.create(&PostParams::default(), &lease)),
+            )
+            .await;
+        if let Ok(lease) = &made {
+            tracing::info!(epoch, "made the lease: begins when a full one has passed");
+            let uid = lease.metadata.uid.clone().unwrap_or_default();
+            self.made = Some((uid, started));
+            self.highest = epoch;
+        }
+        self.wait(made)
+    }
+
+    async fn replace(&self, lease: &Lease) -> Result<Lease, ApiError> {
+        let parameters = PostParams::default();
+        let call = self.api.replace(LEASE, &parameters, lease);
+        self.written("update", api::call(call)).await
+    }
+
+    /// Counts a write.
+    async fn written<T>(
+        &self,
+        verb: &str,
+        write: impl Future<Output = Result<T, ApiError>>,
+    ) -> Result<T, ApiError> {
+        let answer = write.await;
+        self.metrics.wrote("Lease", verb, answer.as_ref().err());
+        answer
+    }
+
+    fn wait(&self, answer: Result<Lease, ApiError>) -> Result<Attempt, ApiError> {
+        match answer {
+            Err(error) if error.class() != api::Class::Conflict => Err(error),
+            _ => Ok(Attempt::Waits),
+        }
     }
 
     fn take(
@@ -218,6 +297,8 @@ impl Elector {
         Lease {
             metadata: ObjectMeta {
                 name: Some(LEASE.to_owned()),
+                // This lease and no later one of its name: an update must not bring it back.
+                uid: old.and_then(|lease| lease.metadata.uid.clone()),
                 resource_version: old.and_then(|lease| lease.metadata.resource_version.clone()),
                 ..ObjectMeta::default()
             },
@@ -250,7 +331,9 @@ impl Elector {
             match renewal.await.unwrap_or(Err(ApiError::Deadline)) {
                 Ok(true) => self.term.extend(started, self.times.renew_deadline),
                 Ok(false) => {
-                    tracing::error!("somebody else holds the lease");
+                    // At once, and not at the deadline: another leader may begin any moment.
+                    self.term.end();
+                    tracing::error!("the lease is gone, or somebody else holds it");
                     return false;
                 }
                 Err(error) => tracing::warn!(%error, "the lease could not be renewed"),
@@ -258,8 +341,11 @@ impl Elector {
         }
     }
 
+    /// Whether the lease is still this process's.
     async fn renew(&self, transitions: i32) -> Result<bool, ApiError> {
-        let lease = api::call(self.api.get(LEASE)).await?;
+        let Some(lease) = api::call(self.api.get_opt(LEASE)).await? else {
+            return Ok(false);
+        };
         let holder = lease
             .spec
             .as_ref()
@@ -268,13 +354,16 @@ impl Elector {
             return Ok(false);
         }
         let next = self.next(Some(&lease), transitions);
-        // A conflict is looked at again: the holder then says whose lease it is.
-        api::call(self.api.replace(LEASE, &PostParams::default(), &next)).await?;
-        Ok(true)
+        match self.replace(&next).await {
+            Ok(_) => Ok(true),
+            Err(error) if error.is_not_found() => Ok(false),
+            // A conflict is looked at again: the holder then says whose lease it is.
+            Err(error) => Err(error),
+        }
     }
 
     async fn release(&self) {
-        self.term.ends.store(0, Ordering::Release);
+        self.term.end();
         let Ok(mut lease) = api::call(self.api.get(LEASE)).await else {
             return;
         };
@@ -284,7 +373,7 @@ impl Elector {
         if spec.holder_identity.as_deref() == Some(self.identity.as_str()) {
             spec.holder_identity = Some(String::new());
             spec.renew_time = Some(MicroTime(Timestamp::now()));
-            let answer = api::call(self.api.replace(LEASE, &PostParams::default(), &lease)).await;
+            let answer = self.replace(&lease).await;
             if let Err(error) = answer {
                 tracing::warn!(%error, "the lease could not be given back");
             }

@@ -6,6 +6,7 @@
 
 pub mod api;
 pub mod apply;
+pub mod background;
 pub mod cache;
 pub mod calls;
 pub mod cli;
@@ -23,3 +24,4 @@ pub mod run;
 pub mod serve;
 pub mod settings;
 pub mod status;
+pub mod trail;

@@ -5,6 +5,7 @@ use prometheus::{
     Registry, TextEncoder,
 };
 
+use crate::api::ApiError;
 use crate::cache::Kind;
 
 /// The operator's metrics; cheap to clone.
@@ -120,8 +121,9 @@ impl Metrics {
         self.queue.with_label_values(&[kind.name()]).set(depth);
     }
 
-    /// A write to the API server ended.
-    pub fn api_write(&self, kind: &str, verb: &str, outcome: &str) {
+    /// A write to the API server ended, well where there is no error.
+    pub fn wrote(&self, kind: &str, verb: &str, error: Option<&ApiError>) {
+        let outcome = error.map_or("ok", ApiError::category);
         self.writes.with_label_values(&[kind, verb, outcome]).inc();
     }
 
@@ -130,9 +132,14 @@ impl Metrics {
         self.calls.with_label_values(&[method, outcome]).inc();
     }
 
-    /// This process leads, or does not.
+    /// This process leads, or does not: then it has nothing to say about the cluster's objects, which
+    /// would otherwise be counted once for each replica.
     pub fn leads(&self, leads: bool) {
         self.leader.set(i64::from(leads));
+        if !leads {
+            self.runs.reset();
+            self.rollouts.reset();
+        }
     }
 
     /// Sets the number of runs by reason.
@@ -169,7 +176,7 @@ mod tests {
     fn counts_are_printed() {
         let metrics = Metrics::new().unwrap();
         metrics.reconciled(Kind::Run, 0.01);
-        metrics.api_write("Job", "create", "ok");
+        metrics.wrote("Job", "create", None);
         metrics.runs(["Training".to_owned(), "Training".to_owned()]);
         metrics.leads(true);
         let text = metrics.print();
@@ -183,5 +190,24 @@ mod tests {
         }
         metrics.runs([]);
         assert!(!metrics.print().contains("reason=\"Training\""));
+    }
+
+    #[test]
+    fn a_process_that_does_not_lead_any_more_says_nothing_about_objects() {
+        let metrics = Metrics::new().unwrap();
+        metrics.leads(true);
+        metrics.runs(["Training".to_owned()]);
+        metrics.rollouts(["Stepping".to_owned()]);
+        assert!(
+            metrics
+                .print()
+                .contains("graftwork_rollouts{state=\"Stepping\"} 1")
+        );
+        metrics.leads(false);
+        let text = metrics.print();
+        assert!(text.contains("graftwork_leader 0"), "{text}");
+        for gauge in ["graftwork_training_runs{", "graftwork_rollouts{"] {
+            assert!(!text.contains(gauge), "{text}");
+        }
     }
 }

@@ -1,25 +1,30 @@
 //! `operator run`: from nothing to a leader that reconciles, and back.
 
+use std::collections::HashSet;
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use kube::ResourceExt as _;
+use kube::Resource;
+use kube::runtime::reflector::Store;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::{self, Clients};
 use crate::apply::Writer;
+use crate::background::Background;
 use crate::cache::Caches;
 use crate::calls::Calls;
-use crate::context::{Background, Context};
+use crate::context::{Context, Spells};
 use crate::dial::Dialer;
 use crate::keys::{self, Keys};
 use crate::lease::{self, Elector, Term};
 use crate::metrics::Metrics;
 use crate::progress::ProgressStreams;
 use crate::serve::{self, Shown};
+use crate::trail::Trail;
 use crate::{controllers, plan_only, settings};
 
 /// Time for what is being done when the process is asked to stop.
@@ -32,6 +37,8 @@ const SWEEP: Duration = Duration::from_mins(1);
 pub struct Options {
     /// The settings file.
     pub settings: PathBuf,
+    /// Kubeconfig files, as the variable KUBECONFIG lists them.
+    pub kubeconfig: Option<OsString>,
     /// The operator's own namespace: its Lease and its key.
     pub namespace: String,
     /// Name of this process in the Lease and in events.
@@ -48,11 +55,14 @@ pub struct Options {
 /// Where settings, cluster, key or address can't be had.
 pub async fn run(options: Options) -> anyhow::Result<()> {
     let settings = settings::load(&options.settings)?;
-    let clients = api::connect().await?;
+    let clients = api::connect(options.kubeconfig.as_deref()).await?;
     let metrics = Metrics::new()?;
+    if options.plan_only {
+        plan_only::check_definitions(&clients.client).await?;
+    }
     let (caches, touches, receivers) = Caches::start(&clients.client);
     if options.plan_only {
-        caches.ready().await;
+        plan_only::fill(&caches, plan_only::FILL_WITHIN).await?;
         let keys = keys::load_or_pretend(clients.client.clone(), &options.namespace).await?;
         let term = Term::forever();
         let context = context_for(
@@ -65,12 +75,14 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
             &metrics,
             &options.identity,
         );
-        plan_only::print_all(&context).await?;
+        plan_only::plan_all(&context, plan_only::print).await?;
         return Ok(());
     }
 
     let ready = Arc::new(AtomicBool::new(false));
+    let term = Term::new();
     let shown = Shown {
+        term: Arc::clone(&term),
         metrics: metrics.clone(),
         caches: caches.clone(),
         touches: touches.clone(),
@@ -85,20 +97,19 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     }
 
     // A follower has its caches warm and writes nothing.
-    let term = Term::new();
     let mut elector = Elector::new(
         clients.client.clone(),
         &options.namespace,
         options.identity.clone(),
         settings.leader_election.into(),
         Arc::clone(&term),
+        metrics.clone(),
     );
     tracing::info!(identity = options.identity, "waits to lead");
     tokio::select! {
         () = elector.acquire() => {}
         () = stop.cancelled() => return Ok(()),
     }
-    metrics.leads(true);
     tracing::info!(epoch = term.epoch(), "leads");
     let stopping = Arc::new(AtomicBool::new(false));
     lease::exit_at_the_end_of(Arc::clone(&term), Arc::clone(&stopping));
@@ -108,7 +119,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         async move { elector.keep(&give_back).await }
     });
 
-    let keys = keys::load_or_create(clients.client.clone(), &options.namespace, &term).await?;
+    let client = clients.client.clone();
+    let keys = keys::load_or_create(client, &options.namespace, &term, &metrics).await?;
     let context = context_for(
         &clients,
         &caches,
@@ -179,22 +191,36 @@ pub fn context_for(
         contents: std::sync::Mutex::default(),
         complaints: std::sync::Mutex::default(),
         results: std::sync::Mutex::default(),
+        trail: Trail::default(),
+        unanswered: Spells::default(),
+        refused_storage: std::sync::Mutex::default(),
     }
 }
 
 async fn sweep(context: Arc<Context>) {
     loop {
         tokio::time::sleep(SWEEP).await;
-        let pods: std::collections::HashSet<String> = context
-            .caches
-            .pods
-            .state()
-            .iter()
-            .filter_map(|pod| pod.uid())
-            .collect();
+        let caches = &context.caches;
+        let pods: HashSet<String> = uids(&caches.pods).collect();
         context.calls.keep_only(|uid| pods.contains(uid));
         context.progress.keep_only(|uid| pods.contains(uid));
+        let children: HashSet<String> = uids(&caches.config_maps)
+            .chain(uids(&caches.claims))
+            .chain(uids(&caches.services))
+            .chain(uids(&caches.deployments))
+            .collect();
+        context.writer.keep_only(|uid| children.contains(uid));
+        let adapters: HashSet<String> = uids(&caches.adapters).collect();
+        context.unanswered.keep_only(|uid| adapters.contains(uid));
     }
+}
+
+fn uids<K>(store: &Store<K>) -> impl Iterator<Item = String>
+where
+    K: Resource<DynamicType = ()> + Clone + 'static,
+{
+    let objects = store.state().into_iter();
+    objects.filter_map(|object| object.meta().uid.clone())
 }
 
 async fn cancel_on_signal(stop: CancellationToken) {

@@ -12,11 +12,14 @@ use graftwork_api::conditions::condition;
 use graftwork_operator_core::conditions;
 
 use crate::cache::{Caches, Kind, Touches};
+use crate::lease::Term;
 use crate::metrics::Metrics;
 
 /// What the endpoints show.
 #[derive(Clone)]
 pub struct Shown {
+    /// Only who leads says how objects stand.
+    pub term: Arc<Term>,
     /// Counters.
     pub metrics: Metrics,
     /// For gauges that are computed when they are read.
@@ -41,7 +44,8 @@ pub async fn serve(address: SocketAddr, shown: Shown) -> std::io::Result<()> {
     Ok(())
 }
 
-fn router(shown: Shown) -> Router {
+/// The paths.
+pub fn router(shown: Shown) -> Router {
     Router::new()
         .route("/metrics", get(metrics))
         .route("/healthz", get(|| async { "ok" }))
@@ -58,6 +62,18 @@ async fn ready(State(shown): State<Shown>) -> (StatusCode, &'static str) {
 }
 
 async fn metrics(State(shown): State<Shown>) -> String {
+    let leads = shown.term.holds();
+    shown.metrics.leads(leads);
+    if leads {
+        count_objects(&shown);
+    }
+    for kind in Kind::ALL {
+        shown.metrics.queue(kind, shown.touches.waiting(kind));
+    }
+    shown.metrics.print()
+}
+
+fn count_objects(shown: &Shown) {
     let runs = shown.caches.runs.state();
     shown.metrics.runs(runs.iter().filter_map(|run| {
         let status = run.0.as_ref().ok()?.status.as_ref()?;
@@ -75,8 +91,4 @@ async fn metrics(State(shown): State<Shown>) -> String {
                 rollout.map_or("Stable".to_owned(), |rollout| rollout.state.to_string())
             }),
     );
-    for kind in Kind::ALL {
-        shown.metrics.queue(kind, shown.touches.waiting(kind));
-    }
-    shown.metrics.print()
 }

@@ -78,6 +78,7 @@ reasons! {
     BASE_MODEL_INVALID = "BaseModelInvalid", "Ready, Succeeded, Stalled", "A file of the base model cannot be read as what it should be.", "Replace the file that the message names.";
     BASE_MODEL_UNSUPPORTED = "BaseModelUnsupported", "Ready, Succeeded, Stalled", "The base model has an architecture or a setting that is not implemented; the message names it.", "Use a model of the Llama architecture.";
     BASE_MODEL_MISMATCH = "BaseModelMismatch", "versions, AdaptersPending", "The adapter was made for another base model; both digests are in the message.", "Train the adapter for this base, or serve it on an endpoint of its own.";
+    CHILD_REFUSED = "ChildRefused", "Ready, Succeeded (Unknown)", "The API server refuses an object that is needed, or its pods: a quota, Pod Security or another admission policy, or a PriorityClass that does not exist. The message has the server's words.", "Raise the quota, or change the policy or the field that the message names; the operator tries again by itself.";
     INTERNAL_ERROR = "InternalError", "Ready, Succeeded", "A bug of graftwork.", "Report the message and the operator's log; the operator tries again by itself.";
 
     BUILDING = "Building", "Dataset Ready, Reconciling", "A Job builds a version, or is about to.", "Wait.";

@@ -8,6 +8,7 @@ pub mod adapter;
 pub mod conditions;
 pub mod dataset;
 pub mod endpoint;
+pub mod hindered;
 pub mod jobs;
 pub mod observed;
 pub mod plan;

@@ -10,6 +10,7 @@ use graftwork_contract::proto::store::v1::{Problem as KeeperProblem, VerifyReque
 use graftwork_operator_core::adapter::{self, Observed, Verification, Verified};
 use graftwork_operator_core::observed::{Asked, Problem, Record};
 use graftwork_operator_core::run;
+use jiff::Timestamp;
 use kube::ResourceExt as _;
 
 use super::{claim, keeper, place};
@@ -25,7 +26,19 @@ const REMEMBERED_RESULTS: usize = 4096;
 ///
 /// # Errors
 /// Those of the API server.
-pub async fn observe(context: &Context, cr: &LoRAAdapter) -> Result<Observed, ApiError> {
+pub async fn observe(
+    context: &Context,
+    cr: &LoRAAdapter,
+    now: Timestamp,
+) -> Result<Observed, ApiError> {
+    let mut observed = gather(context, cr).await?;
+    let unanswered = observed.is_unanswered(cr);
+    let uid = cr.uid().unwrap_or_default();
+    observed.unanswered_since = context.unanswered.note(&uid, unanswered, now);
+    Ok(observed)
+}
+
+async fn gather(context: &Context, cr: &LoRAAdapter) -> Result<Observed, ApiError> {
     let (namespace, name) = place(cr);
     let touch = Touch {
         kind: Kind::Adapter,

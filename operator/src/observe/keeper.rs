@@ -3,6 +3,7 @@
 use graftwork_api::labels;
 use graftwork_api::uri::PvcUri;
 use graftwork_contract::proto::store::v1::DescribeBaseRequest;
+use graftwork_operator_core::hindered;
 use graftwork_operator_core::observed::{
     Asked, Base, ClaimState, Container, DescribedBase, Found, Pod, Problem, Record,
 };
@@ -63,9 +64,11 @@ pub fn peer(context: &Context, namespace: &str) -> Result<Peer, String> {
     pods.retain(|pod| pod.deleting_since.is_none());
     pods.sort_by_key(|pod| pod.created);
     let Some(pod) = pods.last() else {
-        return Err(format!(
-            "the keeper of namespace {namespace} has no pod yet"
-        ));
+        let what = format!("the keeper of namespace {namespace} has no pod yet");
+        return Err(match refusal(context, namespace) {
+            Some(why) => format!("{what}: {why}"),
+            None => what,
+        });
     };
     if let Some(why) = &pod.unschedulable {
         return Err(format!("keeper pod {} has no node: {why}", pod.name));
@@ -93,6 +96,17 @@ fn not_ready(pod: &Pod) -> String {
         }
         _ => format!("keeper pod {} is not ready", pod.name),
     }
+}
+
+/// Why there is no keeper pod, in the API server's words: it refuses what the keeper needs, or its
+/// pods.
+fn refusal(context: &Context, namespace: &str) -> Option<String> {
+    let refused = context.refused_storage.lock().ok();
+    let refused = refused.and_then(|refused| refused.get(namespace).cloned());
+    refused.or_else(|| {
+        let deployment = find(&context.caches.deployments, namespace, KEEPER)?;
+        hindered::replica_failure(&deployment)
+    })
 }
 
 /// An answer, or in words why there is none.

@@ -21,7 +21,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::{Value, json};
 
-fn settings() -> Settings {
+pub fn settings() -> Settings {
     serde_json::from_value(json!({
         "images": {"trainer": "t", "inference": "i"},
         "computeProfiles": {"default": {}}
@@ -29,7 +29,7 @@ fn settings() -> Settings {
     .unwrap()
 }
 
-async fn context(api: &FakeApi, term: Arc<Term>) -> Context {
+pub async fn context(api: &FakeApi, term: Arc<Term>) -> Context {
     let clients = Clients {
         client: api.client(),
         streams: api.client(),
@@ -51,7 +51,7 @@ async fn context(api: &FakeApi, term: Arc<Term>) -> Context {
     )
 }
 
-fn dataset() -> Dataset {
+pub fn dataset() -> Dataset {
     serde_json::from_value(json!({
         "apiVersion": "graftwork.dev/v1alpha1",
         "kind": "Dataset",
@@ -65,7 +65,7 @@ fn dataset() -> Dataset {
     .unwrap()
 }
 
-fn status(generation: i64) -> DatasetStatus {
+pub fn status(generation: i64) -> DatasetStatus {
     DatasetStatus {
         observed_generation: Some(generation),
         ..DatasetStatus::default()
@@ -80,7 +80,7 @@ fn named(name: &str) -> ObjectMeta {
     }
 }
 
-fn everything() -> Actions<DatasetStatus> {
+pub fn everything() -> Actions<DatasetStatus> {
     Actions {
         // In the wrong order on purpose.
         apply: vec![
@@ -130,7 +130,7 @@ fn written(object: &Value) -> Answer {
 }
 
 /// Takes everything.
-fn take(_: &Method, path: &str, body: &Value) -> Answer {
+pub fn take(_: &Method, path: &str, body: &Value) -> Answer {
     if path == "datasets/x/status" {
         written(body)
     } else if path == "jobs/old" {
@@ -214,7 +214,9 @@ async fn a_write_that_fails_stops_what_comes_after_but_not_the_status() {
             "POST events",
         ]
     );
-    assert_eq!(api.writes()[4].body["reason"], "WriteRefused");
+    let writes = api.writes();
+    assert_eq!(writes[2].body["status"]["observedGeneration"], 2);
+    assert_eq!(writes[4].body["reason"], "ChildRefused");
 }
 
 #[tokio::test]

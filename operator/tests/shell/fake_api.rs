@@ -1,5 +1,6 @@
 //! An API server that answers as a test says, and remembers what it was asked to write.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -24,6 +25,24 @@ impl Write {
     }
 }
 
+/// One list or watch of all namespaces.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Read {
+    /// The last part of its path, for example `configmaps`.
+    pub plural: String,
+    pub query: String,
+    /// What it asks for.
+    pub accept: String,
+}
+
+/// What the server does with a list of all namespaces.
+#[derive(Clone)]
+enum Listed {
+    Objects(Vec<Value>),
+    Status(u16),
+    Silence,
+}
+
 /// What the server does with a write.
 pub enum Answer {
     /// Takes it, and returns the body with a UID and a new resource version.
@@ -42,6 +61,8 @@ type Rule = dyn Fn(&Method, &str, &Value) -> Answer + Send + Sync;
 #[derive(Clone)]
 pub struct FakeApi {
     writes: Arc<Mutex<Vec<Write>>>,
+    reads: Arc<Mutex<Vec<Read>>>,
+    lists: HashMap<&'static str, Listed>,
     rule: Arc<Rule>,
 }
 
@@ -50,8 +71,33 @@ impl FakeApi {
     pub fn new(rule: impl Fn(&Method, &str, &Value) -> Answer + Send + Sync + 'static) -> Self {
         Self {
             writes: Arc::default(),
+            reads: Arc::default(),
+            lists: HashMap::new(),
             rule: Arc::new(rule),
         }
+    }
+
+    /// The same server, with these objects of that plural.
+    pub fn with(mut self, plural: &'static str, objects: Vec<Value>) -> Self {
+        self.lists.insert(plural, Listed::Objects(objects));
+        self
+    }
+
+    /// The same server, which answers lists of that plural with a code.
+    pub fn refusing(mut self, plural: &'static str, code: u16) -> Self {
+        self.lists.insert(plural, Listed::Status(code));
+        self
+    }
+
+    /// The same server, which does not answer lists of that plural.
+    pub fn silent_about(mut self, plural: &'static str) -> Self {
+        self.lists.insert(plural, Listed::Silence);
+        self
+    }
+
+    /// Lists and watches of all namespaces so far.
+    pub fn reads(&self) -> Vec<Read> {
+        self.reads.lock().unwrap().clone()
     }
 
     /// What was written so far.
@@ -74,23 +120,48 @@ impl FakeApi {
         Client::new(service, "default")
     }
 
+    async fn list(&self, plural: &str) -> Response<Body> {
+        let items = match self.lists.get(plural) {
+            None => Vec::new(),
+            Some(Listed::Objects(objects)) => objects.clone(),
+            Some(Listed::Status(code)) => {
+                let text = format!("{code} {plural}");
+                return reply(
+                    *code,
+                    &json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "reason": text, "message": text}),
+                );
+            }
+            Some(Listed::Silence) => return silence().await,
+        };
+        reply(
+            200,
+            &json!({"kind": "List", "apiVersion": "v1", "metadata": {"resourceVersion": "1"}, "items": items}),
+        )
+    }
+
     async fn answer(&self, request: Request<Body>) -> Response<Body> {
         let method = request.method().clone();
         let uri = request.uri().clone();
+        let accept = request.headers().get(http::header::ACCEPT);
+        let accept = accept.map(|accept| accept.to_str().unwrap().to_owned());
         let bytes = request.into_body().collect_bytes().await.unwrap();
         let body: Value = serde_json::from_slice(&bytes).unwrap_or_default();
         let path = short(uri.path());
-        if uri
-            .query()
-            .is_some_and(|query| query.contains("watch=true"))
-        {
-            return silence().await;
-        }
+        let query = uri.query().unwrap_or_default().to_owned();
         if method == Method::GET && !uri.path().contains("/namespaces/") {
-            return reply(
-                200,
-                &json!({"kind": "List", "apiVersion": "v1", "metadata": {"resourceVersion": "1"}, "items": []}),
-            );
+            let (group, plural) = uri.path().rsplit_once('/').unwrap();
+            self.reads.lock().unwrap().push(Read {
+                plural: plural.to_owned(),
+                query: query.clone(),
+                accept: accept.unwrap_or_default(),
+            });
+            if query.contains("watch=true") {
+                return silence().await;
+            }
+            // A cluster-scoped object by its name: the rule says.
+            if !group.ends_with("priorityclasses") {
+                return self.list(plural).await;
+            }
         }
         if method != Method::GET {
             self.writes.lock().unwrap().push(Write {
@@ -99,7 +170,8 @@ impl FakeApi {
                 body: body.clone(),
             });
         }
-        match (self.rule)(&method, &path, &body) {
+        let path = path.strip_prefix(SCHEDULING).unwrap_or(&path);
+        match (self.rule)(&method, path, &body) {
             Answer::Take => {
                 let mut object = body;
                 object["metadata"]["uid"] = json!("uid");
@@ -115,6 +187,9 @@ impl FakeApi {
         }
     }
 }
+
+/// Path of the only cluster-scoped objects that are asked for by name.
+const SCHEDULING: &str = "/apis/scheduling.k8s.io/v1/";
 
 async fn silence() -> Response<Body> {
     tokio::time::sleep(Duration::from_hours(1)).await;

@@ -1,11 +1,12 @@
 //! At most one leader, and none that can't renew.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::fake_api::{Answer, FakeApi};
-use graftwork_operator::lease::{Elector, Term, Times};
+use graftwork_operator::lease::{COUNTED_FROM, Elector, Term, Times};
+use graftwork_operator::metrics::Metrics;
 use http::Method;
 use serde_json::{Value, json};
 
@@ -20,6 +21,8 @@ const TIMES: Times = Times {
 struct Server {
     lease: Arc<Mutex<Option<Value>>>,
     cut_off: Arc<AtomicBool>,
+    /// Leases that were made so far: each has a UID of its own.
+    made: Arc<AtomicU64>,
 }
 
 impl Server {
@@ -43,6 +46,10 @@ impl Server {
                 .unwrap_or(0);
             let mut next = body.clone();
             next["metadata"]["resourceVersion"] = json!((number + 1).to_string());
+            if lease.is_none() {
+                let number = self.made.fetch_add(1, Ordering::SeqCst);
+                next["metadata"]["uid"] = json!(format!("lease-{number}"));
+            }
             *lease = Some(next.clone());
             Answer::Object(next)
         };
@@ -51,6 +58,8 @@ impl Server {
             (&Method::GET, Some(_)) => Answer::Object(lease.clone().unwrap()),
             (&Method::POST, Some(_)) => Answer::Status(409, "AlreadyExists"),
             (&Method::POST, None) => store(&mut lease),
+            // As the real one: an update of a Lease creates it, unless it names the one that it means.
+            (&Method::PUT, None) if body["metadata"].get("uid").is_none() => store(&mut lease),
             (&Method::PUT, Some(known)) if *known == body["metadata"]["resourceVersion"] => {
                 store(&mut lease)
             }
@@ -59,10 +68,25 @@ impl Server {
     }
 
     fn elector(&self, name: &str) -> (Elector, Arc<Term>) {
+        self.counted(name, Metrics::new().unwrap())
+    }
+
+    fn counted(&self, name: &str, metrics: Metrics) -> (Elector, Arc<Term>) {
         let term = Term::new();
         let client = self.api().client();
-        let elector = Elector::new(client, "ns", name.to_owned(), TIMES, Arc::clone(&term));
+        let name = name.to_owned();
+        let elector = Elector::new(client, "ns", name, TIMES, Arc::clone(&term), metrics);
         (elector, term)
+    }
+
+    /// A lease that was given back after its eighth term: whoever comes next may begin at once.
+    fn with_a_free_lease() -> Self {
+        let server = Self::default();
+        *server.lease.lock().unwrap() = Some(json!({
+            "metadata": {"name": "graftwork-operator", "resourceVersion": "5", "uid": "old"},
+            "spec": {"holderIdentity": "", "leaseDurationSeconds": 0, "leaseTransitions": 8}
+        }));
+        server
     }
 
     fn holder(&self) -> String {
@@ -84,7 +108,7 @@ async fn of_two_that_start_together_one_leads() {
         }
     };
     let watch = async {
-        for _ in 0..30 {
+        for _ in 0..60 {
             tokio::time::sleep(Duration::from_millis(20)).await;
             assert!(!(one_term.holds() && two_term.holds()), "two leaders");
         }
@@ -96,10 +120,10 @@ async fn of_two_that_start_together_one_leads() {
 
 #[tokio::test]
 async fn a_leader_that_is_cut_off_ends_before_another_one_begins() {
-    let server = Server::default();
+    let server = Server::with_a_free_lease();
     let (mut old, old_term) = server.elector("old");
     old.acquire().await;
-    assert_eq!(old_term.epoch(), 1);
+    assert_eq!(old_term.epoch(), 9);
     let stop = AtomicBool::new(false);
     let (mut new, new_term) = server.elector("new");
     let mut ended = None;
@@ -125,13 +149,13 @@ async fn a_leader_that_is_cut_off_ends_before_another_one_begins() {
         "{ended:?}"
     );
     assert!(began > ended && new_term.holds());
-    assert_eq!(new_term.epoch(), 2, "another term");
+    assert_eq!(new_term.epoch(), 10, "another term");
     assert_eq!(server.holder(), "new");
 }
 
 #[tokio::test]
 async fn a_lease_that_changes_is_not_taken_and_one_that_does_not_is() {
-    let server = Server::default();
+    let server = Server::with_a_free_lease();
     let (mut leader, _term) = server.elector("leader");
     leader.acquire().await;
     let stop = AtomicBool::new(false);
@@ -149,7 +173,7 @@ async fn a_lease_that_changes_is_not_taken_and_one_that_does_not_is() {
         started.elapsed() < Duration::from_millis(300),
         "a lease that was given back is free"
     );
-    assert_eq!(follower_term.epoch(), 2);
+    assert_eq!(follower_term.epoch(), 10);
 }
 
 #[tokio::test]
@@ -174,4 +198,95 @@ async fn the_clocks_of_others_do_not_matter() {
     );
     assert!(waited < TIMES.lease * 2, "{waited:?}");
     assert_eq!(term.epoch(), 9);
+}
+
+#[tokio::test]
+async fn who_makes_the_lease_begins_a_full_lease_later_above_every_epoch_that_can_have_been() {
+    let server = Server::default();
+    let (mut elector, term) = server.elector("me");
+    let began = Instant::now();
+    let now = jiff::Timestamp::now().as_second() - COUNTED_FROM;
+    elector.acquire().await;
+    assert!(
+        began.elapsed() >= TIMES.lease,
+        "{:?}: the leader of a lost lease may have renewed a moment ago",
+        began.elapsed()
+    );
+    assert!(began.elapsed() < TIMES.lease * 2);
+    assert!(term.holds());
+    assert!(
+        term.epoch() >= u64::try_from(now).unwrap(),
+        "{}",
+        term.epoch()
+    );
+}
+
+#[tokio::test]
+async fn a_lease_that_is_being_made_is_not_taken_by_another_one() {
+    let server = Server::default();
+    let (mut maker, _) = server.elector("maker");
+    let (mut other, other_term) = server.elector("other");
+    let first = tokio::time::timeout(TIMES.lease / 2, maker.acquire()).await;
+    assert!(first.is_err(), "it waits");
+    tokio::select! {
+        () = maker.acquire() => {}
+        () = other.acquire() => panic!("the maker renews while it waits"),
+    }
+    assert!(!other_term.holds());
+    assert_eq!(server.holder(), "maker");
+}
+
+#[tokio::test]
+async fn a_leader_whose_lease_is_gone_ends_at_once_and_the_next_epoch_is_higher() {
+    let server = Server::with_a_free_lease();
+    let (mut old, old_term) = server.elector("old");
+    old.acquire().await;
+    let (mut new, new_term) = server.elector("new");
+    *server.lease.lock().unwrap() = None;
+    let gone = Instant::now();
+    let stop = AtomicBool::new(false);
+    assert!(!old.keep(&stop).await);
+    assert!(!old_term.holds(), "nothing is begun any more");
+    assert!(
+        gone.elapsed() < TIMES.renew_deadline,
+        "{:?}: not at the deadline only",
+        gone.elapsed()
+    );
+    assert!(
+        server.lease.lock().unwrap().is_none(),
+        "and it is not brought back"
+    );
+    new.acquire().await;
+    assert!(new_term.epoch() > old_term.epoch());
+}
+
+#[tokio::test]
+async fn a_leader_whose_lease_was_taken_ends_at_once() {
+    let server = Server::with_a_free_lease();
+    let (mut old, old_term) = server.elector("old");
+    old.acquire().await;
+    server.lease.lock().unwrap().as_mut().unwrap()["spec"]["holderIdentity"] = json!("another");
+    let taken = Instant::now();
+    let stop = AtomicBool::new(false);
+    assert!(!old.keep(&stop).await);
+    assert!(!old_term.holds());
+    assert!(taken.elapsed() < TIMES.renew_deadline);
+    assert_eq!(server.holder(), "another");
+}
+
+#[tokio::test]
+async fn writes_of_the_lease_are_counted() {
+    let server = Server::default();
+    let metrics = Metrics::new().unwrap();
+    let (mut elector, _term) = server.counted("me", metrics.clone());
+    elector.acquire().await;
+    let text = metrics.print();
+    let count = |verb: &str| {
+        let start =
+            format!("graftwork_api_writes_total{{kind=\"Lease\",outcome=\"ok\",verb=\"{verb}\"}} ");
+        let line = text.lines().find_map(|line| line.strip_prefix(&start));
+        line.map_or(0, |count| count.parse::<u64>().unwrap())
+    };
+    assert_eq!(count("create"), 1, "{text}");
+    assert!(count("update") >= 1, "{text}");
 }

@@ -9,6 +9,14 @@
     reason = "a failed step is a failed test, and tests watch the clock"
 )]
 
+mod admission;
 mod carry_out;
 mod fake_api;
+mod freshness;
+mod keys;
 mod lease;
+mod metrics;
+mod plan_only;
+mod port_forward;
+mod refusals;
+mod watches;

@@ -146,20 +146,26 @@ fn judge_approval(number: u32, version: &VersionView) -> Option<(AnswerOutcome, 
     if version.stage == VersionStage::Rejected {
         return refused(format!("version {number} is rejected: {}", version.message));
     }
-    match (&version.verified, &version.judgement) {
-        (Some(Ok(())), Some(judgement)) if judgement.verdict == Verdict::Fail => refused(format!(
-            "the gate rejects version {number}: {}",
-            gate::explain(judgement)
-        )),
-        (Some(Ok(())), Some(_)) => Some((
+    match (&version.verified, &version.judgement, version.fits_base) {
+        (Some(Ok(())), Some(judgement), _) if judgement.verdict == Verdict::Fail => {
+            refused(format!(
+                "the gate rejects version {number}: {}",
+                gate::explain(judgement)
+            ))
+        }
+        (Some(Ok(())), Some(_), Some(true)) => Some((
             AnswerOutcome::Accepted,
             format!("version {number} is approved"),
         )),
-        (Some(Err(problem)), _) => refused(format!(
+        (_, _, Some(false)) => refused(format!(
+            "version {number} was made for base model {}, which is not that of spec.baseModel",
+            version.ledger.created.base
+        )),
+        (Some(Err(problem)), _, _) => refused(format!(
             "version {number} can't be approved now: {}",
             problem.message
         )),
-        // The keeper has not looked at the files yet.
+        // The keeper has not looked at the files or at the base model yet.
         _ => None,
     }
 }

@@ -6,6 +6,7 @@ use graftwork_api::uri::PvcUri;
 use graftwork_api::{LoRAAdapter, ServingEndpoint};
 use graftwork_contract::proto::store::v1::ImportRequest;
 use graftwork_contract::{Digest, paths};
+use jiff::Timestamp;
 
 use super::ledger::Ledger;
 use crate::observed::{Asked, ClaimState, DescribedBase, Problem, Record};
@@ -32,6 +33,30 @@ pub struct Observed {
     pub import: Asked<Result<Verified, Problem>>,
     /// The ServingEndpoints of the namespace.
     pub endpoints: Vec<ServingEndpoint>,
+    /// Since when the keeper owes an answer ([`Observed::is_unanswered`]) without a break, as this
+    /// process saw it.
+    pub unanswered_since: Option<Timestamp>,
+}
+
+impl Observed {
+    /// Whether the keeper owes an answer on which the condition `Ready` depends.
+    pub fn is_unanswered(&self, cr: &LoRAAdapter) -> bool {
+        if self.storage.is_some() {
+            return false;
+        }
+        let Some(records) = self.ledger.answer() else {
+            return true;
+        };
+        let base = self.base_claim == ClaimState::Bound && self.base.answer().is_none();
+        base || self.owes_import(cr, records)
+    }
+
+    /// Whether there is something to import, and the keeper has not said how it went.
+    pub fn owes_import(&self, cr: &LoRAAdapter, records: &[Record]) -> bool {
+        self.import_claim == ClaimState::Bound
+            && self.import.answer().is_none()
+            && import(cr, records).is_some()
+    }
 }
 
 /// What the keeper says of an adapter's files that are whole and fit the base.

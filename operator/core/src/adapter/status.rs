@@ -22,6 +22,7 @@ use super::observed::Observed;
 use super::step::{VersionView, View};
 use super::validate::Invalid;
 use crate::conditions::{self, Conditions, Truth, shorten};
+use crate::jobs::seconds_between;
 use crate::observed::{Asked, ClaimState};
 use crate::plan::{Actions, Event, NAME_TAKEN_PAUSE};
 use crate::storage::StorageProblem;
@@ -30,6 +31,17 @@ use crate::storage::StorageProblem;
 const LOOK_AGAIN: Duration = Duration::from_secs(15);
 /// How long an answer about a version that status does not list stays to be read.
 const KEPT_ANSWER: SignedDuration = SignedDuration::from_hours(1);
+/// How long a keeper that does not answer takes nothing back: it may be starting anew on another
+/// node, or reading a large base model for the first time.
+const PATIENCE_SECONDS: u64 = 120;
+/// What `Ready` says of a folder that can't be imported.
+const OF_IMPORTS: [&str; 5] = [
+    reason::IMPORT_FAILED,
+    reason::DIGEST_MISMATCH,
+    reason::FILE_TYPE_REFUSED,
+    reason::ADAPTER_INVALID,
+    reason::ADAPTER_INCOMPATIBLE,
+];
 /// Wait for something that is under way.
 pub const SOON: Duration = Duration::from_secs(2);
 
@@ -118,9 +130,7 @@ pub fn keeper_away(
             ..say(cr, old, said, now)
         };
     }
-    let settled = conditions::is_true(&old.conditions, condition::READY)
-        && old.observed_generation == cr.metadata.generation;
-    let mut actions = if settled {
+    let mut actions = if settled(cr, observed, now).is_some() {
         Actions::default()
     } else {
         let said = Said::new(
@@ -133,6 +143,34 @@ pub fn keeper_away(
     };
     actions.requeue_after = Some(SOON);
     actions
+}
+
+/// What status already says of the present spec, for as long as an answer that the keeper owes may
+/// take.
+fn settled(cr: &LoRAAdapter, observed: &Observed, now: Timestamp) -> Option<Said> {
+    let status = cr.status.as_ref()?;
+    if status.observed_generation != cr.metadata.generation
+        || seconds_between(observed.unanswered_since, Some(now)) >= PATIENCE_SECONDS
+    {
+        return None;
+    }
+    let ready = conditions::find(&status.conditions, condition::READY)?;
+    // These are seen without the keeper: they hold no longer, or the plan does not come here.
+    let passed = [
+        reason::STORAGE_UNAVAILABLE,
+        reason::OBJECT_NOT_OURS,
+        reason::INVALID_SPEC,
+    ];
+    if passed.contains(&ready.reason.as_str()) {
+        return None;
+    }
+    let truth = match ready.status.as_str() {
+        "True" => Truth::True,
+        "False" => Truth::False,
+        _ => return None,
+    };
+    let said = Said::new(truth, &ready.reason, &ready.message, Moving::Rests);
+    Some(said)
 }
 
 /// Everything that is known, said.
@@ -164,9 +202,10 @@ pub fn report(
     finish_answers(&mut next, view, accepted, now);
     next.columns = Some(columns(view));
     let turned = turned_versions(cr.status.as_ref(), &next.versions);
-    let said = ready(cr, ledger, observed);
+    let said = ready(cr, ledger, observed, now);
     let waits = match said.moving {
         Moving::Reconciling => Some(SOON),
+        _ if observed.is_unanswered(cr) => Some(SOON),
         Moving::Rests if said.truth != Truth::True => Some(LOOK_AGAIN),
         _ if is_unsettled(view) => Some(SOON),
         _ if waits_for_files(view) => Some(LOOK_AGAIN),
@@ -181,9 +220,10 @@ pub fn report(
 
 /// Whether the keeper still owes an answer about a version.
 fn is_unsettled(view: &View) -> bool {
-    view.versions
-        .values()
-        .any(|version| version.reason == reason::GATE_PENDING)
+    view.versions.values().any(|version| {
+        let open = version.ledger.approved.is_none() && version.ledger.rejected.is_none();
+        version.reason == reason::GATE_PENDING || (open && version.verified.is_none())
+    })
 }
 
 /// Whether there is a version whose files can't be verified as they are, and may be later.
@@ -231,7 +271,7 @@ fn finish_answers(
 }
 
 /// Rules in order: the first that holds says whether the adapter is ready.
-fn ready(cr: &LoRAAdapter, ledger: &Ledger, observed: &Observed) -> Said {
+fn ready(cr: &LoRAAdapter, ledger: &Ledger, observed: &Observed, now: Timestamp) -> Said {
     if let Some(said) = base_problem(cr, observed) {
         return said;
     }
@@ -240,22 +280,19 @@ fn ready(cr: &LoRAAdapter, ledger: &Ledger, observed: &Observed) -> Said {
             let message = format!("spec.baseModel.uri: {}", problem.message);
             return Said::new(Truth::False, &problem.reason, message, Moving::Rests);
         }
-        Asked::Unreachable(why) => {
-            return Said::new(
-                Truth::Unknown,
-                reason::STORAGE_UNAVAILABLE,
-                why,
-                Moving::Reconciling,
-            );
-        }
-        Asked::NotAsked => {
-            let message = "the base model is being looked at";
-            return Said::new(
-                Truth::Unknown,
-                reason::STORAGE_UNAVAILABLE,
-                message,
-                Moving::Reconciling,
-            );
+        Asked::Unreachable(_) | Asked::NotAsked => {
+            let why = match &observed.base {
+                Asked::Unreachable(why) => why,
+                _ => "the base model is being looked at",
+            };
+            return settled(cr, observed, now).unwrap_or_else(|| {
+                Said::new(
+                    Truth::Unknown,
+                    reason::STORAGE_UNAVAILABLE,
+                    why,
+                    Moving::Reconciling,
+                )
+            });
         }
         Asked::Answered(Ok(_)) => {}
     }
@@ -265,6 +302,15 @@ fn ready(cr: &LoRAAdapter, ledger: &Ledger, observed: &Observed) -> Said {
     if let Asked::Answered(Err(problem)) = &observed.import {
         let message = format!("spec.import: {}", problem.message);
         return Said::new(Truth::False, &problem.reason, message, Moving::Rests);
+    }
+    let owed = observed
+        .ledger
+        .answer()
+        .is_some_and(|records| observed.owes_import(cr, records));
+    if let Some(said) =
+        settled(cr, observed, now).filter(|said| owed && OF_IMPORTS.contains(&said.reason.as_str()))
+    {
+        return said;
     }
     if let Some(unreadable) = ledger.unreadable.first() {
         return Said::new(

@@ -19,7 +19,7 @@ use super::gate::{self, Judgement};
 use super::ledger::{Ledger, Version};
 use super::observed::{Observed, Verified};
 use super::validate::Valid;
-use crate::observed::{Asked, Base, Problem};
+use crate::observed::{Asked, Problem};
 
 /// `by` of an approval without a person.
 const BY_GATE: &str = "gate";
@@ -54,6 +54,9 @@ pub struct VersionView {
     pub judgement: Option<Judgement>,
     /// Whether the files are whole and fit; none while that is not known.
     pub verified: Option<Result<(), Problem>>,
+    /// Whether it was made for the base model of the spec; none while that model's digest is not
+    /// known: nothing may be decided about the version then.
+    pub fits_base: Option<bool>,
     /// Endpoints on which it is stable.
     pub stable_on: Vec<String>,
     /// The rollback that took it from its last endpoint.
@@ -71,13 +74,33 @@ pub struct RolledBack {
     pub message: String,
 }
 
+/// The digest of the spec's base model.
+#[derive(Clone, Copy)]
+struct BaseDigest<'a> {
+    /// As the keeper says now: decisions need it.
+    now: Option<&'a Digest>,
+    /// As status has it, from when the keeper last said it: enough to go on showing what was shown.
+    last: Option<&'a str>,
+}
+
+impl BaseDigest<'_> {
+    fn shown(&self) -> Option<&str> {
+        self.now.map(Digest::as_str).or(self.last)
+    }
+}
+
 /// Looks at all versions.
 pub fn view(cr: &LoRAAdapter, valid: &Valid, ledger: &Ledger, observed: &Observed) -> View {
     let name = cr.metadata.name.as_deref().unwrap_or_default();
-    let base = observed
-        .base
-        .answer()
-        .and_then(|described| described.as_ref().ok());
+    let status = cr.status.as_ref();
+    let described = observed.base.answer();
+    let last = status.and_then(|status| status.base_model.as_ref());
+    let base = BaseDigest {
+        now: described
+            .and_then(|described| described.as_ref().ok())
+            .map(|base| &base.digest),
+        last: last.map(|base| base.digest.as_str()),
+    };
     let stable_on: BTreeMap<u32, Vec<String>> = ledger
         .versions
         .iter()
@@ -103,9 +126,11 @@ pub fn view(cr: &LoRAAdapter, valid: &Valid, ledger: &Ledger, observed: &Observe
             let digest = version.created.digest.as_str();
             let is_named = is_named(name, *number, digest, &observed.endpoints);
             let verified = verified(version, observed);
+            // A gate is on record only for files that were verified: while the keeper owes the
+            // answer, what was judged stays judged.
             let judgement = verified
                 .as_ref()
-                .is_some_and(Result::is_ok)
+                .map_or(version.gate.is_some(), Result::is_ok)
                 .then(|| judgement(valid, version, production));
             let mut view = VersionView {
                 ledger: version.clone(),
@@ -114,6 +139,7 @@ pub fn view(cr: &LoRAAdapter, valid: &Valid, ledger: &Ledger, observed: &Observe
                 message: String::new(),
                 judgement,
                 verified,
+                fits_base: base.now.map(|digest| *digest == version.created.base),
                 stable_on,
                 rolled_back,
                 is_named,
@@ -122,6 +148,7 @@ pub fn view(cr: &LoRAAdapter, valid: &Valid, ledger: &Ledger, observed: &Observe
             (*number, view)
         })
         .collect();
+    let before = status.and_then(|status| status.approved);
     let may_see_traffic = |view: &VersionView| {
         matches!(
             view.stage,
@@ -132,7 +159,10 @@ pub fn view(cr: &LoRAAdapter, valid: &Valid, ledger: &Ledger, observed: &Observe
             .as_ref()
             .is_none_or(|rejected| is_undone(view, rejected))
             && view.ledger.barred.is_none()
-            && base.is_none_or(|base| base.digest == view.ledger.created.base)
+            // Nothing becomes eligible before the base is known, and what was eligible stays.
+            && view
+                .fits_base
+                .unwrap_or(before == Some(view.ledger.created.version))
     };
     let approved = versions
         .iter()
@@ -189,7 +219,11 @@ fn verified(version: &Version, observed: &Observed) -> Option<Result<(), Problem
 }
 
 /// Rules in order: the first that holds says where the version stands.
-fn stage(view: &VersionView, valid: &Valid, base: Option<&Base>) -> (VersionStage, String, String) {
+fn stage(
+    view: &VersionView,
+    valid: &Valid,
+    base: BaseDigest<'_>,
+) -> (VersionStage, String, String) {
     let said = |stage, reason: &str, message: String| (stage, reason.to_owned(), message);
     let created = &view.ledger.created;
     if !view.stable_on.is_empty() {
@@ -208,10 +242,14 @@ fn stage(view: &VersionView, valid: &Valid, base: Option<&Base>) -> (VersionStag
             rejected.message.clone(),
         );
     }
-    if let Some(base) = base.filter(|base| base.digest != created.base) {
+    let Some(base) = base.shown() else {
+        let message = "the base model that it has to fit is being looked at".to_owned();
+        return said(VersionStage::Candidate, reason::GATE_PENDING, message);
+    };
+    if base != created.base.as_str() {
         let message = format!(
-            "the version was made for base model {}, and spec.baseModel is {}",
-            created.base, base.digest
+            "the version was made for base model {}, and spec.baseModel is {base}",
+            created.base
         );
         return said(VersionStage::Rejected, reason::BASE_MODEL_MISMATCH, message);
     }
@@ -487,7 +525,8 @@ fn approval(
 ) -> Option<Approved> {
     let records = &version.ledger;
     let open = records.approved.is_none() && records.rejected.is_none();
-    if !open || version.stage != VersionStage::Candidate {
+    let fits = version.fits_base == Some(true) && matches!(version.verified, Some(Ok(())));
+    if !open || !fits || version.stage != VersionStage::Candidate {
         return None;
     }
     // The record of the first gate is written once: what another gate said goes with the approval.
@@ -571,10 +610,11 @@ fn rejection(
         };
         return Some((RecordKind::Rejected, rejected));
     }
-    // Files never change, and neither does what is wrong with them; another base is another matter.
-    let mismatch = version.reason == reason::BASE_MODEL_MISMATCH;
+    // Files never change, and neither does what is wrong with them; another base, or one that is not
+    // known, is another matter.
+    let fits = version.fits_base == Some(true);
     match &version.verified {
-        Some(Err(problem)) if is_lasting(problem) && !mismatch && ledger.approved.is_none() => {
+        Some(Err(problem)) if is_lasting(problem) && fits && ledger.approved.is_none() => {
             let rejected = Rejected {
                 reason: problem.reason.clone(),
                 message: problem.message.clone(),

@@ -18,6 +18,8 @@ use crate::fixtures::{at, settings};
 use crate::observed::{Asked, Base, ClaimState, Problem, Record};
 use crate::plan::{Actions, EventKind};
 
+mod unanswered;
+
 fn digest(of: &str) -> Digest {
     Digest::of(of.as_bytes())
 }

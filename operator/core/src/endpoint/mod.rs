@@ -144,7 +144,9 @@ const LOOK_AGAIN: Duration = Duration::from_secs(10);
 fn look_again(plan: Plan<ServingEndpointStatus>) -> Plan<ServingEndpointStatus> {
     match plan {
         Plan::Act(mut actions) => {
-            let pause = actions.requeue_after.map_or(NAME_TAKEN_PAUSE, |after| after.min(NAME_TAKEN_PAUSE));
+            let pause = actions
+                .requeue_after
+                .map_or(NAME_TAKEN_PAUSE, |after| after.min(NAME_TAKEN_PAUSE));
             actions.requeue_after = Some(pause);
             Plan::Act(actions)
         }

@@ -1,0 +1,265 @@
+//! The queues: which object is looked at when, one at a time, and what a failure costs it.
+
+use std::collections::HashMap;
+use std::fmt::Debug;
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use futures::{FutureExt as _, StreamExt as _};
+use k8s_openapi::api::core::v1::Namespace;
+use kube::core::DeserializeGuard;
+use kube::runtime::controller::{self, Action, Config};
+use kube::runtime::reflector::{ObjectRef, Store};
+use kube::{Resource, ResourceExt as _};
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
+
+use super::{Failure, Freshest, Reconciled, complain, freshest, reconcile, reconcile_storage};
+use crate::api::Class;
+use crate::apply::reference;
+use crate::cache::{Guarded, Kind, Touch};
+use crate::context::Context;
+
+/// Every object is looked at this often without a reason.
+const RESYNC: Duration = Duration::from_mins(10);
+/// Objects of one kind that are looked at at once.
+const CONCURRENCY: u16 = 16;
+/// Longest pause after failures, in seconds.
+const LONGEST_PAUSE: u64 = 300;
+/// Longest pause after a refusal, in seconds: no watch tells when a quota or a policy changes.
+const LONGEST_AFTER_REFUSAL: u64 = 30;
+
+/// Consecutive failures by object: pauses grow.
+#[derive(Default)]
+struct Pauses(Mutex<HashMap<Touch, u32>>);
+
+impl Pauses {
+    fn clear(&self, touch: &Touch) {
+        if let Ok(mut failures) = self.0.lock() {
+            failures.remove(touch);
+        }
+    }
+
+    fn after(&self, touch: &Touch, failure: &Failure) -> Duration {
+        if matches!(failure, Failure::Api(error) if error.class() == Class::Conflict) {
+            return jitter(Duration::from_millis(200));
+        }
+        let count = self.0.lock().map_or(1, |mut failures| {
+            let count = failures.entry(touch.clone()).or_default();
+            *count = count.saturating_add(1);
+            *count
+        });
+        let seconds = 1_u64 << count.saturating_sub(1).min(8);
+        let refused = matches!(failure, Failure::Api(error) if error.class() == Class::Invalid);
+        let longest = if refused {
+            LONGEST_AFTER_REFUSAL
+        } else {
+            LONGEST_PAUSE
+        };
+        jitter(Duration::from_secs(seconds.min(longest)))
+    }
+}
+
+/// Up to a fifth more or less.
+fn jitter(duration: Duration) -> Duration {
+    duration.mul_f64(0.8 + 0.4 * rand::random::<f64>())
+}
+
+/// One look under the panic boundary, counted and logged.
+async fn guarded(
+    context: &Context,
+    touch: &Touch,
+    look: impl Future<Output = Result<Option<Duration>, Failure>>,
+) -> Result<Option<Duration>, Failure> {
+    let started = Instant::now();
+    let outcome = match AssertUnwindSafe(look).catch_unwind().await {
+        Ok(outcome) => outcome,
+        Err(panic) => {
+            let text = panic
+                .downcast_ref::<String>()
+                .map(String::as_str)
+                .or_else(|| panic.downcast_ref::<&str>().copied())
+                .unwrap_or("panic");
+            Err(Failure::Bug(text.to_owned()))
+        }
+    };
+    let seconds = started.elapsed().as_secs_f64();
+    context.metrics.reconciled(touch.kind, seconds);
+    match &outcome {
+        Ok(next) => tracing::debug!(seconds, ?next, "looked"),
+        Err(failure) => {
+            context.metrics.failed(touch.kind, failure.category());
+            match failure {
+                Failure::Api(error) if error.class() == Class::Conflict => {
+                    tracing::debug!(%error, "the object changed meanwhile");
+                }
+                failure => {
+                    tracing::warn!(category = failure.category(), error = %failure, "failed")
+                }
+            }
+        }
+    }
+    outcome
+}
+
+/// A stored object that can be looked at.
+trait Stored: Resource<DynamicType = ()> + Clone + Send + Sync + 'static {
+    const KIND: Kind;
+    fn look(
+        context: Arc<Context>,
+        object: Arc<Self>,
+    ) -> impl Future<Output = Result<Option<Duration>, Failure>> + Send;
+}
+
+impl<K: Reconciled> Stored for Guarded<K> {
+    const KIND: Kind = K::KIND;
+
+    async fn look(context: Arc<Context>, object: Arc<Self>) -> Result<Option<Duration>, Failure> {
+        let DeserializeGuard(readable) = &*object;
+        match readable {
+            Ok(object) if object.meta().deletion_timestamp.is_some() => Ok(None),
+            Ok(object) => match freshest(&context, object).await? {
+                Freshest::Object(object) => reconcile(&context, *object).await,
+                Freshest::Later(pause) => Ok(Some(pause)),
+                Freshest::Gone => Ok(None),
+            },
+            Err(invalid) => {
+                let failure = Failure::Unreadable(invalid.error.clone());
+                let what = failure.to_string();
+                complain(&context, &reference(&*object), "Unreadable", &what).await;
+                Err(failure)
+            }
+        }
+    }
+}
+
+impl Stored for Namespace {
+    const KIND: Kind = Kind::Storage;
+
+    async fn look(context: Arc<Context>, object: Arc<Self>) -> Result<Option<Duration>, Failure> {
+        reconcile_storage(&context, &object).await
+    }
+}
+
+fn touch_of<K: Stored>(object: &K) -> Touch {
+    let name = object.name_any();
+    Touch {
+        kind: K::KIND,
+        namespace: object.namespace().unwrap_or_else(|| name.clone()),
+        name,
+    }
+}
+
+/// Runs one kind until `stop`.
+async fn drive<K: Stored + Debug>(
+    context: Arc<Context>,
+    store: Store<K>,
+    touches: UnboundedReceiver<Touch>,
+    stop: CancellationToken,
+) {
+    let queue = tokio_stream::wrappers::UnboundedReceiverStream::new(touches)
+        .take_until(stop.cancelled_owned())
+        .map(|touch| {
+            let object = if K::KIND == Kind::Storage {
+                ObjectRef::<K>::new(&touch.name)
+            } else {
+                ObjectRef::<K>::new(&touch.name).within(&touch.namespace)
+            };
+            Ok::<_, std::convert::Infallible>((object, touch))
+        });
+    let taken = Arc::clone(&context);
+    let known = store.clone();
+    // An object that is gone is not looked at: it must not count as waiting.
+    let queue = queue.filter_map(move |item| {
+        let item = item.map(|(object, touch)| {
+            if known.get(&object).is_none() {
+                taken.touches.take(&touch);
+                return None;
+            }
+            Some(object)
+        });
+        std::future::ready(item.transpose())
+    });
+    let pauses = Arc::new(Pauses::default());
+    let after_failure = Arc::clone(&pauses);
+    let newest = store.clone();
+    let reconciler = move |object: Arc<K>, context: Arc<Context>| {
+        let pauses = Arc::clone(&pauses);
+        let newest = newest.clone();
+        let touch = touch_of(&*object);
+        let span = tracing::info_span!(
+            "reconcile",
+            kind = touch.kind.name(),
+            namespace = touch.namespace,
+            name = touch.name
+        );
+        async move {
+            context.touches.take(&touch);
+            // What is cached now: a change until here is seen, one from here on queues again.
+            let object = newest.get(&ObjectRef::from_obj(&*object)).unwrap_or(object);
+            let look = K::look(Arc::clone(&context), object);
+            let next = guarded(&context, &touch, look).await?;
+            pauses.clear(&touch);
+            let next = next.map_or_else(|| jitter(RESYNC), |next| next.min(RESYNC));
+            Ok(Action::requeue(next))
+        }
+        .instrument(span)
+        .boxed()
+    };
+    let policy = move |object: Arc<K>, failure: &Failure, _: Arc<Context>| {
+        Action::requeue(after_failure.after(&touch_of(&*object), failure))
+    };
+    controller::applier(
+        reconciler,
+        policy,
+        context,
+        store,
+        queue,
+        Config::default().concurrency(CONCURRENCY),
+    )
+    .for_each(|_| std::future::ready(()))
+    .await;
+}
+
+/// Runs all kinds until `stop`, then waits for what is being done.
+pub async fn run_all(
+    context: Arc<Context>,
+    receivers: [UnboundedReceiver<Touch>; 5],
+    stop: CancellationToken,
+) {
+    let caches = context.caches.clone();
+    let [datasets, runs, adapters, endpoints, namespaces] = receivers;
+    context.touches.activate();
+    for touch in caches.everything() {
+        context.touches.send(touch);
+    }
+    tokio::join!(
+        drive(
+            Arc::clone(&context),
+            caches.datasets,
+            datasets,
+            stop.clone()
+        ),
+        drive(Arc::clone(&context), caches.runs, runs, stop.clone()),
+        drive(
+            Arc::clone(&context),
+            caches.adapters,
+            adapters,
+            stop.clone()
+        ),
+        drive(
+            Arc::clone(&context),
+            caches.endpoints,
+            endpoints,
+            stop.clone()
+        ),
+        drive(
+            Arc::clone(&context),
+            caches.namespaces,
+            namespaces,
+            stop.clone()
+        ),
+    );
+}
