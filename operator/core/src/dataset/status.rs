@@ -266,7 +266,7 @@ fn ready(
         digest: latest.digest.to_string(),
         rows: valid_rows(latest),
     });
-    next.versions = versions.iter().map(|it| print_version(it)).collect();
+    next.versions = versions.iter().copied().map(print_version).collect();
     let rows = &latest.rows;
     let message = format!(
         "version {version} has {} rows: {} train, {} validation, {} test; {} were left out",
