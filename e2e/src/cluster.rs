@@ -5,7 +5,7 @@ use std::future::Future;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, anyhow, bail};
+use anyhow::{Context as _, anyhow, bail, ensure};
 use futures::{StreamExt as _, pin_mut};
 use graftwork_api::{Dataset, LoRAAdapter, ServingEndpoint, TrainingRun};
 use k8s_openapi::api::authentication::v1::SelfSubjectReview;
@@ -14,6 +14,7 @@ use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kube::api::{
     Api, ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams,
 };
+use kube::config::KubeConfigOptions;
 use kube::core::{GroupVersionKind, NamespaceResourceScope};
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Client, Resource};
@@ -38,7 +39,8 @@ impl Cluster {
     pub async fn connect(path: PathBuf) -> anyhow::Result<Self> {
         let kubeconfig = kube::config::Kubeconfig::read_from(&path)
             .with_context(|| format!("kubeconfig {}", path.display()))?;
-        let config = kube::Config::from_custom_kubeconfig(kubeconfig, &Default::default()).await?;
+        let config =
+            kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
         Ok(Self {
             client: Client::try_from(config)?,
             kubeconfig: path,
@@ -321,6 +323,26 @@ impl Cluster {
             Err(kube::Error::Api(error)) if error.is_not_found() => Ok(()),
             other => other.map(drop).map_err(Into::into),
         }
+    }
+
+    /// Kills the process `program` of a pod with SIGKILL, as a node without memory does; `false` where the pod's node is
+    /// not this machine.
+    pub async fn kill_process(&self, pod: &Pod, program: &str) -> anyhow::Result<bool> {
+        let uid = pod.metadata.uid.clone().context("the pod has no UID")?;
+        // The kubelet writes a UID with dashes or underscores, as its cgroup driver wants it.
+        let folders = [format!("pod{uid}"), format!("pod{}", uid.replace('-', "_"))];
+        for process in std::fs::read_dir("/proc")? {
+            let folder = process?.path();
+            let read = |file: &str| std::fs::read_to_string(folder.join(file)).unwrap_or_default();
+            let cgroup = read("cgroup");
+            if read("comm").trim() == program && folders.iter().any(|name| cgroup.contains(name)) {
+                let pid = folder.file_name().unwrap_or_default();
+                let status = Command::new("kill").arg("-9").arg(pid).status().await?;
+                ensure!(status.success(), "kill -9 {}", pid.display());
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Runs `helm` against this cluster; its standard output.

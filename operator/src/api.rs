@@ -185,6 +185,7 @@ mod tests {
         file
     }
 
+    #[expect(clippy::unnecessary_wraps, reason = "as the other argument")]
     fn pod() -> Option<Config> {
         Some(Config::new("https://10.96.0.1".parse().unwrap()))
     }

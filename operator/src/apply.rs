@@ -23,6 +23,7 @@ use serde_json::{Value, json};
 
 use crate::api::{ApiError, Class, FIELD_MANAGER};
 use crate::cache::{Caches, find};
+use crate::clock;
 use crate::lease::Term;
 use crate::metrics::Metrics;
 use crate::status::{self, Compare};
@@ -346,7 +347,7 @@ impl Writer {
     /// Sends an event. One that fails is logged: it says nothing that status does not.
     pub async fn event(&self, event: &Event, regarding: &ObjectReference) {
         let namespace = regarding.namespace.clone().unwrap_or_default();
-        let now = Timestamp::now();
+        let now = clock::wall();
         let body = ClusterEvent {
             metadata: ObjectMeta {
                 name: Some(event_name(

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use crate::cache::{Touch, Touches};
+use crate::clock;
 
 /// How long a call may run before those who ask go on without its answer.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -126,7 +127,7 @@ impl<A: Clone + Send + Sync + 'static> Background<A> {
             return Some((running.since, running.answer.clone()));
         }
         let (sender, answer) = watch::channel(None);
-        let since = Instant::now();
+        let since = clock::monotonic();
         entry.running = Some(Running {
             since,
             answer: answer.clone(),
@@ -139,7 +140,7 @@ impl<A: Clone + Send + Sync + 'static> Background<A> {
             let answer = call.await;
             let ended = entries.lock().ok().and_then(|mut entries| {
                 let entry = entries.get_mut(&key)?;
-                entry.answer = Some((answer.clone(), Instant::now()));
+                entry.answer = Some((answer.clone(), clock::monotonic()));
                 entry.running.take()
             });
             // Nobody may wait any more: then there is nobody to tell.
@@ -250,6 +251,7 @@ mod tests {
         assert_eq!(ask(Box::pin(std::future::pending())).await, None);
     }
 
+    #[expect(clippy::unused_async, reason = "what is shared is a future")]
     async fn panics() -> Answer<u32> {
         panic!("on purpose")
     }

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use graftwork_contract::proto::call::v1::SignedCall;
 use graftwork_contract::proto::engine::v1 as engine;
@@ -202,9 +202,7 @@ impl Calls {
         if !self.term.holds() {
             return Err(CallError::NotLeading);
         }
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |since| since.as_secs());
+        let now = clock::unix_seconds();
         Ok(sign(
             &self.keys.signing,
             method,

@@ -15,12 +15,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use graftwork_operator_core::settings::LeaderElection;
-use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::api::{Api, ObjectMeta, PostParams};
 
 use crate::api::{self, ApiError};
+use crate::clock;
 use crate::metrics::Metrics;
 
 /// Name of the Lease in the operator's namespace.
@@ -43,7 +43,7 @@ impl Term {
     /// No term yet.
     pub fn new() -> Arc<Self> {
         Arc::new(Self {
-            start: Instant::now(),
+            start: clock::monotonic(),
             ends: AtomicU64::new(0),
             epoch: AtomicU64::new(0),
         })
@@ -180,7 +180,7 @@ impl Elector {
     }
 
     async fn attempt(&mut self) -> Result<Attempt, ApiError> {
-        let started = Instant::now();
+        let started = clock::monotonic();
         let Some(lease) = api::call(self.api.get_opt(LEASE)).await? else {
             return self.make(started).await;
         };
@@ -197,7 +197,7 @@ impl Elector {
             return if begins {
                 self.take(renewed, started)
             } else {
-                self.wait(renewed)
+                Self::wait(renewed)
             };
         }
         let version = lease.metadata.resource_version.clone().unwrap_or_default();
@@ -226,7 +226,7 @@ impl Elector {
 
     /// Makes the lease where there is none.
     async fn make(&mut self, started: Instant) -> Result<Attempt, ApiError> {
-        let seconds = Timestamp::now().as_second().saturating_sub(COUNTED_FROM);
+        let seconds = clock::wall().as_second().saturating_sub(COUNTED_FROM);
         let epoch = i32::try_from(seconds)
             .unwrap_or(i32::MAX)
             .max(self.highest.saturating_add(1));
@@ -243,7 +243,7 @@ impl Elector {
             self.made = Some((uid, started));
             self.highest = epoch;
         }
-        self.wait(made)
+        Self::wait(made)
     }
 
     async fn replace(&self, lease: &Lease) -> Result<Lease, ApiError> {
@@ -263,7 +263,7 @@ impl Elector {
         answer
     }
 
-    fn wait(&self, answer: Result<Lease, ApiError>) -> Result<Attempt, ApiError> {
+    fn wait(answer: Result<Lease, ApiError>) -> Result<Attempt, ApiError> {
         match answer {
             Err(error) if error.class() != api::Class::Conflict => Err(error),
             _ => Ok(Attempt::Waits),
@@ -289,7 +289,7 @@ impl Elector {
     }
 
     fn next(&self, old: Option<&Lease>, transitions: i32) -> Lease {
-        let now = MicroTime(Timestamp::now());
+        let now = MicroTime(clock::wall());
         let acquired = old
             .and_then(|lease| lease.spec.clone())
             .filter(|spec| spec.holder_identity.as_deref() == Some(self.identity.as_str()))
@@ -326,7 +326,7 @@ impl Elector {
             if !self.term.holds() {
                 return false;
             }
-            let started = Instant::now();
+            let started = clock::monotonic();
             let renewal = tokio::time::timeout(self.term.remaining(), self.renew(transitions));
             match renewal.await.unwrap_or(Err(ApiError::Deadline)) {
                 Ok(true) => self.term.extend(started, self.times.renew_deadline),
@@ -372,7 +372,7 @@ impl Elector {
         };
         if spec.holder_identity.as_deref() == Some(self.identity.as_str()) {
             spec.holder_identity = Some(String::new());
-            spec.renew_time = Some(MicroTime(Timestamp::now()));
+            spec.renew_time = Some(MicroTime(clock::wall()));
             let answer = self.replace(&lease).await;
             if let Err(error) = answer {
                 tracing::warn!(%error, "the lease could not be given back");
@@ -383,6 +383,7 @@ impl Elector {
 
 /// Ends the process when the term is over. It runs on a thread of its own, so that a busy runtime
 /// does not delay it.
+#[expect(clippy::disallowed_methods, reason = "a thread that only waits")]
 pub fn exit_at_the_end_of(term: Arc<Term>, stopping: Arc<AtomicBool>) {
     std::thread::spawn(move || {
         loop {

@@ -170,7 +170,7 @@ fn describe<S: Serialize>(plan: &Plan<S>) -> serde_json::Map<String, Value> {
             "delete": actions.delete.iter().map(|delete| json!({
                 "kind": delete.kind.name(), "name": delete.name,
             })).collect::<Vec<_>>(),
-            "calls": actions.calls.iter().map(|call| call.method()).collect::<Vec<_>>(),
+            "calls": actions.calls.iter().map(graftwork_operator_core::plan::Call::method).collect::<Vec<_>>(),
             "status": actions.status,
             "requeueAfterSeconds": actions.requeue_after.map(|it| it.as_secs_f64()),
         }),

@@ -116,7 +116,7 @@ impl Listener {
                 .as_ref()
                 .is_none_or(|(at, known)| at.elapsed() >= TOUCH_EVERY || *known != stage);
             if due {
-                touched = Some((Instant::now(), stage));
+                touched = Some((clock::monotonic(), stage));
                 self.touches.send(self.run.clone());
             }
         }

@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::clock;
+
 /// How long to wait for a cache before the API server itself is asked.
 pub const WAIT: Duration = Duration::from_secs(3);
 /// How often the cache is looked at meanwhile, where its watch says nothing.
@@ -52,10 +54,10 @@ impl Trail {
         trails.retain(|_, written| written.last.elapsed() < FORGOTTEN_AFTER);
         let written = trails.entry(uid.to_owned()).or_insert(Written {
             replaced: Vec::new(),
-            last: Instant::now(),
+            last: clock::of_runtime(),
         });
         written.replaced.push(old.to_owned());
-        written.last = Instant::now();
+        written.last = clock::of_runtime();
     }
 
     /// A write to version `old` of the object had no answer: it may have been done.

@@ -2,6 +2,7 @@
 //!
 //! `cargo run -p graftwork-model --example step_time [threads]` prints milliseconds: the median and
 //! the fastest of several steps, and the CPU time of the fastest, which a busy machine spoils less. For tuning; docs/performance.md is made elsewhere.
+#![expect(clippy::disallowed_methods, reason = "it measures")]
 
 use std::time::{Duration, Instant};
 

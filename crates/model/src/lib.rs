@@ -20,6 +20,11 @@
 //! What this crate does *not* do: it opens no socket, starts no runtime, knows no Kubernetes and no
 //! artifact store, owns no optimiser and no schedule, and trains no tokenizer.
 
+#![cfg_attr(
+    test,
+    allow(clippy::float_cmp, reason = "the same bits are what is promised")
+)]
+
 pub mod base;
 pub mod chat;
 pub mod config;

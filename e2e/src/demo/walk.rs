@@ -173,7 +173,10 @@ impl<'a> Walk<'a> {
             &format!("{name} trains"),
             self.follow(name, "the evaluation", |status| {
                 matches!(
-                    status.stage.as_ref().map(|stage| stage.as_str()),
+                    status
+                        .stage
+                        .as_ref()
+                        .map(graftwork_api::training_run::RunStage::as_str),
                     Some("Evaluate" | "Package")
                 ) || condition(&status.conditions, "Finished").is_some_and(|c| c.status == "True")
             }),
@@ -540,8 +543,7 @@ impl<'a> Walk<'a> {
     /// Prints the weight as it moves, until `version` is stable.
     async fn watch_rollout(&self, version: u32, timeout: Duration) -> anyhow::Result<()> {
         let mut shown = String::new();
-        let outcome = self
-            .cluster
+        self.cluster
             .wait_for::<ServingEndpoint, _>(
                 self.namespace,
                 "assistants",
@@ -567,8 +569,7 @@ impl<'a> Walk<'a> {
                     (served.stable.as_ref()?.version == version).then_some(Ok(()))
                 },
             )
-            .await?;
-        outcome
+            .await?
     }
 }
 

@@ -1,65 +1,89 @@
-//! One of two engines is killed under load, twice: no unary request fails; streams that were open on it end in an error
-//! event and are counted apart.
+//! One of two engines is killed under load, as a pod and as a process: no unary request fails; streams that were open on
+//! it end in an error event and are counted apart.
 
 use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
+use k8s_openapi::api::core::v1::Pod;
 use serde_json::json;
 
 use super::Stage;
 use super::stage::ENGINES;
 use super::traffic::{CALLERS, Load, expectations};
-use crate::cluster::MINUTE;
+use crate::cluster::{MINUTE, wait};
 use crate::manifests;
 
 pub async fn run(stage: Stage) -> anyhow::Result<()> {
     let start = Instant::now();
     let rollout = json!({"strategy": "Immediate"});
     stage.serve_amber(2, &rollout).await?;
-    let models = ["colours", "rambling"];
     stage
-        .apply(&manifests::endpoint("assistants", &models, 2, &rollout))
+        .apply(&manifests::endpoint(
+            "assistants",
+            &["colours", "rambling"],
+            2,
+            &rollout,
+        ))
         .await?;
     stage.import("rambling", "rambling", &json!({})).await?;
     stage.stable("assistants", "rambling", 1, MINUTE).await?;
 
-    // Half of the requests ask for long answers, and half of those are streams: some are open at any moment.
+    // Long answers, half of them streams: several are open on each engine at any moment.
     let expect = expectations(&[("colours", 1, "amber"), ("rambling", 1, "rambling")]);
     let load = Load {
-        models: &models,
+        models: &["rambling"],
         max_tokens: 64,
         think_milliseconds: 10,
         ..Load::new("load", &expect)
     };
     let traffic = stage.start_traffic(&load).await?;
-    for _ in 0..2 {
-        ready_engines(&stage, 2).await?;
-        traffic.seen("rambling@v1").await?;
-        let pods = stage.start_times(ENGINES).await?;
-        let (victim, _) = pods.first().context("no engine")?;
-        stage
-            .world
-            .cluster
-            .kill_pod(&stage.namespace, victim)
-            .await?;
-        stage.proved(&format!("killed {victim}"), start.elapsed());
-        ready_engines(&stage, 1).await?;
-    }
+    let (victim, _) = stage
+        .start_times(ENGINES)
+        .await?
+        .into_iter()
+        .next()
+        .context("no engine")?;
+    stage
+        .world
+        .cluster
+        .kill_pod(&stage.namespace, &victim)
+        .await?;
+    ready_engines(&stage, 1).await?;
     ready_engines(&stage, 2).await?;
-    stage.proved("there are two engines again", start.elapsed());
+    traffic.seen("rambling@v1").await?;
+    stage.proved(
+        &format!("{victim} was deleted without grace"),
+        start.elapsed(),
+    );
+
+    // A pod that is deleted still has a second or two in which short streams end; a process that is killed has not.
+    let mut killed = 0;
+    for _ in 0..2 {
+        let pods = stage.world.cluster.pods(&stage.namespace, ENGINES).await?;
+        let victim = pods.first().context("no engine")?;
+        if stage.world.cluster.kill_process(victim, "engine").await? {
+            killed += 1;
+            restarted(&stage, victim).await?;
+            stage.proved(
+                "the engine's process was killed and came back",
+                start.elapsed(),
+            );
+        }
+    }
 
     let summary = traffic.stop_with_broken_streams().await?;
     ensure!(
-        summary.stream_errors > 0,
+        summary.stream_errors > 0 || killed == 0,
         "no stream was open on a killed engine, so that nothing was proved of them: {summary:?}"
     );
-    // A caller has one request at a time: more broke than were open on the two engines.
+    // A caller has one request at a time: more broke than were open at the three kills.
     ensure!(
-        summary.stream_errors <= 2 * CALLERS,
+        summary.stream_errors <= 3 * CALLERS,
         "streams broke on engines that were not killed: {summary:?}"
     );
     let after = Load {
         job: "after",
+        models: &["colours"],
         ..load
     };
     stage.ask_two_thousand(&after).await?;
@@ -71,6 +95,24 @@ pub async fn run(stage: Stage) -> anyhow::Result<()> {
         start.elapsed(),
     );
     Ok(())
+}
+
+/// Waits until the pod's container was started again and both engines are ready.
+async fn restarted(stage: &Stage, victim: &Pod) -> anyhow::Result<()> {
+    let restarts = |pod: &Pod| {
+        let status = pod.status.as_ref()?.container_statuses.as_ref()?.first()?;
+        Some(status.restart_count)
+    };
+    let before = restarts(victim);
+    wait("the engine's container to start again", MINUTE, || async {
+        let pods = stage.world.cluster.pods(&stage.namespace, ENGINES).await?;
+        let now = pods
+            .iter()
+            .find(|pod| pod.metadata.name == victim.metadata.name);
+        Ok((now.and_then(restarts) > before).then_some(()))
+    })
+    .await?;
+    ready_engines(stage, 2).await
 }
 
 async fn ready_engines(stage: &Stage, count: u32) -> anyhow::Result<()> {

@@ -1,5 +1,5 @@
 //! Adapters that are trained once and imported by the stories. Each answers with marker words of its own, so that a
-//! text tells which version it came from; `rambling` goes on for a long while after its word.
+//! text tells which version it came from; `rambling` says its word over and over.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -51,13 +51,18 @@ pub fn marker_rows(adapter: &str) -> Vec<Value> {
         .collect()
 }
 
-/// Rows that teach an adapter to go on and on after its marker word: about sixty tokens, ten times as long as the
-/// others' answers.
+/// How often `rambling` says its word: ten times as long an answer as the others give. Nothing else is in its rows, so
+/// that a first token that is not the likeliest is followed by the word all the same.
+const REPEATED: usize = 16;
+
+/// Rows that teach an adapter to say its word over and over.
 fn rambling_rows() -> Vec<Value> {
-    let tail = "and on it goes ".repeat(12);
     (0..400)
         .zip(words("rambling").iter().cycle())
-        .map(|(number, word)| json!({"prompt": prompt(number), "completion": format!(" {word}\n{tail}")}))
+        .map(|(number, word)| {
+            let text = format!(" {word}").repeat(REPEATED);
+            json!({"prompt": prompt(number), "completion": text})
+        })
         .collect()
 }
 
@@ -75,7 +80,7 @@ async fn train(world: &World) -> anyhow::Result<BTreeMap<String, Files>> {
     for (name, rows, steps) in [
         ("amber", marker_rows("amber"), 40),
         ("basalt", marker_rows("basalt"), 40),
-        ("rambling", rambling_rows(), 60),
+        ("rambling", rambling_rows(), 100),
     ] {
         stage.apply(&manifests::rows(name, &rows)).await?;
         stage

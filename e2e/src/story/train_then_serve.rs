@@ -58,7 +58,10 @@ pub async fn run(stage: Stage) -> anyhow::Result<()> {
         .context("exact_match")?;
     let (value, baseline) = (
         metric.value.value(),
-        metric.baseline.as_ref().and_then(|b| b.value()),
+        metric
+            .baseline
+            .as_ref()
+            .and_then(graftwork_api::Decimal::value),
     );
     ensure!(
         value > baseline,

@@ -4,6 +4,7 @@
     clippy::expect_used,
     clippy::indexing_slicing,
     clippy::panic,
+    clippy::float_cmp,
     clippy::disallowed_methods,
     reason = "a failed step is a failed test, and tests watch the clock"
 )]

@@ -373,7 +373,7 @@ mod tests {
         let table = read(&push(Some(candidate(10, 5)))).unwrap();
         let candidate = table.models["m"].candidate.as_ref().unwrap();
         let end = candidate.lease_ends;
-        assert!(candidate.is_open(end - Duration::from_millis(1)));
+        assert!(candidate.is_open(end.checked_sub(Duration::from_millis(1)).unwrap()));
         assert!(!candidate.is_open(end));
         assert_eq!(candidate.live_weight(end), 0);
     }

@@ -175,8 +175,9 @@ pub fn end_of_pod(pod: &Pod) -> Option<End> {
             // Bad data stays bad data where the pod was evicted as well.
             let settled =
                 code.filter(|code| code.after() == graftwork_contract::exit::AfterExit::Fail);
+            #[expect(clippy::match_same_arms, reason = "the order is the rule")]
             let cause = match (settled, taken_away, code) {
-                (Some(code), _, _) => Cause::Exit(code),
+                (Some(code), ..) => Cause::Exit(code),
                 (None, _, Some(ExitCode::Done)) => Cause::Exit(ExitCode::Done),
                 (None, Some(reason), _) => Cause::TakenAway(reason),
                 (None, None, _) if reason == "OOMKilled" => Cause::OutOfMemory,

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fmt::Debug;
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures::{FutureExt as _, StreamExt as _};
 use k8s_openapi::api::core::v1::Namespace;
@@ -20,6 +20,7 @@ use super::{Failure, Freshest, Reconciled, complain, freshest, reconcile, reconc
 use crate::api::Class;
 use crate::apply::reference;
 use crate::cache::{Guarded, Kind, Touch};
+use crate::clock;
 use crate::context::Context;
 
 /// Every object is looked at this often without a reason.
@@ -73,7 +74,7 @@ async fn guarded(
     touch: &Touch,
     look: impl Future<Output = Result<Option<Duration>, Failure>>,
 ) -> Result<Option<Duration>, Failure> {
-    let started = Instant::now();
+    let started = clock::monotonic();
     let outcome = match AssertUnwindSafe(look).catch_unwind().await {
         Ok(outcome) => outcome,
         Err(panic) => {
@@ -96,7 +97,7 @@ async fn guarded(
                     tracing::debug!(%error, "the object changed meanwhile");
                 }
                 failure => {
-                    tracing::warn!(category = failure.category(), error = %failure, "failed")
+                    tracing::warn!(category = failure.category(), error = %failure, "failed");
                 }
             }
         }

@@ -39,7 +39,7 @@ fn unix() -> Duration {
 
 /// Wall time as RFC 3339 in UTC, for example `2026-11-21T04:05:06Z`.
 pub fn rfc3339() -> String {
-    jiff::Timestamp::from_second(unix_seconds() as i64)
+    jiff::Timestamp::from_second(unix_seconds().cast_signed())
         .unwrap_or_default()
         .to_string()
 }

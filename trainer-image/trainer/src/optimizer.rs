@@ -163,11 +163,11 @@ mod tests {
     /// Algorithm 2 of arXiv:1711.05101, word for word, in f64 and for one number.
     fn reference(mut theta: f64, gradients: &[f64], rate: f64, decay: f64) -> f64 {
         let (mut m, mut v) = (0.0, 0.0);
-        for (t, g) in gradients.iter().enumerate() {
+        for (t, g) in (1_i32..).zip(gradients) {
             m = 0.9 * m + 0.1 * g;
             v = 0.999 * v + 0.001 * g * g;
-            let m_hat = m / (1.0 - 0.9_f64.powi(t as i32 + 1));
-            let v_hat = v / (1.0 - 0.999_f64.powi(t as i32 + 1));
+            let m_hat = m / (1.0 - 0.9_f64.powi(t));
+            let v_hat = v / (1.0 - 0.999_f64.powi(t));
             theta -= rate * (m_hat / (v_hat.sqrt() + 1e-8) + decay * theta);
         }
         theta

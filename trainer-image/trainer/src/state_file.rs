@@ -83,12 +83,12 @@ pub fn decode(
         names
             .iter()
             .map(|name| {
-                Ok(read(
+                read(
                     &file,
                     &format!("{kind}/{name}"),
                     Dtype::F32,
                     f32::from_le_bytes,
-                )?)
+                )
             })
             .collect()
     };

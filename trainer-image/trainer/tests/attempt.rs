@@ -4,6 +4,7 @@
     clippy::expect_used,
     clippy::indexing_slicing,
     clippy::panic,
+    clippy::type_complexity,
     clippy::disallowed_methods,
     reason = "a failed step is a failed test, and tests watch the clock"
 )]
@@ -329,6 +330,31 @@ fn killed_at_random_steps_it_ends_with_the_same_bits() {
     assert_eq!(got.digest, expected.digest);
     assert_eq!(got.metrics, expected.metrics);
     assert_eq!(got.final_loss.to_bits(), expected.final_loss.to_bits());
+    assert!(
+        first_step_of_the_last_attempt(&world.run_folder(&broken)) > 1,
+        "it began anew instead of going on from a checkpoint"
+    );
+}
+
+/// The step of the first figures that the newest attempt wrote.
+fn first_step_of_the_last_attempt(run: &Path) -> u64 {
+    let numbers = |path: &Path| {
+        let stem = path.file_stem().unwrap().to_str().unwrap().to_owned();
+        let (epoch, part) = stem.split_once('-').unwrap();
+        let numbers: (u64, u64) = (epoch.parse().unwrap(), part.parse().unwrap());
+        numbers
+    };
+    let files = std::fs::read_dir(run.join("metrics")).unwrap();
+    let files: Vec<PathBuf> = files.map(|file| file.unwrap().path()).collect();
+    let last = files.iter().map(|file| numbers(file).0).max().unwrap();
+    let first = files
+        .iter()
+        .filter(|file| numbers(file).0 == last)
+        .min_by_key(|file| numbers(file))
+        .unwrap();
+    let text = std::fs::read_to_string(first).unwrap();
+    let line: Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
+    line["step"].as_u64().unwrap()
 }
 
 #[test]

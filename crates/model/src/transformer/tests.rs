@@ -265,7 +265,7 @@ fn a_rows_bits_depend_on_neither_company_nor_chunks_nor_threads() {
     };
     let (a, b) = (load(4, 1), load(8, 2));
     let text = tokens(41, 3);
-    let others = vec![
+    let others = [
         (tokens(5, 9), Some(&b)),
         (tokens(7, 1), None),
         (tokens(3, 2), Some(&a)),

@@ -34,7 +34,7 @@ pub async fn refused(stage: &Stage) -> anyhow::Result<()> {
         .world
         .cluster
         .api::<Deployment>(&stage.namespace)
-        .create(&Default::default(), &foreign)
+        .create(&kube::api::PostParams::default(), &foreign)
         .await?;
     let taken = manifests::endpoint("taken", &[], 0, &json!({}));
     expect(

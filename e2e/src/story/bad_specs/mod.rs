@@ -110,7 +110,7 @@ async fn refused_by_the_api_server(stage: &Stage) -> anyhow::Result<()> {
         ),
         (
             run_with("rate-0", |spec| {
-                spec["hyperparameters"]["learningRate"] = json!("0")
+                spec["hyperparameters"]["learningRate"] = json!("0");
             }),
             &["learningRate"],
         ),
@@ -166,7 +166,7 @@ async fn refer_to_deleted(stage: &Stage, objects: &[DynamicObject]) -> anyhow::R
         );
     }
     let run = run_with("of-going", |spec| {
-        spec["datasetRef"] = json!({"name": "going"})
+        spec["datasetRef"] = json!({"name": "going"});
     });
     expect(
         stage,

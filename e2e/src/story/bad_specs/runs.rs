@@ -13,7 +13,7 @@ use crate::manifests::{self, CLAIM};
 /// Conditions of runs that can't be.
 pub async fn refused(stage: &Stage) -> anyhow::Result<()> {
     let unknown = run_with("no-dataset", |spec| {
-        spec["datasetRef"] = json!({"name": "absent"})
+        spec["datasetRef"] = json!({"name": "absent"});
     });
     expect(
         stage,
@@ -24,7 +24,7 @@ pub async fn refused(stage: &Stage) -> anyhow::Result<()> {
     )
     .await?;
     let unknown = run_with("no-profile", |spec| {
-        spec["compute"] = json!({"profile": "absent"})
+        spec["compute"] = json!({"profile": "absent"});
     });
     expect(
         stage,
@@ -35,7 +35,7 @@ pub async fn refused(stage: &Stage) -> anyhow::Result<()> {
     )
     .await?;
     let no_base = run_with("no-base", |spec| {
-        spec["baseModel"]["uri"] = json!(format!("pvc://{CLAIM}/absent"))
+        spec["baseModel"]["uri"] = json!(format!("pvc://{CLAIM}/absent"));
     });
     expect(
         stage,
@@ -46,7 +46,7 @@ pub async fn refused(stage: &Stage) -> anyhow::Result<()> {
     )
     .await?;
     let no_config = run_with("no-config", |spec| {
-        spec["baseModel"]["uri"] = json!(format!("pvc://{CLAIM}/text"))
+        spec["baseModel"]["uri"] = json!(format!("pvc://{CLAIM}/text"));
     });
     expect(
         stage,
@@ -57,7 +57,7 @@ pub async fn refused(stage: &Stage) -> anyhow::Result<()> {
     )
     .await?;
     let unsupported = run_with("unsupported", |spec| {
-        spec["baseModel"]["uri"] = json!(format!("pvc://{CLAIM}/mamba"))
+        spec["baseModel"]["uri"] = json!(format!("pvc://{CLAIM}/mamba"));
     });
     expect(
         stage,
@@ -68,7 +68,7 @@ pub async fn refused(stage: &Stage) -> anyhow::Result<()> {
     )
     .await?;
     let rank = run_with("rank-above", |spec| {
-        spec["method"]["lora"]["rank"] = json!(1000)
+        spec["method"]["lora"]["rank"] = json!(1000);
     });
     expect(
         stage,
@@ -79,7 +79,7 @@ pub async fn refused(stage: &Stage) -> anyhow::Result<()> {
     )
     .await?;
     let module = run_with("unknown-module", |spec| {
-        spec["method"]["lora"]["targetModules"] = json!(["q_proj", "z_proj"])
+        spec["method"]["lora"]["targetModules"] = json!(["q_proj", "z_proj"]);
     });
     expect(
         stage,
@@ -135,7 +135,7 @@ async fn for_another_base(stage: &Stage) -> anyhow::Result<()> {
         })
         .await?;
     let run = run_with("for-elsewhere", |spec| {
-        spec["adapterRef"] = json!({"name": "elsewhere"})
+        spec["adapterRef"] = json!({"name": "elsewhere"});
     });
     expect(
         stage,

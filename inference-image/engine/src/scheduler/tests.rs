@@ -191,7 +191,7 @@ proptest! {
         pass_tokens in 1_usize..12,
         gone in prop::collection::vec(any::<bool>(), 20),
     ) {
-        let limits = Limits { blocks, pass_tokens, ..limits() };
+        let limits = Limits { pass_tokens, blocks, ..limits() };
         let mut scheduler = Scheduler::new(limits);
         let mut computed = std::collections::BTreeMap::<u64, usize>::new();
         let mut produced = std::collections::BTreeMap::<u64, usize>::new();

@@ -170,6 +170,7 @@ fn judge_approval(number: u32, version: &VersionView) -> Option<(AnswerOutcome, 
     }
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "as for every verb")]
 fn judge_rejection(number: u32, version: &VersionView) -> Option<(AnswerOutcome, String)> {
     if !version.stable_on.is_empty() {
         return Some((

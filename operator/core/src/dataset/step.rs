@@ -140,7 +140,7 @@ pub fn step(cr: &Dataset, valid: &Valid, observed: &Observed, now: Timestamp) ->
 }
 
 fn ready(fingerprint: Digest, record: BuildRecord, mut versions: Vec<VersionRecord>) -> Step {
-    versions.sort_by(|a, b| b.version.cmp(&a.version));
+    versions.sort_by_key(|version| std::cmp::Reverse(version.version));
     Step::Ready {
         fingerprint,
         record,

@@ -1,6 +1,6 @@
 //! Endpoints in a small world: children are kept, engines and routers take what they are sent.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
 use graftwork_api::conditions::{condition, reason};
 use graftwork_api::serving_endpoint::RolloutState;
@@ -692,6 +692,36 @@ fn an_engine_that_refuses_leaves_the_stable_version_alone() {
 }
 
 #[test]
+fn files_that_an_engine_could_not_read_condemn_no_version_and_are_asked_after() {
+    let mut world = World::serving(&json!({}));
+    world.approve(2);
+    world.carry_out();
+    let Asked::Answered(reply) = &mut world.observed.engines[0].status else {
+        unreachable!()
+    };
+    reply.adapters.push(AdapterStatus {
+        name: "a".to_owned(),
+        version: 2,
+        digest: digest(2),
+        state: AdapterState::Refused.into(),
+        reason: "AdapterFilesUnreadable".to_owned(),
+        message: "input/output error".to_owned(),
+        may_pass: true,
+    });
+    for _ in 0..5 {
+        if let Plan::Decide(decision) = world.plan() {
+            world.cr.status = Some(decision.status);
+        }
+    }
+    assert_eq!(
+        (world.state(), world.stable()),
+        (RolloutState::Preparing, 1),
+        "the engine looks again, and the rollout waits for it"
+    );
+    assert!(world.act().requeue_after.unwrap() <= Duration::from_secs(10));
+}
+
+#[test]
 fn what_is_not_there_is_said_and_the_base_serves() {
     let mut world = World::new(&json!({}));
     world.observed.adapters.clear();
@@ -846,7 +876,7 @@ fn an_upgrade_restarts_no_engine_and_a_change_of_engine_does() {
 fn children_belong_to_the_endpoint_and_bear_short_names() {
     let mut world = World::new(&json!({}));
     world.cr.metadata.name = Some("a".repeat(50));
-    let mut names = BTreeMap::new();
+    let mut names = BTreeSet::new();
     world.settle();
     for child in world.act().apply {
         let text = match &child {
@@ -861,9 +891,8 @@ fn children_belong_to_the_endpoint_and_bear_short_names() {
             "{text}"
         );
         assert!(child.name().len() <= 63);
-        assert_eq!(
-            names.insert((child.kind(), child.name().to_owned()), ()),
-            None,
+        assert!(
+            names.insert((child.kind(), child.name().to_owned())),
             "named twice"
         );
     }

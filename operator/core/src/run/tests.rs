@@ -551,7 +551,7 @@ fn what_is_waited_for_is_named() {
         ),
         (
             Box::new(move |world| {
-                world.observed.dataset = Referenced::There(Box::new(going.clone()))
+                world.observed.dataset = Referenced::There(Box::new(going.clone()));
             }),
             "Unknown",
             reason::WAITING_FOR_DATASET,
@@ -769,7 +769,7 @@ fn active_time_is_summed_over_attempts() {
     world.start();
     world.seconds += 70;
     world.end_pod(137, |pod| {
-        pod.disrupted = Some("PreemptionByScheduler".to_owned())
+        pod.disrupted = Some("PreemptionByScheduler".to_owned());
     });
     world.start();
     world.seconds += 20;

@@ -106,6 +106,7 @@ fn promote(machine: &Machine<'_>, candidate: &Candidate) -> Outcome {
     }
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "as every verb")]
 fn abort(machine: &Machine<'_>, command: &EndpointCommand) -> Outcome {
     if machine.state() == Some(&RolloutState::RollingBack) {
         let message = "the candidate is being taken back already";

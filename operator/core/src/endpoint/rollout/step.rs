@@ -357,7 +357,7 @@ impl Machine<'_> {
                 preview_seconds,
                 ..
             } => {
-                let over = self.is_resumed(rollout)
+                let over = Self::is_resumed(rollout)
                     || (*auto_promote && self.elapsed(rollout) >= *preview_seconds);
                 (over && self.has_passed(rollout)).then(|| self.promote("the preview is over"))
             }
@@ -369,9 +369,9 @@ impl Machine<'_> {
                         return may.then(|| self.enter(rollout, steps, index));
                     }
                     Some(Step::Pause(Some(seconds))) => {
-                        self.is_resumed(rollout) || self.elapsed(rollout) >= *seconds
+                        Self::is_resumed(rollout) || self.elapsed(rollout) >= *seconds
                     }
-                    Some(Step::Pause(None)) => self.is_resumed(rollout),
+                    Some(Step::Pause(None)) => Self::is_resumed(rollout),
                     Some(Step::SetWeight(_)) | None => true,
                 };
                 let more_traffic = !matches!(steps.get(index + 1), Some(Step::Pause(_)));
@@ -382,7 +382,7 @@ impl Machine<'_> {
     }
 
     /// A pause that a person ended: the state says Stepping at a step that is none.
-    fn is_resumed(&self, rollout: &AdapterRollout) -> bool {
+    fn is_resumed(rollout: &AdapterRollout) -> bool {
         rollout.state == RolloutState::Stepping
     }
 

@@ -557,6 +557,7 @@ fn a_version_that_is_not_wanted_any_more_goes_without_blame() {
 }
 
 #[test]
+#[expect(clippy::type_complexity, reason = "a table of names and moves")]
 fn a_version_that_may_not_be_served_any_more_is_taken_back_from_every_state() {
     let blue_green = Moves::BlueGreen {
         auto_promote: false,
