@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use futures::{FutureExt as _, StreamExt as _};
 use k8s_openapi::api::core::v1::Namespace;
-use kube::core::DeserializeGuard;
+use kube::core::{DeserializeGuard, DynamicObject};
 use kube::runtime::controller::{self, Action, Config};
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Resource, ResourceExt as _};
@@ -19,7 +19,7 @@ use tracing::Instrument as _;
 use super::{Failure, Freshest, Reconciled, complain, freshest, reconcile, reconcile_storage};
 use crate::api::Class;
 use crate::apply::reference;
-use crate::cache::{Guarded, Kind, Touch};
+use crate::cache::{Guarded, Kind, Touch, Touches};
 use crate::clock;
 use crate::context::Context;
 
@@ -177,7 +177,8 @@ async fn drive<K: Stored + Debug>(
         let item = item.map(|(object, touch)| {
             if known.get(&object).is_none() {
                 taken.touches.take(&touch);
-                return None;
+                // One that came between the two lines sent no touch of its own.
+                known.get(&object)?;
             }
             Some(object)
         });
@@ -186,6 +187,7 @@ async fn drive<K: Stored + Debug>(
     let pauses = Arc::new(Pauses::default());
     let after_failure = Arc::clone(&pauses);
     let newest = store.clone();
+    let (again, present) = (Arc::clone(&context), store.clone());
     let reconciler = move |object: Arc<K>, context: Arc<Context>| {
         let pauses = Arc::clone(&pauses);
         let newest = newest.clone();
@@ -220,8 +222,80 @@ async fn drive<K: Stored + Debug>(
         queue,
         Config::default().concurrency(CONCURRENCY),
     )
-    .for_each(|_| std::future::ready(()))
+    .for_each(move |outcome| {
+        if let Err(controller::Error::ObjectNotFound(missing)) = outcome {
+            forget_missing(&again.touches, &present, &missing);
+        }
+        std::future::ready(())
+    })
     .await;
+}
+
+/// An object went while it waited for its look, which therefore was not begun: it waits no longer. One of the same name
+/// may have come since, and its touch was taken for the old one's.
+fn forget_missing<K: Stored>(
+    touches: &Touches,
+    store: &Store<K>,
+    missing: &ObjectRef<DynamicObject>,
+) {
+    let touch = Touch {
+        kind: K::KIND,
+        namespace: missing
+            .namespace
+            .clone()
+            .unwrap_or_else(|| missing.name.clone()),
+        name: missing.name.clone(),
+    };
+    touches.take(&touch);
+    let mut object = ObjectRef::<K>::new(&missing.name);
+    object.namespace.clone_from(&missing.namespace);
+    if store.get(&object).is_some() {
+        touches.send(touch);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::runtime::{reflector, watcher};
+
+    use super::*;
+
+    fn namespace() -> Namespace {
+        let mut namespace = Namespace::default();
+        namespace.metadata.name = Some("team".to_owned());
+        namespace
+    }
+
+    #[test]
+    fn an_object_that_comes_again_is_looked_at_though_the_old_one_went_while_it_waited() {
+        let (touches, mut receivers) = Touches::new();
+        touches.activate();
+        let place = Kind::ALL
+            .iter()
+            .position(|kind| *kind == Kind::Storage)
+            .unwrap();
+        let received = &mut receivers[place];
+        let (store, mut writer) = reflector::store();
+        let object = ObjectRef::from_obj(&namespace());
+        let touch = touch_of(&namespace());
+
+        // The old one waits and goes; the new one's touch is taken for the old one's.
+        touches.send(touch.clone());
+        assert!(received.try_recv().is_ok());
+        touches.send(touch.clone());
+        assert!(received.try_recv().is_err());
+        forget_missing(&touches, &store, &object.clone().erase());
+        assert_eq!(touches.waiting(Kind::Storage), 0);
+        touches.send(touch.clone());
+        assert!(received.try_recv().is_ok(), "the new one's touch counts");
+
+        writer.apply_watcher_event(&watcher::Event::Apply(namespace()));
+        forget_missing(&touches, &store, &object.erase());
+        assert!(
+            received.try_recv().is_ok(),
+            "one that is there by now is looked at"
+        );
+    }
 }
 
 /// Runs all kinds until `stop`, then waits for what is being done.
