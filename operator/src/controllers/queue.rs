@@ -254,6 +254,47 @@ fn forget_missing<K: Stored>(
     }
 }
 
+/// Runs all kinds until `stop`, then waits for what is being done.
+pub async fn run_all(
+    context: Arc<Context>,
+    receivers: [UnboundedReceiver<Touch>; 5],
+    stop: CancellationToken,
+) {
+    let caches = context.caches.clone();
+    let [datasets, runs, adapters, endpoints, namespaces] = receivers;
+    context.touches.activate();
+    for touch in caches.everything() {
+        context.touches.send(touch);
+    }
+    tokio::join!(
+        drive(
+            Arc::clone(&context),
+            caches.datasets,
+            datasets,
+            stop.clone()
+        ),
+        drive(Arc::clone(&context), caches.runs, runs, stop.clone()),
+        drive(
+            Arc::clone(&context),
+            caches.adapters,
+            adapters,
+            stop.clone()
+        ),
+        drive(
+            Arc::clone(&context),
+            caches.endpoints,
+            endpoints,
+            stop.clone()
+        ),
+        drive(
+            Arc::clone(&context),
+            caches.namespaces,
+            namespaces,
+            stop.clone()
+        ),
+    );
+}
+
 #[cfg(test)]
 mod tests {
     use kube::runtime::{reflector, watcher};
@@ -296,45 +337,4 @@ mod tests {
             "one that is there by now is looked at"
         );
     }
-}
-
-/// Runs all kinds until `stop`, then waits for what is being done.
-pub async fn run_all(
-    context: Arc<Context>,
-    receivers: [UnboundedReceiver<Touch>; 5],
-    stop: CancellationToken,
-) {
-    let caches = context.caches.clone();
-    let [datasets, runs, adapters, endpoints, namespaces] = receivers;
-    context.touches.activate();
-    for touch in caches.everything() {
-        context.touches.send(touch);
-    }
-    tokio::join!(
-        drive(
-            Arc::clone(&context),
-            caches.datasets,
-            datasets,
-            stop.clone()
-        ),
-        drive(Arc::clone(&context), caches.runs, runs, stop.clone()),
-        drive(
-            Arc::clone(&context),
-            caches.adapters,
-            adapters,
-            stop.clone()
-        ),
-        drive(
-            Arc::clone(&context),
-            caches.endpoints,
-            endpoints,
-            stop.clone()
-        ),
-        drive(
-            Arc::clone(&context),
-            caches.namespaces,
-            namespaces,
-            stop.clone()
-        ),
-    );
 }
