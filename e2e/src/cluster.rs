@@ -313,6 +313,28 @@ impl Cluster {
         Ok(list.items)
     }
 
+    /// Pod names with their start times and restarts, by label selector: equal before and after where nothing restarted.
+    pub async fn start_times(
+        &self,
+        namespace: &str,
+        selector: &str,
+    ) -> anyhow::Result<Vec<(String, String)>> {
+        let start = |pod: Pod| {
+            let status = pod.status.unwrap_or_default();
+            let containers = status.container_statuses.iter().flatten();
+            let restarts: i32 = containers.map(|container| container.restart_count).sum();
+            let started = status.start_time.map(|time| time.0.to_string());
+            (
+                pod.metadata.name.unwrap_or_default(),
+                format!("{}, {restarts} restarts", started.unwrap_or_default()),
+            )
+        };
+        let pods = self.pods(namespace, selector).await?;
+        let mut times: Vec<_> = pods.into_iter().map(start).collect();
+        times.sort();
+        Ok(times)
+    }
+
     /// Kills a pod: deletion with no grace.
     pub async fn kill_pod(&self, namespace: &str, name: &str) -> anyhow::Result<()> {
         let parameters = DeleteParams {

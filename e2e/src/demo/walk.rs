@@ -502,24 +502,7 @@ impl<'a> Walk<'a> {
     }
 
     async fn engine_start_times(&self) -> anyhow::Result<Vec<(String, String)>> {
-        let mut times: Vec<_> = self
-            .cluster
-            .pods(self.namespace, ENGINES)
-            .await?
-            .into_iter()
-            .map(|pod| {
-                let started = pod
-                    .status
-                    .and_then(|status| status.start_time)
-                    .map(|time| time.0.to_string());
-                (
-                    pod.metadata.name.unwrap_or_default(),
-                    started.unwrap_or_default(),
-                )
-            })
-            .collect();
-        times.sort();
-        Ok(times)
+        self.cluster.start_times(self.namespace, ENGINES).await
     }
 
     /// Waits until version `version` of topics is stable and the endpoint is Ready.

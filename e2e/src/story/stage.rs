@@ -431,25 +431,8 @@ impl Stage {
 
     /// Pod names with their start times, by label selector.
     pub async fn start_times(&self, selector: &str) -> anyhow::Result<Vec<(String, String)>> {
-        let mut times: Vec<_> = self
-            .world
-            .cluster
-            .pods(&self.namespace, selector)
-            .await?
-            .into_iter()
-            .map(|pod| {
-                let started = pod
-                    .status
-                    .and_then(|status| status.start_time)
-                    .map(|time| time.0.to_string());
-                (
-                    pod.metadata.name.unwrap_or_default(),
-                    started.unwrap_or_default(),
-                )
-            })
-            .collect();
-        times.sort();
-        Ok(times)
+        let cluster = &self.world.cluster;
+        cluster.start_times(&self.namespace, selector).await
     }
 }
 

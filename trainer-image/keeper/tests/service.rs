@@ -379,9 +379,13 @@ async fn a_base_model_is_described_or_its_problem_is() {
         assert!(problem.message.contains(path), "{}", problem.message);
     }
     let config = r#"{"model_type": "mamba", "architectures": ["MambaForCausalLM"]}"#;
-    fs::create_dir(bench.claim().join("mamba")).unwrap();
-    fs::write(bench.claim().join("mamba/config.json"), config).unwrap();
-    let problem = bench.describe("models", "mamba").await.problem.unwrap();
+    fs::create_dir(bench.claim().join("other-kind")).unwrap();
+    fs::write(bench.claim().join("other-kind/config.json"), config).unwrap();
+    let problem = bench
+        .describe("models", "other-kind")
+        .await
+        .problem
+        .unwrap();
     assert_eq!(problem.reason, "BaseModelUnsupported");
     assert!(problem.message.contains("mamba"), "{}", problem.message);
 }

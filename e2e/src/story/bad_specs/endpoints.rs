@@ -20,7 +20,7 @@ pub async fn refused(stage: &Stage) -> anyhow::Result<()> {
         absent,
         "AdaptersPending",
         SHOWN,
-        &["AdapterNotFound", "absent"],
+        &["AdapterNotFound", "spec.adapters[absent].adapterRef.name"],
     )
     .await?;
     let foreign: Deployment = serde_json::from_value(json!({

@@ -186,7 +186,11 @@ async fn refer_to_deleted(stage: &Stage, objects: &[DynamicObject]) -> anyhow::R
         manifests::endpoint("of-leaving", &["leaving"], 0, &json!({})),
         "AdaptersPending",
         SHOWN,
-        &["AdapterNotFound", "leaving", "is being deleted"],
+        &[
+            "AdapterNotFound",
+            "spec.adapters[leaving].adapterRef.name",
+            "is being deleted",
+        ],
     )
     .await
 }

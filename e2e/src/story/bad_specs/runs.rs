@@ -57,7 +57,7 @@ pub async fn refused(stage: &Stage) -> anyhow::Result<()> {
     )
     .await?;
     let unsupported = run_with("unsupported", |spec| {
-        spec["baseModel"]["uri"] = json!(format!("pvc://{CLAIM}/mamba"));
+        spec["baseModel"]["uri"] = json!(format!("pvc://{CLAIM}/other-kind"));
     });
     expect(
         stage,
@@ -96,7 +96,7 @@ pub async fn refused(stage: &Stage) -> anyhow::Result<()> {
 pub fn unsupported_model() -> (String, Files) {
     let config =
         json!({"model_type": "mamba", "architectures": ["MambaForCausalLM"], "hidden_size": 64});
-    ("mamba".to_owned(), configuration(&config))
+    ("other-kind".to_owned(), configuration(&config))
 }
 
 /// What makes a copy of the base model another one: a key that changes nothing is enough for another digest.

@@ -33,7 +33,10 @@ pub fn desired(
     let pending = |reason, message| Desired::Pending { reason, message };
     let Usable { approved, versions } = match usable(name, adapters, base) {
         Ok(usable) => usable,
-        Err((reason, message)) => return pending(reason, message),
+        Err((reason, message)) => {
+            let field = format!("spec.adapters[{}].adapterRef.name", entry.name);
+            return pending(reason, format!("{field}: {message}"));
+        }
     };
     let Some(number) = entry.version.or(approved) else {
         return pending(
@@ -44,7 +47,10 @@ pub fn desired(
     match versions.iter().find(|version| version.version == number) {
         None => pending(
             reason::VERSION_NOT_FOUND,
-            format!("LoRAAdapter \"{name}\" lists no version {number}"),
+            format!(
+                "spec.adapters[{}].version: LoRAAdapter \"{name}\" lists no version {number}",
+                entry.name
+            ),
         ),
         Some(version) if may_be_served(version) => Desired::Version(version.versioned_digest()),
         Some(version) => pending(reason::VERSION_NOT_APPROVED, describe(name, version)),

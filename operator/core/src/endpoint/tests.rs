@@ -132,6 +132,26 @@ impl World {
         });
     }
 
+    /// Version 2 was approved, and the engine refuses it.
+    fn with_refusal(reason: &str, message: &str, may_pass: bool) -> Self {
+        let mut world = Self::serving(&json!({}));
+        world.approve(2);
+        world.carry_out();
+        let Asked::Answered(reply) = &mut world.observed.engines[0].status else {
+            unreachable!()
+        };
+        reply.adapters.push(AdapterStatus {
+            name: "a".to_owned(),
+            version: 2,
+            digest: digest(2),
+            state: AdapterState::Refused.into(),
+            reason: reason.to_owned(),
+            message: message.to_owned(),
+            may_pass,
+        });
+        world
+    }
+
     fn plan(&self) -> Plan<ServingEndpointStatus> {
         plan(&self.cr, &self.observed, &self.settings, at(self.now))
     }
@@ -663,21 +683,7 @@ fn engines_hear_of_a_version_before_routers() {
 
 #[test]
 fn an_engine_that_refuses_leaves_the_stable_version_alone() {
-    let mut world = World::serving(&json!({}));
-    world.approve(2);
-    world.carry_out();
-    let Asked::Answered(reply) = &mut world.observed.engines[0].status else {
-        unreachable!()
-    };
-    reply.adapters.push(AdapterStatus {
-        may_pass: false,
-        name: "a".to_owned(),
-        version: 2,
-        digest: digest(2),
-        state: AdapterState::Refused.into(),
-        reason: reason::ADAPTER_INCOMPATIBLE.to_owned(),
-        message: "rank 64 is above 16".to_owned(),
-    });
+    let mut world = World::with_refusal(reason::ADAPTER_INCOMPATIBLE, "rank 64 is above 16", false);
     world.settle();
     assert_eq!(
         (world.state(), world.stable()),
@@ -693,21 +699,7 @@ fn an_engine_that_refuses_leaves_the_stable_version_alone() {
 
 #[test]
 fn files_that_an_engine_could_not_read_condemn_no_version_and_are_asked_after() {
-    let mut world = World::serving(&json!({}));
-    world.approve(2);
-    world.carry_out();
-    let Asked::Answered(reply) = &mut world.observed.engines[0].status else {
-        unreachable!()
-    };
-    reply.adapters.push(AdapterStatus {
-        name: "a".to_owned(),
-        version: 2,
-        digest: digest(2),
-        state: AdapterState::Refused.into(),
-        reason: "AdapterFilesUnreadable".to_owned(),
-        message: "input/output error".to_owned(),
-        may_pass: true,
-    });
+    let mut world = World::with_refusal("AdapterFilesUnreadable", "input/output error", true);
     for _ in 0..5 {
         if let Plan::Decide(decision) = world.plan() {
             world.cr.status = Some(decision.status);
