@@ -261,8 +261,8 @@ async fn say<K: Reconciled>(
     Ok(written)
 }
 
-/// Carries actions out up to the first write that fails; calls are made in any case where all
-/// writes succeeded.
+/// Carries actions out up to the first write that fails. Calls are made where all writes succeeded, and also where the
+/// API server refuses one for good: pods that serve must not lose a lease, or wait for a rollback, because of it.
 async fn act<S>(
     context: &Context,
     namespace: &str,
@@ -271,9 +271,11 @@ async fn act<S>(
     actions: &Actions<S>,
 ) -> (Option<Duration>, Option<ApiError>) {
     let mut next = actions.requeue_after;
-    if let Err(error) = write(context, namespace, actions).await {
-        return (next, Some(error));
-    }
+    let refused = match write(context, namespace, actions).await {
+        Ok(()) => None,
+        Err(error) if error.class() == Class::Invalid => Some(error),
+        Err(error) => return (next, Some(error)),
+    };
     // Calls of one kind go out together: a pod that hangs holds nobody else up.
     for calls in actions
         .calls
@@ -294,7 +296,7 @@ async fn act<S>(
             }
         }
     }
-    (next, None)
+    (next, refused)
 }
 
 async fn write<S>(

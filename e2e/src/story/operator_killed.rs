@@ -163,9 +163,10 @@ async fn ensure_unfinished(stage: &Stage) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Waits for a moment, and then for a leader that lives; deletes its pod with no grace.
+/// Waits for a leader that lives, lets it work for a moment, and deletes its pod with no grace.
 async fn kill_leader(stage: &Stage) -> anyhow::Result<String> {
     let moment = Duration::from_millis(rand::rng().random_range(200..MOMENT_MILLISECONDS));
+    wait("a living leader", MINUTE, || living_leader(stage)).await?;
     tokio::time::sleep(moment).await;
     let system = &stage.world.installation.system_namespace;
     let pods = stage.world.cluster.api::<Pod>(system);

@@ -94,8 +94,10 @@ impl Pinned {
         request_id: &HeaderValue,
     ) -> Result<Self, Failure> {
         let (head, body) = request.into_parts();
-        let room = room(shared, &head.headers)?;
+        let mut room = room(shared, &head.headers)?;
         let body = read_body(shared, body).await?;
+        // Without a length the most was reserved.
+        Shared::shrink(&mut room, body.len());
         let probe = Probe::read(&body).map_err(|error| Failure::Json {
             reason: error.to_string(),
         })?;

@@ -126,6 +126,12 @@ impl Shared {
         self.bodies.clone().try_acquire_many_owned(units).ok()
     }
 
+    /// Gives back what a body of so many bytes does not need of its room.
+    pub fn shrink(room: &mut OwnedSemaphorePermit, bytes: usize) {
+        let spare = room.num_permits().saturating_sub(bytes.div_ceil(BODY_UNIT));
+        drop(room.split(spare));
+    }
+
     /// Every engine, each once.
     pub fn engines(&self) -> Vec<Arc<Engine>> {
         let mut engines: Vec<_> = self

@@ -124,6 +124,7 @@ impl AdapterRegistry {
             fence: Fence::default(),
             pushed: false,
             unread_replies: Vec::new(),
+            looking_again: false,
             commands: commands.downgrade(),
             released,
             settings,
@@ -212,6 +213,8 @@ struct Actor {
     /// Whether a list was pushed, after which the mounted one is of no interest.
     pushed: bool,
     unread_replies: Vec<UnreadReply>,
+    /// Whether refused files are being looked at again.
+    looking_again: bool,
     /// For the results of reads and loads; weak, so that the actor ends with its last handle.
     commands: mpsc::WeakSender<Command>,
     released: mpsc::UnboundedSender<graftwork_contract::Digest>,
@@ -229,9 +232,9 @@ impl Actor {
             let resident = self.registry.resident();
             let is_acquire;
             tokio::select! {
-                _ = again.tick() => {
+                _ = again.tick(), if !self.looking_again => {
                     is_acquire = true;
-                    self.read(self.registry.may_pass());
+                    self.look_again();
                 }
                 command = inbox.recv() => {
                     let Some(command) = command else { return };
@@ -292,8 +295,11 @@ impl Actor {
                 let _ = reply.send(cards.map(|(version, _)| Card::from(version)).collect());
             }
             Command::Headers(headers) => {
+                self.looking_again = false;
                 for (source, header) in headers {
-                    if let Err(refusal) = &header.result {
+                    if let Err(refusal) = &header.result
+                        && !self.registry.is_refused_for(&source, refusal)
+                    {
                         log_refusal(&source, refusal);
                     }
                     let actions = self.registry.on_header(&source, header);
@@ -347,6 +353,13 @@ impl Actor {
                 send_result(&commands, Command::Loaded(source, result));
             });
         }
+    }
+
+    /// Looks at files that may be there by now; one look at a time, since a volume that hangs holds each up.
+    fn look_again(&mut self) {
+        let sources = self.registry.may_pass();
+        self.looking_again = !sources.is_empty();
+        self.read(sources);
     }
 
     /// Looks at headers in the background.

@@ -211,6 +211,14 @@ impl<A: Clone, W> Registry<A, W> {
         sources.into_iter().cloned().collect()
     }
 
+    /// Whether the source is refused already, for the same reason in the same words.
+    pub fn is_refused_for(&self, source: &Source, refusal: &Refusal) -> bool {
+        matches!(
+            self.files.get(source).map(|file| &file.stage),
+            Some(Stage::Refused(known)) if known == refusal
+        )
+    }
+
     /// Takes in what a look at the headers found.
     pub fn on_header(&mut self, source: &Source, header: HeaderRead) -> Actions<A, W> {
         self.all_verified = false;
