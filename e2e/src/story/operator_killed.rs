@@ -39,7 +39,7 @@ const ALONE: &str = "alone";
 pub async fn run(stage: Stage) -> anyhow::Result<()> {
     let start = Instant::now();
     // Pauses so long that the rollout lasts for five leaders.
-    stage.serve_amber(1, &rollout(30)).await?;
+    stage.serve_amber(1, &rollout(40)).await?;
     let pods = stage.start_times(ENGINES).await?;
     stage
         .apply(&manifests::dataset(
