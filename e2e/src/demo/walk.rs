@@ -7,9 +7,11 @@ use anyhow::{Context as _, anyhow, bail, ensure};
 use graftwork_api::lora_adapter::AdapterVersion;
 use graftwork_api::serving_endpoint::ServedAdapter;
 use graftwork_api::{Dataset, LoRAAdapter, ServingEndpoint, TrainingRun};
+use graftwork_contract::endpoint::base_header;
 use serde_json::json;
 
 use super::ask::Forward;
+use super::progress::Shown;
 use crate::cluster::{Cluster, MINUTE, wait};
 use crate::install::Installation;
 use crate::load;
@@ -151,13 +153,14 @@ impl<'a> Walk<'a> {
             ..Training::default()
         };
         self.start_run(&training).await?;
-        step(
+        let shown = step(
             &format!("{name} trains and is evaluated"),
             self.follow(name, "Finished=True", |status| {
                 condition(&status.conditions, "Finished").is_some_and(|c| c.status == "True")
             }),
         )
         .await?;
+        shown.of_the_training(name)?;
         self.finish_run(name).await
     }
 
@@ -169,7 +172,7 @@ impl<'a> Walk<'a> {
     ) -> anyhow::Result<()> {
         let name = training.name;
         self.start_run(training).await?;
-        step(
+        let shown = step(
             &format!("{name} trains"),
             self.follow(name, "the evaluation", |status| {
                 matches!(
@@ -182,6 +185,7 @@ impl<'a> Walk<'a> {
             }),
         )
         .await?;
+        shown.of_the_training(name)?;
         self.start_load(load).await?;
         step(
             &format!("{name} is evaluated, while traffic runs"),
@@ -206,15 +210,16 @@ impl<'a> Walk<'a> {
         name: &str,
         what: &str,
         mut until: impl FnMut(&graftwork_api::TrainingRunStatus) -> bool,
-    ) -> anyhow::Result<()> {
-        let mut shown = (String::new(), u32::MAX);
+    ) -> anyhow::Result<Shown> {
+        let mut shown = Shown::default();
         self.cluster
             .wait_for::<TrainingRun, _>(self.namespace, name, 8 * MINUTE, what, |run| {
                 let status = run?.status.as_ref()?;
-                show_progress(status, &mut shown);
+                shown.see(status);
                 until(status).then_some(())
             })
-            .await
+            .await?;
+        Ok(shown)
     }
 
     async fn finish_run(&self, name: &str) -> anyhow::Result<()> {
@@ -309,10 +314,14 @@ impl<'a> Walk<'a> {
             })
             .await?;
             ensure!(!answer.is_empty(), "curl, model {model}: an empty answer");
-            // The bare base carries no version of an adapter.
+            let expected = if model == BASE_NAME {
+                base_header(BASE_NAME)
+            } else {
+                format!("{model}@v1")
+            };
             ensure!(
-                model == BASE_NAME || version == format!("{model}@v1"),
-                "curl, model {model}: answered by {version}"
+                version == expected,
+                "curl, model {model}: answered by {version}, not {expected}"
             );
             say(&format!("   curl, model {model}: {answer:?} ({version})"));
         }
@@ -356,7 +365,11 @@ impl<'a> Walk<'a> {
             self.engine_start_times().await? == self.engines,
             "an engine was restarted"
         );
-        step("The rest of the traffic", self.load_summary(&load)).await?;
+        let summary = step("The rest of the traffic", self.load_summary(&load)).await?;
+        ensure!(
+            summary.of("topics@v1") > 0 && summary.of("topics@v2") > 0,
+            "both versions should have answered: {summary:?}"
+        );
         say("   no request failed, and no engine was restarted");
         Ok(())
     }
@@ -445,7 +458,12 @@ impl<'a> Walk<'a> {
         .await?;
         say(&format!("   taken back: {message}"));
         self.stable(2, MINUTE).await?;
-        step("The rest of the traffic", self.load_summary(&load)).await?;
+        let summary = step("The rest of the traffic", self.load_summary(&load)).await?;
+        let candidate = format!("topics@v{}", version.version);
+        ensure!(
+            summary.of("topics@v2") > 0 && summary.of(&candidate) > 0,
+            "both versions should have answered: {summary:?}"
+        );
         let table = self
             .cluster
             .kubectl(&["-n", self.namespace, "get", "graft"])
@@ -484,7 +502,7 @@ impl<'a> Walk<'a> {
     }
 
     /// Waits for the end of a load and fails where a request failed.
-    async fn load_summary(&self, load: &Load<'_>) -> anyhow::Result<()> {
+    async fn load_summary(&self, load: &Load<'_>) -> anyhow::Result<load::Summary> {
         let message = self
             .cluster
             .end_of_job(self.namespace, load.name, 4 * MINUTE)
@@ -497,8 +515,13 @@ impl<'a> Walk<'a> {
             summary.failed,
             by_version(&summary)
         ));
-        ensure!(summary.failed == 0, "{summary:?}");
-        Ok(())
+        ensure!(
+            summary.failed == 0 && summary.total > 0,
+            "{} of {} requests failed: {summary:?}",
+            summary.failed,
+            summary.total
+        );
+        Ok(summary)
     }
 
     async fn engine_start_times(&self) -> anyhow::Result<Vec<(String, String)>> {
@@ -590,33 +613,6 @@ fn rollout_line(served: &ServedAdapter) -> String {
         }
         _ => format!("{stable} stable"),
     }
-}
-
-fn show_progress(status: &graftwork_api::TrainingRunStatus, shown: &mut (String, u32)) {
-    let reason = condition(&status.conditions, "Succeeded")
-        .map_or("", |condition| condition.reason.as_str());
-    let Some(progress) = &status.progress else {
-        return;
-    };
-    // A line for each reason and for every tenth of the steps.
-    if shown.0 == reason && shown.1 == progress.percent / 10 {
-        return;
-    }
-    *shown = (reason.to_owned(), progress.percent / 10);
-    say(&format!(
-        "   {reason}: step {}/{} ({} %), loss {}, {} tokens/s, done at {}",
-        progress.step,
-        progress.total_steps,
-        progress.percent,
-        progress.loss.as_ref().map_or("-", |loss| loss.as_str()),
-        progress
-            .tokens_per_second
-            .map_or_else(|| "-".to_owned(), |rate| rate.to_string()),
-        progress
-            .estimated_completion_time
-            .as_ref()
-            .map_or_else(|| "-".to_owned(), |time| time.0.to_string()),
-    ));
 }
 
 fn exact_match(version: &AdapterVersion) -> anyhow::Result<f64> {
