@@ -258,7 +258,8 @@ for name in "${names[@]}"; do
 	touch "${archive[$name]}"
 done
 if [ "$tag" = auto ]; then
-	tag=$(for name in "${names[@]}"; do echo "$name ${key[$name]}"; done | LC_ALL=C sort | sha256sum | cut -c 1-12)
+	# With a letter first: helm's --set takes digits alone for a number.
+	tag=c$(for name in "${names[@]}"; do echo "$name ${key[$name]}"; done | LC_ALL=C sort | sha256sum | cut -c 1-12)
 fi
 if [ "$to" = node ]; then
 	ctr=$("$here/cluster" path bin)/node-ctr

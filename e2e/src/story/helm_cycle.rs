@@ -1,4 +1,4 @@
-//! Under traffic: `helm upgrade`, with other settings and another image of the engines, restarts no engine and no
+//! Helm refuses values that the chart does not have. Under traffic: `helm upgrade`, with other settings and another image of the engines, restarts no engine and no
 //! router; `helm uninstall` keeps definitions, objects and serving; installing again goes on where it stopped.
 
 use std::time::Instant;
@@ -14,6 +14,7 @@ use super::Stage;
 use super::stage::{ENGINES, FAST_LEASE};
 use super::traffic::{Load, expectations};
 use crate::cluster::{MINUTE, wait};
+use crate::install::RELEASE;
 use crate::manifests;
 
 /// Label selector of the routers of `assistants`.
@@ -23,6 +24,8 @@ const OTHER_TAG: &str = "another-version";
 
 pub async fn run(stage: Stage) -> anyhow::Result<()> {
     let start = Instant::now();
+    values_are_checked(&stage).await?;
+    stage.proved("a mistyped value is refused by its name", start.elapsed());
     let rollout = json!({"strategy": "Immediate"});
     stage.serve_amber(1, &rollout).await?;
     let pods = pods(&stage).await?;
@@ -83,6 +86,41 @@ pub async fn run(stage: Stage) -> anyhow::Result<()> {
         start.elapsed(),
     );
     Ok(())
+}
+
+/// Helm names a value that the chart does not have or can't use; names of pull Secrets become references to them.
+async fn values_are_checked(stage: &Stage) -> anyhow::Result<()> {
+    for (value, words) in [
+        ("replica=2", "additional properties 'replica' not allowed"),
+        ("replicas=two", "at '/replicas': got string, want integer"),
+        ("store.size=20GB", "at '/store/size'"),
+        ("images.operator.tag=1", "at '/images/operator/tag'"),
+        (
+            "computeProfiles.default.resource.limits.cpu=1",
+            "at '/computeProfiles/default': additional properties 'resource' not allowed",
+        ),
+    ] {
+        let refusal = template(stage, value)
+            .await
+            .err()
+            .with_context(|| format!("{value} is taken"))?
+            .to_string();
+        ensure!(refusal.contains(words), "{value}: {refusal}");
+    }
+    template(stage, "global.region=north").await?;
+    let printed = template(stage, "images.pullSecrets[0]=registry").await?;
+    ensure!(
+        printed.contains("imagePullSecrets:\n  - {name: \"registry\"}\n"),
+        "images.pullSecrets is no reference: {printed}"
+    );
+    Ok(())
+}
+
+async fn template(stage: &Stage, value: &str) -> anyhow::Result<String> {
+    let chart = &stage.world.installation.chart;
+    let chart = chart.to_str().context("the chart's path is not UTF-8")?;
+    let arguments = ["template", RELEASE, chart, "--set", value];
+    stage.world.cluster.helm(&arguments).await
 }
 
 async fn pods(stage: &Stage) -> anyhow::Result<Vec<(String, String)>> {

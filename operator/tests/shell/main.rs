@@ -19,4 +19,5 @@ mod metrics;
 mod plan_only;
 mod port_forward;
 mod refusals;
+mod values;
 mod watches;
