@@ -1,6 +1,7 @@
 //! The end-to-end program's parts. It talks to a cluster as its users do (apply, get, watch, patch, helm)
 //! and to endpoints by HTTP; it depends on the API's types and the contract only, never on the operator.
 
+#![forbid(unsafe_code)]
 #![allow(
     clippy::large_futures,
     clippy::indexing_slicing,

@@ -1,5 +1,6 @@
 //! The end-to-end program: the demo, the stories, and what runs of them inside the cluster.
 
+#![forbid(unsafe_code)]
 #![allow(
     clippy::large_futures,
     clippy::indexing_slicing,

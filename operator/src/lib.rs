@@ -4,6 +4,8 @@
 //! This crate decides nothing about an object. It holds nothing that is not in the API server or in
 //! a namespace's store: a new process starts again from nothing.
 
+#![forbid(unsafe_code)]
+
 pub mod api;
 pub mod apply;
 pub mod background;

@@ -5,6 +5,8 @@
 //! This crate does not talk to a cluster, decide anything about an object, or know how a pod is
 //! built: deciding is `graftwork-operator-core`, doing is `graftwork-operator`.
 
+#![forbid(unsafe_code)]
+
 pub mod conditions;
 pub mod crds;
 pub mod examples;

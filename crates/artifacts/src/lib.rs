@@ -15,6 +15,8 @@
 //! stores, deletes nothing by itself but the leftovers of killed writers, and has no asynchronous
 //! half: callers on a runtime use their blocking threads.
 
+#![forbid(unsafe_code)]
+
 mod clock;
 pub mod content;
 mod error;

@@ -7,6 +7,8 @@
 //! Compatibility: operator N speaks the contract of N-1. Fields are added with a default, never
 //! renamed; a reader keeps what it does not know where it writes the value back.
 
+#![forbid(unsafe_code)]
+
 pub mod adapter;
 pub mod dataset;
 pub mod digest;

@@ -14,6 +14,8 @@
 //! What this crate does *not* do: it picks no version (the router does), knows no Kubernetes API,
 //! writes nothing to the store, and keeps no answers.
 
+#![forbid(unsafe_code)]
+
 mod causes;
 mod clock;
 pub mod device;

@@ -8,6 +8,8 @@
 //! It does not run a model, knows no Kubernetes API, holds no artifact, judges no rollout (the operator
 //! reads its counters and does), and never answers for a model other than the one that was named.
 
+#![forbid(unsafe_code)]
+
 pub mod choice;
 pub mod clock;
 pub mod control;

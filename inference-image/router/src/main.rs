@@ -1,5 +1,7 @@
 //! The router's process: starts it and drains it on SIGTERM.
 
+#![forbid(unsafe_code)]
+
 use clap::Parser as _;
 use router::server;
 use router::settings::Settings;

@@ -4,6 +4,8 @@
 //! This crate does no I/O, reads no clock, and knows no client: `graftwork-operator` observes and
 //! carries plans out. It depends on the API types and on the words of the contract crate only.
 
+#![forbid(unsafe_code)]
+
 pub mod adapter;
 pub mod conditions;
 pub mod dataset;

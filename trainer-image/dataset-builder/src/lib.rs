@@ -13,6 +13,8 @@
 //! Limits: a line has at most [`lines::MAXIMUM_LINE_BYTES`], and all good rows are held in memory
 //! until they are written (about the size of the sources plus 200 bytes a row).
 
+#![forbid(unsafe_code)]
+
 pub mod build;
 pub mod cli;
 mod clock;

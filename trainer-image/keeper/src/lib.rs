@@ -3,6 +3,8 @@
 //!
 //! It has no API token and no opinion: it decides nothing, judges no gate, numbers no version, and deletes nothing.
 
+#![forbid(unsafe_code)]
+
 pub mod adapters;
 pub mod base;
 pub mod cli;

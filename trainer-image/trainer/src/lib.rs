@@ -7,6 +7,8 @@
 //! What this crate does *not* do: it computes no forward pass (that is `graftwork-model`, shared
 //! with the engine), talks to no API server, decides on no retry and publishes no version.
 
+#![forbid(unsafe_code)]
+
 pub mod checkpoint;
 pub mod cli;
 mod clock;

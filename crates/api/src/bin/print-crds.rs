@@ -1,5 +1,7 @@
 //! Prints what is generated from the API's types: definitions and the list of reasons.
 
+#![forbid(unsafe_code)]
+
 use std::path::Path;
 use std::process::ExitCode;
 use std::{env, fs};

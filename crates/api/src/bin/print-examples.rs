@@ -1,5 +1,7 @@
 //! Writes the examples, which are values of the API's types.
 
+#![forbid(unsafe_code)]
+
 use std::path::Path;
 use std::process::ExitCode;
 use std::{env, fs};
