@@ -3,10 +3,10 @@ package main
 import (
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strings"
 	"sync"
@@ -97,13 +97,20 @@ func restoreSysctls(values map[string]string) error {
 	return errors.Join(failed...)
 }
 
-// outsidePaths are written by containerd, its shims, CNI or the kubelet at places they do not
-// let us choose. Those that were not there before are removed with the cluster.
-var outsidePaths = []string{
-	"/run/containerd", "/run/containerd/s", "/run/xtables.lock", "/run/netns",
+// shadowed folders are written by containerd, its shims, CNI or the kubelet, which do not let us choose others. The
+// node has a file system of its own at each: what it writes goes with it, and what the machine has there is neither
+// seen nor touched.
+var shadowed = []string{
+	"/run/containerd", "/run/netns",
 	"/var/lib/cni", "/var/lib/kubelet", "/var/log/containers", "/var/log/pods",
 	"/opt/cni", "/opt/containerd", "/usr/libexec/kubernetes",
 }
+
+// xtablesLock is made by kube-proxy and the kubelet, and shared with every other writer of packet filter rules.
+const xtablesLock = "/run/xtables.lock"
+
+// outsidePaths may come to be outside the state folder.
+var outsidePaths = append([]string{xtablesLock}, shadowed...)
 
 func absentPaths() []string {
 	var absent []string
@@ -115,46 +122,34 @@ func absentPaths() []string {
 	return absent
 }
 
-// removeOutside undoes what is left at the places of outsidePaths: whole folders where they
-// were absent before, and otherwise only what is plainly ours or dead.
-func removeOutside(r *record) error {
+// removeOutside removes what was not there before, unless somebody else has put something into it or uses it since.
+func removeOutside(absent []string) error {
 	var failed []error
-	// A shim's socket is useless once its process is gone; one that still answers is another
-	// containerd's and stays.
-	sockets, _ := filepath.Glob("/run/containerd/s/*")
-	for _, socket := range sockets {
-		connection, err := net.DialTimeout("unix", socket, time.Second)
-		if err == nil {
-			connection.Close()
-		} else if errors.Is(err, syscall.ECONNREFUSED) {
-			failed = append(failed, os.Remove(socket))
-		}
-	}
-	links, _ := filepath.Glob("/var/log/containers/*.log")
-	for _, link := range links {
-		if target, err := os.Readlink(link); err == nil && strings.HasPrefix(target, r.State+"/") {
-			failed = append(failed, os.Remove(link))
-		}
-	}
-	for _, path := range r.Absent {
-		// Another containerd may have been started meanwhile: what is in use is not ours.
-		if strings.HasPrefix(path, "/run/containerd") {
-			if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, syscall.ENOTEMPTY) {
-				failed = append(failed, err)
-			}
+	for _, path := range absent {
+		info, err := os.Lstat(path)
+		if err != nil || !info.IsDir() && !isFreeLock(path, info) {
 			continue
 		}
-		if len(mountsUnder(path)) == 0 {
-			failed = append(failed, os.RemoveAll(path))
-		}
-	}
-	// The list names a folder before what is inside it.
-	for i := len(r.Absent) - 1; i >= 0; i-- {
-		if strings.HasPrefix(r.Absent[i], "/run/containerd") {
-			os.Remove(r.Absent[i])
+		// A folder that is not empty, or that something is mounted on, is refused by the kernel.
+		err = os.Remove(path)
+		if err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, syscall.ENOTEMPTY) && !errors.Is(err, syscall.EBUSY) {
+			failed = append(failed, err)
 		}
 	}
 	return errors.Join(failed...)
+}
+
+// isFreeLock: an empty file on which nobody holds a lock now.
+func isFreeLock(path string, info os.FileInfo) bool {
+	if !info.Mode().IsRegular() || info.Size() != 0 {
+		return false
+	}
+	file, err := os.Open(path)
+	if err != nil {
+		return false
+	}
+	defer file.Close()
+	return syscall.Flock(int(file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) == nil
 }
 
 // mountsUnder lists the mount points at and below path that this process sees, deepest first.
@@ -224,12 +219,8 @@ func makeCgroups() error {
 			return err
 		}
 		parent := filepath.Dir(root)
-		if controllers, err := os.ReadFile(filepath.Join(parent, "cgroup.controllers")); err == nil {
-			for _, controller := range strings.Fields(string(controllers)) {
-				// Not every controller can be handed down on every machine; the kubelet
-				// says which one it misses.
-				_ = os.WriteFile(filepath.Join(parent, "cgroup.subtree_control"), []byte("+"+controller), 0o644)
-			}
+		if err := handDown(parent, root); err != nil {
+			return err
 		}
 		// cpuset (v1) starts empty, and a process cannot enter an empty one.
 		for _, file := range []string{"cpuset.cpus", "cpuset.mems"} {
@@ -241,6 +232,44 @@ func makeCgroups() error {
 		}
 	}
 	return nil
+}
+
+// wantedControllers (v2) are those that the kubelet asks of its root where the machine has them: with one missing it
+// does not start.
+var wantedControllers = []string{"cpu", "cpuset", "hugetlb", "memory", "pids"}
+
+// handDown (v2) gives the machine's controllers to the cluster's cgroup. In a hierarchy of v1, or in the one without
+// controllers beside it, there is nothing to hand down.
+func handDown(parent, root string) error {
+	var failed error
+	for _, controller := range controllersOf(parent) {
+		// Not every controller can be handed down on every machine; that matters for the kubelet's only.
+		failed = errors.Join(failed, enable(parent, controller))
+	}
+	here := controllersOf(root)
+	for _, controller := range controllersOf(parent) {
+		if slices.Contains(wantedControllers, controller) && !slices.Contains(here, controller) {
+			return unsupported{fmt.Sprintf("the cgroup %s does not hand down the controller %s, which the kubelet needs (%v)",
+				parent, controller, failed)}
+		}
+	}
+	// In use one level further down, a controller can't be taken from us: systemd takes away, at any change of its
+	// units, those that it knows no use for.
+	for _, controller := range here {
+		if err := enable(root, controller); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func controllersOf(cgroup string) []string {
+	data, _ := os.ReadFile(filepath.Join(cgroup, "cgroup.controllers"))
+	return strings.Fields(string(data))
+}
+
+func enable(cgroup, controller string) error {
+	return os.WriteFile(filepath.Join(cgroup, "cgroup.subtree_control"), []byte("+"+controller), 0o644)
 }
 
 // removeCgroups ends whatever still runs in the cluster's cgroups and removes them: all
@@ -361,7 +390,7 @@ func teardown(out *printer, r *record) error {
 		if r.Boot == bootID() {
 			sysctls = restoreSysctls(r.Sysctls)
 		}
-		if err := errors.Join(removeLink(), sysctls, removeOutside(r)); err != nil {
+		if err := errors.Join(removeLink(), sysctls, removeOutside(r.Absent)); err != nil {
 			return err
 		}
 		if err := removeState(r.State); err != nil {

@@ -22,7 +22,7 @@ const usage = `usage: cluster COMMAND [FLAG...]
 
   up             start the cluster, or find it running
   down           stop it and remove everything it left on this machine
-  check          say whether this machine's cluster may be used (exit code 3 if not)
+  check          say whether this machine's cluster may be used (exit code 3 or 4 if not)
   status         what runs, whose it is, and where its files are; --json for programs
   path WHAT      print one path: kubeconfig, bin, state, logs, audit, volumes, containerd-socket
   load-image F   load an image archive into the node
@@ -84,7 +84,10 @@ func run(name string, args []string) error {
 		if err != nil {
 			return err
 		}
-		return check(q)
+		if err := check(q); err != nil {
+			return err
+		}
+		return checkRoutes()
 	case "status":
 		return status(out, len(args) > 0 && args[0] == "--json")
 	case "path":

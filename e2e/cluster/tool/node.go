@@ -115,6 +115,14 @@ func prepareMounts(l layout) error {
 	if err := syscall.Mount("proc", "/proc", "proc", syscall.MS_NOSUID|syscall.MS_NODEV|syscall.MS_NOEXEC, ""); err != nil {
 		return fmt.Errorf("mount /proc of the new pid namespace: %w", err)
 	}
+	for _, folder := range shadowed {
+		if err := os.MkdirAll(folder, 0o755); err != nil {
+			return err
+		}
+		if err := syscall.Mount("tmpfs", folder, "tmpfs", syscall.MS_NOSUID|syscall.MS_NODEV, "mode=755"); err != nil {
+			return fmt.Errorf("mount over %s: %w", folder, err)
+		}
+	}
 	// The kubelet wants its folder to be a shared mount, for volumes that containers mount.
 	folder := l.path("kubelet")
 	if err := os.MkdirAll(folder, 0o755); err != nil {

@@ -75,7 +75,7 @@ type record struct {
 	Node   process `json:"node"`
 
 	Sysctls map[string]string `json:"sysctls"`
-	// Absent lists the paths that did not exist before and are to be gone afterwards.
+	// Absent lists the paths that did not exist before. They go afterwards, unless somebody else uses them by then.
 	Absent []string `json:"absent"`
 }
 

@@ -4,12 +4,14 @@ import (
 	"archive/tar"
 	"bytes"
 	"encoding/json"
+	"errors"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -99,6 +101,106 @@ func TestWhoMayReuseARunningCluster(t *testing.T) {
 	}
 	if !strings.Contains(demo.refusal(), "`make demo-down`") {
 		t.Errorf("the refusal does not name the way on: %s", demo.refusal())
+	}
+}
+
+func TestWhatSomebodyElsePutThereStays(t *testing.T) {
+	folder := t.TempDir()
+	path := func(name string) string { return filepath.Join(folder, name) }
+	for _, name := range []string{"empty", "filled", "filled/by-another"} {
+		if err := os.Mkdir(path(name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, content := range map[string]string{"free.lock": "", "held.lock": "", "written": "text"} {
+		if err := os.WriteFile(path(name), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	held, err := os.Open(path("held.lock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer held.Close()
+	if err := syscall.Flock(int(held.Fd()), syscall.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	stays := map[string]bool{"empty": false, "filled": true, "free.lock": false, "held.lock": true, "written": true, "never-made": false}
+	var absent []string
+	for name := range stays {
+		absent = append(absent, path(name))
+	}
+	if err := removeOutside(absent); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range stays {
+		if _, err := os.Stat(path(name)); (err == nil) != want {
+			t.Errorf("%s is there: %v, want %v", name, err == nil, want)
+		}
+	}
+}
+
+func TestARouteOfTheMachineToTheClustersAddressesIsRefused(t *testing.T) {
+	for _, free := range []route{
+		{"default", "eth0"}, {"0.0.0.0/1", "tun0"}, {"10.0.0.0/16", "eth0"}, {"10.98.0.4/30", "br0"}, {"10.99.0.1", "lo"},
+		{serviceNetwork, hostLink}, {podNetwork, hostLink}, {nodeAddress, hostLink},
+	} {
+		if err := conflict([]route{free}); err != nil {
+			t.Errorf("%v: %v", free, err)
+		}
+	}
+	for _, used := range []struct {
+		route route
+		says  []string
+	}{
+		{route{"10.0.0.0/8", "tun0"}, []string{"10.0.0.0/8 dev tun0", "10.96.0.0/16 for services"}},
+		{route{"10.97.3.0/24", "docker1"}, []string{"`ip route delete 10.97.3.0/24 dev docker1`", "10.97.0.0/16 for pods"}},
+		{route{"10.98.0.1", "lo"}, []string{"10.98.0.1 dev lo", "10.98.0.0/30 for its node", "CLUSTER=current"}},
+		{route{"10.96.0.0/12", ""}, []string{"a route 10.96.0.0/12, and"}},
+	} {
+		err := conflict([]route{{"default", "eth0"}, used.route})
+		if err == nil {
+			t.Errorf("%v is taken", used.route)
+			continue
+		}
+		for _, part := range used.says {
+			if !strings.Contains(err.Error(), part) {
+				t.Errorf("%v: %q is not in: %v", used.route, part, err)
+			}
+		}
+	}
+}
+
+func TestControllersAreHandedDownOrTheMissingOneIsNamed(t *testing.T) {
+	cgroup := func(controllers string) string {
+		folder := t.TempDir()
+		if err := os.WriteFile(filepath.Join(folder, "cgroup.controllers"), []byte(controllers), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return folder
+	}
+	enabled := func(folder string) string {
+		// The kernel would add them up; in a file the last one is left.
+		data, _ := os.ReadFile(filepath.Join(folder, "cgroup.subtree_control"))
+		return string(data)
+	}
+	parent, root := cgroup("cpuset cpu io memory pids\n"), cgroup("cpuset cpu memory pids\n")
+	if err := handDown(parent, root); err != nil {
+		t.Error(err)
+	}
+	if enabled(parent) != "+pids" || enabled(root) != "+pids" {
+		t.Errorf("enabled %q, and one level further down %q", enabled(parent), enabled(root))
+	}
+	var refused unsupported
+	if err := handDown(parent, cgroup("cpuset cpu pids\n")); !errors.As(err, &refused) || !strings.Contains(err.Error(), "memory") {
+		t.Errorf("without memory: %v", err)
+	}
+	// The hierarchy without controllers that stands beside those of v1, and those.
+	if err := handDown(cgroup("\n"), cgroup("\n")); err != nil {
+		t.Error(err)
+	}
+	if err := handDown(t.TempDir(), t.TempDir()); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -81,6 +81,9 @@ func up(out *printer, q request) error {
 	if err := removeState(l.root); err != nil {
 		return err
 	}
+	if err := checkRoutes(); err != nil {
+		return err
+	}
 	r = &record{
 		Purpose: q.purpose, Clone: q.clone, Owner: q.owner, Boot: bootID(), Started: time.Now(), State: l.root,
 		Sysctls: readSysctls(), Absent: absentPaths(),
