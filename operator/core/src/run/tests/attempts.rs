@@ -1,0 +1,178 @@
+//! How attempts end, are counted and follow each other.
+
+use super::*;
+
+#[test]
+fn ends_are_counted_by_their_cause() {
+    let taken = |pod: &mut Pod| pod.disrupted = Some("EvictionByEvictionAPI".to_owned());
+    let no_memory = |pod: &mut Pod| {
+        if let Container::Terminated { reason, .. } = &mut pod.container {
+            *reason = "OOMKilled".to_owned();
+        }
+    };
+    let nothing = |_: &mut Pod| {};
+    let code = |code: ExitCode| i32::from(code.code());
+    type Change = fn(&mut Pod);
+    for (exit, change, attempts, over) in [
+        (137, taken as Change, (2, 0, 1), None),
+        (code(ExitCode::Checkpointed), nothing, (2, 0, 1), None),
+        (137, nothing, (2, 1, 0), None),
+        (code(ExitCode::Unavailable), nothing, (2, 1, 0), None),
+        (code(ExitCode::Bug), nothing, (2, 1, 0), None),
+        (137, no_memory, (1, 1, 0), Some(reason::OUT_OF_MEMORY)),
+        (
+            code(ExitCode::BadData),
+            nothing,
+            (1, 1, 0),
+            Some(reason::DATA_ERROR),
+        ),
+        (
+            code(ExitCode::BadConfig),
+            nothing,
+            (1, 1, 0),
+            Some(reason::INVALID_SPEC),
+        ),
+        (
+            code(ExitCode::Diverged),
+            nothing,
+            (1, 1, 0),
+            Some(reason::DIVERGED),
+        ),
+        (
+            code(ExitCode::Fenced),
+            nothing,
+            (1, 1, 0),
+            Some(reason::INTERNAL_ERROR),
+        ),
+    ] {
+        let mut world = World::new();
+        world.start();
+        world.end_pod(exit, change);
+        for _ in 0..10 {
+            world.seconds += 10;
+            world.reconcile();
+        }
+        assert_eq!(world.attempts(), attempts, "exit code {exit}");
+        match over {
+            Some(over) => assert_eq!(world.succeeded().1, over),
+            None => assert_eq!(world.created, ["nightly-1", "nightly-2"]),
+        }
+        assert_eq!(world.is_finished(), over.is_some());
+    }
+}
+
+#[test]
+fn the_trainers_last_words_become_the_condition() {
+    let mut world = World::new();
+    world.start();
+    world.end_pod(i32::from(ExitCode::BadData.code()), |pod| {
+        if let Container::Terminated { message, .. } = &mut pod.container {
+            *message = summary(
+                "DataError",
+                "dataset topics version 2 has no rows in its train split",
+            );
+        }
+    });
+    world.reconcile();
+    assert_eq!(
+        world.succeeded(),
+        (
+            "False".to_owned(),
+            reason::DATA_ERROR.to_owned(),
+            "dataset topics version 2 has no rows in its train split".to_owned()
+        )
+    );
+}
+
+#[test]
+fn retries_run_out() {
+    let mut world = World::new();
+    world.cr.spec.limits.retries = 2;
+    for _ in 0..3 {
+        world.start();
+        world.end_pod(1, |_| {});
+        world.reconcile();
+    }
+    assert_eq!(world.succeeded().1, reason::RETRIES_EXHAUSTED);
+    assert_eq!(
+        world.succeeded().2,
+        "3 attempts failed, spec.limits.retries is 2; the last one: the trainer ended with exit code 1"
+    );
+    assert_eq!(world.created.len(), 3);
+}
+
+#[test]
+fn active_time_is_summed_over_attempts() {
+    let mut world = World::new();
+    world.cr.spec.limits.duration_seconds = 100;
+    world.start();
+    world.seconds += 70;
+    world.end_pod(137, |pod| {
+        pod.disrupted = Some("PreemptionByScheduler".to_owned());
+    });
+    world.start();
+    world.seconds += 20;
+    world.reconcile();
+    assert!(!world.is_finished());
+    world.seconds += 20;
+    world.reconcile();
+    assert_eq!(world.succeeded().1, reason::DEADLINE_EXCEEDED);
+    world.reconcile();
+    assert_eq!(world.active_job(), None, "the Job does not go on");
+}
+
+#[test]
+fn suspend_deletes_the_job_and_resume_makes_the_next_attempt() {
+    let mut world = World::new();
+    world.start();
+    world.seconds += 30;
+    world.cr.spec.suspend = true;
+    world.reconcile();
+    assert_eq!(world.succeeded().1, reason::SUSPENDED);
+    assert_eq!(world.active_job(), None);
+    assert_eq!(attempt::attempts(&world.cr).active_seconds, 30);
+    let writes = world.writes;
+    world.seconds += 1;
+    world.reconcile();
+    assert_eq!(world.writes, writes);
+    world.cr.spec.suspend = false;
+    world.reconcile();
+    assert_eq!(world.active_job(), None, "the old pod is still stopping");
+    world.observed.pods.clear();
+    world.start();
+    assert_eq!(world.created, ["nightly-1", "nightly-2"]);
+    assert_eq!(world.attempts(), (2, 0, 0));
+}
+
+#[test]
+fn an_unfinished_job_that_vanished_is_made_again_and_a_finished_one_is_not() {
+    let mut world = World::new();
+    world.start();
+    world.observed.jobs.clear();
+    world.observed.pods.clear();
+    world.reconcile();
+    assert_eq!(world.created, ["nightly-1", "nightly-1"]);
+    assert_eq!(world.attempts(), (1, 0, 0));
+    world.publish_result();
+    world.observed.jobs.clear();
+    world.reconcile();
+    assert_eq!(world.succeeded().1, reason::COMPLETED);
+    assert_eq!(world.created.len(), 2);
+}
+
+#[test]
+fn a_pod_on_a_lost_node_is_forced_out_before_the_next_attempt() {
+    let mut world = World::new();
+    world.start();
+    world.cr.spec.suspend = true;
+    world.reconcile();
+    world.cr.spec.suspend = false;
+    world.seconds += 20;
+    world.reconcile();
+    assert_eq!(world.observed.pods.len(), 1);
+    world.seconds += 20;
+    world.reconcile();
+    assert!(world.observed.pods.is_empty());
+    world.start();
+    assert_eq!(world.attempts(), (2, 0, 0));
+}

@@ -1,0 +1,198 @@
+//! What a run is made from: pinned, waited for, or refused.
+
+use graftwork_contract::run::TrainerConfig;
+
+use super::*;
+use crate::observed::Problem;
+
+#[test]
+fn inputs_are_pinned_in_status_then_in_the_store_then_an_attempt_is_counted_then_made() {
+    let mut world = World::new();
+    let Plan::Decide(decision) = world.plan() else {
+        panic!("the pin is a decision")
+    };
+    let resolved = decision.status.resolved.clone().unwrap();
+    assert_eq!(resolved.dataset.version, 2);
+    assert_eq!(resolved.reference.as_deref(), Some("base"));
+    assert_eq!(resolved.image, "registry/trainer:1");
+    world.cr.status = Some(decision.status);
+    let Plan::Act(actions) = world.plan() else {
+        panic!("the pin is stored before anything else is decided")
+    };
+    assert_eq!(actions.calls.len(), 1);
+    assert!(actions.create.is_empty());
+    world.act(&actions);
+    let Plan::Decide(decision) = world.plan() else {
+        panic!("the attempt is counted before its Job is made")
+    };
+    assert_eq!(decision.status.attempts.unwrap().started, 1);
+    world.cr.status = Some(decision.status);
+    let actions = world.reconcile();
+    assert_eq!(world.created, ["nightly-1"]);
+    let Child::ConfigMap(map) = &actions.apply[0] else {
+        panic!("the trainer has a configuration")
+    };
+    let config: TrainerConfig =
+        serde_json::from_str(&map.data.as_ref().unwrap()["config.json"]).unwrap();
+    assert_eq!(
+        config.resolved.base.path,
+        "/var/lib/graftwork/claims/models/tiny"
+    );
+    assert_eq!(config.hyperparameters.epochs, 1);
+    assert!(
+        world.reconcile().create.is_empty(),
+        "one Job for one attempt"
+    );
+}
+
+#[test]
+fn a_stored_pin_wins_over_what_the_references_mean_now() {
+    let mut world = World::new();
+    world.start();
+    let mut again = World::new();
+    again.store = world.store;
+    let mut newer = dataset();
+    newer.status.as_mut().unwrap().latest = Some(LatestVersion {
+        version: 3,
+        digest: Digest::of(b"rows 3").to_string(),
+        rows: 1,
+    });
+    again.observed.dataset = Referenced::There(Box::new(newer));
+    again.start();
+    assert_eq!(
+        again.cr.status.unwrap().resolved.unwrap().dataset.version,
+        2
+    );
+}
+
+#[test]
+fn what_is_waited_for_is_named() {
+    let mut going = dataset();
+    going.status.as_mut().unwrap().conditions[0].status = "Unknown".to_owned();
+    for (change, truth, why, words) in [
+        (
+            Box::new(|world: &mut World| world.observed.dataset = Referenced::Absent)
+                as Box<dyn Fn(&mut World)>,
+            "Unknown",
+            reason::WAITING_FOR_DATASET,
+            "spec.datasetRef.name: Dataset \"topics\" does not exist",
+        ),
+        (
+            Box::new(|world| world.observed.dataset = Referenced::Deleting),
+            "Unknown",
+            reason::WAITING_FOR_DATASET,
+            "spec.datasetRef.name: Dataset \"topics\" is being deleted",
+        ),
+        (
+            Box::new(move |world| {
+                world.observed.dataset = Referenced::There(Box::new(going.clone()));
+            }),
+            "Unknown",
+            reason::WAITING_FOR_DATASET,
+            "spec.datasetRef.name: Dataset \"topics\" is not ready: Ready: ",
+        ),
+        (
+            Box::new(|world| world.cr.spec.dataset_ref.version = Some(9)),
+            "Unknown",
+            reason::WAITING_FOR_DATASET,
+            "spec.datasetRef.version: Dataset \"topics\" has no version 9 yet",
+        ),
+        (
+            Box::new(|world| world.cr.spec.adapter_ref = Some(ObjectReference::new("x"))),
+            "Unknown",
+            reason::WAITING_FOR_ADAPTER,
+            "spec.adapterRef.name: LoRAAdapter \"x\" does not exist",
+        ),
+        (
+            Box::new(|world| world.observed.base_claim = ClaimState::Absent),
+            "False",
+            reason::BASE_MODEL_NOT_FOUND,
+            "spec.baseModel.uri: PersistentVolumeClaim \"models\" does not exist",
+        ),
+        (
+            Box::new(|world| {
+                world.observed.base = Asked::Answered(Err(Problem {
+                    reason: "BaseModelUnsupported".to_owned(),
+                    message: "config.json: architecture \"GPT2\"".to_owned(),
+                }));
+            }),
+            "False",
+            reason::BASE_MODEL_UNSUPPORTED,
+            "spec.baseModel.uri: config.json: architecture \"GPT2\"",
+        ),
+        (
+            Box::new(|world| world.cr.spec.compute.profile = "huge".to_owned()),
+            "False",
+            reason::COMPUTE_PROFILE_NOT_FOUND,
+            "spec.compute.profile: compute profile \"huge\" is unknown; this installation has: default, nvidia-l40s",
+        ),
+        (
+            Box::new(|world| world.observed.job = Found::Foreign),
+            "False",
+            reason::OBJECT_NOT_OURS,
+            "Job \"nightly-1\" exists and does not belong to this run",
+        ),
+        (
+            Box::new(|world| {
+                world.observed.storage =
+                    Some(StorageProblem::NotOurs("Deployment taken".to_owned()));
+            }),
+            "False",
+            reason::OBJECT_NOT_OURS,
+            "Deployment taken",
+        ),
+    ] {
+        let mut world = World::new();
+        change(&mut world);
+        for _ in 0..4 {
+            world.reconcile();
+        }
+        assert_eq!(
+            world.succeeded(),
+            (truth.to_owned(), why.to_owned(), words.to_owned())
+        );
+        assert!(world.created.is_empty() && !world.is_finished(), "{why}");
+    }
+}
+
+#[test]
+fn a_field_that_can_not_work_ends_the_run() {
+    for (change, words) in [
+        (
+            Box::new(|spec: &mut TrainingRunSpec| spec.method.lora.rank = 0)
+                as Box<dyn Fn(&mut TrainingRunSpec)>,
+            "spec.method.lora.rank: 0 is too small",
+        ),
+        (
+            Box::new(|spec| spec.method.lora.rank = 400),
+            "spec.method.lora.rank: 400 is above the base model's hidden size 192",
+        ),
+        (
+            Box::new(|spec| spec.hyperparameters.maximum_sequence_length = 4096),
+            "spec.hyperparameters.maximumSequenceLength: 4096 is above the base model's 512",
+        ),
+        (
+            Box::new(|spec| spec.hyperparameters.batch_size = 12),
+            "spec.hyperparameters.batchSize: 12 is not a multiple of microBatchSize 8",
+        ),
+        (
+            Box::new(|spec| spec.hyperparameters.learning_rate = "nan".into()),
+            "spec.hyperparameters.learningRate: \"nan\" is not a number that fits",
+        ),
+        (
+            Box::new(|spec| spec.base_model.uri = "s3://x/y".to_owned()),
+            "spec.baseModel.uri: scheme \"s3\" is not supported",
+        ),
+    ] {
+        let mut world = World::new();
+        change(&mut world.cr.spec);
+        world.reconcile();
+        let (truth, why, message) = world.succeeded();
+        assert_eq!(
+            (truth.as_str(), why.as_str()),
+            ("False", reason::INVALID_SPEC)
+        );
+        assert!(message.starts_with(words), "{message}");
+        assert!(world.is_finished() && world.created.is_empty());
+    }
+}

@@ -1,0 +1,121 @@
+//! The Job, its pod, and what they say while they run.
+
+use super::*;
+
+#[test]
+fn progress_reaches_status_and_is_not_written_at_every_report() {
+    let mut world = World::new();
+    world.start();
+    let mut writes = vec![];
+    for second in 0..12_i64 {
+        world.seconds += 1;
+        world.observed.report = Some(Report {
+            progress: Progress {
+                stage: "Train".to_owned(),
+                step: u64::try_from(second).unwrap(),
+                total_steps: 100,
+                loss: Some(1.5),
+                tokens_per_second: 900.4,
+                remaining_seconds: Some(60),
+                checkpoint_step: 5,
+                ..Progress::default()
+            },
+            at: at(world.seconds),
+        });
+        let before = world.cr.status.clone().unwrap().progress;
+        world.reconcile();
+        let after = world.cr.status.clone().unwrap().progress;
+        if before != after {
+            writes.push(second);
+        }
+    }
+    assert_eq!(world.succeeded().1, reason::TRAINING);
+    assert!((3..=5).contains(&writes.len()), "{writes:?}");
+    let status = world.cr.status.unwrap();
+    let progress = status.progress.unwrap();
+    assert_eq!(progress.loss.unwrap().as_str(), "1.5");
+    assert_eq!(progress.tokens_per_second, Some(900));
+    assert_eq!(status.checkpoint.unwrap().step, 5);
+}
+
+#[test]
+fn a_gpu_profile_shapes_the_job() {
+    let mut world = World::new();
+    world.cr.spec.compute.profile = "nvidia-l40s".to_owned();
+    world.cr.metadata.labels =
+        Some([("kueue.x-k8s.io/queue-name".to_owned(), "q".to_owned())].into());
+    world.start();
+    let job = &world.observed.jobs[0];
+    assert_eq!(
+        job.metadata.labels.as_ref().unwrap()["kueue.x-k8s.io/queue-name"],
+        "q"
+    );
+    let spec = job.spec.as_ref().unwrap();
+    assert_eq!(spec.suspend, None, "a queue owns suspend");
+    assert_eq!(spec.backoff_limit, Some(0));
+    let pod = spec.template.spec.as_ref().unwrap();
+    let limits = pod.containers[0]
+        .resources
+        .as_ref()
+        .unwrap()
+        .limits
+        .as_ref()
+        .unwrap();
+    assert_eq!(limits["nvidia.com/gpu"].0, "1");
+    assert_eq!(pod.node_selector.as_ref().unwrap()["accelerator"], "l40s");
+    assert_eq!(
+        pod.tolerations.as_ref().unwrap()[0].key.as_deref(),
+        Some("nvidia.com/gpu")
+    );
+    assert_eq!(pod.runtime_class_name.as_deref(), Some("nvidia"));
+    assert_eq!(
+        pod.containers[0].image.as_deref(),
+        Some("registry/trainer:1-cuda89")
+    );
+}
+
+#[test]
+fn pods_that_do_not_start_say_why() {
+    let mut world = World::new();
+    world.start();
+    let pod = &mut world.observed.pods[0];
+    pod.unschedulable = Some("0/1 nodes: Insufficient nvidia.com/gpu".to_owned());
+    pod.container = Container::Unknown;
+    world.reconcile();
+    assert_eq!(world.succeeded().1, reason::QUEUED);
+    let pod = &mut world.observed.pods[0];
+    pod.unschedulable = None;
+    pod.container = Container::Waiting {
+        reason: "ErrImagePull".to_owned(),
+        message: "registry/trainer:1 not found".to_owned(),
+    };
+    world.reconcile();
+    assert_eq!(world.succeeded().0, "Unknown");
+    assert_eq!(world.succeeded().1, reason::IMAGE_UNAVAILABLE);
+    world.seconds += 200;
+    world.reconcile();
+    assert_eq!(world.succeeded().0, "False");
+    assert_eq!(world.succeeded().1, reason::IMAGE_UNAVAILABLE);
+}
+
+#[test]
+fn a_queue_that_holds_the_job_back_is_left_alone() {
+    let mut world = World::new();
+    world.start();
+    world.observed.pods.clear();
+    world.observed.jobs[0].spec.as_mut().unwrap().suspend = Some(true);
+    let actions = world.reconcile();
+    assert_eq!(world.succeeded().1, reason::QUEUED);
+    assert!(actions.delete.is_empty() && actions.create.is_empty());
+}
+
+#[test]
+fn a_keeper_that_is_away_does_not_disturb_a_running_attempt() {
+    let mut world = World::new();
+    world.start();
+    world.observed.resolved = Asked::Unreachable("refused".to_owned());
+    world.observed.result = Asked::Unreachable("refused".to_owned());
+    let actions = world.reconcile();
+    assert!(actions.delete.is_empty());
+    assert_eq!(world.succeeded().1, reason::STARTING);
+}

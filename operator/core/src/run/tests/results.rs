@@ -1,0 +1,80 @@
+//! How a run ends well.
+
+use super::*;
+
+#[test]
+fn a_run_completes_with_metrics_and_stops_writing() {
+    let mut world = World::new();
+    world.start();
+    world.publish_result();
+    world.end_pod(0, |_| {});
+    world.reconcile();
+    assert_eq!(world.succeeded().0, "True");
+    assert_eq!(world.succeeded().1, reason::COMPLETED);
+    let status = world.cr.status.clone().unwrap();
+    assert_eq!(status.metrics[0].value.as_str(), "0.8125");
+    assert_eq!(
+        status.metrics[0].baseline.as_ref().unwrap().as_str(),
+        "0.25"
+    );
+    assert_eq!(status.progress.unwrap().percent, 100);
+    assert!(world.is_finished());
+    let writes = world.writes;
+    world.seconds += 1000;
+    world.reconcile();
+    assert_eq!(world.writes, writes);
+}
+
+#[test]
+fn rows_that_were_cut_are_counted_in_the_condition_and_the_event() {
+    let mut world = World::new();
+    world.train_rows.cut = 12;
+    world.start();
+    world.publish_result();
+    world.end_pod(0, |_| {});
+    world.reconcile();
+    let (_, _, message) = world.succeeded();
+    let words = "; 12 of 2000 train rows were cut, because they are longer than \
+                 spec.hyperparameters.maximumSequenceLength 512";
+    assert!(message.ends_with(words), "{message}");
+    assert_eq!(world.events.last().unwrap().note, message);
+
+    let mut whole = World::new();
+    whole.start();
+    whole.publish_result();
+    whole.end_pod(0, |_| {});
+    whole.reconcile();
+    assert!(!whole.succeeded().2.contains("cut"));
+}
+
+#[test]
+fn a_result_of_a_trainer_that_did_not_count_cut_rows_is_read() {
+    let mut world = World::new();
+    world.start();
+    world.publish_result();
+    let record = world.store.last_mut().unwrap();
+    let mut result: serde_json::Value = record.read().unwrap();
+    let fields = result.as_object_mut().unwrap();
+    assert!(fields.remove("trainRows").is_some() && fields.remove("testRows").is_some());
+    record.content = serde_json::to_vec(&result).unwrap();
+    world.end_pod(0, |_| {});
+    world.reconcile();
+    assert_eq!(world.succeeded().1, reason::COMPLETED);
+}
+
+#[test]
+fn a_stored_result_completes_a_run_without_training() {
+    let mut world = World::new();
+    world.start();
+    world.publish_result();
+    let mut again = World::new();
+    again.store = world.store;
+    again.observed.dataset = Referenced::Absent;
+    again.reconcile();
+    assert_eq!(again.succeeded().1, reason::COMPLETED);
+    assert!(again.created.is_empty());
+    assert_eq!(
+        again.cr.status.unwrap().resolved.unwrap().dataset.version,
+        2
+    );
+}
