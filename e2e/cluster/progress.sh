@@ -8,10 +8,12 @@ quietly() { # what, command...
 	mkdir -p "$folder"
 	log=$folder/${what//[^a-z0-9]/-}.log
 	echo "== $what"
-	"$@" >"$log" 2>&1 &
+	# In a process group of its own, so that Ctrl-C ends what the command itself has started, too.
+	set -m
+	"$@" >"$log" 2>&1 </dev/null &
 	local pid=$! waited=0
-	# A command in the background does not hear Ctrl-C: the shell starts it deaf to it.
-	trap 'kill -TERM "$pid" 2>/dev/null; wait "$pid"; exit 130' INT TERM
+	set +m
+	trap 'kill -TERM -- "-$pid" 2>/dev/null; wait "$pid"; exit 130' INT TERM
 	while kill -0 "$pid" 2>/dev/null; do
 		sleep 0.5
 		waited=$((waited + 1))

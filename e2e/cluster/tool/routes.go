@@ -11,7 +11,8 @@ import (
 // route is what `ip -json route` says of one; without a device where it leads nowhere.
 type route struct{ Dst, Dev string }
 
-// checkRoutes refuses where the machine itself uses the cluster's addresses, and would lose whom it reaches by them.
+// checkRoutes refuses where the machine has a network at the cluster's very addresses, and would lose whom it reaches
+// there.
 func checkRoutes() error {
 	out, err := exec.Command("ip", "-4", "-json", "route", "show", "table", "all").Output()
 	if err != nil {
@@ -30,14 +31,14 @@ func conflict(routes []route) error {
 	}
 	for _, r := range routes {
 		there, ok := destination(r.Dst)
-		// Our own routes, or those of a cluster that was killed. A route to everywhere loses nobody: those to the
-		// cluster are more exact. (Some VPNs write it as two halves.)
-		if !ok || r.Dev == hostLink || there.Bits() <= 1 {
+		// Our own routes, or those of a cluster that was killed.
+		if !ok || r.Dev == hostLink {
 			continue
 		}
 		for _, n := range networks {
 			network := netip.MustParsePrefix(n.network)
-			if !there.Overlaps(network) {
+			// A wider one (a VPN's 10.0.0.0/8, say) may have nobody at these addresses.
+			if !there.Overlaps(network) || there.Bits() < network.Bits() {
 				continue
 			}
 			way := r.Dst

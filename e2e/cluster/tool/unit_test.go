@@ -142,7 +142,7 @@ func TestWhatSomebodyElsePutThereStays(t *testing.T) {
 
 func TestARouteOfTheMachineToTheClustersAddressesIsRefused(t *testing.T) {
 	for _, free := range []route{
-		{"default", "eth0"}, {"0.0.0.0/1", "tun0"}, {"10.0.0.0/16", "eth0"}, {"10.98.0.4/30", "br0"}, {"10.99.0.1", "lo"},
+		{"default", "eth0"}, {"0.0.0.0/1", "tun0"}, {"10.0.0.0/16", "eth0"}, {"10.98.0.4/30", "br0"}, {"10.99.0.1", "lo"}, {"10.0.0.0/8", "tun0"}, {"10.96.0.0/12", ""},
 		{serviceNetwork, hostLink}, {podNetwork, hostLink}, {nodeAddress, hostLink},
 	} {
 		if err := conflict([]route{free}); err != nil {
@@ -153,10 +153,10 @@ func TestARouteOfTheMachineToTheClustersAddressesIsRefused(t *testing.T) {
 		route route
 		says  []string
 	}{
-		{route{"10.0.0.0/8", "tun0"}, []string{"10.0.0.0/8 dev tun0", "10.96.0.0/16 for services"}},
+		{route{"10.96.0.0/16", "tun0"}, []string{"10.96.0.0/16 dev tun0", "10.96.0.0/16 for services"}},
 		{route{"10.97.3.0/24", "docker1"}, []string{"`ip route delete 10.97.3.0/24 dev docker1`", "10.97.0.0/16 for pods"}},
 		{route{"10.98.0.1", "lo"}, []string{"10.98.0.1 dev lo", "10.98.0.0/30 for its node", "CLUSTER=current"}},
-		{route{"10.96.0.0/12", ""}, []string{"a route 10.96.0.0/12, and"}},
+		{route{"10.96.7.0/24", ""}, []string{"a route 10.96.7.0/24, and"}},
 	} {
 		err := conflict([]route{{"default", "eth0"}, used.route})
 		if err == nil {
