@@ -31,6 +31,13 @@ pub const HTTP_PORT: u16 = 8080;
 /// `/metrics`, `/healthz` and `/readyz` of engines and routers.
 pub const METRICS_PORT: u16 = 8081;
 
+/// Seconds between SIGTERM and SIGKILL that a trainer's pod gets: what it takes to end a step and save
+/// a checkpoint of a large adapter.
+pub const TRAINER_GRACE_SECONDS: u32 = 120;
+/// Seconds after SIGTERM at which a trainer ends by itself, whatever it is doing. The rest of the grace
+/// period is for its last words, and for a clock that the kubelet started before the signal arrived.
+pub const TRAINER_STOP_SECONDS: u32 = TRAINER_GRACE_SECONDS - 10;
+
 /// User and group of every container.
 pub const USER_ID: i64 = 65532;
 

@@ -400,7 +400,7 @@ fn terminate(child: &Child) {
     assert!(sent.unwrap().success());
 }
 
-/// Longest time that an attempt may take to stop. Evictions give 30 s, and this is a tiny model.
+/// Longest time that an attempt may take to stop: this is a tiny model.
 const STOP: Duration = Duration::from_secs(10);
 
 #[test]

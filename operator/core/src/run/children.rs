@@ -100,7 +100,7 @@ fn make(
         ports: vec![("grpc", pod::GRPC_PORT)],
         readiness: None,
         liveness: None,
-        grace_seconds: 120,
+        grace_seconds: i64::from(pod::TRAINER_GRACE_SECONDS),
         restart_policy: "Never",
         priority_class_name: cr.spec.compute.priority_class_name.clone(),
     };

@@ -18,7 +18,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use graftwork_artifacts::{Error as StoreError, Put, Store};
-use graftwork_contract::pod::{CONFIG_FILE, GRPC_PORT, STORE_DIR, TERMINATION_FILE};
+use graftwork_contract::pod::{
+    CONFIG_FILE, GRPC_PORT, STORE_DIR, TERMINATION_FILE, TRAINER_STOP_SECONDS,
+};
 use graftwork_contract::run::{Metric, RunResult, TrainerConfig};
 use graftwork_contract::{Digest, paths};
 use graftwork_model::lora::LoadedAdapter;
@@ -40,8 +42,8 @@ use package::{Outcome, publish};
 use progress::{Reporter, Stage};
 use session::{LoraObjective, Session};
 
-/// Seconds between a request to stop and the end of the process, at most. Evictions give 30.
-const STOP_PATIENCE: Duration = Duration::from_secs(20);
+/// Time between a request to stop and the end of the process, at most.
+const STOP_PATIENCE: Duration = Duration::from_secs(TRAINER_STOP_SECONDS as u64);
 
 /// What `trainer run` is told beside its configuration.
 #[derive(Debug, Clone, clap::Args)]
@@ -229,8 +231,9 @@ fn score(
 }
 
 /// Ends the process soon after it was asked to stop, wherever it is: at once while nothing was trained
-/// yet, and after [`STOP_PATIENCE`] where a checkpoint or the end of a step takes longer than the
-/// shortest grace period that pods get. An attempt may die at any instant, so it may also leave.
+/// yet, and after [`STOP_PATIENCE`] where a checkpoint or the end of a step takes as long as the pod's
+/// grace period: a summary tells more than SIGKILL. An attempt may die at any instant, so it may also
+/// leave; a node that gives less time than the pod asks for kills it, and the next one goes on.
 fn leave_in_time(
     args: &RunArgs,
     reporter: &Reporter,

@@ -1,5 +1,7 @@
 //! The Job, its pod, and what they say while they run.
 
+use graftwork_contract::pod;
+
 use super::*;
 
 #[test]
@@ -72,6 +74,20 @@ fn a_gpu_profile_shapes_the_job() {
         pod.containers[0].image.as_deref(),
         Some("registry/trainer:1-cuda89")
     );
+}
+
+#[test]
+fn a_trainers_pod_lives_longer_after_sigterm_than_its_trainer_needs() {
+    let mut world = World::new();
+    world.start();
+    let template = &world.observed.jobs[0].spec.as_ref().unwrap().template;
+    let grace = template
+        .spec
+        .as_ref()
+        .unwrap()
+        .termination_grace_period_seconds;
+    assert_eq!(grace, Some(i64::from(pod::TRAINER_GRACE_SECONDS)));
+    assert!(grace > Some(i64::from(pod::TRAINER_STOP_SECONDS)));
 }
 
 #[test]
