@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use crate::category::Category;
 use crate::config::{CONFIG_FILE, ConfigError, GENERATION_CONFIG_FILE, LlamaConfig};
 use crate::digest::{FieldHasher, hash_file};
 use crate::random::Stream;
@@ -59,6 +60,22 @@ pub enum BaseError {
         /// In the file.
         got: Vec<usize>,
     },
+}
+
+impl BaseError {
+    /// What the failure asks of the caller.
+    pub fn category(&self) -> Category {
+        match self {
+            Self::Config(error) => error.category(),
+            Self::File(error) => error.category(),
+            Self::Io { source, .. } => Category::of_io(source),
+            Self::NoWeights(_)
+            | Self::Index(_)
+            | Self::MissingTensor(_)
+            | Self::UnexpectedTensor(_)
+            | Self::Shape { .. } => Category::Invalid,
+        }
+    }
 }
 
 /// The names and shapes of one layer's tensors, in the order that the layer's code uses them.
@@ -261,8 +278,16 @@ struct Index {
 
 fn weight_files(dir: &Path) -> Result<Vec<PathBuf>, BaseError> {
     let single = dir.join(WEIGHTS_FILE);
-    if single.is_file() {
-        return Ok(vec![single]);
+    match std::fs::metadata(&single) {
+        Ok(_) => return Ok(vec![single]),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        // A volume that fails is not one without weights.
+        Err(source) => {
+            return Err(BaseError::Io {
+                path: single,
+                source,
+            });
+        }
     }
     let index = dir.join(WEIGHTS_INDEX_FILE);
     let text = match std::fs::read_to_string(&index) {
@@ -458,6 +483,35 @@ mod tests {
         std::fs::remove_file(dir.path().join(WEIGHTS_FILE)).unwrap();
         let text = BaseModel::load(dir.path()).unwrap_err().to_string();
         assert!(text.starts_with("model.safetensors (or"), "{text}");
+    }
+
+    #[test]
+    fn what_the_volume_does_not_give_is_told_apart_from_what_is_missing_or_malformed() {
+        // A folder in a file's place: it is there, and reading it fails.
+        for file in [CONFIG_FILE, GENERATION_CONFIG_FILE, WEIGHTS_FILE] {
+            let dir = tempfile::tempdir().unwrap();
+            let base = BaseModel::random(TinyShape::default().config(), 3);
+            save_base(dir.path(), &base).unwrap();
+            let path = dir.path().join(file);
+            std::fs::remove_file(&path).unwrap();
+            std::fs::create_dir(&path).unwrap();
+            let loaded = BaseModel::load(dir.path()).map(drop);
+            for error in [
+                loaded.unwrap_err(),
+                check_base(dir.path()).unwrap_err(),
+                base_digest(dir.path()).unwrap_err(),
+            ] {
+                assert_eq!(error.category(), Category::Transient, "{error:?}");
+                assert!(error.to_string().contains(file), "{error}");
+            }
+            std::fs::remove_dir(&path).unwrap();
+            std::fs::write(&path, b"{ \xff").unwrap();
+            let error = BaseModel::load(dir.path()).unwrap_err();
+            assert_eq!(error.category(), Category::Invalid, "{error:?}");
+            assert!(error.to_string().contains(file), "{error}");
+        }
+        let error = base_digest(Path::new("/nowhere")).unwrap_err();
+        assert_eq!(error.category(), Category::Invalid, "{error:?}");
     }
 
     #[test]

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
+use crate::category::Category;
+
 /// The file that describes the architecture.
 pub const CONFIG_FILE: &str = "config.json";
 /// The file that may hold more end-of-sequence tokens than [`CONFIG_FILE`].
@@ -57,6 +59,19 @@ pub enum ConfigError {
         /// What is wrong with it.
         problem: String,
     },
+}
+
+impl ConfigError {
+    /// What the failure asks of the caller.
+    pub fn category(&self) -> Category {
+        match self {
+            Self::Read { source, .. } => Category::of_io(source),
+            Self::Missing { .. }
+            | Self::Json { .. }
+            | Self::Unsupported { .. }
+            | Self::Invalid { .. } => Category::Invalid,
+        }
+    }
 }
 
 /// The shape and constants of a Llama model (Touvron et al. 2023; grouped-query attention as in

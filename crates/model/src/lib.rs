@@ -9,6 +9,7 @@
 //! |---|---|
 //! | [`config`] | the Hugging Face `config.json` of a Llama model |
 //! | [`base`] | a base model's folder: weights in, weights out, digest |
+//! | [`category`] | what an error about files asks of the caller |
 //! | [`tokenizer`], [`chat`] | `tokenizer.json`, chat template, training rows |
 //! | [`kernel`] | packed weights and the fixed-order products |
 //! | [`transformer`] | the forward and backward pass |
@@ -26,6 +27,7 @@
 )]
 
 pub mod base;
+pub mod category;
 pub mod chat;
 pub mod config;
 pub mod fixture;

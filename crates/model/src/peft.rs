@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
+use crate::category::Category;
 use crate::config::LlamaConfig;
 use crate::digest::FieldHasher;
 pub use crate::lora::LoadedAdapter;
@@ -108,6 +109,27 @@ pub enum AdapterError {
     /// Memory of a parameter can't be used.
     #[error("cannot use a parameter")]
     Tensor(#[from] candle_core::Error),
+}
+
+impl AdapterError {
+    /// What the failure asks of the caller.
+    pub fn category(&self) -> Category {
+        match self {
+            Self::Io { source, .. } => Category::of_io(source),
+            Self::File(error) => error.category(),
+            Self::Tensor(_) => Category::Bug,
+            Self::Missing { .. }
+            | Self::Json(_)
+            | Self::Invalid { .. }
+            | Self::Unsupported { .. }
+            | Self::UnknownModule(_)
+            | Self::OutOfRange { .. }
+            | Self::MissingTensor(_)
+            | Self::UnexpectedTensor(_)
+            | Self::Shape { .. }
+            | Self::NotFinite { .. } => Category::Invalid,
+        }
+    }
 }
 
 /// A key, whether a value of it changes nothing, and how that value is called.

@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use half::bf16;
 use safetensors::tensor::{Dtype, Metadata, TensorView};
 
+use crate::category::Category;
+
 /// The longest header that is read: far above any real one, far below memory.
 const MAX_HEADER_BYTES: u64 = 64 << 20;
 
@@ -50,6 +52,17 @@ pub enum TensorFileError {
     },
 }
 
+impl TensorFileError {
+    /// What the failure asks of the caller.
+    pub fn category(&self) -> Category {
+        match self {
+            Self::Read { source, .. } => Category::of_io(source),
+            Self::Write { .. } => Category::Transient,
+            Self::Format { .. } | Self::Dtype { .. } => Category::Invalid,
+        }
+    }
+}
+
 /// Name, dtype and shape of one tensor.
 #[derive(Debug, Clone)]
 pub struct TensorEntry {
@@ -82,13 +95,16 @@ impl TensorFile {
         };
         let mut file = File::open(path).map_err(read_error)?;
         let length = file.metadata().map_err(read_error)?.len();
-        if length < 8 {
+        let mut prefix = Vec::new();
+        (&mut file)
+            .take(8)
+            .read_to_end(&mut prefix)
+            .map_err(read_error)?;
+        let Some(prefix) = prefix.first_chunk::<8>() else {
             return Err(format_error(format!("{length} bytes long")));
-        }
-        let mut prefix = [0_u8; 8];
-        file.read_exact(&mut prefix).map_err(read_error)?;
-        let header_bytes = u64::from_le_bytes(prefix);
-        if header_bytes > MAX_HEADER_BYTES.min(length - 8) {
+        };
+        let header_bytes = u64::from_le_bytes(*prefix);
+        if header_bytes > MAX_HEADER_BYTES.min(length.saturating_sub(8)) {
             return Err(format_error(format!("header of {header_bytes} bytes")));
         }
         let mut header = vec![0; header_bytes as usize];

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use tokenizers::Tokenizer;
 
+use crate::category::Category;
 use crate::chat::ChatTemplate;
 pub use crate::chat::{ChatError, ChatMessage};
 
@@ -52,6 +53,20 @@ pub enum TokenizerError {
     /// The chat template.
     #[error(transparent)]
     Chat(#[from] ChatError),
+}
+
+impl TokenizerError {
+    /// What the failure asks of the caller.
+    pub fn category(&self) -> Category {
+        match self {
+            Self::Read { source, .. } => Category::of_io(source),
+            Self::Missing(_)
+            | Self::Format { .. }
+            | Self::Tokenize(_)
+            | Self::NoEos
+            | Self::Chat(_) => Category::Invalid,
+        }
+    }
 }
 
 /// Tokens of one training row.

@@ -12,7 +12,7 @@ use graftwork_model::base::{base_digest, check_base};
 use graftwork_model::config::LlamaConfig;
 use graftwork_model::tokenizer::TextTokenizer;
 
-use crate::problem::{of_base, of_tokenizer};
+use crate::problem::{Failure, of_base, of_tokenizer};
 
 /// A base model that can be used.
 #[derive(Debug, Clone)]
@@ -37,8 +37,8 @@ impl BaseModels {
     /// are not kept, because they show in headers and small files.
     ///
     /// # Errors
-    /// Why it can't be used.
-    pub fn read(&self, folder: &Path) -> Result<Base, Problem> {
+    /// Why it can't be used: [`Failure::Base`] with its problem, or a volume that fails.
+    pub fn read(&self, folder: &Path) -> Result<Base, Failure> {
         let finding = {
             let mut folders = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             Arc::clone(folders.entry(folder.to_path_buf()).or_default())
@@ -122,6 +122,29 @@ mod tests {
         assert_eq!(second, base_digest(dir.path()).unwrap());
     }
 
+    fn problem(folder: &Path) -> Problem {
+        match BaseModels::default().read(folder) {
+            Err(Failure::Base(problem)) => problem,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_volume_that_fails_says_nothing_about_the_model() {
+        for file in ["config.json", "model.safetensors", "tokenizer.json"] {
+            let dir = tempfile::tempdir().unwrap();
+            write_tiny_base(dir.path(), &TinyShape::default(), 1).unwrap();
+            std::fs::remove_file(dir.path().join(file)).unwrap();
+            // It is there, and reading it fails.
+            std::fs::create_dir(dir.path().join(file)).unwrap();
+            let failure = BaseModels::default().read(dir.path()).unwrap_err();
+            let Failure::Unavailable(message) = failure else {
+                panic!("{failure:?}");
+            };
+            assert!(message.contains(file), "{message}");
+        }
+    }
+
     #[test]
     fn every_file_that_is_needed_is_asked_for() {
         for (file, word) in [
@@ -132,7 +155,7 @@ mod tests {
             let dir = tempfile::tempdir().unwrap();
             write_tiny_base(dir.path(), &TinyShape::default(), 1).unwrap();
             std::fs::remove_file(dir.path().join(file)).unwrap();
-            let problem = BaseModels::default().read(dir.path()).unwrap_err();
+            let problem = problem(dir.path());
             assert_eq!(problem.reason, "BaseModelNotFound", "{}", problem.message);
             assert!(problem.message.contains(word), "{}", problem.message);
         }
@@ -143,7 +166,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let config = r#"{"model_type": "mamba", "architectures": ["MambaForCausalLM"]}"#;
         std::fs::write(dir.path().join("config.json"), config).unwrap();
-        let problem = BaseModels::default().read(dir.path()).unwrap_err();
+        let problem = problem(dir.path());
         assert_eq!(problem.reason, "BaseModelUnsupported");
         assert!(problem.message.contains("mamba"), "{}", problem.message);
     }

@@ -6,6 +6,7 @@
 use graftwork_artifacts::{Category, Error as StoreError};
 use graftwork_contract::proto::store::v1::Problem;
 use graftwork_model::base::BaseError;
+use graftwork_model::category::Category as FileCategory;
 use graftwork_model::config::ConfigError;
 use graftwork_model::peft::AdapterError;
 use graftwork_model::tensor_file::TensorFileError;
@@ -109,8 +110,8 @@ pub fn causes(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// Why a base model can't be used.
-pub fn of_base(error: &BaseError) -> Problem {
+/// Why a base model can't be used: its files, or the volume that does not give them.
+pub fn of_base(error: &BaseError) -> Failure {
     let reason = match error {
         BaseError::Config(ConfigError::Missing { .. }) | BaseError::NoWeights(_) => {
             "BaseModelNotFound"
@@ -125,14 +126,22 @@ pub fn of_base(error: &BaseError) -> Problem {
         | BaseError::UnexpectedTensor(_)
         | BaseError::Shape { .. } => "BaseModelInvalid",
     };
-    problem(reason, causes(error))
+    of_base_file(error.category(), reason, causes(error))
 }
 
 /// Why a base model's tokenizer can't be used.
-pub fn of_tokenizer(error: &TokenizerError) -> Problem {
+pub fn of_tokenizer(error: &TokenizerError) -> Failure {
     let reason = match error {
         TokenizerError::Missing(_) => "BaseModelNotFound",
         _ => "BaseModelInvalid",
     };
-    problem(reason, causes(error))
+    of_base_file(error.category(), reason, causes(error))
+}
+
+fn of_base_file(category: FileCategory, reason: &str, message: String) -> Failure {
+    match category {
+        FileCategory::Invalid => Failure::Base(problem(reason, message)),
+        FileCategory::Transient => Failure::Unavailable(message),
+        FileCategory::Bug => Failure::Bug(message),
+    }
 }

@@ -61,9 +61,10 @@ impl Keeper {
             .map(Response::new)
     }
 
-    fn base(&self, claim: &str, path: &str) -> Result<Base, proto::Problem> {
+    fn base(&self, claim: &str, path: &str) -> Result<Base, Failure> {
         let folder = self.claims.folder(claim, path);
-        let folder = folder.map_err(|message| problem("BaseModelNotFound", message))?;
+        let folder =
+            folder.map_err(|message| Failure::Base(problem("BaseModelNotFound", message)))?;
         self.bases.read(&folder)
     }
 
@@ -110,11 +111,24 @@ impl Keeper {
         }))
     }
 
+    fn describe_base(
+        &self,
+        request: &proto::DescribeBaseRequest,
+    ) -> Result<proto::DescribeBaseReply, Status> {
+        let described = match self.base(&request.claim, &request.path) {
+            Ok(base) => Ok(base),
+            Err(Failure::Base(problem)) => Err(problem),
+            Err(failure) => Err(failure.into_problem()?),
+        };
+        Ok(proto::DescribeBaseReply {
+            pod_uid: self.gatekeeper.pod_uid(),
+            ..base::reply(described)
+        })
+    }
+
     fn verify(&self, request: &proto::VerifyRequest) -> Result<proto::VerifyReply, Status> {
         let expected = digest(&request.digest)?;
-        let base = self
-            .base(&request.base_claim, &request.base_path)
-            .map_err(Failure::Base);
+        let base = self.base(&request.base_claim, &request.base_path);
         let result = base.and_then(|base| {
             adapters::verify_stored(
                 &self.store,
@@ -159,9 +173,7 @@ impl Keeper {
             )));
         }
         let expected = digest(&request.digest)?;
-        let base = self
-            .base(&request.base_claim, &request.base_path)
-            .map_err(Failure::Base);
+        let base = self.base(&request.base_claim, &request.base_path);
         let result = base.and_then(|base| {
             let folder = self.claims.folder(&request.claim, &request.path);
             let folder = folder.map_err(|message| Failure::problem("ImportFailed", message))?;
@@ -274,14 +286,8 @@ impl proto::keeper_server::Keeper for Keeper {
         request: Request<proto::DescribeBaseRequest>,
     ) -> Result<Response<proto::DescribeBaseReply>, Status> {
         let request = request.into_inner();
-        self.blocking(move |keeper| {
-            let reply = base::reply(keeper.base(&request.claim, &request.path));
-            Ok(proto::DescribeBaseReply {
-                pod_uid: keeper.gatekeeper.pod_uid(),
-                ..reply
-            })
-        })
-        .await
+        self.blocking(move |keeper| keeper.describe_base(&request))
+            .await
     }
 
     async fn verify(

@@ -639,6 +639,38 @@ fn damaged_data_and_an_absent_store_are_told_apart() {
 }
 
 #[test]
+fn a_base_model_that_the_volume_does_not_give_is_worth_another_attempt_and_a_bad_one_is_not() {
+    let world = World::new();
+    let base = world.dir.path().join("base");
+    for file in ["config.json", "tokenizer.json", "model.safetensors"] {
+        let path = base.join(file);
+        let bytes = std::fs::read(&path).unwrap();
+        let attempt = |what: &str| {
+            let mut config = world.config(&format!("{what}-{file}"));
+            if let Ok(digest) = base_digest(&base) {
+                config["resolved"]["base"]["digest"] = json!(digest);
+            }
+            world.failure(&config)
+        };
+        let expect = |(code, reason, message): (i32, String, String), wanted: (i32, &str)| {
+            assert_eq!((code, reason.as_str()), wanted, "{file}: {message}");
+            assert!(message.contains("baseModel pvc://models/tiny"), "{message}");
+            assert!(message.contains(file), "{file}: {message}");
+        };
+        std::fs::remove_file(&path).unwrap();
+        expect(attempt("missing"), (64, "InvalidSpec"));
+        std::fs::write(&path, "{").unwrap();
+        expect(attempt("malformed"), (64, "InvalidSpec"));
+        // It is there, and reading it fails.
+        std::fs::remove_file(&path).unwrap();
+        std::fs::create_dir(&path).unwrap();
+        expect(attempt("unreadable"), (69, "Restarting"));
+        std::fs::remove_dir(&path).unwrap();
+        std::fs::write(&path, bytes).unwrap();
+    }
+}
+
+#[test]
 fn an_unreadable_configuration_is_a_bad_one() {
     let world = World::new();
     let config = json!({"run": "odd"});

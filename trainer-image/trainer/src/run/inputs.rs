@@ -11,7 +11,8 @@ use graftwork_contract::paths;
 use graftwork_contract::run::{
     MetricKind, ResolvedBase, ResolvedReference, RowsUsed, TrainerConfig,
 };
-use graftwork_model::base::{BaseError, BaseModel, base_digest};
+use graftwork_model::base::{BaseModel, base_digest};
+use graftwork_model::category::Category as FileCategory;
 use graftwork_model::config::LlamaConfig;
 use graftwork_model::lora::LoadedAdapter;
 use graftwork_model::peft::Adapter;
@@ -56,21 +57,23 @@ impl Inputs {
 /// Loads the base model from its mounted folder.
 ///
 /// # Errors
-/// [`Failure`] with `BadConfig`: not a model that can be used, or not the one that was resolved.
+/// [`Failure`] with `BadConfig`: not a model that can be used, or not the one that was resolved. With
+/// `Unavailable`: the volume does not give its files.
 pub fn read_base(resolved: &ResolvedBase) -> Result<Base, Failure> {
     let dir = Path::new(&resolved.path);
-    let refuse = |error: &dyn std::error::Error| {
-        Failure::bad_config(format!("baseModel {}: {}", resolved.uri, causes(error)))
-    };
-    let digest = base_digest(dir).map_err(|error| base_failure(&error, &resolved.uri))?;
+    let named = format!("baseModel {}", resolved.uri);
+    let digest =
+        base_digest(dir).map_err(|error| file_failure(&named, error.category(), &error))?;
     if digest != resolved.digest.as_str() {
         return Err(Failure::bad_config(format!(
-            "baseModel {} has digest {digest}, the run was resolved with {}; the folder was changed",
-            resolved.uri, resolved.digest
+            "{named} has digest {digest}, the run was resolved with {}; the folder was changed",
+            resolved.digest
         )));
     }
-    let base = BaseModel::load(dir).map_err(|error| base_failure(&error, &resolved.uri))?;
-    let tokenizer = TextTokenizer::load(dir).map_err(|error| refuse(&error))?;
+    let base =
+        BaseModel::load(dir).map_err(|error| file_failure(&named, error.category(), &error))?;
+    let tokenizer =
+        TextTokenizer::load(dir).map_err(|error| file_failure(&named, error.category(), &error))?;
     tracing::info!(
         parameters = base.config().parameters(),
         digest,
@@ -82,8 +85,14 @@ pub fn read_base(resolved: &ResolvedBase) -> Result<Base, Failure> {
     })
 }
 
-fn base_failure(error: &BaseError, uri: &str) -> Failure {
-    Failure::bad_config(format!("baseModel {uri}: {}", causes(error)))
+/// The end that an error of `named`'s files stands for.
+fn file_failure(named: &str, category: FileCategory, error: &dyn std::error::Error) -> Failure {
+    let message = format!("{named}: {}", causes(error));
+    match category {
+        FileCategory::Invalid => Failure::bad_config(message),
+        FileCategory::Transient => Failure::unavailable(message),
+        FileCategory::Bug => Failure::bug(message),
+    }
 }
 
 /// Loads the adapter version that the new one is compared with.
@@ -116,9 +125,8 @@ pub fn read_reference(
         .verify(&folder, &manifest.files)
         .map_err(|error| failure(&error))?;
     let dir = store.locate(&folder).map_err(|error| failure(&error))?;
-    let refuse =
-        |error: &dyn std::error::Error| Failure::bad_config(format!("{named}: {}", causes(error)));
-    let adapter = Adapter::load(&dir).map_err(|error| refuse(&error))?;
+    let adapter =
+        Adapter::load(&dir).map_err(|error| file_failure(&named, error.category(), &error))?;
     if adapter.digest() != resolved.digest.as_str() {
         return Err(Failure::bad_config(format!(
             "{named} has digest {}, expected {}",
@@ -128,7 +136,7 @@ pub fn read_reference(
     }
     LoadedAdapter::new(&adapter, base.model.config())
         .map(Some)
-        .map_err(|error| refuse(&error))
+        .map_err(|error| file_failure(&named, error.category(), &error))
 }
 
 /// Reads the rows to train on and to score, as tokens.
