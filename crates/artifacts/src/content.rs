@@ -22,6 +22,9 @@ pub enum Kind {
     Text,
 }
 
+/// Longest text, which is read to its end: far above any tokenizer, far below what keeps a reader busy.
+const MAXIMUM_TEXT_BYTES: u64 = 64 << 20;
+
 /// Beginnings of what is refused, with the words for it.
 const FOREIGN: [(&[u8], &str); 17] = [
     (b"\x80\x02", "pickled Python"),
@@ -43,10 +46,11 @@ const FOREIGN: [(&[u8], &str); 17] = [
     (b"GGUF", "a GGUF file"),
 ];
 
-/// The kind of the file at `path`.
+/// The kind of the file at `path`. Of large files only head and tail are read.
 ///
 /// # Errors
-/// [`Error::FileType`] for everything that is not one of [`Kind`].
+/// [`Error::FileType`] for everything that is not one of [`Kind`]; [`Error::TooLarge`] where telling
+/// takes reading more than 64 MiB.
 pub fn kind_of(path: &Path) -> Result<Kind> {
     let refuse = |kind| Error::FileType {
         path: path.display().to_string(),
@@ -72,6 +76,12 @@ pub fn kind_of(path: &Path) -> Result<Kind> {
     }
     if let Some((_, kind)) = FOREIGN.iter().find(|(magic, _)| head.starts_with(magic)) {
         return Err(refuse(kind));
+    }
+    if length > MAXIMUM_TEXT_BYTES {
+        return Err(Error::TooLarge {
+            path: path.display().to_string(),
+            limit: MAXIMUM_TEXT_BYTES,
+        });
     }
     file.seek(SeekFrom::Start(0)).map_err(io)?;
     if !is_text(&mut file).map_err(io)? {
@@ -149,6 +159,17 @@ mod tests {
         ] {
             assert_eq!(kind(bytes).unwrap(), expected);
         }
+    }
+
+    #[test]
+    fn a_text_without_end_is_not_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("README.md");
+        // A hole: reading it would take minutes and say that it is binary.
+        File::create(&path).unwrap().set_len(1 << 40).unwrap();
+        let error = kind_of(&path).unwrap_err();
+        assert!(matches!(error, Error::TooLarge { .. }), "{error}");
+        assert!(error.to_string().contains("README.md"), "{error}");
     }
 
     #[test]

@@ -70,6 +70,14 @@ pub enum Error {
         /// What it is, with an article.
         kind: &'static str,
     },
+    /// A file with more bytes than are taken.
+    #[error("{path} has more than {limit} bytes, the most that is taken")]
+    TooLarge {
+        /// The file.
+        path: String,
+        /// Bytes.
+        limit: u64,
+    },
     /// Rows that can't be read or written as Parquet.
     #[error("{path} can't be used as Parquet rows: {problem}")]
     Rows {
@@ -108,6 +116,7 @@ impl Error {
             | Self::DigestMismatch { .. }
             | Self::Record { .. }
             | Self::FileType { .. }
+            | Self::TooLarge { .. }
             | Self::Rows { .. } => Category::Invalid,
             Self::Encode { .. } => Category::Bug,
             Self::Io { .. } => Category::Transient,

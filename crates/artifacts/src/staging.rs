@@ -6,13 +6,14 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use graftwork_contract::Digest;
 use serde::Serialize;
+use sha2::{Digest as _, Sha256};
 
 use crate::clock;
 use crate::store::{Put, Store, encode, sync_folder, sync_parent, write_synced};
@@ -153,6 +154,8 @@ pub struct Staged {
     store: Store,
     target: String,
     temp: PathBuf,
+    /// Digest and size of the files that were hashed while they were written.
+    hashed: BTreeMap<String, (Digest, u64)>,
 }
 
 /// The part of every manifest that the store itself reads.
@@ -169,6 +172,7 @@ impl Staged {
             store,
             target,
             temp,
+            hashed: BTreeMap::new(),
         }
     }
 
@@ -184,14 +188,38 @@ impl Staged {
         Ok(())
     }
 
-    /// Copies one file from elsewhere, its bytes and nothing of its mode or times.
-    pub fn copy(&self, name: &str, from: &Path) -> Result<()> {
+    /// Copies one file of at most `limit` bytes from elsewhere, its bytes and nothing of its mode or
+    /// times, and hashes it on the way.
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`] at the byte after the limit: a file that was looked at before may grow.
+    pub fn copy(&mut self, name: &str, from: &Path, limit: u64) -> Result<()> {
         crate::path::check(name)?;
         let to = self.temp.join(name);
         let mut source = File::open(from).map_err(Error::io("open", from))?;
         let mut file = File::create_new(&to).map_err(Error::io("create", &to))?;
-        io::copy(&mut source, &mut file).map_err(Error::io("copy", from))?;
-        file.sync_all().map_err(Error::io("sync", &to))
+        let mut hasher = Sha256::new();
+        let mut buffer = vec![0_u8; 1 << 18];
+        let mut size = 0;
+        loop {
+            let read = source.read(&mut buffer).map_err(Error::io("copy", from))?;
+            let Some(piece) = buffer.get(..read).filter(|piece| !piece.is_empty()) else {
+                break;
+            };
+            size += read as u64;
+            if size > limit {
+                return Err(Error::TooLarge {
+                    path: from.display().to_string(),
+                    limit,
+                });
+            }
+            hasher.update(piece);
+            file.write_all(piece).map_err(Error::io("write", &to))?;
+        }
+        file.sync_all().map_err(Error::io("sync", &to))?;
+        let digest = Digest::from_sha256(hasher.finalize().into());
+        self.hashed.insert(name.to_owned(), (digest, size));
+        Ok(())
     }
 
     /// Writes one file.
@@ -215,7 +243,10 @@ impl Staged {
                     problem: "is not a plain file",
                 });
             }
-            let (digest, size) = digest_of_file(&path)?;
+            let (digest, size) = match self.hashed.get(&name) {
+                Some(hashed) => hashed.clone(),
+                None => digest_of_file(&path)?,
+            };
             files.size_bytes += size;
             files.digests.insert(name, digest);
         }

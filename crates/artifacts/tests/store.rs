@@ -159,6 +159,35 @@ fn a_folder_appears_whole_and_once() {
 }
 
 #[test]
+fn a_copy_is_hashed_on_the_way_and_ends_at_its_limit() {
+    let (_dir, store) = store();
+    let elsewhere = tempfile::tempdir().unwrap();
+    let from = elsewhere.path().join("w");
+    // More than one piece.
+    let bytes = vec![7; 300_000];
+    fs::write(&from, &bytes).unwrap();
+    let mut staged = store.stage("adapters/a/1").unwrap();
+    let error = staged.copy("short", &from, 299_999).unwrap_err();
+    assert!(
+        matches!(&error, Error::TooLarge { limit: 299_999, .. }),
+        "{error}"
+    );
+    assert_eq!(error.category(), Category::Invalid);
+
+    let mut staged = store.stage("adapters/a/1").unwrap();
+    staged.copy("w", &from, 300_000).unwrap();
+    staged.write("c", b"card").unwrap();
+    let files = staged.files().unwrap();
+    assert_eq!(files.size_bytes, 300_004);
+    assert_eq!(files.digests["w"], Digest::of(&bytes));
+    assert_eq!(files.digests["c"], Digest::of(b"card"));
+    staged
+        .publish(&json!({"digest": Digest::of(b"x"), "files": files.digests}))
+        .unwrap();
+    assert_eq!(store.get("adapters/a/1/w").unwrap().unwrap(), bytes);
+}
+
+#[test]
 fn a_damaged_folder_is_never_taken_for_the_same() {
     let (dir, store) = store();
     let digest = Digest::of(b"content");

@@ -214,6 +214,7 @@ impl AdapterHeader {
             .map_err(|source| access(ADAPTER_WEIGHTS_FILE, &path, source))?
             .len();
         let file = TensorFile::open(&path)?;
+        file.check_dtypes()?;
         let shapes = file
             .entries()
             .iter()

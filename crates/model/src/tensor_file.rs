@@ -143,6 +143,29 @@ impl TensorFile {
         &self.entries
     }
 
+    /// Checks that every tensor has a number format that [`Self::read_f32`] reads, without reading any.
+    ///
+    /// # Errors
+    /// [`TensorFileError::Dtype`] for the first one that has not.
+    pub fn check_dtypes(&self) -> Result<(), TensorFileError> {
+        let unread = self
+            .entries
+            .iter()
+            .find(|(_, entry)| !matches!(entry.dtype, Dtype::F32 | Dtype::BF16));
+        match unread {
+            Some((tensor, entry)) => Err(self.dtype_error(tensor, entry.dtype)),
+            None => Ok(()),
+        }
+    }
+
+    fn dtype_error(&self, tensor: &str, dtype: Dtype) -> TensorFileError {
+        TensorFileError::Dtype {
+            path: self.path.clone(),
+            tensor: tensor.to_owned(),
+            dtype: format!("{dtype:?}"),
+        }
+    }
+
     /// Reads one tensor as f32. `None` when the file has no tensor of that name.
     pub fn read_f32(&mut self, name: &str) -> Result<Option<Vec<f32>>, TensorFileError> {
         let Some(entry) = self.entries.get(name) else {
@@ -167,11 +190,7 @@ impl TensorFile {
                     .map(|pair| bf16::from_le_bytes(*pair).to_f32())
                     .collect(),
             )),
-            other => Err(TensorFileError::Dtype {
-                path: self.path.clone(),
-                tensor: name.to_owned(),
-                dtype: format!("{other:?}"),
-            }),
+            other => Err(self.dtype_error(name, other)),
         }
     }
 }

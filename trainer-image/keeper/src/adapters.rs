@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use graftwork_artifacts::content::{self, Kind};
-use graftwork_artifacts::{MANIFEST_FILE, Store};
+use graftwork_artifacts::{Error as StoreError, MANIFEST_FILE, Store};
 use graftwork_contract::adapter::{CARD_FILE, CONFIG_FILE, Manifest, Provenance, WEIGHTS_FILE};
 use graftwork_contract::proto::store::v1::{ImportReply, Problem, VerifyReply};
 use graftwork_contract::{Digest, paths};
@@ -13,6 +13,9 @@ use graftwork_model::config::LlamaConfig;
 use graftwork_model::peft::{Adapter, AdapterHeader};
 
 use crate::problem::{Failure, causes};
+
+/// Longest configuration and card of an adapter: far above any real one.
+const MAXIMUM_TEXT_BYTES: u64 = 1 << 20;
 
 /// What was found in a folder that is whole and fits.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,28 +38,50 @@ fn files(folder: &Path) -> impl Iterator<Item = &'static str> + '_ {
 }
 
 /// Refuses a folder with a file that the store would never take, whether or not it is one that is
-/// copied: a folder with a pickle in it is not one to trust.
+/// copied: a folder with a pickle in it is not one to trust. Reads little, however large the files are.
 fn check_contents(folder: &Path) -> Result<(), Failure> {
     let unreadable = |error: std::io::Error| {
         Failure::Unavailable(format!("cannot list {}: {error}", folder.display()))
     };
     for entry in std::fs::read_dir(folder).map_err(unreadable)? {
         let path = entry.map_err(unreadable)?.path();
-        if path.is_file() {
-            let kind = content::kind_of(&path)?;
-            let is = |name| path.file_name().is_some_and(|file| file == name);
-            let fits = match kind {
-                _ if is(WEIGHTS_FILE) => kind == Kind::Safetensors,
-                _ if is(CONFIG_FILE) => kind == Kind::Json,
-                _ => true,
-            };
-            if !fits {
-                let message = format!("{} holds {kind:?} by its content", path.display());
-                return Err(Failure::problem("AdapterInvalid", message));
+        let metadata = match std::fs::metadata(&path) {
+            Ok(metadata) => metadata,
+            // A link to nowhere.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(unreadable(error)),
+        };
+        if !metadata.is_file() {
+            continue;
+        }
+        let is = |name| path.file_name().is_some_and(|file| file == name);
+        if (is(CONFIG_FILE) || is(CARD_FILE)) && metadata.len() > MAXIMUM_TEXT_BYTES {
+            return Err(StoreError::TooLarge {
+                path: path.display().to_string(),
+                limit: MAXIMUM_TEXT_BYTES,
             }
+            .into());
+        }
+        let kind = content::kind_of(&path)?;
+        let fits = match kind {
+            _ if is(WEIGHTS_FILE) => kind == Kind::Safetensors,
+            _ if is(CONFIG_FILE) => kind == Kind::Json,
+            _ => true,
+        };
+        if !fits {
+            let message = format!("{} holds {kind:?} by its content", path.display());
+            return Err(Failure::problem("AdapterInvalid", message));
         }
     }
     Ok(())
+}
+
+/// What the configuration and the header of the weights say, where they fit the base model: with
+/// that, the weights have no more bytes than such an adapter of that base has.
+fn check_header(folder: &Path, base: &LlamaConfig) -> Result<AdapterHeader, Failure> {
+    let header = AdapterHeader::read(folder)?;
+    header.verify_shapes(base)?;
+    Ok(header)
 }
 
 /// Verifies a folder against a base model: content of each file, shapes, rank, modules,
@@ -75,8 +100,7 @@ pub fn verify(
         .filter_map(|name| std::fs::metadata(folder.join(name)).ok())
         .map(|metadata| metadata.len())
         .sum();
-    let header = AdapterHeader::read(folder)?;
-    header.verify_shapes(base)?;
+    let header = check_header(folder, base)?;
     let adapter = Adapter::load(folder)?;
     adapter.verify(base)?;
     let digest: Digest = adapter
@@ -151,11 +175,18 @@ pub fn import(store: &Store, import: &Import<'_>, base: &LlamaConfig) -> Result<
             return Err(Failure::problem("ImportFailed", message));
         }
     }
+    // What headers and sizes tell is told before a byte is copied.
+    let header = check_header(import.folder, base)?;
     // The copy is what is verified and kept: the source may change meanwhile. Where it will stand is
     // known when its digest is.
     let mut staged = store.stage(&format!("adapters/{}/import", import.adapter))?;
     for name in files(import.folder) {
-        staged.copy(name, &import.folder.join(name))?;
+        let limit = if name == WEIGHTS_FILE {
+            header.bytes
+        } else {
+            MAXIMUM_TEXT_BYTES
+        };
+        staged.copy(name, &import.folder.join(name), limit)?;
     }
     let verified = verify(staged.dir(), import.expected, base)?;
     staged.retarget(&paths::adapter(import.adapter, &verified.digest))?;

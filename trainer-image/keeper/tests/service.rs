@@ -513,6 +513,102 @@ async fn what_can_not_be_imported_is_named_and_leaves_nothing() {
 }
 
 #[tokio::test]
+async fn a_huge_or_malformed_file_is_refused_before_a_byte_is_copied() {
+    let mut bench = Bench::start().await;
+    // No copy can begin: where one would, the answer is that the store is unavailable.
+    fs::write(bench.dir.path().join("store/.tmp"), "").unwrap();
+    let copied = bench.import("adapter", "").await.unwrap_err();
+    assert_eq!(copied.code(), Code::Unavailable, "{copied}");
+
+    let adapter = bench.claim().join("adapter");
+    let weights = fs::read(adapter.join("adapter_model.safetensors")).unwrap();
+    let config = fs::read_to_string(adapter.join("adapter_config.json")).unwrap();
+    let header = br#"{"w":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}"#;
+    let mut of_another = (header.len() as u64).to_le_bytes().to_vec();
+    of_another.extend(header);
+    of_another.extend([0_u8; 16]);
+    let integers = {
+        let text = String::from_utf8_lossy(header).replace("F32", "I32");
+        let mut bytes = (text.len() as u64).to_le_bytes().to_vec();
+        bytes.extend(text.bytes());
+        bytes.extend([0_u8; 16]);
+        bytes
+    };
+    let dora = config.replace("\"use_dora\": false", "\"use_dora\": true");
+    assert_ne!(dora, config);
+    let cases: [(&str, &[u8], u64, &str, &str); 7] = [
+        // A hole of a terabyte after a header that says nothing of it.
+        (
+            "adapter_model.safetensors",
+            &weights,
+            1 << 40,
+            "AdapterInvalid",
+            "header says",
+        ),
+        (
+            "adapter_config.json",
+            b"{",
+            1 << 40,
+            "AdapterInvalid",
+            "more than 1048576 bytes",
+        ),
+        (
+            "README.md",
+            b"# Card",
+            1 << 40,
+            "AdapterInvalid",
+            "more than 1048576 bytes",
+        ),
+        (
+            "notes.txt",
+            b"words",
+            1 << 40,
+            "AdapterInvalid",
+            "more than 67108864 bytes",
+        ),
+        (
+            "adapter_config.json",
+            dora.as_bytes(),
+            0,
+            "AdapterInvalid",
+            "use_dora",
+        ),
+        (
+            "adapter_model.safetensors",
+            &of_another,
+            0,
+            "AdapterIncompatible",
+            "not found",
+        ),
+        (
+            "adapter_model.safetensors",
+            &integers,
+            0,
+            "AdapterInvalid",
+            "dtype I32",
+        ),
+    ];
+    for (index, (file, bytes, length, reason, word)) in cases.into_iter().enumerate() {
+        let name = format!("case-{index}");
+        let folder = bench.claim().join(&name);
+        fs::create_dir(&folder).unwrap();
+        fs::write(folder.join("adapter_model.safetensors"), &weights).unwrap();
+        fs::write(folder.join("adapter_config.json"), &config).unwrap();
+        fs::write(folder.join(file), bytes).unwrap();
+        if length > 0 {
+            let open = fs::File::options().write(true).open(folder.join(file));
+            open.unwrap().set_len(length).unwrap();
+        }
+        let (got, message) = bench.refused_import(&name, "").await;
+        assert_eq!(got, reason, "{file}: {message}");
+        assert!(
+            message.contains(file) && message.contains(word),
+            "{message}"
+        );
+    }
+}
+
+#[tokio::test]
 async fn a_verification_blames_the_adapter_for_its_own_faults_only() {
     let mut bench = Bench::start().await;
     let digest = bench.import("adapter", "").await.unwrap().digest;
