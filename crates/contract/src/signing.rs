@@ -3,7 +3,8 @@
 //! Signed are the method, the hash of the body, the receiving pod's UID, the owning object's UID,
 //! the expiry and the `(lease epoch, generation)` pair. A pod that can merely reach the port can't
 //! change anything, a call can't be replayed to another pod or after its expiry, and an old leader
-//! can't undo a newer one's work.
+//! can't undo a newer one's work. Each push has a pair of its own; one that comes again with the pair
+//! that was admitted last is the very same call, and its receiver does nothing.
 
 use ed25519_dalek::{Signature, Signer as _, SigningKey, Verifier as _, VerifyingKey};
 
@@ -22,7 +23,7 @@ pub struct Addressee {
     pub owner_uid: String,
 }
 
-/// The order of pushes: a receiver refuses a lower pair.
+/// The order of pushes: a receiver refuses a lower pair, and another call with the same one.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Fence {
     /// Number of the leader's term (the Lease's transitions).
@@ -70,7 +71,7 @@ pub enum Refusal {
         /// How many keys were tried.
         keys: usize,
     },
-    /// A newer leader or a newer generation was here before.
+    /// A newer leader or a newer generation was here before, or another call with this pair.
     #[error("call has lease epoch {} and generation {}, this pod has already seen {} and {}", got.lease_epoch, got.generation, seen.lease_epoch, seen.generation)]
     Stale {
         /// The pair in the envelope.
@@ -124,7 +125,8 @@ pub fn sign(
 pub struct Guard {
     me: Addressee,
     keys: Vec<VerifyingKey>,
-    seen: Fence,
+    /// The call that was admitted last: its pair, the highest, and what was signed.
+    seen: Option<(Fence, Vec<u8>)>,
 }
 
 /// A public key in the mounted configuration that is not one.
@@ -144,7 +146,7 @@ impl Guard {
         Ok(Self {
             me,
             keys: parse_keys(keys)?,
-            seen: Fence::default(),
+            seen: None,
         })
     }
 
@@ -206,7 +208,9 @@ impl Guard {
         }
     }
 
-    /// Checks one call, and that its fence is not below the highest seen, which it raises.
+    /// Checks one call, and that its fence is above the highest seen, which it raises. The call that was
+    /// admitted last is admitted again, for an answer that was lost; it must have no other effect than
+    /// the first time, since whoever saw it go by can send it.
     ///
     /// # Errors
     /// See [`Refusal`].
@@ -221,13 +225,13 @@ impl Guard {
             lease_epoch: call.lease_epoch,
             generation: call.generation,
         };
-        if got < self.seen {
-            return Err(Refusal::Stale {
-                got,
-                seen: self.seen,
-            });
+        let signed = signed_bytes(call);
+        if let Some((seen, last)) = &self.seen
+            && (got < *seen || (got == *seen && signed != *last))
+        {
+            return Err(Refusal::Stale { got, seen: *seen });
         }
-        self.seen = got;
+        self.seen = Some((got, signed));
         Ok(body)
     }
 
@@ -386,5 +390,23 @@ mod tests {
             })
         );
         assert!(guard.admit(&call(fence(3, 0)), "Sync", 100).is_ok());
+    }
+
+    #[test]
+    fn a_pair_belongs_to_one_call() {
+        let mut guard = guard(&key(1));
+        let call = |body: &[u8], at| sign(&key(1), "Sync", body.to_vec(), &me(), fence(2, 1), at);
+        let first = call(b"a", 100);
+        assert_eq!(guard.admit(&first, "Sync", 100), Ok(&b"a"[..]));
+        for other in [call(b"b", 100), call(b"a", 101)] {
+            assert_eq!(
+                guard.admit(&other, "Sync", 101),
+                Err(Refusal::Stale {
+                    got: fence(2, 1),
+                    seen: fence(2, 1)
+                })
+            );
+        }
+        assert_eq!(guard.admit(&first, "Sync", 102), Ok(&b"a"[..]));
     }
 }

@@ -201,6 +201,37 @@ async fn a_candidate_goes_when_its_lease_is_not_renewed() {
     );
 }
 
+fn lease_ends(rig: &Rig) -> std::time::Instant {
+    let table = rig.router.shared.table.load();
+    table.models["m"].candidate.as_ref().unwrap().lease_ends
+}
+
+#[tokio::test]
+async fn a_push_that_is_sent_again_renews_no_lease() {
+    let engine = FakeEngine::start().await;
+    let mut rig = Rig::start(&[]).await;
+    let push = |weight, generation| {
+        let fence = Fence {
+            lease_epoch: 1,
+            generation,
+        };
+        call(&table(Some(candidate(weight)), &[&engine]), fence)
+    };
+    let first = push(10, 1);
+    rig.grpc.sync(first.clone()).await.unwrap();
+    let ends = lease_ends(&rig);
+    for _ in 0..3 {
+        let reply = rig.grpc.sync(first.clone()).await.unwrap().into_inner();
+        assert_eq!((reply.lease_epoch, reply.generation), (1, 1));
+        assert_eq!(lease_ends(&rig), ends);
+    }
+    let other = rig.grpc.sync(push(20, 1)).await.unwrap_err();
+    assert_eq!(other.code(), tonic::Code::FailedPrecondition);
+    assert_eq!(lease_ends(&rig), ends);
+    rig.grpc.sync(push(10, 2)).await.unwrap();
+    assert!(lease_ends(&rig) > ends);
+}
+
 fn leased_again() -> wire::Candidate {
     wire::Candidate {
         lease_seconds: 1,

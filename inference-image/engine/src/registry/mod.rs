@@ -262,8 +262,10 @@ impl Actor {
                 Ok(versions) => {
                     self.pushed = true;
                     self.unread_replies.push(UnreadReply::Sync(reply));
-                    let actions = self.registry.replace(versions);
-                    self.perform(actions);
+                    if let Some(versions) = versions {
+                        let actions = self.registry.replace(versions);
+                        self.perform(actions);
+                    }
                 }
                 Err(error) => {
                     tracing::warn!(%error, "pushed list refused");
@@ -321,8 +323,9 @@ impl Actor {
         }
     }
 
-    /// Checks a pushed list: signature and order by the guard, then each entry.
-    fn admit(&mut self, call: &SignedCall) -> Result<Vec<Version>, SyncError> {
+    /// Checks a pushed list: signature and order by the guard, then each entry. None where it is the
+    /// very call that was taken last, which makes the engine read nothing again.
+    fn admit(&mut self, call: &SignedCall) -> Result<Option<Vec<Version>>, SyncError> {
         // The body is read before the fence is raised: what can't be read must not keep out a
         // correct list of the same pair.
         let now = clock::unix_seconds();
@@ -330,11 +333,13 @@ impl Actor {
         let request = proto::SyncRequest::decode(body).map_err(|_| SyncError::Body)?;
         let versions = read_list(request)?;
         self.settings.guard.admit(call, SYNC_METHOD, now)?;
-        self.fence = Fence {
+        let fence = Fence {
             lease_epoch: call.lease_epoch,
             generation: call.generation,
         };
-        Ok(versions)
+        let is_repeated = self.pushed && self.fence == fence;
+        self.fence = fence;
+        Ok((!is_repeated).then_some(versions))
     }
 
     fn perform(&mut self, actions: Actions<Adapter, Waiter>) {
