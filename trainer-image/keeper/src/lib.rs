@@ -14,3 +14,4 @@ pub mod folders;
 pub mod ledger;
 pub mod problem;
 pub mod server;
+pub mod turns;

@@ -1,5 +1,6 @@
 //! gRPC: `graftwork.store.v1.Keeper` and `grpc.health.v1.Health`.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use graftwork_artifacts::{Category, Put, Store};
@@ -22,6 +23,7 @@ use crate::config::Gatekeeper;
 use crate::folders::Claims;
 use crate::ledger::{self, RecordError};
 use crate::problem::{Failure, causes, problem};
+use crate::turns::Turns;
 
 /// Records above this are listed without their content.
 const MAXIMUM_RECORD_BYTES: u64 = 256 << 10;
@@ -37,6 +39,7 @@ pub struct Keeper {
     claims: Claims,
     gatekeeper: Gatekeeper,
     bases: BaseModels,
+    turns: Turns,
 }
 
 impl Keeper {
@@ -47,6 +50,7 @@ impl Keeper {
             claims,
             gatekeeper,
             bases: BaseModels::default(),
+            turns: Turns::default(),
         }
     }
 
@@ -59,6 +63,23 @@ impl Keeper {
         let done = tokio::task::spawn_blocking(move || work(&keeper)).await;
         done.map_err(|error| Status::internal(error.to_string()))?
             .map(Response::new)
+    }
+
+    /// Runs what reads large files for anybody who asks, once it is the caller's turn.
+    async fn reading<T: Send + 'static>(
+        &self,
+        caller: Option<SocketAddr>,
+        work: impl FnOnce(&Self) -> Result<T, Status> + Send + 'static,
+    ) -> Result<Response<T>, Status> {
+        let turn = self.turns.take(caller.map(|address| address.ip())).await;
+        let turn = turn.map_err(|error| Status::resource_exhausted(error.to_string()))?;
+        self.blocking(move |keeper| {
+            let done = work(keeper);
+            // Not before: a caller that leaves stops no thread.
+            drop(turn);
+            done
+        })
+        .await
     }
 
     fn base(&self, claim: &str, path: &str) -> Result<Base, Failure> {
@@ -285,8 +306,9 @@ impl proto::keeper_server::Keeper for Keeper {
         &self,
         request: Request<proto::DescribeBaseRequest>,
     ) -> Result<Response<proto::DescribeBaseReply>, Status> {
+        let caller = request.remote_addr();
         let request = request.into_inner();
-        self.blocking(move |keeper| keeper.describe_base(&request))
+        self.reading(caller, move |keeper| keeper.describe_base(&request))
             .await
     }
 
@@ -294,8 +316,10 @@ impl proto::keeper_server::Keeper for Keeper {
         &self,
         request: Request<proto::VerifyRequest>,
     ) -> Result<Response<proto::VerifyReply>, Status> {
+        let caller = request.remote_addr();
         let request = request.into_inner();
-        self.blocking(move |keeper| keeper.verify(&request)).await
+        self.reading(caller, move |keeper| keeper.verify(&request))
+            .await
     }
 
     async fn publish(
