@@ -148,7 +148,10 @@ impl PretrainRun<'_> {
             .map(|(name, _)| (*name).to_owned())
             .collect();
         let store = Store::open(work).map_err(|error| Failure::unavailable(causes(&error)))?;
-        let checkpoints = Checkpoints::new(&store, "checkpoints".to_owned(), plan, names);
+        // In a folder of the plan's own: those of another one may have come further, and the newest
+        // are the ones that stay.
+        let root = format!("checkpoints/{}", plan.short());
+        let checkpoints = Checkpoints::new(&store, root, plan, names);
         let (mut training, optimizer) = start_training(model, examples, recipe)?;
         if let Some(restored) = checkpoints.newest(optimizer).map_err(|e| unavailable(&e))? {
             tracing::info!(step = restored.record.step, "going on from a checkpoint");
