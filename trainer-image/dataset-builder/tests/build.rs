@@ -250,6 +250,84 @@ fn rows_of_a_group_stay_together_and_another_seed_is_another_version() {
     assert_ne!(second.digest.unwrap(), digest);
 }
 
+/// Rows that every format can read, with two columns to group by.
+fn any_format(numbers: std::ops::Range<u32>) -> String {
+    numbers.fold(String::new(), |text, n| {
+        let messages = format!(r#"[{{"role": "assistant", "content": "{n}"}}]"#);
+        text + &format!(
+            "{{\"text\": \"{n}\", \"prompt\": \"{n}\", \"completion\": \"{n}\", \
+             \"messages\": {messages}, \"id\": {n}, \"kind\": \"k{n}\"}}\n"
+        )
+    })
+}
+
+#[test]
+fn the_schema_hash_changes_with_the_schema_and_with_nothing_else() {
+    let build = |format, group_column: Option<&str>, rows: u32, seed| {
+        let mut bench = Bench::new(format);
+        bench.config.split.group_column = group_column.map(str::to_owned);
+        bench.config.split.seed = seed;
+        bench.source("rows", &any_format(0..rows));
+        let (code, summary) = bench.build();
+        assert_eq!(code, 0, "{summary:?}");
+        let record = bench.version(1).unwrap();
+        let manifest = rows::manifest(&bench.store(), "topics", &record.digest).unwrap();
+        assert_eq!(manifest.schema_hash, record.schema_hash);
+        (
+            rows::schema(format, group_column),
+            record.schema_hash,
+            record.digest,
+        )
+    };
+    let built = [
+        build(Format::Text, None, 20, 7),
+        // Other rows, another seed, a group column that is one of the format's: the same columns.
+        build(Format::Text, None, 30, 7),
+        build(Format::Text, None, 20, 8),
+        build(Format::Text, Some("text"), 20, 7),
+        build(Format::Text, Some("id"), 20, 7),
+        build(Format::Text, Some("kind"), 20, 7),
+        build(Format::Completion, None, 20, 7),
+        build(Format::Completion, Some("id"), 20, 7),
+        build(Format::Chat, None, 20, 7),
+    ];
+    for (index, one) in built.iter().enumerate() {
+        for (other_index, other) in built.iter().enumerate() {
+            assert_eq!(one.1 == other.1, one.0 == other.0, "{index} {other_index}");
+        }
+    }
+    let hashes: std::collections::BTreeSet<&str> =
+        built.iter().map(|(_, hash, _)| hash.as_str()).collect();
+    assert_eq!(hashes.len(), 6);
+    assert_ne!(built[0].2, built[1].2, "other rows are another version");
+}
+
+#[test]
+fn the_size_of_a_version_is_that_of_its_files() {
+    let mut bench = Bench::new(Format::Completion);
+    let mut sizes = Vec::new();
+    for (number, rows) in [(1, 50), (2, 500)] {
+        bench.fingerprint(&rows.to_string());
+        bench.source("rows", &completions(0..rows));
+        assert_eq!(bench.build().0, 0);
+        let record = bench.version(number).unwrap();
+        let manifest = rows::manifest(&bench.store(), "topics", &record.digest).unwrap();
+        let folder = bench
+            .store_dir()
+            .join(paths::dataset("topics", &record.digest));
+        let bytes: u64 = fs::read_dir(folder)
+            .unwrap()
+            .map(Result::unwrap)
+            .filter(|entry| entry.file_name() != "manifest.json")
+            .map(|entry| entry.metadata().unwrap().len())
+            .sum();
+        assert_eq!(record.size_bytes, bytes);
+        assert_eq!(manifest.size_bytes, bytes);
+        sizes.push(bytes);
+    }
+    assert!(sizes[0] < sizes[1], "{sizes:?}");
+}
+
 #[test]
 fn conversations_are_built_too() {
     let mut bench = Bench::new(Format::Chat);

@@ -9,9 +9,7 @@
 )]
 
 use std::fs;
-use std::io::BufRead as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ed25519_dalek::SigningKey;
@@ -420,6 +418,14 @@ async fn an_import_is_whole_verified_and_repeatable() {
         ]
     );
     bench.store().verify(&folder, &manifest.files).unwrap();
+    let bytes = |name: &String| {
+        let file = bench.store().root().join(&folder).join(name);
+        fs::metadata(file).unwrap().len()
+    };
+    assert_eq!(
+        first.size_bytes,
+        manifest.files.keys().map(bytes).sum::<u64>()
+    );
     let Provenance::Imported { uri, .. } = manifest.provenance else {
         panic!("not an import");
     };
@@ -430,6 +436,7 @@ async fn an_import_is_whole_verified_and_repeatable() {
     assert_eq!((again.problem, &again.digest), (None, &first.digest));
     assert_eq!(bench.store().list("").unwrap(), before);
     let verified = bench.verify(&first.digest, "base").await.unwrap();
+    assert_eq!(verified.size_bytes, first.size_bytes);
     assert_eq!((verified.problem, verified.digest), (None, first.digest));
 }
 
@@ -647,51 +654,4 @@ async fn a_verification_blames_the_adapter_for_its_own_faults_only() {
         .problem
         .unwrap();
     assert_eq!(problem.reason, "AdapterNotFound");
-}
-
-#[tokio::test]
-async fn health_is_served_to_the_kubelet() {
-    use tonic_health::pb::HealthCheckRequest;
-    use tonic_health::pb::health_check_response::ServingStatus;
-    use tonic_health::pb::health_client::HealthClient;
-    let dir = tempfile::tempdir().unwrap();
-    let (mut child, address, _log) = start_binary(dir.path());
-    let channel = Channel::from_shared(format!("http://{address}")).unwrap();
-    let mut health = HealthClient::new(channel.connect().await.unwrap());
-    let request = HealthCheckRequest {
-        service: String::new(),
-    };
-    let reply = health.check(request).await.unwrap().into_inner();
-    assert_eq!(reply.status(), ServingStatus::Serving);
-    let pid = child.id().to_string();
-    assert!(Command::new("kill").arg(&pid).status().unwrap().success());
-    assert_eq!(
-        child.wait().unwrap().code(),
-        Some(0),
-        "SIGTERM is a good end"
-    );
-}
-
-type Log = std::io::Lines<std::io::BufReader<std::process::ChildStderr>>;
-
-/// The real binary, the address that its log names, and the log, whose other end must stay open.
-fn start_binary(dir: &Path) -> (std::process::Child, String, Log) {
-    fs::create_dir(dir.join("store")).unwrap();
-    write_config(&dir.join("config.json"), &[key(1)]);
-    let mut child = Command::new(env!("CARGO_BIN_EXE_keeper"))
-        .args(["--listen", "127.0.0.1:0", "--pod-uid", "pod"])
-        .args([Path::new("--config"), &dir.join("config.json")])
-        .args([Path::new("--store"), &dir.join("store")])
-        .args([Path::new("--claims"), dir])
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut log = std::io::BufReader::new(child.stderr.take().unwrap()).lines();
-    let address = log
-        .find_map(|line| {
-            let line: serde_json::Value = serde_json::from_str(&line.unwrap()).unwrap();
-            line.get("address")?.as_str().map(str::to_owned)
-        })
-        .unwrap();
-    (child, address, log)
 }

@@ -257,6 +257,12 @@ fn a_run_learns_is_scored_and_leaves_a_peft_folder() {
     assert_eq!(adapter.digest(), result.digest.as_str());
     let card = std::fs::read_to_string(folder.join("README.md")).unwrap();
     assert!(card.contains("base_model: pvc://models/tiny"), "{card}");
+    let sizes = std::fs::read_dir(&folder)
+        .unwrap()
+        .map(Result::unwrap)
+        .filter(|entry| entry.file_name() != "manifest.json")
+        .map(|entry| entry.metadata().unwrap().len());
+    assert_eq!(result.size_bytes, sizes.sum::<u64>());
     let figures: usize = std::fs::read_dir(world.run_folder(&config).join("metrics"))
         .unwrap()
         .map(|file| {

@@ -477,6 +477,11 @@ fn the_first_invalid_rows_are_named_by_source_line_and_rule_in_condition_and_eve
     world.publish_with(1, vec![row(3, "prompt is missing")]);
     world.reconcile();
     let status = world.cr.status.unwrap();
+    assert_eq!(
+        status.versions[0].schema_hash,
+        Digest::of(b"schema").as_str()
+    );
+    assert_eq!(status.versions[0].size_bytes, 9);
     let named = &status.versions[0].rejected[0];
     assert_eq!(
         (named.source.as_str(), named.line, named.rule.as_str()),

@@ -17,6 +17,7 @@ fn a_run_completes_with_metrics_and_stops_writing() {
         status.metrics[0].baseline.as_ref().unwrap().as_str(),
         "0.25"
     );
+    assert_eq!(status.result.unwrap().size_bytes, 9);
     assert_eq!(status.progress.unwrap().percent, 100);
     assert!(world.is_finished());
     let writes = world.writes;
