@@ -1,17 +1,19 @@
 //! What a reconcile works with.
 
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 
 use graftwork_contract::proto::store::v1::{DescribeBaseReply, ImportReply, VerifyReply};
 use graftwork_operator_core::observed::Record;
 use graftwork_operator_core::settings::Settings;
+use graftwork_operator_core::workload::STORE_CLAIM;
 use jiff::Timestamp;
 use kube::Client;
 
 use crate::apply::Writer;
 use crate::background::Background;
-use crate::cache::{Caches, Touches};
+use crate::cache::{Caches, Touches, find};
 use crate::calls::Calls;
 use crate::metrics::Metrics;
 use crate::progress::ProgressStreams;
@@ -53,6 +55,17 @@ pub struct Context {
     pub unanswered: Spells,
     /// Namespaces whose storage the API server refuses, with its words.
     pub refused_storage: Mutex<HashMap<String, String>>,
+}
+
+impl Context {
+    /// The settings as they hold in a namespace: of its store's claim, as it is, and not as the chart
+    /// would make it today.
+    pub fn settings_in(&self, namespace: &str) -> Cow<'_, Settings> {
+        let claim = find(&self.caches.claims, namespace, STORE_CLAIM);
+        let spec = claim.as_ref().and_then(|claim| claim.spec.as_ref());
+        let modes = spec.and_then(|spec| spec.access_modes.as_deref());
+        self.settings.with_access_modes(modes)
+    }
 }
 
 /// Since when something has been so without a break, by UID of the object. A process that starts

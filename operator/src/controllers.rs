@@ -112,7 +112,8 @@ async fn reconcile<K: Reconciled>(
     for _ in 0..MOST_DECISIONS {
         let now = clock::now();
         let observed = K::observe(context, &object, now).await?;
-        match object.plan(&observed, &context.settings, now) {
+        let settings = context.settings_in(&object.namespace().unwrap_or_default());
+        match object.plan(&observed, &settings, now) {
             Plan::Decide(decision) => match decide(context, &object, &decision).await? {
                 Some(written) => object = written,
                 None => return Err(Failure::Bug("a decision changes nothing".to_owned())),
@@ -421,7 +422,8 @@ pub async fn reconcile_storage(
     namespace: &Namespace,
 ) -> Result<Option<Duration>, Failure> {
     let observed = observe::storage::observe(context, namespace).await?;
-    let Plan::Act(actions) = storage::plan(&observed, &context.settings) else {
+    let Plan::Act(actions) = storage::plan(&observed, &context.settings_in(&observed.namespace))
+    else {
         return Ok(None);
     };
     let name = namespace.name_any();
@@ -454,5 +456,6 @@ pub async fn plan_once<K: Reconciled>(
 ) -> Result<Plan<K::Status>, ApiError> {
     let now = clock::now();
     let observed = K::observe(context, object, now).await?;
-    Ok(object.plan(&observed, &context.settings, now))
+    let settings = context.settings_in(&object.namespace().unwrap_or_default());
+    Ok(object.plan(&observed, &settings, now))
 }

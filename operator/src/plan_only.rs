@@ -119,7 +119,7 @@ pub async fn fill(caches: &Caches, within: Duration) -> Result<(), PlanError> {
 pub async fn plan_all(context: &Context, mut emit: impl FnMut(&Value)) -> Result<(), PlanError> {
     for namespace in context.caches.namespaces.state() {
         let observed = observe::storage::observe(context, &namespace).await?;
-        let plan = storage::plan(&observed, &context.settings);
+        let plan = storage::plan(&observed, &context.settings_in(&observed.namespace));
         emit(&line("Namespace", &namespace.name_any(), "", &plan));
     }
     plan_kind(context, &context.caches.datasets, &mut emit).await?;

@@ -1,5 +1,6 @@
 //! What an installation says: one file, written by the chart, the same for all objects.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{ResourceRequirements, Toleration};
@@ -149,6 +150,19 @@ impl Default for LeaderElection {
 }
 
 impl Settings {
+    /// The settings in a namespace whose store's claim has these access modes: a claim keeps those
+    /// that it was made with, whatever the chart says later, and its pods are placed by them.
+    pub fn with_access_modes(&self, modes: Option<&[String]>) -> Cow<'_, Self> {
+        match modes {
+            Some(modes) if !modes.is_empty() && modes != self.store.access_modes => {
+                let mut settings = self.clone();
+                settings.store.access_modes = modes.to_vec();
+                Cow::Owned(settings)
+            }
+            _ => Cow::Borrowed(self),
+        }
+    }
+
     /// The image of trainers under a profile.
     pub fn trainer_image<'a>(&'a self, profile: &'a ComputeProfile) -> &'a str {
         profile

@@ -10,14 +10,23 @@ use k8s_openapi::api::core::v1::{
     EmptyDirVolumeSource, EnvVar, EnvVarSource, KeyToPath, LocalObjectReference,
     ObjectFieldSelector, PersistentVolumeClaimVolumeSource, PodAffinity, PodAffinityTerm,
     PodSecurityContext, PodSpec, PodTemplateSpec, Probe, ResourceRequirements, SeccompProfile,
-    SecurityContext, Toleration, Volume, VolumeMount,
+    SecurityContext, Toleration, Volume, VolumeMount, WeightedPodAffinityTerm,
 };
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{
+    LabelSelector, LabelSelectorRequirement, ObjectMeta, OwnerReference,
+};
 
 use crate::settings::{ComputeProfile, Settings};
 
 /// Name of the claim that holds a namespace's store.
 pub const STORE_CLAIM: &str = "graftwork-store";
+
+/// Components other than the keeper whose pods mount the store.
+const STORE_READERS: [&str; 3] = [
+    labels::component::DATASET_BUILDER,
+    labels::component::TRAINER,
+    labels::component::ENGINE,
+];
 
 /// The object that children belong to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -238,32 +247,54 @@ pub fn build_pod(recipe: Recipe, placement: Placement, settings: &Settings) -> P
 
 /// A store that only one node can mount keeps every pod that mounts it on the keeper's node; a pod
 /// that can't go there is unschedulable, with the scheduler's words, in place of hanging in a mount.
+/// A keeper that moves goes where such pods are already, for they hold the volume; where there are
+/// none, it goes anywhere.
 fn beside_keeper(settings: &Settings, binary: &str) -> Option<Affinity> {
     let shared = |mode: &String| mode == "ReadWriteMany";
-    if binary == labels::component::KEEPER || settings.store.access_modes.iter().any(shared) {
+    if settings.store.access_modes.iter().any(shared) {
         return None;
     }
-    Some(Affinity {
-        pod_affinity: Some(PodAffinity {
-            required_during_scheduling_ignored_during_execution: Some(vec![PodAffinityTerm {
-                label_selector: Some(LabelSelector {
-                    match_labels: Some(
-                        [
-                            (
-                                labels::COMPONENT.to_owned(),
-                                labels::component::KEEPER.to_owned(),
-                            ),
-                            (labels::PART_OF.to_owned(), labels::PRODUCT.to_owned()),
-                        ]
-                        .into(),
-                    ),
-                    ..LabelSelector::default()
-                }),
-                topology_key: "kubernetes.io/hostname".to_owned(),
-                ..PodAffinityTerm::default()
-            }]),
+    let beside = |selector: LabelSelector| PodAffinityTerm {
+        label_selector: Some(selector),
+        topology_key: "kubernetes.io/hostname".to_owned(),
+        ..PodAffinityTerm::default()
+    };
+    let product = (labels::PART_OF.to_owned(), labels::PRODUCT.to_owned());
+    let pod_affinity = if binary == labels::component::KEEPER {
+        let readers = LabelSelectorRequirement {
+            key: labels::COMPONENT.to_owned(),
+            operator: "In".to_owned(),
+            values: Some(STORE_READERS.map(str::to_owned).to_vec()),
+        };
+        PodAffinity {
+            preferred_during_scheduling_ignored_during_execution: Some(vec![
+                WeightedPodAffinityTerm {
+                    pod_affinity_term: beside(LabelSelector {
+                        match_expressions: Some(vec![readers]),
+                        match_labels: Some([product].into()),
+                    }),
+                    weight: 100,
+                },
+            ]),
             ..PodAffinity::default()
-        }),
+        }
+    } else {
+        let keeper = (
+            labels::COMPONENT.to_owned(),
+            labels::component::KEEPER.to_owned(),
+        );
+        PodAffinity {
+            required_during_scheduling_ignored_during_execution: Some(vec![beside(
+                LabelSelector {
+                    match_labels: Some([keeper, product].into()),
+                    ..LabelSelector::default()
+                },
+            )]),
+            ..PodAffinity::default()
+        }
+    };
+    Some(Affinity {
+        pod_affinity: Some(pod_affinity),
         ..Affinity::default()
     })
 }
@@ -486,11 +517,23 @@ mod tests {
         let mut keeper = recipe();
         keeper.binary = labels::component::KEEPER;
         let keeper = build_pod(keeper, Placement::default(), &settings);
+        let keeper = keeper.spec.unwrap().affinity.unwrap().pod_affinity.unwrap();
         assert_eq!(
-            keeper.spec.unwrap().affinity,
-            None,
-            "nobody comes before the keeper"
+            keeper.required_during_scheduling_ignored_during_execution, None,
+            "nobody must come before the keeper"
         );
+        let preferred = &keeper
+            .preferred_during_scheduling_ignored_during_execution
+            .unwrap()[0]
+            .pod_affinity_term;
+        assert_eq!(preferred.topology_key, "kubernetes.io/hostname");
+        let selector = preferred.label_selector.clone().unwrap();
+        let components = selector.match_expressions.unwrap()[0]
+            .values
+            .clone()
+            .unwrap();
+        assert!(components.contains(&labels::component::ENGINE.to_owned()));
+        assert!(!components.contains(&labels::component::ROUTER.to_owned()));
         // What the affinity selects is what the keeper's pods carry.
         let carried = labels::child(labels::component::KEEPER, "Namespace", "team");
         let selected = terms[0]
@@ -506,6 +549,23 @@ mod tests {
         );
         settings.store.access_modes = vec!["ReadWriteMany".to_owned()];
         assert_eq!(affinity(&settings), None);
+    }
+
+    #[test]
+    fn a_claim_keeps_its_access_modes_whatever_the_chart_says_later() {
+        let settings = settings();
+        assert_eq!(settings.store.access_modes, ["ReadWriteOnce"]);
+        let shared = ["ReadWriteMany".to_owned()];
+        let template = |settings: &Settings| build_pod(recipe(), Placement::default(), settings);
+        let before = template(&settings.with_access_modes(Some(&shared)));
+        assert_eq!(before.spec.as_ref().unwrap().affinity, None);
+        let mut upgraded = settings.clone();
+        upgraded.store.access_modes = vec!["ReadWriteOncePod".to_owned()];
+        let after = template(&upgraded.with_access_modes(Some(&shared)));
+        assert_eq!(after, before, "no engine is rolled");
+        for none in [None, Some(&[][..])] {
+            assert_eq!(*settings.with_access_modes(none), settings);
+        }
     }
 
     #[test]
