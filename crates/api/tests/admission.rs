@@ -65,7 +65,11 @@ fn may(user: &str, old: &Value, new: &Value) -> bool {
 }
 
 fn command(id: &str, user: &str) -> Value {
-    json!({"id": id, "verb": "Approve", "digest": "sha256:1", "user": user})
+    saying("Approve", id, user)
+}
+
+fn saying(verb: &str, id: &str, user: &str) -> Value {
+    json!({"id": id, "verb": verb, "digest": "sha256:1", "user": user})
 }
 
 fn status(commands: &[(&str, Value)], answers: &[(&str, &str)]) -> Value {
@@ -119,6 +123,45 @@ fn nobody_takes_back_or_changes_anothers_command_before_it_is_answered() {
     let open = stale(&[(target, command("x", "ann"))]);
     assert!(!may("bob", &open, &stale(&[])));
     assert!(!may("bob", &open, &stale(&[(target, command("z", "bob"))])));
+}
+
+#[test]
+fn anyone_may_stop_what_anothers_unanswered_command_would_begin() {
+    let target = "adapter/expenses";
+    let with = |verb: &str, user: &str| status(&[(target, saying(verb, user, user))], &[]);
+    for (pending, verb, allowed) in [
+        ("Promote", "Abort", true),
+        ("Promote", "Pause", true),
+        ("Approve", "Reject", true),
+        ("Pause", "Abort", true),
+        ("Abort", "Abort", true),
+        ("Promote", "Promote", false),
+        ("Promote", "Resume", false),
+        ("Promote", "Retry", false),
+        ("Promote", "Rollback", false),
+        ("Reject", "Approve", false),
+        ("Abort", "Promote", false),
+        ("Pause", "Resume", false),
+        ("Abort", "Pause", false),
+        ("Reject", "Pause", false),
+    ] {
+        let anns = with(pending, "ann");
+        assert_eq!(
+            may("bob", &anns, &with(verb, "bob")),
+            allowed,
+            "Bob's {verb} over Ann's {pending}"
+        );
+        assert!(
+            !may("bob", &anns, &with(verb, "carl")),
+            "{verb} over {pending} in another's name"
+        );
+    }
+    let anns = with("Promote", "ann");
+    let elsewhere = status(&[("adapter/other", saying("Abort", "bob", "bob"))], &[]);
+    assert!(
+        !may("bob", &anns, &elsewhere),
+        "an Abort of something else takes nothing back"
+    );
 }
 
 #[test]
