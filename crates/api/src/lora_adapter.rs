@@ -191,6 +191,11 @@ pub struct LoRAAdapterStatus {
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 50))]
     pub answers: BTreeMap<String, Answer>,
+    /// Accepted commands whose record is not in the store yet, by the same targets: a newer command takes
+    /// nothing away from them.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 50))]
+    pub accepted: BTreeMap<String, AdapterCommand>,
     /// What printed columns show.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub columns: Option<AdapterColumns>,

@@ -1,6 +1,5 @@
-//! What people say about versions: each command is answered once, under its target.
-
-use std::collections::BTreeMap;
+//! What people say about versions: each command is answered once, under its target. One that is accepted is
+//! kept by itself until it is on record: a newer one may stand in its place by then.
 
 use graftwork_api::lora_adapter::{AdapterCommand, AdapterVerb, VersionStage};
 use graftwork_api::{Answer, AnswerOutcome, LoRAAdapterStatus, Time};
@@ -11,7 +10,7 @@ use super::gate;
 use super::step::{VersionView, View};
 use crate::conditions::shorten;
 
-/// A command that was accepted and whose effect is still to come, or came.
+/// A command that was accepted and is not on record yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Accepted {
     /// The version that is meant.
@@ -33,56 +32,140 @@ pub enum Verb {
     Reject,
 }
 
-/// Answers to commands that have none, where one can be given now.
-pub fn answers(
-    status: &LoRAAdapterStatus,
+/// Writes down what became of accepted commands, and the answers to commands that have none, where one
+/// can be given now. `base_trouble` says what is wrong with the base model. Returns whether anything
+/// was written.
+pub fn decide(
+    status: &mut LoRAAdapterStatus,
     view: &View,
+    base_trouble: Option<&str>,
     now: Timestamp,
-) -> BTreeMap<String, Answer> {
+) -> bool {
+    let settled = settle(status, view, base_trouble);
+    let open: Vec<(String, AdapterCommand)> = unanswered(status)
+        // A newer command is judged by what the accepted one comes to.
+        .filter(|(target, _)| !status.accepted.contains_key(*target))
+        .map(|(target, command)| (target.clone(), command.clone()))
+        .collect();
+    let mut answered = false;
+    for (target, command) in open {
+        let Some((outcome, message)) = judge(&target, &command, view, base_trouble) else {
+            continue;
+        };
+        answer(status, &target, &command.id, outcome.clone(), &message, now);
+        if outcome == AnswerOutcome::Accepted {
+            // From here on it is carried out, whatever stands in its place.
+            status.accepted.insert(target, command);
+        }
+        answered = true;
+    }
+    settled || answered
+}
+
+/// Refuses every command that has no answer, because nothing is decided for the reason `why`: a target
+/// does not stay taken until that is mended. Returns whether there was one.
+pub fn refuse_all(status: &mut LoRAAdapterStatus, why: &str, now: Timestamp) -> bool {
+    let open: Vec<(String, String)> = unanswered(status)
+        .map(|(target, command)| (target.clone(), command.id.clone()))
+        .collect();
+    let message = format!("nothing is decided about versions now: {why}");
+    for (target, id) in &open {
+        answer(status, target, id, AnswerOutcome::Refused, &message, now);
+    }
+    !open.is_empty()
+}
+
+/// Commands that were accepted and are still to be carried out.
+pub fn accepted(status: &LoRAAdapterStatus) -> Vec<Accepted> {
     status
-        .commands
+        .accepted
         .iter()
-        .filter(|(target, command)| {
-            status
-                .answers
-                .get(*target)
-                .is_none_or(|answer| answer.id != command.id)
-        })
-        .filter_map(|(target, command)| {
-            let (outcome, message) = judge(target, command, view)?;
-            Some((
-                target.clone(),
-                Answer {
-                    id: command.id.clone(),
-                    outcome,
-                    message: shorten(&message),
-                    time: Time(now),
-                },
-            ))
-        })
+        .filter_map(|(target, command)| read(target, command))
         .collect()
 }
 
-/// Commands whose answer says that they were accepted.
-pub fn accepted(status: &LoRAAdapterStatus) -> Vec<Accepted> {
-    status
-        .commands
+fn read(target: &str, command: &AdapterCommand) -> Option<Accepted> {
+    Some(Accepted {
+        version: version_of(target)?,
+        verb: verb(command)?,
+        user: command.user.clone(),
+        reason: command.reason.clone().unwrap_or_default(),
+    })
+}
+
+fn unanswered(status: &LoRAAdapterStatus) -> impl Iterator<Item = (&String, &AdapterCommand)> {
+    status.commands.iter().filter(|(target, command)| {
+        status
+            .answers
+            .get(*target)
+            .is_none_or(|answer| answer.id != command.id)
+    })
+}
+
+fn answer(
+    status: &mut LoRAAdapterStatus,
+    target: &str,
+    id: &str,
+    outcome: AnswerOutcome,
+    message: &str,
+    now: Timestamp,
+) {
+    let answer = Answer {
+        id: id.to_owned(),
+        outcome,
+        message: shorten(message),
+        time: Time(now),
+    };
+    status.answers.insert(target.to_owned(), answer);
+}
+
+/// An accepted command goes when its record is there, or where it can't come to be any more. Its answer
+/// says which, unless a newer one took its place. Returns whether one went.
+fn settle(status: &mut LoRAAdapterStatus, view: &View, base_trouble: Option<&str>) -> bool {
+    let ended: Vec<(String, AnswerOutcome, Option<String>)> = status
+        .accepted
         .iter()
         .filter_map(|(target, command)| {
-            let answer = status.answers.get(target)?;
-            let taken = answer.id == command.id && answer.outcome == AnswerOutcome::Accepted;
-            Some(Accepted {
-                version: version_of(target).filter(|_| taken)?,
-                verb: verb(command)?,
-                user: command.user.clone(),
-                reason: command.reason.clone().unwrap_or_default(),
-            })
+            let (outcome, message) = end_of(target, command, view, base_trouble)?;
+            Some((target.clone(), outcome, message))
         })
-        .collect()
+        .collect();
+    let any = !ended.is_empty();
+    for (target, outcome, message) in ended {
+        let Some(command) = status.accepted.remove(&target) else {
+            continue;
+        };
+        let answer = status.answers.get_mut(&target);
+        if let Some(answer) = answer.filter(|answer| answer.id == command.id) {
+            answer.outcome = outcome;
+            if let Some(message) = message {
+                answer.message = shorten(&message);
+            }
+        }
+    }
+    any
+}
+
+/// How an accepted command ended; none while it is to be carried out.
+fn end_of(
+    target: &str,
+    command: &AdapterCommand,
+    view: &View,
+    base_trouble: Option<&str>,
+) -> Option<(AnswerOutcome, Option<String>)> {
+    let is_done = read(target, command).is_some_and(|accepted| is_done(&accepted, view));
+    if is_done {
+        return Some((AnswerOutcome::Done, None));
+    }
+    match judge(target, command, view, base_trouble)? {
+        (AnswerOutcome::Accepted, _) => None,
+        (AnswerOutcome::Done, _) => Some((AnswerOutcome::Done, None)),
+        (_, message) => Some((AnswerOutcome::Failed, Some(message))),
+    }
 }
 
 /// Whether what an accepted command wanted is on record.
-pub fn is_done(command: &Accepted, view: &View) -> bool {
+fn is_done(command: &Accepted, view: &View) -> bool {
     view.versions
         .get(&command.version)
         .is_some_and(|version| match command.verb {
@@ -91,9 +174,10 @@ pub fn is_done(command: &Accepted, view: &View) -> bool {
         })
 }
 
-/// The version that a target names.
+/// The version that a target names: a version has one target, however numbers may be written.
 pub fn version_of(target: &str) -> Option<u32> {
-    target.strip_prefix("version/")?.parse().ok()
+    let number = target.strip_prefix("version/")?.parse().ok()?;
+    (target == format!("version/{number}")).then_some(number)
 }
 
 fn verb(command: &AdapterCommand) -> Option<Verb> {
@@ -105,7 +189,12 @@ fn verb(command: &AdapterCommand) -> Option<Verb> {
 }
 
 /// None where the answer has to wait.
-fn judge(target: &str, command: &AdapterCommand, view: &View) -> Option<(AnswerOutcome, String)> {
+fn judge(
+    target: &str,
+    command: &AdapterCommand,
+    view: &View,
+    base_trouble: Option<&str>,
+) -> Option<(AnswerOutcome, String)> {
     let refused = |message: String| Some((AnswerOutcome::Refused, message));
     let Some(number) = version_of(target) else {
         return refused(format!(
@@ -124,12 +213,16 @@ fn judge(target: &str, command: &AdapterCommand, view: &View) -> Option<(AnswerO
     }
     match verb(command) {
         None => refused(format!("verb \"{}\" is not known", command.verb)),
-        Some(Verb::Approve) => judge_approval(number, version),
+        Some(Verb::Approve) => judge_approval(number, version, base_trouble),
         Some(Verb::Reject) => judge_rejection(number, version),
     }
 }
 
-fn judge_approval(number: u32, version: &VersionView) -> Option<(AnswerOutcome, String)> {
+fn judge_approval(
+    number: u32,
+    version: &VersionView,
+    base_trouble: Option<&str>,
+) -> Option<(AnswerOutcome, String)> {
     let refused = |message: String| Some((AnswerOutcome::Refused, message));
     if let Some(rejected) = &version.ledger.rejected {
         return refused(format!(
@@ -141,6 +234,15 @@ fn judge_approval(number: u32, version: &VersionView) -> Option<(AnswerOutcome, 
         return Some((
             AnswerOutcome::Done,
             format!("version {number} is approved already"),
+        ));
+    }
+    if !version.stable_on.is_empty() {
+        return Some((
+            AnswerOutcome::Done,
+            format!(
+                "version {number} is stable on {} already",
+                version.stable_on.join(", ")
+            ),
         ));
     }
     if version.stage == VersionStage::Rejected {
@@ -165,8 +267,9 @@ fn judge_approval(number: u32, version: &VersionView) -> Option<(AnswerOutcome, 
             "version {number} can't be approved now: {}",
             problem.message
         )),
-        // The keeper has not looked at the files or at the base model yet.
-        _ => None,
+        // Without trouble, the keeper has not looked at the files or at the base model yet.
+        _ => base_trouble
+            .and_then(|why| refused(format!("version {number} can't be approved now: {why}"))),
     }
 }
 

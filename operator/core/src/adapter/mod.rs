@@ -20,6 +20,7 @@ use jiff::Timestamp;
 use crate::observed::Asked;
 use crate::plan::{Actions, Call, Decision, Plan};
 use crate::settings::Settings;
+use crate::storage::StorageProblem;
 
 pub use ledger::Ledger;
 pub use observed::{Observed, Verification, Verified, import, verifications};
@@ -40,10 +41,14 @@ pub fn plan(
     }
     let valid = match validate(&cr.spec) {
         Ok(valid) => valid,
-        Err(invalid) => return Plan::Act(status::invalid(cr, &invalid, now)),
+        Err(invalid) => {
+            let why = format!("{}: {}", invalid.field, invalid.message);
+            return hold(cr, &why, status::invalid(cr, &invalid, now), now);
+        }
     };
     if let Some(problem) = &observed.storage {
-        return Plan::Act(status::no_storage(cr, problem, now));
+        let (StorageProblem::NotOurs(why) | StorageProblem::Unavailable(why)) = problem;
+        return hold(cr, why, status::no_storage(cr, problem, now), now);
     }
     let records = match &observed.ledger {
         Asked::Answered(records) => records,
@@ -57,16 +62,15 @@ pub fn plan(
     let ledger = Ledger::read(name, records);
     let view = step::view(cr, &valid, &ledger, observed);
     let mut next = cr.status.clone().unwrap_or_default();
-    let answers = command::answers(&next, &view, now);
-    if !answers.is_empty() {
-        next.answers.extend(answers);
+    let trouble = status::base_trouble(cr, observed);
+    if command::decide(&mut next, &view, trouble.as_deref(), now) {
         return Plan::Decide(Decision {
             status: next,
             events: Vec::new(),
         });
     }
     let accepted = command::accepted(&next);
-    let mut actions = status::report(cr, &ledger, &view, observed, &accepted, now);
+    let mut actions = status::report(cr, &ledger, &view, observed, now);
     let publications = step::publications(cr, &valid, &ledger, &view, observed, &accepted, now);
     if !publications.is_empty() {
         // What was written shows in the next observation.
@@ -77,6 +81,23 @@ pub fn plan(
     if let Some(request) = import(cr, records).filter(|_| !imported) {
         actions.calls.push(Call::Import(request));
         actions.requeue_after.get_or_insert(status::SOON);
+    }
+    Plan::Act(actions)
+}
+
+/// Nothing is decided about versions, for the reason `why`: first what people wait for is answered.
+fn hold(
+    cr: &LoRAAdapter,
+    why: &str,
+    actions: Actions<LoRAAdapterStatus>,
+    now: Timestamp,
+) -> Plan<LoRAAdapterStatus> {
+    let mut next = cr.status.clone().unwrap_or_default();
+    if command::refuse_all(&mut next, why, now) {
+        return Plan::Decide(Decision {
+            status: next,
+            events: Vec::new(),
+        });
     }
     Plan::Act(actions)
 }

@@ -14,7 +14,7 @@ use graftwork_api::{AnswerOutcome, Decimal, LoRAAdapter, LoRAAdapterStatus, Time
 use graftwork_contract::ledger;
 use jiff::{SignedDuration, Timestamp};
 
-use super::command::{self, Accepted};
+use super::command;
 use super::gate::Judgement;
 use super::ledger::Ledger;
 use super::listing::listed;
@@ -179,7 +179,6 @@ pub fn report(
     ledger: &Ledger,
     view: &View,
     observed: &Observed,
-    accepted: &[Accepted],
     now: Timestamp,
 ) -> Actions<LoRAAdapterStatus> {
     let mut next = cr.status.clone().unwrap_or_default();
@@ -199,7 +198,7 @@ pub fn report(
             digest: base.digest.to_string(),
         });
     }
-    finish_answers(&mut next, view, accepted, now);
+    forget_answers(&mut next, now);
     next.columns = Some(columns(view));
     let turned = turned_versions(cr.status.as_ref(), &next.versions);
     let said = ready(cr, ledger, observed, now);
@@ -233,26 +232,9 @@ fn waits_for_files(view: &View) -> bool {
     })
 }
 
-/// An accepted command whose record is there is done. What was said about versions that status does
-/// not list, or that never were, goes once people had time to read the answer: a new version always
-/// finds room for a command.
-fn finish_answers(
-    status: &mut LoRAAdapterStatus,
-    view: &View,
-    accepted: &[Accepted],
-    now: Timestamp,
-) {
-    for command in accepted
-        .iter()
-        .filter(|command| command::is_done(command, view))
-    {
-        if let Some(answer) = status
-            .answers
-            .get_mut(&format!("version/{}", command.version))
-        {
-            answer.outcome = AnswerOutcome::Done;
-        }
-    }
+/// What was said about versions that status does not list, or that never were, goes once people had
+/// time to read the answer: a new version always finds room for a command.
+fn forget_answers(status: &mut LoRAAdapterStatus, now: Timestamp) {
     let listed: BTreeSet<u32> = status.versions.iter().map(|it| it.version).collect();
     let answers = &status.answers;
     status.commands.retain(|target, command| {
@@ -264,10 +246,10 @@ fn finish_answers(
                     && now.duration_since(answer.time.0) >= KEPT_ANSWER
             })
     });
-    let commands = &status.commands;
+    let (commands, accepted) = (&status.commands, &status.accepted);
     status
         .answers
-        .retain(|target, _| commands.contains_key(target));
+        .retain(|target, _| commands.contains_key(target) || accepted.contains_key(target));
 }
 
 /// Rules in order: the first that holds says whether the adapter is ready.
@@ -326,6 +308,15 @@ fn ready(cr: &LoRAAdapter, ledger: &Ledger, observed: &Observed, now: Timestamp)
         "the spec is accepted",
         Moving::Rests,
     )
+}
+
+/// What is known to be wrong with the base model, in words: nothing can be approved for it.
+pub fn base_trouble(cr: &LoRAAdapter, observed: &Observed) -> Option<String> {
+    let of_claim = base_problem(cr, observed).map(|said| said.message);
+    of_claim.or_else(|| match &observed.base {
+        Asked::Answered(Err(problem)) => Some(format!("spec.baseModel.uri: {}", problem.message)),
+        _ => None,
+    })
 }
 
 /// The claim of the base model can't be mounted.

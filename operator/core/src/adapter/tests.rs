@@ -18,6 +18,7 @@ use crate::fixtures::{at, settings};
 use crate::observed::{Asked, Base, ClaimState, Problem, Record};
 use crate::plan::{Actions, EventKind};
 
+mod accepted;
 mod unanswered;
 
 fn digest(of: &str) -> Digest {

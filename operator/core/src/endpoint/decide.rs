@@ -193,7 +193,8 @@ impl Context<'_> {
 
 /// The next decision while the spec is not acted on, for the reason `why`; none where nothing is to
 /// be decided. Nobody judges a candidate then, so its callers go back to the stable version, without
-/// blame: it is tried again once the spec is mended. What serves goes on.
+/// blame: it is tried again once the spec is mended. What serves goes on. Commands are refused: a target
+/// that waits for its answer would keep others from it until then.
 pub fn hold(
     cr: &ServingEndpoint,
     policy: &Policy,
@@ -204,6 +205,8 @@ pub fn hold(
     let before = cr.status.clone().unwrap_or_default();
     let mut next = before.clone();
     let mut events = Vec::new();
+    let refusal = |_: &str| format!("no command is taken now: {why}");
+    refuse(&mut next, |_| true, refusal, now);
     for (index, adapter) in before.adapters.iter().enumerate() {
         let Some(state) = adapter.rollout.as_ref().map(|rollout| &rollout.state) else {
             continue;
@@ -262,19 +265,29 @@ fn refuse_unknown_targets(status: &mut ServingEndpointStatus, now: Timestamp) {
         .iter()
         .map(|adapter| target(&adapter.name))
         .collect();
-    let unknown: Vec<(String, String)> = status
+    let is_unknown = |target: &str| !known.contains(target);
+    let why = |target: &str| format!("target \"{target}\" is not known: write adapter/NAME");
+    refuse(status, is_unknown, why, now);
+}
+
+/// Refuses the commands for some targets that have no answer, each in the words of `why`.
+fn refuse(
+    status: &mut ServingEndpointStatus,
+    is_meant: impl Fn(&str) -> bool,
+    why: impl Fn(&str) -> String,
+    now: Timestamp,
+) {
+    let refused: Vec<(String, String)> = status
         .commands
         .iter()
-        .filter(|(target, _)| !known.contains(*target))
-        .filter(|(target, _)| unanswered(status, target).is_some())
+        .filter(|(target, _)| is_meant(target) && unanswered(status, target).is_some())
         .map(|(target, command)| (target.clone(), command.id.clone()))
         .collect();
-    for (target, id) in unknown {
-        let message = format!("target \"{target}\" is not known: write adapter/NAME");
+    for (target, id) in refused {
         let answer = Answer {
             id,
             outcome: AnswerOutcome::Refused,
-            message: shorten(&message),
+            message: shorten(&why(&target)),
             time: Time(now),
         };
         status.answers.insert(target, answer);

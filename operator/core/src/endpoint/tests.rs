@@ -19,6 +19,8 @@ use crate::observed::{Acknowledgement, Asked, Base, ClaimState, Found, Pod, tabl
 use crate::plan::{Actions, Child};
 use crate::settings::Settings;
 
+mod held;
+
 fn digest(number: u32) -> String {
     Digest::of(&number.to_be_bytes()).to_string()
 }
