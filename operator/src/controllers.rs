@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::join_all;
-use graftwork_operator_core::hindered::{self, Hindrance};
+use graftwork_operator_core::hindered::{self, Hindrance, Judged};
 use graftwork_operator_core::plan::{Actions, Call, Decision, Event, Plan};
 use graftwork_operator_core::storage;
 use k8s_openapi::api::core::v1::{Namespace, ObjectReference};
@@ -192,7 +192,11 @@ fn hinder<K: Reconciled>(
     let old = old.as_mut().map(|old| K::conditions(old).clone());
     let old = old.unwrap_or_default();
     let next = K::conditions(status);
-    hindered::say(K::JUDGED, hindrance, &old, next, events, clock::now())
+    let judged = Judged {
+        condition: K::JUDGED,
+        generation: object.meta().generation,
+    };
+    hindered::say(judged, hindrance, &old, next, events, clock::now())
 }
 
 /// Writes a decision down. Returns the object with it.

@@ -25,6 +25,19 @@ pub struct Hindrance {
     pub message: String,
 }
 
+/// The condition by which an object is judged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Judged<'a> {
+    /// Its type.
+    pub condition: &'a str,
+    /// `metadata.generation` of the object that was looked at.
+    pub generation: Option<i64>,
+}
+
+/// What a plan says where the spec names something that is not there: mending that comes first, as with
+/// everything that makes an object Stalled.
+const FIRST_TO_MEND: [&str; 2] = [reason::BASE_MODEL_NOT_FOUND, reason::SOURCE_NOT_FOUND];
+
 /// Why a Deployment's pods can't be made, in the API server's words.
 pub fn replica_failure(deployment: &Deployment) -> Option<String> {
     let conditions = deployment.status.as_ref()?.conditions.iter().flatten();
@@ -80,25 +93,31 @@ pub fn no_priority_class(job: &str, class: &str) -> Hindrance {
 }
 
 /// Puts what is in the way into the conditions and events of a plan for an object whose status has
-/// the conditions `old`. `judged` is the condition by which the object is judged. Returns whether
-/// there was a place for it: an object that is finished keeps its verdict.
+/// the conditions `old`. Returns whether there was a place for it: an object that is finished keeps its
+/// verdict, and one whose spec can't work goes on saying so.
 pub fn say(
-    judged: &str,
+    judged: Judged<'_>,
     hindrance: &Hindrance,
     old: &[Condition],
     next: &mut Vec<Condition>,
     events: &mut Vec<Event>,
     now: Timestamp,
 ) -> bool {
+    let Judged {
+        condition: judged,
+        generation,
+    } = judged;
     let planned = conditions::find(next, judged).cloned();
-    if conditions::is_true(next, condition::FINISHED) {
+    let is_spec = planned.as_ref().is_some_and(|planned| {
+        let first = conditions::is_true(next, condition::STALLED)
+            || FIRST_TO_MEND.contains(&planned.reason.as_str());
+        first && planned.status == "False" && planned.observed_generation == generation
+    });
+    if is_spec || conditions::is_true(next, condition::FINISHED) {
         return false;
     }
     let planned_reason = planned.as_ref().map(|planned| planned.reason.clone());
     let planned_reason = planned_reason.unwrap_or_default();
-    let generation = planned
-        .as_ref()
-        .and_then(|planned| planned.observed_generation);
     let (truth, why) = match &planned {
         Some(planned) if !hindrance.refused => {
             let truth = match planned.status.as_str() {
@@ -149,6 +168,14 @@ mod tests {
         }
     }
 
+    /// Of an object at the generation that [`planned`] is for.
+    fn by(condition: &str) -> Judged<'_> {
+        Judged {
+            condition,
+            generation: Some(3),
+        }
+    }
+
     /// What a plan says on top of `old`.
     fn planned(old: &[Condition], kind: &str, truth: Truth, why: &str) -> Vec<Condition> {
         let mut list = Conditions::new(old, Some(3), at(50));
@@ -168,7 +195,14 @@ mod tests {
                 Event::normal(reason::STARTING, "as planned"),
                 Event::normal(reason::GATE_PASSED, "something else"),
             ];
-            assert!(say(judged, &refused(), &[], &mut next, &mut events, at(50)));
+            assert!(say(
+                by(judged),
+                &refused(),
+                &[],
+                &mut next,
+                &mut events,
+                at(50)
+            ));
             let found = conditions::find(&next, judged).unwrap();
             assert_eq!(found.status, truth);
             assert_eq!(found.reason, reason::CHILD_REFUSED);
@@ -184,7 +218,7 @@ mod tests {
     fn a_refusal_that_lasts_is_written_and_told_once() {
         let mut first = planned(&[], condition::READY, Truth::Unknown, reason::BUILDING);
         say(
-            condition::READY,
+            by(condition::READY),
             &refused(),
             &[],
             &mut first,
@@ -194,7 +228,7 @@ mod tests {
         let mut second = planned(&first, condition::READY, Truth::Unknown, reason::BUILDING);
         let mut events = vec![Event::normal(reason::BUILDING, "as planned")];
         say(
-            condition::READY,
+            by(condition::READY),
             &refused(),
             &first,
             &mut second,
@@ -212,7 +246,7 @@ mod tests {
     fn a_plan_that_can_be_carried_out_says_nothing_of_an_earlier_refusal() {
         let mut first = planned(&[], condition::READY, Truth::Unknown, reason::BUILDING);
         say(
-            condition::READY,
+            by(condition::READY),
             &refused(),
             &[],
             &mut first,
@@ -233,7 +267,7 @@ mod tests {
         let mut next = old.clone();
         let mut events = Vec::new();
         let said = say(
-            condition::SUCCEEDED,
+            by(condition::SUCCEEDED),
             &refused(),
             &old,
             &mut next,
@@ -242,6 +276,80 @@ mod tests {
         );
         assert!(!said);
         assert_eq!((next, events), (old, Vec::new()));
+    }
+
+    #[test]
+    fn a_spec_that_cannot_work_goes_on_saying_so_whatever_is_refused() {
+        for (why, stalled) in [
+            (reason::INVALID_SPEC, true),
+            (reason::COMPUTE_PROFILE_NOT_FOUND, true),
+            (reason::OBJECT_NOT_OURS, true),
+            (reason::BASE_MODEL_NOT_FOUND, false),
+            (reason::SOURCE_NOT_FOUND, false),
+        ] {
+            // Before the spec was changed, a child was refused.
+            let mut old = planned(&[], condition::READY, Truth::Unknown, reason::BUILDING);
+            let no_events = &mut Vec::new();
+            say(
+                by(condition::READY),
+                &refused(),
+                &[],
+                &mut old,
+                no_events,
+                at(40),
+            );
+            for hindrance in [refused(), no_pod("x-1")] {
+                let mut next = Conditions::new(&old, Some(3), at(50));
+                next.set(condition::READY, Truth::False, why, "spec.x: 5");
+                next.set_while(condition::RECONCILING, false, why, "");
+                next.set_while(condition::STALLED, stalled, why, "spec.x: 5");
+                let mut next = next.into_list();
+                let before = next.clone();
+                let mut events = vec![Event::warning(why, "spec.x: 5")];
+                let said = say(
+                    by(condition::READY),
+                    &hindrance,
+                    &old,
+                    &mut next,
+                    &mut events,
+                    at(50),
+                );
+                assert!(!said, "{why}");
+                assert_eq!(next, before, "{why}");
+                assert_eq!(events.len(), 1, "{why}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_refusal_is_about_the_generation_that_was_looked_at() {
+        // The plan leaves status alone: what is there is about the spec before.
+        for (truth, stalled) in [(Truth::True, false), (Truth::False, true)] {
+            let mut old = Conditions::new(&[], Some(2), at(0));
+            old.set(condition::READY, truth, reason::READY, "");
+            old.set_while(condition::RECONCILING, !stalled, reason::READY, "");
+            old.set_while(condition::STALLED, stalled, reason::INVALID_SPEC, "");
+            let old = old.into_list();
+            for from in [old.as_slice(), &[]] {
+                let mut next = from.to_vec();
+                let events = &mut Vec::new();
+                let said = say(
+                    by(condition::READY),
+                    &refused(),
+                    &old,
+                    &mut next,
+                    events,
+                    at(9),
+                );
+                assert!(said);
+                for kind in [condition::READY, condition::RECONCILING] {
+                    let found = conditions::find(&next, kind).unwrap();
+                    assert_eq!(found.reason, reason::CHILD_REFUSED);
+                    assert_eq!(found.observed_generation, Some(3), "{kind}");
+                }
+                assert_eq!(conditions::find(&next, condition::STALLED), None);
+            }
+        }
     }
 
     #[test]
@@ -284,7 +392,7 @@ mod tests {
         let mut events = Vec::new();
         let hindrance = no_pod("run-1");
         say(
-            condition::SUCCEEDED,
+            by(condition::SUCCEEDED),
             &hindrance,
             &[],
             &mut next,

@@ -55,7 +55,7 @@ pub fn dataset() -> Dataset {
     serde_json::from_value(json!({
         "apiVersion": "graftwork.dev/v1alpha1",
         "kind": "Dataset",
-        "metadata": {"name": "x", "namespace": "team", "uid": "u", "resourceVersion": "41"},
+        "metadata": {"name": "x", "namespace": "team", "uid": "u", "resourceVersion": "41", "generation": 2},
         "spec": {
             "sources": [{"name": "s", "uri": "pvc://a/b"}],
             "format": {"type": "Text"}

@@ -62,6 +62,7 @@ async fn a_refusal_is_a_condition_with_the_servers_words_and_goes_when_the_write
         let ready = &written.body["status"]["conditions"][0];
         assert_eq!(ready["status"], "False");
         assert_eq!(ready["reason"], "ChildRefused");
+        assert_eq!(ready["observedGeneration"], 2);
         let message = ready["message"].as_str().unwrap();
         assert!(message.contains("exceeded quota: team-quota"), "{message}");
         assert_eq!(writes.last().unwrap().body["reason"], "ChildRefused");
@@ -92,6 +93,49 @@ async fn a_refusal_is_a_condition_with_the_servers_words_and_goes_when_the_write
         assert_eq!(conditions.len(), 1, "Reconciling is gone: {conditions:?}");
         assert_eq!(conditions[0]["reason"], "Building");
     }
+}
+
+#[tokio::test]
+async fn a_refusal_hides_no_invalid_spec_and_is_told_all_the_same() {
+    let api = FakeApi::new(|method, path, body| {
+        if path == "jobs/old" {
+            Answer::Status(403, "jobs may not be deleted on Fridays")
+        } else {
+            take(method, path, body)
+        }
+    });
+    let condition = |kind: &str, status: &str| {
+        serde_json::from_value::<Condition>(json!({
+            "type": kind, "status": status, "reason": "InvalidSpec", "message": "spec.sources[0].uri: x",
+            "lastTransitionTime": "2026-01-01T00:00:00Z", "observedGeneration": 2,
+        }))
+        .unwrap()
+    };
+    let mut status = status(2);
+    status.conditions = vec![condition("Ready", "False"), condition("Stalled", "True")];
+    let invalid = Actions {
+        delete: everything().delete,
+        status: Some(status),
+        ..Actions::default()
+    };
+    let context = context(&api, Term::forever()).await;
+    carry_out(&context, &dataset(), &invalid).await.unwrap_err();
+    let writes = api.writes();
+    let bodies = |path: &str| {
+        let of_path = writes.iter().filter(|it| it.path.ends_with(path));
+        of_path.map(|it| it.body.clone()).collect::<Vec<_>>()
+    };
+    let written = bodies("/status").remove(0);
+    let reasons = written["status"]["conditions"].as_array().unwrap();
+    assert!(
+        reasons.iter().all(|it| it["reason"] == "InvalidSpec"),
+        "{reasons:?}"
+    );
+    let events = bodies("events");
+    assert_eq!(events.len(), 1, "{events:?}");
+    assert_eq!(events[0]["reason"], "WriteRefused");
+    let note = events[0]["note"].as_str().unwrap();
+    assert!(note.contains("Fridays"), "{note}");
 }
 
 #[tokio::test]
