@@ -36,7 +36,27 @@ const LONGEST_AFTER_REFUSAL: u64 = 30;
 #[derive(Default)]
 struct Pauses(Mutex<HashMap<Touch, u32>>);
 
+/// What became of a look that did not fail.
+#[derive(Debug)]
+enum Looked {
+    /// It was done; when to look again.
+    Done(Option<Duration>),
+    /// Nothing was tried yet.
+    Later(Duration),
+}
+
 impl Pauses {
+    /// When to look again. Only what was tried and went well ends a row of failures.
+    fn next(&self, touch: &Touch, looked: &Looked) -> Duration {
+        match looked {
+            Looked::Later(pause) => *pause,
+            Looked::Done(next) => {
+                self.clear(touch);
+                next.map_or_else(|| jitter(RESYNC), |next| next.min(RESYNC))
+            }
+        }
+    }
+
     fn clear(&self, touch: &Touch) {
         if let Ok(mut failures) = self.0.lock() {
             failures.remove(touch);
@@ -72,8 +92,8 @@ fn jitter(duration: Duration) -> Duration {
 async fn guarded(
     context: &Context,
     touch: &Touch,
-    look: impl Future<Output = Result<Option<Duration>, Failure>>,
-) -> Result<Option<Duration>, Failure> {
+    look: impl Future<Output = Result<Looked, Failure>>,
+) -> Result<Looked, Failure> {
     let started = clock::monotonic();
     let outcome = match AssertUnwindSafe(look).catch_unwind().await {
         Ok(outcome) => outcome,
@@ -89,7 +109,7 @@ async fn guarded(
     let seconds = started.elapsed().as_secs_f64();
     context.metrics.reconciled(touch.kind, seconds);
     match &outcome {
-        Ok(next) => tracing::debug!(seconds, ?next, "looked"),
+        Ok(looked) => tracing::debug!(seconds, ?looked, "looked"),
         Err(failure) => {
             context.metrics.failed(touch.kind, failure.category());
             match failure {
@@ -111,20 +131,20 @@ trait Stored: Resource<DynamicType = ()> + Clone + Send + Sync + 'static {
     fn look(
         context: Arc<Context>,
         object: Arc<Self>,
-    ) -> impl Future<Output = Result<Option<Duration>, Failure>> + Send;
+    ) -> impl Future<Output = Result<Looked, Failure>> + Send;
 }
 
 impl<K: Reconciled> Stored for Guarded<K> {
     const KIND: Kind = K::KIND;
 
-    async fn look(context: Arc<Context>, object: Arc<Self>) -> Result<Option<Duration>, Failure> {
+    async fn look(context: Arc<Context>, object: Arc<Self>) -> Result<Looked, Failure> {
         let DeserializeGuard(readable) = &*object;
         match readable {
-            Ok(object) if object.meta().deletion_timestamp.is_some() => Ok(None),
+            Ok(object) if object.meta().deletion_timestamp.is_some() => Ok(Looked::Done(None)),
             Ok(object) => match freshest(&context, object).await? {
-                Freshest::Object(object) => reconcile(&context, *object).await,
-                Freshest::Later(pause) => Ok(Some(pause)),
-                Freshest::Gone => Ok(None),
+                Freshest::Object(object) => reconcile(&context, *object).await.map(Looked::Done),
+                Freshest::Later(pause) => Ok(Looked::Later(pause)),
+                Freshest::Gone => Ok(Looked::Done(None)),
             },
             Err(invalid) => {
                 let failure = Failure::Unreadable(invalid.error.clone());
@@ -139,8 +159,8 @@ impl<K: Reconciled> Stored for Guarded<K> {
 impl Stored for Namespace {
     const KIND: Kind = Kind::Storage;
 
-    async fn look(context: Arc<Context>, object: Arc<Self>) -> Result<Option<Duration>, Failure> {
-        reconcile_storage(&context, &object).await
+    async fn look(context: Arc<Context>, object: Arc<Self>) -> Result<Looked, Failure> {
+        reconcile_storage(&context, &object).await.map(Looked::Done)
     }
 }
 
@@ -203,10 +223,8 @@ async fn drive<K: Stored + Debug>(
             // What is cached now: a change until here is seen, one from here on queues again.
             let object = newest.get(&ObjectRef::from_obj(&*object)).unwrap_or(object);
             let look = K::look(Arc::clone(&context), object);
-            let next = guarded(&context, &touch, look).await?;
-            pauses.clear(&touch);
-            let next = next.map_or_else(|| jitter(RESYNC), |next| next.min(RESYNC));
-            Ok(Action::requeue(next))
+            let looked = guarded(&context, &touch, look).await?;
+            Ok(Action::requeue(pauses.next(&touch, &looked)))
         }
         .instrument(span)
         .boxed()
@@ -305,6 +323,26 @@ mod tests {
         let mut namespace = Namespace::default();
         namespace.metadata.name = Some("team".to_owned());
         namespace
+    }
+
+    #[test]
+    fn a_look_that_tried_nothing_ends_no_row_of_failures() {
+        let pauses = Pauses::default();
+        let touch = touch_of(&namespace());
+        let fail = || pauses.after(&touch, &Failure::Bug("x".to_owned()));
+        let around = |seconds: u64| {
+            let exact = Duration::from_secs(seconds);
+            exact.mul_f64(0.79)..exact.mul_f64(1.21)
+        };
+        for seconds in [1, 2, 4] {
+            assert!(around(seconds).contains(&fail()), "after {seconds} s");
+        }
+        let soon = Duration::from_millis(100);
+        assert_eq!(pauses.next(&touch, &Looked::Later(soon)), soon);
+        assert!(around(8).contains(&fail()), "nothing was tried meanwhile");
+        let resync = pauses.next(&touch, &Looked::Done(None));
+        assert!(around(RESYNC.as_secs()).contains(&resync));
+        assert!(around(1).contains(&fail()), "it went well meanwhile");
     }
 
     #[test]
