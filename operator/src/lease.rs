@@ -8,23 +8,31 @@
 //! Receivers refuse what comes from a lower epoch than they have seen. A Lease that was deleted has
 //! taken its count with it, so a new one starts above every count that can have been reached: at the
 //! number of seconds since [`COUNTED_FROM`]. Its maker does not begin before a full lease has passed:
-//! the leader of the lost Lease may have renewed a moment before it went.
+//! the leader of the lost Lease may have renewed a moment before it went. Nor does who finds a Lease whose
+//! maker went away before that. Where no leader has made its signing key yet nobody can have led: the
+//! first installation begins at once.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use graftwork_operator_core::settings::LeaderElection;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::api::{Api, ObjectMeta, PostParams};
+use tokio_util::sync::CancellationToken;
 
 use crate::api::{self, ApiError};
-use crate::clock;
 use crate::metrics::Metrics;
+use crate::{clock, keys};
 
 /// Name of the Lease in the operator's namespace.
 pub const LEASE: &str = "graftwork-operator";
+
+/// Annotation of a Lease whose maker has not begun: a full lease has to pass, whoever holds it by then.
+const NOT_BEGUN: &str = "graftwork.dev/not-begun";
 
 /// Epochs of new Leases are counted in seconds from 2026-01-01T00:00:00Z: `leaseTransitions` has 32
 /// bits, which last until 2094.
@@ -126,6 +134,7 @@ impl From<LeaderElection> for Times {
 /// A candidate for leadership.
 pub struct Elector {
     api: Api<Lease>,
+    secrets: Api<Secret>,
     identity: String,
     times: Times,
     term: Arc<Term>,
@@ -156,7 +165,8 @@ impl Elector {
         metrics: Metrics,
     ) -> Self {
         Self {
-            api: Api::namespaced(client, namespace),
+            api: Api::namespaced(client.clone(), namespace),
+            secrets: Api::namespaced(client, namespace),
             identity,
             times,
             term,
@@ -167,16 +177,23 @@ impl Elector {
         }
     }
 
-    /// Waits until this process leads.
-    pub async fn acquire(&mut self) {
-        loop {
+    /// Waits until this process leads, or until `stop`: then it gives back what it holds by then.
+    /// Returns whether it leads.
+    pub async fn acquire(&mut self, stop: &CancellationToken) -> bool {
+        while !stop.is_cancelled() {
+            // An attempt is not cut short: its write could be done after the lease was given back.
             match self.attempt().await {
-                Ok(Attempt::Leads) => return,
-                Ok(Attempt::Waits) => {}
+                Ok(Attempt::Leads) if !stop.is_cancelled() => return true,
+                Ok(_) => {}
                 Err(error) => tracing::warn!(%error, "the lease can't be had"),
             }
-            tokio::time::sleep(self.times.retry).await;
+            tokio::select! {
+                () = tokio::time::sleep(self.times.retry) => {}
+                () = stop.cancelled() => {}
+            }
         }
+        self.release().await;
+        false
     }
 
     async fn attempt(&mut self) -> Result<Attempt, ApiError> {
@@ -192,7 +209,10 @@ impl Elector {
             && spec.holder_identity.as_deref() == Some(self.identity.as_str())
         {
             let begins = since.elapsed() >= self.times.lease;
-            let next = self.next(Some(&lease), transitions);
+            let mut next = self.next(Some(&lease), transitions);
+            if !begins {
+                next.metadata.annotations = Some(not_begun());
+            }
             let renewed = self.replace(&next).await;
             return if begins {
                 self.take(renewed, started)
@@ -205,6 +225,8 @@ impl Elector {
             .holder_identity
             .as_deref()
             .is_some_and(|it| !it.is_empty());
+        let marks = lease.metadata.annotations.as_ref();
+        let begun = marks.is_none_or(|marks| !marks.contains_key(NOT_BEGUN));
         let changed = self.seen.as_ref().is_none_or(|(seen, _)| *seen != version);
         if changed {
             self.seen = Some((version, started));
@@ -216,7 +238,7 @@ impl Elector {
             .and_then(|seconds| u64::try_from(seconds).ok())
             .map_or(self.times.lease, Duration::from_secs);
         let duration = theirs.max(self.times.lease);
-        if held && waited.is_none_or(|waited| waited < duration) {
+        if (held || !begun) && waited.is_none_or(|waited| waited < duration) {
             return Ok(Attempt::Waits);
         }
         let next = self.next(Some(&lease), self.highest.saturating_add(1));
@@ -230,13 +252,20 @@ impl Elector {
         let epoch = i32::try_from(seconds)
             .unwrap_or(i32::MAX)
             .max(self.highest.saturating_add(1));
-        let lease = self.next(None, epoch);
+        let first = self.seen.is_none() && !keys::may_exist(&self.secrets).await;
+        let mut lease = self.next(None, epoch);
+        if !first {
+            lease.metadata.annotations = Some(not_begun());
+        }
         let made = self
             .written(
                 "create",
                 api::call(self.api.create(&PostParams::default(), &lease)),
             )
             .await;
+        if first {
+            return self.take(made, started);
+        }
         if let Ok(lease) = &made {
             tracing::info!(epoch, "made the lease: begins when a full one has passed");
             let uid = lease.metadata.uid.clone().unwrap_or_default();
@@ -379,6 +408,10 @@ impl Elector {
             }
         }
     }
+}
+
+fn not_begun() -> BTreeMap<String, String> {
+    [(NOT_BEGUN.to_owned(), "true".to_owned())].into()
 }
 
 /// Ends the process when the term is over. It runs on a thread of its own, so that a busy runtime

@@ -106,9 +106,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         metrics.clone(),
     );
     tracing::info!(identity = options.identity, "waits to lead");
-    tokio::select! {
-        () = elector.acquire() => {}
-        () = stop.cancelled() => return Ok(()),
+    if !elector.acquire(&stop).await {
+        return Ok(());
     }
     tracing::info!(epoch = term.epoch(), "leads");
     let stopping = Arc::new(AtomicBool::new(false));
@@ -119,33 +118,44 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         async move { elector.keep(&give_back).await }
     });
 
-    let client = clients.client.clone();
-    let keys = keys::load_or_create(client, &options.namespace, &term, &metrics).await?;
-    let context = context_for(
-        &clients,
-        &caches,
-        &touches,
-        settings,
-        keys,
-        &term,
-        &metrics,
-        &options.identity,
-    );
-    let context = Arc::new(context);
-    tokio::spawn(sweep(Arc::clone(&context)));
-    let mut working = tokio::spawn(controllers::run_all(context, receivers, stop.clone()));
-    tokio::select! {
-        () = stop.cancelled() => {}
-        ended = &mut working => anyhow::bail!("the controllers ended: {ended:?}"),
-    }
-    tracing::info!("stops: what is being done is finished first");
-    if tokio::time::timeout(STOP_WITHIN, working).await.is_err() {
-        tracing::warn!("gave up on what was being done");
-    }
+    let work = async {
+        let client = clients.client.clone();
+        let keys = tokio::select! {
+            biased;
+            () = stop.cancelled() => return anyhow::Ok(()),
+            keys = keys::load_or_create(client, &options.namespace, &term, &metrics) => keys?,
+        };
+        let context = context_for(
+            &clients,
+            &caches,
+            &touches,
+            settings,
+            keys,
+            &term,
+            &metrics,
+            &options.identity,
+        );
+        let context = Arc::new(context);
+        tokio::spawn(sweep(Arc::clone(&context)));
+        let mut working = tokio::spawn(controllers::run_all(context, receivers, stop.clone()));
+        tokio::select! {
+            // First: controllers that were asked to end did not end by themselves.
+            biased;
+            () = stop.cancelled() => {}
+            ended = &mut working => anyhow::bail!("the controllers ended: {ended:?}"),
+        }
+        tracing::info!("stops: what is being done is finished first");
+        if tokio::time::timeout(STOP_WITHIN, working).await.is_err() {
+            tracing::warn!("gave up on what was being done");
+        }
+        Ok(())
+    };
+    let outcome = work.await;
+    // However the work ended, the next leader need not wait until the lease expires.
     stopping.store(true, Ordering::Release);
     give_back.store(true, Ordering::Release);
     keeping.await?;
-    Ok(())
+    outcome
 }
 
 /// What reconciles share, from its parts.

@@ -9,6 +9,11 @@ use graftwork_operator::lease::{COUNTED_FROM, Elector, Term, Times};
 use graftwork_operator::metrics::Metrics;
 use http::Method;
 use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+/// 64 zeros in base64.
+const KEY: &str =
+    "MDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMA==";
 
 const TIMES: Times = Times {
     lease: Duration::from_millis(600),
@@ -23,12 +28,35 @@ struct Server {
     cut_off: Arc<AtomicBool>,
     /// Leases that were made so far: each has a UID of its own.
     made: Arc<AtomicU64>,
+    /// There is a signing key: somebody has led here.
+    was_led: bool,
+}
+
+/// Waits until `elector` leads.
+async fn lead(elector: &mut Elector) {
+    assert!(elector.acquire(&CancellationToken::new()).await);
 }
 
 impl Server {
     fn api(&self) -> FakeApi {
         let server = self.clone();
-        FakeApi::new(move |method, _, body| server.answer(method, body))
+        FakeApi::new(move |method, path, body| {
+            if path.starts_with("secrets/") && !server.cut_off.load(Ordering::SeqCst) {
+                assert_eq!(*method, Method::GET);
+                server.secret()
+            } else {
+                server.answer(method, body)
+            }
+        })
+    }
+
+    /// The Secret of the signing key. Git may have brought an empty one.
+    fn secret(&self) -> Answer {
+        let seed = if self.was_led { KEY } else { "" };
+        Answer::Object(json!({
+            "apiVersion": "v1", "kind": "Secret", "metadata": {"name": "graftwork-operator-signing-key"},
+            "data": {"seed": seed},
+        }))
     }
 
     fn answer(&self, method: &Method, body: &Value) -> Answer {
@@ -79,9 +107,17 @@ impl Server {
         (elector, term)
     }
 
+    /// A cluster whose Lease was lost, and whose leader may be there still.
+    fn without_its_lease() -> Self {
+        Self {
+            was_led: true,
+            ..Self::default()
+        }
+    }
+
     /// A lease that was given back after its eighth term: whoever comes next may begin at once.
     fn with_a_free_lease() -> Self {
-        let server = Self::default();
+        let server = Self::without_its_lease();
         *server.lease.lock().unwrap() = Some(json!({
             "metadata": {"name": "graftwork-operator", "resourceVersion": "5", "uid": "old"},
             "spec": {"holderIdentity": "", "leaseDurationSeconds": 0, "leaseTransitions": 8}
@@ -103,8 +139,8 @@ async fn of_two_that_start_together_one_leads() {
     let stop = AtomicBool::new(false);
     let lead = async {
         tokio::select! {
-            () = one.acquire() => { one.keep(&stop).await; }
-            () = two.acquire() => { two.keep(&stop).await; }
+            () = lead(&mut one) => { one.keep(&stop).await; }
+            () = lead(&mut two) => { two.keep(&stop).await; }
         }
     };
     let watch = async {
@@ -122,7 +158,7 @@ async fn of_two_that_start_together_one_leads() {
 async fn a_leader_that_is_cut_off_ends_before_another_one_begins() {
     let server = Server::with_a_free_lease();
     let (mut old, old_term) = server.elector("old");
-    old.acquire().await;
+    lead(&mut old).await;
     assert_eq!(old_term.epoch(), 9);
     let stop = AtomicBool::new(false);
     let (mut new, new_term) = server.elector("new");
@@ -139,7 +175,7 @@ async fn a_leader_that_is_cut_off_ends_before_another_one_begins() {
     };
     lose.await;
     let gain = async {
-        new.acquire().await;
+        lead(&mut new).await;
         began = Some(started.elapsed());
     };
     gain.await;
@@ -157,18 +193,18 @@ async fn a_leader_that_is_cut_off_ends_before_another_one_begins() {
 async fn a_lease_that_changes_is_not_taken_and_one_that_does_not_is() {
     let server = Server::with_a_free_lease();
     let (mut leader, _term) = server.elector("leader");
-    leader.acquire().await;
+    lead(&mut leader).await;
     let stop = AtomicBool::new(false);
     let (mut follower, follower_term) = server.elector("follower");
     let follow = async {
-        let waited = tokio::time::timeout(Duration::from_millis(1500), follower.acquire()).await;
+        let waited = tokio::time::timeout(Duration::from_millis(1500), lead(&mut follower)).await;
         assert!(waited.is_err(), "the leader renews");
         stop.store(true, Ordering::SeqCst);
     };
     let (given_back, ()) = tokio::join!(leader.keep(&stop), follow);
     assert!(given_back);
     let started = Instant::now();
-    follower.acquire().await;
+    lead(&mut follower).await;
     assert!(
         started.elapsed() < Duration::from_millis(300),
         "a lease that was given back is free"
@@ -190,7 +226,7 @@ async fn the_clocks_of_others_do_not_matter() {
     }));
     let (mut elector, term) = server.elector("me");
     let started = Instant::now();
-    elector.acquire().await;
+    lead(&mut elector).await;
     let waited = started.elapsed();
     assert!(
         waited >= TIMES.lease,
@@ -202,11 +238,11 @@ async fn the_clocks_of_others_do_not_matter() {
 
 #[tokio::test]
 async fn who_makes_the_lease_begins_a_full_lease_later_above_every_epoch_that_can_have_been() {
-    let server = Server::default();
+    let server = Server::without_its_lease();
     let (mut elector, term) = server.elector("me");
     let began = Instant::now();
     let now = jiff::Timestamp::now().as_second() - COUNTED_FROM;
-    elector.acquire().await;
+    lead(&mut elector).await;
     assert!(
         began.elapsed() >= TIMES.lease,
         "{:?}: the leader of a lost lease may have renewed a moment ago",
@@ -222,15 +258,98 @@ async fn who_makes_the_lease_begins_a_full_lease_later_above_every_epoch_that_ca
 }
 
 #[tokio::test]
-async fn a_lease_that_is_being_made_is_not_taken_by_another_one() {
+async fn the_first_installation_is_led_at_once() {
     let server = Server::default();
+    let (mut elector, term) = server.elector("me");
+    let began = Instant::now();
+    lead(&mut elector).await;
+    let waited = began.elapsed();
+    assert!(waited < TIMES.lease / 2, "{waited:?}: nobody can have led");
+    assert!(term.holds());
+    assert_eq!(server.holder(), "me");
+    let (mut other, _) = server.elector("other");
+    let follows = tokio::time::timeout(TIMES.lease / 2, lead(&mut other)).await;
+    assert!(follows.is_err(), "it is held");
+}
+
+#[tokio::test]
+async fn who_is_asked_to_stop_while_it_waits_does_not_hold_what_it_made() {
+    let server = Server::without_its_lease();
+    let (mut maker, term) = server.elector("maker");
+    let stop = CancellationToken::new();
+    let ask = async {
+        tokio::time::sleep(TIMES.lease / 2).await;
+        assert_eq!(server.holder(), "maker");
+        stop.cancel();
+    };
+    let (leads, ()) = tokio::join!(maker.acquire(&stop), ask);
+    assert!(!leads && !term.holds());
+    assert_eq!(server.holder(), "");
+    // Nobody has led since the lease was lost: what its maker waited for is waited for still.
+    let (mut next, next_term) = server.elector("next");
+    let began = Instant::now();
+    lead(&mut next).await;
+    let waited = began.elapsed();
+    assert!(waited >= TIMES.lease, "{waited:?}");
+    assert!(next_term.epoch() > 9);
+    // From here on it is a lease like any other.
+    let stop = AtomicBool::new(true);
+    assert!(next.keep(&stop).await);
+    let (mut last, _) = server.elector("last");
+    let began = Instant::now();
+    lead(&mut last).await;
+    assert!(began.elapsed() < TIMES.lease / 2, "it was given back");
+}
+
+#[tokio::test]
+async fn who_is_asked_to_stop_while_another_one_leads_leaves_the_lease_alone() {
+    let server = Server::with_a_free_lease();
+    let (mut leader, _) = server.elector("leader");
+    lead(&mut leader).await;
+    let (mut follower, _) = server.elector("follower");
+    let stop = CancellationToken::new();
+    let ask = async {
+        tokio::time::sleep(TIMES.retry * 2).await;
+        stop.cancel();
+    };
+    let (leads, ()) = tokio::join!(follower.acquire(&stop), ask);
+    assert!(!leads);
+    assert_eq!(server.holder(), "leader");
+}
+
+#[tokio::test]
+async fn a_lease_that_was_had_as_the_process_was_asked_to_stop_is_given_back() {
+    let stop = CancellationToken::new();
+    let server = Server::with_a_free_lease();
+    let asked = stop.clone();
+    // The signal comes while the write is under way.
+    let of_server = server.clone();
+    let api = FakeApi::new(move |method, _, body| {
+        if *method == Method::PUT {
+            asked.cancel();
+        }
+        of_server.answer(method, body)
+    });
+    let term = Term::new();
+    let name = "me".to_owned();
+    let metrics = Metrics::new().unwrap();
+    let mut elector = Elector::new(api.client(), "ns", name, TIMES, Arc::clone(&term), metrics);
+    assert!(!elector.acquire(&stop).await);
+    assert!(!term.holds());
+    assert_eq!(server.holder(), "");
+    assert_eq!(api.lines().len(), 2, "taken and given back");
+}
+
+#[tokio::test]
+async fn a_lease_that_is_being_made_is_not_taken_by_another_one() {
+    let server = Server::without_its_lease();
     let (mut maker, _) = server.elector("maker");
     let (mut other, other_term) = server.elector("other");
-    let first = tokio::time::timeout(TIMES.lease / 2, maker.acquire()).await;
+    let first = tokio::time::timeout(TIMES.lease / 2, lead(&mut maker)).await;
     assert!(first.is_err(), "it waits");
     tokio::select! {
-        () = maker.acquire() => {}
-        () = other.acquire() => panic!("the maker renews while it waits"),
+        () = lead(&mut maker) => {}
+        () = lead(&mut other) => panic!("the maker renews while it waits"),
     }
     assert!(!other_term.holds());
     assert_eq!(server.holder(), "maker");
@@ -240,7 +359,7 @@ async fn a_lease_that_is_being_made_is_not_taken_by_another_one() {
 async fn a_leader_whose_lease_is_gone_ends_at_once_and_the_next_epoch_is_higher() {
     let server = Server::with_a_free_lease();
     let (mut old, old_term) = server.elector("old");
-    old.acquire().await;
+    lead(&mut old).await;
     let (mut new, new_term) = server.elector("new");
     *server.lease.lock().unwrap() = None;
     let gone = Instant::now();
@@ -256,7 +375,7 @@ async fn a_leader_whose_lease_is_gone_ends_at_once_and_the_next_epoch_is_higher(
         server.lease.lock().unwrap().is_none(),
         "and it is not brought back"
     );
-    new.acquire().await;
+    lead(&mut new).await;
     assert!(new_term.epoch() > old_term.epoch());
 }
 
@@ -264,7 +383,7 @@ async fn a_leader_whose_lease_is_gone_ends_at_once_and_the_next_epoch_is_higher(
 async fn a_leader_whose_lease_was_taken_ends_at_once() {
     let server = Server::with_a_free_lease();
     let (mut old, old_term) = server.elector("old");
-    old.acquire().await;
+    lead(&mut old).await;
     server.lease.lock().unwrap().as_mut().unwrap()["spec"]["holderIdentity"] = json!("another");
     let taken = Instant::now();
     let stop = AtomicBool::new(false);
@@ -276,10 +395,10 @@ async fn a_leader_whose_lease_was_taken_ends_at_once() {
 
 #[tokio::test]
 async fn writes_of_the_lease_are_counted() {
-    let server = Server::default();
+    let server = Server::without_its_lease();
     let metrics = Metrics::new().unwrap();
     let (mut elector, _term) = server.counted("me", metrics.clone());
-    elector.acquire().await;
+    lead(&mut elector).await;
     let text = metrics.print();
     let count = |verb: &str| {
         let start =
