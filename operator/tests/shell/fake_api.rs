@@ -1,6 +1,7 @@
 //! An API server that answers as a test says, and remembers what it was asked to write.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use http::{Method, Request, Response, StatusCode};
 use kube::Client;
 use kube::client::Body;
 use serde_json::{Value, json};
+use tokio::net::TcpListener;
 
 /// One write.
 #[derive(Debug, Clone, PartialEq)]
@@ -53,6 +55,8 @@ pub enum Answer {
     Object(Value),
     /// No answer at all.
     Silence,
+    /// Another one, but not at once.
+    Late(Duration, Box<Answer>),
 }
 
 type Rule = dyn Fn(&Method, &str, &Value) -> Answer + Send + Sync;
@@ -120,6 +124,25 @@ impl FakeApi {
         Client::new(service, "default")
     }
 
+    /// Serves on this machine, for processes. Returns the address.
+    pub async fn serve(&self) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = self.clone();
+        let answer = move |request: Request<axum::body::Body>| {
+            let server = server.clone();
+            async move {
+                let (parts, body) = request.into_parts();
+                let bytes = axum::body::to_bytes(body, 1 << 20).await.unwrap();
+                let request = Request::from_parts(parts, Body::from(bytes.to_vec()));
+                server.answer(request).await.map(axum::body::Body::new)
+            }
+        };
+        let router = axum::Router::new().fallback(answer);
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        address
+    }
+
     async fn list(&self, plural: &str) -> Response<Body> {
         let items = match self.lists.get(plural) {
             None => Vec::new(),
@@ -171,7 +194,12 @@ impl FakeApi {
             });
         }
         let path = path.strip_prefix(SCHEDULING).unwrap_or(&path);
-        match (self.rule)(&method, path, &body) {
+        let mut answer = (self.rule)(&method, path, &body);
+        while let Answer::Late(after, late) = answer {
+            tokio::time::sleep(after).await;
+            answer = *late;
+        }
+        match answer {
             Answer::Take => {
                 let mut object = body;
                 object["metadata"]["uid"] = json!("uid");
@@ -184,6 +212,7 @@ impl FakeApi {
                 &json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "reason": reason, "message": reason}),
             ),
             Answer::Silence => silence().await,
+            Answer::Late(..) => unreachable!("it was waited for"),
         }
     }
 }

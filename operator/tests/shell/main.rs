@@ -10,6 +10,7 @@
 )]
 
 mod admission;
+mod binary;
 mod carry_out;
 mod fake_api;
 mod freshness;
