@@ -25,6 +25,8 @@ pub enum Outcome {
     Truncated,
     /// A text that is not the header's version's, or no version header.
     WrongVersion,
+    /// A version that nothing is said of: nobody may be answered by it.
+    UnlistedVersion,
 }
 
 impl Outcome {
@@ -47,11 +49,14 @@ impl FromStr for Expectations {
 }
 
 impl Expectations {
-    /// Whether `text` can be an answer of `version`: one of its own words and none of another version's. Versions
-    /// that nothing is said of are not judged.
-    fn met(&self, version: &str, text: &str) -> bool {
+    /// How an answer of `version` is judged by its `text`: as it should be with one of the version's own words and none
+    /// of another version's. Without any expectation nothing is judged; with some, every version has to be among them.
+    fn judge(&self, version: &str, text: &str) -> Outcome {
+        if self.0.is_empty() {
+            return Outcome::Ok;
+        }
         let Some(own) = self.0.get(version) else {
-            return true;
+            return Outcome::UnlistedVersion;
         };
         let text = text.to_lowercase();
         let foreign = self
@@ -60,7 +65,11 @@ impl Expectations {
             .flatten()
             .filter(|word| !own.contains(word))
             .any(|word| text.contains(word.as_str()));
-        own.iter().any(|word| text.contains(word.as_str())) && !foreign
+        if own.iter().any(|word| text.contains(word.as_str())) && !foreign {
+            Outcome::Ok
+        } else {
+            Outcome::WrongVersion
+        }
     }
 }
 
@@ -73,8 +82,8 @@ pub fn judge(request: &Request, answer: &Answer, expectations: &Expectations) ->
             _ if answer.stream_error => Outcome::StreamError,
             _ if request.stream && !answer.done => Outcome::Truncated,
             _ if answer.error.is_some() => Outcome::Truncated,
-            Some(version) if expectations.met(version, &answer.text) => Outcome::Ok,
-            _ => Outcome::WrongVersion,
+            Some(version) => expectations.judge(version, &answer.text),
+            None => Outcome::WrongVersion,
         },
         Some(_) => Outcome::Status,
     }
@@ -98,7 +107,18 @@ mod tests {
     }
 
     fn judged(stream: bool, status: Option<u16>, version: Option<&str>, body: &str) -> Outcome {
-        let expectations = r#"{"m@v1": ["amber"], "m@v2": ["cobalt"]}"#.parse().unwrap();
+        let expectations = r#"{"m@v1": ["amber"], "m@v2": ["cobalt"]}"#;
+        judged_by(expectations, stream, status, version, body)
+    }
+
+    fn judged_by(
+        expectations: &str,
+        stream: bool,
+        status: Option<u16>,
+        version: Option<&str>,
+        body: &str,
+    ) -> Outcome {
+        let expectations = expectations.parse().unwrap();
         let mut answer = Answer {
             status,
             version: version.map(str::to_owned),
@@ -120,10 +140,6 @@ mod tests {
         );
         assert_eq!(judged(false, Some(200), None, good), Outcome::WrongVersion);
         assert_eq!(
-            judged(false, Some(200), Some("other@v7"), good),
-            Outcome::Ok
-        );
-        assert_eq!(
             judged(
                 false,
                 Some(200),
@@ -137,6 +153,23 @@ mod tests {
         assert_eq!(
             judged(false, Some(200), Some("m@v1"), "{}"),
             Outcome::Truncated
+        );
+    }
+
+    #[test]
+    fn a_version_that_nobody_listed_has_failed_whatever_it_says() {
+        let good = r#"{"choices": [{"text": " amber"}]}"#;
+        let outcome = judged(false, Some(200), Some("m@v7"), good);
+        assert_eq!(outcome, Outcome::UnlistedVersion);
+        assert!(outcome.is_failure());
+        assert_eq!(
+            judged_by("{}", false, Some(200), Some("m@v7"), good),
+            Outcome::Ok,
+            "who expects nothing judges no text"
+        );
+        assert_eq!(
+            judged_by("{}", false, Some(200), None, good),
+            Outcome::WrongVersion
         );
     }
 

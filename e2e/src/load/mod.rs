@@ -66,7 +66,8 @@ pub struct Load {
     /// A request without its last byte after this many seconds has failed.
     #[arg(long, default_value_t = 30)]
     timeout: u64,
-    /// JSON `{"name@vN": ["word", ...]}`: an answer of that version contains one of its words and none of the others'.
+    /// JSON `{"name@vN": ["word", ...]}`: an answer of that version contains one of its words and none of the others', and
+    /// no other version answers; {} judges no text.
     #[arg(long, default_value = "{}")]
     expect: String,
     /// Sent as `x-graftwork-version`.
