@@ -1,27 +1,79 @@
 //! Twenty settled objects cause no write for two minutes, but renewals of the leader's Lease: the audit log of the
-//! API server says so.
+//! API server says so, of every identity of ours and in every namespace.
 
+use std::fmt::Debug;
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Seek as _, SeekFrom};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
+use graftwork_api::{Dataset, LoRAAdapter, ServingEndpoint, TrainingRun};
+use kube::Resource;
+use kube::api::ListParams;
+use kube::core::NamespaceResourceScope;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::Stage;
 use super::fixture::marker_rows;
-use crate::cluster::MINUTE;
+use crate::cluster::{MINUTE, wait};
 use crate::manifests::{self, Training};
 
+/// How many objects there are.
+const OBJECTS: usize = 20;
 /// How long nothing may be written.
 const QUIET: Duration = Duration::from_secs(120);
+/// What the last change caused has settled once nothing was written for so long.
+const SETTLED: Duration = Duration::from_secs(15);
+/// A leader renews every second: far fewer renewals mean that the log was not read, or nobody led.
+const RENEWALS: usize = 30;
 
 pub async fn run(stage: Stage) -> anyhow::Result<()> {
     let start = Instant::now();
     let path: PathBuf = std::env::var_os("GRAFTWORK_AUDIT_LOG")
-        .context("GRAFTWORK_AUDIT_LOG is not set")?
+        .context(
+            "GRAFTWORK_AUDIT_LOG is not set: this story reads the audit log of the local cluster",
+        )?
         .into();
+    make_objects(&stage).await?;
+    let there = count(&stage).await?;
+    ensure!(there == OBJECTS, "{there} objects are there, not {OBJECTS}");
+    stage.proved(&format!("{there} objects are there"), start.elapsed());
+
+    let ours = Ours {
+        system: stage.world.installation.system_namespace.clone(),
+        stage: stage.namespace.clone(),
+    };
+    let mut log = Log::at_end(&path)?;
+    settle(&mut log, &ours).await?;
+    stage.proved("they have settled", start.elapsed());
+    tokio::time::sleep(QUIET).await;
+    let seen = ours.sort(&log.events()?);
+    ensure!(
+        seen.writes.is_empty(),
+        "writes in {QUIET:?}: {:#?}",
+        seen.writes
+    );
+    ensure!(
+        seen.renewals >= RENEWALS,
+        "only {} renewals of the Lease in {QUIET:?}: the log says nothing",
+        seen.renewals
+    );
+    let there = count(&stage).await?;
+    ensure!(there == OBJECTS, "{there} objects are left of {OBJECTS}");
+    stage.proved(
+        &format!(
+            "no write in {QUIET:?} but {} renewals of the Lease",
+            seen.renewals
+        ),
+        start.elapsed(),
+    );
+    Ok(())
+}
+
+/// Eight Datasets, seven LoRAAdapters, three finished runs, and an endpoint with and one without engines.
+async fn make_objects(stage: &Stage) -> anyhow::Result<()> {
     let rollout = json!({"strategy": "Immediate"});
     stage.serve_amber(1, &rollout).await?;
     stage
@@ -63,33 +115,201 @@ pub async fn run(stage: Stage) -> anyhow::Result<()> {
     for name in [one, two, three] {
         stage.run_complete(name, 3 * MINUTE).await?;
     }
-    stage.stable_is("colours", 1).await?;
-    stage.proved("21 objects are there", start.elapsed());
+    stage.stable_is("colours", 1).await
+}
 
-    // What the last change caused settles first.
-    tokio::time::sleep(Duration::from_secs(20)).await;
-    let mut log = File::open(&path).with_context(|| path.display().to_string())?;
-    log.seek(SeekFrom::End(0))?;
-    tokio::time::sleep(QUIET).await;
-    let prefix = format!(
-        "system:serviceaccount:{}:",
-        stage.world.installation.system_namespace
-    );
-    let mut writes = Vec::new();
-    for line in BufReader::new(log).lines() {
-        let event: Value = serde_json::from_str(&line?)?;
-        let ours = event["user"]["username"]
-            .as_str()
-            .is_some_and(|name| name.starts_with(&prefix));
-        let writing = matches!(
+/// Objects of the four kinds.
+async fn count(stage: &Stage) -> anyhow::Result<usize> {
+    Ok(count_of::<Dataset>(stage).await?
+        + count_of::<TrainingRun>(stage).await?
+        + count_of::<LoRAAdapter>(stage).await?
+        + count_of::<ServingEndpoint>(stage).await?)
+}
+
+async fn count_of<K>(stage: &Stage) -> anyhow::Result<usize>
+where
+    K: Resource<Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned,
+    K::DynamicType: Default,
+{
+    let api = stage.world.cluster.api::<K>(&stage.namespace);
+    Ok(api.list(&ListParams::default()).await?.items.len())
+}
+
+/// Waits until nothing of ours was written for some seconds.
+async fn settle(log: &mut Log, ours: &Ours) -> anyhow::Result<()> {
+    let mut quiet_since = Instant::now();
+    let mut last = Vec::new();
+    wait("the last change to settle", 2 * MINUTE, || {
+        let read = log.events().map(|events| ours.sort(&events).writes);
+        let settled = read.and_then(|writes| {
+            if !writes.is_empty() {
+                quiet_since = Instant::now();
+                last = writes;
+            }
+            let settled = quiet_since.elapsed() >= SETTLED;
+            ensure!(settled, "the newest writes: {last:#?}");
+            Ok(Some(()))
+        });
+        std::future::ready(settled)
+    })
+    .await
+}
+
+/// The audit log from some point on.
+struct Log {
+    reader: BufReader<File>,
+    /// A line that the API server has not written to its end.
+    begun: String,
+}
+
+impl Log {
+    fn at_end(path: &Path) -> anyhow::Result<Self> {
+        let mut file = File::open(path).with_context(|| path.display().to_string())?;
+        file.seek(SeekFrom::End(0))?;
+        Ok(Self {
+            reader: BufReader::new(file),
+            begun: String::new(),
+        })
+    }
+
+    /// What was written since the last look.
+    fn events(&mut self) -> anyhow::Result<Vec<Value>> {
+        let mut events = Vec::new();
+        while self.reader.read_line(&mut self.begun)? > 0 {
+            if self.begun.ends_with('\n') {
+                events.push(serde_json::from_str(&self.begun).context("a line of the audit log")?);
+                self.begun.clear();
+            }
+        }
+        Ok(events)
+    }
+}
+
+/// Who we are to the API server.
+struct Ours {
+    /// Namespace of the operator.
+    system: String,
+    /// Namespace of the objects, whose pods run under its service accounts.
+    stage: String,
+}
+
+/// What of the log is ours.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Seen {
+    /// Of the leader's Lease.
+    renewals: usize,
+    /// All other writes, whether they were let through or not.
+    writes: Vec<String>,
+}
+
+impl Ours {
+    fn sort(&self, events: &[Value]) -> Seen {
+        let mut seen = Seen::default();
+        for event in events.iter().filter(|event| self.wrote(event)) {
+            if self.is_renewal(event) {
+                seen.renewals += 1;
+            } else {
+                seen.writes
+                    .push(format!("{} {}", event["verb"], event["requestURI"]));
+            }
+        }
+        seen
+    }
+
+    /// A service account of the operator's namespace or of the objects', wherever it writes.
+    fn wrote(&self, event: &Value) -> bool {
+        let user = event["user"]["username"].as_str().unwrap_or_default();
+        let account = user.strip_prefix("system:serviceaccount:");
+        let namespace = account.and_then(|account| account.split(':').next());
+        let ours = namespace.is_some_and(|it| it == self.system || it == self.stage);
+        let writes = matches!(
             event["verb"].as_str(),
-            Some("create" | "update" | "patch" | "delete")
+            Some("create" | "update" | "patch" | "delete" | "deletecollection")
         );
-        if ours && writing && event["objectRef"]["resource"] != "leases" {
-            writes.push(format!("{} {}", event["verb"], event["requestURI"]));
+        ours && writes
+    }
+
+    fn is_renewal(&self, event: &Value) -> bool {
+        let object = &event["objectRef"];
+        object["resource"] == "leases"
+            && object["namespace"] == self.system.as_str()
+            && object["name"] == "graftwork-operator"
+            && matches!(event["verb"].as_str(), Some("update" | "patch"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    fn event(user: &str, verb: &str, namespace: &str, resource: &str, name: &str) -> Value {
+        json!({
+            "user": {"username": user}, "verb": verb,
+            "requestURI": format!("/{namespace}/{resource}/{name}"),
+            "objectRef": {"namespace": namespace, "resource": resource, "name": name},
+        })
+    }
+
+    #[test]
+    fn every_write_of_ours_counts_but_a_renewal_of_the_lease() {
+        let ours = Ours {
+            system: "system".into(),
+            stage: "stage".into(),
+        };
+        let operator = "system:serviceaccount:system:graftwork";
+        let renewal = event(operator, "update", "system", "leases", "graftwork-operator");
+        assert_eq!(
+            ours.sort(&[renewal]),
+            Seen {
+                renewals: 1,
+                writes: Vec::new()
+            }
+        );
+        for (user, verb, namespace, resource, name) in [
+            (operator, "create", "stage", "events", "a"),
+            (operator, "patch", "stage", "servingendpoints", "a"),
+            (operator, "delete", "elsewhere", "jobs", "a"),
+            (operator, "deletecollection", "stage", "jobs", ""),
+            (operator, "create", "system", "leases", "graftwork-operator"),
+            (operator, "update", "system", "leases", "another"),
+            (operator, "update", "stage", "leases", "graftwork-operator"),
+            (
+                "system:serviceaccount:stage:default",
+                "patch",
+                "stage",
+                "pods",
+                "a",
+            ),
+        ] {
+            let seen = ours.sort(&[event(user, verb, namespace, resource, name)]);
+            assert_eq!(
+                (seen.renewals, seen.writes.len()),
+                (0, 1),
+                "{verb} {resource}"
+            );
+        }
+        for (user, verb) in [
+            (operator, "get"),
+            ("system:serviceaccount:system-2:graftwork", "patch"),
+            ("system:kube-controller-manager", "update"),
+            ("kubernetes-admin", "create"),
+        ] {
+            let seen = ours.sort(&[event(user, verb, "stage", "pods", "a")]);
+            assert_eq!(seen, Seen::default(), "{user} {verb}");
         }
     }
-    ensure!(writes.is_empty(), "writes in {QUIET:?}: {writes:#?}");
-    stage.proved("no write in two minutes", start.elapsed());
-    Ok(())
+
+    #[test]
+    fn a_line_is_read_once_it_is_whole() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(b"{\"before\": 1}\n").unwrap();
+        let mut log = Log::at_end(file.path()).unwrap();
+        file.write_all(b"{\"a\": 1}\n{\"b\"").unwrap();
+        assert_eq!(log.events().unwrap(), [json!({"a": 1})]);
+        assert!(log.events().unwrap().is_empty());
+        file.write_all(b": 2}\n").unwrap();
+        assert_eq!(log.events().unwrap(), [json!({"b": 2})]);
+    }
 }
