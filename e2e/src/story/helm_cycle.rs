@@ -1,35 +1,62 @@
-//! Helm refuses values that the chart does not have. Under traffic: `helm upgrade`, with other settings and another image of the engines, restarts no engine and no
-//! router; `helm uninstall` keeps definitions, objects and serving; installing again goes on where it stopped.
+//! Helm refuses values that the chart does not have. Under traffic: `helm upgrade`, with other settings and another
+//! image of the engines, restarts no engine and no router; `helm uninstall` keeps the four definitions, objects and
+//! serving, and leaves nothing else but key and Lease; installing again goes on where it stopped; and an operator that
+//! runs from a shell instead does all that one in the cluster does.
 
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
 use graftwork_api::ServingEndpoint;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kube::api::{Api, DeleteParams};
+use kube::api::{Api, DeleteParams, ListParams};
 use serde_json::json;
 
 use super::Stage;
+use super::fixture::marker_rows;
+use super::operator_killed::scale_operator;
+use super::shell::Operator;
 use super::stage::{ENGINES, FAST_LEASE};
-use super::traffic::{Load, expectations};
+use super::traffic::{Load, Traffic, expectations};
 use crate::cluster::{MINUTE, wait};
 use crate::install::RELEASE;
-use crate::manifests;
+use crate::manifests::{self, Training};
 
 /// Label selector of the routers of `assistants`.
 const ROUTERS: &str = "app.kubernetes.io/instance=assistants,app.kubernetes.io/component=router";
 /// A tag that no node has: no pod may ever need it in this story.
 const OTHER_TAG: &str = "another-version";
 
+/// The four kinds.
+const KINDS: [&str; 4] = ["Dataset", "LoRAAdapter", "ServingEndpoint", "TrainingRun"];
+/// What the chart is made of, each at least once.
+const OF_RELEASE: &[&str] = &[
+    "ClusterRole",
+    "ClusterRoleBinding",
+    "ConfigMap",
+    "Deployment",
+    "Role",
+    "RoleBinding",
+    "Service",
+    "ServiceAccount",
+    "ValidatingAdmissionPolicy",
+    "ValidatingAdmissionPolicyBinding",
+];
+
 pub async fn run(stage: Stage) -> anyhow::Result<()> {
     let start = Instant::now();
     values_are_checked(&stage).await?;
     stage.proved("a mistyped value is refused by its name", start.elapsed());
+    apply_one_of_each(&stage).await?;
     let rollout = json!({"strategy": "Immediate"});
     stage.serve_amber(1, &rollout).await?;
     let pods = pods(&stage).await?;
-    let expect = expectations(&[("colours", 1, "amber"), ("colours", 2, "basalt")]);
+    let expect = expectations(&[
+        ("colours", 1, "amber"),
+        ("colours", 2, "basalt"),
+        ("colours", 3, "rambling"),
+    ]);
     let traffic = stage.start_traffic(&Load::new("load", &expect)).await?;
 
     let (cluster, installation) = (&stage.world.cluster, &stage.world.installation);
@@ -51,16 +78,18 @@ pub async fn run(stage: Stage) -> anyhow::Result<()> {
         start.elapsed(),
     );
 
+    let dataset = stage.dataset_ready("amber").await?;
+    let kept = kept(&stage).await?;
+    let release = stage.of_release().await?;
+    for kind in OF_RELEASE {
+        ensure!(
+            release.iter().any(|(known, _)| known == kind),
+            "no {kind} of the chart is there to be removed: {release:?}"
+        );
+    }
     installation.uninstall(cluster).await?;
-    let definitions: Api<CustomResourceDefinition> = Api::all(cluster.client.clone());
-    definitions
-        .get("servingendpoints.graftwork.dev")
-        .await
-        .context("the definition is gone")?;
-    stage
-        .get::<ServingEndpoint>("assistants")
-        .await?
-        .context("the endpoint is gone")?;
+    nothing_else_is_left(&stage).await?;
+    ensure_kept(&stage, &kept).await?;
     let away = stage.ask_two_thousand(&Load::new("away", &expect)).await?;
     ensure!(away.only("colours@v1"), "uninstalled: {away:?}");
     ensure!(
@@ -68,21 +97,31 @@ pub async fn run(stage: Stage) -> anyhow::Result<()> {
         "an engine or router was restarted by the removal"
     );
     stage.proved(
-        "uninstalled: definitions, objects and serving are kept",
+        "uninstalled: definitions, objects and serving are kept, and nothing else",
         start.elapsed(),
     );
 
-    installation.install(cluster, FAST_LEASE).await?;
+    // The user of the stories may write status from here on, as one who runs the operator from a shell.
+    let user = stage.world.user.replace(',', r"\,");
+    let user = format!("operatorUsers[0]={user}");
+    let values = [FAST_LEASE, &[user.as_str()]].concat();
+    installation.install(cluster, &values).await?;
     stage.import("colours", "basalt", &json!({})).await?;
     stage.stable("assistants", "colours", 2, MINUTE).await?;
     traffic.seen("colours@v2").await?;
+    ensure_kept(&stage, &kept).await?;
+    let same = stage.dataset_ready("amber").await?;
+    ensure!(same == dataset, "before {dataset:?}, now {same:?}");
+    stage.proved("installed again: it goes on", start.elapsed());
+
+    from_a_shell(&stage, &traffic).await?;
     ensure!(
         self::pods(&stage).await? == pods,
-        "an engine or router was restarted by the new installation"
+        "an engine or router was restarted by another operator"
     );
     traffic.stop().await?;
     stage.proved(
-        "installed again: it goes on, and no request failed",
+        "an operator from a shell goes on, and no request failed",
         start.elapsed(),
     );
     Ok(())
@@ -121,6 +160,116 @@ async fn template(stage: &Stage, value: &str) -> anyhow::Result<String> {
     let chart = chart.to_str().context("the chart's path is not UTF-8")?;
     let arguments = ["template", RELEASE, chart, "--set", value];
     stage.world.cluster.helm(&arguments).await
+}
+
+/// A Dataset, and a run of it that waits, beside the adapter and the endpoint.
+async fn apply_one_of_each(stage: &Stage) -> anyhow::Result<()> {
+    stage
+        .apply(&manifests::rows("amber", &marker_rows("amber")))
+        .await?;
+    stage
+        .apply(&manifests::config_map_dataset("amber", "amber"))
+        .await?;
+    let mut run = Training {
+        name: "waits",
+        dataset: "amber",
+        ..Training::default()
+    }
+    .object_without_adapter();
+    run.data["spec"]["suspend"] = json!(true);
+    stage.apply(&run).await?;
+    Ok(())
+}
+
+/// Kind, name and UID of the definitions and of the objects of the four kinds.
+async fn kept(stage: &Stage) -> anyhow::Result<BTreeSet<(String, String, String)>> {
+    let definitions: Api<CustomResourceDefinition> = Api::all(stage.world.cluster.client.clone());
+    let mut kept = BTreeSet::new();
+    for definition in definitions.list(&ListParams::default()).await?.items {
+        if definition.spec.group == "graftwork.dev" {
+            let metadata = definition.metadata;
+            kept.insert((
+                "CustomResourceDefinition".to_owned(),
+                metadata.name.unwrap_or_default(),
+                metadata.uid.unwrap_or_default(),
+            ));
+        }
+    }
+    ensure!(kept.len() == KINDS.len(), "definitions: {kept:?}");
+    for object in stage.inventory().await? {
+        if KINDS.contains(&object.kind.as_str()) {
+            kept.insert((object.kind, object.name, object.uid));
+        }
+    }
+    for kind in KINDS {
+        ensure!(
+            kept.iter().any(|(known, _, _)| known == kind),
+            "there is no {kind}: {kept:?}"
+        );
+    }
+    Ok(kept)
+}
+
+/// The same definitions and objects as before: none is gone, and none was made anew.
+async fn ensure_kept(
+    stage: &Stage,
+    before: &BTreeSet<(String, String, String)>,
+) -> anyhow::Result<()> {
+    let now = kept(stage).await?;
+    ensure!(now == *before, "before {before:#?}, now {now:#?}");
+    Ok(())
+}
+
+/// Nothing of the chart is left anywhere, and in the operator's namespace only what the operator itself made: the key
+/// that pods of all endpoints go on to trust, and its Lease.
+async fn nothing_else_is_left(stage: &Stage) -> anyhow::Result<()> {
+    wait("the release to be gone", MINUTE, || async {
+        let left = stage.of_release().await?;
+        ensure!(left.is_empty(), "left of the release: {left:?}");
+        Ok(Some(()))
+    })
+    .await?;
+    let system = Stage {
+        namespace: stage.world.installation.system_namespace.clone(),
+        ..stage.clone()
+    };
+    let left: BTreeSet<(String, String)> = system
+        .inventory()
+        .await?
+        .into_iter()
+        .filter(|object| object.name.contains("graftwork"))
+        .map(|object| (object.kind, object.name))
+        .collect();
+    let expected = [
+        ("Lease", "graftwork-operator"),
+        ("Secret", "graftwork-operator-signing-key"),
+    ]
+    .map(|(kind, name)| (kind.to_owned(), name.to_owned()));
+    ensure!(left == BTreeSet::from(expected), "left: {left:?}");
+    Ok(())
+}
+
+/// No operator is in the cluster, and one runs beside the story: it reads files through the keeper, tells engines and
+/// routers, writes status, and ends when it is asked to. The operators come back however this ends.
+async fn from_a_shell(stage: &Stage, traffic: &Traffic) -> anyhow::Result<()> {
+    let story = without_operators(stage, traffic).await;
+    let back = scale_operator(stage, 2).await;
+    story?;
+    back
+}
+
+async fn without_operators(stage: &Stage, traffic: &Traffic) -> anyhow::Result<()> {
+    scale_operator(stage, 0).await?;
+    let mut operator = Operator::start(stage).await?;
+    let told = async {
+        stage.import("colours", "rambling", &json!({})).await?;
+        stage.stable("assistants", "colours", 3, MINUTE).await?;
+        traffic.seen("colours@v3").await
+    };
+    match told.await {
+        Ok(()) => operator.stop().await,
+        Err(error) => Err(operator.told(error)),
+    }
 }
 
 async fn pods(stage: &Stage) -> anyhow::Result<Vec<(String, String)>> {

@@ -10,6 +10,7 @@ use kube::discovery::{Discovery, Scope, verbs};
 
 use super::Stage;
 use crate::cluster::wait;
+use crate::install::RELEASE;
 
 /// How soon what lost its owner goes.
 const COLLECTED: Duration = Duration::from_secs(20);
@@ -94,6 +95,36 @@ impl Stage {
             );
         }
         objects.sort();
+        Ok(objects)
+    }
+
+    /// Kind and name of every object of the Helm release, of every namespace and of the cluster.
+    pub async fn of_release(&self) -> anyhow::Result<BTreeSet<(String, String)>> {
+        let client = &self.world.cluster.client;
+        let discovery = Discovery::new(client.clone()).run().await?;
+        let labels = format!(
+            "app.kubernetes.io/name=graftwork,{}={RELEASE}",
+            labels::INSTANCE
+        );
+        let parameters = ListParams::default().labels(&labels);
+        let mut objects = BTreeSet::new();
+        for (resource, capabilities) in discovery
+            .groups()
+            .flat_map(kube::discovery::ApiGroup::recommended_resources)
+        {
+            let listed = capabilities.supports_operation(verbs::LIST)
+                && !RECORDS.contains(&resource.kind.as_str());
+            if !listed {
+                continue;
+            }
+            let api: Api<DynamicObject> = Api::all_with(client.clone(), &resource);
+            for object in api.list(&parameters).await?.items {
+                if object.metadata.uid.is_some() {
+                    let name = object.metadata.name.unwrap_or_default();
+                    objects.insert((resource.kind.clone(), name));
+                }
+            }
+        }
         Ok(objects)
     }
 

@@ -2,6 +2,7 @@
 
 mod fixture;
 mod inventory;
+mod shell;
 pub mod stage;
 mod traffic;
 

@@ -353,7 +353,7 @@ async fn while_away(stage: &Stage, expect: &str, traffic: &Traffic) -> anyhow::R
 }
 
 /// Scales the operator, until just so many of its pods are there, and ready.
-async fn scale_operator(stage: &Stage, replicas: u32) -> anyhow::Result<()> {
+pub async fn scale_operator(stage: &Stage, replicas: u32) -> anyhow::Result<()> {
     let (cluster, system) = (
         &stage.world.cluster,
         &stage.world.installation.system_namespace,
