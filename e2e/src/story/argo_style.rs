@@ -43,7 +43,7 @@ pub async fn run(stage: Stage) -> anyhow::Result<()> {
     let rollout = json!({"strategy": "Immediate"});
     stage.serve_amber(1, &rollout).await?;
     stage.dataset_ready("amber").await?;
-    let before = stage.endpoint_children().await?;
+    let before = stage.settled_children().await?;
     apply_twice(&stage, &wanted).await?;
     stage.proved("no difference after two applies", start.elapsed());
 

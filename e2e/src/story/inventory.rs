@@ -14,6 +14,8 @@ use crate::install::RELEASE;
 
 /// How soon what lost its owner goes.
 const COLLECTED: Duration = Duration::from_secs(20);
+/// How soon nothing is written any more.
+const SETTLED: Duration = Duration::from_secs(20);
 
 /// One object.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -136,6 +138,18 @@ impl Stage {
             .into_iter()
             .filter(|object| object.ours && object.instance.as_deref() == Some("assistants"))
             .collect())
+    }
+
+    /// The same, once two looks find the same.
+    pub async fn settled_children(&self) -> anyhow::Result<Vec<Object>> {
+        wait("what the operator wrote to settle", SETTLED, || async {
+            let (one, two) = (
+                self.endpoint_children().await?,
+                self.endpoint_children().await?,
+            );
+            Ok((one == two).then_some(two))
+        })
+        .await
     }
 
     /// Fails where an object that the operator made stays without a living owner. Keeper and store belong to the
