@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::super::Stage;
 use super::super::fixture::Files;
-use super::{READ, expect};
+use super::{READ, SHOWN, expect};
 use crate::manifests::{self, CLAIM};
 
 /// Rank of the trained adapters.
@@ -20,12 +20,21 @@ pub async fn refused(stage: &Stage) -> anyhow::Result<()> {
     let import = |name: &str, path: &str| {
         manifests::adapter(name, &json!({}), Some(&format!("pvc://{CLAIM}/{path}")))
     };
+    let nowhere = manifests::adapter("no-claim", &json!({}), Some("pvc://absent/adapters/amber"));
+    expect(
+        stage,
+        nowhere,
+        "Ready",
+        SHOWN,
+        &["ImportFailed", "spec.import.uri", "absent"],
+    )
+    .await?;
     expect(
         stage,
         import("no-folder", "adapters/absent"),
         "Ready",
         READ,
-        &["ImportFailed", "absent"],
+        &["ImportFailed", "spec.import", "absent"],
     )
     .await?;
     expect(
@@ -33,7 +42,7 @@ pub async fn refused(stage: &Stage) -> anyhow::Result<()> {
         import("not-an-adapter", "text"),
         "Ready",
         READ,
-        &["ImportFailed", "adapter_config.json"],
+        &["ImportFailed", "spec.import", "adapter_config.json"],
     )
     .await?;
     let mut wrong_digest = import("wrong-digest", "adapters/amber");
@@ -43,7 +52,7 @@ pub async fn refused(stage: &Stage) -> anyhow::Result<()> {
         wrong_digest,
         "Ready",
         READ,
-        &["DigestMismatch", "000000"],
+        &["DigestMismatch", "spec.import", "000000"],
     )
     .await?;
     let mut no_base = import("no-base", "adapters/amber");
@@ -53,7 +62,7 @@ pub async fn refused(stage: &Stage) -> anyhow::Result<()> {
         no_base,
         "Ready",
         READ,
-        &["BaseModelNotFound", "absent"],
+        &["BaseModelNotFound", "spec.baseModel.uri", "absent"],
     )
     .await?;
     // Half as wide, and with half the rank that its configuration names.
@@ -65,6 +74,7 @@ pub async fn refused(stage: &Stage) -> anyhow::Result<()> {
             READ,
             &[
                 "AdapterIncompatible",
+                "spec.import",
                 "lora_A",
                 "has shape [4, ",
                 &format!("this base model asks for [{asked}, "),

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::super::Stage;
 use super::super::fixture::{Files, marker_rows};
 use super::super::stage::condition;
-use super::{READ, SHOWN, expect};
+use super::{READ, SHOWN, expect, says};
 use crate::manifests::{self, CLAIM};
 
 /// Conditions of Datasets that can't be built.
@@ -20,13 +20,20 @@ pub async fn refused(stage: &Stage) -> anyhow::Result<()> {
         json!({"prompt": "a"}),
         json!({"prompt": 7, "completion": "b"}),
     ];
-    stage.apply(&manifests::rows("bad-rows", &bad)).await?;
+    let mut rows = manifests::rows("bad-rows", &bad);
+    let text = rows.data["data"]["rows.jsonl"].as_str().context("rows")?;
+    rows.data["data"]["rows.jsonl"] = json!(format!("{text}{{\"prompt\": \n"));
+    stage.apply(&rows).await?;
     expect(
         stage,
         manifests::config_map_dataset("no-config-map", "absent"),
         "Ready",
         SHOWN,
-        &["SourceNotFound", "absent", "spec.sources"],
+        &[
+            "SourceNotFound",
+            "spec.sources[rows].configMapRef.name",
+            "absent",
+        ],
     )
     .await?;
     let mut no_key = manifests::config_map_dataset("no-key", "amber");
@@ -36,7 +43,11 @@ pub async fn refused(stage: &Stage) -> anyhow::Result<()> {
         no_key,
         "Ready",
         SHOWN,
-        &["SourceNotFound", "other.jsonl", "spec.sources"],
+        &[
+            "SourceNotFound",
+            "spec.sources[rows].configMapRef.key",
+            "other.jsonl",
+        ],
     )
     .await?;
     let mut no_claim = manifests::config_map_dataset("no-claim", "amber");
@@ -46,7 +57,7 @@ pub async fn refused(stage: &Stage) -> anyhow::Result<()> {
         no_claim,
         "Ready",
         SHOWN,
-        &["SourceNotFound", "absent", "spec.sources"],
+        &["SourceNotFound", "spec.sources[rows].uri", "absent"],
     )
     .await?;
     expect(
@@ -56,9 +67,10 @@ pub async fn refused(stage: &Stage) -> anyhow::Result<()> {
         READ,
         &[
             "DataError",
-            "maximumInvalidPercent",
+            "spec.validation.maximumInvalidPercent",
             "source rows line 2: completion is missing",
             "source rows line 3: prompt is not a string",
+            "source rows line 4: is not JSON",
         ],
     )
     .await
@@ -141,6 +153,20 @@ async fn config_map(stage: &Stage) -> anyhow::Result<()> {
         second.rows == 39 && second.digest != first.digest,
         "{second:?}"
     );
+
+    // A source that goes: it is said, and what was built stays.
+    dataset.data["spec"]["sources"][0]["configMapRef"]["key"] = json!("gone.jsonl");
+    let field = "spec.sources[rows].configMapRef.key";
+    says(
+        stage,
+        &dataset,
+        "Ready",
+        SHOWN,
+        &["SourceNotFound", field, "gone.jsonl"],
+    )
+    .await?;
+    let kept = version_of(stage, "mixed", 2).await?;
+    ensure!(kept == second, "before {second:?}, now {kept:?}");
     Ok(())
 }
 

@@ -2,6 +2,7 @@
 
 use anyhow::{Context as _, ensure};
 use graftwork_api::ServingEndpoint;
+use graftwork_api::lora_adapter::AdapterVersion;
 use k8s_openapi::api::apps::v1::Deployment;
 use kube::api::DynamicObject;
 use serde_json::{Value, json};
@@ -21,6 +22,16 @@ pub async fn refused(stage: &Stage) -> anyhow::Result<()> {
         "AdaptersPending",
         SHOWN,
         &["AdapterNotFound", "spec.adapters[absent].adapterRef.name"],
+    )
+    .await?;
+    let mut no_version = manifests::endpoint("no-version", &["colours"], 0, &json!({}));
+    no_version.data["spec"]["adapters"][0]["version"] = json!(9);
+    expect(
+        stage,
+        no_version,
+        "AdaptersPending",
+        SHOWN,
+        &["VersionNotFound", "spec.adapters[colours].version", "9"],
     )
     .await?;
     let foreign: Deployment = serde_json::from_value(json!({
@@ -77,22 +88,41 @@ pub async fn serving(stage: &Stage) -> anyhow::Result<()> {
         (
             bad(|spec| spec["engine"]["computeProfile"] = json!("absent")),
             SHOWN,
-            &["ComputeProfileNotFound", "computeProfile", "absent"][..],
+            &[
+                "ComputeProfileNotFound",
+                "spec.engine.computeProfile",
+                "absent",
+            ][..],
         ),
         (
             bad(|spec| spec["baseModel"]["name"] = json!("colours")),
             SHOWN,
-            &["InvalidSpec", "spec.adapters", "colours"],
+            &["InvalidSpec", "spec.adapters[0].name", "colours"],
         ),
         (
             bad(|spec| spec["engine"]["maximumContextTokens"] = json!(4096)),
             READ,
-            &["InvalidSpec", "maximumContextTokens", "4096", "512"],
+            &[
+                "InvalidSpec",
+                "spec.engine.maximumContextTokens",
+                "4096",
+                "512",
+            ],
+        ),
+        (
+            bad(|spec| spec["baseModel"]["uri"] = json!("pvc://nowhere/base-model")),
+            SHOWN,
+            &["BaseModelNotFound", "spec.baseModel.uri", "nowhere"],
+        ),
+        (
+            bad(|spec| spec["baseModel"]["uri"] = json!(format!("pvc://{CLAIM}/text"))),
+            READ,
+            &["BaseModelNotFound", "spec.baseModel.uri", "config.json"],
         ),
         (
             bad(|spec| spec["baseModel"]["uri"] = json!(format!("pvc://{CLAIM}/absent"))),
             READ,
-            &["BaseModelNotFound", "baseModel", "absent"],
+            &["BaseModelNotFound", "spec.baseModel.uri", "absent"],
         ),
     ] {
         says(stage, &endpoint, "Ready", within, words).await?;
@@ -111,8 +141,37 @@ pub async fn serving(stage: &Stage) -> anyhow::Result<()> {
         now == before,
         "back to the good spec: before {before:#?}, now {now:#?}"
     );
+    adapter_goes_bad(stage).await?;
+    let now = stage.endpoint_children().await?;
+    ensure!(
+        now == before,
+        "a bad adapter: before {before:#?}, now {now:#?}"
+    );
     traffic.stop().await?;
     Ok(())
+}
+
+/// The adapter that the endpoint serves is given a folder that is none: it says so, and its version stays in
+/// production.
+async fn adapter_goes_bad(stage: &Stage) -> anyhow::Result<()> {
+    let adapter = |path: &str| {
+        let uri = format!("pvc://{CLAIM}/{path}");
+        manifests::adapter("colours", &json!({}), Some(&uri))
+    };
+    says(
+        stage,
+        &adapter("adapters/absent"),
+        "Ready",
+        READ,
+        &["ImportFailed", "spec.import", "absent"],
+    )
+    .await?;
+    let in_production = |version: &AdapterVersion| version.stage.as_str() == "Production";
+    stage
+        .version("colours", 1, "in production", in_production)
+        .await?;
+    stage.apply(&adapter("adapters/amber")).await?;
+    stage.stable_is("colours", 1).await
 }
 
 /// Ready at the newest generation.

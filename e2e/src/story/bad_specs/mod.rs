@@ -103,24 +103,47 @@ fn run_with(name: &str, change: impl FnOnce(&mut Value)) -> DynamicObject {
 
 async fn refused_by_the_api_server(stage: &Stage) -> anyhow::Result<()> {
     let steps = json!({"canary": {"steps": [{"setWeight": 50}, {"setWeight": 10}]}});
+    let two_limits = json!({"rules": [{"metric": "loss", "minimum": "1", "maximum": "2"}]});
+    let mut no_source = manifests::config_map_dataset("no-source", "amber");
+    no_source.data["spec"]["sources"] = json!([{"name": "rows"}]);
+    let mut split = manifests::config_map_dataset("split", "amber");
+    split.data["spec"]["split"]["trainPercent"] = json!(81);
     for (object, words) in [
         (
             run_with("rank-0", |spec| spec["method"]["lora"]["rank"] = json!(0)),
-            &["rank"][..],
+            &["spec.method.lora.rank", "greater than or equal to 1"][..],
         ),
         (
             run_with("rate-0", |spec| {
                 spec["hyperparameters"]["learningRate"] = json!("0");
             }),
-            &["learningRate"],
+            &[
+                "spec.hyperparameters.learningRate",
+                "learningRate is above 0 and at most 1",
+            ],
+        ),
+        (
+            no_source,
+            &[
+                "spec.sources[0]",
+                "a source has exactly one of configMapRef and uri",
+            ],
+        ),
+        (split, &["spec.split", "sum to 100"]),
+        (
+            manifests::adapter("two-limits", &two_limits, None),
+            &["spec.gate.rules[0]", "a rule has exactly one of minimum"],
         ),
         (
             manifests::endpoint("falling", &[], 1, &steps),
-            &["setWeight rises"],
+            &[
+                "spec.rollout.canary.steps",
+                "setWeight rises from step to step",
+            ],
         ),
         (
-            manifests::endpoint(&"long".repeat(20), &[], 1, &json!({})),
-            &["metadata.name"],
+            manifests::endpoint(&"l".repeat(253), &[], 1, &json!({})),
+            &["metadata.name", "at most 50 characters"],
         ),
     ] {
         match stage.apply(&object).await {
@@ -175,9 +198,9 @@ async fn refer_to_deleted(stage: &Stage, objects: &[DynamicObject]) -> anyhow::R
         SHOWN,
         &[
             "WaitingForDataset",
+            "spec.datasetRef.name",
             "going",
             "is being deleted",
-            "datasetRef",
         ],
     )
     .await?;

@@ -1,13 +1,15 @@
 //! Runs: references that lead nowhere, bases that can't be trained, hyperparameters that do not fit.
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use base64::prelude::{BASE64_STANDARD, Engine as _};
-use graftwork_api::LoRAAdapter;
+use graftwork_api::{LoRAAdapter, TrainingRun};
+use kube::api::{DeleteParams, Patch, PatchParams};
 use serde_json::{Value, json};
 
 use super::super::Stage;
 use super::super::fixture::Files;
-use super::{READ, SHOWN, expect, run_with};
+use super::super::stage::condition;
+use super::{READ, SHOWN, contains, expect, run_with};
 use crate::manifests::{self, CLAIM};
 
 /// Conditions of runs that can't be.
@@ -20,7 +22,7 @@ pub async fn refused(stage: &Stage) -> anyhow::Result<()> {
         unknown,
         "Succeeded",
         SHOWN,
-        &["WaitingForDataset", "absent", "datasetRef"],
+        &["WaitingForDataset", "spec.datasetRef.name", "absent"],
     )
     .await?;
     let unknown = run_with("no-profile", |spec| {
@@ -31,7 +33,12 @@ pub async fn refused(stage: &Stage) -> anyhow::Result<()> {
         unknown,
         "Succeeded",
         SHOWN,
-        &["ComputeProfileNotFound", "absent", "default"],
+        &[
+            "ComputeProfileNotFound",
+            "spec.compute.profile",
+            "absent",
+            "default",
+        ],
     )
     .await?;
     let no_base = run_with("no-base", |spec| {
@@ -42,7 +49,7 @@ pub async fn refused(stage: &Stage) -> anyhow::Result<()> {
         no_base,
         "Succeeded",
         READ,
-        &["BaseModelNotFound", "absent"],
+        &["BaseModelNotFound", "spec.baseModel.uri", "absent"],
     )
     .await?;
     let no_config = run_with("no-config", |spec| {
@@ -53,7 +60,7 @@ pub async fn refused(stage: &Stage) -> anyhow::Result<()> {
         no_config,
         "Succeeded",
         READ,
-        &["BaseModelNotFound", "config.json"],
+        &["BaseModelNotFound", "spec.baseModel.uri", "config.json"],
     )
     .await?;
     let unsupported = run_with("unsupported", |spec| {
@@ -64,7 +71,7 @@ pub async fn refused(stage: &Stage) -> anyhow::Result<()> {
         unsupported,
         "Succeeded",
         READ,
-        &["BaseModelUnsupported", "mamba"],
+        &["BaseModelUnsupported", "spec.baseModel.uri", "mamba"],
     )
     .await?;
     let rank = run_with("rank-above", |spec| {
@@ -75,7 +82,7 @@ pub async fn refused(stage: &Stage) -> anyhow::Result<()> {
         rank,
         "Succeeded",
         READ,
-        &["InvalidSpec", "rank", "1000", "192"],
+        &["InvalidSpec", "spec.method.lora.rank", "1000", "192"],
     )
     .await?;
     let module = run_with("unknown-module", |spec| {
@@ -86,10 +93,51 @@ pub async fn refused(stage: &Stage) -> anyhow::Result<()> {
         module,
         "Succeeded",
         READ,
-        &["InvalidSpec", "z_proj", "targetModules"],
+        &["InvalidSpec", "method.lora.targetModules", "z_proj"],
     )
     .await?;
-    for_another_base(stage).await
+    for_another_base(stage).await?;
+    immutable(stage).await
+}
+
+/// A run's spec stays as it is, field by field, but for `suspend`.
+async fn immutable(stage: &Stage) -> anyhow::Result<()> {
+    let name = "immutable";
+    let run = run_with(name, |spec| spec["datasetRef"] = json!({"name": "absent"}));
+    stage.apply(&run).await?;
+    let api = stage.world.cluster.api::<TrainingRun>(&stage.namespace);
+    let change = async |change: Value| {
+        let patch = Patch::Merge(json!({"spec": change}));
+        api.patch(name, &PatchParams::default(), &patch).await
+    };
+    for (field, value) in [
+        ("baseModel", json!({"uri": "pvc://another/model"})),
+        ("datasetRef", json!({"name": "amber"})),
+        ("adapterRef", json!({"name": "colours"})),
+        ("method", json!({"lora": {"rank": 8}})),
+        ("hyperparameters", json!({"learningRate": "1e-3"})),
+        ("compute", json!({"profile": "gpu"})),
+        ("checkpoint", json!({"everySteps": 7})),
+        ("evaluation", json!({"maximumNewTokens": 9})),
+        ("limits", json!({"retries": 5})),
+    ] {
+        match change(json!({(field): value})).await {
+            Ok(_) => bail!("another {field} was accepted"),
+            Err(error) => contains(&error.to_string(), &[&format!("{field} is immutable")])?,
+        }
+    }
+    change(json!({"suspend": true})).await?;
+    let what = "the reason Suspended";
+    stage
+        .world
+        .cluster
+        .wait_for::<TrainingRun, _>(&stage.namespace, name, SHOWN, what, |run| {
+            let succeeded = condition(&run?.status.as_ref()?.conditions, "Succeeded")?;
+            (succeeded.reason == "Suspended").then_some(())
+        })
+        .await?;
+    api.delete(name, &DeleteParams::default()).await?;
+    Ok(())
 }
 
 /// A folder with a config.json of an architecture that is not implemented.
@@ -142,7 +190,12 @@ async fn for_another_base(stage: &Stage) -> anyhow::Result<()> {
         run,
         "Succeeded",
         READ,
-        &["BaseModelMismatch", "baseModel", "elsewhere", &digest],
+        &[
+            "BaseModelMismatch",
+            "spec.baseModel.uri",
+            "elsewhere",
+            &digest,
+        ],
     )
     .await?;
     expect(
@@ -150,7 +203,11 @@ async fn for_another_base(stage: &Stage) -> anyhow::Result<()> {
         manifests::endpoint("of-elsewhere", &["elsewhere"], 0, &json!({})),
         "AdaptersPending",
         READ,
-        &["BaseModelMismatch", "elsewhere", &digest],
+        &[
+            "BaseModelMismatch",
+            "spec.adapters[elsewhere].adapterRef.name",
+            &digest,
+        ],
     )
     .await
 }
