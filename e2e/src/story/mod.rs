@@ -2,6 +2,8 @@
 
 mod fixture;
 mod inventory;
+mod progress;
+mod seen;
 mod shell;
 pub mod stage;
 mod traffic;

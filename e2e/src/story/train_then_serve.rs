@@ -1,4 +1,5 @@
-//! Text becomes a dataset, a run trains on it, the adapter is better than the bare base, passes its gate and is served.
+//! Text becomes a dataset, a run trains on it, the adapter is better than the bare base, passes its gate and is served;
+//! events of each object and the operator's metrics say so.
 
 use std::time::Instant;
 
@@ -95,6 +96,17 @@ pub async fn run(stage: Stage) -> anyhow::Result<()> {
             .is_some_and(|gate| gate.verdict.as_str() == "Pass"),
         "{version:?}"
     );
+
+    for (kind, name, reasons) in [
+        ("Dataset", "amber", &["Building", "Ready"][..]),
+        ("TrainingRun", "amber-1", &["Training", "Completed"]),
+        ("LoRAAdapter", "amber", &["StableOnEndpoint"]),
+        ("ServingEndpoint", "assistants", &["Preparing", "AllStable"]),
+    ] {
+        stage.events(kind, name, reasons).await?;
+    }
+    stage.operator_is_measured().await?;
+    stage.proved("events and metrics say so", start.elapsed());
 
     let expect = expectations(&[("amber", 1, "amber")]);
     let load = Load {

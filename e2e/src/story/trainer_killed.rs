@@ -1,5 +1,6 @@
 //! A trainer is killed, suspended and resumed, and killed again: each attempt goes on from a checkpoint, and the run
-//! ends with the digest of one that was left alone. Neither costs a retry.
+//! ends with the digest of one that was left alone. Neither costs a retry. Of the one that is left alone, status has
+//! progress within five seconds.
 
 use std::time::Instant;
 
@@ -29,8 +30,12 @@ pub async fn run(stage: Stage) -> anyhow::Result<()> {
         ))
         .await?;
     stage.apply(&training("steady")).await?;
-    let steady = stage.run_complete("steady", 5 * MINUTE).await?;
-    stage.proved("the uninterrupted run", start.elapsed());
+    let watched = stage.watch_run("steady", 5 * MINUTE).await?;
+    let steady = stage.run_complete("steady", MINUTE).await?;
+    stage.proved(
+        &format!("the uninterrupted run: {}", watched.ensure_timely()?),
+        start.elapsed(),
+    );
 
     stage.apply(&training(RUN)).await?;
     let checkpoint = at_step(&stage, 15).await?;
