@@ -1,9 +1,9 @@
 //! Under load an endpoint is scaled up, a version is swapped at once on both engines, the endpoint is scaled down, and
-//! its engines are replaced for new arguments: nothing fails and no answer mixes two versions.
+//! its engine is replaced for new arguments and resources: nothing fails and no answer mixes two versions.
 
 use std::time::Instant;
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use serde_json::json;
 
 use super::Stage;
@@ -37,6 +37,7 @@ pub async fn run(stage: Stage) -> anyhow::Result<()> {
     let before = stage.start_times(ENGINES).await?;
     let mut endpoint = manifests::endpoint("assistants", &["colours"], 1, &rollout);
     endpoint.data["spec"]["engine"]["maximumBatchSize"] = json!(8);
+    endpoint.data["spec"]["engine"]["computeProfile"] = json!("other");
     stage.apply(&endpoint).await?;
     engines(&stage, 1).await?;
     // The old one goes when the new one is ready and what it was asked is answered.
@@ -47,7 +48,11 @@ pub async fn run(stage: Stage) -> anyhow::Result<()> {
     })
     .await?;
     stage.stable_is("colours", 2).await?;
-    stage.proved("new arguments replaced the engine", start.elapsed());
+    has_other_resources(&stage).await?;
+    stage.proved(
+        "new arguments and resources replaced the engine",
+        start.elapsed(),
+    );
 
     let summary = traffic.stop().await?;
     ensure!(
@@ -57,6 +62,23 @@ pub async fn run(stage: Stage) -> anyhow::Result<()> {
     let last = stage.ask_two_thousand(&Load::new("after", &expect)).await?;
     ensure!(last.only("colours@v2"), "after the swap: {last:?}");
     stage.proved("no request failed", start.elapsed());
+    Ok(())
+}
+
+/// Every engine has what the profile `other` gives.
+async fn has_other_resources(stage: &Stage) -> anyhow::Result<()> {
+    let pods = stage.world.cluster.pods(&stage.namespace, ENGINES).await?;
+    for pod in &pods {
+        let containers = pod.spec.as_ref().map(|spec| &spec.containers);
+        let resources = containers
+            .and_then(|containers| containers.first()?.resources.as_ref())
+            .context("an engine without resources")?;
+        let requests = resources.requests.as_ref().and_then(|it| it.get("cpu"));
+        ensure!(
+            requests.is_some_and(|quantity| quantity.0 == "210m"),
+            "{resources:?}"
+        );
+    }
     Ok(())
 }
 

@@ -16,14 +16,16 @@ use crate::cluster::MINUTE;
 use crate::manifests::{self, Training};
 use crate::report::{say, seconds};
 
-/// Chart values of the stories: leaders change within seconds, there is a profile with a GPU, and a node of two cores
-/// has room for the pods of two stories.
+/// Chart values of the stories: leaders change within seconds, there is a profile with a GPU and one with other resources
+/// than the default, and a node of two cores has room for the pods of two stories.
 pub const FAST_LEASE: &[&str] = &[
     "replicas=2",
     "leaderElection.leaseSeconds=5",
     "leaderElection.renewDeadlineSeconds=3",
     "leaderElection.retrySeconds=1",
     "computeProfiles.default.resources.requests.cpu=200m",
+    "computeProfiles.other.resources.requests.cpu=210m",
+    "computeProfiles.other.resources.limits.memory=2Gi",
     r"computeProfiles.gpu.resources.limits.nvidia\.com/gpu=1",
     "computeProfiles.gpu.tolerations[0].key=nvidia.com/gpu",
     "computeProfiles.gpu.tolerations[0].operator=Exists",
