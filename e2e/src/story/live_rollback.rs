@@ -1,23 +1,31 @@
 //! A version that passes its gate and answers without end is canaried and taken back by itself; status names metric,
 //! value, limit and samples, everything that people look at says so, and the digest is not tried again until someone
-//! says Retry.
+//! says Retry. So is a version that makes errors: its weights are finite and fit the base model, as those of a training
+//! that diverged late are, and what is computed with them is not.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use anyhow::{Context as _, bail, ensure};
+use base64::prelude::{BASE64_STANDARD, Engine as _};
 use graftwork_api::lora_adapter::Verdict;
 use graftwork_api::serving_endpoint::{AdapterRollout, RejectedDigest, RolloutState};
-use serde_json::json;
+use graftwork_contract::adapter::WEIGHTS_FILE;
+use serde_json::{Value, json};
 
 use super::Stage;
+use super::fixture::Files;
 use super::stage::{ENGINES, condition};
 use super::traffic::{Load, expectations};
 use crate::cluster::MINUTE;
+use crate::load::Outcome;
 
 /// Requests of the candidate without which nothing is said.
 const MINIMUM_REQUESTS: u64 = 20;
 /// By how much a candidate may be slower.
 const PERCENT: &str = "100";
+/// Which share of a candidate's answers may be errors.
+const ERRORS: &str = "0.01";
 
 pub async fn run(stage: Stage) -> anyhow::Result<()> {
     let start = Instant::now();
@@ -27,7 +35,7 @@ pub async fn run(stage: Stage) -> anyhow::Result<()> {
         "analysis": {
             "intervalSeconds": 4, "minimumRequests": MINIMUM_REQUESTS, "failureLimit": 1,
             "rules": [
-                {"metric": "error_rate", "maximum": "0.01"},
+                {"metric": "error_rate", "maximum": ERRORS},
                 {"metric": "latency_p95", "maximumIncreasePercent": PERCENT},
             ],
         },
@@ -43,9 +51,13 @@ pub async fn run(stage: Stage) -> anyhow::Result<()> {
     stage.import("colours", "rambling", &json!({})).await?;
     stage.weight(30, MINUTE).await?;
     traffic.seen("colours@v2").await?;
-    stage
-        .rollout_state(&[RolloutState::RolledBack], 2 * MINUTE)
-        .await?;
+    let trained = stage.world.adapters.get(&stage.world).await?;
+    let folders = [overflowing(trained.get("amber").context("adapter amber")?)?];
+    let taken_back = [RolloutState::RolledBack];
+    futures::try_join!(
+        stage.rollout_state(&taken_back, 2 * MINUTE),
+        stage.put("overflowing", &[], &folders),
+    )?;
     stage.proved("v2 was taken back", start.elapsed());
 
     let rejected = everybody_says_so(&stage).await?;
@@ -55,15 +67,7 @@ pub async fn run(stage: Stage) -> anyhow::Result<()> {
     );
 
     traffic.stop().await?;
-    let after = Load {
-        job: "after",
-        ..load
-    };
-    let summary = stage.ask_two_thousand(&after).await?;
-    ensure!(
-        summary.only("colours@v1"),
-        "after the rollback: {summary:?}"
-    );
+    makes_errors(&stage).await?;
     let served = stage.served().await?;
     ensure!(
         served.candidate.is_none(),
@@ -73,7 +77,10 @@ pub async fn run(stage: Stage) -> anyhow::Result<()> {
         stage.start_times(ENGINES).await? == pods,
         "an engine was restarted"
     );
-    stage.proved("no request failed, and v1 serves all", start.elapsed());
+    stage.proved(
+        "v3 was taken back for its errors, and v1 serves all",
+        start.elapsed(),
+    );
 
     let answer = stage
         .command("again", "Retry", &rejected.digest, None)
@@ -91,6 +98,81 @@ pub async fn run(stage: Stage) -> anyhow::Result<()> {
         .await?;
     stage.proved("Retry canaries it again", start.elapsed());
     Ok(())
+}
+
+/// Under traffic, v3 answers with errors until it is taken back. Nobody is answered by v2 any more, and nothing of v1
+/// fails though it shares engine, batches and cache with v3.
+async fn makes_errors(stage: &Stage) -> anyhow::Result<()> {
+    let expect = expectations(&[("colours", 1, "amber")]);
+    let traffic = stage
+        .start_traffic(&Load::new("with-errors", &expect))
+        .await?;
+    stage.import("colours", "overflowing", &json!({})).await?;
+    let what = "v3 to be rejected and its callers to be back";
+    let rejected = stage
+        .endpoint("assistants", 2 * MINUTE, what, |endpoint| {
+            let status = endpoint.status.as_ref()?;
+            let mut served = status.adapters.iter();
+            let colours = served.find(|served| served.name == "colours")?;
+            let rejected = status.rejected.iter().find(|it| it.version == 3)?;
+            colours.candidate.is_none().then(|| rejected.clone())
+        })
+        .await?;
+    ensure!(
+        rejected.reason == "ErrorRateAboveLimit"
+            && rejected.message.contains("error_rate")
+            && rejected.message.contains(&format!("> {ERRORS} over "))
+            && rejected.message.contains(" requests"),
+        "{rejected:?}"
+    );
+    stage
+        .version("colours", 3, "Rejected", |version| {
+            version.stage.as_str() == "Rejected"
+        })
+        .await?;
+    let summary = traffic.stop_with_failures().await?;
+    let kinds: BTreeSet<Outcome> = summary.outcomes.keys().copied().collect();
+    ensure!(
+        summary.failed >= MINIMUM_REQUESTS
+            && summary.failed == summary.of("colours@v3")
+            && summary.of("colours@v2") == 0
+            && kinds == BTreeSet::from([Outcome::Ok, Outcome::Status]),
+        "not just v3 failed, and each time: {summary:?}"
+    );
+    Ok(())
+}
+
+/// The adapter with every weight 1e20, which is a number, and whose products with each other are none in 32 bits.
+fn overflowing(files: &Files) -> anyhow::Result<(String, Files)> {
+    let weights = BASE64_STANDARD.decode(files.get(WEIGHTS_FILE).context("no weights")?)?;
+    let mut files = files.clone();
+    files.insert(
+        WEIGHTS_FILE.to_owned(),
+        BASE64_STANDARD.encode(fill(&weights)?),
+    );
+    Ok(("adapters/overflowing".to_owned(), files))
+}
+
+/// The safetensors file with the same header: eight bytes with its length, little-endian, and JSON.
+fn fill(weights: &[u8]) -> anyhow::Result<Vec<u8>> {
+    let (length, rest) = weights.split_first_chunk().context("no length")?;
+    let length = usize::try_from(u64::from_le_bytes(*length))?;
+    let (header, values) = rest.split_at_checked(length).context("no header")?;
+    let tensors: BTreeMap<String, Value> = serde_json::from_slice(header)?;
+    let types: BTreeSet<&str> = tensors
+        .values()
+        .filter_map(|tensor| tensor["dtype"].as_str())
+        .collect();
+    let large = 1e20_f32.to_le_bytes();
+    let value = match types.iter().copied().collect::<Vec<_>>().as_slice() {
+        ["F32"] => &large[..],
+        // The upper half.
+        ["BF16"] => &large[2..],
+        other => bail!("tensors of {other:?}"),
+    };
+    let mut file = weights[..weights.len() - values.len()].to_vec();
+    file.extend(value.iter().cycle().take(values.len()));
+    Ok(file)
 }
 
 /// The endpoint's conditions and its list of rejected versions, the adapter's stages, and what `kubectl get` prints.
@@ -210,6 +292,32 @@ fn ensure_judged(rollout: &AdapterRollout) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_weight_is_replaced_and_nothing_else() {
+        let file = |dtype: &str| {
+            let header = format!(
+                r#"{{"__metadata__":{{"format":"pt"}},"a":{{"dtype":"{dtype}","shape":[2],"data_offsets":[0,8]}}}}"#
+            );
+            let mut file = (header.len() as u64).to_le_bytes().to_vec();
+            file.extend(header.as_bytes());
+            let start = file.len();
+            file.extend([7; 8]);
+            (file, start)
+        };
+        let (before, start) = file("F32");
+        let filled = fill(&before).unwrap();
+        assert_eq!(filled[..start], before[..start]);
+        assert_eq!(
+            filled[start..],
+            [1e20_f32, 1e20].map(f32::to_le_bytes).concat()
+        );
+        assert!((1e20_f32 * 1e20).is_infinite());
+        let (before, start) = file("BF16");
+        assert_eq!(fill(&before).unwrap()[start..], [0xad_u8, 0x60].repeat(4));
+        assert!(fill(&file("I8").0).is_err());
+        assert!(fill(b"short").is_err());
+    }
 
     #[test]
     fn a_message_without_one_of_the_numbers_is_refused() {

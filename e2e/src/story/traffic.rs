@@ -229,6 +229,13 @@ impl Traffic {
 
     /// The same, where streams may have ended in an error event.
     pub async fn stop_with_broken_streams(self) -> anyhow::Result<Summary> {
+        let summary = self.stop_with_failures().await?;
+        ensure_whole(&summary)?;
+        Ok(summary)
+    }
+
+    /// Ends the traffic, and leaves to the story what may have failed. Fails where it ended before.
+    pub async fn stop_with_failures(self) -> anyhow::Result<Summary> {
         let patch = json!({"metadata": {"annotations": {control::STOP: "the story is told"}}});
         self.stage
             .world
@@ -245,7 +252,6 @@ impl Traffic {
             summary.told,
             "the load ended before the story did: {summary:?}"
         );
-        ensure_whole(&summary)?;
         Ok(summary)
     }
 }
