@@ -1,34 +1,60 @@
 //! Every object of ours is deleted and applied anew, as a new cluster would do from Git, with the store kept: nothing
-//! is trained again, versions have the same numbers and stages, and the rejected digest stays rejected.
+//! is trained again, versions have the same numbers and stages, and what was rejected, by a gate or by a live rollback,
+//! stays rejected.
 
 use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
+use graftwork_api::serving_endpoint::RolloutState;
 use graftwork_api::{LoRAAdapter, TrainingRun};
 use k8s_openapi::api::batch::v1::Job;
 use kube::api::{DynamicObject, ListParams};
 use serde_json::{Value, json};
 
 use super::Stage;
-use super::stage::OURS;
+use super::stage::{OURS, condition};
 use crate::cluster::{MINUTE, wait};
-use crate::manifests::{self, Training};
+use crate::manifests::{self, CLAIM, Training};
+
+/// The adapter that is trained; `colours` is imported.
+const TRAINED: &str = "answers";
+/// What stands in Git of `colours`: the version that was taken back.
+const IMPORTED: &str = "basalt";
+/// Each adapter, and where its versions stand before and after, newest first.
+const STAGES: [(&str, [(u32, &str, &str); 2]); 2] = [
+    (
+        TRAINED,
+        [
+            (2, "Rejected", "GateFailed"),
+            (1, "Production", "StableOnEndpoint"),
+        ],
+    ),
+    (
+        "colours",
+        [
+            (2, "Rejected", "RolledBackOnEndpoint"),
+            (1, "Production", "StableOnEndpoint"),
+        ],
+    ),
+];
 
 pub async fn run(stage: Stage) -> anyhow::Result<()> {
     let start = Instant::now();
-    stage.seed().await?;
+    stage.seed_with_adapters().await?;
     // The first dataset has one answer, which is soon learnt; the second's answers are numbers that nobody could guess:
     // the gate passes the one and rejects the other with room to spare, whatever the machine's rounding.
     // Versions are numbered as they come: the second run begins when the first is through.
-    let (second, others): (Vec<_>, Vec<_>) = git()
-        .into_iter()
-        .partition(|object| object.metadata.name.as_deref() == Some("second"));
-    for object in &others {
+    let (later, first): (Vec<_>, Vec<_>) = git().into_iter().partition(|object| {
+        ["second", "colours"].contains(&object.metadata.name.as_deref().unwrap_or_default())
+    });
+    for object in &first {
         stage.apply(object).await?;
     }
+    taken_back(&stage).await?;
+    stage.proved("colours v2 was taken back", start.elapsed());
     stage.run_complete("first", 5 * MINUTE).await?;
-    stage.stable("assistants", "colours", 1, 2 * MINUTE).await?;
-    for object in &second {
+    stage.stable("assistants", TRAINED, 1, 2 * MINUTE).await?;
+    for object in &later {
         stage.apply(object).await?;
     }
     stage.run_complete("second", 5 * MINUTE).await?;
@@ -42,6 +68,7 @@ pub async fn run(stage: Stage) -> anyhow::Result<()> {
     for object in git() {
         stage.apply(&object).await?;
     }
+    never_a_candidate(&stage).await?;
     for run in ["first", "second"] {
         let run: TrainingRun = stage.run_complete(run, MINUTE).await?;
         let attempts = run
@@ -50,15 +77,64 @@ pub async fn run(stage: Stage) -> anyhow::Result<()> {
             .map_or(0, |attempts| attempts.started);
         ensure!(attempts == 0, "{attempts} attempts were started again");
     }
-    stage.stable("assistants", "colours", 1, 2 * MINUTE).await?;
     // Versions come back from the ledger before the endpoint says which of them is in production.
-    stages_are(&stage, &before).await?;
+    let after = stages(&stage).await?;
+    ensure!(after == before, "before {before:?}, now {after:?}");
     ensure!(
         jobs(&stage).await?.is_empty(),
         "something was built or trained again: {:?}",
         jobs(&stage).await?
     );
     stage.proved("same versions, same stages, no training", start.elapsed());
+    Ok(())
+}
+
+/// `colours` has a first version; the second is canaried, and taken back before anyone judged it.
+async fn taken_back(stage: &Stage) -> anyhow::Result<()> {
+    stage.import("colours", "amber", &json!({})).await?;
+    stage.stable("assistants", "colours", 1, 2 * MINUTE).await?;
+    stage.import("colours", IMPORTED, &json!({})).await?;
+    stage
+        .rollout_state(&[RolloutState::Paused], 2 * MINUTE)
+        .await?;
+    let candidate = stage.served().await?.candidate.context("no candidate")?;
+    let answer = stage
+        .command("no", "Abort", &candidate.digest, None)
+        .await?;
+    ensure!(answer.outcome.as_str() != "Refused", "{answer:?}");
+    stage
+        .rollout_state(&[RolloutState::RolledBack], MINUTE)
+        .await?;
+    Ok(())
+}
+
+/// Waits until both adapters are stable at v1 on the endpoint that was made anew. What is rejected is never tried on
+/// the way.
+async fn never_a_candidate(stage: &Stage) -> anyhow::Result<()> {
+    let mut tried = None;
+    let what = "both adapters to be stable at v1";
+    stage
+        .endpoint("assistants", 2 * MINUTE, what, |endpoint| {
+            let status = endpoint.status.as_ref()?;
+            let mut candidates = status
+                .adapters
+                .iter()
+                .filter_map(|it| it.candidate.as_ref());
+            if let Some(again) = candidates.find(|it| it.version > 1) {
+                tried = Some(again.clone());
+            }
+            let stable = |name: &&str| {
+                let served = status.adapters.iter().find(|served| served.name == **name);
+                let version = served
+                    .and_then(|it| it.stable.as_ref())
+                    .map(|it| it.version);
+                version == Some(1) && served.is_some_and(|it| it.candidate.is_none())
+            };
+            let ready = condition(&status.conditions, "Ready")?.status == "True";
+            (ready && ["colours", TRAINED].iter().all(stable)).then_some(())
+        })
+        .await?;
+    ensure!(tried.is_none(), "{tried:?} was tried again");
     Ok(())
 }
 
@@ -74,25 +150,25 @@ fn git() -> Vec<DynamicObject> {
     let training = |name, dataset| Training {
         name,
         dataset,
-        adapter: "colours",
+        adapter: TRAINED,
         steps: 60,
         rank: 4,
         batch: 16,
         checkpoint_every: 20,
         ..Training::default()
     };
+    let import = format!("pvc://{CLAIM}/adapters/{IMPORTED}");
+    let rollout = json!({
+        "strategy": "Canary", "canary": {"steps": [{"setWeight": 10}, {"pause": {}}]},
+    });
     vec![
         manifests::rows("amber", &learnable),
         manifests::rows("noise", &noise),
         manifests::config_map_dataset("amber", "amber"),
         manifests::config_map_dataset("noise", "noise"),
-        manifests::adapter("colours", &gate, None),
-        manifests::endpoint(
-            "assistants",
-            &["colours"],
-            1,
-            &json!({"strategy": "Immediate"}),
-        ),
+        manifests::adapter(TRAINED, &gate, None),
+        manifests::adapter("colours", &json!({}), Some(&import)),
+        manifests::endpoint("assistants", &[TRAINED, "colours"], 1, &rollout),
         training("first", "amber").object(),
         training("second", "noise").object(),
     ]
@@ -114,38 +190,26 @@ fn read(adapter: &LoRAAdapter) -> Option<Stages> {
     Some(read.collect())
 }
 
-/// The first version in production and the second rejected by the gate.
-async fn stages(stage: &Stage) -> anyhow::Result<Stages> {
-    let what = "v1 to be in production and v2 to be rejected";
-    stage
-        .world
-        .cluster
-        .wait_for::<LoRAAdapter, _>(&stage.namespace, "colours", MINUTE, what, |adapter| {
-            let stages = read(adapter?)?;
-            let names: Vec<(u32, &str, &str)> = stages
-                .iter()
-                .map(|(number, stage, reason, _)| (*number, stage.as_str(), reason.as_str()))
-                .collect();
-            (names
-                == [
-                    (2, "Rejected", "GateFailed"),
-                    (1, "Production", "StableOnEndpoint"),
-                ])
-            .then_some(stages)
-        })
-        .await
-}
-
-/// Waits until the stages are `before` again.
-async fn stages_are(stage: &Stage, before: &Stages) -> anyhow::Result<()> {
-    let what = format!("the stages to be {before:?} again");
-    stage
-        .world
-        .cluster
-        .wait_for::<LoRAAdapter, _>(&stage.namespace, "colours", MINUTE, &what, |adapter| {
-            (read(adapter?)? == *before).then_some(())
-        })
-        .await
+/// The versions of each adapter, once they stand where they have to.
+async fn stages(stage: &Stage) -> anyhow::Result<Vec<Stages>> {
+    let mut all = Vec::new();
+    for (adapter, expected) in STAGES {
+        let what = format!("its versions to be {expected:?}");
+        let stages = stage
+            .world
+            .cluster
+            .wait_for::<LoRAAdapter, _>(&stage.namespace, adapter, MINUTE, &what, |adapter| {
+                let stages = read(adapter?)?;
+                let names: Vec<(u32, &str, &str)> = stages
+                    .iter()
+                    .map(|(number, stage, reason, _)| (*number, stage.as_str(), reason.as_str()))
+                    .collect();
+                (names == expected).then_some(stages)
+            })
+            .await?;
+        all.push(stages);
+    }
+    Ok(all)
 }
 
 async fn jobs(stage: &Stage) -> anyhow::Result<Vec<String>> {
