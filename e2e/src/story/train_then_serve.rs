@@ -97,15 +97,7 @@ pub async fn run(stage: Stage) -> anyhow::Result<()> {
         "{version:?}"
     );
 
-    for (kind, name, reasons) in [
-        ("Dataset", "amber", &["Building", "Ready"][..]),
-        ("TrainingRun", "amber-1", &["Training", "Completed"]),
-        ("LoRAAdapter", "amber", &["StableOnEndpoint"]),
-        ("ServingEndpoint", "assistants", &["Preparing", "AllStable"]),
-    ] {
-        stage.events(kind, name, reasons).await?;
-    }
-    stage.operator_is_measured().await?;
+    seen_by_others(&stage).await?;
     stage.proved("events and metrics say so", start.elapsed());
 
     let expect = expectations(&[("amber", 1, "amber")]);
@@ -120,4 +112,17 @@ pub async fn run(stage: Stage) -> anyhow::Result<()> {
         start.elapsed(),
     );
     Ok(())
+}
+
+/// Events of each object, and the operator's metrics.
+async fn seen_by_others(stage: &Stage) -> anyhow::Result<()> {
+    for (kind, name, reasons) in [
+        ("Dataset", "amber", &["Building", "Ready"][..]),
+        ("TrainingRun", "amber-1", &["Training", "Completed"]),
+        ("LoRAAdapter", "amber", &["StableOnEndpoint"]),
+        ("ServingEndpoint", "assistants", &["Preparing", "AllStable"]),
+    ] {
+        stage.events(kind, name, reasons).await?;
+    }
+    stage.operator_is_measured().await
 }
