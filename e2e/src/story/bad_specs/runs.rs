@@ -105,11 +105,6 @@ async fn immutable(stage: &Stage) -> anyhow::Result<()> {
     let name = "immutable";
     let run = run_with(name, |spec| spec["datasetRef"] = json!({"name": "absent"}));
     stage.apply(&run).await?;
-    let api = stage.world.cluster.api::<TrainingRun>(&stage.namespace);
-    let change = async |change: Value| {
-        let patch = Patch::Merge(json!({"spec": change}));
-        api.patch(name, &PatchParams::default(), &patch).await
-    };
     for (field, value) in [
         ("baseModel", json!({"uri": "pvc://another/model"})),
         ("datasetRef", json!({"name": "amber"})),
@@ -121,12 +116,12 @@ async fn immutable(stage: &Stage) -> anyhow::Result<()> {
         ("evaluation", json!({"maximumNewTokens": 9})),
         ("limits", json!({"retries": 5})),
     ] {
-        match change(json!({(field): value})).await {
+        match change(stage, name, json!({(field): value})).await {
             Ok(_) => bail!("another {field} was accepted"),
             Err(error) => contains(&error.to_string(), &[&format!("{field} is immutable")])?,
         }
     }
-    change(json!({"suspend": true})).await?;
+    change(stage, name, json!({"suspend": true})).await?;
     let what = "the reason Suspended";
     stage
         .world
@@ -136,8 +131,16 @@ async fn immutable(stage: &Stage) -> anyhow::Result<()> {
             (succeeded.reason == "Suspended").then_some(())
         })
         .await?;
+    let api = stage.world.cluster.api::<TrainingRun>(&stage.namespace);
     api.delete(name, &DeleteParams::default()).await?;
     Ok(())
+}
+
+/// Merges a change into a run's spec.
+async fn change(stage: &Stage, name: &str, change: Value) -> kube::Result<TrainingRun> {
+    let api = stage.world.cluster.api::<TrainingRun>(&stage.namespace);
+    let patch = Patch::Merge(json!({"spec": change}));
+    api.patch(name, &PatchParams::default(), &patch).await
 }
 
 /// A folder with a config.json of an architecture that is not implemented.
