@@ -20,6 +20,9 @@ pub struct Installation {
     /// Tag of all images.
     #[arg(long, default_value = "dev", env = "GRAFTWORK_TAG")]
     pub tag: String,
+    /// Another name that the nodes know the inference image by, for a story that changes an engine's image.
+    #[arg(long, env = "GRAFTWORK_ANOTHER_INFERENCE")]
+    pub another_inference: Option<String>,
     /// Namespace of the operator.
     #[arg(long, default_value = "graftwork-system")]
     pub system_namespace: String,
@@ -43,7 +46,7 @@ impl Installation {
             .chart
             .to_str()
             .context("the chart's path is not UTF-8")?;
-        let images: Vec<String> = ["operator", "trainer", "inference"]
+        let mut images: Vec<String> = ["operator", "trainer", "inference"]
             .iter()
             .flat_map(|image| {
                 [
@@ -52,6 +55,12 @@ impl Installation {
                 ]
             })
             .collect();
+        let has_other = values
+            .iter()
+            .any(|value| value.starts_with("computeProfiles.other."));
+        if let Some(image) = self.another_inference.as_ref().filter(|_| has_other) {
+            images.push(format!("computeProfiles.other.images.inference={image}"));
+        }
         let mut arguments = vec![
             "upgrade",
             "--install",

@@ -20,8 +20,10 @@ use crate::manifests::{self, CLAIM, Training};
 const TRAINED: &str = "answers";
 /// What stands in Git of `colours`: the version that was taken back.
 const IMPORTED: &str = "basalt";
+/// A version's number, its stage, and the reason.
+type Standing = (u32, &'static str, &'static str);
 /// Each adapter, and where its versions stand before and after, newest first.
-const STAGES: [(&str, [(u32, &str, &str); 2]); 2] = [
+const STAGES: [(&str, [Standing; 2]); 2] = [
     (
         TRAINED,
         [

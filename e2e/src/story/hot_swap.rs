@@ -1,5 +1,5 @@
 //! Under load an endpoint is scaled up, a version is swapped at once on both engines, the endpoint is scaled down, and
-//! its engine is replaced for new arguments and resources: nothing fails and no answer mixes two versions.
+//! its engine is replaced for new arguments, resources and another image: nothing fails and no answer mixes two versions.
 
 use std::time::Instant;
 
@@ -48,9 +48,12 @@ pub async fn run(stage: Stage) -> anyhow::Result<()> {
     })
     .await?;
     stage.stable_is("colours", 2).await?;
-    has_other_resources(&stage).await?;
+    has_other_profile(&stage).await?;
     stage.proved(
-        "new arguments and resources replaced the engine",
+        match &stage.world.installation.another_inference {
+            Some(_) => "new arguments, resources and another image replaced the engine",
+            None => "new arguments and resources replaced the engine (NOT PROVED of another image: GRAFTWORK_ANOTHER_INFERENCE names none)",
+        },
         start.elapsed(),
     );
 
@@ -66,12 +69,20 @@ pub async fn run(stage: Stage) -> anyhow::Result<()> {
 }
 
 /// Every engine has what the profile `other` gives.
-async fn has_other_resources(stage: &Stage) -> anyhow::Result<()> {
+async fn has_other_profile(stage: &Stage) -> anyhow::Result<()> {
     let pods = stage.world.cluster.pods(&stage.namespace, ENGINES).await?;
     for pod in &pods {
-        let containers = pod.spec.as_ref().map(|spec| &spec.containers);
-        let resources = containers
-            .and_then(|containers| containers.first()?.resources.as_ref())
+        let container = pod.spec.as_ref().and_then(|spec| spec.containers.first());
+        let container = container.context("an engine without a container")?;
+        let another = stage.world.installation.another_inference.as_ref();
+        ensure!(
+            another.is_none_or(|image| container.image.as_ref() == Some(image)),
+            "the engine runs {:?}, not {another:?}",
+            container.image
+        );
+        let resources = container
+            .resources
+            .as_ref()
             .context("an engine without resources")?;
         let requests = resources.requests.as_ref().and_then(|it| it.get("cpu"));
         ensure!(
