@@ -313,6 +313,14 @@ impl Cluster {
         Ok(list.items)
     }
 
+    /// Name of a Job's pod.
+    pub async fn pod_of_job(&self, namespace: &str, job: &str) -> anyhow::Result<String> {
+        let pods = self.pods(namespace, &format!("job-name={job}")).await?;
+        pods.into_iter()
+            .find_map(|pod| pod.metadata.name)
+            .with_context(|| format!("{job} has no pod"))
+    }
+
     /// Pod names with their start times and restarts, by label selector: equal before and after where nothing restarted.
     pub async fn start_times(
         &self,

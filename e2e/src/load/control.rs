@@ -5,14 +5,44 @@
 use std::path::Path;
 use std::time::Duration;
 
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{Patch, PatchParams};
+use serde_json::{Value, json};
+
+use crate::cluster::Cluster;
+
 /// The annotation that ends the load, with whatever value.
 pub const STOP: &str = "graftwork.dev/stop-load";
-/// Folder and file of the annotations in the load's pod.
-pub const FOLDER: &str = "/control";
+/// Folder of the annotations in the load's pod.
+const FOLDER: &str = "/control";
 /// The file in [`FOLDER`].
-pub const FILE: &str = "annotations";
+const FILE: &str = "annotations";
 
 const EVERY: Duration = Duration::from_millis(200);
+
+/// What a load that can be told mounts: name, path and source of a volume.
+pub fn mount() -> (&'static str, &'static str, Value) {
+    let annotations = json!({"downwardAPI": {"items": [
+        {"path": FILE, "fieldRef": {"fieldPath": "metadata.annotations"}},
+    ]}});
+    ("control", FOLDER, annotations)
+}
+
+/// The flag that goes with [`mount`].
+pub fn flag() -> [String; 2] {
+    ["--control".to_owned(), format!("{FOLDER}/{FILE}")]
+}
+
+/// Tells the load of a Job that it is enough.
+pub async fn tell(cluster: &Cluster, namespace: &str, job: &str) -> anyhow::Result<()> {
+    let pod = cluster.pod_of_job(namespace, job).await?;
+    let patch = json!({"metadata": {"annotations": {STOP: "enough"}}});
+    cluster
+        .api::<Pod>(namespace)
+        .patch(&pod, &PatchParams::default(), &Patch::Merge(patch))
+        .await?;
+    Ok(())
+}
 
 /// Returns once `file` holds the annotation.
 pub async fn told(file: &Path) {

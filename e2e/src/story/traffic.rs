@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::{LogParams, Patch, PatchParams};
+use kube::api::LogParams;
 use serde_json::json;
 
 use super::Stage;
@@ -120,15 +120,11 @@ impl Stage {
                 LIMIT_SECONDS,
                 "--think-milliseconds",
                 &load.think_milliseconds.to_string(),
-                "--control",
-                &format!("{}/{}", control::FOLDER, control::FILE),
             ]
             .map(str::to_owned),
         );
-        let annotations = json!({"downwardAPI": {"items": [
-            {"path": control::FILE, "fieldRef": {"fieldPath": "metadata.annotations"}},
-        ]}});
-        let mounts = [("control", control::FOLDER, annotations)];
+        arguments.extend(control::flag());
+        let mounts = [control::mount()];
         let job = self.start_load(load.job, arguments, &mounts).await?;
         let traffic = Traffic {
             stage: self.clone(),
@@ -195,7 +191,7 @@ impl Traffic {
             MINUTE,
             || async {
                 let (cluster, namespace) = (&self.stage.world.cluster, &self.stage.namespace);
-                let pod = self.pod().await?;
+                let pod = cluster.pod_of_job(namespace, &self.job).await?;
                 let log = cluster
                     .api::<Pod>(namespace)
                     .logs(&pod, &parameters)
@@ -204,19 +200,6 @@ impl Traffic {
             },
         )
         .await
-    }
-
-    async fn pod(&self) -> anyhow::Result<String> {
-        let selector = format!("job-name={}", self.job);
-        let pods = self
-            .stage
-            .world
-            .cluster
-            .pods(&self.stage.namespace, &selector)
-            .await?;
-        pods.into_iter()
-            .find_map(|pod| pod.metadata.name)
-            .with_context(|| format!("{} has no pod", self.job))
     }
 
     /// Ends the traffic. Fails where it ended before, where a request failed or a stream broke, and where requests,
@@ -236,17 +219,8 @@ impl Traffic {
 
     /// Ends the traffic, and leaves to the story what may have failed. Fails where it ended before.
     pub async fn stop_with_failures(self) -> anyhow::Result<Summary> {
-        let patch = json!({"metadata": {"annotations": {control::STOP: "the story is told"}}});
-        self.stage
-            .world
-            .cluster
-            .api::<Pod>(&self.stage.namespace)
-            .patch(
-                &self.pod().await?,
-                &PatchParams::default(),
-                &Patch::Merge(patch),
-            )
-            .await?;
+        let cluster = &self.stage.world.cluster;
+        control::tell(cluster, &self.stage.namespace, &self.job).await?;
         let summary = self.stage.load_summary(&self.job).await?;
         ensure!(
             summary.told,
