@@ -1,6 +1,7 @@
 //! What a person sees: steps with the time they took, and a line on anything longer than a few seconds.
 
 use std::future::Future;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -47,6 +48,25 @@ async fn ticking<T>(work: impl Future<Output = T>) -> T {
 static SPOKEN: AtomicU64 = AtomicU64::new(0);
 
 const EVERY: Duration = Duration::from_secs(5);
+
+/// What a story could not prove where it was told.
+static NOT_PROVED: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+/// Says what could not be proved here, at once and once more at the end: a story that passes did not show it.
+pub fn not_proved(what: &str) {
+    say(&format!("    NOT PROVED: {what}"));
+    if let Ok(mut list) = NOT_PROVED.lock() {
+        list.push(what.to_owned());
+    }
+}
+
+/// Everything that was [`not_proved`].
+pub fn all_not_proved() -> Vec<String> {
+    NOT_PROVED
+        .lock()
+        .map(|list| list.clone())
+        .unwrap_or_default()
+}
 
 /// A duration with one decimal.
 pub fn seconds(duration: Duration) -> String {

@@ -9,7 +9,7 @@ import (
 )
 
 // route is what `ip -json route` says of one; without a device where it leads nowhere.
-type route struct{ Dst, Dev string }
+type route struct{ Dst, Dev, Table string }
 
 // checkRoutes refuses where the machine has a network at the cluster's very addresses, and would lose whom it reaches
 // there.
@@ -44,6 +44,10 @@ func conflict(routes []route) error {
 			way := r.Dst
 			if r.Dev != "" {
 				way += " dev " + r.Dev
+			}
+			// Others than the main table are named by `ip`.
+			if r.Table != "" {
+				way += " table " + r.Table
 			}
 			return unsupported{fmt.Sprintf("this machine has a route %s, and the cluster uses %s for %s; give that network other addresses, or take the route away while the cluster runs (`ip route delete %s`)",
 				way, network.Masked(), n.use, way)}

@@ -142,8 +142,8 @@ func TestWhatSomebodyElsePutThereStays(t *testing.T) {
 
 func TestARouteOfTheMachineToTheClustersAddressesIsRefused(t *testing.T) {
 	for _, free := range []route{
-		{"default", "eth0"}, {"0.0.0.0/1", "tun0"}, {"10.0.0.0/16", "eth0"}, {"10.98.0.4/30", "br0"}, {"10.99.0.1", "lo"}, {"10.0.0.0/8", "tun0"}, {"10.96.0.0/12", ""},
-		{serviceNetwork, hostLink}, {podNetwork, hostLink}, {nodeAddress, hostLink},
+		{Dst: "default", Dev: "eth0"}, {Dst: "0.0.0.0/1", Dev: "tun0"}, {Dst: "10.0.0.0/16", Dev: "eth0"}, {Dst: "10.98.0.4/30", Dev: "br0"}, {Dst: "10.99.0.1", Dev: "lo"}, {Dst: "10.0.0.0/8", Dev: "tun0"}, {Dst: "10.96.0.0/12", Dev: ""},
+		{Dst: serviceNetwork, Dev: hostLink}, {Dst: podNetwork, Dev: hostLink}, {Dst: nodeAddress, Dev: hostLink},
 	} {
 		if err := conflict([]route{free}); err != nil {
 			t.Errorf("%v: %v", free, err)
@@ -151,14 +151,14 @@ func TestARouteOfTheMachineToTheClustersAddressesIsRefused(t *testing.T) {
 	}
 	for _, used := range []struct {
 		route route
-		says  []string
+		says []string
 	}{
-		{route{"10.96.0.0/16", "tun0"}, []string{"10.96.0.0/16 dev tun0", "10.96.0.0/16 for services"}},
-		{route{"10.97.3.0/24", "docker1"}, []string{"`ip route delete 10.97.3.0/24 dev docker1`", "10.97.0.0/16 for pods"}},
-		{route{"10.98.0.1", "lo"}, []string{"10.98.0.1 dev lo", "10.98.0.0/30 for its node", "CLUSTER=current"}},
-		{route{"10.96.7.0/24", ""}, []string{"a route 10.96.7.0/24, and"}},
+		{route{Dst: "10.96.0.0/16", Dev: "tun0"}, []string{"10.96.0.0/16 dev tun0", "10.96.0.0/16 for services"}},
+		{route{Dst: "10.97.3.0/24", Dev: "docker1"}, []string{"`ip route delete 10.97.3.0/24 dev docker1`", "10.97.0.0/16 for pods"}},
+		{route{Dst: "10.98.0.1", Dev: "lo", Table: "local"}, []string{"10.98.0.1 dev lo table local", "10.98.0.0/30 for its node", "CLUSTER=current"}},
+		{route{Dst: "10.96.7.0/24", Dev: ""}, []string{"a route 10.96.7.0/24, and"}},
 	} {
-		err := conflict([]route{{"default", "eth0"}, used.route})
+		err := conflict([]route{{Dst: "default", Dev: "eth0"}, used.route})
 		if err == nil {
 			t.Errorf("%v is taken", used.route)
 			continue

@@ -35,7 +35,7 @@ use futures::future::BoxFuture;
 
 use crate::cluster::Cluster;
 use crate::install::Installation;
-use crate::report::{as_speaker, say, seconds};
+use crate::report::{all_not_proved, as_speaker, say, seconds};
 pub use fixture::Adapters;
 pub use stage::Stage;
 
@@ -155,6 +155,9 @@ impl Stories {
             .collect();
         if !failed.is_empty() {
             say(&format!("\nfailures: {}", failed.join(", ")));
+        }
+        for what in all_not_proved() {
+            say(&format!("not proved here: {what}"));
         }
         say(&format!("\nstories took {}", seconds(start.elapsed())));
         say(&format!(
