@@ -151,7 +151,7 @@ func TestARouteOfTheMachineToTheClustersAddressesIsRefused(t *testing.T) {
 	}
 	for _, used := range []struct {
 		route route
-		says []string
+		says  []string
 	}{
 		{route{Dst: "10.96.0.0/16", Dev: "tun0"}, []string{"10.96.0.0/16 dev tun0", "10.96.0.0/16 for services"}},
 		{route{Dst: "10.97.3.0/24", Dev: "docker1"}, []string{"`ip route delete 10.97.3.0/24 dev docker1`", "10.97.0.0/16 for pods"}},
