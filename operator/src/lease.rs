@@ -1,7 +1,7 @@
 //! Leader election over one Lease.
 //!
 //! Expiry is judged by this process's own monotonic clock: a lease is free when it did not change
-//! for its duration as seen from here. The leader's term ends at its renew deadline, counted from
+//! for its duration as seen from here, counted from the answer that showed it. The leader's term ends at its renew deadline, counted from
 //! the start of the last renewal that succeeded; then the process exits, even where the API server
 //! can't be reached, and nothing is begun after it.
 //!
@@ -229,7 +229,8 @@ impl Elector {
         let begun = marks.is_none_or(|marks| !marks.contains_key(NOT_BEGUN));
         let changed = self.seen.as_ref().is_none_or(|(seen, _)| *seen != version);
         if changed {
-            self.seen = Some((version, started));
+            // From the answer on: what it says may have been written as late as that.
+            self.seen = Some((version, clock::monotonic()));
         }
         let waited = self.seen.as_ref().map(|(_, since)| since.elapsed());
         // The holder's own settings count where they are longer: an upgrade may change them.
@@ -269,7 +270,8 @@ impl Elector {
         if let Ok(lease) = &made {
             tracing::info!(epoch, "made the lease: begins when a full one has passed");
             let uid = lease.metadata.uid.clone().unwrap_or_default();
-            self.made = Some((uid, started));
+            // From the answer on: the lost Lease may have been renewed while the request was under way.
+            self.made = Some((uid, clock::monotonic()));
             self.highest = epoch;
         }
         Self::wait(made)

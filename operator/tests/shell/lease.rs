@@ -258,6 +258,44 @@ async fn who_makes_the_lease_begins_a_full_lease_later_above_every_epoch_that_ca
 }
 
 #[tokio::test]
+async fn a_lease_is_waited_for_from_the_slow_answer_on_that_showed_it() {
+    let late = TIMES.lease / 2;
+    for (slow, server) in [
+        (Method::GET, {
+            let server = Server::with_a_free_lease();
+            let mut lease = server.lease.lock().unwrap();
+            lease.as_mut().unwrap()["spec"]["holderIdentity"] = json!("gone");
+            drop(lease);
+            server
+        }),
+        (Method::POST, Server::without_its_lease()),
+    ] {
+        let of_slow = slow.clone();
+        let first = AtomicBool::new(true);
+        let api = FakeApi::new(move |method, path, body| {
+            if path.starts_with("secrets/") {
+                return server.secret();
+            }
+            let answer = server.answer(method, body);
+            if *method == of_slow && first.swap(false, Ordering::SeqCst) {
+                Answer::Late(late, Box::new(answer))
+            } else {
+                answer
+            }
+        });
+        let term = Term::new();
+        let metrics = Metrics::new().unwrap();
+        let name = "me".to_owned();
+        let mut elector = Elector::new(api.client(), "ns", name, TIMES, Arc::clone(&term), metrics);
+        let began = Instant::now();
+        lead(&mut elector).await;
+        let waited = began.elapsed();
+        assert!(waited >= late + TIMES.lease, "{slow}: {waited:?}");
+        assert!(term.holds());
+    }
+}
+
+#[tokio::test]
 async fn the_first_installation_is_led_at_once() {
     let server = Server::default();
     let (mut elector, term) = server.elector("me");
