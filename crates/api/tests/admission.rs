@@ -135,6 +135,9 @@ fn anyone_may_stop_what_anothers_unanswered_command_would_begin() {
         ("Approve", "Reject", true),
         ("Pause", "Abort", true),
         ("Abort", "Abort", true),
+        ("Reject", "Reject", true),
+        ("Abort", "Reject", false),
+        ("Reject", "Abort", false),
         ("Promote", "Promote", false),
         ("Promote", "Resume", false),
         ("Promote", "Retry", false),
@@ -161,6 +164,42 @@ fn anyone_may_stop_what_anothers_unanswered_command_would_begin() {
     assert!(
         !may("bob", &anns, &elsewhere),
         "an Abort of something else takes nothing back"
+    );
+}
+
+#[test]
+fn an_unanswered_abort_or_reject_gives_way_only_to_the_same_one() {
+    let target = "adapter/expenses";
+    for verb in ["Abort", "Reject"] {
+        let by = |user: &str, change: Value| {
+            let mut command = saying(verb, user, user);
+            let fields = change.as_object().unwrap().clone();
+            command.as_object_mut().unwrap().extend(fields);
+            status(&[(target, command)], &[])
+        };
+        for (anns, bobs, allowed) in [
+            (json!({}), json!({"reason": "me too"}), true),
+            (json!({"step": 2}), json!({"step": 2}), true),
+            (json!({}), json!({"digest": "sha256:2"}), false),
+            (json!({"step": 2}), json!({"step": 3}), false),
+            (json!({"step": 2}), json!({}), false),
+            (json!({}), json!({"step": 2}), false),
+        ] {
+            let case = format!("{verb} with {bobs} over {anns}");
+            let old = by("ann", anns);
+            let new = by("bob", bobs);
+            assert_eq!(may("bob", &old, &new), allowed, "{case}");
+        }
+        // One's own may be corrected.
+        let old = by("ann", json!({"digest": "sha256:2"}));
+        assert!(may("ann", &old, &by("ann", json!({"id": "y", "step": 1}))));
+    }
+    let promote = status(&[(target, saying("Promote", "x", "ann"))], &[]);
+    let mut abort = saying("Abort", "y", "bob");
+    abort["digest"] = json!("sha256:2");
+    assert!(
+        may("bob", &promote, &status(&[(target, abort)], &[])),
+        "what would begin something gives way whatever is meant"
     );
 }
 
