@@ -192,7 +192,7 @@ pub struct LoRAAdapterStatus {
     #[schemars(extend("maxProperties" = 50))]
     pub answers: BTreeMap<String, Answer>,
     /// Accepted commands whose record is not in the store yet, by the same targets: a newer command takes
-    /// nothing away from them.
+    /// nothing away from them, but a Reject ends an Approve.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 50))]
     pub accepted: BTreeMap<String, AdapterCommand>,

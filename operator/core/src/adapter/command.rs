@@ -1,5 +1,8 @@
 //! What people say about versions: each command is answered once, under its target. One that is accepted is
-//! kept by itself until it is on record: a newer one may stand in its place by then.
+//! kept by itself until it is on record: a newer one may stand in its place by then. Newer ones wait until
+//! the accepted one came to its end, so that they are judged by what it came to, with one exception: a
+//! Reject does not wait for an Approve. Where it is accepted, it takes the place of the Approve, whose
+//! record need not be written any more; where it is refused, the Approve goes on.
 
 use graftwork_api::lora_adapter::{AdapterCommand, AdapterVerb, VersionStage};
 use graftwork_api::{Answer, AnswerOutcome, LoRAAdapterStatus, Time};
@@ -41,10 +44,10 @@ pub fn decide(
     base_trouble: Option<&str>,
     now: Timestamp,
 ) -> bool {
+    keep_accepted(status);
     let settled = settle(status, view, base_trouble);
     let open: Vec<(String, AdapterCommand)> = unanswered(status)
-        // A newer command is judged by what the accepted one comes to.
-        .filter(|(target, _)| !status.accepted.contains_key(*target))
+        .filter(|(target, command)| !waits(status, target, command))
         .map(|(target, command)| (target.clone(), command.clone()))
         .collect();
     let mut answered = false;
@@ -54,12 +57,35 @@ pub fn decide(
         };
         answer(status, &target, &command.id, outcome.clone(), &message, now);
         if outcome == AnswerOutcome::Accepted {
-            // From here on it is carried out, whatever stands in its place.
+            // From here on it is carried out, whatever stands in its place: also in that of an Approve.
             status.accepted.insert(target, command);
         }
         answered = true;
     }
     settled || answered
+}
+
+/// Keeps what is answered Accepted and not kept: the answer may be of an operator that kept nothing, or the
+/// definition in the cluster may be older and drop the field. This alone is no reason to write: such a
+/// cluster would never hold it.
+fn keep_accepted(status: &mut LoRAAdapterStatus) {
+    for (target, command) in &status.commands {
+        let is_accepted = status.answers.get(target).is_some_and(|answer| {
+            answer.id == command.id && answer.outcome == AnswerOutcome::Accepted
+        });
+        if is_accepted {
+            let kept = status.accepted.entry(target.clone());
+            kept.or_insert_with(|| command.clone());
+        }
+    }
+}
+
+/// Whether a newer command waits for what the accepted one comes to. A Reject does not wait for an Approve,
+/// whose record may need what can't be had: who says no is heard at once.
+fn waits(status: &LoRAAdapterStatus, target: &str, newer: &AdapterCommand) -> bool {
+    status.accepted.get(target).is_some_and(|accepted| {
+        (verb(accepted), verb(newer)) != (Some(Verb::Approve), Some(Verb::Reject))
+    })
 }
 
 /// Refuses every command that has no answer, because nothing is decided for the reason `why`: a target
@@ -75,7 +101,7 @@ pub fn refuse_all(status: &mut LoRAAdapterStatus, why: &str, now: Timestamp) -> 
     !open.is_empty()
 }
 
-/// Commands that were accepted and are still to be carried out.
+/// Commands that were accepted and are still to be carried out, of a status that [`decide`] went over.
 pub fn accepted(status: &LoRAAdapterStatus) -> Vec<Accepted> {
     status
         .accepted

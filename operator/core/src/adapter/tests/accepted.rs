@@ -55,7 +55,6 @@ fn by(world: &World, path: &str) -> String {
 #[test]
 fn an_accepted_verdict_is_carried_out_though_a_newer_command_took_its_place() {
     for (first, second, records, outcome) in [
-        ("Approve", "Reject", &[APPROVED, REJECTED][..], "Done"),
         ("Approve", "Approve", &[APPROVED][..], "Done"),
         ("Reject", "Approve", &[REJECTED][..], "Refused"),
         ("Approve", "Explode", &[APPROVED][..], "Refused"),
@@ -76,6 +75,68 @@ fn an_accepted_verdict_is_carried_out_though_a_newer_command_took_its_place() {
         }
         assert!(world.status().accepted.is_empty(), "{case}");
     }
+}
+
+#[test]
+fn a_reject_ends_an_accepted_approve_that_is_not_on_record_yet() {
+    let mut world = waiting();
+    write(&mut world, "1", "Approve", "ann");
+    decide(&mut world);
+    assert_eq!(answer(&world), ("1", AnswerOutcome::Accepted));
+    write(&mut world, "2", "Reject", "bob");
+    decide(&mut world);
+    assert_eq!(answer(&world), ("2", AnswerOutcome::Accepted));
+    assert_eq!(world.status().accepted[TARGET].id, "2", "the Approve ended");
+    world.settle();
+    assert_eq!(answer(&world), ("2", AnswerOutcome::Done));
+    assert_eq!(by(&world, REJECTED), "bob");
+    assert!(!world.records.contains_key(APPROVED));
+    assert_eq!(world.status().approved, None);
+    assert!(world.status().accepted.is_empty());
+}
+
+#[test]
+fn a_reject_that_is_refused_leaves_the_accepted_approve_alone() {
+    let mut world = waiting();
+    write(&mut world, "1", "Approve", "ann");
+    decide(&mut world);
+    write(&mut world, "2", "Reject", "bob");
+    let status = world.cr.status.as_mut().unwrap();
+    status.commands.get_mut(TARGET).unwrap().digest = digest("another").as_str().to_owned();
+    decide(&mut world);
+    assert_eq!(answer(&world), ("2", AnswerOutcome::Refused));
+    world.settle();
+    assert_eq!(by(&world, APPROVED), "ann");
+    assert!(!world.records.contains_key(REJECTED));
+}
+
+#[test]
+fn an_accepted_verdict_is_carried_out_where_nothing_but_its_answer_says_so() {
+    for (verb, path) in [("Approve", APPROVED), ("Reject", REJECTED)] {
+        let mut world = waiting();
+        write(&mut world, "1", verb, "ann");
+        decide(&mut world);
+        // An operator that kept nothing wrote the answer, or the definition drops the field.
+        world.cr.status.as_mut().unwrap().accepted.clear();
+        world.observe();
+        assert!(
+            matches!(world.plan(), Plan::Act(_)),
+            "{verb}: nothing is written that can't be kept"
+        );
+        world.settle();
+        assert_eq!(by(&world, path), "ann");
+        assert_eq!(answer(&world), ("1", AnswerOutcome::Done), "{verb}");
+    }
+    // Another command's answer accepts nothing.
+    let mut world = waiting();
+    write(&mut world, "1", "Approve", "ann");
+    decide(&mut world);
+    let status = world.cr.status.as_mut().unwrap();
+    status.accepted.clear();
+    write(&mut world, "2", "Explode", "ann");
+    world.settle();
+    assert_eq!(answer(&world), ("2", AnswerOutcome::Refused));
+    assert!(!world.records.contains_key(APPROVED));
 }
 
 #[test]
@@ -104,22 +165,30 @@ fn an_id_that_is_used_again_says_nothing_new() {
 }
 
 #[test]
-fn a_newer_command_waits_while_the_keeper_owes_what_the_accepted_one_needs() {
-    let mut world = waiting();
-    write(&mut world, "1", "Approve", "ann");
-    decide(&mut world);
-    let base = std::mem::replace(
-        &mut world.observed.base,
-        Asked::Unreachable("the keeper is reading the base model".to_owned()),
-    );
-    write(&mut world, "2", "Reject", "bob");
-    world.settle();
-    assert_eq!(answer(&world), ("1", AnswerOutcome::Accepted));
-    assert!(!world.records.contains_key(APPROVED) && !world.records.contains_key(REJECTED));
-    world.observed.base = base;
-    world.settle();
-    assert_eq!(answer(&world), ("2", AnswerOutcome::Done));
-    assert!(world.records.contains_key(APPROVED) && world.records.contains_key(REJECTED));
+fn only_a_reject_is_heard_while_the_keeper_owes_what_the_accepted_approve_needs() {
+    for (newer, heard) in [("Approve", false), ("Reject", true)] {
+        let mut world = waiting();
+        write(&mut world, "1", "Approve", "ann");
+        decide(&mut world);
+        let base = std::mem::replace(
+            &mut world.observed.base,
+            Asked::Unreachable("the keeper is reading the base model".to_owned()),
+        );
+        write(&mut world, "2", newer, "bob");
+        world.settle();
+        let expected = if heard {
+            ("2", AnswerOutcome::Done)
+        } else {
+            ("1", AnswerOutcome::Accepted)
+        };
+        assert_eq!(answer(&world), expected, "{newer}");
+        assert!(!world.records.contains_key(APPROVED), "{newer}");
+        assert_eq!(world.records.contains_key(REJECTED), heard, "{newer}");
+        world.observed.base = base;
+        world.settle();
+        assert_eq!(answer(&world), ("2", AnswerOutcome::Done), "{newer}");
+        assert_eq!(world.records.contains_key(APPROVED), !heard, "{newer}");
+    }
 }
 
 #[test]
