@@ -344,16 +344,19 @@ impl Elector {
         }
     }
 
-    /// Renews until the term is lost or `stop` is set; gives the lease back in the latter case.
-    /// Returns whether it was given back.
-    pub async fn keep(&mut self, stop: &AtomicBool) -> bool {
+    /// Renews until the term is lost or until `stop`; gives the lease back in the latter case, at once
+    /// where no renewal is under way. Returns whether it was asked to stop.
+    pub async fn keep(&mut self, stop: &CancellationToken) -> bool {
         let transitions = i32::try_from(self.term.epoch()).unwrap_or(i32::MAX);
         loop {
-            if stop.load(Ordering::Acquire) {
-                self.release().await;
-                return true;
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => {
+                    self.release().await;
+                    return true;
+                }
+                () = tokio::time::sleep(self.times.retry) => {}
             }
-            tokio::time::sleep(self.times.retry).await;
             if !self.term.holds() {
                 return false;
             }
@@ -393,22 +396,33 @@ impl Elector {
         }
     }
 
+    /// Gives the lease back where it is this process's; else the next leader waits for a full one. One
+    /// failure is not the end of it: an earlier write may have come in between.
     async fn release(&self) {
         self.term.end();
-        let Ok(mut lease) = api::call(self.api.get(LEASE)).await else {
+        let Err(error) = self.give_back().await else {
             return;
+        };
+        tracing::warn!(%error, "the lease could not be given back: tries once more");
+        tokio::time::sleep(self.times.retry).await;
+        if let Err(error) = self.give_back().await {
+            tracing::warn!(%error, "the lease could not be given back");
+        }
+    }
+
+    async fn give_back(&self) -> Result<(), ApiError> {
+        let Some(mut lease) = api::call(self.api.get_opt(LEASE)).await? else {
+            return Ok(());
         };
         let Some(spec) = &mut lease.spec else {
-            return;
+            return Ok(());
         };
-        if spec.holder_identity.as_deref() == Some(self.identity.as_str()) {
-            spec.holder_identity = Some(String::new());
-            spec.renew_time = Some(MicroTime(clock::wall()));
-            let answer = self.replace(&lease).await;
-            if let Err(error) = answer {
-                tracing::warn!(%error, "the lease could not be given back");
-            }
+        if spec.holder_identity.as_deref() != Some(self.identity.as_str()) {
+            return Ok(());
         }
+        spec.holder_identity = Some(String::new());
+        spec.renew_time = Some(MicroTime(clock::wall()));
+        self.replace(&lease).await.map(|_| ())
     }
 }
 

@@ -27,7 +27,8 @@ use crate::serve::{self, Shown};
 use crate::trail::Trail;
 use crate::{controllers, plan_only, settings};
 
-/// Time for what is being done when the process is asked to stop.
+/// Time for what is being done when the process is asked to stop. Giving back the lease comes after it: the
+/// chart's `terminationGracePeriodSeconds` has room for both.
 const STOP_WITHIN: Duration = Duration::from_secs(20);
 /// How often connections and reports of pods that are gone are forgotten.
 const SWEEP: Duration = Duration::from_mins(1);
@@ -112,9 +113,9 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     tracing::info!(epoch = term.epoch(), "leads");
     let stopping = Arc::new(AtomicBool::new(false));
     lease::exit_at_the_end_of(Arc::clone(&term), Arc::clone(&stopping));
-    let give_back = Arc::new(AtomicBool::new(false));
+    let give_back = CancellationToken::new();
     let keeping = tokio::spawn({
-        let give_back = Arc::clone(&give_back);
+        let give_back = give_back.clone();
         async move { elector.keep(&give_back).await }
     });
 
@@ -153,7 +154,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let outcome = work.await;
     // However the work ended, the next leader need not wait until the lease expires.
     stopping.store(true, Ordering::Release);
-    give_back.store(true, Ordering::Release);
+    give_back.cancel();
     keeping.await?;
     outcome
 }

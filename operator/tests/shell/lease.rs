@@ -136,7 +136,7 @@ async fn of_two_that_start_together_one_leads() {
     let server = Server::default();
     let (mut one, one_term) = server.elector("one");
     let (mut two, two_term) = server.elector("two");
-    let stop = AtomicBool::new(false);
+    let stop = CancellationToken::new();
     let lead = async {
         tokio::select! {
             () = lead(&mut one) => { one.keep(&stop).await; }
@@ -149,7 +149,7 @@ async fn of_two_that_start_together_one_leads() {
             assert!(!(one_term.holds() && two_term.holds()), "two leaders");
         }
         assert!(one_term.holds() || two_term.holds(), "no leader");
-        stop.store(true, Ordering::SeqCst);
+        stop.cancel();
     };
     tokio::join!(lead, watch);
 }
@@ -160,7 +160,7 @@ async fn a_leader_that_is_cut_off_ends_before_another_one_begins() {
     let (mut old, old_term) = server.elector("old");
     lead(&mut old).await;
     assert_eq!(old_term.epoch(), 9);
-    let stop = AtomicBool::new(false);
+    let stop = CancellationToken::new();
     let (mut new, new_term) = server.elector("new");
     let mut ended = None;
     let mut began = None;
@@ -194,12 +194,12 @@ async fn a_lease_that_changes_is_not_taken_and_one_that_does_not_is() {
     let server = Server::with_a_free_lease();
     let (mut leader, _term) = server.elector("leader");
     lead(&mut leader).await;
-    let stop = AtomicBool::new(false);
+    let stop = CancellationToken::new();
     let (mut follower, follower_term) = server.elector("follower");
     let follow = async {
         let waited = tokio::time::timeout(Duration::from_millis(1500), lead(&mut follower)).await;
         assert!(waited.is_err(), "the leader renews");
-        stop.store(true, Ordering::SeqCst);
+        stop.cancel();
     };
     let (given_back, ()) = tokio::join!(leader.keep(&stop), follow);
     assert!(given_back);
@@ -331,7 +331,8 @@ async fn who_is_asked_to_stop_while_it_waits_does_not_hold_what_it_made() {
     assert!(waited >= TIMES.lease, "{waited:?}");
     assert!(next_term.epoch() > 9);
     // From here on it is a lease like any other.
-    let stop = AtomicBool::new(true);
+    let stop = CancellationToken::new();
+    stop.cancel();
     assert!(next.keep(&stop).await);
     let (mut last, _) = server.elector("last");
     let began = Instant::now();
@@ -379,6 +380,64 @@ async fn a_lease_that_was_had_as_the_process_was_asked_to_stop_is_given_back() {
 }
 
 #[tokio::test]
+async fn a_leader_that_is_asked_to_stop_between_renewals_gives_the_lease_back_at_once() {
+    let server = Server::with_a_free_lease();
+    let term = Term::new();
+    let times = Times {
+        retry: Duration::from_mins(1),
+        ..TIMES
+    };
+    let metrics = Metrics::new().unwrap();
+    let client = server.api().client();
+    let mut elector = Elector::new(client, "ns", "me".to_owned(), times, term, metrics);
+    lead(&mut elector).await;
+    let stop = CancellationToken::new();
+    let ask = async {
+        tokio::time::sleep(TIMES.retry).await;
+        stop.cancel();
+    };
+    let both = async { tokio::join!(elector.keep(&stop), ask) };
+    let (given_back, ()) = tokio::time::timeout(Duration::from_secs(10), both)
+        .await
+        .unwrap();
+    assert!(given_back);
+    assert_eq!(server.holder(), "");
+}
+
+#[tokio::test]
+async fn a_lease_that_cannot_be_given_back_the_first_time_is_given_back_the_second_time() {
+    for (method, code) in [
+        (Method::GET, 500),
+        (Method::PUT, 500),
+        // An earlier write came in between.
+        (Method::PUT, 409),
+    ] {
+        let server = Server::with_a_free_lease();
+        let fails = Arc::new(AtomicBool::new(false));
+        let of_server = server.clone();
+        let (of_fails, of_method) = (Arc::clone(&fails), method.clone());
+        let api = FakeApi::new(move |method, _, body| {
+            if *method == of_method && of_fails.swap(false, Ordering::SeqCst) {
+                Answer::Status(code, "Failure")
+            } else {
+                of_server.answer(method, body)
+            }
+        });
+        let metrics = Metrics::new().unwrap();
+        let (name, term) = ("me".to_owned(), Term::new());
+        let mut elector = Elector::new(api.client(), "ns", name, TIMES, term, metrics);
+        lead(&mut elector).await;
+        assert_eq!(server.holder(), "me");
+        fails.store(true, Ordering::SeqCst);
+        let stop = CancellationToken::new();
+        stop.cancel();
+        assert!(elector.keep(&stop).await);
+        assert!(!fails.load(Ordering::SeqCst), "{method} {code}: it failed");
+        assert_eq!(server.holder(), "", "{method} {code}");
+    }
+}
+
+#[tokio::test]
 async fn a_lease_that_is_being_made_is_not_taken_by_another_one() {
     let server = Server::without_its_lease();
     let (mut maker, _) = server.elector("maker");
@@ -401,7 +460,7 @@ async fn a_leader_whose_lease_is_gone_ends_at_once_and_the_next_epoch_is_higher(
     let (mut new, new_term) = server.elector("new");
     *server.lease.lock().unwrap() = None;
     let gone = Instant::now();
-    let stop = AtomicBool::new(false);
+    let stop = CancellationToken::new();
     assert!(!old.keep(&stop).await);
     assert!(!old_term.holds(), "nothing is begun any more");
     assert!(
@@ -424,7 +483,7 @@ async fn a_leader_whose_lease_was_taken_ends_at_once() {
     lead(&mut old).await;
     server.lease.lock().unwrap().as_mut().unwrap()["spec"]["holderIdentity"] = json!("another");
     let taken = Instant::now();
-    let stop = AtomicBool::new(false);
+    let stop = CancellationToken::new();
     assert!(!old.keep(&stop).await);
     assert!(!old_term.holds());
     assert!(taken.elapsed() < TIMES.renew_deadline);
