@@ -134,8 +134,8 @@ pub async fn load_or_pretend(client: kube::Client, namespace: &str) -> Result<Ke
     Ok(keys.unwrap_or_else(|| from_seed(rand::random(), None)))
 }
 
-/// Whether the Secret may have a key: the first leader makes one before anything else, so that without
-/// one nobody has led here yet. What can't be looked at may be there.
+/// Whether the Secret may have a key: a leader makes one before anything else, so that without one nobody
+/// has led here yet, or somebody deleted it. What can't be looked at may be there.
 pub async fn may_exist(secrets: &Api<Secret>) -> bool {
     let found = api::call(secrets.get_opt(SECRET)).await;
     !found.is_ok_and(|found| matches!(read(found.as_ref(), ""), Ok(None)))

@@ -9,19 +9,24 @@
 //! taken its count with it, so a new one starts above every count that can have been reached: at the
 //! number of seconds since [`COUNTED_FROM`]. Its maker does not begin before a full lease has passed:
 //! the leader of the lost Lease may have renewed a moment before it went. Nor does who finds a Lease whose
-//! maker went away before that. Where no leader has made its signing key yet nobody can have led: the
-//! first installation begins at once.
+//! maker went away before that. The first installation begins at once: there is no signing key, which a
+//! leader makes before anything else, and no Deployment of the operator's in any namespace. Both can be
+//! gone where somebody has led: who deletes the Lease, the key and every Deployment within the renew
+//! deadline, under a leader, may have two leaders until that deadline. The older one signs with a key that
+//! the newer one's pods do not know.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use graftwork_api::labels;
 use graftwork_operator_core::settings::LeaderElection;
+use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
-use kube::api::{Api, ObjectMeta, PostParams};
+use kube::api::{Api, ListParams, ObjectMeta, PostParams};
 use tokio_util::sync::CancellationToken;
 
 use crate::api::{self, ApiError};
@@ -135,6 +140,8 @@ impl From<LeaderElection> for Times {
 pub struct Elector {
     api: Api<Lease>,
     secrets: Api<Secret>,
+    /// Of all namespaces.
+    deployments: Api<Deployment>,
     identity: String,
     times: Times,
     term: Arc<Term>,
@@ -166,7 +173,8 @@ impl Elector {
     ) -> Self {
         Self {
             api: Api::namespaced(client.clone(), namespace),
-            secrets: Api::namespaced(client, namespace),
+            secrets: Api::namespaced(client.clone(), namespace),
+            deployments: Api::all(client),
             identity,
             times,
             term,
@@ -253,7 +261,7 @@ impl Elector {
         let epoch = i32::try_from(seconds)
             .unwrap_or(i32::MAX)
             .max(self.highest.saturating_add(1));
-        let first = self.seen.is_none() && !keys::may_exist(&self.secrets).await;
+        let first = self.seen.is_none() && !self.may_have_been_led().await;
         let mut lease = self.next(None, epoch);
         if !first {
             lease.metadata.annotations = Some(not_begun());
@@ -275,6 +283,18 @@ impl Elector {
             self.highest = epoch;
         }
         Self::wait(made)
+    }
+
+    /// Whether there are traces of a leader: its key, or a Deployment, which every store and endpoint has.
+    /// What can't be looked at may be there.
+    async fn may_have_been_led(&self) -> bool {
+        if keys::may_exist(&self.secrets).await {
+            return true;
+        }
+        let ours = format!("{}={}", labels::MANAGED_BY, labels::OPERATOR);
+        let one = ListParams::default().labels(&ours).limit(1);
+        let found = api::call(self.deployments.list_metadata(&one)).await;
+        !found.is_ok_and(|found| found.items.is_empty())
     }
 
     async fn replace(&self, lease: &Lease) -> Result<Lease, ApiError> {

@@ -302,12 +302,37 @@ async fn the_first_installation_is_led_at_once() {
     let began = Instant::now();
     lead(&mut elector).await;
     let waited = began.elapsed();
-    assert!(waited < TIMES.lease / 2, "{waited:?}: nobody can have led");
+    assert!(waited < TIMES.lease / 2, "{waited:?}: nobody has led");
     assert!(term.holds());
     assert_eq!(server.holder(), "me");
     let (mut other, _) = server.elector("other");
     let follows = tokio::time::timeout(TIMES.lease / 2, lead(&mut other)).await;
     assert!(follows.is_err(), "it is held");
+}
+
+#[tokio::test]
+async fn an_installation_whose_key_was_deleted_is_not_taken_for_the_first_one() {
+    let deployment = json!({
+        "apiVersion": "apps/v1", "kind": "Deployment",
+        "metadata": {"name": "graftwork-keeper", "namespace": "team", "uid": "d", "resourceVersion": "1"},
+    });
+    let server = Server::default();
+    let one = server.api().with("deployments", vec![deployment]);
+    let unreadable = server.api().refusing("deployments", 403);
+    for api in [one, unreadable] {
+        *server.lease.lock().unwrap() = None;
+        let metrics = Metrics::new().unwrap();
+        let (name, term) = ("me".to_owned(), Term::new());
+        let mut elector = Elector::new(api.client(), "ns", name, TIMES, term, metrics);
+        let began = Instant::now();
+        lead(&mut elector).await;
+        let waited = began.elapsed();
+        assert!(waited >= TIMES.lease, "{waited:?}");
+        let reads = api.reads();
+        let asked = reads.iter().find(|read| read.plural == "deployments");
+        let query = &asked.unwrap().query;
+        assert!(query.contains("managed-by"), "the operator's own: {query}");
+    }
 }
 
 #[tokio::test]
