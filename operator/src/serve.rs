@@ -30,12 +30,14 @@ pub struct Shown {
     pub ready: Arc<AtomicBool>,
 }
 
-/// Serves until the process ends.
+/// Serves until the process ends, and logs where: port 0 is any free one.
 ///
 /// # Errors
 /// Where the address can't be had.
 pub async fn serve(address: SocketAddr, shown: Shown) -> std::io::Result<()> {
     let listener = tokio::net::TcpListener::bind(address).await?;
+    let bound = listener.local_addr()?;
+    tracing::info!(listen = %bound, "serves metrics and probes");
     tokio::spawn(async move {
         if let Err(error) = axum::serve(listener, router(shown)).await {
             tracing::error!(%error, "the metrics server ended");

@@ -12,6 +12,7 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
+use tokio_util::sync::CancellationToken;
 
 use crate::carry_out::{dataset, take};
 use crate::fake_api::{Answer, FakeApi};
@@ -71,8 +72,6 @@ fn takes(method: &Method, path: &str, body: &Value) -> Answer {
 /// A process that runs `operator run`.
 struct Operator {
     process: Child,
-    /// Where it shows its metrics.
-    listen: SocketAddr,
     files: TempDir,
 }
 
@@ -96,9 +95,6 @@ impl Operator {
             std::fs::write(&path, content.to_string()).unwrap();
             path
         };
-        // Nobody else gets the port in the moment until the process has it, one hopes.
-        let listen = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let listen = listen.local_addr().unwrap();
         let output = |name: &str| std::fs::File::create(files.path().join(name)).unwrap();
         let mut command = Command::new(OPERATOR);
         for name in ["RUST_LOG", "HTTPS_PROXY", "https_proxy"] {
@@ -110,7 +106,7 @@ impl Operator {
             .arg(write("settings.json", &settings))
             .arg("--kubeconfig")
             .arg(write("kubeconfig", &kubeconfig))
-            .args(["--listen", &listen.to_string()])
+            .args(["--listen", "127.0.0.1:0"])
             .args(more)
             .stdin(Stdio::null())
             .stdout(output("stdout"))
@@ -118,11 +114,7 @@ impl Operator {
             .kill_on_drop(true)
             .spawn()
             .unwrap();
-        Self {
-            process,
-            listen,
-            files,
-        }
+        Self { process, files }
     }
 
     fn read(&self, name: &str) -> String {
@@ -144,9 +136,18 @@ impl Operator {
         assert!(sent.unwrap().success());
     }
 
+    /// Where it shows its metrics, as its log says; none until then.
+    fn listens(&self) -> Option<SocketAddr> {
+        let log = self.read("stderr");
+        let mut lines = log.lines().filter(|line| line.contains("\"listen\""));
+        // The line may be half written.
+        let line: Value = serde_json::from_str(lines.next()?).ok()?;
+        line["listen"].as_str()?.parse().ok()
+    }
+
     /// Headers and body; none where nothing answers.
     async fn get(&self, path: &str) -> Option<String> {
-        let mut stream = TcpStream::connect(self.listen).await.ok()?;
+        let mut stream = TcpStream::connect(self.listens()?).await.ok()?;
         let request = format!("GET {path} HTTP/1.1\r\nHost: operator\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await.ok()?;
         let mut answer = String::new();
@@ -220,9 +221,11 @@ async fn plan_only_fails_where_the_definitions_are_missing_and_says_what_to_do()
 #[tokio::test]
 async fn a_leader_that_is_asked_to_stop_finishes_what_it_does_and_gives_the_lease_back() {
     let claim = "persistentvolumeclaims/";
+    let answers = CancellationToken::new();
+    let of_claim = answers.clone();
     let api = with_a_dataset(keeping(HashMap::new(), move |method, path, body| {
         if *method == Method::PATCH && path.starts_with(claim) {
-            Answer::Late(Duration::from_secs(5), Box::new(take(method, path, body)))
+            Answer::Held(of_claim.clone(), Box::new(take(method, path, body)))
         } else {
             takes(method, path, body)
         }
@@ -240,6 +243,12 @@ async fn a_leader_that_is_asked_to_stop_finishes_what_it_does_and_gives_the_leas
         .await;
     assert_eq!(find("deployments/"), None, "the claim is not answered yet");
     operator.ask_to_stop().await;
+    operator
+        .wait_until("its stop", async || {
+            operator.read("stderr").contains("is finished first")
+        })
+        .await;
+    answers.cancel();
     let status = operator.ended().await;
     let log = operator.read("stderr");
     assert!(status.success(), "{log}");

@@ -10,6 +10,7 @@ use kube::Client;
 use kube::client::Body;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
 
 /// One write.
 #[derive(Debug, Clone, PartialEq)]
@@ -57,6 +58,8 @@ pub enum Answer {
     Silence,
     /// Another one, but not at once.
     Late(Duration, Box<Answer>),
+    /// Another one, once the test allows it.
+    Held(CancellationToken, Box<Answer>),
 }
 
 type Rule = dyn Fn(&Method, &str, &Value) -> Answer + Send + Sync;
@@ -195,9 +198,18 @@ impl FakeApi {
         }
         let path = path.strip_prefix(SCHEDULING).unwrap_or(&path);
         let mut answer = (self.rule)(&method, path, &body);
-        while let Answer::Late(after, late) = answer {
-            tokio::time::sleep(after).await;
-            answer = *late;
+        loop {
+            answer = match answer {
+                Answer::Late(after, late) => {
+                    tokio::time::sleep(after).await;
+                    *late
+                }
+                Answer::Held(release, held) => {
+                    release.cancelled().await;
+                    *held
+                }
+                _ => break,
+            };
         }
         match answer {
             Answer::Take => {
@@ -212,7 +224,7 @@ impl FakeApi {
                 &json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "reason": reason, "message": reason}),
             ),
             Answer::Silence => silence().await,
-            Answer::Late(..) => unreachable!("it was waited for"),
+            Answer::Late(..) | Answer::Held(..) => unreachable!("it was waited for"),
         }
     }
 }
