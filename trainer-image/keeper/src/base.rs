@@ -1,8 +1,8 @@
 //! What a base model is: configuration and content digest. Hashing a large one takes long, so what
-//! was found is kept for as long as names, sizes and times of its files stay the same, and of many
-//! questions about one folder only the first one reads it.
+//! was found is kept for as long as names, sizes and times of its files stay the same. Of many
+//! questions about one folder one reads it, and the others wait without a turn.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
@@ -11,8 +11,10 @@ use graftwork_contract::proto::store::v1::{DescribeBaseReply, Problem};
 use graftwork_model::base::{base_digest, check_base};
 use graftwork_model::config::LlamaConfig;
 use graftwork_model::tokenizer::TextTokenizer;
+use tokio::sync::Notify;
 
 use crate::problem::{Failure, of_base, of_tokenizer};
+use crate::turns::{Call, Turn};
 
 /// A base model that can be used.
 #[derive(Debug, Clone)]
@@ -25,36 +27,113 @@ pub struct Base {
 
 /// What a finding was made of.
 type Fingerprint = Vec<(PathBuf, u64, Option<SystemTime>)>;
-/// What was found in one folder; locked while it is being read.
-type Finding = Arc<Mutex<Option<(Fingerprint, Base)>>>;
+/// A claim, and a path on it.
+type Name = (String, String);
 
-/// Models that were looked at before.
+/// Models that were looked at before, and who looks at one now.
 #[derive(Debug, Clone, Default)]
-pub struct BaseModels(Arc<Mutex<HashMap<PathBuf, Finding>>>);
+pub struct BaseModels {
+    findings: Arc<Mutex<HashMap<PathBuf, (Fingerprint, Base)>>>,
+    readers: Arc<Readers>,
+}
+
+/// Folders that are being read.
+#[derive(Debug, Default)]
+struct Readers {
+    names: Mutex<HashSet<Name>>,
+    ended: Notify,
+}
+
+impl Readers {
+    fn has(&self, name: &Name) -> bool {
+        let names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        names.contains(name)
+    }
+
+    fn begin(self: &Arc<Self>, name: &Name) -> Option<Reading> {
+        let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        names.insert(name.clone()).then(|| Reading {
+            name: name.clone(),
+            readers: Arc::clone(self),
+        })
+    }
+}
+
+/// The only leave to read a folder, until it is dropped; with the caller's turn, if it needs one.
+#[derive(Debug)]
+#[must_use = "another one may read where it is dropped"]
+pub struct Leave {
+    // Dropped first: who waited for the turn may begin at once.
+    _reading: Reading,
+    _turn: Option<Turn>,
+}
+
+#[derive(Debug)]
+struct Reading {
+    name: Name,
+    readers: Arc<Readers>,
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        let names = &self.readers.names;
+        let mut names = names.lock().unwrap_or_else(PoisonError::into_inner);
+        names.remove(&self.name);
+        drop(names);
+        self.readers.ended.notify_waiters();
+    }
+}
 
 impl BaseModels {
+    /// Waits until nobody else reads `path` of `claim`, and for a turn of `call` if there is one.
+    /// Nobody waits for a folder with a turn, nor for a turn with a folder: a volume that hangs holds
+    /// up those who ask about it, and one turn.
+    pub async fn leave(&self, claim: &str, path: &str, call: Option<&Call>) -> Leave {
+        let name = (claim.to_owned(), path.to_owned());
+        loop {
+            // Before the look: an end between the look and the wait is not missed.
+            let ended = self.readers.ended.notified();
+            if self.readers.has(&name) {
+                ended.await;
+                continue;
+            }
+            let turn = match call {
+                Some(call) => Some(call.turn().await),
+                None => None,
+            };
+            // Somebody may have been faster; then the turn goes back.
+            if let Some(reading) = self.readers.begin(&name) {
+                return Leave {
+                    _reading: reading,
+                    _turn: turn,
+                };
+            }
+        }
+    }
+
     /// Configuration and digest of the model in a folder. Reads all of it where it is new; problems
     /// are not kept, because they show in headers and small files.
     ///
     /// # Errors
     /// Why it can't be used: [`Failure::Base`] with its problem, or a volume that fails.
     pub fn read(&self, folder: &Path) -> Result<Base, Failure> {
-        let finding = {
-            let mut folders = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            Arc::clone(folders.entry(folder.to_path_buf()).or_default())
-        };
-        let mut finding = finding.lock().unwrap_or_else(PoisonError::into_inner);
         let now = fingerprint(folder);
-        if let Some((of, base)) = finding.as_ref()
-            && *of == now
         {
-            return Ok(base.clone());
+            let findings = self.findings.lock();
+            let findings = findings.unwrap_or_else(PoisonError::into_inner);
+            if let Some((of, base)) = findings.get(folder)
+                && *of == now
+            {
+                return Ok(base.clone());
+            }
         }
         let config = check_base(folder).map_err(|error| of_base(&error))?;
         TextTokenizer::load(folder).map_err(|error| of_tokenizer(&error))?;
         let digest = base_digest(folder).map_err(|error| of_base(&error))?;
         let base = Base { config, digest };
-        *finding = Some((now, base.clone()));
+        let findings = self.findings.lock();
+        let mut findings = findings.unwrap_or_else(PoisonError::into_inner);
+        findings.insert(folder.to_path_buf(), (now, base.clone()));
         Ok(base)
     }
 }

@@ -16,14 +16,14 @@ use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status};
 
-use crate::adapters::{self, Import};
+use crate::adapters::{self, Import, Verified};
 use crate::base::{self, Base, BaseModels};
 use crate::clock;
 use crate::config::Gatekeeper;
 use crate::folders::Claims;
 use crate::ledger::{self, RecordError};
 use crate::problem::{Failure, causes, problem};
-use crate::turns::Turns;
+use crate::turns::{Call, Turns};
 
 /// Records above this are listed without their content.
 const MAXIMUM_RECORD_BYTES: u64 = 256 << 10;
@@ -57,36 +57,38 @@ impl Keeper {
     /// Runs what touches files on a thread that may wait.
     async fn blocking<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&Self) -> Result<T, Status> + Send + 'static,
-    ) -> Result<Response<T>, Status> {
+        work: impl FnOnce(&Self) -> T + Send + 'static,
+    ) -> Result<T, Status> {
         let keeper = self.clone();
         let done = tokio::task::spawn_blocking(move || work(&keeper)).await;
-        done.map_err(|error| Status::internal(error.to_string()))?
-            .map(Response::new)
+        done.map_err(|error| Status::internal(error.to_string()))
     }
 
-    /// Runs what reads large files for anybody who asks, once it is the caller's turn.
-    async fn reading<T: Send + 'static>(
+    /// Counts a call that makes the keeper read large files for anybody who asks.
+    fn enter(&self, caller: Option<SocketAddr>) -> Result<Call, Status> {
+        let call = self.turns.enter(caller.map(|address| address.ip()));
+        call.map_err(|error| Status::resource_exhausted(error.to_string()))
+    }
+
+    /// What a base model is, read in a turn of `call` if it has to wait for one.
+    async fn base(
         &self,
-        caller: Option<SocketAddr>,
-        work: impl FnOnce(&Self) -> Result<T, Status> + Send + 'static,
-    ) -> Result<Response<T>, Status> {
-        let turn = self.turns.take(caller.map(|address| address.ip())).await;
-        let turn = turn.map_err(|error| Status::resource_exhausted(error.to_string()))?;
+        call: Option<&Call>,
+        claim: &str,
+        path: &str,
+    ) -> Result<Result<Base, Failure>, Status> {
+        let leave = self.bases.leave(claim, path, call).await;
+        let (claim, path) = (claim.to_owned(), path.to_owned());
         self.blocking(move |keeper| {
-            let done = work(keeper);
+            let folder = keeper.claims.folder(&claim, &path);
+            let base = folder
+                .map_err(|message| Failure::Base(problem("BaseModelNotFound", message)))
+                .and_then(|folder| keeper.bases.read(&folder));
             // Not before: a caller that leaves stops no thread.
-            drop(turn);
-            done
+            drop(leave);
+            base
         })
         .await
-    }
-
-    fn base(&self, claim: &str, path: &str) -> Result<Base, Failure> {
-        let folder = self.claims.folder(claim, path);
-        let folder =
-            folder.map_err(|message| Failure::Base(problem("BaseModelNotFound", message)))?;
-        self.bases.read(&folder)
     }
 
     fn list(&self, prefix: &str) -> Result<proto::ListReply, Status> {
@@ -132,11 +134,13 @@ impl Keeper {
         }))
     }
 
-    fn describe_base(
+    async fn describe_base(
         &self,
+        call: &Call,
         request: &proto::DescribeBaseRequest,
     ) -> Result<proto::DescribeBaseReply, Status> {
-        let described = match self.base(&request.claim, &request.path) {
+        let base = self.base(Some(call), &request.claim, &request.path);
+        let described = match base.await? {
             Ok(base) => Ok(base),
             Err(Failure::Base(problem)) => Err(problem),
             Err(failure) => Err(failure.into_problem()?),
@@ -147,19 +151,28 @@ impl Keeper {
         })
     }
 
-    fn verify(&self, request: &proto::VerifyRequest) -> Result<proto::VerifyReply, Status> {
+    async fn verify(
+        &self,
+        call: &Call,
+        request: proto::VerifyRequest,
+    ) -> Result<proto::VerifyReply, Status> {
         let expected = digest(&request.digest)?;
-        let base = self.base(&request.base_claim, &request.base_path);
-        let result = base.and_then(|base| {
-            adapters::verify_stored(
-                &self.store,
-                &request.folder,
-                expected.as_ref(),
-                &base.config,
-            )
-        });
-        let result = or_problem(result)?;
-        let reply = adapters::verify_reply(result);
+        let base = self.base(Some(call), &request.base_claim, &request.base_path);
+        let result = match base.await? {
+            Ok(base) => {
+                let turn = call.turn().await;
+                self.blocking(move |keeper| {
+                    let (folder, expected) = (&request.folder, expected.as_ref());
+                    let result =
+                        adapters::verify_stored(&keeper.store, folder, expected, &base.config);
+                    drop(turn);
+                    result
+                })
+                .await?
+            }
+            Err(failure) => Err(failure),
+        };
+        let reply = adapters::verify_reply(or_problem(result)?);
         Ok(proto::VerifyReply {
             pod_uid: self.gatekeeper.pod_uid(),
             ..reply
@@ -186,7 +199,7 @@ impl Keeper {
         })
     }
 
-    fn import(&self, request: &proto::ImportRequest) -> Result<proto::ImportReply, Status> {
+    async fn import(&self, request: proto::ImportRequest) -> Result<proto::ImportReply, Status> {
         if !ledger::is_name(&request.adapter) {
             return Err(Status::invalid_argument(format!(
                 "{:?} is not the name of a LoRAAdapter",
@@ -194,27 +207,39 @@ impl Keeper {
             )));
         }
         let expected = digest(&request.digest)?;
-        let base = self.base(&request.base_claim, &request.base_path);
-        let result = base.and_then(|base| {
-            let folder = self.claims.folder(&request.claim, &request.path);
-            let folder = folder.map_err(|message| Failure::problem("ImportFailed", message))?;
-            let import = Import {
-                adapter: &request.adapter,
-                uri: &format!("pvc://{}/{}", request.claim, request.path),
-                folder: &folder,
-                expected: expected.as_ref(),
-                now: &clock::rfc3339(),
-            };
-            adapters::import(&self.store, &import, &base.config)
-        });
-        let result = or_problem(result)?;
-        if let Ok(found) = &result {
-            tracing::info!(adapter = request.adapter, digest = %found.digest, "imported");
-        }
+        // Signed: only the operator asks, and it waits for no turn.
+        let base = self.base(None, &request.base_claim, &request.base_path);
+        let result = match base.await? {
+            Ok(base) => {
+                self.blocking(move |keeper| keeper.import_files(&request, expected.as_ref(), &base))
+                    .await?
+            }
+            Err(failure) => Err(failure),
+        };
         Ok(proto::ImportReply {
             pod_uid: self.gatekeeper.pod_uid(),
-            ..adapters::import_reply(result)
+            ..adapters::import_reply(or_problem(result)?)
         })
+    }
+
+    fn import_files(
+        &self,
+        request: &proto::ImportRequest,
+        expected: Option<&Digest>,
+        base: &Base,
+    ) -> Result<Verified, Failure> {
+        let folder = self.claims.folder(&request.claim, &request.path);
+        let folder = folder.map_err(|message| Failure::problem("ImportFailed", message))?;
+        let import = Import {
+            adapter: &request.adapter,
+            uri: &format!("pvc://{}/{}", request.claim, request.path),
+            folder: &folder,
+            expected,
+            now: &clock::rfc3339(),
+        };
+        let found = adapters::import(&self.store, &import, &base.config)?;
+        tracing::info!(adapter = request.adapter, digest = %found.digest, "imported");
+        Ok(found)
     }
 
     /// The body of a signed call.
@@ -277,7 +302,8 @@ impl proto::keeper_server::Keeper for Keeper {
     ) -> Result<Response<proto::ListReply>, Status> {
         let request = request.into_inner();
         self.blocking(move |keeper| keeper.list(&request.prefix))
-            .await
+            .await?
+            .map(Response::new)
     }
 
     async fn get(
@@ -299,27 +325,26 @@ impl proto::keeper_server::Keeper for Keeper {
                 pod_uid: keeper.gatekeeper.pod_uid(),
             })
         })
-        .await
+        .await?
+        .map(Response::new)
     }
 
     async fn describe_base(
         &self,
         request: Request<proto::DescribeBaseRequest>,
     ) -> Result<Response<proto::DescribeBaseReply>, Status> {
-        let caller = request.remote_addr();
-        let request = request.into_inner();
-        self.reading(caller, move |keeper| keeper.describe_base(&request))
-            .await
+        let call = self.enter(request.remote_addr())?;
+        let reply = self.describe_base(&call, request.get_ref()).await?;
+        Ok(Response::new(reply))
     }
 
     async fn verify(
         &self,
         request: Request<proto::VerifyRequest>,
     ) -> Result<Response<proto::VerifyReply>, Status> {
-        let caller = request.remote_addr();
-        let request = request.into_inner();
-        self.reading(caller, move |keeper| keeper.verify(&request))
-            .await
+        let call = self.enter(request.remote_addr())?;
+        let reply = self.verify(&call, request.into_inner()).await?;
+        Ok(Response::new(reply))
     }
 
     async fn publish(
@@ -327,7 +352,9 @@ impl proto::keeper_server::Keeper for Keeper {
         request: Request<SignedCall>,
     ) -> Result<Response<proto::PublishReply>, Status> {
         let request = self.admitted(&request.into_inner(), "graftwork.store.v1.Keeper/Publish")?;
-        self.blocking(move |keeper| keeper.publish(&request)).await
+        self.blocking(move |keeper| keeper.publish(&request))
+            .await?
+            .map(Response::new)
     }
 
     async fn import(
@@ -335,7 +362,7 @@ impl proto::keeper_server::Keeper for Keeper {
         request: Request<SignedCall>,
     ) -> Result<Response<proto::ImportReply>, Status> {
         let request = self.admitted(&request.into_inner(), "graftwork.store.v1.Keeper/Import")?;
-        self.blocking(move |keeper| keeper.import(&request)).await
+        self.import(request).await.map(Response::new)
     }
 }
 

@@ -49,7 +49,15 @@ impl Default for Turns {
     }
 }
 
-/// A call that reads or waits.
+/// A call that reads or waits, and takes its turns one after the other.
+#[derive(Debug)]
+pub struct Call {
+    own: Arc<Semaphore>,
+    of_all: Arc<Semaphore>,
+    place: Arc<Place>,
+}
+
+/// Counts a call until it and its turns have ended.
 #[derive(Debug)]
 struct Place {
     address: Option<IpAddr>,
@@ -74,28 +82,32 @@ impl Drop for Place {
 pub struct Turn {
     _own: Option<OwnedSemaphorePermit>,
     _of_all: Option<OwnedSemaphorePermit>,
-    _place: Place,
+    // A call that left may still read: its address keeps its count until that ends.
+    _place: Arc<Place>,
+}
+
+impl Call {
+    /// Waits for a turn. Whoever has one waits for nobody: what others are reading is waited for
+    /// before, or what hangs in one place would take every turn.
+    pub async fn turn(&self) -> Turn {
+        // First its own, so that no address has more than its share of the common queue. Neither is
+        // ever closed, which is the only error.
+        let own = Arc::clone(&self.own).acquire_owned().await.ok();
+        let of_all = Arc::clone(&self.of_all).acquire_owned().await.ok();
+        Turn {
+            _own: own,
+            _of_all: of_all,
+            _place: Arc::clone(&self.place),
+        }
+    }
 }
 
 impl Turns {
-    /// Waits for a turn of `address`.
+    /// Counts a call of `address`.
     ///
     /// # Errors
-    /// Where too many calls of that address wait already.
-    pub async fn take(&self, address: Option<IpAddr>) -> Result<Turn, TooManyCalls> {
-        let (place, own) = self.enter(address)?;
-        // First its own, so that no address has more than its share of the common queue. Neither is
-        // ever closed, which is the only error.
-        let own = own.acquire_owned().await.ok();
-        let of_all = Arc::clone(&self.readers).acquire_owned().await.ok();
-        Ok(Turn {
-            _own: own,
-            _of_all: of_all,
-            _place: place,
-        })
-    }
-
-    fn enter(&self, address: Option<IpAddr>) -> Result<(Place, Arc<Semaphore>), TooManyCalls> {
+    /// Where that address has too many already.
+    pub fn enter(&self, address: Option<IpAddr>) -> Result<Call, TooManyCalls> {
         let mut callers = self.callers.lock().unwrap_or_else(PoisonError::into_inner);
         let caller = callers.entry(address).or_insert_with(|| Caller {
             calls: 0,
@@ -109,7 +121,11 @@ impl Turns {
             address,
             callers: Arc::clone(&self.callers),
         };
-        Ok((place, Arc::clone(&caller.readers)))
+        Ok(Call {
+            own: Arc::clone(&caller.readers),
+            of_all: Arc::clone(&self.readers),
+            place: Arc::new(place),
+        })
     }
 }
 
@@ -122,11 +138,15 @@ mod tests {
     const ONE: Option<IpAddr> = Some(IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1)));
     const OTHER: Option<IpAddr> = Some(IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 2)));
 
+    async fn take(turns: &Turns, address: Option<IpAddr>) -> Result<Turn, TooManyCalls> {
+        Ok(turns.enter(address)?.turn().await)
+    }
+
     /// A turn that is free now.
     async fn now(turns: &Turns, address: Option<IpAddr>) -> Option<Turn> {
         // A task that did much is made to wait, free turn or not.
         tokio::task::yield_now().await;
-        let turn = tokio::time::timeout(Duration::ZERO, turns.take(address)).await;
+        let turn = tokio::time::timeout(Duration::ZERO, take(turns, address)).await;
         turn.ok().map(Result::unwrap)
     }
 
@@ -162,16 +182,16 @@ mod tests {
         let turns = Turns::default();
         let mut waiting = Vec::new();
         for _ in 0..CALLS_PER_ADDRESS {
-            let mut call = Box::pin(turns.take(ONE));
+            let mut call = Box::pin(take(&turns, ONE));
             // Polled once: it has its place, and some have their turn.
             let answered = tokio::time::timeout(Duration::ZERO, &mut call).await;
             waiting.push((call, answered));
         }
-        assert_eq!(turns.take(ONE).await.unwrap_err(), TooManyCalls);
+        assert_eq!(turns.enter(ONE).unwrap_err(), TooManyCalls);
         assert!(now(&turns, OTHER).await.is_some());
         // The last one waits, and leaves without its turn.
         waiting.pop();
-        let refused = tokio::time::timeout(Duration::ZERO, turns.take(ONE)).await;
+        let refused = tokio::time::timeout(Duration::ZERO, take(&turns, ONE)).await;
         assert!(refused.is_err(), "there is a place again, and it waits");
         drop(waiting);
         assert!(turns.callers.lock().unwrap().is_empty());

@@ -1,4 +1,4 @@
-//! More questions about files than a keeper reads at one time.
+//! More questions about files than a keeper reads at one time, about a folder that hangs.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -8,89 +8,158 @@
 )]
 
 use std::fs;
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
 use graftwork_artifacts::Store;
 use graftwork_contract::keeper::KeeperConfig;
 use graftwork_contract::proto::store::v1::keeper_client::KeeperClient;
-use graftwork_contract::proto::store::v1::{DescribeBaseRequest, ListRequest};
+use graftwork_contract::proto::store::v1::{DescribeBaseReply, DescribeBaseRequest, ListRequest};
 use graftwork_model::fixture::{TinyShape, write_tiny_base};
 use keeper::config::Gatekeeper;
 use keeper::folders::Claims;
 use keeper::server::{self, Keeper};
 use keeper::turns::CALLS_PER_ADDRESS;
 use tokio::net::TcpListener;
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
-use tonic::Code;
+use tonic::transport::Channel;
+use tonic::{Code, Response, Status};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+type Answer = Result<Response<DescribeBaseReply>, Status>;
+
+/// A keeper with two base models: `hanging`, whose tokenizer nobody can read to its end, and `fine`.
+struct Bench {
+    dir: tempfile::TempDir,
+    client: KeeperClient<Channel>,
+    questions: JoinSet<Answer>,
+    stop: CancellationToken,
+}
+
+impl Bench {
+    async fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        fs::create_dir(path("store")).unwrap();
+        for (name, seed) in [("hanging", 1), ("fine", 2)] {
+            let folder = path("claims/models").join(name);
+            write_tiny_base(&folder, &TinyShape::default(), seed).unwrap();
+        }
+        let tokenizer = path("claims/models/hanging/tokenizer.json");
+        fs::rename(&tokenizer, path("tokenizer.json")).unwrap();
+        // A file that nobody writes to: who reads it waits.
+        let made = Command::new("mkfifo").arg(&tokenizer).status();
+        assert!(made.unwrap().success());
+        let config = KeeperConfig {
+            owner_uid: "namespace".into(),
+            operator_keys: vec![],
+        };
+        fs::write(path("config.json"), serde_json::to_vec(&config).unwrap()).unwrap();
+
+        let gatekeeper = Gatekeeper::open(&path("config.json"), "pod".into()).unwrap();
+        let store = Store::open(path("store")).unwrap();
+        let keeper = Keeper::new(store, Claims::new(path("claims")), gatekeeper);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let stop = CancellationToken::new();
+        tokio::spawn(server::serve(listener, keeper, stop.clone()));
+        let client = KeeperClient::connect(format!("http://{address}"))
+            .await
+            .unwrap();
+        Self {
+            dir,
+            client,
+            questions: JoinSet::new(),
+            stop,
+        }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Asks about the folder that hangs once more than may be asked, and waits for the refusal:
+    /// then all the others have come in.
+    async fn crowd(&mut self) -> (Vec<AbortHandle>, Option<Answer>) {
+        let mut asked = Vec::new();
+        for _ in 0..=CALLS_PER_ADDRESS {
+            let client = self.client.clone();
+            asked.push(self.questions.spawn(describe(client, "hanging")));
+        }
+        let refused = tokio::time::timeout(PATIENCE, self.questions.join_next()).await;
+        (asked, refused.ok().flatten().map(Result::unwrap))
+    }
+
+    /// Lets readers go on, which must be before anything is said about them: the runtime waits for
+    /// them at its end. The one that has the file open reads nothing, and those after it read the
+    /// real one.
+    async fn let_go(&self) {
+        let tokenizer = self.path("claims/models/hanging/tokenizer.json");
+        let fifo = tokenizer.clone();
+        let open = move || fs::File::options().write(true).open(fifo);
+        let writer = tokio::task::spawn_blocking(open).await.unwrap().unwrap();
+        fs::rename(self.path("tokenizer.json"), &tokenizer).unwrap();
+        drop(writer);
+    }
+}
+
+async fn describe(mut client: KeeperClient<Channel>, path: &str) -> Answer {
+    let request = DescribeBaseRequest {
+        claim: "models".into(),
+        path: path.into(),
+    };
+    client.describe_base(request).await
+}
 
 #[tokio::test]
 async fn a_crowd_of_questions_is_refused_in_time_and_records_are_still_read() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = |name: &str| dir.path().join(name);
-    fs::create_dir(path("store")).unwrap();
-    write_tiny_base(&path("claims/models/base"), &TinyShape::default(), 1).unwrap();
-    let tokenizer = path("claims/models/base/tokenizer.json");
-    fs::rename(&tokenizer, path("tokenizer.json")).unwrap();
-    // A file that nobody writes to: who reads it waits.
-    let made = Command::new("mkfifo").arg(&tokenizer).status();
-    assert!(made.unwrap().success());
-    let config = KeeperConfig {
-        owner_uid: "namespace".into(),
-        operator_keys: vec![],
-    };
-    fs::write(path("config.json"), serde_json::to_vec(&config).unwrap()).unwrap();
-
-    let gatekeeper = Gatekeeper::open(&path("config.json"), "pod".into()).unwrap();
-    let store = Store::open(path("store")).unwrap();
-    let keeper = Keeper::new(store, Claims::new(path("claims")), gatekeeper);
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let stop = CancellationToken::new();
-    tokio::spawn(server::serve(listener, keeper, stop.clone()));
-    let mut client = KeeperClient::connect(format!("http://{address}"))
-        .await
-        .unwrap();
-
-    let mut questions = JoinSet::new();
-    for _ in 0..=CALLS_PER_ADDRESS {
-        let mut client = client.clone();
-        questions.spawn(async move {
-            let request = DescribeBaseRequest {
-                claim: "models".into(),
-                path: "base".into(),
-            };
-            client.describe_base(request).await
-        });
-    }
-    let patience = Duration::from_secs(30);
-    let refused = tokio::time::timeout(patience, questions.join_next()).await;
-    let listing = client.list(ListRequest {
+    let mut bench = Bench::start().await;
+    let (_, refused) = bench.crowd().await;
+    let listing = bench.client.list(ListRequest {
         prefix: String::new(),
     });
-    let listed = tokio::time::timeout(patience, listing).await;
+    let listed = tokio::time::timeout(PATIENCE, listing).await;
+    bench.let_go().await;
 
-    // Readers must go on before anything is said about them: the runtime waits for them at its end.
-    // The one that has the file open reads nothing, and those after it read the real one.
-    let writer = {
-        let fifo = tokenizer.clone();
-        let open = move || fs::File::options().write(true).open(fifo);
-        tokio::task::spawn_blocking(open).await.unwrap().unwrap()
-    };
-    fs::rename(path("tokenizer.json"), &tokenizer).unwrap();
-    drop(writer);
-
-    let refused = refused.expect("nobody was refused").unwrap().unwrap();
-    let refused = refused.unwrap_err();
+    let refused = refused.expect("nobody was refused").unwrap_err();
     assert_eq!(refused.code(), Code::ResourceExhausted);
     assert!(refused.message().contains("ask again later"), "{refused}");
     assert!(listed.expect("records wait for the crowd").is_ok());
     let mut described = 0;
-    while let Some(answer) = questions.join_next().await {
+    while let Some(answer) = bench.questions.join_next().await {
         let reply = answer.unwrap().unwrap().into_inner();
         described += usize::from(reply.problem.is_none());
     }
     assert_eq!(described, CALLS_PER_ADDRESS - 1, "all but the first reader");
-    stop.cancel();
+    bench.stop.cancel();
+}
+
+#[tokio::test]
+async fn a_folder_that_hangs_leaves_turns_for_the_others() {
+    let mut bench = Bench::start().await;
+    let (asked, refused) = bench.crowd().await;
+    // Two leave, one of which may be the one that was refused: there is a place again, and everybody
+    // else still waits for the folder that hangs.
+    for question in asked.iter().rev().take(2) {
+        question.abort();
+    }
+    let client = bench.client.clone();
+    let other = async {
+        loop {
+            match describe(client.clone(), "fine").await {
+                Err(status) if status.code() == Code::ResourceExhausted => {}
+                answer => break answer,
+            }
+        }
+    };
+    let answer = tokio::time::timeout(PATIENCE, other).await;
+    bench.let_go().await;
+
+    assert!(refused.is_some(), "nobody was refused");
+    let reply = answer.expect("it waits for the crowd").unwrap();
+    assert_eq!(reply.into_inner().problem, None);
+    bench.stop.cancel();
 }
