@@ -487,23 +487,33 @@ mod tests {
 
     #[test]
     fn what_the_volume_does_not_give_is_told_apart_from_what_is_missing_or_malformed() {
-        // A folder in a file's place: it is there, and reading it fails.
+        use std::os::unix::fs::symlink;
+
         for file in [CONFIG_FILE, GENERATION_CONFIG_FILE, WEIGHTS_FILE] {
             let dir = tempfile::tempdir().unwrap();
             let base = BaseModel::random(TinyShape::default().config(), 3);
             save_base(dir.path(), &base).unwrap();
             let path = dir.path().join(file);
             std::fs::remove_file(&path).unwrap();
+            let expect = |category: Category| {
+                for error in [
+                    BaseModel::load(dir.path()).map(drop).unwrap_err(),
+                    check_base(dir.path()).unwrap_err(),
+                    base_digest(dir.path()).unwrap_err(),
+                ] {
+                    assert_eq!(error.category(), category, "{error:?}");
+                    assert!(error.to_string().contains(file), "{error}");
+                }
+            };
+            // Nothing is mapped at address 0: reading it is an input/output error.
+            symlink("/proc/self/mem", &path).unwrap();
+            expect(Category::Transient);
+            std::fs::remove_file(&path).unwrap();
+            symlink(file, &path).unwrap();
+            expect(Category::Invalid);
+            std::fs::remove_file(&path).unwrap();
             std::fs::create_dir(&path).unwrap();
-            let loaded = BaseModel::load(dir.path()).map(drop);
-            for error in [
-                loaded.unwrap_err(),
-                check_base(dir.path()).unwrap_err(),
-                base_digest(dir.path()).unwrap_err(),
-            ] {
-                assert_eq!(error.category(), Category::Transient, "{error:?}");
-                assert!(error.to_string().contains(file), "{error}");
-            }
+            expect(Category::Invalid);
             std::fs::remove_dir(&path).unwrap();
             std::fs::write(&path, b"{ \xff").unwrap();
             let error = BaseModel::load(dir.path()).unwrap_err();

@@ -214,13 +214,26 @@ mod tests {
             let dir = tempfile::tempdir().unwrap();
             write_tiny_base(dir.path(), &TinyShape::default(), 1).unwrap();
             std::fs::remove_file(dir.path().join(file)).unwrap();
-            // It is there, and reading it fails.
-            std::fs::create_dir(dir.path().join(file)).unwrap();
+            // Nothing is mapped at address 0: reading it is an input/output error.
+            std::os::unix::fs::symlink("/proc/self/mem", dir.path().join(file)).unwrap();
             let failure = BaseModels::default().read(dir.path()).unwrap_err();
             let Failure::Unavailable(message) = failure else {
                 panic!("{failure:?}");
             };
             assert!(message.contains(file), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_folder_in_a_files_place_is_the_models_fault() {
+        for file in ["config.json", "model.safetensors", "tokenizer.json"] {
+            let dir = tempfile::tempdir().unwrap();
+            write_tiny_base(dir.path(), &TinyShape::default(), 1).unwrap();
+            std::fs::remove_file(dir.path().join(file)).unwrap();
+            std::fs::create_dir(dir.path().join(file)).unwrap();
+            let problem = problem(dir.path());
+            assert_eq!(problem.reason, "BaseModelInvalid", "{}", problem.message);
+            assert!(problem.message.contains(file), "{}", problem.message);
         }
     }
 

@@ -667,11 +667,14 @@ fn a_base_model_that_the_volume_does_not_give_is_worth_another_attempt_and_a_bad
         expect(attempt("missing"), (64, "InvalidSpec"));
         std::fs::write(&path, "{").unwrap();
         expect(attempt("malformed"), (64, "InvalidSpec"));
-        // It is there, and reading it fails.
         std::fs::remove_file(&path).unwrap();
         std::fs::create_dir(&path).unwrap();
-        expect(attempt("unreadable"), (69, "Restarting"));
+        expect(attempt("folder"), (64, "InvalidSpec"));
         std::fs::remove_dir(&path).unwrap();
+        // Nothing is mapped at address 0: reading it is an input/output error.
+        std::os::unix::fs::symlink("/proc/self/mem", &path).unwrap();
+        expect(attempt("unreadable"), (69, "Restarting"));
+        std::fs::remove_file(&path).unwrap();
         std::fs::write(&path, bytes).unwrap();
     }
 }
