@@ -4,6 +4,8 @@
 //! actor between them: it owns the state and the guard of signed calls, and everybody else holds an
 //! [`AdapterRegistry`] handle.
 
+#[cfg(test)]
+mod actor_tests;
 pub mod files;
 mod lease;
 pub mod state;
@@ -18,7 +20,7 @@ use graftwork_contract::proto::call::v1::SignedCall;
 use graftwork_contract::proto::engine::v1 as proto;
 use graftwork_contract::signing::{Fence, Guard, InvalidKey, Refusal as CallRefusal};
 use prost::Message as _;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 pub use lease::Lease;
 use state::{
@@ -87,7 +89,8 @@ enum Command {
     Keys(Vec<String>, oneshot::Sender<Result<(), InvalidKey>>),
     Acquire(Target, Waiter),
     Cards(oneshot::Sender<Vec<Card>>),
-    Headers(Vec<(Source, HeaderRead)>),
+    /// What a look at headers found, with its leave if they had been refused before.
+    Headers(Vec<(Source, HeaderRead)>, Option<OwnedSemaphorePermit>),
     Loaded(Source, Result<Adapter, Refusal>),
 }
 
@@ -124,7 +127,7 @@ impl AdapterRegistry {
             fence: Fence::default(),
             pushed: false,
             unread_replies: Vec::new(),
-            looking_again: false,
+            looks: Arc::new(Semaphore::new(1)),
             commands: commands.downgrade(),
             released,
             settings,
@@ -213,8 +216,9 @@ struct Actor {
     /// Whether a list was pushed, after which the mounted one is of no interest.
     pushed: bool,
     unread_replies: Vec<UnreadReply>,
-    /// Whether refused files are being looked at again.
-    looking_again: bool,
+    /// Leave to look again at refused files, for one at a time: it comes back with what was found, or
+    /// without it where the look broke.
+    looks: Arc<Semaphore>,
     /// For the results of reads and loads; weak, so that the actor ends with its last handle.
     commands: mpsc::WeakSender<Command>,
     released: mpsc::UnboundedSender<graftwork_contract::Digest>,
@@ -232,7 +236,7 @@ impl Actor {
             let resident = self.registry.resident();
             let is_acquire;
             tokio::select! {
-                _ = again.tick(), if !self.looking_again => {
+                _ = again.tick() => {
                     is_acquire = true;
                     self.look_again();
                 }
@@ -296,8 +300,7 @@ impl Actor {
                 });
                 let _ = reply.send(cards.map(|(version, _)| Card::from(version)).collect());
             }
-            Command::Headers(headers) => {
-                self.looking_again = false;
+            Command::Headers(headers, _leave) => {
                 for (source, header) in headers {
                     if let Err(refusal) = &header.result
                         && !self.registry.is_refused_for(&source, refusal)
@@ -350,7 +353,7 @@ impl Actor {
             // Where the caller left, the lease comes back and ends here.
             let _ = waiter.send(answer);
         }
-        self.read(actions.read);
+        self.read(actions.read, None);
         if let Some(source) = actions.load {
             let (files, commands) = (self.settings.files.clone(), self.commands.clone());
             tokio::task::spawn_blocking(move || {
@@ -361,14 +364,14 @@ impl Actor {
     }
 
     /// Looks at files that may be there by now; one look at a time, since a volume that hangs holds each up.
-    fn look_again(&mut self) {
-        let sources = self.registry.may_pass();
-        self.looking_again = !sources.is_empty();
-        self.read(sources);
+    fn look_again(&self) {
+        if let Ok(leave) = Arc::clone(&self.looks).try_acquire_owned() {
+            self.read(self.registry.may_pass(), Some(leave));
+        }
     }
 
     /// Looks at headers in the background.
-    fn read(&self, sources: Vec<Source>) {
+    fn read(&self, sources: Vec<Source>, leave: Option<OwnedSemaphorePermit>) {
         if sources.is_empty() {
             return;
         }
@@ -381,7 +384,7 @@ impl Actor {
                     (source, header)
                 })
                 .collect();
-            send_result(&commands, Command::Headers(headers));
+            send_result(&commands, Command::Headers(headers, leave));
         });
     }
 
