@@ -41,6 +41,8 @@ const SCORED_TOGETHER: usize = 64;
 const PROGRESS_SECONDS: f64 = 10.0;
 /// Checkpoints that are kept.
 const KEEP: usize = 2;
+/// Below the work folder: a folder of checkpoints for each plan.
+const CHECKPOINTS: &str = "checkpoints";
 
 /// What `trainer pretrain` is told.
 #[derive(Debug, Clone, clap::Args)]
@@ -57,7 +59,8 @@ pub struct PretrainArgs {
     /// Folder for the finished model (Hugging Face format)
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
-    /// Folder for the tokenizer and checkpoints; the same command goes on from there
+    /// Folder for the tokenizer and checkpoints; the same command goes on from there, and checkpoints of
+    /// other recipes and texts go once the model is written
     #[arg(long, value_name = "DIR")]
     pub work: PathBuf,
     /// Compute threads; 0: as many as the machine has
@@ -118,11 +121,32 @@ pub fn pretrain(args: &PretrainArgs, stop: &StopFlag) -> Result<(), Failure> {
             .unwrap_or_default(),
         stop,
     };
-    let perplexity = run.train(&model, &examples, &args.work, plan, args.threads)?;
+    let store = Store::open(&args.work).map_err(|error| Failure::unavailable(causes(&error)))?;
+    let perplexity = run.train(&model, &examples, &store, &plan, args.threads)?;
     let base = model
         .to_base()
         .map_err(|error| Failure::bug(causes(&error)))?;
-    write_model(args, &recipe, &base, &tokenizer_dir, perplexity)
+    write_model(args, &recipe, &base, &tokenizer_dir, perplexity)?;
+    remove_other_plans(&store, &plan);
+    Ok(())
+}
+
+/// Takes the checkpoints of other recipes and texts away. Only now: until there is a model, somebody
+/// may turn back to one of them.
+fn remove_other_plans(store: &Store, plan: &Digest) {
+    let entries = std::fs::read_dir(store.root().join(CHECKPOINTS));
+    for entry in entries.into_iter().flatten().flatten() {
+        let Ok(name) = entry.file_name().into_string() else {
+            continue;
+        };
+        if name == plan.short() {
+            continue;
+        }
+        let folder = format!("{CHECKPOINTS}/{name}");
+        if let Err(error) = store.remove_folder(&folder) {
+            tracing::warn!(folder, %error, "the checkpoints of another recipe stay in the work folder");
+        }
+    }
 }
 
 struct PretrainRun<'a> {
@@ -137,8 +161,8 @@ impl PretrainRun<'_> {
         &self,
         model: &TrainableLlama,
         examples: &[TokenizedExample],
-        work: &Path,
-        plan: Digest,
+        store: &Store,
+        plan: &Digest,
         threads: usize,
     ) -> Result<Option<f64>, Failure> {
         let recipe = &self.recipe.training;
@@ -147,11 +171,10 @@ impl PretrainRun<'_> {
             .iter()
             .map(|(name, _)| (*name).to_owned())
             .collect();
-        let store = Store::open(work).map_err(|error| Failure::unavailable(causes(&error)))?;
         // In a folder of the plan's own: those of another one may have come further, and the newest
         // are the ones that stay.
-        let root = format!("checkpoints/{}", plan.short());
-        let checkpoints = Checkpoints::new(&store, root, plan, names);
+        let root = format!("{CHECKPOINTS}/{}", plan.short());
+        let checkpoints = Checkpoints::new(store, root, plan.clone(), names);
         let (mut training, optimizer) = start_training(model, examples, recipe)?;
         if let Some(restored) = checkpoints.newest(optimizer).map_err(|e| unavailable(&e))? {
             tracing::info!(step = restored.record.step, "going on from a checkpoint");
