@@ -35,7 +35,8 @@ impl World {
         world
     }
 
-    /// Some hundred steps of a model that takes a millisecond or two for each.
+    /// More than a thousand steps of a model that takes a millisecond or two for each: seconds between
+    /// the first checkpoint and the end.
     fn write_recipe(&self, seed: u64) {
         let recipe = json!({
             "name": "tiny", "description": "A test.", "license": "apache-2.0",
@@ -44,7 +45,7 @@ impl World {
                 "attentionHeads": 2, "keyValueHeads": 1, "context": 32, "tieWordEmbeddings": true,
             },
             "training": {
-                "tokens": 24_000, "batchTokens": 64, "microBatchTokens": 32,
+                "tokens": 120_000, "batchTokens": 64, "microBatchTokens": 32,
                 "learningRate": 0.01, "schedule": "Cosine", "warmupSteps": 10,
                 "weightDecay": 0.1, "beta2": 0.99, "maximumGradientNorm": 1.0, "seed": seed,
                 "checkpointEverySteps": 20, "evaluateEverySteps": 100,
@@ -87,6 +88,15 @@ impl World {
         folders.into_iter().collect()
     }
 
+    /// The plans that model `name` has checkpoints of.
+    fn plans(&self, name: &str) -> BTreeSet<PathBuf> {
+        let folders = self.checkpoints(name);
+        let plans = folders
+            .iter()
+            .filter_map(|folder| folder.ancestors().nth(2));
+        plans.map(Path::to_path_buf).collect()
+    }
+
     /// Starts, and sends a signal once there is a checkpoint that was not there before. Returns the
     /// exit code, and the log.
     fn interrupt(&self, name: &str, signal: &str) -> (Option<i32>, String) {
@@ -96,7 +106,8 @@ impl World {
         while self.checkpoints(name).is_subset(&before) {
             assert!(child.try_wait().unwrap().is_none(), "it ended too early");
             assert!(Instant::now() < deadline, "nothing happened in a minute");
-            std::thread::yield_now();
+            // A pause: one that spins keeps the training from its core.
+            std::thread::sleep(Duration::from_millis(5));
         }
         let sent = Command::new("kill")
             .args([signal, &child.id().to_string()])
@@ -204,13 +215,19 @@ fn a_changed_recipe_starts_anew_in_the_same_folder_and_can_be_stopped_too() {
     let (code, log) = finish(world.start("tiny"));
     assert_eq!(code, Some(0), "{log}");
     let first = base_digest(&world.out("tiny")).unwrap();
+    let of_first = world.plans("tiny");
+    assert_eq!(of_first.len(), 1, "{of_first:?}");
 
     world.write_recipe(2);
     let (code, log) = world.interrupt("tiny", "-TERM");
     assert_eq!(code, Some(75), "{log}");
     assert!(!log.contains(RESUMED), "{log}");
+    let both = world.plans("tiny");
+    assert!(of_first.is_subset(&both) && both.len() == 2, "{both:?}");
     let (code, log) = finish(world.start("tiny"));
     assert_eq!(code, Some(0), "{log}");
     assert!(log.contains(RESUMED), "{log}");
     assert_ne!(base_digest(&world.out("tiny")).unwrap(), first);
+    let left = world.plans("tiny");
+    assert!(left.len() == 1 && left.is_disjoint(&of_first), "{left:?}");
 }
