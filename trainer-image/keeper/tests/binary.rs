@@ -10,7 +10,7 @@
 use std::fs;
 use std::io::BufRead as _;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use graftwork_contract::keeper::KeeperConfig;
 use tonic::transport::Channel;
@@ -29,10 +29,10 @@ async fn health_is_served_to_the_kubelet() {
     };
     let reply = health.check(request).await.unwrap().into_inner();
     assert_eq!(reply.status(), ServingStatus::Serving);
-    let pid = child.id().to_string();
+    let pid = child.0.id().to_string();
     assert!(Command::new("kill").arg(&pid).status().unwrap().success());
     assert_eq!(
-        child.wait().unwrap().code(),
+        child.0.wait().unwrap().code(),
         Some(0),
         "SIGTERM is a good end"
     );
@@ -40,8 +40,19 @@ async fn health_is_served_to_the_kubelet() {
 
 type Log = std::io::Lines<std::io::BufReader<std::process::ChildStderr>>;
 
+/// A process that does not outlive its test, even one that fails.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended, and then neither does anything.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// The real binary, the address that its log names, and the log, whose other end must stay open.
-fn start_binary(dir: &Path) -> (std::process::Child, String, Log) {
+fn start_binary(dir: &Path) -> (Running, String, Log) {
     fs::create_dir(dir.join("store")).unwrap();
     let config = KeeperConfig {
         owner_uid: "namespace".into(),
@@ -52,7 +63,7 @@ fn start_binary(dir: &Path) -> (std::process::Child, String, Log) {
         serde_json::to_vec(&config).unwrap(),
     )
     .unwrap();
-    let mut child = Command::new(env!("CARGO_BIN_EXE_keeper"))
+    let child = Command::new(env!("CARGO_BIN_EXE_keeper"))
         .args(["--listen", "127.0.0.1:0", "--pod-uid", "pod"])
         .args([Path::new("--config"), &dir.join("config.json")])
         .args([Path::new("--store"), &dir.join("store")])
@@ -60,7 +71,8 @@ fn start_binary(dir: &Path) -> (std::process::Child, String, Log) {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    let mut log = std::io::BufReader::new(child.stderr.take().unwrap()).lines();
+    let mut child = Running(child);
+    let mut log = std::io::BufReader::new(child.0.stderr.take().unwrap()).lines();
     let address = log
         .find_map(|line| {
             let line: serde_json::Value = serde_json::from_str(&line.unwrap()).unwrap();
