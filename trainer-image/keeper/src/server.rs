@@ -70,7 +70,7 @@ impl Keeper {
         call.map_err(|error| Status::resource_exhausted(error.to_string()))
     }
 
-    /// What a base model is, read in a turn of `call` if it has to wait for one.
+    /// What a base model is; `call`, where there is one, takes a turn for it.
     async fn base(
         &self,
         call: Option<&Call>,
