@@ -11,7 +11,10 @@ use graftwork_operator::keys;
 use graftwork_operator::lease::Term;
 use graftwork_operator::metrics::Metrics;
 use graftwork_operator::run::context_for;
-use graftwork_operator::{cache::Caches, context::Context};
+use graftwork_operator::{
+    cache::{Caches, Touch},
+    context::Context,
+};
 use graftwork_operator_core::plan::{Actions, Child, ChildKind, Decision, Delete, Event};
 use graftwork_operator_core::settings::Settings;
 use http::Method;
@@ -20,6 +23,7 @@ use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::{Value, json};
+use tokio::sync::mpsc::UnboundedReceiver;
 
 pub fn settings() -> Settings {
     serde_json::from_value(json!({
@@ -30,25 +34,34 @@ pub fn settings() -> Settings {
 }
 
 pub async fn context(api: &FakeApi, term: Arc<Term>) -> Context {
+    context_with_queues(api, &term).await.0
+}
+
+/// A context, and what its caches and pods ask to be looked at.
+pub async fn context_with_queues(
+    api: &FakeApi,
+    term: &Arc<Term>,
+) -> (Context, [UnboundedReceiver<Touch>; 5]) {
     let clients = Clients {
         client: api.client(),
         streams: api.client(),
         in_cluster: true,
     };
-    let (caches, touches, _receivers) = Caches::start(&clients.client);
+    let (caches, touches, queues) = Caches::start(&clients.client);
     caches.ready().await;
     let keys = keys::from_seed([7; 32], None);
     let metrics = Metrics::new().unwrap();
-    context_for(
+    let context = context_for(
         &clients,
         &caches,
         &touches,
         settings(),
         keys,
-        &term,
+        term,
         &metrics,
         "test",
-    )
+    );
+    (context, queues)
 }
 
 pub fn dataset() -> Dataset {

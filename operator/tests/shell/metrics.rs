@@ -5,20 +5,17 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use graftwork_operator::api::Clients;
 use graftwork_operator::cache::Caches;
 use graftwork_operator::controllers::run_all;
-use graftwork_operator::keys;
 use graftwork_operator::lease::Term;
 use graftwork_operator::metrics::Metrics;
-use graftwork_operator::run::context_for;
 use graftwork_operator::serve::{Shown, router};
 use http::{Method, Request};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
-use crate::carry_out::{dataset, settings};
+use crate::carry_out::{context_with_queues, dataset};
 use crate::fake_api::{Answer, FakeApi};
 
 fn run() -> Value {
@@ -96,34 +93,17 @@ async fn a_failing_reconcile_moves_errors_durations_and_the_depth_of_the_queue()
         _ => Answer::Silence,
     })
     .with("datasets", datasets.collect());
-    let clients = Clients {
-        client: api.client(),
-        streams: api.client(),
-        in_cluster: true,
-    };
-    let (caches, touches, receivers) = Caches::start(&clients.client);
-    caches.ready().await;
-    let (term, metrics) = (Term::forever(), Metrics::new().unwrap());
-    let keys = keys::from_seed([7; 32], None);
-    let context = context_for(
-        &clients,
-        &caches,
-        &touches,
-        settings(),
-        keys,
-        &term,
-        &metrics,
-        "test",
-    );
+    let term = Term::forever();
+    let (context, queues) = context_with_queues(&api, &term).await;
     let shown = Shown {
         term,
-        metrics,
-        caches,
-        touches,
+        metrics: context.metrics.clone(),
+        caches: context.caches.clone(),
+        touches: context.touches.clone(),
         ready: Arc::new(AtomicBool::new(true)),
     };
     let stop = CancellationToken::new();
-    let running = tokio::spawn(run_all(Arc::new(context), receivers, stop.clone()));
+    let running = tokio::spawn(run_all(Arc::new(context), queues, stop.clone()));
 
     let depth = "graftwork_queue_depth{kind=\"Dataset\"}";
     let errors = "graftwork_reconcile_errors_total{category=\"deadline\",kind=\"Dataset\"}";

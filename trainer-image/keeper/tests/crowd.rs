@@ -7,25 +7,25 @@
     reason = "a failed step is a failed test"
 )]
 
+mod serving;
+
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use graftwork_artifacts::Store;
 use graftwork_contract::keeper::KeeperConfig;
 use graftwork_contract::proto::store::v1::keeper_client::KeeperClient;
 use graftwork_contract::proto::store::v1::{DescribeBaseReply, DescribeBaseRequest, ListRequest};
 use graftwork_model::fixture::{TinyShape, write_tiny_base};
 use keeper::config::Gatekeeper;
-use keeper::folders::Claims;
-use keeper::server::{self, Keeper};
 use keeper::turns::CALLS_PER_ADDRESS;
-use tokio::net::TcpListener;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 use tonic::{Code, Response, Status};
+
+use serving::serve;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -60,15 +60,7 @@ impl Bench {
         fs::write(path("config.json"), serde_json::to_vec(&config).unwrap()).unwrap();
 
         let gatekeeper = Gatekeeper::open(&path("config.json"), "pod".into()).unwrap();
-        let store = Store::open(path("store")).unwrap();
-        let keeper = Keeper::new(store, Claims::new(path("claims")), gatekeeper);
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let stop = CancellationToken::new();
-        tokio::spawn(server::serve(listener, keeper, stop.clone()));
-        let client = KeeperClient::connect(format!("http://{address}"))
-            .await
-            .unwrap();
+        let (client, stop) = serve(dir.path(), gatekeeper).await;
         Self {
             dir,
             client,

@@ -8,6 +8,8 @@
     reason = "a failed step is a failed test, and tests watch the clock"
 )]
 
+mod serving;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -26,13 +28,12 @@ use graftwork_contract::signing::{Addressee, Fence, print_key, sign};
 use graftwork_model::fixture::{TinyShape, random_adapter, write_tiny_base};
 use graftwork_model::lora::{LoraConfig, Module};
 use keeper::config::Gatekeeper;
-use keeper::folders::Claims;
-use keeper::server::{self, Keeper};
 use prost::Message as _;
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
+
+use serving::serve;
 
 const PUBLISH: &str = "graftwork.store.v1.Keeper/Publish";
 const IMPORT: &str = "graftwork.store.v1.Keeper/Import";
@@ -98,15 +99,7 @@ impl Bench {
 
         let gatekeeper = Gatekeeper::open(&path("config.json"), me().pod_uid).unwrap();
         tokio::spawn(gatekeeper.clone().follow());
-        let store = Store::open(path("store")).unwrap();
-        let keeper = Keeper::new(store, Claims::new(path("claims")), gatekeeper);
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let stop = CancellationToken::new();
-        tokio::spawn(server::serve(listener, keeper, stop.clone()));
-        let client = KeeperClient::connect(format!("http://{address}"))
-            .await
-            .unwrap();
+        let (client, stop) = serve(dir.path(), gatekeeper).await;
         Self { dir, client, stop }
     }
 

@@ -22,16 +22,7 @@ fn actor(store: &std::path::Path, commands: &mpsc::Sender<Command>) -> Actor {
         metrics: Metrics::new().unwrap(),
     };
     let (released, _) = mpsc::unbounded_channel();
-    let mut actor = Actor {
-        registry: Registry::new(settings.maximum_loaded),
-        fence: Fence::default(),
-        pushed: false,
-        unread_replies: Vec::new(),
-        looks: Arc::new(Semaphore::new(1)),
-        commands: commands.downgrade(),
-        released,
-        settings,
-    };
+    let mut actor = Actor::new(settings, commands.downgrade(), released);
     let source = Source {
         digest: Digest::of(b"adapter"),
         folder: "adapters/one".into(),

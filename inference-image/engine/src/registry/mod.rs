@@ -122,16 +122,7 @@ impl AdapterRegistry {
     pub fn start(settings: Settings) -> Self {
         let (commands, inbox) = mpsc::channel(COMMANDS);
         let (released, releases) = mpsc::unbounded_channel();
-        let actor = Actor {
-            registry: Registry::new(settings.maximum_loaded),
-            fence: Fence::default(),
-            pushed: false,
-            unread_replies: Vec::new(),
-            looks: Arc::new(Semaphore::new(1)),
-            commands: commands.downgrade(),
-            released,
-            settings,
-        };
+        let actor = Actor::new(settings, commands.downgrade(), released);
         tokio::spawn(actor.run(inbox, releases));
         Self { commands }
     }
@@ -225,6 +216,23 @@ struct Actor {
 }
 
 impl Actor {
+    fn new(
+        settings: Settings,
+        commands: mpsc::WeakSender<Command>,
+        released: mpsc::UnboundedSender<graftwork_contract::Digest>,
+    ) -> Self {
+        Self {
+            registry: Registry::new(settings.maximum_loaded),
+            fence: Fence::default(),
+            pushed: false,
+            unread_replies: Vec::new(),
+            looks: Arc::new(Semaphore::new(1)),
+            commands,
+            released,
+            settings,
+        }
+    }
+
     async fn run(
         mut self,
         mut inbox: mpsc::Receiver<Command>,
