@@ -26,6 +26,8 @@ use crate::workload::{Owner, Placement, Recipe, StoreAccess, build_configuration
 /// Hash of everything that decides an engine, but for an image that the installation chose: an
 /// upgrade of the operator by itself restarts no engine.
 pub const REVISION_ANNOTATION: &str = "graftwork.dev/revision";
+/// The image that the revision is pinned to. What the pod template says may be somebody's edit.
+pub const IMAGE_ANNOTATION: &str = "graftwork.dev/image";
 
 /// Everything that children are built from.
 pub struct Builder<'a> {
@@ -146,28 +148,14 @@ impl<'a> Builder<'a> {
     /// The image of a profile is followed; the installation's own is pinned to the revision that it
     /// was first used for.
     fn image(&self, engine_hash: &str) -> String {
-        let pinned = self
-            .observed
-            .engine_deployment
-            .ours()
-            .and_then(|deployment| {
-                let known = deployment
-                    .metadata
-                    .annotations
-                    .as_ref()?
-                    .get(REVISION_ANNOTATION)?;
-                (*known == self.revision(engine_hash)).then_some(())?;
-                deployment
-                    .spec
-                    .as_ref()?
-                    .template
-                    .spec
-                    .as_ref()?
-                    .containers
-                    .first()?
-                    .image
-                    .clone()
-            });
+        let live = self.observed.engine_deployment.ours();
+        let pinned = live.and_then(|deployment| {
+            let annotations = deployment.metadata.annotations.as_ref()?;
+            let known = annotations.get(REVISION_ANNOTATION)?;
+            (*known == self.revision(engine_hash)).then_some(())?;
+            let pin = annotations.get(IMAGE_ANNOTATION).cloned();
+            pin.or_else(|| unpinned(deployment))
+        });
         pinned.unwrap_or_else(|| self.settings.inference_image(self.valid.profile).to_owned())
     }
 
@@ -198,8 +186,11 @@ impl<'a> Builder<'a> {
         };
         let template = build_pod(recipe, Placement::from(self.valid.profile), self.settings);
         let mut metadata = self.owner.child_metadata(&self.names.engine, component);
-        metadata.annotations =
-            Some([(REVISION_ANNOTATION.to_owned(), self.revision(engine_hash))].into());
+        let pin = [
+            (REVISION_ANNOTATION.to_owned(), self.revision(engine_hash)),
+            (IMAGE_ANNOTATION.to_owned(), image.to_owned()),
+        ];
+        metadata.annotations = Some(pin.into());
         let replicas = i32::try_from(self.cr.spec.replicas).unwrap_or(i32::MAX);
         deployment(metadata, replicas, self.selector(component), template)
     }
@@ -268,6 +259,28 @@ impl<'a> Builder<'a> {
             ..Service::default()
         }
     }
+}
+
+/// The image of a Deployment that an operator without [`IMAGE_ANNOTATION`] made: what the template
+/// says, where the operator was the last to say it.
+fn unpinned(deployment: &Deployment) -> Option<String> {
+    let container = deployment
+        .spec
+        .as_ref()?
+        .template
+        .spec
+        .as_ref()?
+        .containers
+        .first()?;
+    let field = format!(
+        r#"/f:spec/f:template/f:spec/f:containers/k:{{"name":"{}"}}/f:image"#,
+        container.name
+    );
+    let said = deployment.metadata.managed_fields.iter().flatten();
+    said.filter(|entry| entry.manager.as_deref() == Some(labels::OPERATOR))
+        .filter_map(|entry| entry.fields_v1.as_ref())
+        .any(|fields| fields.0.pointer(&field).is_some())
+        .then(|| container.image.clone())?
 }
 
 fn ports() -> Vec<(&'static str, u16)> {

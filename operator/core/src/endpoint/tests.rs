@@ -20,6 +20,7 @@ use crate::plan::{Actions, Child};
 use crate::settings::Settings;
 
 mod held;
+mod images;
 
 fn digest(number: u32) -> String {
     Digest::of(&number.to_be_bytes()).to_string()
