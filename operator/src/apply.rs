@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::sync::Mutex;
 
 use graftwork_api::labels;
-use graftwork_contract::{Digest, digest};
-use graftwork_operator_core::plan::{Child, ChildKind, Delete, Event, EventKind, Nudge};
+use graftwork_contract::Digest;
+use graftwork_operator_core::plan::{ChildKind, Delete, Event, EventKind, Nudge};
 use jiff::Timestamp;
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::apps::v1::Deployment;
@@ -17,7 +17,6 @@ use kube::api::{
     Api, DeleteParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions, PropagationPolicy,
 };
 use kube::{Client, Resource, ResourceExt as _};
-use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
@@ -28,7 +27,9 @@ use crate::lease::Term;
 use crate::metrics::Metrics;
 use crate::status::{self, Compare};
 
+mod children;
 mod compare;
+mod managed_fields;
 
 pub use compare::covers;
 
@@ -69,97 +70,6 @@ impl Writer {
         if let Ok(mut applied) = self.applied.lock() {
             applied.retain(|uid, _| exists(uid));
         }
-    }
-
-    /// Writes a child where it differs from what is cached.
-    ///
-    /// # Errors
-    /// Those of the API server.
-    pub async fn apply(
-        &self,
-        child: &Child,
-        namespace: &str,
-        caches: &Caches,
-    ) -> Result<(), ApiError> {
-        let name = child.name();
-        match child {
-            Child::ConfigMap(object) => {
-                let live = find(&caches.config_maps, namespace, name);
-                self.apply_one(&**object, namespace, live.as_deref()).await
-            }
-            Child::Claim(object) => {
-                let live = find(&caches.claims, namespace, name);
-                self.apply_one(&**object, namespace, live.as_deref()).await
-            }
-            Child::Service(object) => {
-                let live = find(&caches.services, namespace, name);
-                self.apply_one(&**object, namespace, live.as_deref()).await
-            }
-            Child::Deployment(object) => {
-                let live = find(&caches.deployments, namespace, name);
-                self.apply_one(&**object, namespace, live.as_deref()).await
-            }
-        }
-    }
-
-    async fn apply_one<K>(
-        &self,
-        desired: &K,
-        namespace: &str,
-        live: Option<&K>,
-    ) -> Result<(), ApiError>
-    where
-        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
-            + Clone
-            + std::fmt::Debug
-            + Serialize
-            + DeserializeOwned,
-    {
-        let kind = K::kind(&()).into_owned();
-        let name = desired.name_any();
-        let (mut body, hash) = stamped(desired);
-        if let Some(live) = live {
-            let live_value = serde_json::to_value(live).unwrap_or_default();
-            if covers(&live_value, &body) || self.was_applied(live, &live_value, &hash) {
-                return Ok(());
-            }
-            // The object that was seen, and no other of its name.
-            if let (Some(uid), Some(metadata)) = (live.uid(), metadata_of(&mut body)) {
-                metadata.insert("uid".to_owned(), json!(uid));
-            }
-        }
-        let api: Api<K> = Api::namespaced(self.client.clone(), namespace);
-        let parameters = PatchParams::apply(FIELD_MANAGER).force();
-        let answer = self
-            .term
-            .write(api.patch(&name, &parameters, &Patch::Apply(&body)))
-            .await;
-        match answer {
-            Ok(written) => {
-                self.count(&kind, "apply", &Ok(()));
-                tracing::info!(kind, namespace, name, "applied");
-                let value = serde_json::to_value(&written).unwrap_or_default();
-                if let Ok(mut applied) = self.applied.lock() {
-                    applied.insert(written.uid().unwrap_or_default(), (hash, settled(&value)));
-                }
-                Ok(())
-            }
-            Err(error) => {
-                let outcome = Err(error);
-                self.count(&kind, "apply", &outcome);
-                outcome
-            }
-        }
-    }
-
-    fn was_applied<K: Resource>(&self, live: &K, value: &Value, hash: &str) -> bool {
-        let Ok(applied) = self.applied.lock() else {
-            return false;
-        };
-        let uid = live.meta().uid.as_deref().unwrap_or_default();
-        applied
-            .get(uid)
-            .is_some_and(|(known, after)| known == hash && *after == settled(value))
     }
 
     /// Creates a Job where there is none of its name.
@@ -384,45 +294,6 @@ impl Writer {
         }
         self.count("Event", "create", &outcome);
     }
-}
-
-/// The object as it is sent: with a hash of itself, so that what was taken out of it is noticed too.
-fn stamped<K: Serialize>(desired: &K) -> (Value, String) {
-    let mut body = serde_json::to_value(desired).unwrap_or_default();
-    let hash = Digest::of(digest::canonical_json(&body).as_bytes())
-        .short()
-        .to_owned();
-    if let Some(metadata) = metadata_of(&mut body) {
-        let annotations = metadata.entry("annotations").or_insert_with(|| json!({}));
-        if let Some(annotations) = annotations.as_object_mut() {
-            annotations.insert(labels::CONTENT_HASH_ANNOTATION.to_owned(), json!(hash));
-        }
-    }
-    (body, hash)
-}
-
-fn metadata_of(body: &mut Value) -> Option<&mut serde_json::Map<String, Value>> {
-    body.get_mut("metadata")?.as_object_mut()
-}
-
-/// Digest of what does not move by itself in a live object.
-fn settled(live: &Value) -> Digest {
-    let mut value = live.clone();
-    if let Some(object) = value.as_object_mut() {
-        object.remove("status");
-    }
-    if let Some(metadata) = metadata_of(&mut value) {
-        for key in ["resourceVersion", "managedFields", "generation"] {
-            metadata.remove(key);
-        }
-        if let Some(annotations) = metadata
-            .get_mut("annotations")
-            .and_then(Value::as_object_mut)
-        {
-            annotations.remove("deployment.kubernetes.io/revision");
-        }
-    }
-    Digest::of(digest::canonical_json(&value).as_bytes())
 }
 
 /// Longest part of an object's name in the names of its events.

@@ -36,7 +36,8 @@ pub struct Decision<S> {
 /// Everything that one reconcile does.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Actions<S> {
-    /// Written by server-side apply, in the order of [`Child::stage`]; only where they differ.
+    /// Created, then kept by server-side apply, in the order of [`Child::stage`]; written only where
+    /// they differ.
     pub apply: Vec<Child>,
     /// Created, never changed; one that exists is left alone.
     pub create: Vec<Job>,

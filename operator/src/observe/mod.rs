@@ -25,7 +25,7 @@ use crate::cache::{find, in_namespace};
 use crate::context::Context;
 
 /// Whether an object belongs to the owner of that UID, or, without an owner, carries our labels.
-fn is_ours(metadata: &ObjectMeta, owner: Option<&str>) -> bool {
+pub fn is_ours(metadata: &ObjectMeta, owner: Option<&str>) -> bool {
     match owner {
         Some(uid) => is_owned_by(metadata, uid),
         None => {

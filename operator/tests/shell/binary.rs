@@ -220,11 +220,11 @@ async fn plan_only_fails_where_the_definitions_are_missing_and_says_what_to_do()
 
 #[tokio::test]
 async fn a_leader_that_is_asked_to_stop_finishes_what_it_does_and_gives_the_lease_back() {
-    let claim = "persistentvolumeclaims/";
+    let claim = "persistentvolumeclaims";
     let answers = CancellationToken::new();
     let of_claim = answers.clone();
     let api = with_a_dataset(keeping(HashMap::new(), move |method, path, body| {
-        if *method == Method::PATCH && path.starts_with(claim) {
+        if *method == Method::POST && path.starts_with(claim) {
             Answer::Held(of_claim.clone(), Box::new(take(method, path, body)))
         } else {
             takes(method, path, body)
@@ -241,7 +241,7 @@ async fn a_leader_that_is_asked_to_stop_finishes_what_it_does_and_gives_the_leas
             metrics.contains("graftwork_leader 1")
         })
         .await;
-    assert_eq!(find("deployments/"), None, "the claim is not answered yet");
+    assert_eq!(find("deployments"), None, "the claim is not answered yet");
     operator.ask_to_stop().await;
     operator
         .wait_until("its stop", async || {
@@ -254,7 +254,7 @@ async fn a_leader_that_is_asked_to_stop_finishes_what_it_does_and_gives_the_leas
     assert!(status.success(), "{log}");
     assert!(!log.contains("gave up"), "{log}");
     assert!(
-        find("deployments/").is_some(),
+        find("deployments").is_some(),
         "what had begun was finished: {:?}",
         api.lines()
     );

@@ -127,9 +127,9 @@ pub fn everything() -> Actions<DatasetStatus> {
 }
 
 const ORDER: [&str; 7] = [
-    "PATCH configmaps/map",
-    "PATCH persistentvolumeclaims/claim",
-    "PATCH deployments/deployment",
+    "POST configmaps",
+    "POST persistentvolumeclaims",
+    "POST deployments",
     "POST jobs",
     "DELETE jobs/old",
     "PATCH datasets/x/status",
@@ -220,8 +220,8 @@ async fn a_write_that_fails_stops_what_comes_after_but_not_the_status() {
     assert_eq!(
         api.lines(),
         [
-            "PATCH configmaps/map",
-            "PATCH persistentvolumeclaims/claim",
+            "POST configmaps",
+            "POST persistentvolumeclaims",
             "PATCH datasets/x/status",
             "POST events",
             "POST events",

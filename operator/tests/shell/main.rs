@@ -12,6 +12,7 @@
 mod admission;
 mod binary;
 mod carry_out;
+mod children;
 mod fake_api;
 mod freshness;
 mod keys;
