@@ -123,7 +123,7 @@ reasons! {
     ENGINES_NOT_READY = "EnginesNotReady", "ServingEndpoint Ready, Available", "No engine is ready yet.", "Look at the engine pods and their events.";
     ROUTERS_NOT_READY = "RoutersNotReady", "ServingEndpoint Ready, Available", "No router is ready yet.", "Look at the router pods and their events.";
     SCALED_TO_ZERO = "ScaledToZero", "ServingEndpoint Ready, Available", "spec.replicas is 0.", "Scale up.";
-    ROLLING_ENGINES = "RollingEngines", "ServingEndpoint Reconciling", "Engines are being replaced by engines of the newest spec.", "Wait.";
+    ROLLING_ENGINES = "RollingEngines", "ServingEndpoint Reconciling", "Engines are being replaced by engines of the newest spec.", "Wait; where the message says what is wrong with a pod, mend that.";
     REPLICAS_AVAILABLE = "ReplicasAvailable", "ServingEndpoint Available (True)", "Engines and routers answer.", "None.";
     ALL_STABLE = "AllStable", "ServingEndpoint Progressing (False)", "No rollout is under way.", "None.";
     PREPARING = "Preparing", "ServingEndpoint Progressing (True)", "A candidate is being loaded and verified on every ready engine.", "Wait.";

@@ -168,6 +168,23 @@ impl Pod {
         matches!(self.container, Container::Running { .. })
     }
 
+    /// Why it does not start or stay up, in the scheduler's or the kubelet's words; none where nothing
+    /// is known to be wrong.
+    pub fn problem(&self) -> Option<String> {
+        self.unschedulable
+            .clone()
+            .or_else(|| self.image_problem().map(str::to_owned))
+            .or_else(|| match &self.container {
+                Container::Waiting { reason, message } if reason != "ContainerCreating" => {
+                    Some(format!("{reason}: {message}"))
+                }
+                Container::Terminated {
+                    exit_code, message, ..
+                } => Some(format!("exited with {exit_code}: {message}")),
+                _ => None,
+            })
+    }
+
     /// Why the image can't be had, where that is so.
     pub fn image_problem(&self) -> Option<&str> {
         match &self.container {

@@ -324,28 +324,25 @@ fn explain_pods(what: &str, pods: &[&Pod]) -> String {
     if pods.is_empty() {
         return format!("there is no {what} pod yet");
     }
-    let problem = pods.iter().find_map(|pod| {
-        pod.unschedulable
-            .clone()
-            .or_else(|| pod.image_problem().map(str::to_owned))
-            .or_else(|| waiting(pod))
-            .map(|problem| format!("{}: {problem}", pod.name))
-    });
+    let problem = first_problem(pods);
     problem.unwrap_or_else(|| format!("{} {what} pods are starting", pods.len()))
 }
 
-fn waiting(pod: &Pod) -> Option<String> {
-    match &pod.container {
-        crate::observed::Container::Waiting { reason, message }
-            if reason != "ContainerCreating" =>
-        {
-            Some(format!("{reason}: {message}"))
-        }
-        crate::observed::Container::Terminated {
-            exit_code, message, ..
-        } => Some(format!("exited with {exit_code}: {message}")),
-        _ => None,
-    }
+fn first_problem(pods: &[&Pod]) -> Option<String> {
+    pods.iter()
+        .find_map(|pod| Some(format!("{}: {}", pod.name, pod.problem()?)))
+}
+
+/// What is said while engines are being replaced: also why the newest of them do not come up.
+fn replacing(observed: &Observed) -> String {
+    let engines = observed.engines.iter().map(|engine| &engine.pod);
+    let mut starting: Vec<_> = engines
+        .filter(|pod| !pod.ready && pod.deleting_since.is_none())
+        .collect();
+    // Those of the newest spec come first.
+    starting.sort_by_key(|pod| std::cmp::Reverse(pod.created));
+    let why = first_problem(&starting).map_or_else(String::new, |why| format!("; {why}"));
+    format!("engines are being replaced{why}")
 }
 
 fn count(adapters: &[ServedAdapter]) -> AdapterCounts {
@@ -652,9 +649,9 @@ fn say(
         &trouble.reason
     };
     let words = if rolling {
-        "engines are being replaced"
+        replacing(observed)
     } else {
-        trouble.message.as_str()
+        trouble.message.clone()
     };
     conditions.set_while(
         condition::RECONCILING,

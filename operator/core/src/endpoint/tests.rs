@@ -21,6 +21,7 @@ use crate::settings::Settings;
 
 mod held;
 mod images;
+mod replacing;
 
 fn digest(number: u32) -> String {
     Digest::of(&number.to_be_bytes()).to_string()
