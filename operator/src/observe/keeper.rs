@@ -11,7 +11,7 @@ use graftwork_operator_core::storage::{self, KEEPER, StorageProblem};
 use graftwork_operator_core::workload::STORE_CLAIM;
 use kube::ResourceExt as _;
 
-use super::{child, pods};
+use super::{child, config_map, pods};
 use crate::api::ApiError;
 use crate::cache::{Touch, find};
 use crate::calls::{CallError, Peer, request_key};
@@ -40,7 +40,8 @@ pub async fn problem(
         None,
     )
     .await?;
-    Ok(storage::problem(&claim, &deployment))
+    let configuration = config_map(context, namespace, KEEPER, None);
+    Ok(storage::problem(&claim, &configuration, &deployment))
 }
 
 /// The namespace's keeper.

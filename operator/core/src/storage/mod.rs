@@ -5,6 +5,7 @@ mod children;
 
 use std::collections::BTreeSet;
 
+use graftwork_api::labels;
 use graftwork_api::uri::PvcUri;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim};
@@ -109,17 +110,26 @@ fn removals(observed: &Observed) -> Vec<Delete> {
 /// needs the store.
 pub fn problem(
     claim: &Found<PersistentVolumeClaim>,
+    configuration: &Found<ConfigMap>,
     deployment: &Found<Deployment>,
 ) -> Option<StorageProblem> {
     if claim.is_foreign() {
         return Some(StorageProblem::NotOurs(format!(
-            "PersistentVolumeClaim {} exists and does not belong to graftwork",
-            crate::workload::STORE_CLAIM
+            "PersistentVolumeClaim {} exists and does not belong to graftwork: remove it, or label it {}={} \
+             if graftwork is to keep its store on it",
+            crate::workload::STORE_CLAIM,
+            labels::MANAGED_BY,
+            labels::OPERATOR
         )));
     }
-    if deployment.is_foreign() {
+    let taken = [
+        ("ConfigMap", configuration.is_foreign()),
+        ("Deployment", deployment.is_foreign()),
+    ];
+    if let Some((kind, _)) = taken.into_iter().find(|(_, foreign)| *foreign) {
         return Some(StorageProblem::NotOurs(format!(
-            "Deployment {KEEPER} exists and does not belong to graftwork"
+            "{kind} {KEEPER} exists and does not belong to graftwork: remove it, or make it anew under \
+             another name"
         )));
     }
     let lost = claim.ours().filter(|claim| {
@@ -275,12 +285,6 @@ mod tests {
             ..Actions::default()
         };
         assert_eq!(actions(&taken), waits, "the name may become free");
-        assert_eq!(
-            problem(&taken.claim, &taken.deployment),
-            Some(StorageProblem::NotOurs(
-                "Deployment graftwork-keeper exists and does not belong to graftwork".to_owned()
-            ))
-        );
         let mut going = observed();
         going.terminating = true;
         assert_eq!(actions(&going), Actions::default());
@@ -291,6 +295,40 @@ mod tests {
             Actions::default(),
             "there is nothing to delete"
         );
+    }
+
+    #[test]
+    fn a_name_that_is_taken_is_said_with_what_frees_it() {
+        let label = "app.kubernetes.io/managed-by=graftwork-operator";
+        let cases: [(fn(&mut Observed), &str, &str); 3] = [
+            (
+                |world| world.claim = Found::Foreign,
+                "PersistentVolumeClaim graftwork-store exists",
+                label,
+            ),
+            (
+                |world| world.configuration = Found::Foreign,
+                "ConfigMap graftwork-keeper exists",
+                "remove it",
+            ),
+            (
+                |world| world.deployment = Found::Foreign,
+                "Deployment graftwork-keeper exists",
+                "remove it",
+            ),
+        ];
+        for (take, what, remedy) in cases {
+            let said =
+                |world: &Observed| problem(&world.claim, &world.configuration, &world.deployment);
+            let mut world = observed();
+            assert_eq!(said(&world), None);
+            take(&mut world);
+            let Some(StorageProblem::NotOurs(message)) = said(&world) else {
+                panic!("nothing is said of {what}")
+            };
+            assert!(message.starts_with(what), "{message}");
+            assert!(message.contains(remedy), "{message}");
+        }
     }
 
     #[test]
