@@ -111,7 +111,9 @@ pub fn say(
     let is_spec = planned.as_ref().is_some_and(|planned| {
         let first = conditions::is_true(next, condition::STALLED)
             || FIRST_TO_MEND.contains(&planned.reason.as_str());
-        first && planned.status == "False" && planned.observed_generation == generation
+        // A run whose spec can't work as things are may go on once they have changed: it is Unknown.
+        let fails = planned.status == "False" || judged == condition::SUCCEEDED;
+        first && fails && planned.observed_generation == generation
     });
     if is_spec || conditions::is_true(next, condition::FINISHED) {
         return false;
@@ -278,6 +280,26 @@ mod tests {
         assert_eq!((next, events), (old, Vec::new()));
     }
 
+    /// A refusal stood in a condition, then the spec came to name something that can't work.
+    fn refused_then_cannot_work(judged: &'static str, truth: Truth, why: &str, stalled: bool) {
+        let mut old = planned(&[], judged, Truth::Unknown, reason::BUILDING);
+        let no_events = &mut Vec::new();
+        say(by(judged), &refused(), &[], &mut old, no_events, at(40));
+        for hindrance in [refused(), no_pod("x-1")] {
+            let mut next = Conditions::new(&old, Some(3), at(50));
+            next.set(judged, truth, why, "spec.x: 5");
+            next.set_while(condition::RECONCILING, false, why, "");
+            next.set_while(condition::STALLED, stalled, why, "spec.x: 5");
+            let mut next = next.into_list();
+            let before = next.clone();
+            let mut events = vec![Event::warning(why, "spec.x: 5")];
+            let said = say(by(judged), &hindrance, &old, &mut next, &mut events, at(50));
+            assert!(!said, "{why}");
+            assert_eq!(next, before, "{why}");
+            assert_eq!(events.len(), 1, "{why}");
+        }
+    }
+
     #[test]
     fn a_spec_that_cannot_work_goes_on_saying_so_whatever_is_refused() {
         for (why, stalled) in [
@@ -287,37 +309,15 @@ mod tests {
             (reason::BASE_MODEL_NOT_FOUND, false),
             (reason::SOURCE_NOT_FOUND, false),
         ] {
-            // Before the spec was changed, a child was refused.
-            let mut old = planned(&[], condition::READY, Truth::Unknown, reason::BUILDING);
-            let no_events = &mut Vec::new();
-            say(
-                by(condition::READY),
-                &refused(),
-                &[],
-                &mut old,
-                no_events,
-                at(40),
-            );
-            for hindrance in [refused(), no_pod("x-1")] {
-                let mut next = Conditions::new(&old, Some(3), at(50));
-                next.set(condition::READY, Truth::False, why, "spec.x: 5");
-                next.set_while(condition::RECONCILING, false, why, "");
-                next.set_while(condition::STALLED, stalled, why, "spec.x: 5");
-                let mut next = next.into_list();
-                let before = next.clone();
-                let mut events = vec![Event::warning(why, "spec.x: 5")];
-                let said = say(
-                    by(condition::READY),
-                    &hindrance,
-                    &old,
-                    &mut next,
-                    &mut events,
-                    at(50),
-                );
-                assert!(!said, "{why}");
-                assert_eq!(next, before, "{why}");
-                assert_eq!(events.len(), 1, "{why}");
-            }
+            refused_then_cannot_work(condition::READY, Truth::False, why, stalled);
+        }
+        // A run that can go on later is Unknown meanwhile.
+        for why in [
+            reason::COMPUTE_PROFILE_NOT_FOUND,
+            reason::OBJECT_NOT_OURS,
+            reason::BASE_MODEL_NOT_FOUND,
+        ] {
+            refused_then_cannot_work(condition::SUCCEEDED, Truth::Unknown, why, true);
         }
     }
 

@@ -263,7 +263,7 @@ async fn says(
             .into_iter()
             .flatten()
             .find(|condition| condition["type"] == type_)
-            .map(|condition| format!("{} {}", condition["reason"], condition["message"]))
+            .map(|it| format!("{} {} {}", it["status"], it["reason"], it["message"]))
             .unwrap_or_default();
         contains(&text, words).map(Some)
     })

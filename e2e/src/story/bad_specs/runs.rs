@@ -34,6 +34,7 @@ pub async fn refused(stage: &Stage) -> anyhow::Result<()> {
         "Succeeded",
         SHOWN,
         &[
+            "Unknown",
             "ComputeProfileNotFound",
             "spec.compute.profile",
             "absent",
@@ -82,7 +83,13 @@ pub async fn refused(stage: &Stage) -> anyhow::Result<()> {
         rank,
         "Succeeded",
         READ,
-        &["InvalidSpec", "spec.method.lora.rank", "1000", "192"],
+        &[
+            "False",
+            "InvalidSpec",
+            "spec.method.lora.rank",
+            "1000",
+            "192",
+        ],
     )
     .await?;
     let module = run_with("unknown-module", |spec| {

@@ -17,8 +17,6 @@ pub const BASE: &str = "base";
 /// Why a run can't start yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Waiting {
-    /// Unknown while it may well come; False where somebody has to do something.
-    pub truth: Truth,
     /// A condition's reason.
     pub reason: &'static str,
     /// In words, with the field.
@@ -26,20 +24,19 @@ pub struct Waiting {
 }
 
 impl Waiting {
-    fn new(truth: Truth, reason: &'static str, message: impl Into<String>) -> Self {
+    fn new(reason: &'static str, message: impl Into<String>) -> Self {
         Self {
-            truth,
             reason,
             message: message.into(),
         }
     }
 
     fn for_dataset(message: impl Into<String>) -> Self {
-        Self::new(Truth::Unknown, reason::WAITING_FOR_DATASET, message)
+        Self::new(reason::WAITING_FOR_DATASET, message)
     }
 
     fn for_adapter(message: impl Into<String>) -> Self {
-        Self::new(Truth::Unknown, reason::WAITING_FOR_ADAPTER, message)
+        Self::new(reason::WAITING_FOR_ADAPTER, message)
     }
 }
 
@@ -90,7 +87,6 @@ fn base_claim(valid: &Valid, observed: &Observed) -> Result<(), Waiting> {
     match observed.base_claim.problem(valid.base.claim()) {
         None => Ok(()),
         Some(problem) => Err(Waiting::new(
-            Truth::False,
             reason::BASE_MODEL_NOT_FOUND,
             format!("spec.baseModel.uri: {problem}"),
         )),
@@ -106,17 +102,11 @@ pub fn base<'a>(valid: &Valid, observed: &'a Observed) -> Result<&'a Base, Waiti
     match &observed.base {
         Asked::Answered(Ok(base)) => Ok(base),
         Asked::Answered(Err(problem)) => Err(Waiting::new(
-            Truth::False,
             known_reason(&problem.reason).unwrap_or(reason::BASE_MODEL_INVALID),
             format!("spec.baseModel.uri: {}", problem.message),
         )),
-        Asked::Unreachable(why) => Err(Waiting::new(
-            Truth::Unknown,
-            reason::STORAGE_UNAVAILABLE,
-            why,
-        )),
+        Asked::Unreachable(why) => Err(Waiting::new(reason::STORAGE_UNAVAILABLE, why)),
         Asked::NotAsked => Err(Waiting::new(
-            Truth::Unknown,
             reason::STORAGE_UNAVAILABLE,
             "the keeper was not asked yet",
         )),
@@ -279,7 +269,6 @@ fn resolve_reference(
     let other = status.base_model.as_ref().map(|it| it.digest.as_str());
     if let Some(other) = other.filter(|other| !other.is_empty() && *other != base.as_str()) {
         return Err(Waiting::new(
-            Truth::False,
             reason::BASE_MODEL_MISMATCH,
             format!(
                 "spec.baseModel.uri: LoRAAdapter \"{name}\" is for base model {other}, this run for {base}"

@@ -116,7 +116,6 @@ pub fn report(
         Step::Invalid(bad) => invalid(cr, bad, now),
         Step::Wait(waiting) => {
             let mut said = Said::under_way(waiting.reason, waiting.message.clone());
-            said.truth = waiting.truth;
             said.stalled = is_stalled(waiting.reason);
             said.reconciling = false;
             act(status, &said, Some(wait_seconds(waiting.reason)))
@@ -155,11 +154,14 @@ pub fn report(
     }
 }
 
+/// Whether somebody has to do something before a run goes on. It is not over, so `Succeeded` stays
+/// Unknown: False is an end, beside which stands `Finished`.
 fn is_stalled(reason: &str) -> bool {
     matches!(
         reason,
         reason::COMPUTE_PROFILE_NOT_FOUND
             | reason::OBJECT_NOT_OURS
+            | reason::BASE_MODEL_NOT_FOUND
             | reason::BASE_MODEL_INVALID
             | reason::BASE_MODEL_UNSUPPORTED
             | reason::BASE_MODEL_MISMATCH
@@ -430,15 +432,19 @@ fn say(
     list.set_while(condition::STALLED, said.stalled, said.reason, &said.message);
     next.conditions = list.into_list();
     next.observed_generation = cr.metadata.generation;
+    let is_warning = said.stalled
+        || said.truth == Truth::False
+        || matches!(
+            said.reason,
+            reason::RESTARTING | reason::STORAGE_UNAVAILABLE
+        );
     let events = if conditions::has_turned(&old, &next.conditions, condition::SUCCEEDED) {
         let note = conditions::shorten(&said.message);
-        vec![
-            if said.truth == Truth::False || said.reason == reason::RESTARTING {
-                Event::warning(said.reason, note)
-            } else {
-                Event::normal(said.reason, note)
-            },
-        ]
+        vec![if is_warning {
+            Event::warning(said.reason, note)
+        } else {
+            Event::normal(said.reason, note)
+        }]
     } else {
         Vec::new()
     };

@@ -14,7 +14,6 @@ use super::attempt::{self, Closing, Counts};
 use super::inputs::{self, Waiting};
 use super::validate::Valid;
 use super::{Observed, children};
-use crate::conditions::Truth;
 use crate::jobs::{self, JobState, seconds_between};
 use crate::observed::{Asked, Container, Found, Pod, Record};
 use crate::settings::Settings;
@@ -115,17 +114,12 @@ fn stored_result(observed: &Observed) -> Option<Step> {
     let record = observed.result.answer()?.as_ref()?;
     Some(match record.read() {
         Ok(result) => Step::Complete(Box::new(result)),
-        Err(unreadable) => waiting(
-            Truth::Unknown,
-            reason::INTERNAL_ERROR,
-            unreadable.to_string(),
-        ),
+        Err(unreadable) => waiting(reason::INTERNAL_ERROR, unreadable.to_string()),
     })
 }
 
-fn waiting(truth: Truth, reason: &'static str, message: impl Into<String>) -> Step {
+fn waiting(reason: &'static str, message: impl Into<String>) -> Step {
     Step::Wait(Waiting {
-        truth,
         reason,
         message: message.into(),
     })
@@ -133,7 +127,6 @@ fn waiting(truth: Truth, reason: &'static str, message: impl Into<String>) -> St
 
 fn name_taken(kind: &str, name: &str) -> Step {
     waiting(
-        Truth::False,
         reason::OBJECT_NOT_OURS,
         format!("{kind} \"{name}\" exists and does not belong to this run"),
     )
@@ -153,10 +146,10 @@ fn begin(
     }
     match &observed.storage {
         Some(StorageProblem::NotOurs(message)) => {
-            return waiting(Truth::False, reason::OBJECT_NOT_OURS, message);
+            return waiting(reason::OBJECT_NOT_OURS, message);
         }
         Some(StorageProblem::Unavailable(message)) => {
-            return waiting(Truth::False, reason::STORAGE_UNAVAILABLE, message);
+            return waiting(reason::STORAGE_UNAVAILABLE, message);
         }
         None => {}
     }
@@ -164,7 +157,6 @@ fn begin(
         Ok(profile) => profile,
         Err(unknown) => {
             return waiting(
-                Truth::False,
                 reason::COMPUTE_PROFILE_NOT_FOUND,
                 format!("spec.compute.profile: {unknown}"),
             );
@@ -231,9 +223,8 @@ fn pin(
                 Err(Step::Pin(printed))
             }
         }
-        Asked::Unreachable(why) => Err(waiting(Truth::Unknown, reason::STORAGE_UNAVAILABLE, why)),
+        Asked::Unreachable(why) => Err(waiting(reason::STORAGE_UNAVAILABLE, why)),
         Asked::NotAsked => Err(waiting(
-            Truth::Unknown,
             reason::STORAGE_UNAVAILABLE,
             "the keeper was not asked yet",
         )),
@@ -266,13 +257,9 @@ fn describe_base(valid: &Valid, observed: &Observed) -> Result<Digest, Step> {
 }
 
 fn read_pin(stored: &Record) -> Result<Resolved, Step> {
-    stored.read().map_err(|unreadable| {
-        waiting(
-            Truth::Unknown,
-            reason::INTERNAL_ERROR,
-            unreadable.to_string(),
-        )
-    })
+    stored
+        .read()
+        .map_err(|unreadable| waiting(reason::INTERNAL_ERROR, unreadable.to_string()))
 }
 
 fn publish_request(
@@ -298,16 +285,11 @@ fn make(number: u32, observed: &Observed) -> Step {
             Err(step) => step,
         },
         Asked::Answered(None) => waiting(
-            Truth::Unknown,
             reason::STORAGE_UNAVAILABLE,
             "the store has lost the pin of this run's inputs",
         ),
-        Asked::Unreachable(why) => waiting(Truth::Unknown, reason::STORAGE_UNAVAILABLE, why),
-        Asked::NotAsked => waiting(
-            Truth::Unknown,
-            reason::STORAGE_UNAVAILABLE,
-            "the keeper was not asked yet",
-        ),
+        Asked::Unreachable(why) => waiting(reason::STORAGE_UNAVAILABLE, why),
+        Asked::NotAsked => waiting(reason::STORAGE_UNAVAILABLE, "the keeper was not asked yet"),
     }
 }
 

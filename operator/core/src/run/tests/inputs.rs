@@ -4,6 +4,7 @@ use graftwork_contract::run::TrainerConfig;
 
 use super::*;
 use crate::observed::Problem;
+use crate::plan::EventKind;
 
 #[test]
 fn inputs_are_pinned_in_status_then_in_the_store_then_an_attempt_is_counted_then_made() {
@@ -66,20 +67,20 @@ fn a_stored_pin_wins_over_what_the_references_mean_now() {
 }
 
 #[test]
-fn what_is_waited_for_is_named() {
+fn what_is_waited_for_is_named_and_no_run_that_can_go_on_has_failed() {
     let mut going = dataset();
     going.status.as_mut().unwrap().conditions[0].status = "Unknown".to_owned();
-    for (change, truth, why, words) in [
+    for (change, stalled, why, words) in [
         (
             Box::new(|world: &mut World| world.observed.dataset = Referenced::Absent)
                 as Box<dyn Fn(&mut World)>,
-            "Unknown",
+            false,
             reason::WAITING_FOR_DATASET,
             "spec.datasetRef.name: Dataset \"topics\" does not exist",
         ),
         (
             Box::new(|world| world.observed.dataset = Referenced::Deleting),
-            "Unknown",
+            false,
             reason::WAITING_FOR_DATASET,
             "spec.datasetRef.name: Dataset \"topics\" is being deleted",
         ),
@@ -87,25 +88,25 @@ fn what_is_waited_for_is_named() {
             Box::new(move |world| {
                 world.observed.dataset = Referenced::There(Box::new(going.clone()));
             }),
-            "Unknown",
+            false,
             reason::WAITING_FOR_DATASET,
             "spec.datasetRef.name: Dataset \"topics\" is not ready: Ready: ",
         ),
         (
             Box::new(|world| world.cr.spec.dataset_ref.version = Some(9)),
-            "Unknown",
+            false,
             reason::WAITING_FOR_DATASET,
             "spec.datasetRef.version: Dataset \"topics\" has no version 9 yet",
         ),
         (
             Box::new(|world| world.cr.spec.adapter_ref = Some(ObjectReference::new("x"))),
-            "Unknown",
+            false,
             reason::WAITING_FOR_ADAPTER,
             "spec.adapterRef.name: LoRAAdapter \"x\" does not exist",
         ),
         (
             Box::new(|world| world.observed.base_claim = ClaimState::Absent),
-            "False",
+            true,
             reason::BASE_MODEL_NOT_FOUND,
             "spec.baseModel.uri: PersistentVolumeClaim \"models\" does not exist",
         ),
@@ -116,19 +117,19 @@ fn what_is_waited_for_is_named() {
                     message: "config.json: architecture \"GPT2\"".to_owned(),
                 }));
             }),
-            "False",
+            true,
             reason::BASE_MODEL_UNSUPPORTED,
             "spec.baseModel.uri: config.json: architecture \"GPT2\"",
         ),
         (
             Box::new(|world| world.cr.spec.compute.profile = "huge".to_owned()),
-            "False",
+            true,
             reason::COMPUTE_PROFILE_NOT_FOUND,
             "spec.compute.profile: compute profile \"huge\" is unknown; this installation has: default, nvidia-l40s",
         ),
         (
             Box::new(|world| world.observed.job = Found::Foreign),
-            "False",
+            true,
             reason::OBJECT_NOT_OURS,
             "Job \"nightly-1\" exists and does not belong to this run",
         ),
@@ -137,7 +138,7 @@ fn what_is_waited_for_is_named() {
                 world.observed.storage =
                     Some(StorageProblem::NotOurs("Deployment taken".to_owned()));
             }),
-            "False",
+            true,
             reason::OBJECT_NOT_OURS,
             "Deployment taken",
         ),
@@ -149,8 +150,18 @@ fn what_is_waited_for_is_named() {
         }
         assert_eq!(
             world.succeeded(),
-            (truth.to_owned(), why.to_owned(), words.to_owned())
+            ("Unknown".to_owned(), why.to_owned(), words.to_owned())
         );
+        let status = world.cr.status.clone().unwrap();
+        let is_stalled = conditions::is_true(&status.conditions, condition::STALLED);
+        assert_eq!(is_stalled, stalled, "{why}");
+        let kind = if stalled {
+            EventKind::Warning
+        } else {
+            EventKind::Normal
+        };
+        let told = world.events.last().map(|event| event.kind);
+        assert_eq!(told, Some(kind), "{why}: {:?}", world.events);
         assert!(world.created.is_empty() && !world.is_finished(), "{why}");
     }
 }
