@@ -173,7 +173,8 @@ pub struct LoRAAdapterStatus {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 50), extend("x-kubernetes-list-type" = "atomic"))]
     pub versions: Vec<AdapterVersion>,
-    /// The newest version that is stable on an endpoint.
+    /// The newest version that is stable on an endpoint; where none is, the last one that was, without
+    /// endpoints. An endpoint that follows the adapter and serves none of it yet begins with it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub production: Option<Production>,
     /// The newest version that may see traffic; endpoints that follow the adapter go there.

@@ -21,7 +21,7 @@ pub fn listed(view: &View) -> Vec<&VersionView> {
     versions.sort_by_key(|(number, version)| {
         let rank = rank(
             version,
-            view.approved == Some(**number),
+            [view.approved, view.production].contains(&Some(**number)),
             newest.contains(*number),
         );
         (rank, Reverse(**number))
@@ -46,13 +46,13 @@ enum Rank {
     Past,
 }
 
-fn rank(version: &VersionView, is_approved: bool, is_newest: bool) -> Rank {
+fn rank(version: &VersionView, is_followed: bool, is_newest: bool) -> Rank {
     let may_serve = match version.stage {
         VersionStage::Approved => true,
         VersionStage::Rejected => version.reason == reason::ROLLED_BACK_ON_ENDPOINT,
         _ => false,
     };
-    if is_approved || version.is_named || version.stage == VersionStage::Production {
+    if is_followed || version.is_named || version.stage == VersionStage::Production {
         Rank::Named
     } else if is_newest {
         Rank::Newest

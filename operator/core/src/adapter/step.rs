@@ -31,7 +31,7 @@ const BY_KEEPER: &str = "keeper";
 pub struct View {
     /// Versions by number.
     pub versions: BTreeMap<u32, VersionView>,
-    /// The newest version that is stable on an endpoint.
+    /// The newest version that is stable on an endpoint; the last one that was, where none is now.
     pub production: Option<u32>,
     /// Endpoints on which that version is stable.
     pub production_endpoints: Vec<String>,
@@ -115,7 +115,8 @@ pub fn view(cr: &LoRAAdapter, valid: &Valid, ledger: &Ledger, observed: &Observe
         .iter()
         .rev()
         .find(|(_, endpoints)| !endpoints.is_empty())
-        .map(|(number, _)| *number);
+        .map(|(number, _)| *number)
+        .or_else(|| last_production(cr, ledger, base));
     let versions: BTreeMap<u32, VersionView> = ledger
         .versions
         .iter()
@@ -178,6 +179,16 @@ pub fn view(cr: &LoRAAdapter, valid: &Valid, ledger: &Ledger, observed: &Observe
         approved,
         versions,
     }
+}
+
+/// The version that was in production when the last endpoint of the adapter went, where nothing speaks
+/// against it: an endpoint that is made anew goes on from there. Only status knows it.
+fn last_production(cr: &LoRAAdapter, ledger: &Ledger, base: BaseDigest<'_>) -> Option<u32> {
+    let number = cr.status.as_ref()?.production.as_ref()?.version;
+    let version = ledger.versions.get(&number)?;
+    let of_base = version.created.base.as_str();
+    let fits = base.shown().is_none_or(|base| base == of_base);
+    (fits && version.rejected.is_none() && version.barred.is_none()).then_some(number)
 }
 
 /// A rollback that a person undid: the version is stable somewhere again.

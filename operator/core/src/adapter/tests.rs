@@ -585,6 +585,37 @@ fn production_is_what_is_stable_and_improvement_is_measured_against_it() {
 }
 
 #[test]
+fn what_was_in_production_last_is_remembered_while_no_endpoint_serves_the_adapter() {
+    let mut world = World::new(&minimum("0.30"));
+    world.publish_run("one", 0.4, None);
+    world.settle();
+    world.publish_run("two", 0.5, None);
+    world.settle();
+    world.serve(Some("one"), None);
+    world.settle();
+    world.observed.endpoints.clear();
+    world.settle();
+    let production = world.status().production.clone().unwrap();
+    assert_eq!((production.version, production.endpoints), (1, vec![]));
+    assert_eq!(
+        world.stage(1),
+        (VersionStage::Approved, reason::GATE_PASSED)
+    );
+    assert_eq!(world.status().approved, Some(2));
+    // What is in production elsewhere counts for more.
+    world.serve(Some("two"), None);
+    world.settle();
+    assert_eq!(world.status().production.as_ref().unwrap().version, 2);
+    // A person's no ends it.
+    world.observed.endpoints.clear();
+    world.settle();
+    let (outcome, message) = world.say(2, "Reject", digest("two").as_str());
+    assert_eq!(outcome, AnswerOutcome::Done, "{message}");
+    world.settle();
+    assert_eq!(world.status().production, None);
+}
+
+#[test]
 fn another_gate_judges_again() {
     let mut world = World::new(&minimum("0.60"));
     world.publish_run("one", 0.5, None);

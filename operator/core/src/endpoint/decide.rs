@@ -129,9 +129,16 @@ impl Context<'_> {
                     .then(|| "it was rejected under the present settings".to_owned())
             })
         });
-        let wanted = self
-            .wanted(entry, adapter, &eligible)
-            .filter(|wanted| !is_barred(&wanted.digest, &rejected, &settings_hash));
+        let may_be_tried =
+            |wanted: &VersionedDigest| !is_barred(&wanted.digest, &rejected, &settings_hash);
+        let first = if adapter.stable.is_none() {
+            desired::first(entry, adapters, self.base)
+        } else {
+            None
+        };
+        let wanted = first
+            .filter(may_be_tried)
+            .or_else(|| self.wanted(entry, adapter, &eligible).filter(may_be_tried));
 
         let judgement = self.judge(adapter);
         let inputs = Inputs {

@@ -31,7 +31,9 @@ pub fn desired(
 ) -> Desired {
     let name = &entry.adapter_ref.name;
     let pending = |reason, message| Desired::Pending { reason, message };
-    let Usable { approved, versions } = match usable(name, adapters, base) {
+    let Usable {
+        approved, versions, ..
+    } = match usable(name, adapters, base) {
         Ok(usable) => usable,
         Err((reason, message)) => {
             let field = format!("spec.adapters[{}].adapterRef.name", entry.name);
@@ -57,10 +59,35 @@ pub fn desired(
     }
 }
 
+/// The version that an endpoint begins with that follows an adapter and serves none of it yet: the one
+/// in production, so that a newer one climbs there as everywhere. None where nothing was in production,
+/// where that version may not see traffic, or where the spec names one.
+pub fn first(
+    entry: &AdapterEntry,
+    adapters: &BTreeMap<String, LoRAAdapter>,
+    base: Option<&Digest>,
+) -> Option<VersionedDigest> {
+    if entry.version.is_some() {
+        return None;
+    }
+    let usable = usable(&entry.adapter_ref.name, adapters, base).ok()?;
+    let in_production = |version: &&AdapterVersion| {
+        let may_see_traffic = matches!(
+            version.stage,
+            VersionStage::Approved | VersionStage::Production
+        );
+        usable.production == Some(version.version) && may_see_traffic
+    };
+    let version = usable.versions.iter().find(in_production)?;
+    Some(version.versioned_digest())
+}
+
 /// An adapter whose versions fit the endpoint's base model.
 struct Usable<'a> {
     /// The newest version that may see traffic.
     approved: Option<u32>,
+    /// The version in production, or the last that was.
+    production: Option<u32>,
     /// Those that its status lists.
     versions: &'a [AdapterVersion],
 }
@@ -83,6 +110,7 @@ fn usable<'a>(
     let Some(status) = &adapter.status else {
         return Ok(Usable {
             approved: None,
+            production: None,
             versions: &[],
         });
     };
@@ -97,6 +125,7 @@ fn usable<'a>(
     }
     Ok(Usable {
         approved: status.approved,
+        production: status.production.as_ref().map(|it| it.version),
         versions: &status.versions,
     })
 }
@@ -230,6 +259,39 @@ mod tests {
             Err(reason::BASE_MODEL_MISMATCH)
         );
         assert_eq!(ask(Some(2), adapter("Production", ""), b"base"), Ok(2));
+    }
+
+    #[test]
+    fn an_endpoint_begins_with_what_is_in_production_where_that_may_see_traffic() {
+        let ask = |pin, production: Option<u32>, stage, base: &[u8]| {
+            let mut adapter = adapter(stage, "");
+            let status = adapter.status.as_mut().unwrap();
+            status.approved = Some(3);
+            status.production = production.map(|version| graftwork_api::lora_adapter::Production {
+                version,
+                endpoints: vec![],
+            });
+            let adapters = [("a".to_owned(), adapter)].into();
+            let base = Digest::of(base);
+            first(&entry(pin), &adapters, Some(&base)).map(|it| it.version)
+        };
+        assert_eq!(ask(None, Some(2), "Approved", b"base"), Some(2));
+        assert_eq!(ask(None, Some(2), "Production", b"base"), Some(2));
+        assert_eq!(ask(None, Some(1), "Candidate", b"base"), Some(1));
+        for (pin, production, stage, base) in [
+            (Some(1), Some(2), "Approved", b"base"),
+            (None, None, "Approved", b"base"),
+            (None, Some(2), "Rejected", b"base"),
+            (None, Some(2), "Candidate", b"base"),
+            (None, Some(9), "Approved", b"base"),
+            (None, Some(2), "Approved", b"else"),
+        ] {
+            assert_eq!(
+                ask(pin, production, stage, base),
+                None,
+                "{production:?} {stage}"
+            );
+        }
     }
 
     #[test]

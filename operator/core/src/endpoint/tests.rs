@@ -19,6 +19,7 @@ use crate::observed::{Acknowledgement, Asked, Base, ClaimState, Found, Pod, tabl
 use crate::plan::{Actions, Child};
 use crate::settings::Settings;
 
+mod anew;
 mod held;
 mod images;
 mod replacing;
