@@ -184,7 +184,9 @@ pub struct LoRAAdapterStatus {
     /// The base model that versions are checked against.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub base_model: Option<ResolvedBaseModel>,
-    /// What people say, by target: `version/7`. Written by people through the status subresource.
+    /// What people say, by target: `version/7`. Written by people through the status subresource. A
+    /// merge patch keeps what it does not name of the command before: name every field, `reason` with
+    /// null where there is none.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 50))]
     pub commands: BTreeMap<String, AdapterCommand>,

@@ -46,7 +46,8 @@ pub struct ServingEndpointStatus {
     #[schemars(length(max = 100), extend("x-kubernetes-list-type" = "atomic"))]
     pub rejected: Vec<RejectedDigest>,
     /// What people say, by target: `adapter/expenses`. Written by people through the status
-    /// subresource.
+    /// subresource. A merge patch keeps what it does not name of the command before: name every field,
+    /// `step` and `reason` with null where there is none.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 100))]
     pub commands: BTreeMap<String, EndpointCommand>,
