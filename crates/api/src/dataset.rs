@@ -9,7 +9,7 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::decimal::{Decimal, UNSIGNED_PATTERN};
+use crate::decimal::{Decimal, PERCENT_PATTERN};
 use crate::enums::open_enum;
 use crate::reference::VersionedDigest;
 use crate::schema::rules;
@@ -142,7 +142,7 @@ pub struct Validation {
     /// Percentage of rows that may be invalid; they are left out and counted. More, and no version
     /// is made.
     #[schemars(extend(
-        "pattern" = UNSIGNED_PATTERN,
+        "pattern" = PERCENT_PATTERN,
         "x-kubernetes-validations" = rules(&[(
             "double(self) <= 100.0",
             "maximumInvalidPercent is at most 100",

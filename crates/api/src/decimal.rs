@@ -18,6 +18,8 @@ pub struct Decimal(String);
 pub const SIGNED_PATTERN: &str = r"^-?[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]{1,2})?$";
 /// Pattern of a decimal that may not be negative.
 pub const UNSIGNED_PATTERN: &str = r"^[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]{1,2})?$";
+/// Pattern of a percentage: an exact decimal, as `graftwork_contract::dataset::Percent` reads it.
+pub const PERCENT_PATTERN: &str = r"^[0-9]+(\.[0-9]{1,18})?$";
 
 impl Decimal {
     /// Keeps the text as it is; [`Decimal::value`] says whether it is a number.

@@ -85,8 +85,44 @@ pub struct Source {
 pub struct Validation {
     /// The build fails with fewer good rows.
     pub minimum_rows: u64,
-    /// The build fails with a larger share of bad rows: a decimal in percent.
+    /// The build fails with a larger share of bad rows: a [`Percent`] as it was written.
     pub maximum_invalid_percent: String,
+}
+
+/// A decimal percentage as an exact fraction, so that a limit of 0.1 is not 0.1000000000000000055. The
+/// operator and the build read it by this one rule, which the definition's pattern says too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Percent {
+    numerator: u128,
+    denominator: u128,
+}
+
+impl Percent {
+    /// Most digits after the point.
+    const MAXIMUM_DECIMALS: usize = 18;
+
+    /// Reads a decimal from 0 to 100, without sign or exponent; none where the text is not one.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (whole, decimals) = text.split_once('.').unwrap_or((text, "0"));
+        if whole.is_empty() || decimals.is_empty() || decimals.len() > Self::MAXIMUM_DECIMALS {
+            return None;
+        }
+        let digits = format!("{whole}{decimals}");
+        if !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+            return None;
+        }
+        let numerator: u128 = digits.parse().ok()?;
+        let denominator = 10_u128.pow(decimals.len() as u32);
+        (numerator <= 100 * denominator).then_some(Self {
+            numerator,
+            denominator,
+        })
+    }
+
+    /// Whether `part` of `whole` is more than this.
+    pub fn is_exceeded_by(self, part: u64, whole: u64) -> bool {
+        u128::from(part) * 100 * self.denominator > u128::from(whole) * self.numerator
+    }
 }
 
 /// A split by hash: a row (or its group) never moves when other rows arrive.
@@ -275,6 +311,40 @@ mod tests {
             validation_percent: 5,
             test_percent: 95 - train_percent,
             seed,
+        }
+    }
+
+    #[test]
+    fn a_limit_is_compared_exactly() {
+        let tenth = Percent::parse("0.1").unwrap();
+        assert!(!tenth.is_exceeded_by(1, 1000));
+        assert!(tenth.is_exceeded_by(1, 999));
+        assert!(Percent::parse("0").unwrap().is_exceeded_by(1, u64::MAX));
+        let all = Percent::parse("100").unwrap();
+        assert!(!all.is_exceeded_by(u64::MAX, u64::MAX));
+        let third = Percent::parse("33.333333333333333333").unwrap();
+        assert!(!third.is_exceeded_by(0, 0));
+    }
+
+    #[test]
+    fn what_is_not_a_percentage_is_none() {
+        for text in [
+            "",
+            ".",
+            ".5",
+            "5.",
+            "-1",
+            "1e2",
+            "1e-3",
+            "100.1",
+            "5%",
+            " 5",
+            "+5",
+            "inf",
+            "0.1234567890123456789",
+            "99999999999999999999999999999999999999999",
+        ] {
+            assert_eq!(Percent::parse(text), None, "{text}");
         }
     }
 

@@ -8,7 +8,7 @@ use graftwork_contract::dataset::{
     BuildConfig, NAMED_REJECTED_ROWS, RejectedRow, Source, SourceProvenance,
 };
 
-use crate::config::Percent;
+use crate::config;
 use crate::failure::Failure;
 use crate::lines::{Line, Lines, MAXIMUM_LINE_BYTES};
 use crate::row::{self, GoodRow};
@@ -179,7 +179,7 @@ pub fn judge(config: &BuildConfig, collected: &Collected) -> Result<(), Failure>
     let (good, rejected) = (collected.good.len() as u64, collected.rejected_rows());
     let total = good + rejected;
     let limit = &validation.maximum_invalid_percent;
-    if Percent::parse(limit)?.is_exceeded_by(rejected, total) {
+    if config::percent(limit)?.is_exceeded_by(rejected, total) {
         let percent = rejected as f64 * 100.0 / total as f64;
         return Err(Failure::bad_data(format!(
             "{rejected} of {total} rows are invalid ({percent:.2} %), spec.validation.maximumInvalidPercent allows {limit} %: {}; correct the rows or raise the limit",

@@ -364,7 +364,11 @@ fn a_bad_field_is_named_and_nothing_is_touched() {
         ),
         (
             Box::new(|spec| spec.validation.maximum_invalid_percent = "101".into()),
-            "spec.validation.maximumInvalidPercent:",
+            "spec.validation.maximumInvalidPercent: \"101\" is not a decimal from 0 to 100",
+        ),
+        (
+            Box::new(|spec| spec.validation.maximum_invalid_percent = "1e2".into()),
+            "spec.validation.maximumInvalidPercent: \"1e2\" is not a decimal",
         ),
         (
             Box::new(|spec| spec.format.type_ = FormatType::Other("Images".to_owned())),

@@ -3,7 +3,7 @@
 use graftwork_api::DatasetSpec;
 use graftwork_api::dataset::{FormatType, SplitMethod};
 use graftwork_api::uri::PvcUri;
-use graftwork_contract::dataset::{Format, HashSplit, Validation};
+use graftwork_contract::dataset::{Format, HashSplit, Percent, Validation};
 
 /// A spec that can be built.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -91,13 +91,10 @@ pub fn validate(spec: &DatasetSpec) -> Result<Valid, Invalid> {
         sources.push(source);
     }
     let percent = &spec.validation.maximum_invalid_percent;
-    if !percent
-        .value()
-        .is_some_and(|percent| (0.0..=100.0).contains(&percent))
-    {
+    if Percent::parse(percent.as_str()).is_none() {
         return Err(Invalid::new(
             "spec.validation.maximumInvalidPercent",
-            format!("\"{percent}\" is not a number from 0 to 100"),
+            format!("\"{percent}\" is not a decimal from 0 to 100, such as 2.5"),
         ));
     }
     Ok(Valid {
