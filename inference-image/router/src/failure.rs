@@ -1,5 +1,7 @@
 //! Errors in OpenAI's shape: `{"error": {"message", "type", "param", "code"}}`.
 
+use std::borrow::Cow;
+
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http::{HeaderValue, StatusCode, header};
@@ -53,6 +55,8 @@ pub enum Failure {
     Json {
         /// Position and reason.
         reason: String,
+        /// The field that is wrong, where it is one field.
+        parameter: Option<&'static str>,
     },
     /// `x-graftwork-version` holds something else.
     #[error("x-graftwork-version is {value:?}; it takes candidate or stable")]
@@ -61,7 +65,7 @@ pub enum Failure {
         value: String,
     },
     /// Nobody serves that name.
-    #[error("the model {model:?} does not exist")]
+    #[error("the model {:?} does not exist", shown(.model))]
     UnknownModel {
         /// The name.
         model: String,
@@ -93,6 +97,17 @@ pub enum Failure {
     /// The engine broke after it began to answer.
     #[error("the engine broke while it answered; the text above is not complete")]
     Truncated,
+}
+
+/// Most characters of a client's own text that an answer repeats.
+const SHOWN: usize = 100;
+
+/// The text, cut where it is long.
+fn shown(text: &str) -> Cow<'_, str> {
+    match text.char_indices().nth(SHOWN) {
+        Some((end, _)) => Cow::Owned(format!("{}…", text.get(..end).unwrap_or_default())),
+        None => Cow::Borrowed(text),
+    }
 }
 
 impl Failure {
@@ -135,6 +150,7 @@ impl Failure {
     fn parameter(&self) -> Option<&'static str> {
         match self {
             Self::UnknownModel { .. } => Some("model"),
+            Self::Json { parameter, .. } => *parameter,
             Self::Side { .. } | Self::NoCandidate { .. } => Some("x-graftwork-version"),
             _ => None,
         }
@@ -181,6 +197,31 @@ impl IntoResponse for Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_long_name_is_not_repeated_whole() {
+        let message = |model: String| Failure::UnknownModel { model }.to_string();
+        let name = "é".repeat(SHOWN);
+        assert_eq!(
+            message(name.clone()),
+            format!("the model \"{name}\" does not exist")
+        );
+        assert_eq!(
+            message("é".repeat(10_000)),
+            format!("the model \"{name}…\" does not exist")
+        );
+    }
+
+    #[test]
+    fn a_field_of_another_type_is_named() {
+        let failure = Failure::Json {
+            reason: "`stream` is a string".to_owned(),
+            parameter: Some("stream"),
+        };
+        let body: serde_json::Value = serde_json::from_str(&failure.to_json()).unwrap();
+        assert_eq!(body["error"]["param"], "stream");
+        assert_eq!(body["error"]["code"], "invalid_body");
+    }
 
     #[test]
     fn an_error_has_openais_shape_in_a_body_and_in_a_stream() {

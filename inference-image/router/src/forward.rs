@@ -28,6 +28,9 @@ use crate::table::Version;
 /// So many other engines are tried.
 pub const RETRIES: usize = 2;
 
+/// The reason of a setback before the engine saw anything.
+const CONNECT: &str = "connect";
+
 /// Answers a completion.
 pub async fn forward(State(shared): State<Arc<Shared>>, request: Request<Body>) -> Response<Body> {
     let arrived = clock::now();
@@ -98,8 +101,9 @@ impl Pinned {
         let body = read_body(shared, body).await?;
         // Without a length the most was reserved.
         Shared::shrink(&mut room, body.len());
-        let probe = Probe::read(&body).map_err(|error| Failure::Json {
-            reason: error.to_string(),
+        let probe = Probe::read(&body).map_err(|unreadable| Failure::Json {
+            reason: unreadable.reason,
+            parameter: unreadable.parameter,
         })?;
         let side = wanted_side(&head.headers).map_err(|value| Failure::Side { value })?;
         let caller = caller(&head.headers, &probe);
@@ -201,7 +205,7 @@ impl Pinned {
                 Err(_) => return Err(Setback::Silent),
                 Ok(Err(error)) => {
                     let reason = if error.is_connect() {
-                        "connect"
+                        CONNECT
                     } else {
                         "closed"
                     };
@@ -275,11 +279,14 @@ impl Pinned {
                 head.headers.remove(header::CONTENT_LENGTH);
                 return Response::from_parts(head, Body::from(body));
             }
-            Some(Setback::Broken { message, .. }) => Failure::Engine { reason: message },
+            Some(Setback::Broken { reason, message }) if reason != CONNECT => {
+                Failure::Engine { reason: message }
+            }
             Some(Setback::Silent) => Failure::Silent {
                 seconds: timeout.as_secs(),
             },
-            Some(Setback::NotHere) | None => Failure::NoEngine {
+            // Nobody was there: an engine that can't be reached did not break over this request.
+            Some(Setback::Broken { .. } | Setback::NotHere) | None => Failure::NoEngine {
                 version: String::from_utf8_lossy(self.version.header.as_bytes()).into_owned(),
             },
         };

@@ -1,24 +1,126 @@
 //! What the router reads of a request: three fields of the body and four headers.
 
+use std::fmt;
+
 use graftwork_contract::endpoint::{
     HEADER_ADAPTER, HEADER_CALLER, HEADER_REQUEST_ID, HEADER_VERSION,
 };
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use serde::Deserialize;
+use serde::de::{Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use crate::choice::Side;
 
 /// The fields of a chat or text completion that routing needs. The rest is skipped without being kept.
-#[derive(Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub struct Probe {
     /// What the client wants.
     pub model: String,
     /// Who the client says is asking.
-    #[serde(default)]
     pub user: Option<String>,
     /// Whether the answer comes as server-sent events.
-    #[serde(default)]
     pub stream: Option<bool>,
+}
+
+/// Why a body can't be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unreadable {
+    /// In words.
+    pub reason: String,
+    /// The field that is wrong, where it is one field.
+    pub parameter: Option<&'static str>,
+}
+
+/// The fields as they stand there, of whatever type.
+#[derive(Deserialize)]
+#[serde(expecting = "a JSON object")]
+struct Fields {
+    #[serde(default)]
+    model: Option<Seen>,
+    #[serde(default)]
+    user: Option<Seen>,
+    #[serde(default)]
+    stream: Option<Seen>,
+}
+
+/// A field's value, or what else stands there: of that nothing is kept.
+enum Seen {
+    Text(String),
+    Bool(bool),
+    Other(&'static str),
+}
+
+impl Seen {
+    fn text(self, field: &'static str) -> Result<String, Unreadable> {
+        match self {
+            Self::Text(text) => Ok(text),
+            Self::Bool(_) => Err(Unreadable::mistyped(field, "a string", "a boolean")),
+            Self::Other(found) => Err(Unreadable::mistyped(field, "a string", found)),
+        }
+    }
+
+    fn bool(self, field: &'static str) -> Result<bool, Unreadable> {
+        match self {
+            Self::Bool(value) => Ok(value),
+            Self::Text(_) => Err(Unreadable::mistyped(field, "a boolean", "a string")),
+            Self::Other(found) => Err(Unreadable::mistyped(field, "a boolean", found)),
+        }
+    }
+}
+
+impl Unreadable {
+    fn mistyped(field: &'static str, expected: &str, found: &str) -> Self {
+        Self {
+            reason: format!("`{field}` is {found}, expected {expected}"),
+            parameter: Some(field),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Seen {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(AnyValue)
+    }
+}
+
+struct AnyValue;
+
+impl<'de> Visitor<'de> for AnyValue {
+    type Value = Seen;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("any value")
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Seen, E> {
+        Ok(Seen::Text(text.to_owned()))
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Seen, E> {
+        Ok(Seen::Bool(value))
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<Seen, E> {
+        Ok(Seen::Other("a number"))
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<Seen, E> {
+        Ok(Seen::Other("a number"))
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Seen, E> {
+        Ok(Seen::Other("a number"))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Seen, A::Error> {
+        while items.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(Seen::Other("an array"))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Seen, A::Error> {
+        while entries.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+        Ok(Seen::Other("an object"))
+    }
 }
 
 impl Probe {
@@ -26,15 +128,30 @@ impl Probe {
     ///
     /// # Errors
     /// Where it is not a JSON object with a string `model`, or a field has another type.
-    pub fn read(body: &[u8]) -> Result<Self, serde_json::Error> {
-        // Derived structs read arrays too, by position.
-        if body.trim_ascii_start().first() == Some(&b'[') {
-            return Err(serde::de::Error::custom(
-                "the body is an array, expected an object",
-            ));
-        }
-        serde_json::from_slice(body)
+    pub fn read(body: &[u8]) -> Result<Self, Unreadable> {
+        let fields = read_fields(body).map_err(|error| Unreadable {
+            reason: error.to_string(),
+            parameter: None,
+        })?;
+        let model = fields.model.ok_or_else(|| Unreadable {
+            reason: "`model` is missing, expected a string".to_owned(),
+            parameter: Some("model"),
+        })?;
+        Ok(Self {
+            model: model.text("model")?,
+            user: fields.user.map(|user| user.text("user")).transpose()?,
+            stream: fields.stream.map(|it| it.bool("stream")).transpose()?,
+        })
     }
+}
+
+fn read_fields(body: &[u8]) -> serde_json::Result<Fields> {
+    // Derived structs read arrays too, by position.
+    if body.trim_ascii_start().first() == Some(&b'[') {
+        let words = "the body is an array, expected a JSON object";
+        return Err(serde_json::Error::custom(words));
+    }
+    serde_json::from_slice(body)
 }
 
 /// The value of `x-graftwork-version`; `Err` holds one that is neither `candidate` nor `stable`.
@@ -163,6 +280,43 @@ mod tests {
                 "{}",
                 String::from_utf8_lossy(body)
             );
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_body_is_said_with_the_field_and_without_our_own_names() {
+        for (body, words, parameter) in [
+            ("null", "expected a JSON object", None),
+            ("[1]", "expected a JSON object", None),
+            ("\"x\"", "expected a JSON object", None),
+            (r#"{"model":"a""#, "line 1 column 12", None),
+            (r#"{"user":"u"}"#, "`model` is missing", Some("model")),
+            (r#"{"model":null}"#, "`model` is missing", Some("model")),
+            (
+                r#"{"model":1.5}"#,
+                "`model` is a number, expected a string",
+                Some("model"),
+            ),
+            (
+                r#"{"model":{"a":[1,{}]}}"#,
+                "`model` is an object",
+                Some("model"),
+            ),
+            (
+                r#"{"model":"a","user":["u"]}"#,
+                "`user` is an array",
+                Some("user"),
+            ),
+            (
+                r#"{"model":"a","stream":"yes"}"#,
+                "`stream` is a string, expected a boolean",
+                Some("stream"),
+            ),
+        ] {
+            let unreadable = Probe::read(body.as_bytes()).unwrap_err();
+            assert!(unreadable.reason.contains(words), "{unreadable:?}");
+            assert!(!unreadable.reason.contains("struct"), "{unreadable:?}");
+            assert_eq!(unreadable.parameter, parameter, "{body}");
         }
     }
 

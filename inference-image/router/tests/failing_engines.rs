@@ -319,7 +319,12 @@ async fn engines_that_the_operator_does_not_know_yet_help_out_for_stable_version
         let answer = rig.ask(question(&user)).await;
         if router::choice::place("salt", &user) < 50 {
             on_candidate += 1;
-            assert_eq!(answer.status, 502);
+            // 502 where a connection from before broke, 503 where nobody is there to connect to.
+            assert!(
+                [502, 503].contains(&answer.status.as_u16()),
+                "{}",
+                answer.status
+            );
         } else {
             assert_eq!((answer.status.as_u16(), answer.adapter()), (200, "m@v1"));
         }
@@ -340,7 +345,11 @@ async fn ready_means_that_an_engine_has_answered_and_lasts() {
     );
     assert_eq!(rig.get(rig.router.metrics, "/healthz").await.status, 200);
     let answer = rig.ask(question("u")).await;
-    assert_eq!(answer.code(), "engine_failed");
+    assert_eq!(
+        (answer.status.as_u16(), answer.code().as_str()),
+        (503, "no_engine"),
+        "nobody broke: there is nobody"
+    );
 
     let engine = FakeEngine::start().await;
     rig.push(&table(None, &[&engine])).await;

@@ -255,9 +255,12 @@ async fn pin(
                     ));
                 }
                 None => {
-                    return Err(ApiError::bad_request(format!(
-                        "header {HEADER_ADAPTER} must be <adapter>@v<version> or <base>@base"
-                    )));
+                    return Err(ApiError::invalid(
+                        HEADER_ADAPTER,
+                        format!(
+                            "header {HEADER_ADAPTER} must be <adapter>@v<version> or <base>@base"
+                        ),
+                    ));
                 }
             }
         }

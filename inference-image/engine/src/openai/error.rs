@@ -48,13 +48,16 @@ impl ApiError {
         }
     }
 
-    /// 400 about the body as a whole.
+    /// 400 about the body as a whole, with the code that routers give it too.
     pub fn bad_request(message: impl Into<String>) -> Self {
-        Self::new(
-            StatusCode::BAD_REQUEST,
-            "invalid_request_error",
-            message.into(),
-        )
+        Self {
+            code: Some("invalid_body"),
+            ..Self::new(
+                StatusCode::BAD_REQUEST,
+                "invalid_request_error",
+                message.into(),
+            )
+        }
     }
 
     /// 404: no such model.

@@ -278,6 +278,14 @@ mod tests {
     }
 
     #[test]
+    fn a_body_that_cannot_be_read_has_the_code_that_routers_give_it() {
+        for body in [r#"{"messages": "\ud800"}"#, "null", "[1]", "{"] {
+            let error = Fields::parse(body.as_bytes()).unwrap_err();
+            assert_eq!(error.code, Some("invalid_body"), "{body}");
+        }
+    }
+
+    #[test]
     fn a_field_that_nobody_took_is_refused_by_name() {
         let mut read = fields(r#"{"a": 1, "stream_options": {"b": 2}}"#);
         let options = read.object("stream_options").unwrap().unwrap();
