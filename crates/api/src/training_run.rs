@@ -183,7 +183,7 @@ impl Default for LoraMethod {
     ("self.batchSize % self.microBatchSize == 0", "batchSize is a multiple of microBatchSize"),
 ])))]
 pub struct Hyperparameters {
-    /// Peak learning rate of AdamW.
+    /// Peak learning rate of AdamW, above 0 and at most 1; a decimal in quotes, such as "8e-5".
     #[schemars(extend(
         "pattern" = UNSIGNED_PATTERN,
         "x-kubernetes-validations" = rules(&[(

@@ -106,6 +106,12 @@ pub fn has_turned(old: &[Condition], new: &[Condition], kind: &str) -> bool {
     key(old) != key(new)
 }
 
+/// `1 engine`, `2 engines`.
+pub fn counted(count: usize, what: &str) -> String {
+    let plural = if count == 1 { "" } else { "s" };
+    format!("{count} {what}{plural}")
+}
+
 /// The text, cut at a character so that a condition or an event takes it.
 pub fn shorten(text: &str) -> String {
     if text.len() <= LONGEST_MESSAGE {
@@ -122,6 +128,12 @@ pub fn shorten(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_thing_is_no_more_than_one() {
+        let said = [0, 1, 2].map(|count| counted(count, "engine"));
+        assert_eq!(said, ["0 engines", "1 engine", "2 engines"]);
+    }
 
     fn at(second: i64) -> Timestamp {
         Timestamp::from_second(second).unwrap()

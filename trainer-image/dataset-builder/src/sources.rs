@@ -134,6 +134,13 @@ fn read(source: &Source, config: &BuildConfig, collected: &mut Collected) -> Res
         }
         _ => failed(error),
     })?;
+    if metadata.is_dir() {
+        // It does not become a file by waiting.
+        return Err(Failure::bad_config(format!(
+            "source {name}: {} is a folder; name a JSONL file, and a source for each file",
+            source.uri
+        )));
+    }
     if !metadata.is_file() {
         return Err(Failure::source_not_found(format!(
             "source {name}: {} is not a file; name a JSONL file",

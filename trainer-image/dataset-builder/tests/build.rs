@@ -392,6 +392,20 @@ fn what_is_missing_or_wrong_is_named_with_its_reason() {
         summary.message
     );
 
+    fs::create_dir(bench.dir.path().join("rows.jsonl")).unwrap();
+    let (code, summary) = bench.build();
+    assert_eq!(
+        (code, summary.reason.as_str()),
+        (64, "InvalidSpec"),
+        "another attempt would find a folder again"
+    );
+    assert!(
+        summary.message.contains("rows.jsonl is a folder"),
+        "{}",
+        summary.message
+    );
+    fs::remove_dir(bench.dir.path().join("rows.jsonl")).unwrap();
+
     bench.source("rows", "{\"text\": \"a\"}\n");
     bench.config.split.train_percent = 81;
     let (code, summary) = bench.build();

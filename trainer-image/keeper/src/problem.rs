@@ -3,6 +3,8 @@
 //! A [`Problem`] is about the files that were asked about and stays until they change: the operator
 //! may reject a version for it. Everything that may pass by itself is another [`Failure`].
 
+use std::path::Path;
+
 use graftwork_artifacts::{Category, Error as StoreError};
 use graftwork_contract::proto::store::v1::Problem;
 use graftwork_model::base::BaseError;
@@ -30,6 +32,23 @@ impl Failure {
     /// A problem of the files.
     pub fn problem(reason: &str, message: impl Into<String>) -> Self {
         Self::Problem(problem(reason, message))
+    }
+
+    /// With a folder named as the user named it, and not by the path that it is mounted at here.
+    #[must_use]
+    pub fn naming(self, mounted: &Path, uri: &str) -> Self {
+        let mounted = mounted.display().to_string();
+        let named = |message: String| message.replace(&mounted, uri);
+        let of = |problem: Problem| Problem {
+            message: named(problem.message),
+            ..problem
+        };
+        match self {
+            Self::Problem(problem) => Self::Problem(of(problem)),
+            Self::Base(problem) => Self::Base(of(problem)),
+            Self::Unavailable(message) => Self::Unavailable(named(message)),
+            Self::Bug(message) => Self::Bug(named(message)),
+        }
     }
 
     /// The answer: a problem in the reply, or a status.

@@ -83,7 +83,11 @@ impl Keeper {
             let folder = keeper.claims.folder(&claim, &path);
             let base = folder
                 .map_err(|message| Failure::Base(problem("BaseModelNotFound", message)))
-                .and_then(|folder| keeper.bases.read(&folder));
+                .and_then(|folder| {
+                    let uri = format!("pvc://{claim}/{path}");
+                    let base = keeper.bases.read(&folder);
+                    base.map_err(|failure| failure.naming(&folder, uri.trim_end_matches('/')))
+                });
             // Not before: a caller that leaves stops no thread.
             drop(leave);
             base

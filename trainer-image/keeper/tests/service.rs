@@ -369,6 +369,12 @@ async fn a_base_model_is_described_or_its_problem_is() {
         assert_eq!(problem.reason, "BaseModelNotFound", "{}", problem.message);
         assert!(problem.message.contains(path), "{}", problem.message);
     }
+    fs::create_dir(bench.claim().join("empty")).unwrap();
+    let problem = bench.describe("models", "empty").await.problem.unwrap();
+    assert_eq!(
+        problem.message,
+        "config.json not found in pvc://models/empty: a base model is a Hugging Face folder"
+    );
     let config = r#"{"model_type": "mamba", "architectures": ["MambaForCausalLM"]}"#;
     fs::create_dir(bench.claim().join("other-kind")).unwrap();
     fs::write(bench.claim().join("other-kind/config.json"), config).unwrap();

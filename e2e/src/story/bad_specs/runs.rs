@@ -100,7 +100,7 @@ pub async fn refused(stage: &Stage) -> anyhow::Result<()> {
         module,
         "Succeeded",
         READ,
-        &["InvalidSpec", "method.lora.targetModules", "z_proj"],
+        &["InvalidSpec", "spec.method.lora.targetModules", "z_proj"],
     )
     .await?;
     for_another_base(stage).await?;

@@ -383,7 +383,21 @@ fn a_bad_field_is_named_and_nothing_is_touched() {
                 spec.sources[0].config_map_ref = None;
                 spec.sources[0].uri = Some("pvc://a/".to_owned());
             }),
-            "spec.sources[faq].uri:",
+            "spec.sources[faq].uri: \"pvc://a/\" names no file",
+        ),
+        (
+            Box::new(|spec| {
+                spec.sources[0].config_map_ref = None;
+                spec.sources[0].uri = Some("pvc://a/*.jsonl".to_owned());
+            }),
+            "spec.sources[faq].uri: \"pvc://a/*.jsonl\" is a pattern",
+        ),
+        (
+            Box::new(|spec| {
+                spec.sources[0].config_map_ref = None;
+                spec.sources[0].uri = Some("pvc://a/rows/".to_owned());
+            }),
+            "spec.sources[faq].uri: \"pvc://a/rows/\" is a folder",
         ),
     ] {
         let mut world = World::from_config_map();

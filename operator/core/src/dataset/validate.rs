@@ -115,9 +115,19 @@ fn read_source(source: &graftwork_api::dataset::Source) -> Result<Source, Invali
             config_map: reference.name.clone(),
             key: reference.key.clone(),
         },
-        (None, Some(uri)) => {
-            let uri = PvcUri::parse(uri)
+        (None, Some(text)) => {
+            let uri = PvcUri::parse(text)
                 .map_err(|error| Invalid::new(field(".uri"), error.to_string()))?;
+            let one_file = "write pvc://CLAIM/PATH of one file, and a source for each file";
+            if uri.path().contains('*') {
+                let message =
+                    format!("\"{text}\" is a pattern, which is not supported: {one_file}");
+                return Err(Invalid::new(field(".uri"), message));
+            }
+            if text.ends_with('/') && !uri.path().is_empty() {
+                let message = format!("\"{text}\" is a folder: {one_file}");
+                return Err(Invalid::new(field(".uri"), message));
+            }
             if uri.path().is_empty() {
                 return Err(Invalid::new(
                     field(".uri"),

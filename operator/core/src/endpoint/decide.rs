@@ -21,6 +21,8 @@ use super::validate::{Policy, Valid};
 use crate::conditions::shorten;
 use crate::plan::{Decision, Event};
 
+/// Targets that a refusal names.
+const TARGETS_NAMED: usize = 10;
 /// Rejected versions that status keeps.
 const KEPT_REJECTIONS: usize = 100;
 
@@ -273,7 +275,19 @@ fn refuse_unknown_targets(status: &mut ServingEndpointStatus, now: Timestamp) {
         .map(|adapter| target(&adapter.name))
         .collect();
     let is_unknown = |target: &str| !known.contains(target);
-    let why = |target: &str| format!("target \"{target}\" is not known: write adapter/NAME");
+    let named: Vec<&str> = known
+        .iter()
+        .take(TARGETS_NAMED)
+        .map(String::as_str)
+        .collect();
+    let named = match (named.len(), known.len()) {
+        (0, _) => "spec.adapters is empty".to_owned(),
+        (some, all) if some < all => {
+            format!("there are {}, and {} more", named.join(", "), all - some)
+        }
+        _ => format!("there is {}", named.join(", ")),
+    };
+    let why = |target: &str| format!("target \"{target}\" is not known: {named}");
     refuse(status, is_unknown, why, now);
 }
 

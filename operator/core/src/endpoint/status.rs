@@ -16,7 +16,7 @@ use super::observed::{Observed, children_names};
 use super::rollout::{is_active, seconds_since};
 use super::validate::{Invalid, Policy, Step, Strategy, Valid};
 use super::{KIND, ServedBase};
-use crate::conditions::{self, Conditions, Truth, shorten};
+use crate::conditions::{self, Conditions, Truth, counted, shorten};
 use crate::observed::{Asked, Pod};
 use crate::plan::{Actions, Event};
 use crate::storage::StorageProblem;
@@ -193,7 +193,7 @@ pub fn report(
             u32::try_from(fleet.engines_with(&adapter.name, digest).verified).unwrap_or(u32::MAX)
         });
         let desired = desired::desired(entry, &observed.adapters, base.map(|base| &base.digest));
-        let pending = pending(adapter, &desired);
+        let pending = pending(adapter, &desired, cr.spec.replicas);
         adapter.reason = pending.as_ref().map(|(reason, _)| reason.clone());
         adapter.message = pending.map(|(_, message)| shorten(&message));
     }
@@ -208,7 +208,7 @@ pub fn report(
 }
 
 /// Why an adapter is not served as the spec says.
-fn pending(adapter: &ServedAdapter, desired: &Desired) -> Option<(String, String)> {
+fn pending(adapter: &ServedAdapter, desired: &Desired, replicas: u32) -> Option<(String, String)> {
     if let Desired::Pending { reason, message } = desired {
         return Some(((*reason).to_owned(), message.clone()));
     }
@@ -221,10 +221,19 @@ fn pending(adapter: &ServedAdapter, desired: &Desired) -> Option<(String, String
         return Some((reason::ADAPTER_REFUSED.to_owned(), message));
     }
     let message = match &adapter.candidate {
+        Some(candidate) if replicas == 0 => format!(
+            "v{} is loaded once there are engines: spec.replicas is 0",
+            candidate.version
+        ),
         Some(candidate) => format!("engines are loading v{}", candidate.version),
         None => "the first version is about to be loaded".to_owned(),
     };
     Some((reason::LOADING.to_owned(), message))
+}
+
+fn both(engines: usize, routers: usize) -> String {
+    let (engines, routers) = (counted(engines, "engine"), counted(routers, "router"));
+    format!("{engines} and {routers}")
 }
 
 /// Rules in order: the first that holds says whether the endpoint serves.
@@ -291,11 +300,8 @@ fn serving(
             Moving::Reconciling,
         );
     }
-    let message = format!(
-        "{} engines and {} routers serve",
-        fleet.engines.len(),
-        fleet.routers.len()
-    );
+    let both = both(fleet.engines.len(), fleet.routers.len());
+    let message = format!("{both} serve");
     let moving = if is_rolling(cr, observed) {
         Moving::Reconciling
     } else {
@@ -631,7 +637,7 @@ fn say(
         condition::AVAILABLE,
         truth,
         why,
-        format!("{engines} engines and {routers} routers are ready"),
+        format!("{} are ready", both(engines, routers)),
     );
     for kind in [
         condition::PROGRESSING,

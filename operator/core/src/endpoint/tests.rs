@@ -23,6 +23,7 @@ mod anew;
 mod held;
 mod images;
 mod replacing;
+mod words;
 
 fn digest(number: u32) -> String {
     Digest::of(&number.to_be_bytes()).to_string()

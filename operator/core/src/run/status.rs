@@ -128,6 +128,8 @@ pub fn report(
         ),
         Step::Complete(result) => Plan::Act(complete(cr, status, result, observed, now)),
         Step::Suspended => {
+            let mut status = status;
+            forget_estimate(&mut status);
             let mut said = Said::under_way(reason::SUSPENDED, "spec.suspend is set");
             said.reconciling = false;
             act(status, &said, None)
@@ -196,6 +198,7 @@ fn decide(
             Said::under_way(reason::STARTING, format!("attempt {number} starts"))
         }
         Step::Close(number, closing) => {
+            forget_estimate(&mut status);
             let retries = cr.spec.limits.retries;
             let over = attempt::close(&mut status, *number, closing, retries, now);
             match over {
@@ -216,6 +219,13 @@ fn decide(
         status: actions.status.unwrap_or_default(),
         events: actions.events,
     })
+}
+
+/// Nobody works towards the time that was estimated any more.
+fn forget_estimate(status: &mut TrainingRunStatus) {
+    if let Some(progress) = &mut status.progress {
+        progress.estimated_completion_time = None;
+    }
 }
 
 fn watch(

@@ -36,75 +36,76 @@ fn check(config: &TrainerConfig) -> Result<(), Failure> {
     let h = &config.hyperparameters;
     let rules = [
         rule(config.lora.rank > 0, || {
-            "method.lora.rank is 0, must be at least 1".to_owned()
+            "spec.method.lora.rank is 0, must be at least 1".to_owned()
         }),
-        positive("method.lora.alpha", config.lora.alpha),
-        share("method.lora.dropout", config.lora.dropout),
+        positive("spec.method.lora.alpha", config.lora.alpha),
+        share("spec.method.lora.dropout", config.lora.dropout),
         rule(!config.lora.target_modules.is_empty(), || {
             format!(
-                "method.lora.targetModules is empty; known: {}",
+                "spec.method.lora.targetModules is empty; known: {}",
                 known_modules()
             )
         }),
-        positive("hyperparameters.learningRate", h.learning_rate),
+        positive("spec.hyperparameters.learningRate", h.learning_rate),
         rule(h.learning_rate <= 1.0, || {
             format!(
-                "hyperparameters.learningRate is {}, must be at most 1",
+                "spec.hyperparameters.learningRate is {}, must be at most 1",
                 h.learning_rate
             )
         }),
         rule(h.maximum_steps.is_some() || h.epochs > 0, || {
-            "hyperparameters.epochs is 0 and maximumSteps is not set: nothing to train".to_owned()
+            "spec.hyperparameters.epochs is 0 and maximumSteps is not set: nothing to train"
+                .to_owned()
         }),
         rule(h.maximum_steps != Some(0), || {
-            "hyperparameters.maximumSteps is 0, must be at least 1".to_owned()
+            "spec.hyperparameters.maximumSteps is 0, must be at least 1".to_owned()
         }),
         rule(h.batch_size > 0, || {
-            "hyperparameters.batchSize is 0, must be at least 1".to_owned()
+            "spec.hyperparameters.batchSize is 0, must be at least 1".to_owned()
         }),
         rule(
             h.micro_batch_size > 0 && h.micro_batch_size <= h.batch_size,
             || {
                 format!(
-                    "hyperparameters.microBatchSize is {}, must be from 1 to batchSize {}",
+                    "spec.hyperparameters.microBatchSize is {}, must be from 1 to batchSize {}",
                     h.micro_batch_size, h.batch_size
                 )
             },
         ),
         rule(u64::from(h.batch_size) <= MAXIMUM_MICRO_BATCHES, || {
             format!(
-                "hyperparameters.batchSize is {}, must be at most {MAXIMUM_MICRO_BATCHES}",
+                "spec.hyperparameters.batchSize is {}, must be at most {MAXIMUM_MICRO_BATCHES}",
                 h.batch_size
             )
         }),
         rule(h.maximum_sequence_length >= 2, || {
             format!(
-                "hyperparameters.maximumSequenceLength is {}, must be at least 2",
+                "spec.hyperparameters.maximumSequenceLength is {}, must be at least 2",
                 h.maximum_sequence_length
             )
         }),
-        not_negative("hyperparameters.weightDecay", h.weight_decay),
+        not_negative("spec.hyperparameters.weightDecay", h.weight_decay),
         not_negative(
-            "hyperparameters.maximumGradientNorm",
+            "spec.hyperparameters.maximumGradientNorm",
             h.maximum_gradient_norm,
         ),
         rule(config.checkpoint.every_steps > 0, || {
-            "checkpoint.everySteps is 0, must be at least 1".to_owned()
+            "spec.checkpoint.everySteps is 0, must be at least 1".to_owned()
         }),
         rule(config.checkpoint.keep > 0, || {
-            "checkpoint.keep is 0, must be at least 1".to_owned()
+            "spec.checkpoint.keep is 0, must be at least 1".to_owned()
         }),
         rule(config.evaluation.maximum_new_tokens > 0, || {
-            "evaluation.maximumNewTokens is 0, must be at least 1".to_owned()
+            "spec.evaluation.maximumNewTokens is 0, must be at least 1".to_owned()
         }),
         rule(config.evaluation.maximum_rows != Some(0), || {
-            "evaluation.maximumRows is 0, must be at least 1".to_owned()
+            "spec.evaluation.maximumRows is 0, must be at least 1".to_owned()
         }),
         rule(
             config.resolved.dataset.format != Format::Text
                 || !config.evaluation.metrics.contains(&MetricKind::ExactMatch),
             || {
-                "evaluation.metrics names ExactMatch, which needs a dataset of format Completion \
+                "spec.evaluation.metrics names ExactMatch, which needs a dataset of format Completion \
                  or Chat; this one is Text"
                     .to_owned()
             },
@@ -148,7 +149,7 @@ pub fn lora_config(lora: &Lora, base: &LlamaConfig) -> Result<LoraConfig, Failur
     for name in &lora.target_modules {
         let module = Module::parse(name).ok_or_else(|| {
             Failure::bad_config(format!(
-                "method.lora.targetModules names {name:?}, which the base model does not have; \
+                "spec.method.lora.targetModules names {name:?}, which the base model does not have; \
                  known: {}",
                 known_modules()
             ))
@@ -160,7 +161,7 @@ pub fn lora_config(lora: &Lora, base: &LlamaConfig) -> Result<LoraConfig, Failur
     let rank = lora.rank as usize;
     if rank > base.hidden_size {
         return Err(Failure::bad_config(format!(
-            "method.lora.rank is {rank}, must be at most the base model's hidden size {}",
+            "spec.method.lora.rank is {rank}, must be at most the base model's hidden size {}",
             base.hidden_size
         )));
     }
@@ -181,7 +182,7 @@ pub fn sequence_length(h: &Hyperparameters, base: &LlamaConfig) -> Result<usize,
     let asked = h.maximum_sequence_length as usize;
     if asked > base.max_position_embeddings {
         return Err(Failure::bad_config(format!(
-            "hyperparameters.maximumSequenceLength is {asked}, must be at most the base model's \
+            "spec.hyperparameters.maximumSequenceLength is {asked}, must be at most the base model's \
              context {}",
             base.max_position_embeddings
         )));

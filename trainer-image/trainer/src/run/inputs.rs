@@ -164,7 +164,7 @@ pub fn read_rows(
     let metrics = &config.evaluation.metrics;
     if test.is_empty() && !metrics.is_empty() {
         return Err(Failure::bad_data(format!(
-            "dataset {} version {} has no rows in its test split, and evaluation.metrics needs some",
+            "dataset {} version {} has no rows in its test split, and spec.evaluation.metrics needs some",
             config.resolved.dataset.name, config.resolved.dataset.version
         )));
     }
@@ -188,7 +188,7 @@ pub fn read_rows(
             .min(length);
         if room == 0 {
             return Err(Failure::bad_config(format!(
-                "evaluation.maximumNewTokens is {new_tokens}, must be below the base model's context {}",
+                "spec.evaluation.maximumNewTokens is {new_tokens}, must be below the base model's context {}",
                 base.max_position_embeddings
             )));
         }

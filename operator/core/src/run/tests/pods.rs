@@ -41,6 +41,37 @@ fn progress_reaches_status_and_is_not_written_at_every_report() {
 }
 
 #[test]
+fn a_run_that_nobody_works_on_has_no_estimate_of_its_end() {
+    for suspend in [true, false] {
+        let mut world = World::new();
+        world.start();
+        world.seconds += 1;
+        world.observed.report = Some(Report {
+            progress: Progress {
+                stage: "Train".to_owned(),
+                step: 7,
+                total_steps: 100,
+                remaining_seconds: Some(60),
+                ..Progress::default()
+            },
+            at: at(world.seconds),
+        });
+        world.reconcile();
+        let progress = |world: &World| world.cr.status.clone().unwrap().progress.unwrap();
+        assert!(progress(&world).estimated_completion_time.is_some());
+        if suspend {
+            world.cr.spec.suspend = true;
+        } else {
+            world.end_pod(137, |_| {});
+        }
+        world.seconds += 1;
+        world.reconcile();
+        assert_eq!(progress(&world).estimated_completion_time, None);
+        assert_eq!(progress(&world).step, 7, "what was done stays");
+    }
+}
+
+#[test]
 fn a_gpu_profile_shapes_the_job() {
     let mut world = World::new();
     world.cr.spec.compute.profile = "nvidia-l40s".to_owned();
