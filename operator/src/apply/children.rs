@@ -75,8 +75,8 @@ impl Writer {
         let api = Api::namespaced(self.client.clone(), namespace);
         // Caches hold others' objects too, and one may have come since the plan was made.
         match live.filter(|live| is_ours(*live, desired)) {
-            Some(live) => self.change_child(&api, desired, live).await,
-            None => self.create_child(&api, desired).await,
+            Some(live) => Box::pin(self.change_child(&api, desired, live)).await,
+            None => Box::pin(self.create_child(&api, desired)).await,
         }
     }
 

@@ -300,7 +300,8 @@ mod tests {
     #[test]
     fn a_name_that_is_taken_is_said_with_what_frees_it() {
         let label = "app.kubernetes.io/managed-by=graftwork-operator";
-        let cases: [(fn(&mut Observed), &str, &str); 3] = [
+        type Case = (fn(&mut Observed), &'static str, &'static str);
+        let cases: [Case; 3] = [
             (
                 |world| world.claim = Found::Foreign,
                 "PersistentVolumeClaim graftwork-store exists",
