@@ -4,6 +4,8 @@
     reason = "printed columns share their type"
 )]
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::CustomResource;
 use schemars::JsonSchema;
@@ -50,11 +52,18 @@ use crate::schema::rules;
     )
 )]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = rules(&[(
+    "!has(self.classification) || self.classification != 'Restricted' || (has(self.privacy) && self.privacy.mode != 'Allow')",
+    "Restricted data needs privacy with a mode other than Allow",
+)])))]
 pub struct DatasetSpec {
     /// What the data is, for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
     pub description: Option<String>,
+    /// How far the data may go. Restricted: only with `privacy`, in a mode other than Allow.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub classification: Option<Classification>,
     /// Where the rows come from; the rows of all sources are taken together, in this order.
     #[schemars(
         length(min = 1, max = 32),
@@ -63,6 +72,9 @@ pub struct DatasetSpec {
     pub sources: Vec<Source>,
     /// What a row must hold.
     pub format: DatasetFormat,
+    /// What happens to personal data; left out, nobody looks for any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub privacy: Option<Privacy>,
     /// When a version is good enough to be used.
     #[serde(default)]
     pub validation: Validation,
@@ -130,6 +142,74 @@ open_enum! {
         /// `messages`: what the assistant says is learnt.
         Chat = "Chat",
     }
+}
+
+open_enum! {
+    /// How far data may go.
+    pub enum Classification (spec) {
+        /// Anybody may see it.
+        Public = "Public",
+        /// Anybody here may see it.
+        Internal = "Internal",
+        /// Only those who need it may see it.
+        Restricted = "Restricted",
+    }
+}
+
+/// What happens to personal data: e-mail addresses, phone numbers, payment cards, IBANs, IP
+/// addresses, national identity numbers, keys and tokens.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = rules(&[(
+    "has(self.pseudonymKeyRef) == (self.mode == 'Pseudonymise')",
+    "pseudonymKeyRef is needed with mode Pseudonymise, and with no other",
+)])))]
+pub struct Privacy {
+    /// Redact: its type stands in its place. Pseudonymise: so does a pseudonym, the same one for the
+    /// same value. Reject: its row is invalid. Allow: it stays, and is counted.
+    pub mode: PrivacyMode,
+    /// Columns that are looked at, of the format or the split's groupColumn; left out, every one of
+    /// them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(
+        length(max = 16),
+        inner(length(min = 1, max = 253)),
+        extend("x-kubernetes-list-type" = "set")
+    )]
+    pub columns: Vec<String>,
+    /// The key of pseudonyms, of at least 16 bytes. Another key, other pseudonyms; a change is seen
+    /// when the annotation `graftwork.dev/refresh` changes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pseudonym_key_ref: Option<SecretKeyReference>,
+}
+
+open_enum! {
+    /// What happens to personal data.
+    pub enum PrivacyMode (spec) {
+        /// Its type stands in its place: `[EMAIL]`.
+        Redact = "Redact",
+        /// Its type and a keyed pseudonym stand in its place.
+        Pseudonymise = "Pseudonymise",
+        /// Its row is invalid.
+        Reject = "Reject",
+        /// It stays, and is counted.
+        Allow = "Allow",
+    }
+}
+
+/// Names a key of a Secret in the same namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SecretKeyReference {
+    /// Name of the Secret.
+    #[schemars(
+        length(min = 1, max = 253),
+        regex(pattern = r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$")
+    )]
+    pub name: String,
+    /// Key in `data`.
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[-._a-zA-Z0-9]+$"))]
+    pub key: String,
 }
 
 /// When a version is good enough to be used.
@@ -278,6 +358,10 @@ pub struct DatasetVersion {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 20), extend("x-kubernetes-list-type" = "atomic"))]
     pub rejected: Vec<RejectedRow>,
+    /// How often each type of personal data was found, by type.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 32))]
+    pub findings: BTreeMap<String, u64>,
     /// Size of the version's files.
     pub size_bytes: u64,
     /// Digest over where the rows came from and what built the version.

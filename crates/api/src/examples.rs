@@ -4,7 +4,10 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::crds::CrdError;
-use crate::dataset::{ConfigMapKeyReference, DatasetFormat, FormatType, Source, Split, Validation};
+use crate::dataset::{
+    Classification, ConfigMapKeyReference, DatasetFormat, FormatType, Privacy, PrivacyMode, Source,
+    Split, Validation,
+};
 use crate::lora_adapter::{Approval, Gate, GateMetric, GateRule, Import};
 use crate::serving_endpoint::{
     AdapterEntry, Analysis, AnalysisMetric, AnalysisRule, BlueGreen, Canary, CanaryStep,
@@ -110,6 +113,7 @@ fn base() -> BaseModelSource {
 fn dataset() -> Dataset {
     let spec = DatasetSpec {
         description: Some("Definitions of nouns and their topics".to_owned()),
+        classification: Some(Classification::Internal),
         sources: vec![
             Source {
                 name: "definitions".to_owned(),
@@ -128,6 +132,11 @@ fn dataset() -> Dataset {
         format: DatasetFormat {
             type_: FormatType::Completion,
         },
+        privacy: Some(Privacy {
+            mode: PrivacyMode::Redact,
+            columns: Vec::new(),
+            pseudonym_key_ref: None,
+        }),
         validation: Validation {
             minimum_rows: 100,
             maximum_invalid_percent: Decimal::from("1"),
@@ -333,6 +342,7 @@ fn quickstart() -> Result<Vec<Value>, serde_json::Error> {
         "expenses",
         DatasetSpec {
             description: Some("Expense claims and their categories".to_owned()),
+            classification: None,
             sources: vec![Source {
                 name: "claims".to_owned(),
                 config_map_ref: Some(ConfigMapKeyReference {
@@ -344,6 +354,7 @@ fn quickstart() -> Result<Vec<Value>, serde_json::Error> {
             format: DatasetFormat {
                 type_: FormatType::Completion,
             },
+            privacy: None,
             validation: Validation::default(),
             split: Split {
                 train_percent: 60,

@@ -100,6 +100,10 @@ fn steps(steps: Value) -> Value {
 fn dataset_cases() -> Vec<Case> {
     let source = |source: Value| json!({"spec": {"sources": [source]}});
     let split = |train: u32| json!({"spec": {"split": {"trainPercent": train, "validationPercent": 10, "testPercent": 10}}});
+    let privacy = |classification: &str, privacy: Value| json!({"spec": {"classification": classification, "privacy": privacy}});
+    let restricted = "Restricted data needs privacy with a mode other than Allow";
+    let keyed = "pseudonymKeyRef is needed with mode Pseudonymise, and with no other";
+    let key = json!({"name": "pseudonyms", "key": "key"});
     let invalid =
         |percent: &str| json!({"spec": {"validation": {"maximumInvalidPercent": percent}}});
     vec![
@@ -122,6 +126,39 @@ fn dataset_cases() -> Vec<Case> {
             "trainPercent, validationPercent and testPercent sum to 100",
             split(80),
             split(81),
+        ),
+        case(
+            "datasets",
+            restricted,
+            privacy("Restricted", json!({"mode": "Redact"})),
+            privacy("Restricted", json!({"mode": "Allow"})),
+        ),
+        case(
+            "datasets",
+            restricted,
+            privacy("Internal", json!({"mode": "Allow"})),
+            privacy("Restricted", Value::Null),
+        ),
+        case(
+            "datasets",
+            restricted,
+            json!({"spec": {"classification": null, "privacy": null}}),
+            privacy("Restricted", Value::Null),
+        ),
+        case(
+            "datasets",
+            keyed,
+            privacy(
+                "Restricted",
+                json!({"mode": "Pseudonymise", "pseudonymKeyRef": key}),
+            ),
+            privacy("Restricted", json!({"mode": "Pseudonymise"})),
+        ),
+        case(
+            "datasets",
+            keyed,
+            privacy("Public", json!({"mode": "Reject", "columns": ["prompt"]})),
+            privacy("Public", json!({"mode": "Reject", "pseudonymKeyRef": key})),
         ),
         case(
             "datasets",

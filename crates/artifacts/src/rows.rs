@@ -89,11 +89,7 @@ impl Row {
 
 /// The columns of a format.
 pub const fn columns(format: Format) -> &'static [&'static str] {
-    match format {
-        Format::Text => &["text"],
-        Format::Completion => &["prompt", "completion"],
-        Format::Chat => &["messages"],
-    }
+    format.columns()
 }
 
 /// The file of a split.

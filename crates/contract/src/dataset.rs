@@ -17,6 +17,51 @@ pub enum Format {
     Chat,
 }
 
+impl Format {
+    /// The columns of text.
+    pub const fn columns(self) -> &'static [&'static str] {
+        match self {
+            Self::Text => &["text"],
+            Self::Completion => &["prompt", "completion"],
+            Self::Chat => &["messages"],
+        }
+    }
+}
+
+/// How far data may go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Classification {
+    /// Anybody may see it.
+    Public,
+    /// Anybody here may see it.
+    Internal,
+    /// Only those who need it may see it; personal data is masked or refused.
+    Restricted,
+}
+
+/// What happens to personal data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum PrivacyMode {
+    /// Its type stands in its place.
+    Redact,
+    /// A keyed pseudonym stands in its place.
+    Pseudonymise,
+    /// Its row is invalid.
+    Reject,
+    /// It stays, and is counted.
+    Allow,
+}
+
+/// Where personal data is looked for, and what happens to it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Privacy {
+    /// What happens to it.
+    pub mode: PrivacyMode,
+    /// The columns that are looked at: of the format, or the split's group column.
+    pub columns: Vec<String>,
+}
+
 /// The part of a dataset that a row belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -60,6 +105,12 @@ pub struct BuildConfig {
     pub validation: Validation,
     /// How rows are dealt to train, validation and test.
     pub split: HashSplit,
+    /// How far the data may go, where the spec says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub classification: Option<Classification>,
+    /// What happens to personal data; none: nobody looks for any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub privacy: Option<Privacy>,
 }
 
 /// One source: a mounted file.
@@ -217,6 +268,9 @@ pub struct Manifest {
     pub provenance: Provenance,
     /// Digest of `provenance`.
     pub provenance_digest: Digest,
+    /// How often each type of personal data was found, by the type's name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub findings: BTreeMap<String, u64>,
 }
 
 /// Where a version came from.
@@ -227,6 +281,9 @@ pub struct Provenance {
     pub sources: Vec<SourceProvenance>,
     /// Version of the builder.
     pub code_version: String,
+    /// What was done about personal data.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub privacy: Option<Privacy>,
     /// Version number of the dataset before this one.
     pub parent: Option<u32>,
     /// RFC 3339 time of the build.
@@ -267,6 +324,9 @@ pub struct VersionRecord {
     pub created_time: String,
     /// Digest of the manifest's provenance.
     pub provenance_digest: Digest,
+    /// How often each type of personal data was found, by the type's name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub findings: BTreeMap<String, u64>,
 }
 
 /// `builds/<fingerprint>.json`: the version that a build ended with, new or not.

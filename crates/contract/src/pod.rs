@@ -12,6 +12,8 @@ pub const CLAIMS_DIR: &str = "/var/lib/graftwork/claims";
 /// Below this, one folder for each `ConfigMap` source of a dataset:
 /// `/var/lib/graftwork/sources/<source name>/<key>`.
 pub const SOURCES_DIR: &str = "/var/lib/graftwork/sources";
+/// The key of pseudonyms, where a Dataset names a Secret for it.
+pub const PSEUDONYM_KEY_FILE: &str = "/var/lib/graftwork/keys/pseudonym";
 /// Scratch space (an `emptyDir`).
 pub const SCRATCH_DIR: &str = "/tmp";
 /// Where the kubelet reads the termination message.

@@ -9,7 +9,7 @@ const REACH: usize = 48;
 
 /// Words that say that a phone number comes.
 const PHONE: &str = "\
-    phone telephone tel call calls called mobile cell cellphone fax dial ring whatsapp sms \
+    phone telephone tel call calls called mobile cellphone fax dial ring whatsapp sms \
     hotline telefon telefonnummer handy mobil mobilnummer téléphone portable appelez teléfono \
     móvil llame telefono cellulare telefoon bel tlf puh puhelin telefone celular";
 /// Words that say that an identity number comes.

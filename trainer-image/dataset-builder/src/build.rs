@@ -13,6 +13,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::clock;
 use crate::failure::Failure;
+use crate::privacy::Screen;
 use crate::row::GoodRow;
 use crate::sources::{Collected, collect, judge};
 
@@ -26,15 +27,17 @@ pub struct Built {
 }
 
 /// Builds one version in the store at `store`, or finds that the latest one holds these very rows.
+/// Pseudonyms are made with the key in `key_file`.
 ///
 /// # Errors
 /// See [`Failure`]; rows and the first bad ones are in it as far as they are known.
-pub fn build(config: &BuildConfig, store: &Path) -> Result<Built, Failure> {
+pub fn build(config: &BuildConfig, store: &Path, key_file: &Path) -> Result<Built, Failure> {
     let store = Store::open(store)?;
     if let Some(built) = finished_before(config, &store)? {
         return Ok(built);
     }
-    let mut collected = collect(config)?;
+    let screen = Screen::new(config, key_file)?;
+    let mut collected = collect(config, screen.as_ref())?;
     let rejected_rows = collected.rejected_rows();
     if let Err(mut failure) = judge(config, &collected) {
         failure.rows = Some(RowCounts {
@@ -153,6 +156,7 @@ fn publish(
     let provenance = Provenance {
         sources: collected.provenance.clone(),
         code_version: env!("CARGO_PKG_VERSION").to_owned(),
+        privacy: config.privacy.clone(),
         parent: latest.map(|(number, _)| number),
         created_time: clock::rfc3339(),
     };
@@ -167,6 +171,7 @@ fn publish(
         provenance_digest: Digest::of_json(&provenance)
             .map_err(|error| Failure::bug(error.to_string()))?,
         provenance,
+        findings: collected.findings.by_name(),
     };
     match staged.publish(&manifest)? {
         Put::Created => Ok(manifest),
@@ -183,6 +188,7 @@ fn number(
     manifest: &Manifest,
     collected: Collected,
 ) -> Result<Built, Failure> {
+    let findings = collected.findings.by_name();
     let rejected = collected.rejected;
     let created_time = clock::rfc3339();
     let appended = store.append_numbered(
@@ -198,6 +204,7 @@ fn number(
                 size_bytes: manifest.size_bytes,
                 created_time: created_time.clone(),
                 provenance_digest: manifest.provenance_digest.clone(),
+                findings: findings.clone(),
             })
         },
     )?;

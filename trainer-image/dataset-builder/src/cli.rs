@@ -4,11 +4,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use graftwork_contract::{exit, pod};
 
 use crate::build::build;
 use crate::config;
+use crate::detect::detect;
 use crate::failure::Failure;
 use crate::termination::{self, succeeded};
 
@@ -17,13 +18,16 @@ const EXAMPLES: &str = "Examples:
     dataset-builder
   The same on a machine without a cluster:
     dataset-builder --config config.json --store ./store --termination-file summary.json
+  Where personal data stands in texts:
+    dataset-builder detect < texts.jsonl
 
 Exit codes: 0 done, 64 bad configuration, 65 bad data, 69 store unavailable, 70 internal error.
 Logging: RUST_LOG=info, RUST_LOG=dataset_builder=debug.";
 
-/// Builds one version of a Dataset from JSONL sources into the artifact store.
+/// Builds one version of a Dataset from its sources into the artifact store.
 #[derive(Debug, Parser)]
 #[command(name = "dataset-builder", version, about, after_help = EXAMPLES)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct Cli {
     /// The build's configuration
     #[arg(long, value_name = "FILE", default_value = pod::CONFIG_FILE)]
@@ -34,11 +38,42 @@ pub struct Cli {
     /// Where the summary of the build goes, as JSON
     #[arg(long, value_name = "FILE", default_value = pod::TERMINATION_FILE)]
     pub termination_file: PathBuf,
+    /// The key of pseudonyms, where the configuration asks for them
+    #[arg(long, value_name = "FILE", default_value = pod::PSEUDONYM_KEY_FILE)]
+    pub pseudonym_key: PathBuf,
+    /// Something else than a build
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// What else the binary does.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Reads {"text": "..."} a line and prints types and offsets of personal data, never the data
+    Detect,
 }
 
 /// Runs the command line and returns the process's exit code. A summary is left in every case that
 /// the process survives.
 pub fn main(cli: &Cli) -> ExitCode {
+    match cli.command {
+        Some(Command::Detect) => detect_lines(),
+        None => build_version(cli),
+    }
+}
+
+fn detect_lines() -> ExitCode {
+    let output = std::io::BufWriter::new(std::io::stdout().lock());
+    match detect(std::io::stdin().lock(), output) {
+        Ok(()) => exit::ExitCode::Done.into(),
+        Err(error) => {
+            eprintln!("error: {error}");
+            exit::ExitCode::BadData.into()
+        }
+    }
+}
+
+fn build_version(cli: &Cli) -> ExitCode {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     let _ = tracing_subscriber::fmt()
@@ -52,7 +87,7 @@ pub fn main(cli: &Cli) -> ExitCode {
     }));
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         let config = config::load(&cli.config)?;
-        build(&config, &cli.store)
+        build(&config, &cli.store, &cli.pseudonym_key)
     }))
     .unwrap_or_else(|_| {
         Err(Failure::bug(

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use graftwork_artifacts::rows::columns;
-use graftwork_contract::dataset::{BuildConfig, Format, Percent};
+use graftwork_contract::dataset::{BuildConfig, Classification, Format, Percent, PrivacyMode};
 
 use crate::failure::Failure;
 
@@ -52,6 +52,15 @@ fn validate(config: &BuildConfig) -> Result<(), Failure> {
     {
         return Err(Failure::bad_config(
             "spec.split.groupColumn: messages is a list and can't group rows; name a column of text",
+        ));
+    }
+    let masked = config
+        .privacy
+        .as_ref()
+        .is_some_and(|privacy| privacy.mode != PrivacyMode::Allow);
+    if config.classification == Some(Classification::Restricted) && !masked {
+        return Err(Failure::bad_config(
+            "spec.classification is Restricted: spec.privacy needs a mode other than Allow",
         ));
     }
     percent(&config.validation.maximum_invalid_percent)?;

@@ -1,7 +1,7 @@
 //! The dataset builder: one Job that turns JSONL sources into one immutable version of a Dataset.
 //!
-//! It reads top to bottom in [`build::build`]: configuration -> sources -> judgement of the bad rows
-//! -> split and order -> files, manifest, number. The same rows in any order and in any number of
+//! It reads top to bottom in [`build::build`]: configuration -> sources, with personal data masked or
+//! refused row by row -> judgement of the bad rows -> split and order -> files, manifest, number. The same rows in any order and in any number of
 //! sources give the same digest; nothing of the outcome depends on when or where it ran.
 //!
 //! Killed at any instant and started again, it ends in the same state: files appear whole, a
@@ -19,8 +19,10 @@ pub mod build;
 pub mod cli;
 mod clock;
 pub mod config;
+pub mod detect;
 pub mod failure;
 pub mod lines;
+pub mod privacy;
 pub mod row;
 pub mod sources;
 pub mod termination;

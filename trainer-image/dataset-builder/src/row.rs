@@ -3,7 +3,10 @@
 use graftwork_artifacts::rows::{Message, Row, columns};
 use graftwork_contract::dataset::Format;
 use graftwork_contract::digest::canonical_json;
+use graftwork_privacy::Counts;
 use serde_json::{Map, Value, json};
+
+use crate::privacy::Screen;
 
 /// Roles of a conversation.
 const ROLES: [&str; 3] = ["system", "user", "assistant"];
@@ -17,21 +20,34 @@ pub struct GoodRow {
     pub group: Option<String>,
     /// The kept columns as canonical JSON: two rows are the same where this is.
     pub canonical: String,
+    /// The group as the source has it, which decides the split whatever is masked.
+    source_group: Option<String>,
 }
 
 impl GoodRow {
     /// What decides the row's split: its group, or all of it.
     pub fn split_key(&self) -> &str {
-        self.group.as_deref().unwrap_or(&self.canonical)
+        self.source_group.as_deref().unwrap_or(&self.canonical)
     }
 }
 
+/// What is asked of a row.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted<'a> {
+    /// Its shape.
+    pub format: Format,
+    /// The column that groups rows.
+    pub group_column: Option<&'a str>,
+    /// What is done about personal data.
+    pub screen: Option<&'a Screen>,
+}
+
 /// Reads a line that is not blank. Columns that neither the format nor the split asks for are left
-/// out.
+/// out. What is found of personal data is counted.
 ///
 /// # Errors
 /// The broken rule, in words and without data.
-pub fn parse(line: &[u8], format: Format, group_column: Option<&str>) -> Result<GoodRow, String> {
+pub fn parse(line: &[u8], wanted: Wanted<'_>, counts: &mut Counts) -> Result<GoodRow, String> {
     let text = std::str::from_utf8(line)
         .map_err(|error| format!("is not UTF-8 (byte {})", error.valid_up_to() + 1))?;
     let value: Value = serde_json::from_str(text).map_err(|error| {
@@ -42,37 +58,66 @@ pub fn parse(line: &[u8], format: Format, group_column: Option<&str>) -> Result<
     let Value::Object(object) = value else {
         return Err("is not a JSON object".to_owned());
     };
-    let (row, mut kept) = match format {
-        Format::Text => {
-            let text = string(&object, "text")?;
-            (Row::Text { text: text.clone() }, json!({ "text": text }))
-        }
-        Format::Completion => {
-            let prompt = string(&object, "prompt")?;
-            let completion = string(&object, "completion")?;
-            let kept = json!({"prompt": prompt, "completion": completion});
-            (Row::Completion { prompt, completion }, kept)
-        }
-        Format::Chat => {
-            let messages = messages(&object)?;
-            let kept: Vec<Value> = messages
-                .iter()
-                .map(|message| json!({"role": message.role, "content": message.content}))
-                .collect();
-            (Row::Chat { messages }, json!({ "messages": kept }))
-        }
+    read(&object, wanted, counts)
+}
+
+/// Reads a row that is an object already.
+fn read(
+    object: &Map<String, Value>,
+    wanted: Wanted<'_>,
+    counts: &mut Counts,
+) -> Result<GoodRow, String> {
+    let mut row = match wanted.format {
+        Format::Text => Row::Text {
+            text: string(object, "text")?,
+        },
+        Format::Completion => Row::Completion {
+            prompt: string(object, "prompt")?,
+            completion: string(object, "completion")?,
+        },
+        Format::Chat => Row::Chat {
+            messages: messages(object)?,
+        },
     };
-    let group = group_column.map(|name| group(&object, name)).transpose()?;
-    if let (Some(name), Some(text), Value::Object(kept)) = (group_column, &group, &mut kept)
-        && !columns(format).contains(&name)
-    {
+    let source_group = wanted
+        .group_column
+        .map(|name| group(object, name))
+        .transpose()?;
+    let mut group = source_group.clone();
+    // A group column that the format has is kept, and screened, as the format's.
+    let own = wanted
+        .group_column
+        .filter(|name| !columns(wanted.format).contains(name));
+    if let Some(screen) = wanted.screen {
+        screen.apply(&mut row, own.zip(group.as_mut()), counts)?;
+    }
+    let mut kept = kept(&row);
+    if let (Some(name), Some(text), Value::Object(kept)) = (own, &group, &mut kept) {
         kept.insert(name.to_owned(), Value::String(text.clone()));
     }
     Ok(GoodRow {
         row,
         group,
         canonical: canonical_json(&kept),
+        source_group,
     })
+}
+
+/// The columns of the format.
+fn kept(row: &Row) -> Value {
+    match row {
+        Row::Text { text } => json!({ "text": text }),
+        Row::Completion { prompt, completion } => {
+            json!({"prompt": prompt, "completion": completion})
+        }
+        Row::Chat { messages } => {
+            let messages: Vec<Value> = messages
+                .iter()
+                .map(|message| json!({"role": message.role, "content": message.content}))
+                .collect();
+            json!({ "messages": messages })
+        }
+    }
 }
 
 fn string(object: &Map<String, Value>, name: &str) -> Result<String, String> {
@@ -134,6 +179,15 @@ fn message(index: usize, value: &Value) -> Result<Message, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn parse(line: &[u8], format: Format, group_column: Option<&str>) -> Result<GoodRow, String> {
+        let wanted = Wanted {
+            format,
+            group_column,
+            screen: None,
+        };
+        super::parse(line, wanted, &mut Counts::default())
+    }
 
     fn rule(format: Format, line: &str) -> String {
         parse(line.as_bytes(), format, None).unwrap_err()

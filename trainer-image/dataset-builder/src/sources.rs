@@ -7,11 +7,13 @@ use std::path::Path;
 use graftwork_contract::dataset::{
     BuildConfig, NAMED_REJECTED_ROWS, RejectedRow, Source, SourceProvenance,
 };
+use graftwork_privacy::Counts;
 
 use crate::config;
 use crate::failure::Failure;
 use crate::lines::{Line, Lines, MAXIMUM_LINE_BYTES};
-use crate::row::{self, GoodRow};
+use crate::privacy::Screen;
+use crate::row::{self, GoodRow, Wanted};
 
 /// How many different rules a message names.
 const NAMED_RULES: usize = 3;
@@ -27,6 +29,8 @@ pub struct Collected {
     pub rules: Vec<BrokenRule>,
     /// The sources as they were read.
     pub provenance: Vec<SourceProvenance>,
+    /// How often each type of personal data was found.
+    pub findings: Counts,
 }
 
 /// A rule that rows of a source broke.
@@ -106,10 +110,15 @@ const MAXIMUM_RULES: usize = 1000;
 /// # Errors
 /// A source that is not there, can't be read, or holds other bytes than the build was planned for.
 /// Bad rows are no error here, see [`judge`].
-pub fn collect(config: &BuildConfig) -> Result<Collected, Failure> {
+pub fn collect(config: &BuildConfig, screen: Option<&Screen>) -> Result<Collected, Failure> {
     let mut collected = Collected::default();
+    let wanted = Wanted {
+        format: config.format,
+        group_column: config.split.group_column.as_deref(),
+        screen,
+    };
     for source in &config.sources {
-        read(source, config, &mut collected)?;
+        read(source, wanted, &mut collected)?;
         tracing::info!(
             source = source.name,
             good = collected.good.len(),
@@ -120,7 +129,7 @@ pub fn collect(config: &BuildConfig) -> Result<Collected, Failure> {
     Ok(collected)
 }
 
-fn read(source: &Source, config: &BuildConfig, collected: &mut Collected) -> Result<(), Failure> {
+fn read(source: &Source, wanted: Wanted<'_>, collected: &mut Collected) -> Result<(), Failure> {
     let name = &source.name;
     let failed = |error: std::io::Error| {
         let message = format!("source {name} ({}) can't be read: {error}", source.uri);
@@ -149,11 +158,10 @@ fn read(source: &Source, config: &BuildConfig, collected: &mut Collected) -> Res
     }
     let file = File::open(path).map_err(failed)?;
     let mut lines = Lines::new(BufReader::with_capacity(1 << 18, file));
-    let group_column = config.split.group_column.as_deref();
     while let Some((number, line)) = lines.next_line().map_err(failed)? {
         let parsed = match line {
             Line::Whole(line) if line.trim_ascii().is_empty() => continue,
-            Line::Whole(line) => row::parse(line, config.format, group_column),
+            Line::Whole(line) => row::parse(line, wanted, &mut collected.findings),
             Line::TooLong => Err(format!("is longer than {MAXIMUM_LINE_BYTES} bytes")),
         };
         match parsed {

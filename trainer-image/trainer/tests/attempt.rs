@@ -189,6 +189,7 @@ fn write_dataset(store: &Store, test_rows: usize) -> Digest {
     let provenance = Provenance {
         sources: vec![],
         code_version: "test".into(),
+        privacy: None,
         parent: None,
         created_time: "2026-01-01T00:00:00Z".into(),
     };
@@ -206,6 +207,7 @@ fn write_dataset(store: &Store, test_rows: usize) -> Digest {
         size_bytes: files.size_bytes,
         provenance_digest: Digest::of_json(&provenance).unwrap(),
         provenance,
+        findings: std::collections::BTreeMap::new(),
     };
     staged.publish(&manifest).unwrap();
     digest

@@ -195,10 +195,11 @@ fn is_phone(plus: bool, list: &[Group], context: &Context) -> bool {
     if is_north_american(&lengths, &digits) && parted_by(&['-', '.']) {
         return true;
     }
-    if context.says_phone() && (7..=15).contains(&count) {
-        return true;
+    if context.says_thing() {
+        return false;
     }
-    !context.says_thing() && is_national(&lengths, &digits, parted_by)
+    let named = context.says_phone() && (7..=15).contains(&count);
+    named || is_national(&lengths, &digits, parted_by)
 }
 
 /// Area code, exchange and line, with a 1 before or without.
@@ -288,6 +289,7 @@ mod tests {
     fn what_other_numbers_are_is_none() {
         for text in [
             "order 4839201745",
+            "call about order 48392017",
             "Order no. 483-920-174",
             "invoice number 0483920174",
             "ticket #5417543010",

@@ -2,10 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use graftwork_api::dataset::SecretKeyReference;
 use graftwork_api::{Dataset, DatasetStatus, labels, names};
 use graftwork_contract::{Digest, dataset::BuildConfig, dataset::Source as BuildSource, pod};
 use jiff::Timestamp;
 use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::{
+    KeyToPath, PodTemplateSpec, SecretVolumeSource, Volume, VolumeMount,
+};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::step::{Step, attempt_of, attempts, is_of, uri};
@@ -163,7 +167,47 @@ fn build_config(
             .collect(),
         validation: valid.validation.clone(),
         split: valid.split.clone(),
+        classification: valid.classification,
+        privacy: valid.privacy.clone(),
     }
+}
+
+/// Mounts the key of pseudonyms. A Secret that is not there is no hindrance for the pod: the builder
+/// says what is missing, and is started again.
+fn mount_key(mut template: PodTemplateSpec, key: &SecretKeyReference) -> PodTemplateSpec {
+    const NAME: &str = "pseudonym-key";
+    let file = std::path::Path::new(pod::PSEUDONYM_KEY_FILE);
+    let text = |part: Option<&str>| part.unwrap_or_default().to_owned();
+    let Some(spec) = template.spec.as_mut() else {
+        return template;
+    };
+    spec.volumes.get_or_insert_default().push(Volume {
+        name: NAME.to_owned(),
+        secret: Some(SecretVolumeSource {
+            secret_name: Some(key.name.clone()),
+            items: Some(vec![KeyToPath {
+                key: key.key.clone(),
+                path: text(file.file_name().and_then(std::ffi::OsStr::to_str)),
+                // The process's group may read it, nobody else.
+                mode: Some(0o440),
+            }]),
+            optional: Some(true),
+            ..SecretVolumeSource::default()
+        }),
+        ..Volume::default()
+    });
+    for container in &mut spec.containers {
+        container
+            .volume_mounts
+            .get_or_insert_default()
+            .push(VolumeMount {
+                name: NAME.to_owned(),
+                mount_path: text(file.parent().and_then(std::path::Path::to_str)),
+                read_only: Some(true),
+                ..VolumeMount::default()
+            });
+    }
+    template
 }
 
 fn build_attempt(
@@ -220,5 +264,10 @@ fn build_attempt(
         labels::CONTENT_HASH_ANNOTATION.to_owned(),
         fingerprint.hex().to_owned(),
     );
-    jobs::build_job(metadata, build_pod(recipe, Placement::default(), settings))
+    let template = build_pod(recipe, Placement::default(), settings);
+    let template = match &valid.pseudonym_key {
+        Some(key) => mount_key(template, key),
+        None => template,
+    };
+    jobs::build_job(metadata, template)
 }

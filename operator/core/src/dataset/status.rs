@@ -315,6 +315,7 @@ fn print_version(record: &VersionRecord) -> DatasetVersion {
                 rule: row.rule.clone(),
             })
             .collect(),
+        findings: record.findings.clone(),
         size_bytes: record.size_bytes,
         provenance_digest: Some(record.provenance_digest.to_string()),
     }

@@ -359,6 +359,15 @@ pub fn fingerprint(
         .part(Digest::of_json(&valid.validation).ok()?.as_str())
         .part(Digest::of_json(&valid.split).ok()?.as_str())
         .part(refresh.unwrap_or_default());
+    // What was built before there was such a thing keeps its fingerprint.
+    if let Some(privacy) = &valid.privacy {
+        hasher
+            .part("privacy")
+            .part(Digest::of_json(privacy).ok()?.as_str());
+    }
+    if let Some(key) = &valid.pseudonym_key {
+        hasher.part("pseudonym key").part(&key.name).part(&key.key);
+    }
     for source in &valid.sources {
         let Some(SourceState::Present(content)) = states.get(&source.name) else {
             return None;

@@ -1,6 +1,7 @@
 //! Table tests of a Dataset's plan, and its convergence from any state.
 
 mod attempts;
+mod privacy;
 
 use graftwork_api::conditions::{condition, reason};
 use graftwork_api::dataset::{
@@ -41,6 +42,8 @@ impl World {
                 format: DatasetFormat {
                     type_: FormatType::Completion,
                 },
+                classification: None,
+                privacy: None,
                 validation: Validation::default(),
                 split: Split::default(),
             },
@@ -210,6 +213,7 @@ impl World {
             size_bytes: 9,
             created_time: at(self.seconds).to_string(),
             provenance_digest: Digest::of(b"provenance"),
+            findings: [("email".to_owned(), 211)].into(),
         };
         let build = BuildRecord {
             fingerprint: self.fingerprint(),

@@ -1,9 +1,11 @@
 //! A Dataset's spec, read once: after this nothing can fail for what it says.
 
 use graftwork_api::DatasetSpec;
-use graftwork_api::dataset::{FormatType, SplitMethod};
+use graftwork_api::dataset::{FormatType, PrivacyMode, SecretKeyReference, SplitMethod};
 use graftwork_api::uri::PvcUri;
-use graftwork_contract::dataset::{Format, HashSplit, Percent, Validation};
+use graftwork_contract::dataset::{
+    self as contract, Classification, Format, HashSplit, Percent, Privacy, Validation,
+};
 
 /// A spec that can be built.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,6 +18,12 @@ pub struct Valid {
     pub validation: Validation,
     /// How they are dealt.
     pub split: HashSplit,
+    /// How far the data may go.
+    pub classification: Option<Classification>,
+    /// What happens to personal data.
+    pub privacy: Option<Privacy>,
+    /// The Secret that holds the key of pseudonyms.
+    pub pseudonym_key: Option<SecretKeyReference>,
 }
 
 /// One source.
@@ -97,7 +105,12 @@ pub fn validate(spec: &DatasetSpec) -> Result<Valid, Invalid> {
             format!("\"{percent}\" is not a decimal from 0 to 100, such as 2.5"),
         ));
     }
+    let classification = read_classification(spec)?;
+    let (privacy, pseudonym_key) = read_privacy(spec, format)?;
     Ok(Valid {
+        classification,
+        privacy,
+        pseudonym_key,
         format,
         sources,
         validation: Validation {
@@ -106,6 +119,89 @@ pub fn validate(spec: &DatasetSpec) -> Result<Valid, Invalid> {
         },
         split: read_split(&spec.split)?,
     })
+}
+
+fn read_classification(spec: &DatasetSpec) -> Result<Option<Classification>, Invalid> {
+    use graftwork_api::dataset::Classification as Said;
+    let classification = match &spec.classification {
+        None => return Ok(None),
+        Some(Said::Public) => Classification::Public,
+        Some(Said::Internal) => Classification::Internal,
+        Some(Said::Restricted) => Classification::Restricted,
+        Some(Said::Other(other)) => {
+            return Err(unknown("spec.classification", other, Said::KNOWN));
+        }
+    };
+    Ok(Some(classification))
+}
+
+/// What happens to personal data, with the Secret that it needs.
+fn read_privacy(
+    spec: &DatasetSpec,
+    format: Format,
+) -> Result<(Option<Privacy>, Option<SecretKeyReference>), Invalid> {
+    let restricted =
+        spec.classification == Some(graftwork_api::dataset::Classification::Restricted);
+    let Some(privacy) = &spec.privacy else {
+        if restricted {
+            return Err(Invalid::new(
+                "spec.privacy",
+                "is missing, and spec.classification is Restricted: name a mode other than Allow",
+            ));
+        }
+        return Ok((None, None));
+    };
+    let mode = match &privacy.mode {
+        PrivacyMode::Redact => contract::PrivacyMode::Redact,
+        PrivacyMode::Pseudonymise => contract::PrivacyMode::Pseudonymise,
+        PrivacyMode::Reject => contract::PrivacyMode::Reject,
+        PrivacyMode::Allow => contract::PrivacyMode::Allow,
+        PrivacyMode::Other(other) => {
+            return Err(unknown("spec.privacy.mode", other, PrivacyMode::KNOWN));
+        }
+    };
+    if restricted && mode == contract::PrivacyMode::Allow {
+        return Err(Invalid::new(
+            "spec.privacy.mode",
+            "is Allow, and spec.classification is Restricted: such data is masked or refused",
+        ));
+    }
+    let keyed = mode == contract::PrivacyMode::Pseudonymise;
+    if keyed != privacy.pseudonym_key_ref.is_some() {
+        return Err(Invalid::new(
+            "spec.privacy.pseudonymKeyRef",
+            "is needed with mode Pseudonymise, and with no other",
+        ));
+    }
+    let group = spec.split.group_column.as_deref();
+    let known: Vec<&str> = format
+        .columns()
+        .iter()
+        .copied()
+        .chain(group.filter(|name| !format.columns().contains(name)))
+        .collect();
+    if let Some(column) = privacy
+        .columns
+        .iter()
+        .find(|column| !known.contains(&column.as_str()))
+    {
+        return Err(Invalid::new(
+            "spec.privacy.columns",
+            format!(
+                "\"{column}\" is not kept; columns of text are {}",
+                known.join(", ")
+            ),
+        ));
+    }
+    let columns = if privacy.columns.is_empty() {
+        known.into_iter().map(str::to_owned).collect()
+    } else {
+        privacy.columns.clone()
+    };
+    Ok((
+        Some(Privacy { mode, columns }),
+        privacy.pseudonym_key_ref.clone(),
+    ))
 }
 
 fn read_source(source: &graftwork_api::dataset::Source) -> Result<Source, Invalid> {

@@ -55,6 +55,8 @@ fn dataset() -> Dataset {
                 type_: FormatType::Completion,
             },
             validation: graftwork_api::dataset::Validation::default(),
+            classification: None,
+            privacy: None,
             split: graftwork_api::dataset::Split::default(),
         },
     );
@@ -76,6 +78,7 @@ fn dataset() -> Dataset {
                 created_time: Time(at(0)),
                 rows: graftwork_api::dataset::RowCounts::default(),
                 rejected: vec![],
+                findings: std::collections::BTreeMap::new(),
                 size_bytes: 0,
                 provenance_digest: None,
             })

@@ -1,0 +1,156 @@
+//! What a spec says about personal data, and what a build is told of it.
+
+use graftwork_api::dataset::{Classification, Privacy, PrivacyMode, SecretKeyReference};
+use graftwork_contract::dataset::BuildConfig;
+use graftwork_contract::pod;
+
+use super::*;
+
+fn privacy(mode: PrivacyMode) -> Privacy {
+    Privacy {
+        pseudonym_key_ref: (mode == PrivacyMode::Pseudonymise).then(|| SecretKeyReference {
+            name: "pseudonyms".to_owned(),
+            key: "key".to_owned(),
+        }),
+        mode,
+        columns: vec![],
+    }
+}
+
+fn world(classification: Classification, privacy: Option<Privacy>) -> World {
+    let mut world = World::from_config_map();
+    world.cr.spec.classification = Some(classification);
+    world.cr.spec.privacy = privacy;
+    world
+}
+
+fn config(actions: &Actions<DatasetStatus>) -> BuildConfig {
+    let Child::ConfigMap(map) = &actions.apply[0] else {
+        unreachable!("a build has a configuration")
+    };
+    serde_json::from_str(&map.data.as_ref().unwrap()["config.json"]).unwrap()
+}
+
+#[test]
+fn restricted_data_is_not_built_without_a_mode_or_with_allow() {
+    for (privacy, field) in [
+        (None, "spec.privacy: is missing"),
+        (
+            Some(privacy(PrivacyMode::Allow)),
+            "spec.privacy.mode: is Allow",
+        ),
+    ] {
+        let mut world = world(Classification::Restricted, privacy);
+        let actions = world.reconcile();
+        assert!(actions.create.is_empty());
+        assert_eq!(world.ready().1, reason::INVALID_SPEC);
+        assert!(world.ready().2.starts_with(field), "{}", world.ready().2);
+    }
+    for mode in [
+        PrivacyMode::Redact,
+        PrivacyMode::Pseudonymise,
+        PrivacyMode::Reject,
+    ] {
+        let mut world = world(Classification::Restricted, Some(privacy(mode)));
+        assert_eq!(world.reconcile().create.len(), 1);
+    }
+    for privacy in [None, Some(privacy(PrivacyMode::Allow))] {
+        let mut world = world(Classification::Internal, privacy);
+        assert_eq!(world.reconcile().create.len(), 1);
+    }
+}
+
+#[test]
+fn a_wrong_field_of_privacy_is_named() {
+    type Change = fn(&mut Privacy);
+    let no_key: Change = |privacy| {
+        privacy.mode = PrivacyMode::Pseudonymise;
+    };
+    let unknown: Change = |privacy| privacy.mode = PrivacyMode::Other("Encrypt".to_owned());
+    let column: Change = |privacy| privacy.columns = vec!["prompt".to_owned(), "text".to_owned()];
+    for (change, message) in [
+        (no_key, "spec.privacy.pseudonymKeyRef: is needed"),
+        (unknown, "spec.privacy.mode: \"Encrypt\" is not known"),
+        (
+            column,
+            "spec.privacy.columns: \"text\" is not kept; columns of text are prompt, completion",
+        ),
+    ] {
+        let mut wrong = privacy(PrivacyMode::Redact);
+        change(&mut wrong);
+        let mut world = world(Classification::Internal, Some(wrong));
+        world.reconcile();
+        assert_eq!(world.ready().1, reason::INVALID_SPEC);
+        assert!(world.ready().2.starts_with(message), "{}", world.ready().2);
+    }
+}
+
+#[test]
+fn left_out_columns_are_every_column_of_text_with_the_groups() {
+    let mut world = world(
+        Classification::Restricted,
+        Some(privacy(PrivacyMode::Redact)),
+    );
+    world.cr.spec.split.group_column = Some("customer".to_owned());
+    let told = config(&world.reconcile()).privacy.unwrap();
+    assert_eq!(told.columns, ["prompt", "completion", "customer"]);
+    world.cr.spec.privacy.as_mut().unwrap().columns = vec!["completion".to_owned()];
+    let told = config(&world.reconcile()).privacy.unwrap();
+    assert_eq!(told.columns, ["completion"]);
+}
+
+#[test]
+fn another_way_with_personal_data_is_another_fingerprint_and_a_classification_is_none() {
+    let plain = World::from_config_map().fingerprint();
+    assert_eq!(world(Classification::Public, None).fingerprint(), plain);
+    let mut known = vec![plain];
+    for mode in [
+        PrivacyMode::Redact,
+        PrivacyMode::Pseudonymise,
+        PrivacyMode::Reject,
+        PrivacyMode::Allow,
+    ] {
+        let fingerprint = world(Classification::Public, Some(privacy(mode))).fingerprint();
+        assert!(!known.contains(&fingerprint));
+        known.push(fingerprint);
+    }
+}
+
+#[test]
+fn the_key_of_pseudonyms_is_mounted_read_only_and_no_pod_hangs_without_it() {
+    let mode = PrivacyMode::Pseudonymise;
+    let actions = world(Classification::Restricted, Some(privacy(mode))).reconcile();
+    let spec = actions.create[0].spec.as_ref().unwrap();
+    let pod = spec.template.spec.as_ref().unwrap();
+    let volumes = pod.volumes.as_ref().unwrap();
+    let secrets: Vec<_> = volumes.iter().filter_map(|it| it.secret.as_ref()).collect();
+    assert_eq!(secrets.len(), 1);
+    assert_eq!(secrets[0].secret_name.as_deref(), Some("pseudonyms"));
+    assert_eq!(secrets[0].optional, Some(true));
+    let item = &secrets[0].items.as_ref().unwrap()[0];
+    let mounts = pod.containers[0].volume_mounts.as_ref().unwrap();
+    let mount = mounts.iter().find(|it| it.name == "pseudonym-key").unwrap();
+    assert_eq!(
+        format!("{}/{}", mount.mount_path, item.path),
+        pod::PSEUDONYM_KEY_FILE
+    );
+    assert_eq!((mount.read_only, item.key.as_str()), (Some(true), "key"));
+
+    let actions = world(
+        Classification::Restricted,
+        Some(privacy(PrivacyMode::Redact)),
+    )
+    .reconcile();
+    let spec = actions.create[0].spec.as_ref().unwrap();
+    let volumes = spec.template.spec.as_ref().unwrap().volumes.as_ref();
+    assert!(volumes.unwrap().iter().all(|it| it.secret.is_none()));
+}
+
+#[test]
+fn findings_are_shown_by_type() {
+    let mut world = World::from_config_map();
+    world.publish(1);
+    world.reconcile();
+    let versions = world.cr.status.unwrap().versions;
+    assert_eq!(versions[0].findings["email"], 211);
+}

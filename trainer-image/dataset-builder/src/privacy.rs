@@ -1,0 +1,206 @@
+//! Personal data in rows: masked, refused or counted, as the spec says.
+
+use std::io::ErrorKind;
+use std::path::Path;
+
+use graftwork_artifacts::rows::Row;
+use graftwork_contract::dataset::{BuildConfig, PrivacyMode};
+use graftwork_privacy::{Counts, Key, Kind, Masker, find, mask};
+
+use crate::failure::Failure;
+
+/// What is done about personal data.
+#[derive(Debug)]
+pub struct Screen {
+    columns: Vec<String>,
+    action: Action,
+}
+
+#[derive(Debug)]
+enum Action {
+    Mask(Masker),
+    Reject,
+    Count,
+}
+
+impl Screen {
+    /// The screen that the configuration asks for; none where nobody looks for personal data. The key
+    /// of pseudonyms is read from `key_file`.
+    ///
+    /// # Errors
+    /// A key that is needed and is not there, can't be read, or is too short.
+    pub fn new(config: &BuildConfig, key_file: &Path) -> Result<Option<Self>, Failure> {
+        let Some(privacy) = &config.privacy else {
+            return Ok(None);
+        };
+        let action = match privacy.mode {
+            PrivacyMode::Redact => Action::Mask(Masker::Redact),
+            PrivacyMode::Pseudonymise => Action::Mask(Masker::Pseudonymise(read_key(key_file)?)),
+            PrivacyMode::Reject => Action::Reject,
+            PrivacyMode::Allow => Action::Count,
+        };
+        Ok(Some(Self {
+            columns: privacy.columns.clone(),
+            action,
+        }))
+    }
+
+    /// Screens a row with the text of its group column.
+    ///
+    /// # Errors
+    /// The broken rule: the types that were found and their column, never what was found.
+    pub fn apply(
+        &self,
+        row: &mut Row,
+        group: Option<(&str, &mut String)>,
+        counts: &mut Counts,
+    ) -> Result<(), String> {
+        let mut found = Counts::default();
+        let mut rule = None;
+        for (name, text) in texts(row).into_iter().chain(group) {
+            if !self.columns.iter().any(|column| column == name) {
+                continue;
+            }
+            match &self.action {
+                Action::Mask(masker) => {
+                    if let Some(masked) = mask(text, masker, &mut found) {
+                        *text = masked;
+                    }
+                }
+                Action::Count => find(text).iter().for_each(|it| found.add(it.kind)),
+                Action::Reject => {
+                    let mut kinds: Vec<Kind> = find(text).iter().map(|it| it.kind).collect();
+                    kinds.iter().for_each(|kind| found.add(*kind));
+                    kinds.sort_unstable();
+                    kinds.dedup();
+                    if rule.is_none() && !kinds.is_empty() {
+                        let kinds: Vec<&str> = kinds.into_iter().map(Kind::name).collect();
+                        rule = Some(format!("{name} holds personal data ({})", kinds.join(", ")));
+                    }
+                }
+            }
+        }
+        counts.merge(&found);
+        rule.map_or(Ok(()), Err)
+    }
+}
+
+/// The texts of a row, each with its column.
+fn texts(row: &mut Row) -> Vec<(&'static str, &mut String)> {
+    match row {
+        Row::Text { text } => vec![("text", text)],
+        Row::Completion { prompt, completion } => {
+            vec![("prompt", prompt), ("completion", completion)]
+        }
+        Row::Chat { messages } => messages
+            .iter_mut()
+            .map(|message| ("messages", &mut message.content))
+            .collect(),
+    }
+}
+
+fn read_key(path: &Path) -> Result<Key, Failure> {
+    let bytes = std::fs::read(path).map_err(|error| match error.kind() {
+        ErrorKind::NotFound | ErrorKind::NotADirectory => Failure::source_not_found(
+            "spec.privacy.pseudonymKeyRef: there is no such Secret, or it has no such key",
+        ),
+        _ => Failure::unavailable(format!(
+            "spec.privacy.pseudonymKeyRef: the key can't be read: {error}"
+        )),
+    })?;
+    Key::new(&bytes)
+        .map_err(|error| Failure::bad_config(format!("spec.privacy.pseudonymKeyRef: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use graftwork_artifacts::rows::Message;
+
+    use super::*;
+
+    fn screen(action: Action, columns: &[&str]) -> Screen {
+        Screen {
+            columns: columns.iter().map(|name| (*name).to_owned()).collect(),
+            action,
+        }
+    }
+
+    fn row() -> Row {
+        Row::Completion {
+            prompt: "I am ann@example.com".to_owned(),
+            completion: "Call 541-754-3010".to_owned(),
+        }
+    }
+
+    #[test]
+    fn only_the_named_columns_are_masked() {
+        let mut counts = Counts::default();
+        let mut row = row();
+        let screen = screen(Action::Mask(Masker::Redact), &["prompt", "customer"]);
+        let mut group = "bob@example.com".to_owned();
+        screen
+            .apply(&mut row, Some(("customer", &mut group)), &mut counts)
+            .unwrap();
+        assert_eq!(
+            row,
+            Row::Completion {
+                prompt: "I am [EMAIL]".to_owned(),
+                completion: "Call 541-754-3010".to_owned(),
+            }
+        );
+        assert_eq!(group, "[EMAIL]");
+        assert_eq!(counts.by_name()["email"], 2);
+    }
+
+    #[test]
+    fn every_message_of_a_conversation_is_masked_and_no_role() {
+        let message = |content: &str| Message {
+            role: "user".to_owned(),
+            content: content.to_owned(),
+        };
+        let mut row = Row::Chat {
+            messages: vec![message("a@example.com"), message("b@example.com")],
+        };
+        let screen = screen(Action::Mask(Masker::Redact), &["messages"]);
+        screen
+            .apply(&mut row, None, &mut Counts::default())
+            .unwrap();
+        let messages = vec![message("[EMAIL]"), message("[EMAIL]")];
+        assert_eq!(row, Row::Chat { messages });
+    }
+
+    #[test]
+    fn a_refused_row_breaks_a_rule_that_names_column_and_types_alone() {
+        let mut counts = Counts::default();
+        let mut row = row();
+        let screen = screen(Action::Reject, &["prompt", "completion"]);
+        let rule = screen.apply(&mut row, None, &mut counts).unwrap_err();
+        assert_eq!(rule, "prompt holds personal data (email)");
+        assert_eq!(counts.by_name().len(), 2);
+    }
+
+    #[test]
+    fn what_is_allowed_stays_and_is_counted() {
+        let mut counts = Counts::default();
+        let mut allowed = row();
+        let screen = screen(Action::Count, &["prompt", "completion"]);
+        screen.apply(&mut allowed, None, &mut counts).unwrap();
+        assert_eq!(allowed, row());
+        assert_eq!(counts.by_name()["phone"], 1);
+    }
+
+    #[test]
+    fn a_key_that_is_missing_or_short_is_named_with_its_field() {
+        let dir = tempfile::tempdir().unwrap();
+        let missing = read_key(&dir.path().join("key")).unwrap_err();
+        assert_eq!(missing.reason, "SourceNotFound");
+        let path = dir.path().join("short");
+        std::fs::write(&path, "SECRET").unwrap();
+        let short = read_key(&path).unwrap_err();
+        assert_eq!(short.reason, "InvalidSpec");
+        for failure in [missing, short] {
+            assert!(failure.message.starts_with("spec.privacy.pseudonymKeyRef:"));
+            assert!(!failure.message.contains("SECRET"));
+        }
+    }
+}
