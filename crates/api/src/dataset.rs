@@ -83,7 +83,8 @@ pub struct DatasetSpec {
     pub split: Split,
 }
 
-/// One place that rows come from, as JSONL.
+/// One place that rows come from: JSONL, CSV with a header, or Parquet; plain, .gz or .zst. Content
+/// decides, not the name.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = rules(&[(
@@ -100,8 +101,8 @@ pub struct Source {
     /// A key of a ConfigMap; a change makes a new version at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config_map_ref: Option<ConfigMapKeyReference>,
-    /// A file on a volume, as `pvc://CLAIM/PATH`; looked at again when the annotation
-    /// `graftwork.dev/refresh` changes.
+    /// A file on a volume, as `pvc://CLAIM/PATH`, or several: `*` stands for any letters of a name,
+    /// `**` for folders. Looked at again when the annotation `graftwork.dev/refresh` changes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 1024), regex(pattern = r"^pvc://"))]
     pub uri: Option<String>,
@@ -398,7 +399,11 @@ pub struct RejectedRow {
     /// Name of the source.
     #[schemars(length(max = 63))]
     pub source: String,
-    /// Line in the source, counted from 1.
+    /// The file's path in its volume, where the source has several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 4096))]
+    pub file: Option<String>,
+    /// Line in the source, counted from 1; of a Parquet file the row.
     pub line: u64,
     /// Name of the rule that the row broke.
     #[schemars(length(max = 253))]

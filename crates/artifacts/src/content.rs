@@ -46,6 +46,14 @@ const FOREIGN: [(&[u8], &str); 17] = [
     (b"GGUF", "a GGUF file"),
 ];
 
+/// What a file with this beginning is, where the store never takes such.
+pub fn foreign(head: &[u8]) -> Option<&'static str> {
+    FOREIGN
+        .iter()
+        .find(|(magic, _)| head.starts_with(magic))
+        .map(|(_, kind)| *kind)
+}
+
 /// The kind of the file at `path`. Of large files only head and tail are read.
 ///
 /// # Errors
@@ -74,7 +82,7 @@ pub fn kind_of(path: &Path) -> Result<Kind> {
             Err(refuse("a cut Parquet file"))
         };
     }
-    if let Some((_, kind)) = FOREIGN.iter().find(|(magic, _)| head.starts_with(magic)) {
+    if let Some(kind) = foreign(&head) {
         return Err(refuse(kind));
     }
     if length > MAXIMUM_TEXT_BYTES {

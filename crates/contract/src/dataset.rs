@@ -113,7 +113,7 @@ pub struct BuildConfig {
     pub privacy: Option<Privacy>,
 }
 
-/// One source: a mounted file.
+/// One source: a mounted file, or several.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Source {
@@ -121,8 +121,11 @@ pub struct Source {
     pub name: String,
     /// The URI or `configmap://NAME/KEY`, for provenance.
     pub uri: String,
-    /// The mounted file.
+    /// The mounted file, or a pattern of such (see [`crate::glob`]) where there is a `root`.
     pub path: String,
+    /// The mounted folder that no file may lie outside of, where it is a volume's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root: Option<String>,
     /// Digest of the bytes that the build was planned for, where the operator can see them (a
     /// `ConfigMap`'s key). Other bytes end the build with [`crate::exit::ExitCode::Unavailable`]: they
     /// belong to another fingerprint.
@@ -239,10 +242,23 @@ pub struct RowCounts {
 pub struct RejectedRow {
     /// Name of the source.
     pub source: String,
-    /// Line, from 1.
+    /// The file's path in its volume, where the source has several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
+    /// Line, from 1; of a Parquet file the row.
     pub line: u64,
     /// The rule that it broke, for example `prompt is missing`.
     pub rule: String,
+}
+
+impl std::fmt::Display for RejectedRow {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "source {}", self.source)?;
+        if let Some(file) = &self.file {
+            write!(formatter, " file {file}")?;
+        }
+        write!(formatter, " line {}: {}", self.line, self.rule)
+    }
 }
 
 /// How many rejected rows are named.

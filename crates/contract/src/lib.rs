@@ -14,6 +14,7 @@ pub mod dataset;
 pub mod digest;
 pub mod endpoint;
 pub mod exit;
+pub mod glob;
 pub mod keeper;
 pub mod latency;
 pub mod ledger;

@@ -1,4 +1,4 @@
-//! The dataset builder: one Job that turns JSONL sources into one immutable version of a Dataset.
+//! The dataset builder: one Job that turns files into one immutable version of a Dataset.
 //!
 //! It reads top to bottom in [`build::build`]: configuration -> sources, with personal data masked or
 //! refused row by row -> judgement of the bad rows -> split and order -> files, manifest, number. The same rows in any order and in any number of
@@ -10,7 +10,7 @@
 //! It does not talk to Kubernetes or to any network, does not tokenise, and never prints data: logs
 //! and messages name source, line and rule.
 //!
-//! Limits: a line has at most [`lines::MAXIMUM_LINE_BYTES`], and all good rows are held in memory
+//! Limits: a packed file unpacks to at most [`streams::MAXIMUM_UNPACKED_BYTES`], a line has at most [`lines::MAXIMUM_LINE_BYTES`], and all good rows are held in memory
 //! until they are written (about the size of the sources plus 200 bytes a row).
 
 #![forbid(unsafe_code)]
@@ -19,10 +19,15 @@ pub mod build;
 pub mod cli;
 mod clock;
 pub mod config;
+pub mod csv;
 pub mod detect;
 pub mod failure;
+pub mod files;
 pub mod lines;
+pub mod parquet_rows;
 pub mod privacy;
+pub mod reader;
 pub mod row;
 pub mod sources;
+pub mod streams;
 pub mod termination;

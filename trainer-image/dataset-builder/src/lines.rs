@@ -2,9 +2,6 @@
 
 use std::io::{self, BufRead};
 
-use graftwork_contract::Digest;
-use sha2::{Digest as _, Sha256};
-
 /// The longest line that is read, in bytes (4 MiB), without its end.
 pub const MAXIMUM_LINE_BYTES: usize = 4 << 20;
 
@@ -17,13 +14,11 @@ pub enum Line<'a> {
     TooLong,
 }
 
-/// Splits a source into lines and hashes all of its bytes on the way.
+/// Splits a source into lines.
 #[derive(Debug)]
 pub struct Lines<R> {
     reader: R,
     buffer: Vec<u8>,
-    hasher: Sha256,
-    size_bytes: u64,
     number: u64,
 }
 
@@ -33,8 +28,6 @@ impl<R: BufRead> Lines<R> {
         Self {
             reader,
             buffer: Vec::new(),
-            hasher: Sha256::new(),
-            size_bytes: 0,
             number: 0,
         }
     }
@@ -57,14 +50,12 @@ impl<R: BufRead> Lines<R> {
             }
             let newline = chunk.iter().position(|byte| *byte == b'\n');
             let taken = chunk.split_at(newline.map_or(chunk.len(), |at| at + 1)).0;
-            self.hasher.update(taken);
             length += taken.len();
             // Two bytes above the limit hold the line's end; more is never needed.
             let room = (MAXIMUM_LINE_BYTES + 2).saturating_sub(self.buffer.len());
             self.buffer.extend(taken.iter().take(room));
             let taken = taken.len();
             self.reader.consume(taken);
-            self.size_bytes += taken as u64;
             if newline.is_some() {
                 break;
             }
@@ -85,14 +76,6 @@ impl<R: BufRead> Lines<R> {
         };
         Ok(Some((self.number, line)))
     }
-
-    /// SHA-256 and number of all bytes read so far.
-    pub fn finish(self) -> (Digest, u64) {
-        (
-            Digest::from_sha256(self.hasher.finalize().into()),
-            self.size_bytes,
-        )
-    }
 }
 
 #[cfg(test)]
@@ -110,7 +93,6 @@ mod tests {
             };
             all.push((number, line));
         }
-        assert_eq!(lines.finish(), (Digest::of(bytes), bytes.len() as u64));
         all
     }
 

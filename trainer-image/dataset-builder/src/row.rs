@@ -42,6 +42,15 @@ pub struct Wanted<'a> {
     pub screen: Option<&'a Screen>,
 }
 
+impl<'a> Wanted<'a> {
+    /// The columns that are read.
+    pub fn columns(&self) -> Vec<&'a str> {
+        let mut columns: Vec<&'a str> = columns(self.format).to_vec();
+        columns.extend(self.group_column);
+        columns
+    }
+}
+
 /// Reads a line that is not blank. Columns that neither the format nor the split asks for are left
 /// out. What is found of personal data is counted.
 ///
@@ -61,8 +70,11 @@ pub fn parse(line: &[u8], wanted: Wanted<'_>, counts: &mut Counts) -> Result<Goo
     read(&object, wanted, counts)
 }
 
-/// Reads a row that is an object already.
-fn read(
+/// Reads a row that is an object already, see [`parse`].
+///
+/// # Errors
+/// The broken rule, in words and without data.
+pub fn read(
     object: &Map<String, Value>,
     wanted: Wanted<'_>,
     counts: &mut Counts,

@@ -1,19 +1,20 @@
 //! All sources, line by line: good rows, and bad ones counted and named.
 
 use std::fs::File;
-use std::io::BufReader;
-use std::path::Path;
 
 use graftwork_contract::dataset::{
     BuildConfig, NAMED_REJECTED_ROWS, RejectedRow, Source, SourceProvenance,
 };
+use graftwork_contract::exit::ExitCode;
 use graftwork_privacy::Counts;
 
 use crate::config;
 use crate::failure::Failure;
-use crate::lines::{Line, Lines, MAXIMUM_LINE_BYTES};
+use crate::files::files;
 use crate::privacy::Screen;
-use crate::row::{self, GoodRow, Wanted};
+use crate::reader;
+use crate::row::{GoodRow, Wanted};
+use crate::streams::hash;
 
 /// How many different rules a message names.
 const NAMED_RULES: usize = 3;
@@ -36,14 +37,10 @@ pub struct Collected {
 /// A rule that rows of a source broke.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BrokenRule {
-    /// Name of the source.
-    pub source: String,
-    /// The rule.
-    pub rule: String,
+    /// The first row.
+    pub first: RejectedRow,
     /// How many rows.
     pub rows: u64,
-    /// The first line.
-    pub first_line: u64,
 }
 
 impl Collected {
@@ -52,24 +49,27 @@ impl Collected {
         self.rules.iter().map(|broken| broken.rows).sum()
     }
 
-    fn reject(&mut self, source: &str, line: u64, rule: String) {
-        if self.rejected.len() < NAMED_REJECTED_ROWS {
-            self.rejected.push(RejectedRow {
-                source: source.to_owned(),
-                line,
-                rule: rule.clone(),
-            });
+    /// Keeps a good row; of a bad one where it was and why.
+    pub fn take(&mut self, row: Result<GoodRow, String>, at: impl FnOnce(String) -> RejectedRow) {
+        match row {
+            Ok(good) => self.good.push(good),
+            Err(rule) => self.reject(at(rule)),
         }
+    }
+
+    /// Counts a bad row.
+    pub fn reject(&mut self, row: RejectedRow) {
         let known = self
             .rules
             .iter()
-            .position(|broken| broken.rule == rule && broken.source == source);
+            .position(|broken| broken.first.rule == row.rule && broken.first.source == row.source);
+        if self.rejected.len() < NAMED_REJECTED_ROWS {
+            self.rejected.push(row.clone());
+        }
         if known.is_none() && self.rules.len() < MAXIMUM_RULES {
             self.rules.push(BrokenRule {
-                source: source.to_owned(),
-                rule,
+                first: row,
                 rows: 1,
-                first_line: line,
             });
             return;
         }
@@ -89,10 +89,7 @@ impl Collected {
             .take(NAMED_RULES)
             .map(|broken| {
                 let rows = if broken.rows == 1 { "row" } else { "rows" };
-                format!(
-                    "source {} line {}: {} ({} {rows})",
-                    broken.source, broken.first_line, broken.rule, broken.rows
-                )
+                format!("{} ({} {rows})", broken.first, broken.rows)
             })
             .collect();
         if more > 0 {
@@ -129,59 +126,35 @@ pub fn collect(config: &BuildConfig, screen: Option<&Screen>) -> Result<Collecte
     Ok(collected)
 }
 
+/// Reads the files of a source, one after the other.
 fn read(source: &Source, wanted: Wanted<'_>, collected: &mut Collected) -> Result<(), Failure> {
-    let name = &source.name;
-    let failed = |error: std::io::Error| {
-        let message = format!("source {name} ({}) can't be read: {error}", source.uri);
-        Failure::unavailable(message)
-    };
-    let path = Path::new(&source.path);
-    let metadata = path.metadata().map_err(|error| match error.kind() {
-        std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory => {
-            let message = format!("source {name}: there is no file at {}", source.uri);
-            Failure::source_not_found(message)
-        }
-        _ => failed(error),
-    })?;
-    if metadata.is_dir() {
-        // It does not become a file by waiting.
-        return Err(Failure::bad_config(format!(
-            "source {name}: {} is a folder; name a JSONL file, and a source for each file",
-            source.uri
-        )));
-    }
-    if !metadata.is_file() {
-        return Err(Failure::source_not_found(format!(
-            "source {name}: {} is not a file; name a JSONL file",
-            source.uri
-        )));
-    }
-    let file = File::open(path).map_err(failed)?;
-    let mut lines = Lines::new(BufReader::with_capacity(1 << 18, file));
-    while let Some((number, line)) = lines.next_line().map_err(failed)? {
-        let parsed = match line {
-            Line::Whole(line) if line.trim_ascii().is_empty() => continue,
-            Line::Whole(line) => row::parse(line, wanted, &mut collected.findings),
-            Line::TooLong => Err(format!("is longer than {MAXIMUM_LINE_BYTES} bytes")),
+    for file in files(source)? {
+        let outcome = reader::read(source, &file, wanted, collected);
+        let (digest, size_bytes) = match (outcome, &source.digest) {
+            (Ok(seen), _) => seen,
+            // Bytes that the build was not planned for say nothing of the source.
+            (Err(failure), Some(_)) if failure.code == ExitCode::BadData => {
+                let seen = File::open(&file.path).and_then(hash);
+                match seen {
+                    Ok(seen) if source.digest.as_ref() != Some(&seen.0) => seen,
+                    _ => return Err(failure),
+                }
+            }
+            (Err(failure), _) => return Err(failure),
         };
-        match parsed {
-            Ok(good) => collected.good.push(good),
-            Err(rule) => collected.reject(name, number, rule),
+        if let Some(planned) = source.digest.as_ref().filter(|planned| **planned != digest) {
+            return Err(Failure::source_changed(format!(
+                "source {} ({}) changed while the build started: it holds {digest}, the build was planned for {planned}",
+                source.name, source.uri
+            )));
         }
+        collected.provenance.push(SourceProvenance {
+            name: source.name.clone(),
+            uri: file.uri,
+            digest,
+            size_bytes,
+        });
     }
-    let (digest, size_bytes) = lines.finish();
-    if let Some(planned) = source.digest.as_ref().filter(|planned| **planned != digest) {
-        return Err(Failure::source_changed(format!(
-            "source {name} ({}) changed while the build started: it holds {digest}, the build was planned for {planned}",
-            source.uri
-        )));
-    }
-    collected.provenance.push(SourceProvenance {
-        name: name.clone(),
-        uri: source.uri.clone(),
-        digest,
-        size_bytes,
-    });
     Ok(())
 }
 

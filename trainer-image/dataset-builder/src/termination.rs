@@ -57,6 +57,7 @@ mod tests {
     fn a_summary_fits_what_the_kubelet_keeps() {
         let row = RejectedRow {
             source: "s".repeat(63),
+            file: Some("f".repeat(200)),
             line: u64::MAX,
             rule: "messages[100].content is not a string".to_owned(),
         };

@@ -101,6 +101,7 @@ async fn config_map(stage: &Stage) -> anyhow::Result<()> {
     ensure!((first.version, first.rows) == (1, 38), "{first:?}");
     let version = newest(stage, "mixed").await?;
     let rejected = |line, rule: &str| RejectedRow {
+        file: None,
         source: "rows".to_owned(),
         line,
         rule: rule.to_owned(),

@@ -159,6 +159,10 @@ fn build_config(
                         format!("{}/{}", pod::claim_dir(uri.claim()), uri.path())
                     }
                 },
+                root: match &source.place {
+                    Place::Key { .. } => None,
+                    Place::File(uri) => Some(pod::claim_dir(uri.claim())),
+                },
                 digest: match states.get(&source.name) {
                     Some(SourceState::Present(digest)) => digest.clone(),
                     _ => None,

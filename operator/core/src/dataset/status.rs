@@ -311,6 +311,7 @@ fn print_version(record: &VersionRecord) -> DatasetVersion {
             .take(graftwork_contract::dataset::NAMED_REJECTED_ROWS)
             .map(|row| RejectedRow {
                 source: row.source.clone(),
+                file: row.file.clone(),
                 line: row.line,
                 rule: row.rule.clone(),
             })

@@ -309,7 +309,7 @@ fn with_rows(summary: &BuildSummary) -> String {
     let rows: Vec<String> = summary
         .rejected
         .iter()
-        .map(|row| format!("source {} line {}: {}", row.source, row.line, row.rule))
+        .map(ToString::to_string)
         .filter(|row| !summary.message.contains(row))
         .take(NAMED_ROWS)
         .collect();

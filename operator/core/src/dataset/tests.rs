@@ -392,9 +392,9 @@ fn a_bad_field_is_named_and_nothing_is_touched() {
         (
             Box::new(|spec| {
                 spec.sources[0].config_map_ref = None;
-                spec.sources[0].uri = Some("pvc://a/*.jsonl".to_owned());
+                spec.sources[0].uri = Some("pvc://a/rows/**".to_owned());
             }),
-            "spec.sources[faq].uri: \"pvc://a/*.jsonl\" is a pattern",
+            "spec.sources[faq].uri: \"pvc://a/rows/**\": a pattern names files",
         ),
         (
             Box::new(|spec| {
@@ -402,6 +402,13 @@ fn a_bad_field_is_named_and_nothing_is_touched() {
                 spec.sources[0].uri = Some("pvc://a/rows/".to_owned());
             }),
             "spec.sources[faq].uri: \"pvc://a/rows/\" is a folder",
+        ),
+        (
+            Box::new(|spec| {
+                spec.sources[0].config_map_ref = None;
+                spec.sources[0].uri = Some("pvc://a/b**/c.csv".to_owned());
+            }),
+            "spec.sources[faq].uri: \"pvc://a/b**/c.csv\": ** stands for folders",
         ),
     ] {
         let mut world = World::from_config_map();
@@ -463,6 +470,7 @@ fn bad_rows_fail_at_once_and_keep_the_last_good_version() {
 #[test]
 fn the_first_invalid_rows_are_named_by_source_line_and_rule_in_condition_and_event() {
     let row = |line, rule: &str| RejectedRow {
+        file: None,
         source: "faq".to_owned(),
         line,
         rule: rule.to_owned(),

@@ -6,6 +6,7 @@ use graftwork_api::uri::PvcUri;
 use graftwork_contract::dataset::{
     self as contract, Classification, Format, HashSplit, Percent, Privacy, Validation,
 };
+use graftwork_contract::glob::{Glob, is_pattern};
 
 /// A spec that can be built.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -214,14 +215,10 @@ fn read_source(source: &graftwork_api::dataset::Source) -> Result<Source, Invali
         (None, Some(text)) => {
             let uri = PvcUri::parse(text)
                 .map_err(|error| Invalid::new(field(".uri"), error.to_string()))?;
-            let one_file = "write pvc://CLAIM/PATH of one file, and a source for each file";
-            if uri.path().contains('*') {
-                let message =
-                    format!("\"{text}\" is a pattern, which is not supported: {one_file}");
-                return Err(Invalid::new(field(".uri"), message));
-            }
             if text.ends_with('/') && !uri.path().is_empty() {
-                let message = format!("\"{text}\" is a folder: {one_file}");
+                let message = format!(
+                    "\"{text}\" is a folder: name a file, or a pattern such as {text}*.jsonl"
+                );
                 return Err(Invalid::new(field(".uri"), message));
             }
             if uri.path().is_empty() {
@@ -229,6 +226,10 @@ fn read_source(source: &graftwork_api::dataset::Source) -> Result<Source, Invali
                     field(".uri"),
                     format!("\"{uri}\" names no file: write pvc://CLAIM/PATH"),
                 ));
+            }
+            if is_pattern(uri.path()) {
+                Glob::parse(uri.path())
+                    .map_err(|error| Invalid::new(field(".uri"), format!("\"{uri}\": {error}")))?;
             }
             Place::File(uri)
         }

@@ -188,9 +188,10 @@ fn a_config_map_that_changes_while_a_build_starts_is_planned_again_under_its_own
 }
 
 #[test]
-fn a_volumes_file_has_no_planned_digest() {
-    assert_eq!(
-        config(&World::from_claim().reconcile()).sources[0].digest,
-        None
-    );
+fn a_volumes_file_has_no_planned_digest_and_may_not_leave_its_claim() {
+    let config = config(&World::from_claim().reconcile());
+    assert_eq!(config.sources[0].digest, None);
+    let root = config.sources[0].root.as_deref().unwrap();
+    assert_eq!(root, graftwork_contract::pod::claim_dir("text"));
+    assert!(config.sources[0].path.starts_with(root));
 }

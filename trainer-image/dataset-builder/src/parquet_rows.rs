@@ -1,0 +1,264 @@
+//! Rows of a Parquet file as JSON objects, a batch at a time. Only the columns that are wanted are
+//! decoded.
+
+use std::fs::File;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use arrow_array::cast::AsArray as _;
+use arrow_array::types::{Float32Type, Float64Type, Int64Type, UInt64Type};
+use arrow_array::{Array, ArrayRef, RecordBatch};
+use arrow_cast::cast::cast;
+use arrow_schema::DataType;
+use parquet::arrow::ProjectionMask;
+use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
+use serde_json::{Map, Value};
+
+use crate::streams::MAXIMUM_UNPACKED_BYTES;
+
+/// Rows that are decoded at a time.
+const BATCH_ROWS: usize = 256;
+
+/// The rows of one file.
+pub struct ParquetRows {
+    batches: ParquetRecordBatchReader,
+}
+
+impl ParquetRows {
+    /// Opens a file for the columns in `wanted`; others are left alone.
+    ///
+    /// # Errors
+    /// What is wrong with the file, in words and without data.
+    pub fn open(file: File, wanted: &[&str]) -> Result<Self, String> {
+        let open = || {
+            let builder =
+                ParquetRecordBatchReaderBuilder::try_new(file).map_err(|error| words(&error))?;
+            let groups = builder.metadata().row_groups();
+            let claimed = groups.iter().try_fold(0_u64, |sum, group| {
+                let bytes = u64::try_from(group.total_byte_size()).ok()?;
+                sum.checked_add(bytes)
+                    .filter(|sum| *sum <= MAXIMUM_UNPACKED_BYTES)
+            });
+            if claimed.is_none() {
+                return Err(format!(
+                    "unpacks to more than {MAXIMUM_UNPACKED_BYTES} bytes"
+                ));
+            }
+            let fields = builder.schema().fields();
+            let indices: Vec<usize> = (0..fields.len())
+                .filter(|index| {
+                    let field = fields.get(*index);
+                    field.is_some_and(|field| wanted.contains(&field.name().as_str()))
+                })
+                .collect();
+            let mask = ProjectionMask::roots(builder.parquet_schema(), indices);
+            let batches = builder
+                .with_projection(mask)
+                .with_batch_size(BATCH_ROWS)
+                .build()
+                .map_err(|error| words(&error))?;
+            Ok(Self { batches })
+        };
+        guarded(open).unwrap_or_else(Err)
+    }
+
+    /// The next rows; none at the end.
+    ///
+    /// # Errors
+    /// What is wrong with the file, in words and without data.
+    pub fn next_rows(&mut self) -> Result<Option<Vec<Map<String, Value>>>, String> {
+        let batch = guarded(|| self.batches.next())?;
+        match batch {
+            None => Ok(None),
+            Some(Ok(batch)) => objects(&batch).map(Some),
+            Some(Err(error)) => Err(words(&error)),
+        }
+    }
+}
+
+/// A decoder that gives up on bytes by panicking has found bad data, not a defect of ours.
+fn guarded<T>(read: impl FnOnce() -> T) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(read)).map_err(|_| "can't be decoded as Parquet".to_owned())
+}
+
+/// An error of the library; those quote sizes and names of columns, never values.
+fn words(error: &dyn std::error::Error) -> String {
+    format!("is not a Parquet file that can be read: {error}")
+}
+
+fn objects(batch: &RecordBatch) -> Result<Vec<Map<String, Value>>, String> {
+    let mut rows = vec![Map::new(); batch.num_rows()];
+    for (field, column) in batch.schema().fields().iter().zip(batch.columns()) {
+        let name = field.name();
+        let column = simple(column).map_err(|kind| format!("column {name} is of type {kind}"))?;
+        for (index, row) in rows.iter_mut().enumerate() {
+            let value = value(&column, index)
+                .ok_or_else(|| format!("column {name} is of type {}", column.data_type()))?;
+            row.insert(name.clone(), value);
+        }
+    }
+    Ok(rows)
+}
+
+/// The column in one of the types that [`value`] knows. Times are written as in ISO 8601, in UTC, and
+/// decimals as they are; bytes are refused.
+fn simple(column: &ArrayRef) -> Result<ArrayRef, String> {
+    let kind = column.data_type();
+    let to = match kind {
+        DataType::Int8 | DataType::Int16 | DataType::Int32 => DataType::Int64,
+        DataType::UInt8 | DataType::UInt16 | DataType::UInt32 => DataType::UInt64,
+        DataType::LargeUtf8
+        | DataType::Utf8View
+        | DataType::Date32
+        | DataType::Date64
+        | DataType::Timestamp(_, None)
+        | DataType::Decimal32(..)
+        | DataType::Decimal64(..)
+        | DataType::Decimal128(..)
+        | DataType::Decimal256(..) => DataType::Utf8,
+        // The value counts from 1970 in UTC whatever the zone that it is shown in.
+        DataType::Timestamp(unit, Some(_)) => DataType::Timestamp(*unit, None),
+        DataType::Dictionary(_, inner) => inner.as_ref().clone(),
+        _ => return Ok(ArrayRef::clone(column)),
+    };
+    let cast = cast(column, &to).map_err(|_| kind.to_string())?;
+    match kind {
+        // What comes out may need a step of its own.
+        DataType::Dictionary(..) | DataType::Timestamp(_, Some(_)) => simple(&cast),
+        _ => Ok(cast),
+    }
+}
+
+/// One value; none where its type has no place in JSON.
+fn value(column: &ArrayRef, index: usize) -> Option<Value> {
+    if column.is_null(index) {
+        return Some(Value::Null);
+    }
+    Some(match column.data_type() {
+        DataType::Null => Value::Null,
+        DataType::Boolean => Value::Bool(column.as_boolean_opt()?.value(index)),
+        DataType::Int64 => column.as_primitive_opt::<Int64Type>()?.value(index).into(),
+        DataType::UInt64 => column.as_primitive_opt::<UInt64Type>()?.value(index).into(),
+        DataType::Float32 => column
+            .as_primitive_opt::<Float32Type>()?
+            .value(index)
+            .into(),
+        DataType::Float64 => column
+            .as_primitive_opt::<Float64Type>()?
+            .value(index)
+            .into(),
+        DataType::Utf8 => column.as_string_opt::<i32>()?.value(index).into(),
+        DataType::List(_) => items(&column.as_list_opt::<i32>()?.value(index))?,
+        DataType::LargeList(_) => items(&column.as_list_opt::<i64>()?.value(index))?,
+        DataType::Struct(fields) => {
+            let parts = column.as_struct_opt()?;
+            let pairs = fields.iter().zip(parts.columns()).map(|(field, part)| {
+                let part = simple(part).ok()?;
+                Some((field.name().clone(), value(&part, index)?))
+            });
+            Value::Object(pairs.collect::<Option<_>>()?)
+        }
+        _ => return None,
+    })
+}
+
+fn items(list: &ArrayRef) -> Option<Value> {
+    let list = simple(list).ok()?;
+    let items = (0..list.len()).map(|index| value(&list, index));
+    Some(Value::Array(items.collect::<Option<_>>()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use arrow_array::types::Int32Type;
+    use arrow_array::{
+        BinaryArray, DictionaryArray, Float64Array, Int32Array, LargeStringArray, ListArray,
+        StringArray, TimestampSecondArray,
+    };
+    use parquet::arrow::ArrowWriter;
+
+    use super::*;
+
+    fn column(name: &'static str, array: impl Array + 'static) -> (&'static str, ArrayRef) {
+        (name, Arc::new(array))
+    }
+
+    fn write(columns: Vec<(&'static str, ArrayRef)>) -> tempfile::NamedTempFile {
+        let batch = RecordBatch::try_from_iter(columns).unwrap();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let mut writer =
+            ArrowWriter::try_new(file.reopen().unwrap(), batch.schema(), None).unwrap();
+        writer.write(&batch).unwrap();
+        writer.close().unwrap();
+        file
+    }
+
+    fn read(file: &tempfile::NamedTempFile, wanted: &[&str]) -> Result<Vec<Value>, String> {
+        let mut rows = ParquetRows::open(file.reopen().unwrap(), wanted)?;
+        let mut all = Vec::new();
+        while let Some(rows) = rows.next_rows()? {
+            all.extend(rows.into_iter().map(Value::Object));
+        }
+        Ok(all)
+    }
+
+    #[test]
+    fn values_of_many_types_become_json() {
+        let list = ListArray::from_iter_primitive::<Int32Type, _, _>([Some(vec![Some(1), None])]);
+        let dictionary: DictionaryArray<Int32Type> = vec!["a"].into_iter().collect();
+        let file = write(vec![
+            column("text", StringArray::from(vec!["é"])),
+            column("large", LargeStringArray::from(vec!["b"])),
+            column("number", Int32Array::from(vec![Some(-7)])),
+            column("none", Int32Array::from(vec![None])),
+            column("float", Float64Array::from(vec![0.5])),
+            column("time", TimestampSecondArray::from(vec![86_400])),
+            column(
+                "zoned",
+                TimestampSecondArray::from(vec![0]).with_timezone("UTC"),
+            ),
+            column("list", list),
+            column("word", dictionary),
+            column("unwanted", BinaryArray::from(vec![&b"\x00"[..]])),
+        ]);
+        let wanted = [
+            "text", "large", "number", "none", "float", "time", "zoned", "list", "word",
+        ];
+        let rows = read(&file, &wanted).unwrap();
+        let expected = serde_json::json!({
+            "text": "é", "large": "b", "number": -7, "none": null, "float": 0.5,
+            "time": "1970-01-02T00:00:00", "zoned": "1970-01-01T00:00:00", "list": [1, null], "word": "a",
+        });
+        assert_eq!(rows, [expected]);
+    }
+
+    #[test]
+    fn bytes_are_refused_with_the_columns_name() {
+        let file = write(vec![column(
+            "text",
+            BinaryArray::from(vec![&b"SECRET"[..]]),
+        )]);
+        let problem = read(&file, &["text"]).unwrap_err();
+        assert_eq!(problem, "column text is of type Binary");
+    }
+
+    #[test]
+    fn a_footer_that_lies_and_a_file_that_is_cut_are_bad_data() {
+        let texts: Vec<String> = (0..50).map(|n| format!("SECRET {n}")).collect();
+        let file = write(vec![column("text", StringArray::from(texts))]);
+        let whole = std::fs::read(file.path()).unwrap();
+        // The last eight bytes are the footer's length and the magic.
+        for at in whole.len() - 8..whole.len() {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 0x55;
+            std::fs::write(file.path(), &bytes).unwrap();
+            let problem = read(&file, &["text"]).unwrap_err();
+            assert!(!problem.contains("SECRET"), "{problem}");
+        }
+        for length in [4, 8, 12, whole.len() / 2, whole.len() - 1] {
+            std::fs::write(file.path(), &whole[..length]).unwrap();
+            assert!(read(&file, &["text"]).is_err());
+        }
+    }
+}

@@ -1,0 +1,203 @@
+//! One file of a source: JSONL, CSV with a header, or Parquet; plain or packed. Its content says which.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read as _, Seek as _};
+
+use graftwork_artifacts::content::foreign;
+use graftwork_contract::Digest;
+use graftwork_contract::dataset::{RejectedRow, Source};
+
+use crate::csv::Header;
+use crate::failure::Failure;
+use crate::files::SourceFile;
+use crate::lines::{Line, Lines, MAXIMUM_LINE_BYTES};
+use crate::parquet_rows::ParquetRows;
+use crate::row::{self, Wanted};
+use crate::sources::Collected;
+use crate::streams::{Packing, hash, is_of_volume, unpacked};
+
+/// What a Parquet file begins with.
+const PARQUET: &[u8] = b"PAR1";
+/// What is read.
+const KINDS: &str = "sources are JSONL, CSV or Parquet, plain, .gz or .zst";
+
+/// A file of a source, as messages name it.
+#[derive(Debug, Clone, Copy)]
+struct Place<'a> {
+    source: &'a Source,
+    file: &'a SourceFile,
+}
+
+impl Place<'_> {
+    fn row(&self, line: u64, rule: String) -> RejectedRow {
+        RejectedRow {
+            source: self.source.name.clone(),
+            file: self.file.name.clone(),
+            line,
+            rule,
+        }
+    }
+
+    /// A file whose bytes are wrong, after so many lines.
+    fn bad(&self, line: u64, problem: &str) -> Failure {
+        let (source, uri) = (&self.source.name, &self.file.uri);
+        let after = if line == 0 {
+            String::new()
+        } else {
+            format!(" after line {line}")
+        };
+        Failure::bad_data(format!("source {source}: {uri}{after} {problem}"))
+    }
+
+    /// An error of the volume, or of the bytes.
+    fn failed(&self, line: u64, error: &io::Error) -> Failure {
+        let (source, uri) = (&self.source.name, &self.file.uri);
+        if is_of_volume(error) {
+            Failure::unavailable(format!("source {source} ({uri}) can't be read: {error}"))
+        } else {
+            self.bad(line, &format!("is damaged or too large: {error}"))
+        }
+    }
+}
+
+/// Reads a file to its end: SHA-256 and number of its bytes as they lie on the volume.
+///
+/// # Errors
+/// A volume that does not answer, or bytes that are nothing of what is read. Bad rows are no error.
+pub fn read(
+    source: &Source,
+    file: &SourceFile,
+    wanted: Wanted<'_>,
+    collected: &mut Collected,
+) -> Result<(Digest, u64), Failure> {
+    let place = Place { source, file };
+    let bytes = |line| move |error: io::Error| place.failed(line, &error);
+    let mut opened = File::open(&file.path).map_err(bytes(0))?;
+    let mut head = Vec::new();
+    (&mut opened)
+        .take(16)
+        .read_to_end(&mut head)
+        .and_then(|_| opened.rewind())
+        .map_err(bytes(0))?;
+    if head.starts_with(PARQUET) {
+        let again = opened.try_clone().map_err(bytes(0))?;
+        read_parquet(place, again, wanted, collected)?;
+        opened.rewind().map_err(bytes(0))?;
+        return hash(opened).map_err(bytes(0));
+    }
+    let packing = Packing::of(&head);
+    if let Some(kind) = foreign(&head).filter(|_| packing == Packing::Plain) {
+        return Err(place.bad(0, &format!("is {kind}; {KINDS}")));
+    }
+    let (reader, seen) = unpacked(opened, packing).map_err(bytes(0))?;
+    let mut lines = Lines::new(BufReader::with_capacity(1 << 18, reader));
+    let Some((number, first)) = first_line(&mut lines).map_err(bytes(0))? else {
+        return Ok(seen.finish());
+    };
+    let first = match first {
+        Some(first) => first,
+        None => {
+            let rule = format!("is longer than {MAXIMUM_LINE_BYTES} bytes");
+            collected.reject(place.row(number, rule));
+            Vec::new()
+        }
+    };
+    if packing != Packing::Plain {
+        let inner = foreign(&first).or_else(|| first.starts_with(PARQUET).then_some("Parquet"));
+        if let Some(kind) = inner {
+            return Err(place.bad(0, &format!("holds, packed, {kind}; {KINDS}")));
+        }
+    }
+    match Header::read(&first, &wanted.columns()) {
+        Some(header) => read_csv(place, &header, &mut lines, wanted, collected)?,
+        None => {
+            if !first.is_empty() {
+                let row = row::parse(&first, wanted, &mut collected.findings);
+                collected.take(row, |rule| place.row(number, rule));
+            }
+            read_jsonl(place, &mut lines, wanted, collected)?;
+        }
+    }
+    Ok(seen.finish())
+}
+
+/// A line's number with its bytes; none where it is longer than the limit.
+type FirstLine = (u64, Option<Vec<u8>>);
+
+/// The first line that is not blank.
+fn first_line(lines: &mut Lines<impl BufRead>) -> io::Result<Option<FirstLine>> {
+    while let Some((number, line)) = lines.next_line()? {
+        match line {
+            Line::Whole(line) if line.trim_ascii().is_empty() => {}
+            Line::Whole(line) => return Ok(Some((number, Some(line.to_vec())))),
+            Line::TooLong => return Ok(Some((number, None))),
+        }
+    }
+    Ok(None)
+}
+
+fn read_jsonl(
+    place: Place<'_>,
+    lines: &mut Lines<impl BufRead>,
+    wanted: Wanted<'_>,
+    collected: &mut Collected,
+) -> Result<(), Failure> {
+    let mut last = 0;
+    while let Some((number, line)) = lines
+        .next_line()
+        .map_err(|error| place.failed(last, &error))?
+    {
+        last = number;
+        let row = match line {
+            Line::Whole(line) if line.trim_ascii().is_empty() => continue,
+            Line::Whole(line) => row::parse(line, wanted, &mut collected.findings),
+            Line::TooLong => Err(format!("is longer than {MAXIMUM_LINE_BYTES} bytes")),
+        };
+        collected.take(row, |rule| place.row(number, rule));
+    }
+    Ok(())
+}
+
+fn read_csv(
+    place: Place<'_>,
+    header: &Header,
+    lines: &mut Lines<impl BufRead>,
+    wanted: Wanted<'_>,
+    collected: &mut Collected,
+) -> Result<(), Failure> {
+    if let Some(name) = header.repeated() {
+        return Err(place.bad(0, &format!("has two columns named {name:?}")));
+    }
+    let mut last = 0;
+    while let Some((number, record)) = header
+        .next(lines)
+        .map_err(|error| place.failed(last, &error))?
+    {
+        last = number;
+        let row = record.and_then(|record| row::read(&record, wanted, &mut collected.findings));
+        collected.take(row, |rule| place.row(number, rule));
+    }
+    Ok(())
+}
+
+fn read_parquet(
+    place: Place<'_>,
+    file: File,
+    wanted: Wanted<'_>,
+    collected: &mut Collected,
+) -> Result<(), Failure> {
+    let mut number = 0;
+    let mut rows = ParquetRows::open(file, &wanted.columns())
+        .map_err(|problem| place.bad(number, &problem))?;
+    while let Some(batch) = rows
+        .next_rows()
+        .map_err(|problem| place.bad(number, &problem))?
+    {
+        for record in batch {
+            number += 1;
+            let row = row::read(&record, wanted, &mut collected.findings);
+            collected.take(row, |rule| place.row(number, rule));
+        }
+    }
+    Ok(())
+}
