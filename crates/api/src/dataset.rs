@@ -106,6 +106,11 @@ pub struct Source {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 1024), regex(pattern = r"^pvc://"))]
     pub uri: Option<String>,
+    /// Keys of the format, or the split's groupColumn, that have another name in this source: the
+    /// format's name, then the source's.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(schema_with = "crate::schema::names")]
+    pub columns: BTreeMap<String, String>,
 }
 
 /// Names a key of a ConfigMap in the same namespace.
@@ -128,7 +133,8 @@ pub struct ConfigMapKeyReference {
 #[serde(rename_all = "camelCase")]
 pub struct DatasetFormat {
     /// Text: `text`. Completion: `prompt` and `completion`. Chat: `messages`, each with `role` and
-    /// `content`.
+    /// `content`. Preference: `prompt`, `chosen` and `rejected`. Rows of ShareGPT and Alpaca become
+    /// Chat, those of Alpaca Completion too.
     #[serde(rename = "type")]
     pub type_: FormatType,
 }
@@ -142,6 +148,8 @@ open_enum! {
         Completion = "Completion",
         /// `messages`: what the assistant says is learnt.
         Chat = "Chat",
+        /// `prompt`, `chosen` and `rejected`: the chosen answer's tokens are learnt.
+        Preference = "Preference",
     }
 }
 

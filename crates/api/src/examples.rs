@@ -349,7 +349,7 @@ fn quickstart() -> Result<Vec<Value>, serde_json::Error> {
                     name: "expense-claims".to_owned(),
                     key: "rows.jsonl".to_owned(),
                 }),
-                uri: None,
+                ..Source::default()
             }],
             format: DatasetFormat {
                 type_: FormatType::Completion,

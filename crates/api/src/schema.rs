@@ -13,6 +13,15 @@ pub(crate) fn rules(rules: &[(&str, &str)]) -> Value {
 /// A digest as it is written everywhere: `sha256:` and 64 hexadecimal digits.
 pub const DIGEST_PATTERN: &str = "^sha256:[0-9a-f]{64}$";
 
+/// A small map from names to names.
+pub(crate) fn names(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({
+        "type": "object",
+        "maxProperties": 16,
+        "additionalProperties": {"type": "string", "minLength": 1, "maxLength": 253},
+    })
+}
+
 /// The conditions of a kind: a list that is a map by `type`, as `metav1.Condition` has it.
 pub(crate) fn conditions(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
     schemars::json_schema!({

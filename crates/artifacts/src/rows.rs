@@ -5,6 +5,7 @@
 //! | Text | `text: Utf8` |
 //! | Completion | `prompt: Utf8`, `completion: Utf8` |
 //! | Chat | `messages: List<Struct<role: Utf8, content: Utf8>>` |
+//! | Preference | `prompt: Utf8`, `chosen: Utf8`, `rejected: Utf8` |
 //!
 //! and, where the split has a group column that is none of these, that column as `Utf8`.
 
@@ -48,6 +49,15 @@ pub enum Row {
         /// Learned.
         completion: String,
     },
+    /// A question with a better and a worse answer.
+    Preference {
+        /// Given.
+        prompt: String,
+        /// The better one.
+        chosen: String,
+        /// The worse one.
+        rejected: String,
+    },
     /// A conversation.
     Chat {
         /// In order; the assistant's are learned.
@@ -71,6 +81,7 @@ impl Row {
             Self::Text { .. } => Format::Text,
             Self::Completion { .. } => Format::Completion,
             Self::Chat { .. } => Format::Chat,
+            Self::Preference { .. } => Format::Preference,
         }
     }
 
@@ -79,6 +90,11 @@ impl Row {
         match self {
             Self::Text { text } => text.len(),
             Self::Completion { prompt, completion } => prompt.len() + completion.len(),
+            Self::Preference {
+                prompt,
+                chosen,
+                rejected,
+            } => prompt.len() + chosen.len() + rejected.len(),
             Self::Chat { messages } => messages
                 .iter()
                 .map(|m| m.role.len() + m.content.len())
@@ -124,7 +140,7 @@ pub fn schema(format: Format, group_column: Option<&str>) -> Schema {
         .map(|name| {
             let kind = match format {
                 Format::Chat => DataType::List(message_item()),
-                Format::Text | Format::Completion => DataType::Utf8,
+                Format::Text | Format::Completion | Format::Preference => DataType::Utf8,
             };
             Field::new(*name, kind, false)
         })
@@ -139,7 +155,7 @@ pub fn schema(format: Format, group_column: Option<&str>) -> Schema {
 pub fn schema_hash(format: Format, group_column: Option<&str>) -> Digest {
     let kind = match format {
         Format::Chat => "list<role: utf8, content: utf8>",
-        Format::Text | Format::Completion => "utf8",
+        Format::Text | Format::Completion | Format::Preference => "utf8",
     };
     let mut hasher = graftwork_contract::digest::PartsHasher::new();
     hasher.part("graftwork/schema/v1");
@@ -231,6 +247,7 @@ impl RowWriter {
 
 fn encode(format: Format, rows: &[Row]) -> Vec<ArrayRef> {
     let (mut first, mut second) = (StringBuilder::new(), StringBuilder::new());
+    let mut third = StringBuilder::new();
     let mut lengths = Vec::new();
     for row in rows {
         match row {
@@ -238,6 +255,15 @@ fn encode(format: Format, rows: &[Row]) -> Vec<ArrayRef> {
             Row::Completion { prompt, completion } => {
                 first.append_value(prompt);
                 second.append_value(completion);
+            }
+            Row::Preference {
+                prompt,
+                chosen,
+                rejected,
+            } => {
+                first.append_value(prompt);
+                second.append_value(chosen);
+                third.append_value(rejected);
             }
             Row::Chat { messages } => {
                 for message in messages {
@@ -253,6 +279,7 @@ fn encode(format: Format, rows: &[Row]) -> Vec<ArrayRef> {
     match format {
         Format::Text => vec![first],
         Format::Completion => vec![first, second],
+        Format::Preference => vec![first, second, Arc::new(third.finish())],
         Format::Chat => {
             let messages = StructArray::new(message_fields(), vec![first, second], None);
             let offsets = OffsetBuffer::from_lengths(lengths);
@@ -321,6 +348,17 @@ fn decode(format: Format, batch: &RecordBatch) -> Option<Vec<Row>> {
             texts(strings("prompt")?)
                 .zip(texts(strings("completion")?))
                 .map(|(prompt, completion)| Row::Completion { prompt, completion })
+                .collect(),
+        ),
+        Format::Preference => Some(
+            texts(strings("prompt")?)
+                .zip(texts(strings("chosen")?))
+                .zip(texts(strings("rejected")?))
+                .map(|((prompt, chosen), rejected)| Row::Preference {
+                    prompt,
+                    chosen,
+                    rejected,
+                })
                 .collect(),
         ),
         Format::Chat => {
@@ -426,6 +464,13 @@ mod tests {
             Format::Completion => (".*", ".*")
                 .prop_map(|(prompt, completion)| Row::Completion { prompt, completion })
                 .boxed(),
+            Format::Preference => (".*", ".*", ".*")
+                .prop_map(|(prompt, chosen, rejected)| Row::Preference {
+                    prompt,
+                    chosen,
+                    rejected,
+                })
+                .boxed(),
             Format::Chat => prop::collection::vec(
                 (".*", ".*").prop_map(|(role, content)| Message { role, content }),
                 0..4,
@@ -436,8 +481,13 @@ mod tests {
     }
 
     fn rows() -> impl Strategy<Value = (Format, Vec<Row>)> {
-        prop::sample::select(vec![Format::Text, Format::Completion, Format::Chat])
-            .prop_flat_map(|format| (Just(format), prop::collection::vec(row(format), 0..20)))
+        prop::sample::select(vec![
+            Format::Text,
+            Format::Completion,
+            Format::Chat,
+            Format::Preference,
+        ])
+        .prop_flat_map(|format| (Just(format), prop::collection::vec(row(format), 0..20)))
     }
 
     proptest! {
@@ -504,6 +554,7 @@ mod tests {
             (Format::Completion, None),
             (Format::Completion, Some("synset")),
             (Format::Chat, None),
+            (Format::Preference, None),
         ]
         .into_iter()
         .map(|(format, group)| schema_hash(format, group))
@@ -512,6 +563,6 @@ mod tests {
         assert_eq!(same, hashes[1], "the group column adds none");
         hashes.sort();
         hashes.dedup();
-        assert_eq!(hashes.len(), 4);
+        assert_eq!(hashes.len(), 5);
     }
 }

@@ -15,6 +15,8 @@ pub enum Format {
     Completion,
     /// `{"messages": [{"role": "user", "content": "..."}, ...]}`
     Chat,
+    /// `{"prompt": "...", "chosen": "...", "rejected": "..."}`
+    Preference,
 }
 
 impl Format {
@@ -24,6 +26,7 @@ impl Format {
             Self::Text => &["text"],
             Self::Completion => &["prompt", "completion"],
             Self::Chat => &["messages"],
+            Self::Preference => &["prompt", "chosen", "rejected"],
         }
     }
 }
@@ -126,6 +129,9 @@ pub struct Source {
     /// The mounted folder that no file may lie outside of, where it is a volume's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub root: Option<String>,
+    /// Columns of the format, or the group column, that have another name in this source.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub columns: BTreeMap<String, String>,
     /// Digest of the bytes that the build was planned for, where the operator can see them (a
     /// `ConfigMap`'s key). Other bytes end the build with [`crate::exit::ExitCode::Unavailable`]: they
     /// belong to another fingerprint.

@@ -185,6 +185,7 @@ mod tests {
             uri: format!("pvc://text/{pattern}"),
             path: format!("{}/{pattern}", root.display()),
             root: Some(root.display().to_string()),
+            columns: std::collections::BTreeMap::new(),
             digest: None,
         }
     }

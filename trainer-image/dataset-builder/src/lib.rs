@@ -28,6 +28,7 @@ pub mod parquet_rows;
 pub mod privacy;
 pub mod reader;
 pub mod row;
+pub mod shapes;
 pub mod sources;
 pub mod streams;
 pub mod termination;

@@ -92,6 +92,15 @@ fn texts(row: &mut Row) -> Vec<(&'static str, &mut String)> {
         Row::Completion { prompt, completion } => {
             vec![("prompt", prompt), ("completion", completion)]
         }
+        Row::Preference {
+            prompt,
+            chosen,
+            rejected,
+        } => vec![
+            ("prompt", prompt),
+            ("chosen", chosen),
+            ("rejected", rejected),
+        ],
         Row::Chat { messages } => messages
             .iter_mut()
             .map(|message| ("messages", &mut message.content))

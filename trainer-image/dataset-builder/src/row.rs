@@ -1,15 +1,15 @@
 //! One line of JSON to one row, or the rule that it breaks.
 
-use graftwork_artifacts::rows::{Message, Row, columns};
+use std::collections::BTreeMap;
+
+use graftwork_artifacts::rows::{Row, columns};
 use graftwork_contract::dataset::Format;
 use graftwork_contract::digest::canonical_json;
 use graftwork_privacy::Counts;
 use serde_json::{Map, Value, json};
 
 use crate::privacy::Screen;
-
-/// Roles of a conversation.
-const ROLES: [&str; 3] = ["system", "user", "assistant"];
+use crate::shapes::{self, Fields};
 
 /// A good row.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,16 +38,23 @@ pub struct Wanted<'a> {
     pub format: Format,
     /// The column that groups rows.
     pub group_column: Option<&'a str>,
+    /// Columns that have another name in this source.
+    pub renamed: &'a BTreeMap<String, String>,
     /// What is done about personal data.
     pub screen: Option<&'a Screen>,
 }
 
 impl<'a> Wanted<'a> {
-    /// The columns that are read.
+    /// The columns that are read, as this source names them.
     pub fn columns(&self) -> Vec<&'a str> {
-        let mut columns: Vec<&'a str> = columns(self.format).to_vec();
-        columns.extend(self.group_column);
-        columns
+        let renamed = self.renamed;
+        let name = |name: &'a str| renamed.get(name).map_or(name, String::as_str);
+        let format = columns(self.format)
+            .iter()
+            .copied()
+            .chain(self.group_column);
+        let others = shapes::other_columns(self.format);
+        format.map(name).chain(others.iter().copied()).collect()
     }
 }
 
@@ -79,21 +86,14 @@ pub fn read(
     wanted: Wanted<'_>,
     counts: &mut Counts,
 ) -> Result<GoodRow, String> {
-    let mut row = match wanted.format {
-        Format::Text => Row::Text {
-            text: string(object, "text")?,
-        },
-        Format::Completion => Row::Completion {
-            prompt: string(object, "prompt")?,
-            completion: string(object, "completion")?,
-        },
-        Format::Chat => Row::Chat {
-            messages: messages(object)?,
-        },
+    let fields = Fields {
+        object,
+        renamed: wanted.renamed,
     };
+    let mut row = shapes::row(&fields, wanted.format)?;
     let source_group = wanted
         .group_column
-        .map(|name| group(object, name))
+        .map(|name| fields.scalar(name))
         .transpose()?;
     let mut group = source_group.clone();
     // A group column that the format has is kept, and screened, as the format's.
@@ -122,6 +122,11 @@ fn kept(row: &Row) -> Value {
         Row::Completion { prompt, completion } => {
             json!({"prompt": prompt, "completion": completion})
         }
+        Row::Preference {
+            prompt,
+            chosen,
+            rejected,
+        } => json!({"prompt": prompt, "chosen": chosen, "rejected": rejected}),
         Row::Chat { messages } => {
             let messages: Vec<Value> = messages
                 .iter()
@@ -132,62 +137,6 @@ fn kept(row: &Row) -> Value {
     }
 }
 
-fn string(object: &Map<String, Value>, name: &str) -> Result<String, String> {
-    match object.get(name) {
-        None => Err(format!("{name} is missing")),
-        Some(Value::String(text)) if text.trim().is_empty() => Err(format!("{name} is empty")),
-        Some(Value::String(text)) => Ok(text.clone()),
-        Some(_) => Err(format!("{name} is not a string")),
-    }
-}
-
-/// Numbers and booleans group by how they are written.
-fn group(object: &Map<String, Value>, name: &str) -> Result<String, String> {
-    match object.get(name) {
-        Some(value @ (Value::Number(_) | Value::Bool(_))) => Ok(value.to_string()),
-        Some(Value::Null | Value::Array(_) | Value::Object(_)) => {
-            Err(format!("{name} is not a string, number or boolean"))
-        }
-        _ => string(object, name),
-    }
-}
-
-fn messages(object: &Map<String, Value>) -> Result<Vec<Message>, String> {
-    let list = match object.get("messages") {
-        None => return Err("messages is missing".to_owned()),
-        Some(Value::Array(list)) if list.is_empty() => return Err("messages is empty".to_owned()),
-        Some(Value::Array(list)) => list,
-        Some(_) => return Err("messages is not a list".to_owned()),
-    };
-    let messages = list
-        .iter()
-        .enumerate()
-        .map(|(index, value)| message(index, value))
-        .collect::<Result<Vec<_>, _>>()?;
-    if messages.last().is_none_or(|last| last.role != "assistant") {
-        return Err("messages do not end with role assistant".to_owned());
-    }
-    Ok(messages)
-}
-
-fn message(index: usize, value: &Value) -> Result<Message, String> {
-    let at = |problem: String| format!("messages[{index}].{problem}");
-    let Value::Object(object) = value else {
-        return Err(format!("messages[{index}] is not a JSON object"));
-    };
-    let role = string(object, "role").map_err(at)?;
-    if !ROLES.contains(&role.as_str()) {
-        return Err(at(format!("role is not one of {}", ROLES.join(", "))));
-    }
-    if role == "system" && index > 0 {
-        return Err(at(
-            "role is system, which only the first message may be".to_owned()
-        ));
-    }
-    let content = string(object, "content").map_err(at)?;
-    Ok(Message { role, content })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -196,6 +145,7 @@ mod tests {
         let wanted = Wanted {
             format,
             group_column,
+            renamed: &BTreeMap::new(),
             screen: None,
         };
         super::parse(line, wanted, &mut Counts::default())
@@ -252,12 +202,38 @@ mod tests {
             .iter()
             .map(|message| message.role.as_str())
             .collect();
-        assert_eq!(roles, ROLES);
+        assert_eq!(roles, ["system", "user", "assistant"]);
+    }
+
+    #[test]
+    fn columns_with_another_name_are_read_and_named_by_it() {
+        let renamed = BTreeMap::from([
+            ("prompt".to_owned(), "question".to_owned()),
+            ("id".to_owned(), "claim".to_owned()),
+        ]);
+        let wanted = Wanted {
+            format: Format::Completion,
+            group_column: Some("id"),
+            renamed: &renamed,
+            screen: None,
+        };
+        let parse = |line: &str| super::parse(line.as_bytes(), wanted, &mut Counts::default());
+        let good = parse(r#"{"question": "a", "completion": "b", "claim": 7}"#).unwrap();
+        assert_eq!(
+            good.canonical,
+            r#"{"completion":"b","id":"7","prompt":"a"}"#
+        );
+        assert_eq!(
+            parse(r#"{"prompt": "a", "completion": "b", "claim": 7}"#).unwrap_err(),
+            "prompt (column question) is missing"
+        );
+        let columns = wanted.columns();
+        assert!(columns.starts_with(&["question", "completion", "claim"]));
     }
 
     #[test]
     fn every_broken_rule_is_named() {
-        use Format::{Chat, Completion, Text};
+        use Format::{Chat, Completion, Preference, Text};
         for (format, line, expected) in [
             (Text, "{}", "text is missing"),
             (Text, r#"{"text": 1}"#, "text is not a string"),
@@ -273,6 +249,11 @@ mod tests {
                 Completion,
                 r#"{"prompt": null, "completion": "b"}"#,
                 "prompt is not a string",
+            ),
+            (
+                Preference,
+                r#"{"prompt": "a", "chosen": "b"}"#,
+                "rejected is missing",
             ),
             (Chat, r#"{"messages": "a"}"#, "messages is not a list"),
             (Chat, r#"{"messages": []}"#, "messages is empty"),

@@ -109,12 +109,13 @@ const MAXIMUM_RULES: usize = 1000;
 /// Bad rows are no error here, see [`judge`].
 pub fn collect(config: &BuildConfig, screen: Option<&Screen>) -> Result<Collected, Failure> {
     let mut collected = Collected::default();
-    let wanted = Wanted {
-        format: config.format,
-        group_column: config.split.group_column.as_deref(),
-        screen,
-    };
     for source in &config.sources {
+        let wanted = Wanted {
+            format: config.format,
+            group_column: config.split.group_column.as_deref(),
+            renamed: &source.columns,
+            screen,
+        };
         read(source, wanted, &mut collected)?;
         tracing::info!(
             source = source.name,

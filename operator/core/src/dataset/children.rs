@@ -159,6 +159,7 @@ fn build_config(
                         format!("{}/{}", pod::claim_dir(uri.claim()), uri.path())
                     }
                 },
+                columns: source.columns.clone(),
                 root: match &source.place {
                     Place::Key { .. } => None,
                     Place::File(uri) => Some(pod::claim_dir(uri.claim())),

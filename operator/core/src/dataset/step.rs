@@ -378,6 +378,11 @@ pub fn fingerprint(
             (None, Place::Key { .. }) => return None,
             (_, Place::File(_)) => hasher.part(""),
         };
+        if !source.columns.is_empty() {
+            hasher
+                .part("columns")
+                .part(Digest::of_json(&source.columns).ok()?.as_str());
+        }
     }
     Some(hasher.finish())
 }

@@ -79,6 +79,7 @@ impl World {
                 key: "rows.jsonl".to_owned(),
             }),
             uri: None,
+            columns: BTreeMap::new(),
         }])
     }
 
@@ -87,6 +88,7 @@ impl World {
             name: "bulk".to_owned(),
             config_map_ref: None,
             uri: Some("pvc://text/rows.jsonl".to_owned()),
+            columns: BTreeMap::new(),
         }])
     }
 
@@ -402,6 +404,13 @@ fn a_bad_field_is_named_and_nothing_is_touched() {
                 spec.sources[0].uri = Some("pvc://a/rows/".to_owned());
             }),
             "spec.sources[faq].uri: \"pvc://a/rows/\" is a folder",
+        ),
+        (
+            Box::new(|spec| {
+                let columns = [("text".to_owned(), "body".to_owned())];
+                spec.sources[0].columns = columns.into();
+            }),
+            "spec.sources[faq].columns: \"text\" is not kept; columns are prompt, completion",
         ),
         (
             Box::new(|spec| {

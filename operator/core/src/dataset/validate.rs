@@ -1,5 +1,7 @@
 //! A Dataset's spec, read once: after this nothing can fail for what it says.
 
+use std::collections::BTreeMap;
+
 use graftwork_api::DatasetSpec;
 use graftwork_api::dataset::{FormatType, PrivacyMode, SecretKeyReference, SplitMethod};
 use graftwork_api::uri::PvcUri;
@@ -34,6 +36,8 @@ pub struct Source {
     pub name: String,
     /// What it points at.
     pub place: Place,
+    /// Columns that have another name there.
+    pub columns: BTreeMap<String, String>,
 }
 
 /// What a source points at.
@@ -78,6 +82,7 @@ pub fn validate(spec: &DatasetSpec) -> Result<Valid, Invalid> {
         FormatType::Text => Format::Text,
         FormatType::Completion => Format::Completion,
         FormatType::Chat => Format::Chat,
+        FormatType::Preference => Format::Preference,
         FormatType::Other(other) => {
             return Err(unknown("spec.format.type", other, FormatType::KNOWN));
         }
@@ -90,7 +95,7 @@ pub fn validate(spec: &DatasetSpec) -> Result<Valid, Invalid> {
     }
     let mut sources: Vec<Source> = Vec::with_capacity(spec.sources.len());
     for source in &spec.sources {
-        let source = read_source(source)?;
+        let source = read_source(source, &known_columns(spec, format))?;
         if sources.iter().any(|known| known.name == source.name) {
             return Err(Invalid::new(
                 "spec.sources",
@@ -174,13 +179,7 @@ fn read_privacy(
             "is needed with mode Pseudonymise, and with no other",
         ));
     }
-    let group = spec.split.group_column.as_deref();
-    let known: Vec<&str> = format
-        .columns()
-        .iter()
-        .copied()
-        .chain(group.filter(|name| !format.columns().contains(name)))
-        .collect();
+    let known = known_columns(spec, format);
     if let Some(column) = privacy
         .columns
         .iter()
@@ -205,7 +204,14 @@ fn read_privacy(
     ))
 }
 
-fn read_source(source: &graftwork_api::dataset::Source) -> Result<Source, Invalid> {
+/// The columns that a row can keep.
+fn known_columns(spec: &DatasetSpec, format: Format) -> Vec<&str> {
+    let group = spec.split.group_column.as_deref();
+    let own = group.filter(|name| !format.columns().contains(name));
+    format.columns().iter().copied().chain(own).collect()
+}
+
+fn read_source(source: &graftwork_api::dataset::Source, known: &[&str]) -> Result<Source, Invalid> {
     let field = |rest: &str| format!("spec.sources[{}]{rest}", source.name);
     let place = match (&source.config_map_ref, &source.uri) {
         (Some(reference), None) => Place::Key {
@@ -240,9 +246,17 @@ fn read_source(source: &graftwork_api::dataset::Source) -> Result<Source, Invali
             ));
         }
     };
+    let mut columns = source.columns.keys();
+    if let Some(column) = columns.find(|column| !known.contains(&column.as_str())) {
+        return Err(Invalid::new(
+            field(".columns"),
+            format!("\"{column}\" is not kept; columns are {}", known.join(", ")),
+        ));
+    }
     Ok(Source {
         name: source.name.clone(),
         place,
+        columns: source.columns.clone(),
     })
 }
 

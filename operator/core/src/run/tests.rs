@@ -50,6 +50,7 @@ fn dataset() -> Dataset {
                 name: "bulk".to_owned(),
                 config_map_ref: None,
                 uri: Some("pvc://text/rows.jsonl".to_owned()),
+                columns: std::collections::BTreeMap::new(),
             }],
             format: DatasetFormat {
                 type_: FormatType::Completion,

@@ -54,11 +54,13 @@ fn example(row: &Row, tokenizer: &TextTokenizer) -> Result<TokenizedExample, Tok
     match row {
         Row::Text { text } => tokenizer.example_text(text),
         Row::Completion { prompt, completion } => tokenizer.example_completion(prompt, completion),
+        // Of two answers the better one is learned.
+        Row::Preference { prompt, chosen, .. } => tokenizer.example_completion(prompt, chosen),
         Row::Chat { messages } => tokenizer.example_chat(&chat(messages)),
     }
 }
 
-/// What a test row asks: a Completion's prompt, or a Chat up to its last answer. A Text asks
+/// What a test row asks: a Completion's or a Preference's prompt, or a Chat up to its last answer. A Text asks
 /// nothing, and neither does a conversation that the assistant takes no part in.
 ///
 /// # Errors
@@ -72,6 +74,7 @@ pub fn question(
     let (prompt, answer) = match row {
         Row::Text { .. } => return Ok(None),
         Row::Completion { prompt, completion } => (tokenizer.encode_prompt(prompt), completion),
+        Row::Preference { prompt, chosen, .. } => (tokenizer.encode_prompt(prompt), chosen),
         Row::Chat { messages } => {
             let Some(last) = messages.iter().rposition(|m| m.role == "assistant") else {
                 return Ok(None);
