@@ -78,6 +78,9 @@ pub struct DatasetSpec {
     /// When a version is good enough to be used.
     #[serde(default)]
     pub validation: Validation,
+    /// Repeats rows of rare classes in train; left out, none are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub balance: Option<Balance>,
     /// How rows are divided into train, validation and test.
     #[serde(default)]
     pub split: Split,
@@ -238,6 +241,61 @@ pub struct Validation {
         )]),
     ))]
     pub maximum_invalid_percent: Decimal,
+    /// Rows that are equal after case and white space are evened out. Keep: they stay. Drop: one
+    /// stays.
+    #[serde(skip_serializing_if = "Duplicates::is_keep")]
+    pub duplicates: Duplicates,
+    /// Rows that are nearly equal. Keep: they stay, and nobody looks for them. Group: they stay, in
+    /// one split. Drop: one stays.
+    #[serde(skip_serializing_if = "NearDuplicates::is_keep")]
+    pub near_duplicates: NearDuplicates,
+}
+
+open_enum! {
+    /// What becomes of equal rows.
+    pub enum Duplicates (spec) {
+        /// They stay.
+        Keep = "Keep",
+        /// One stays.
+        Drop = "Drop",
+    }
+}
+
+open_enum! {
+    /// What becomes of nearly equal rows.
+    pub enum NearDuplicates (spec) {
+        /// They stay, and nobody looks for them.
+        Keep = "Keep",
+        /// They stay, in one split.
+        Group = "Group",
+        /// One stays.
+        Drop = "Drop",
+    }
+}
+
+impl Duplicates {
+    fn is_keep(&self) -> bool {
+        *self == Self::Keep
+    }
+}
+
+impl NearDuplicates {
+    fn is_keep(&self) -> bool {
+        *self == Self::Keep
+    }
+}
+
+/// Rows of rare classes are repeated in train until their class is as frequent as the most frequent
+/// one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Balance {
+    /// Key that names a row's class.
+    #[schemars(length(min = 1, max = 253))]
+    pub column: String,
+    /// How often a row may come.
+    #[schemars(range(min = 1, max = 1000))]
+    pub maximum_upsample: u32,
 }
 
 impl Default for Validation {
@@ -245,6 +303,8 @@ impl Default for Validation {
         Self {
             minimum_rows: 1,
             maximum_invalid_percent: Decimal::from("0"),
+            duplicates: Duplicates::Keep,
+            near_duplicates: NearDuplicates::Keep,
         }
     }
 }
@@ -252,14 +312,25 @@ impl Default for Validation {
 /// How rows are divided; the percentages sum to 100.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
-#[schemars(extend("x-kubernetes-validations" = rules(&[(
-    "self.trainPercent + self.validationPercent + self.testPercent == 100",
-    "trainPercent, validationPercent and testPercent sum to 100",
-)])))]
+#[schemars(extend("x-kubernetes-validations" = rules(&[
+    (
+        "self.trainPercent + self.validationPercent + self.testPercent == 100",
+        "trainPercent, validationPercent and testPercent sum to 100",
+    ),
+    (
+        "has(self.column) == (self.method == 'Time')",
+        "column is needed with method Time, and with no other",
+    ),
+])))]
 pub struct Split {
     /// Hash: a row's side follows from its content (or its group) and the seed, so that no row
-    /// moves when others arrive.
+    /// moves when others arrive. Time: no row is later than one of a later side. Random: exactly the
+    /// percentages that were asked for.
     pub method: SplitMethod,
+    /// Key of a row's time with method Time: RFC 3339, a date, or seconds since 1970.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub column: Option<String>,
     /// Key whose equal values stay on one side.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
@@ -282,6 +353,7 @@ impl Default for Split {
     fn default() -> Self {
         Self {
             method: SplitMethod::Hash,
+            column: None,
             group_column: None,
             train_percent: 80,
             validation_percent: 10,
@@ -296,6 +368,10 @@ open_enum! {
     pub enum SplitMethod (spec) {
         /// By a hash of the row, or of its group, and the seed.
         Hash = "Hash",
+        /// By time.
+        Time = "Time",
+        /// At random by the seed, in exact shares.
+        Random = "Random",
     }
 }
 
@@ -371,6 +447,10 @@ pub struct DatasetVersion {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 32))]
     pub findings: BTreeMap<String, u64>,
+    /// Rows of other splits that are equal to a row of train, or nearly so where nearly equal rows are
+    /// looked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leakage: Option<Leakage>,
     /// Size of the version's files.
     pub size_bytes: u64,
     /// Digest over where the rows came from and what built the version.
@@ -391,6 +471,18 @@ pub struct RowCounts {
     pub test: u64,
     /// Rows left out as invalid.
     pub rejected: u64,
+    /// Rows left out as duplicates.
+    pub duplicates: u64,
+}
+
+/// Rows of other splits that are trained on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Leakage {
+    /// Rows that are kept apart.
+    pub validation: u64,
+    /// Rows that metrics are measured on.
+    pub test: u64,
 }
 
 impl RowCounts {

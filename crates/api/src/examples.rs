@@ -140,7 +140,9 @@ fn dataset() -> Dataset {
         validation: Validation {
             minimum_rows: 100,
             maximum_invalid_percent: Decimal::from("1"),
+            ..Validation::default()
         },
+        balance: None,
         split: Split {
             group_column: Some("word".to_owned()),
             seed: 7,
@@ -355,6 +357,7 @@ fn quickstart() -> Result<Vec<Value>, serde_json::Error> {
                 type_: FormatType::Completion,
             },
             privacy: None,
+            balance: None,
             validation: Validation::default(),
             split: Split {
                 train_percent: 60,

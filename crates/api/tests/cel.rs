@@ -101,6 +101,7 @@ fn dataset_cases() -> Vec<Case> {
     let source = |source: Value| json!({"spec": {"sources": [source]}});
     let split = |train: u32| json!({"spec": {"split": {"trainPercent": train, "validationPercent": 10, "testPercent": 10}}});
     let privacy = |classification: &str, privacy: Value| json!({"spec": {"classification": classification, "privacy": privacy}});
+    let timed = "column is needed with method Time, and with no other";
     let restricted = "Restricted data needs privacy with a mode other than Allow";
     let keyed = "pseudonymKeyRef is needed with mode Pseudonymise, and with no other";
     let key = json!({"name": "pseudonyms", "key": "key"});
@@ -126,6 +127,18 @@ fn dataset_cases() -> Vec<Case> {
             "trainPercent, validationPercent and testPercent sum to 100",
             split(80),
             split(81),
+        ),
+        case(
+            "datasets",
+            timed,
+            json!({"spec": {"split": {"method": "Time", "column": "day"}}}),
+            json!({"spec": {"split": {"method": "Time"}}}),
+        ),
+        case(
+            "datasets",
+            timed,
+            json!({"spec": {"split": {"method": "Random"}}}),
+            json!({"spec": {"split": {"method": "Random", "column": "day"}}}),
         ),
         case(
             "datasets",

@@ -114,6 +114,9 @@ pub struct BuildConfig {
     /// What happens to personal data; none: nobody looks for any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub privacy: Option<Privacy>,
+    /// Whether rare classes are repeated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub balance: Option<Balance>,
 }
 
 /// One source: a mounted file, or several.
@@ -147,6 +150,12 @@ pub struct Validation {
     pub minimum_rows: u64,
     /// The build fails with a larger share of bad rows: a [`Percent`] as it was written.
     pub maximum_invalid_percent: String,
+    /// What becomes of equal rows.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub duplicates: Duplicates,
+    /// What becomes of nearly equal rows.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub near_duplicates: NearDuplicates,
 }
 
 /// A decimal percentage as an exact fraction, so that a limit of 0.1 is not 0.1000000000000000055. The
@@ -185,10 +194,67 @@ impl Percent {
     }
 }
 
-/// A split by hash: a row (or its group) never moves when other rows arrive.
+/// Fields that have their first value are not written, so that fingerprints stay as they were before
+/// there was such a field.
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+/// What becomes of rows that are equal after case and white space are evened out.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Duplicates {
+    /// They stay.
+    #[default]
+    Keep,
+    /// The first one in canonical order stays.
+    Drop,
+}
+
+/// What becomes of rows that are nearly equal.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NearDuplicates {
+    /// They stay, and nobody looks for them.
+    #[default]
+    Keep,
+    /// They stay, in one split.
+    Group,
+    /// The first one in canonical order stays.
+    Drop,
+}
+
+/// Rare classes are repeated in `train`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Balance {
+    /// Column that names a row's class.
+    pub column: String,
+    /// How often a row may come.
+    pub maximum_upsample: u32,
+}
+
+/// How a row's side is chosen.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SplitMethod {
+    /// By a hash of the row or its group alone.
+    #[default]
+    Hash,
+    /// By time: train before validation before test.
+    Time,
+    /// By a hash, in exactly the shares that were asked for.
+    Random,
+}
+
+/// A split. By hash a row (or its group) never moves when other rows arrive; by time and at random the
+/// cuts do.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct HashSplit {
+    /// How a row's side is chosen.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub method: SplitMethod,
+    /// Column that holds a row's time, with [`SplitMethod::Time`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub time_column: Option<String>,
     /// Column whose equal values stay together; none: the row itself.
     pub group_column: Option<String>,
     /// Percent of the rows in `train`.
@@ -240,6 +306,19 @@ pub struct RowCounts {
     pub test: u64,
     /// Bad rows.
     pub rejected: u64,
+    /// Rows that were left out as duplicates.
+    #[serde(default)]
+    pub duplicates: u64,
+}
+
+/// Rows that are equal to a row that is trained on, or nearly so where nearly equal rows are looked for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Leakage {
+    /// In `validation`.
+    pub validation: u64,
+    /// In `test`.
+    pub test: u64,
 }
 
 /// A bad row, without its data.
@@ -349,6 +428,9 @@ pub struct VersionRecord {
     /// How often each type of personal data was found, by the type's name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub findings: BTreeMap<String, u64>,
+    /// Rows of other splits that are trained on.
+    #[serde(default)]
+    pub leakage: Leakage,
 }
 
 /// `builds/<fingerprint>.json`: the version that a build ended with, new or not.
@@ -388,6 +470,8 @@ mod tests {
 
     fn split(train_percent: u32, seed: u64) -> HashSplit {
         HashSplit {
+            method: SplitMethod::Hash,
+            time_column: None,
             group_column: None,
             train_percent,
             validation_percent: 5,
@@ -428,6 +512,20 @@ mod tests {
         ] {
             assert_eq!(Percent::parse(text), None, "{text}");
         }
+    }
+
+    #[test]
+    fn what_was_not_there_before_does_not_change_a_digest() {
+        let written = serde_json::to_string(&split(80, 7)).unwrap();
+        assert!(!written.contains("method") && !written.contains("Column\":\""));
+        let validation = Validation {
+            minimum_rows: 1,
+            maximum_invalid_percent: "0".into(),
+            duplicates: Duplicates::Keep,
+            near_duplicates: NearDuplicates::Keep,
+        };
+        let written = serde_json::to_string(&validation).unwrap();
+        assert_eq!(written, r#"{"minimumRows":1,"maximumInvalidPercent":"0"}"#);
     }
 
     #[test]

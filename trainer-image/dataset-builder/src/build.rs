@@ -1,21 +1,26 @@
 //! One build, from the configuration to a numbered version.
 
+use std::collections::HashSet;
 use std::path::Path;
 
 use graftwork_artifacts::rows::{self, RowWriter, file_name, schema_hash};
 use graftwork_artifacts::{Error as StoreError, Put, Store};
 use graftwork_contract::dataset::{
-    BuildConfig, BuildRecord, Manifest, Provenance, RowCounts, Split, VersionRecord,
+    BuildConfig, BuildRecord, Duplicates, Leakage, Manifest, NearDuplicates, Provenance, RowCounts,
+    Split, VersionRecord,
 };
 use graftwork_contract::digest::PartsHasher;
 use graftwork_contract::{Digest, paths};
 use sha2::{Digest as _, Sha256};
 
+use crate::balance::balance;
 use crate::clock;
+use crate::duplicates::{self, Clusters};
 use crate::failure::Failure;
 use crate::privacy::Screen;
 use crate::row::GoodRow;
 use crate::sources::{Collected, collect, judge};
+use crate::split;
 
 /// The version that a build ended with.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,16 +43,20 @@ pub fn build(config: &BuildConfig, store: &Path, key_file: &Path) -> Result<Buil
     }
     let screen = Screen::new(config, key_file)?;
     let mut collected = collect(config, screen.as_ref())?;
+    let (clusters, duplicates) = order(config, &mut collected.good);
+    collected.duplicates = duplicates;
     let rejected_rows = collected.rejected_rows();
     if let Err(mut failure) = judge(config, &collected) {
         failure.rows = Some(RowCounts {
             rejected: rejected_rows,
+            duplicates,
             ..RowCounts::default()
         });
         failure.rejected = collected.rejected;
         return Err(failure);
     }
-    let dealt = deal(config, std::mem::take(&mut collected.good), rejected_rows);
+    let good = std::mem::take(&mut collected.good);
+    let dealt = deal(config, good, &clusters, duplicates, rejected_rows);
     let manifest = publish(config, &store, &dealt, &collected)?;
     let built = number(config, &store, &dealt, &manifest, collected)?;
     let version = built.record.version;
@@ -78,30 +87,87 @@ struct Dealt {
     counts: RowCounts,
     schema_hash: Digest,
     digest: Digest,
+    leakage: Leakage,
 }
 
 type Sha256Bytes = [u8; 32];
 
-/// Deals every row to its split and orders each split by the hash of the canonical row, so that
-/// neither the order of rows nor that of sources matters. Equal rows stay, each as often as it came.
-fn deal(config: &BuildConfig, good: Vec<GoodRow>, rejected: u64) -> Dealt {
-    let mut splits: [Vec<(Sha256Bytes, GoodRow)>; 3] = Default::default();
-    for row in good {
-        let hash: Sha256Bytes = Sha256::digest(&row.canonical).into();
-        let [train, validation, test] = &mut splits;
-        match config.split.split_of(row.split_key()) {
-            Split::Train => train.push((hash, row)),
-            Split::Validation => validation.push((hash, row)),
-            Split::Test => test.push((hash, row)),
+/// Orders rows by the hash of the canonical row, so that neither the order of rows nor that of sources
+/// matters, and leaves out duplicates where the configuration says so: how many. Equal rows that stay
+/// come each as often as they came.
+fn order(config: &BuildConfig, good: &mut Vec<GoodRow>) -> (Clusters, u64) {
+    good.sort_by_cached_key(canonical_order);
+    let validation = &config.validation;
+    let before = good.len();
+    let drops_near = validation.near_duplicates == NearDuplicates::Drop;
+    if drops_near || validation.duplicates == Duplicates::Drop {
+        let mut clusters = duplicates::equal(good);
+        if drops_near {
+            duplicates::near(good, &mut clusters);
+        }
+        let mut index = 0;
+        good.retain(|_| {
+            index += 1;
+            clusters.first_of(index - 1) == index - 1
+        });
+    }
+    let dropped = (before - good.len()) as u64;
+    let mut clusters = Clusters::single(good.len());
+    if validation.near_duplicates == NearDuplicates::Group {
+        clusters = duplicates::equal(good);
+        duplicates::near(good, &mut clusters);
+    }
+    (clusters, dropped)
+}
+
+fn hash(row: &GoodRow) -> Sha256Bytes {
+    Sha256::digest(&row.canonical).into()
+}
+
+/// By the canonical row, and among equal ones by what decides their split: which of them comes first
+/// must not depend on the order of sources either.
+fn canonical_order(row: &GoodRow) -> (Sha256Bytes, String, Option<i64>, Option<String>) {
+    (
+        hash(row),
+        row.split_key().to_owned(),
+        row.time,
+        row.class.clone(),
+    )
+}
+
+/// Deals every row to its split, and repeats rows of rare classes in train.
+fn deal(
+    config: &BuildConfig,
+    good: Vec<GoodRow>,
+    clusters: &Clusters,
+    duplicates: u64,
+    rejected: u64,
+) -> Dealt {
+    let sides = split::split(&config.split, &good, clusters);
+    let leakage = leakage(&good, &sides, clusters);
+    let mut rows: [Vec<GoodRow>; 3] = Default::default();
+    for (row, side) in good.into_iter().zip(sides) {
+        let [train, validation, test] = &mut rows;
+        match side {
+            Split::Train => train.push(row),
+            Split::Validation => validation.push(row),
+            Split::Test => test.push(row),
         }
     }
+    if let Some(config) = &config.balance {
+        let [train, ..] = &mut rows;
+        *train = balance(config, std::mem::take(train));
+    }
+    let mut splits = rows.map(|rows| -> Vec<(Sha256Bytes, GoodRow)> {
+        rows.into_iter().map(|row| (hash(&row), row)).collect()
+    });
     let schema_hash = schema_hash(config.format, config.split.group_column.as_deref());
     let mut hasher = PartsHasher::new();
     hasher
         .part("graftwork/dataset/v1")
         .part(schema_hash.as_str());
     for (split, rows) in Split::ALL.iter().zip(&mut splits) {
-        rows.sort_unstable_by_key(|(hash, _)| *hash);
+        rows.sort_by_key(|(hash, _)| *hash);
         hasher
             .part(split.name())
             .part((rows.len() as u64).to_le_bytes());
@@ -116,11 +182,42 @@ fn deal(config: &BuildConfig, good: Vec<GoodRow>, rejected: u64) -> Dealt {
             validation,
             test,
             rejected,
+            duplicates,
         },
         digest: hasher.finish(),
         schema_hash,
         splits,
+        leakage,
     }
+}
+
+/// Rows of other splits that are equal to a row of train, or of one cluster with it.
+fn leakage(rows: &[GoodRow], sides: &[Split], clusters: &Clusters) -> Leakage {
+    let marks: Vec<([u8; 32], usize)> = rows
+        .iter()
+        .enumerate()
+        .map(|(index, row)| (duplicates::identity(row), clusters.first_of(index)))
+        .collect();
+    let (mut texts, mut firsts) = (HashSet::new(), HashSet::new());
+    for ((text, first), _) in marks
+        .iter()
+        .zip(sides)
+        .filter(|(_, side)| **side == Split::Train)
+    {
+        texts.insert(text);
+        firsts.insert(first);
+    }
+    let mut leakage = Leakage::default();
+    for ((text, first), side) in marks.iter().zip(sides) {
+        if texts.contains(text) || firsts.contains(first) {
+            match side {
+                Split::Train => {}
+                Split::Validation => leakage.validation += 1,
+                Split::Test => leakage.test += 1,
+            }
+        }
+    }
+    leakage
 }
 
 /// The version's folder with its manifest: the one that is there, or a new one.
@@ -205,6 +302,7 @@ fn number(
                 created_time: created_time.clone(),
                 provenance_digest: manifest.provenance_digest.clone(),
                 findings: findings.clone(),
+                leakage: dealt.leakage,
             })
         },
     )?;

@@ -15,12 +15,14 @@
 
 #![forbid(unsafe_code)]
 
+mod balance;
 pub mod build;
 pub mod cli;
 mod clock;
 pub mod config;
 pub mod csv;
 pub mod detect;
+mod duplicates;
 pub mod failure;
 pub mod files;
 pub mod lines;
@@ -30,5 +32,6 @@ pub mod reader;
 pub mod row;
 pub mod shapes;
 pub mod sources;
+mod split;
 pub mod streams;
 pub mod termination;

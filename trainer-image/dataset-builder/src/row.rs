@@ -20,6 +20,10 @@ pub struct GoodRow {
     pub group: Option<String>,
     /// The kept columns as canonical JSON: two rows are the same where this is.
     pub canonical: String,
+    /// Milliseconds since 1970, where the split goes by time.
+    pub time: Option<i64>,
+    /// The class, where classes are balanced.
+    pub class: Option<String>,
     /// The group as the source has it, which decides the split whatever is masked.
     source_group: Option<String>,
 }
@@ -38,6 +42,10 @@ pub struct Wanted<'a> {
     pub format: Format,
     /// The column that groups rows.
     pub group_column: Option<&'a str>,
+    /// The column that holds the time.
+    pub time_column: Option<&'a str>,
+    /// The column that names the class.
+    pub class_column: Option<&'a str>,
     /// Columns that have another name in this source.
     pub renamed: &'a BTreeMap<String, String>,
     /// What is done about personal data.
@@ -49,12 +57,14 @@ impl<'a> Wanted<'a> {
     pub fn columns(&self) -> Vec<&'a str> {
         let renamed = self.renamed;
         let name = |name: &'a str| renamed.get(name).map_or(name, String::as_str);
-        let format = columns(self.format)
-            .iter()
-            .copied()
-            .chain(self.group_column);
+        let format = columns(self.format).iter().copied();
+        let dealing = [self.group_column, self.time_column, self.class_column];
         let others = shapes::other_columns(self.format);
-        format.map(name).chain(others.iter().copied()).collect()
+        format
+            .chain(dealing.into_iter().flatten())
+            .map(name)
+            .chain(others.iter().copied())
+            .collect()
     }
 }
 
@@ -95,6 +105,14 @@ pub fn read(
         .group_column
         .map(|name| fields.scalar(name))
         .transpose()?;
+    let time = wanted
+        .time_column
+        .map(|name| fields.time(name))
+        .transpose()?;
+    let class = wanted
+        .class_column
+        .map(|name| fields.scalar(name))
+        .transpose()?;
     let mut group = source_group.clone();
     // A group column that the format has is kept, and screened, as the format's.
     let own = wanted
@@ -111,6 +129,8 @@ pub fn read(
         row,
         group,
         canonical: canonical_json(&kept),
+        time,
+        class,
         source_group,
     })
 }
@@ -137,6 +157,32 @@ fn kept(row: &Row) -> Value {
     }
 }
 
+/// Rows for the tests of other modules.
+#[cfg(test)]
+pub mod tests_support {
+    use super::*;
+
+    /// A row of text with the columns that decide its split.
+    pub fn row_of(text: &str, group: Option<&str>, time: Option<i64>) -> GoodRow {
+        let row = Row::Text {
+            text: text.to_owned(),
+        };
+        GoodRow {
+            canonical: canonical_json(&kept(&row)),
+            row,
+            group: group.map(str::to_owned),
+            time,
+            class: None,
+            source_group: group.map(str::to_owned),
+        }
+    }
+
+    /// A row of text.
+    pub fn text_row(text: &str) -> GoodRow {
+        row_of(text, None, None)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -145,6 +191,8 @@ mod tests {
         let wanted = Wanted {
             format,
             group_column,
+            time_column: None,
+            class_column: None,
             renamed: &BTreeMap::new(),
             screen: None,
         };
@@ -214,6 +262,8 @@ mod tests {
         let wanted = Wanted {
             format: Format::Completion,
             group_column: Some("id"),
+            time_column: None,
+            class_column: None,
             renamed: &renamed,
             screen: None,
         };

@@ -62,6 +62,36 @@ impl<'a> Fields<'a> {
             _ => self.string(name),
         }
     }
+
+    /// A time: RFC 3339, a date with or without a time of day (in UTC), or seconds since 1970. In
+    /// milliseconds since 1970.
+    ///
+    /// # Errors
+    /// The broken rule.
+    pub fn time(&self, name: &str) -> Result<i64, String> {
+        let text = self.scalar(name)?;
+        read_time(text.trim()).ok_or_else(|| {
+            let title = self.title(name);
+            format!("{title} is not a time (RFC 3339, a date, or seconds since 1970)")
+        })
+    }
+}
+
+fn read_time(text: &str) -> Option<i64> {
+    if let Ok(seconds) = text.parse::<f64>() {
+        // More is past the year 9999, and was meant otherwise.
+        let known = seconds.abs() < 253_402_300_800.0;
+        return known.then(|| (seconds * 1000.0).round() as i64);
+    }
+    if let Ok(time) = text.parse::<jiff::Timestamp>() {
+        return Some(time.as_millisecond());
+    }
+    let civil = text.parse::<jiff::civil::DateTime>().ok().or_else(|| {
+        let date = text.parse::<jiff::civil::Date>().ok()?;
+        Some(date.at(0, 0, 0, 0))
+    })?;
+    let zoned = civil.to_zoned(jiff::tz::TimeZone::UTC).ok()?;
+    Some(zoned.timestamp().as_millisecond())
 }
 
 /// Columns of other shapes that become rows of a format.
@@ -291,6 +321,25 @@ mod tests {
             let roles: Vec<_> = said.iter().map(|(role, _)| role.as_str()).collect();
             assert_eq!(roles, ROLES);
             assert_eq!(said[1].1, "Go");
+        }
+    }
+
+    #[test]
+    fn times_are_read_as_people_write_them() {
+        for (text, milliseconds) in [
+            ("1970-01-02T00:00:00Z", 86_400_000),
+            ("1970-01-02T01:00:00+01:00", 86_400_000),
+            ("1970-01-02", 86_400_000),
+            ("1970-01-02 00:00:01", 86_401_000),
+            ("1970-01-02T00:00:00.5", 86_400_500),
+            ("86400", 86_400_000),
+            ("0.25", 250),
+            ("-1", -1000),
+        ] {
+            assert_eq!(read_time(text), Some(milliseconds), "{text}");
+        }
+        for text in ["", "yesterday", "NaN", "1e300", "2024-13-01", "20 May"] {
+            assert_eq!(read_time(text), None, "{text}");
         }
     }
 

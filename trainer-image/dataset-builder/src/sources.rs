@@ -32,6 +32,8 @@ pub struct Collected {
     pub provenance: Vec<SourceProvenance>,
     /// How often each type of personal data was found.
     pub findings: Counts,
+    /// Rows that were left out as duplicates.
+    pub duplicates: u64,
 }
 
 /// A rule that rows of a source broke.
@@ -113,6 +115,8 @@ pub fn collect(config: &BuildConfig, screen: Option<&Screen>) -> Result<Collecte
         let wanted = Wanted {
             format: config.format,
             group_column: config.split.group_column.as_deref(),
+            time_column: config.split.time_column.as_deref(),
+            class_column: config.balance.as_ref().map(|it| it.column.as_str()),
             renamed: &source.columns,
             screen,
         };
@@ -166,7 +170,8 @@ fn read(source: &Source, wanted: Wanted<'_>, collected: &mut Collected) -> Resul
 pub fn judge(config: &BuildConfig, collected: &Collected) -> Result<(), Failure> {
     let validation = &config.validation;
     let (good, rejected) = (collected.good.len() as u64, collected.rejected_rows());
-    let total = good + rejected;
+    let duplicates = collected.duplicates;
+    let total = good + rejected + duplicates;
     let limit = &validation.maximum_invalid_percent;
     if config::percent(limit)?.is_exceeded_by(rejected, total) {
         let percent = rejected as f64 * 100.0 / total as f64;
@@ -181,8 +186,12 @@ pub fn judge(config: &BuildConfig, collected: &Collected) -> Result<(), Failure>
             rules if rules.is_empty() => rules,
             rules => format!(" ({rejected} are invalid: {rules})"),
         };
+        let kept = match duplicates {
+            0 => "valid".to_owned(),
+            _ => format!("valid and not one of {duplicates} duplicates"),
+        };
         return Err(Failure::bad_data(format!(
-            "{good} of {total} rows are valid, spec.validation.minimumRows asks for {minimum}{rules}; add rows or lower the limit"
+            "{good} of {total} rows are {kept}, spec.validation.minimumRows asks for {minimum}{rules}; add rows or lower the limit"
         )));
     }
     Ok(())

@@ -202,6 +202,7 @@ fn write_dataset(store: &Store, test_rows: usize) -> Digest {
             validation: 0,
             test: test_rows as u64,
             rejected: 0,
+            duplicates: 0,
         },
         files: files.digests,
         size_bytes: files.size_bytes,

@@ -172,6 +172,7 @@ fn build_config(
             .collect(),
         validation: valid.validation.clone(),
         split: valid.split.clone(),
+        balance: valid.balance.clone(),
         classification: valid.classification,
         privacy: valid.privacy.clone(),
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use graftwork_api::conditions::{condition, reason};
-use graftwork_api::dataset::{DatasetVersion, LatestVersion, RejectedRow, RowCounts};
+use graftwork_api::dataset::{DatasetVersion, LatestVersion, Leakage, RejectedRow, RowCounts};
 use graftwork_api::{Dataset, DatasetStatus, Time, labels};
 use graftwork_contract::dataset::VersionRecord;
 use jiff::Timestamp;
@@ -274,7 +274,7 @@ fn ready(
         rows.train,
         rows.validation,
         rows.test,
-        rows.rejected
+        rows.rejected + rows.duplicates
     );
     let said = Said {
         truth: Truth::True,
@@ -304,6 +304,7 @@ fn print_version(record: &VersionRecord) -> DatasetVersion {
             validation: record.rows.validation,
             test: record.rows.test,
             rejected: record.rows.rejected,
+            duplicates: record.rows.duplicates,
         },
         rejected: record
             .rejected
@@ -317,6 +318,10 @@ fn print_version(record: &VersionRecord) -> DatasetVersion {
             })
             .collect(),
         findings: record.findings.clone(),
+        leakage: Some(Leakage {
+            validation: record.leakage.validation,
+            test: record.leakage.test,
+        }),
         size_bytes: record.size_bytes,
         provenance_digest: Some(record.provenance_digest.to_string()),
     }

@@ -365,6 +365,11 @@ pub fn fingerprint(
             .part("privacy")
             .part(Digest::of_json(privacy).ok()?.as_str());
     }
+    if let Some(balance) = &valid.balance {
+        hasher
+            .part("balance")
+            .part(Digest::of_json(balance).ok()?.as_str());
+    }
     if let Some(key) = &valid.pseudonym_key {
         hasher.part("pseudonym key").part(&key.name).part(&key.key);
     }

@@ -5,11 +5,12 @@ mod privacy;
 
 use graftwork_api::conditions::{condition, reason};
 use graftwork_api::dataset::{
-    ConfigMapKeyReference, DatasetFormat, FormatType, Source, Split, Validation,
+    Balance, ConfigMapKeyReference, DatasetFormat, FormatType, NearDuplicates, Source, Split,
+    SplitMethod, Validation,
 };
 use graftwork_api::{DatasetSpec, Time};
 use graftwork_contract::dataset::{
-    BuildRecord, BuildSummary, RejectedRow, RowCounts, VersionRecord,
+    BuildRecord, BuildSummary, Leakage, RejectedRow, RowCounts, VersionRecord,
 };
 use graftwork_contract::exit::ExitCode;
 use k8s_openapi::api::batch::v1::{JobCondition, JobStatus};
@@ -42,6 +43,7 @@ impl World {
                 format: DatasetFormat {
                     type_: FormatType::Completion,
                 },
+                balance: None,
                 classification: None,
                 privacy: None,
                 validation: Validation::default(),
@@ -210,12 +212,17 @@ impl World {
                 validation: 10,
                 test: 10,
                 rejected: 1,
+                duplicates: 0,
             },
             rejected,
             size_bytes: 9,
             created_time: at(self.seconds).to_string(),
             provenance_digest: Digest::of(b"provenance"),
             findings: [("email".to_owned(), 211)].into(),
+            leakage: Leakage {
+                validation: 0,
+                test: 2,
+            },
         };
         let build = BuildRecord {
             fingerprint: self.fingerprint(),
@@ -406,6 +413,28 @@ fn a_bad_field_is_named_and_nothing_is_touched() {
             "spec.sources[faq].uri: \"pvc://a/rows/\" is a folder",
         ),
         (
+            Box::new(|spec| spec.split.method = SplitMethod::Time),
+            "spec.split.column: is needed with method Time",
+        ),
+        (
+            Box::new(|spec| spec.split.column = Some("day".to_owned())),
+            "spec.split.column: is needed with method Time",
+        ),
+        (
+            Box::new(|spec| spec.validation.near_duplicates = "Sometimes".into()),
+            "spec.validation.nearDuplicates: \"Sometimes\" is not known",
+        ),
+        (
+            Box::new(|spec| {
+                let column = "topic".to_owned();
+                spec.balance = Some(Balance {
+                    column,
+                    maximum_upsample: 0,
+                });
+            }),
+            "spec.balance.maximumUpsample: is 0",
+        ),
+        (
             Box::new(|spec| {
                 let columns = [("text".to_owned(), "body".to_owned())];
                 spec.sources[0].columns = columns.into();
@@ -428,6 +457,41 @@ fn a_bad_field_is_named_and_nothing_is_touched() {
         assert!(world.ready().2.starts_with(field), "{}", world.ready().2);
         assert!(actions.create.is_empty() && actions.delete.is_empty() && actions.apply.is_empty());
     }
+}
+
+#[test]
+fn another_split_another_balance_or_another_rule_is_another_fingerprint() {
+    let plain = World::from_config_map();
+    let mut known = vec![plain.fingerprint()];
+    for change in [
+        (|spec: &mut DatasetSpec| spec.split.method = SplitMethod::Random) as fn(&mut DatasetSpec),
+        |spec| {
+            spec.split.method = SplitMethod::Time;
+            spec.split.column = Some("day".to_owned());
+        },
+        |spec| spec.validation.near_duplicates = NearDuplicates::Group,
+        |spec| {
+            spec.balance = Some(Balance {
+                column: "topic".to_owned(),
+                maximum_upsample: 3,
+            });
+        },
+    ] {
+        let mut world = plain.clone();
+        change(&mut world.cr.spec);
+        let fingerprint = world.fingerprint();
+        assert!(!known.contains(&fingerprint));
+        known.push(fingerprint);
+    }
+}
+
+#[test]
+fn rows_of_other_splits_that_are_trained_on_are_shown() {
+    let mut world = World::from_config_map();
+    world.publish(1);
+    world.reconcile();
+    let versions = world.cr.status.unwrap().versions;
+    assert_eq!(versions[0].leakage.unwrap().test, 2);
 }
 
 #[test]

@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 
 use graftwork_api::DatasetSpec;
-use graftwork_api::dataset::{FormatType, PrivacyMode, SecretKeyReference, SplitMethod};
+use graftwork_api::dataset::{
+    Duplicates, FormatType, NearDuplicates, PrivacyMode, SecretKeyReference, SplitMethod,
+};
 use graftwork_api::uri::PvcUri;
 use graftwork_contract::dataset::{
-    self as contract, Classification, Format, HashSplit, Percent, Privacy, Validation,
+    self as contract, Balance, Classification, Format, HashSplit, Percent, Privacy, Validation,
 };
 use graftwork_contract::glob::{Glob, is_pattern};
 
@@ -21,6 +23,8 @@ pub struct Valid {
     pub validation: Validation,
     /// How they are dealt.
     pub split: HashSplit,
+    /// Whether rare classes are repeated.
+    pub balance: Option<Balance>,
     /// How far the data may go.
     pub classification: Option<Classification>,
     /// What happens to personal data.
@@ -122,7 +126,10 @@ pub fn validate(spec: &DatasetSpec) -> Result<Valid, Invalid> {
         validation: Validation {
             minimum_rows: spec.validation.minimum_rows,
             maximum_invalid_percent: percent.to_string(),
+            duplicates: read_duplicates(&spec.validation)?,
+            near_duplicates: read_near_duplicates(&spec.validation)?,
         },
+        balance: read_balance(spec)?,
         split: read_split(&spec.split)?,
     })
 }
@@ -260,12 +267,65 @@ fn read_source(source: &graftwork_api::dataset::Source, known: &[&str]) -> Resul
     })
 }
 
+fn read_duplicates(
+    validation: &graftwork_api::dataset::Validation,
+) -> Result<contract::Duplicates, Invalid> {
+    match &validation.duplicates {
+        Duplicates::Keep => Ok(contract::Duplicates::Keep),
+        Duplicates::Drop => Ok(contract::Duplicates::Drop),
+        Duplicates::Other(other) => Err(unknown(
+            "spec.validation.duplicates",
+            other,
+            Duplicates::KNOWN,
+        )),
+    }
+}
+
+fn read_near_duplicates(
+    validation: &graftwork_api::dataset::Validation,
+) -> Result<contract::NearDuplicates, Invalid> {
+    match &validation.near_duplicates {
+        NearDuplicates::Keep => Ok(contract::NearDuplicates::Keep),
+        NearDuplicates::Group => Ok(contract::NearDuplicates::Group),
+        NearDuplicates::Drop => Ok(contract::NearDuplicates::Drop),
+        NearDuplicates::Other(other) => Err(unknown(
+            "spec.validation.nearDuplicates",
+            other,
+            NearDuplicates::KNOWN,
+        )),
+    }
+}
+
+fn read_balance(spec: &DatasetSpec) -> Result<Option<Balance>, Invalid> {
+    let Some(balance) = &spec.balance else {
+        return Ok(None);
+    };
+    if balance.maximum_upsample == 0 {
+        return Err(Invalid::new(
+            "spec.balance.maximumUpsample",
+            "is 0, must be at least 1",
+        ));
+    }
+    Ok(Some(Balance {
+        column: balance.column.clone(),
+        maximum_upsample: balance.maximum_upsample,
+    }))
+}
+
 fn read_split(split: &graftwork_api::dataset::Split) -> Result<HashSplit, Invalid> {
-    match &split.method {
-        SplitMethod::Hash => {}
+    let method = match &split.method {
+        SplitMethod::Hash => contract::SplitMethod::Hash,
+        SplitMethod::Time => contract::SplitMethod::Time,
+        SplitMethod::Random => contract::SplitMethod::Random,
         SplitMethod::Other(other) => {
             return Err(unknown("spec.split.method", other, SplitMethod::KNOWN));
         }
+    };
+    if (method == contract::SplitMethod::Time) != split.column.is_some() {
+        return Err(Invalid::new(
+            "spec.split.column",
+            "is needed with method Time, and with no other",
+        ));
     }
     let sum = u64::from(split.train_percent)
         + u64::from(split.validation_percent)
@@ -277,6 +337,8 @@ fn read_split(split: &graftwork_api::dataset::Split) -> Result<HashSplit, Invali
         ));
     }
     Ok(HashSplit {
+        method,
+        time_column: split.column.clone(),
         group_column: split.group_column.clone(),
         train_percent: split.train_percent,
         validation_percent: split.validation_percent,

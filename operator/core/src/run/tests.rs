@@ -56,6 +56,7 @@ fn dataset() -> Dataset {
                 type_: FormatType::Completion,
             },
             validation: graftwork_api::dataset::Validation::default(),
+            balance: None,
             classification: None,
             privacy: None,
             split: graftwork_api::dataset::Split::default(),
@@ -80,6 +81,7 @@ fn dataset() -> Dataset {
                 rows: graftwork_api::dataset::RowCounts::default(),
                 rejected: vec![],
                 findings: std::collections::BTreeMap::new(),
+                leakage: None,
                 size_bytes: 0,
                 provenance_digest: None,
             })

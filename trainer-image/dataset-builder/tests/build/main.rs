@@ -9,6 +9,7 @@
     reason = "a failed step is a failed test, and tests watch the clock"
 )]
 
+mod dealing;
 mod privacy;
 mod sources;
 
@@ -21,8 +22,8 @@ use std::time::Duration;
 use graftwork_artifacts::Store;
 use graftwork_artifacts::rows::{self, Row};
 use graftwork_contract::dataset::{
-    BuildConfig, BuildRecord, BuildSummary, Format, HashSplit, Privacy, PrivacyMode, Source, Split,
-    Validation, VersionRecord,
+    BuildConfig, BuildRecord, BuildSummary, Duplicates, Format, HashSplit, NearDuplicates, Privacy,
+    PrivacyMode, Source, Split, SplitMethod, Validation, VersionRecord,
 };
 use graftwork_contract::{Digest, paths};
 
@@ -44,8 +45,12 @@ impl Bench {
             validation: Validation {
                 minimum_rows: 1,
                 maximum_invalid_percent: "10".into(),
+                duplicates: Duplicates::Keep,
+                near_duplicates: NearDuplicates::Keep,
             },
             split: HashSplit {
+                method: SplitMethod::Hash,
+                time_column: None,
                 group_column: None,
                 train_percent: 80,
                 validation_percent: 10,
@@ -54,6 +59,7 @@ impl Bench {
             },
             classification: None,
             privacy: None,
+            balance: None,
         };
         Self { dir, config }
     }

@@ -1,0 +1,142 @@
+//! Duplicates, splits and balance.
+
+use graftwork_contract::dataset::Balance;
+
+use super::*;
+
+/// Rows of text with a class and a day, and for each tenth one that is the same but for its case.
+fn diary(days: u32) -> Vec<String> {
+    (0..days)
+        .flat_map(|day| {
+            let class = if day % 10 == 0 { "rare" } else { "common" };
+            let row = |text: &str| {
+                let seconds = day * 86_400;
+                format!("{{\"text\": \"{text}\", \"class\": \"{class}\", \"day\": {seconds}}}")
+            };
+            let text = format!(
+                "entry {day} of {}",
+                u64::from(day).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+            );
+            let again = (day % 10 == 0).then(|| row(&text.to_uppercase()));
+            std::iter::once(row(&text)).chain(again)
+        })
+        .collect()
+}
+
+fn built(bench: &Bench) -> VersionRecord {
+    let (code, summary) = bench.build();
+    assert_eq!(code, 0, "{summary:?}");
+    bench.version(summary.version.unwrap()).unwrap()
+}
+
+#[test]
+fn duplicates_across_splits_are_counted_and_go_where_the_spec_says_so() {
+    let mut bench = Bench::new(Format::Text);
+    bench.source("rows", &diary(200).join("\n"));
+    let kept = built(&bench);
+    assert_eq!(kept.rows.train + kept.rows.validation + kept.rows.test, 220);
+    assert!(kept.leakage.validation + kept.leakage.test > 0, "{kept:?}");
+
+    bench.fingerprint("together");
+    bench.config.validation.near_duplicates = NearDuplicates::Group;
+    let together = built(&bench);
+    assert_eq!(together.rows.duplicates, 0);
+    assert_eq!(together.leakage.validation + together.leakage.test, 0);
+
+    bench.fingerprint("dropped");
+    bench.config.validation.near_duplicates = NearDuplicates::Keep;
+    bench.config.validation.duplicates = Duplicates::Drop;
+    let dropped = built(&bench);
+    assert_eq!(dropped.rows.duplicates, 20);
+    assert_eq!(dropped.leakage.validation + dropped.leakage.test, 0);
+
+    bench.fingerprint("too few are left");
+    bench.config.validation.minimum_rows = 201;
+    let (code, summary) = bench.build();
+    assert_eq!((code, summary.reason.as_str()), (65, "DataError"));
+    let words = "200 of 220 rows are valid and not one of 20 duplicates";
+    assert!(summary.message.contains(words), "{}", summary.message);
+}
+
+#[test]
+fn every_way_to_deal_gives_the_same_version_for_rows_in_another_order_and_in_other_sources() {
+    for (near, method, column) in [
+        (NearDuplicates::Drop, SplitMethod::Random, None),
+        (NearDuplicates::Group, SplitMethod::Time, Some("day")),
+        (NearDuplicates::Keep, SplitMethod::Time, Some("day")),
+    ] {
+        let mut bench = Bench::new(Format::Text);
+        bench.config.validation.near_duplicates = near;
+        bench.config.split.method = method;
+        bench.config.split.time_column = column.map(str::to_owned);
+        bench.config.balance = Some(Balance {
+            column: "class".into(),
+            maximum_upsample: 4,
+        });
+        let rows = diary(150);
+        bench.source("rows", &rows.join("\n"));
+        let first = built(&bench);
+        bench.fingerprint("another order");
+        let mut turned: Vec<&str> = rows.iter().map(String::as_str).rev().collect();
+        turned.rotate_left(40);
+        let (some, others) = turned.split_at(33);
+        bench.source("rows", &some.join("\n"));
+        bench.source("more", &others.join("\n"));
+        let second = built(&bench);
+        assert_eq!((first.version, second.version), (1, 1), "{method:?}");
+        assert_eq!(first.digest, second.digest);
+    }
+}
+
+#[test]
+fn a_split_by_time_keeps_later_rows_out_of_train() {
+    let mut bench = Bench::new(Format::Text);
+    bench.config.split.method = SplitMethod::Time;
+    bench.config.split.time_column = Some("day".into());
+    let rows: Vec<String> = diary(101)
+        .into_iter()
+        .filter(|row| !row.contains("ENTRY"))
+        .collect();
+    bench.source("rows", &rows.join("\n"));
+    let digest = built(&bench).digest;
+    let days = |split: Split| -> Vec<u32> {
+        let rows = bench.rows(&digest, split).into_iter();
+        let day = |row| match row {
+            Row::Text { text } => text.split(' ').nth(1).unwrap().parse().unwrap(),
+            _ => panic!("another format"),
+        };
+        rows.map(day).collect()
+    };
+    let [train, validation, test] = Split::ALL.map(days);
+    assert!(train.iter().max() < validation.iter().min());
+    assert!(validation.iter().max() < test.iter().min());
+
+    bench.fingerprint("no time");
+    bench.source("rows", "{\"text\": \"a\", \"day\": \"SECRET\"}");
+    let (code, summary) = bench.build();
+    assert_eq!(code, 65);
+    let rule = "day is not a time (RFC 3339, a date, or seconds since 1970)";
+    assert_eq!(summary.rejected[0].rule, rule);
+    assert!(!format!("{summary:?}").contains("SECRET"));
+}
+
+#[test]
+fn rare_classes_are_repeated_in_train_alone() {
+    let mut bench = Bench::new(Format::Text);
+    bench.config.split.method = SplitMethod::Random;
+    bench.source("rows", &diary(200).join("\n"));
+    let plain = built(&bench);
+    bench.fingerprint("balanced");
+    bench.config.balance = Some(Balance {
+        column: "class".into(),
+        maximum_upsample: 3,
+    });
+    let balanced = built(&bench);
+    assert!(balanced.rows.train > plain.rows.train);
+    for split in [Split::Validation, Split::Test] {
+        assert_eq!(
+            bench.rows(&balanced.digest, split),
+            bench.rows(&plain.digest, split)
+        );
+    }
+}
