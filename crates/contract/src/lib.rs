@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 pub mod adapter;
+pub mod address;
 pub mod dataset;
 pub mod digest;
 pub mod endpoint;
@@ -22,6 +23,7 @@ pub mod paths;
 pub mod pod;
 pub mod run;
 pub mod signing;
+pub mod uri;
 
 /// Generated messages and, with the feature `grpc`, clients and servers.
 #[allow(missing_docs, clippy::all, clippy::pedantic)]
