@@ -18,9 +18,11 @@ use crate::clock;
 use crate::duplicates::{self, Clusters};
 use crate::failure::Failure;
 use crate::privacy::Screen;
+use crate::report::{REPORT_FILE, report};
 use crate::row::GoodRow;
 use crate::sources::{Collected, collect, judge};
 use crate::split;
+use crate::statistics::{self, STATISTICS_FILE, SplitStatistics, Statistics};
 
 /// The version that a build ended with.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -248,6 +250,11 @@ fn publish(
         }
         writer.finish()?;
     }
+    let statistics = statistics(config, dealt, collected);
+    let json = serde_json::to_vec_pretty(&statistics.to_json())
+        .map_err(|error| Failure::bug(error.to_string()))?;
+    staged.write(STATISTICS_FILE, &json)?;
+    staged.write(REPORT_FILE, report(&statistics, &dealt.digest).as_bytes())?;
     let latest =
         store.latest_numbered::<VersionRecord>(&paths::dataset_versions(&config.dataset))?;
     let provenance = Provenance {
@@ -274,6 +281,23 @@ fn publish(
         Put::Created => Ok(manifest),
         // Another builder was faster: its provenance stands.
         Put::Existing => Ok(rows::manifest(store, &config.dataset, &dealt.digest)?),
+    }
+}
+
+/// The version's numbers, for machines and people. No time stands in them: the same rows and sources
+/// have the same.
+fn statistics(config: &BuildConfig, dealt: &Dealt, collected: &Collected) -> Statistics {
+    let masks = config.privacy.is_some();
+    Statistics {
+        dataset: config.dataset.clone(),
+        rows: dealt.counts,
+        leakage: dealt.leakage,
+        splits: dealt
+            .splits
+            .each_ref()
+            .map(|rows| SplitStatistics::of(rows.iter().map(|(_, row)| row), masks)),
+        findings: collected.findings.by_name(),
+        rejected: statistics::rejected(&collected.rules),
     }
 }
 

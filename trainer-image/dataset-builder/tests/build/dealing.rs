@@ -140,3 +140,38 @@ fn rare_classes_are_repeated_in_train_alone() {
         );
     }
 }
+
+#[test]
+fn numbers_and_a_report_lie_beside_the_rows_and_hold_no_text_of_them() {
+    let mut bench = Bench::new(Format::Text);
+    let rows = format!(
+        "{}\n{{\"text\": 1, \"class\": \"x\", \"day\": 1}}",
+        diary(200).join("\n")
+    );
+    bench.source("rows", &rows);
+    bench.config.balance = Some(Balance {
+        column: "class".into(),
+        maximum_upsample: 3,
+    });
+    let record = built(&bench);
+    let folder = bench
+        .store_dir()
+        .join(paths::dataset("topics", &record.digest));
+    let json = fs::read_to_string(folder.join("statistics.json")).unwrap();
+    let numbers: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let train = &numbers["splits"]["train"];
+    assert_eq!(train["rows"], record.rows.train);
+    assert_eq!(numbers["rejectedByRule"][0]["rule"], "text is not a string");
+    assert_eq!(numbers["leakage"]["test"], record.leakage.test);
+    let sum = |counts: &serde_json::Value| -> u64 {
+        let counts = counts.as_object().unwrap();
+        counts.values().map(|count| count.as_u64().unwrap()).sum()
+    };
+    assert_eq!(sum(&train["rowsByCharactersBelow"]), record.rows.train);
+    assert_eq!(sum(&train["rowsByClass"]), record.rows.train);
+    let html = fs::read_to_string(folder.join("report.html")).unwrap();
+    assert!(html.contains("<svg") && html.contains("text is not a string"));
+    for text in [json, html] {
+        assert!(!text.contains("entry") && !text.contains("ENTRY"), "{text}");
+    }
+}

@@ -229,7 +229,7 @@ fn a_build_leaves_rows_manifest_version_and_record() {
     let manifest = rows::manifest(&bench.store(), "topics", &digest).unwrap();
     let source = fs::read(bench.dir.path().join("rows.jsonl")).unwrap();
     assert_eq!(manifest.provenance.sources[0].digest, Digest::of(&source));
-    assert_eq!(manifest.files.len(), 3);
+    assert_eq!(manifest.files.len(), 5);
     let record = bench.version(1).unwrap();
     assert_eq!(record.digest, digest);
     assert_eq!(
@@ -602,7 +602,7 @@ fn a_build_that_is_killed_at_any_instant_ends_the_same_when_it_is_repeated() {
     assert_eq!(calm.build().0, 0);
     let whole = started.elapsed();
     let expected = state(&calm);
-    assert_eq!(expected.len(), 6, "{expected:?}");
+    assert_eq!(expected.len(), 8, "{expected:?}");
     let mut killed = 0;
     for round in 0..12_u32 {
         let bench = bench();

@@ -1,0 +1,245 @@
+//! A version's numbers for people: one HTML file that loads nothing, with charts as SVG. It says nothing
+//! that `statistics.json` does not.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use graftwork_contract::Digest;
+
+use crate::statistics::{SplitStatistics, Statistics};
+
+/// File name in the version's folder.
+pub const REPORT_FILE: &str = "report.html";
+/// Pixels of the longest bar.
+const WIDTH: u64 = 360;
+/// Pixels of a row of a chart.
+const ROW: u64 = 20;
+
+const HEAD: &str = "<!doctype html>
+<html lang=\"en\"><head><meta charset=\"utf-8\">
+<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">
+<meta name=\"viewport\" content=\"width=device-width\">
+<style>
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem; color: #222; }
+h1, h2 { font-weight: 600; } h2 { margin-top: 2rem; }
+table { border-collapse: collapse; } td, th { padding: .2rem .8rem .2rem 0; text-align: right; }
+td:first-child, th:first-child { text-align: left; } th { border-bottom: 1px solid #bbb; font-weight: 600; }
+svg { display: block; font: 12px system-ui, sans-serif; } rect { fill: #4477aa; } code { font-size: 12px; }
+figure { margin: 0 0 1rem; } figcaption { color: #555; }
+</style>
+";
+
+/// The report.
+pub fn report(statistics: &Statistics, digest: &Digest) -> String {
+    let mut html = String::from(HEAD);
+    let name = escaped(&statistics.dataset);
+    let _ = write!(
+        html,
+        "<title>{name}</title></head><body>\n<h1>{name}</h1>\n<p><code>{digest}</code></p>\n"
+    );
+    html.push_str(&rows(statistics));
+    for (name, split) in statistics
+        .named_splits()
+        .filter(|(_, split)| split.rows > 0)
+    {
+        let _ = write!(html, "<h2>{name}</h2>\n{}", charts(split));
+    }
+    if !statistics.findings.is_empty() {
+        html.push_str("<h2>Personal data</h2>\n");
+        html.push_str(&chart("Findings by type", &labelled(&statistics.findings)));
+    }
+    if !statistics.rejected.is_empty() {
+        html.push_str("<h2>Rows left out</h2>\n<table><tr><th>rule</th><th>rows</th></tr>\n");
+        for (rule, rows) in &statistics.rejected {
+            let _ = writeln!(html, "<tr><td>{}</td><td>{rows}</td></tr>", escaped(rule));
+        }
+        html.push_str("</table>\n");
+    }
+    html.push_str("</body></html>\n");
+    html
+}
+
+fn rows(statistics: &Statistics) -> String {
+    let mut html = String::from(
+        "<table><tr><th>split</th><th>rows</th><th>characters</th><th>words</th><th>longest row</th><th>also in train</th></tr>\n",
+    );
+    for (name, split) in statistics.named_splits() {
+        let leaked = match name {
+            "validation" => statistics.leakage.validation.to_string(),
+            "test" => statistics.leakage.test.to_string(),
+            _ => String::new(),
+        };
+        let _ = writeln!(
+            html,
+            "<tr><td>{name}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{leaked}</td></tr>",
+            split.rows, split.characters, split.words, split.longest
+        );
+    }
+    let _ = writeln!(
+        html,
+        "</table>\n<p>Left out: {} rows that break a rule, {} duplicates.</p>",
+        statistics.rows.rejected, statistics.rows.duplicates
+    );
+    html
+}
+
+fn charts(split: &SplitStatistics) -> String {
+    let lengths: Vec<(String, u64)> = split
+        .lengths
+        .iter()
+        .map(|(below, rows)| (format!("below {below}"), *rows))
+        .collect();
+    let mut html = chart("Rows by characters", &lengths);
+    let columns: Vec<(String, u64)> = split
+        .columns
+        .iter()
+        .map(|(name, characters)| ((*name).to_owned(), *characters))
+        .collect();
+    html.push_str(&chart("Characters by column", &columns));
+    if !split.classes.is_empty() {
+        html.push_str(&chart("Rows by class", &labelled(&split.classes)));
+    }
+    html
+}
+
+fn labelled(counts: &BTreeMap<String, u64>) -> Vec<(String, u64)> {
+    counts
+        .iter()
+        .map(|(name, count)| (name.clone(), *count))
+        .collect()
+}
+
+/// Horizontal bars with their labels and numbers.
+fn chart(title: &str, bars: &[(String, u64)]) -> String {
+    let most = bars
+        .iter()
+        .map(|(_, count)| *count)
+        .max()
+        .unwrap_or(0)
+        .max(1);
+    let height = ROW * bars.len() as u64;
+    let mut svg = format!(
+        "<figure><figcaption>{}</figcaption>\n<svg width=\"{}\" height=\"{height}\" role=\"img\" aria-label=\"{}\">\n",
+        escaped(title),
+        WIDTH + 340,
+        escaped(title)
+    );
+    for (index, (label, count)) in bars.iter().enumerate() {
+        let top = ROW * index as u64;
+        // The product of a count and a few pixels fits twice over.
+        let width = (u128::from(*count) * u128::from(WIDTH) / u128::from(most)) as u64;
+        let _ = writeln!(
+            svg,
+            "<text x=\"190\" y=\"{}\" text-anchor=\"end\">{}</text><rect x=\"200\" y=\"{}\" width=\"{width}\" height=\"14\"/><text x=\"{}\" y=\"{}\">{count}</text>",
+            top + 14,
+            escaped(label),
+            top + 3,
+            206 + width,
+            top + 14
+        );
+    }
+    svg.push_str("</svg></figure>\n");
+    svg
+}
+
+/// A text within HTML.
+fn escaped(text: &str) -> String {
+    let mut html = String::with_capacity(text.len());
+    for letter in text.chars() {
+        match letter {
+            '&' => html.push_str("&amp;"),
+            '<' => html.push_str("&lt;"),
+            '>' => html.push_str("&gt;"),
+            '"' => html.push_str("&quot;"),
+            '\'' => html.push_str("&#39;"),
+            letter if letter.is_control() => html.push(' '),
+            letter => html.push(letter),
+        }
+    }
+    html
+}
+
+#[cfg(test)]
+mod tests {
+    use graftwork_contract::dataset::{Leakage, RowCounts};
+
+    use super::*;
+    use crate::row::tests_support::text_row;
+
+    fn statistics() -> Statistics {
+        let mut row = text_row("a text");
+        row.class = Some("<script>alert('x')</script>".to_owned());
+        Statistics {
+            dataset: "topics".to_owned(),
+            rows: RowCounts {
+                rejected: 3,
+                duplicates: 4,
+                ..RowCounts::default()
+            },
+            leakage: Leakage {
+                validation: 0,
+                test: 5,
+            },
+            splits: [
+                SplitStatistics::of([row].iter(), false),
+                SplitStatistics::default(),
+                SplitStatistics::default(),
+            ],
+            findings: BTreeMap::from([("email".to_owned(), 211)]),
+            rejected: vec![("prompt is missing".to_owned(), 3)],
+        }
+    }
+
+    #[test]
+    fn the_report_has_every_number_and_loads_nothing() {
+        let html = report(&statistics(), &Digest::of(b"rows"));
+        for words in [
+            "<h1>topics</h1>",
+            Digest::of(b"rows").as_str(),
+            "3 rows that break a rule, 4 duplicates",
+            "<td>5</td></tr>",
+            "below 8",
+            ">211</text>",
+            "<td>prompt is missing</td><td>3</td>",
+        ] {
+            assert!(html.contains(words), "{words}: {html}");
+        }
+        for loads in [
+            "http://", "https://", "src=", "href=", "url(", "@import", "<script",
+        ] {
+            assert!(!html.contains(loads), "{loads}");
+        }
+    }
+
+    #[test]
+    fn names_of_classes_are_texts_and_never_markup() {
+        let html = report(&statistics(), &Digest::of(b"rows"));
+        assert!(
+            html.contains("&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;"),
+            "{html}"
+        );
+    }
+
+    #[test]
+    fn every_tag_that_opens_is_closed() {
+        let html = report(&statistics(), &Digest::of(b"rows"));
+        for tag in [
+            "html", "head", "body", "style", "table", "tr", "td", "th", "svg", "text", "figure",
+            "h2",
+        ] {
+            let opens = html.matches(&format!("<{tag}>")).count()
+                + html.matches(&format!("<{tag} ")).count();
+            assert_eq!(opens, html.matches(&format!("</{tag}>")).count(), "{tag}");
+        }
+    }
+
+    #[test]
+    fn the_longest_bar_is_as_wide_as_the_chart_whatever_its_count() {
+        let svg = chart("x", &[("a".to_owned(), u64::MAX), ("b".to_owned(), 0)]);
+        assert!(
+            svg.contains("width=\"360\"") && svg.contains("width=\"0\""),
+            "{svg}"
+        );
+        assert!(chart("x", &[]).contains("height=\"0\""));
+    }
+}
