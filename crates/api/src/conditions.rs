@@ -82,7 +82,7 @@ reasons! {
     INTERNAL_ERROR = "InternalError", "Ready, Succeeded", "A bug of graftwork.", "Report the message and the operator's log; the operator tries again by itself.";
 
     BUILDING = "Building", "Dataset Ready, Reconciling", "A Job builds a version, or is about to.", "Wait.";
-    SOURCE_NOT_FOUND = "SourceNotFound", "Dataset Ready", "A ConfigMap, key, claim or file that a source names is not there.", "Create it, or correct the source that the message names; the operator looks again by itself.";
+    SOURCE_NOT_FOUND = "SourceNotFound", "Dataset Ready", "A ConfigMap, key, claim or file that a source names, or the Secret with the key of pseudonyms, is not there.", "Create it, or correct the field that the message names; the operator looks again by itself.";
     DATA_ERROR = "DataError", "Dataset Ready, TrainingRun Succeeded", "The rows break the spec's validation: too many invalid or too few valid; the message names source, line and rule.", "Correct the rows, or relax spec.validation.";
     BUILD_FAILED = "BuildFailed", "Dataset Ready", "The Job that builds a version failed for a reason other than the rows.", "Read the message and the Job's log. The operator tries again by itself, at growing intervals, where the message names the time of the next attempt; otherwise change the annotation graftwork.dev/refresh.";
 
