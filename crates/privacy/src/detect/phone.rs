@@ -70,7 +70,9 @@ fn next(text: &str, from: usize) -> Option<(usize, char)> {
 fn end_of_name(text: &str, from: usize) -> usize {
     let tail = text.get(from..).unwrap_or_default();
     let of_name = |letter: char| is_word(letter) || "+()._-/#@:".contains(letter);
-    let length = tail.find(|letter: char| !of_name(letter)).unwrap_or(tail.len());
+    let length = tail
+        .find(|letter: char| !of_name(letter))
+        .unwrap_or(tail.len());
     from + length.max(1)
 }
 

@@ -92,7 +92,7 @@ pub fn find(text: &str) -> Vec<Span> {
         found.extend(starts.filter_map(|(start, _)| known(text, start, token)));
     }
     found.extend(every(text, "eyJ", web_token));
-    found.extend(every(text, PEM.0, private_key));
+    found.extend(private_keys(text));
     found.extend(every(text, "://", password_in_uri));
     found.extend(every(text, "=", assigned));
     found.extend(every(text, ":", assigned));
@@ -142,6 +142,9 @@ fn known(text: &str, start: usize, token: &Token) -> Option<Span> {
 
 /// A JSON web token: header, claims and signature, of which the first two are objects.
 fn web_token(text: &str, start: usize) -> Option<Span> {
+    if !begins(text, start, &['.', '-']) {
+        return None;
+    }
     let tail = text.get(start..)?;
     let length = run(tail, 16 << 10, |letter| is_name(letter) || letter == '.');
     let written = tail.get(..length)?.trim_end_matches('.');
@@ -150,14 +153,24 @@ fn web_token(text: &str, start: usize) -> Option<Span> {
         return None;
     };
     let right = header.len() >= 12 && claims.len() >= 8 && signature.len() >= 8;
-    (right && claims.starts_with("ey") && begins(text, start, &[]))
-        .then_some((start, start + written.len()))
+    (right && claims.starts_with("ey")).then_some((start, start + written.len()))
+}
+
+/// Private keys one after the other: what belongs to one begins none.
+fn private_keys(text: &str) -> Vec<Span> {
+    let mut found: Vec<Span> = Vec::new();
+    for (at, _) in text.match_indices(PEM.0) {
+        if found.last().is_none_or(|(_, end)| *end <= at) {
+            found.extend(private_key(text, at));
+        }
+    }
+    found
 }
 
 /// From `-----BEGIN` to the dashes that end it; where the end is missing, all that may belong to it.
 fn private_key(text: &str, start: usize) -> Option<Span> {
     let tail = text.get(start..)?;
-    let title = tail.lines().next()?;
+    let title = tail.get(..run(tail, 64, |letter| letter != '\n'))?;
     if !title.contains(PEM.1) {
         return None;
     }
