@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use graftwork_model::base::BaseModel;
-use graftwork_model::config::LlamaConfig;
+use graftwork_model::config::{Family, LlamaConfig};
 use graftwork_model::fixture::random_adapter;
 use graftwork_model::kernel::{Epilogue, Isa, Panels, product, product_parallel};
 use graftwork_model::kv::{KvPool, KvSequence};
@@ -19,6 +19,7 @@ use graftwork_model::transformer::{
 
 fn config() -> LlamaConfig {
     LlamaConfig {
+        family: Family::Llama,
         hidden_size: 192,
         intermediate_size: 512,
         num_hidden_layers: 4,
@@ -29,6 +30,10 @@ fn config() -> LlamaConfig {
         max_position_embeddings: 512,
         rms_norm_eps: 1e-5,
         rope_theta: 10_000.0,
+        rope_scaling: None,
+        sliding_window: None,
+        attention_bias: false,
+        mlp_bias: false,
         tie_word_embeddings: true,
         bos_token_id: Some(0),
         eos_token_ids: vec![1],

@@ -1,11 +1,12 @@
 //! A base model's folder: configuration and weights in, weights out, content digest.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use crate::category::Category;
 use crate::config::{CONFIG_FILE, ConfigError, GENERATION_CONFIG_FILE, LlamaConfig};
 use crate::digest::{FieldHasher, hash_file};
+use crate::lora::Module;
 use crate::random::Stream;
 use crate::tensor_file::{self, StoredDtype, TensorFile, TensorFileError};
 
@@ -20,6 +21,15 @@ pub const EMBEDDING: &str = "model.embed_tokens.weight";
 pub const FINAL_NORM: &str = "model.norm.weight";
 /// The output projection, `[vocab_size, hidden_size]`; absent where it is the embedding.
 pub const OUTPUT: &str = "lm_head.weight";
+
+/// A layer's norm before attention, `[hidden_size]`; within the layer, as the next ones.
+pub const INPUT_NORM: &str = "input_layernorm.weight";
+/// A layer's norm before the feed-forward layer, `[hidden_size]`.
+pub const POST_NORM: &str = "post_attention_layernorm.weight";
+/// The norm of every head's query, `[head_dim]`, where the family has one.
+pub const QUERY_NORM: &str = "self_attn.q_norm.weight";
+/// The norm of every head's key, `[head_dim]`, where the family has one.
+pub const KEY_NORM: &str = "self_attn.k_norm.weight";
 
 /// Why a base model can't be loaded or written.
 #[derive(Debug, thiserror::Error)]
@@ -48,7 +58,7 @@ pub enum BaseError {
     #[error("tensor {0} not found in the model's safetensors files")]
     MissingTensor(String),
     /// A tensor that changes the maths and that this architecture does not have.
-    #[error("tensor {0} is not part of the Llama architecture that config.json describes")]
+    #[error("tensor {0} is not part of the architecture that config.json describes")]
     UnexpectedTensor(String),
     /// A tensor does not fit the configuration.
     #[error("tensor {tensor} has shape {got:?}, config.json asks for {expected:?}")]
@@ -78,22 +88,24 @@ impl BaseError {
     }
 }
 
-/// The names and shapes of one layer's tensors, in the order that the layer's code uses them.
-pub fn layer_tensors(config: &LlamaConfig) -> [(&'static str, Vec<usize>); 9] {
-    let hidden = config.hidden_size;
-    let (query, key) = (config.query_width(), config.key_width());
-    let inner = config.intermediate_size;
-    [
-        ("input_layernorm.weight", vec![hidden]),
-        ("self_attn.q_proj.weight", vec![query, hidden]),
-        ("self_attn.k_proj.weight", vec![key, hidden]),
-        ("self_attn.v_proj.weight", vec![key, hidden]),
-        ("self_attn.o_proj.weight", vec![hidden, query]),
-        ("post_attention_layernorm.weight", vec![hidden]),
-        ("mlp.gate_proj.weight", vec![inner, hidden]),
-        ("mlp.up_proj.weight", vec![inner, hidden]),
-        ("mlp.down_proj.weight", vec![hidden, inner]),
-    ]
+/// The names and shapes of one layer's tensors.
+pub fn layer_tensors(config: &LlamaConfig) -> Vec<(String, Vec<usize>)> {
+    let hidden = vec![config.hidden_size];
+    let mut tensors = vec![
+        (INPUT_NORM.to_owned(), hidden.clone()),
+        (POST_NORM.to_owned(), hidden),
+    ];
+    if config.has_query_key_norm() {
+        tensors.extend([QUERY_NORM, KEY_NORM].map(|name| (name.to_owned(), vec![config.head_dim])));
+    }
+    for module in Module::ALL {
+        let (outputs, inputs) = module.shape(config);
+        tensors.push((module.weight_name(), vec![outputs, inputs]));
+        if config.has_bias(module) {
+            tensors.push((module.bias_name(), vec![outputs]));
+        }
+    }
+    tensors
 }
 
 /// The full name of a layer's tensor.
@@ -113,7 +125,7 @@ pub fn tensor_shapes(config: &LlamaConfig) -> BTreeMap<String, Vec<usize>> {
     }
     for layer in 0..config.num_hidden_layers {
         for (tensor, shape) in layer_tensors(config) {
-            shapes.insert(layer_tensor_name(layer, tensor), shape);
+            shapes.insert(layer_tensor_name(layer, &tensor), shape);
         }
     }
     shapes
@@ -127,7 +139,8 @@ pub struct BaseModel {
 }
 
 impl BaseModel {
-    /// Loads a Hugging Face folder: one `model.safetensors` or shards with an index, f32 or bf16.
+    /// Loads a Hugging Face folder: one `model.safetensors` or shards with an index, in f32, f16 or
+    /// bf16.
     ///
     /// # Errors
     /// A missing file, an unsupported configuration, or a tensor that is missing, unexpected or of
@@ -144,15 +157,17 @@ impl BaseModel {
         Ok(Self { config, tensors })
     }
 
-    /// A model of random weights: normal with standard deviation 0.02, norms one, as transformers
-    /// initialises Llama. The same seed gives the same bits.
+    /// A model of random weights: normal with standard deviation 0.02, norms one, biases zero, as
+    /// transformers initialises it. The same seed gives the same bits.
     pub fn random(config: LlamaConfig, seed: u64) -> Self {
         let tensors = tensor_shapes(&config)
             .into_iter()
             .enumerate()
             .map(|(index, (name, shape))| {
                 let elements: usize = shape.iter().product();
-                let values = if shape.len() == 1 {
+                let values = if name.ends_with(".bias") {
+                    vec![0.0; elements]
+                } else if shape.len() == 1 {
                     vec![1.0; elements]
                 } else {
                     let stream = Stream::new(seed, &[index as u64]);
@@ -230,16 +245,30 @@ pub fn check_base(dir: &Path) -> Result<LlamaConfig, BaseError> {
     Ok(config)
 }
 
-/// The files of a folder's weights, none of which holds a tensor of another architecture.
+/// The files of a folder's weights, none of which holds a tensor of another architecture, or one
+/// that another file holds too.
 fn open_weights(dir: &Path, config: &LlamaConfig) -> Result<Vec<TensorFile>, BaseError> {
-    let files = weight_files(dir)?
+    let (paths, index) = weight_files(dir)?;
+    let files = paths
         .iter()
         .map(|path| TensorFile::open(path))
         .collect::<Result<Vec<_>, _>>()?;
     let shapes = tensor_shapes(config);
+    let mut seen = BTreeSet::new();
     for name in files.iter().flat_map(|file| file.entries().keys()) {
         if !shapes.contains_key(name) && !is_redundant(name, config) {
             return Err(BaseError::UnexpectedTensor(name.clone()));
+        }
+        if !seen.insert(name) {
+            return Err(BaseError::Index(format!("two shards hold tensor {name}")));
+        }
+    }
+    for (name, shard) in &index {
+        let path = dir.join(shard);
+        let mut at = paths.iter().zip(&files).filter(|(file, _)| **file == path);
+        if !at.any(|(_, file)| file.entries().contains_key(name)) {
+            let problem = format!("tensor {name} is not in {shard}, where it says");
+            return Err(BaseError::Index(problem));
         }
     }
     Ok(files)
@@ -273,13 +302,17 @@ fn is_redundant(name: &str, config: &LlamaConfig) -> bool {
 /// What `model.safetensors.index.json` says.
 #[derive(serde::Deserialize)]
 struct Index {
-    weight_map: BTreeMap<String, String>,
+    weight_map: WeightMap,
 }
 
-fn weight_files(dir: &Path) -> Result<Vec<PathBuf>, BaseError> {
+/// The shard of each tensor.
+type WeightMap = BTreeMap<String, String>;
+
+/// The files of a folder's weights, and what the index says where there is one.
+fn weight_files(dir: &Path) -> Result<(Vec<PathBuf>, WeightMap), BaseError> {
     let single = dir.join(WEIGHTS_FILE);
     match std::fs::metadata(&single) {
-        Ok(_) => return Ok(vec![single]),
+        Ok(_) => return Ok((vec![single], WeightMap::new())),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
         // A volume that fails is not one without weights.
         Err(source) => {
@@ -304,8 +337,8 @@ fn weight_files(dir: &Path) -> Result<Vec<PathBuf>, BaseError> {
     };
     let index: Index =
         serde_json::from_str(&text).map_err(|error| BaseError::Index(error.to_string()))?;
-    let shards: std::collections::BTreeSet<String> = index.weight_map.into_values().collect();
-    shards
+    let shards: BTreeSet<&String> = index.weight_map.values().collect();
+    let paths = shards
         .into_iter()
         .map(|shard| {
             if shard.contains('/') || !shard.ends_with(".safetensors") {
@@ -315,7 +348,8 @@ fn weight_files(dir: &Path) -> Result<Vec<PathBuf>, BaseError> {
             }
             Ok(dir.join(shard))
         })
-        .collect()
+        .collect::<Result<_, _>>()?;
+    Ok((paths, index.weight_map))
 }
 
 /// Writes `config.json`, `generation_config.json` and the weights in bf16. The tokenizer's files
@@ -403,6 +437,7 @@ fn is_source_file(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Family;
     use crate::fixture::TinyShape;
 
     #[test]
@@ -430,13 +465,8 @@ mod tests {
         assert!((deviation - 0.02).abs() < 0.001, "{deviation}");
     }
 
-    #[test]
-    fn shards_are_found_through_the_index() {
-        let dir = tempfile::tempdir().unwrap();
-        let base = BaseModel::random(TinyShape::default().config(), 3);
-        save_base(dir.path(), &base).unwrap();
-        let whole = BaseModel::load(dir.path()).unwrap();
-        std::fs::remove_file(dir.path().join(WEIGHTS_FILE)).unwrap();
+    /// Writes the model's tensors in turn to two shards; `listed` says which shard the index names.
+    fn write_shards(dir: &Path, base: &BaseModel, listed: impl Fn(&str, usize) -> String) {
         let shapes = tensor_shapes(base.config());
         let mut map = serde_json::Map::new();
         for (shard, keep) in [("a.safetensors", 0), ("b.safetensors", 1)] {
@@ -445,18 +475,99 @@ mod tests {
                 .iter()
                 .enumerate()
                 .filter(|(i, _)| i % 2 == keep);
-            let tensors = part.map(|(_, (name, values))| {
-                map.insert(name.clone(), shard.into());
+            let tensors = part.map(|(i, (name, values))| {
+                map.insert(name.clone(), listed(shard, i).into());
                 (name.as_str(), shapes[name].as_slice(), values.as_slice())
             });
-            tensor_file::write(&dir.path().join(shard), StoredDtype::Bf16, tensors).unwrap();
+            tensor_file::write(&dir.join(shard), StoredDtype::Bf16, tensors).unwrap();
         }
         let index = serde_json::json!({ "weight_map": map });
-        std::fs::write(dir.path().join(WEIGHTS_INDEX_FILE), index.to_string()).unwrap();
+        std::fs::write(dir.join(WEIGHTS_INDEX_FILE), index.to_string()).unwrap();
+    }
+
+    #[test]
+    fn shards_are_found_through_the_index() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = BaseModel::random(TinyShape::default().config(), 3);
+        save_base(dir.path(), &base).unwrap();
+        let whole = BaseModel::load(dir.path()).unwrap();
+        std::fs::remove_file(dir.path().join(WEIGHTS_FILE)).unwrap();
+        write_shards(dir.path(), &base, |shard, _| shard.to_owned());
         assert_eq!(
             BaseModel::load(dir.path()).unwrap().tensors(),
             whole.tensors()
         );
+    }
+
+    #[test]
+    fn an_index_that_does_not_say_what_the_shards_hold_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = BaseModel::random(TinyShape::default().config(), 3);
+        save_base(dir.path(), &base).unwrap();
+        let weights = dir.path().join(WEIGHTS_FILE);
+        std::fs::copy(&weights, dir.path().join("c.safetensors")).unwrap();
+        std::fs::remove_file(weights).unwrap();
+        write_shards(dir.path(), &base, |shard, i| match i {
+            0 => "b.safetensors".to_owned(),
+            _ => shard.to_owned(),
+        });
+        let text = BaseModel::load(dir.path()).unwrap_err().to_string();
+        assert!(text.contains("is not in b.safetensors"), "{text}");
+        write_shards(dir.path(), &base, |shard, i| match i {
+            0 => "c.safetensors".to_owned(),
+            _ => shard.to_owned(),
+        });
+        let text = check_base(dir.path()).unwrap_err().to_string();
+        assert!(text.contains("two shards hold tensor"), "{text}");
+    }
+
+    #[test]
+    fn half_precision_weights_are_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = BaseModel::random(TinyShape::default().config(), 3);
+        save_base(dir.path(), &base).unwrap();
+        let shapes = tensor_shapes(base.config());
+        let bytes: BTreeMap<&String, Vec<u8>> = base
+            .tensors()
+            .iter()
+            .map(|(name, values)| {
+                let halves = values.iter().map(|v| half::f16::from_f32(*v).to_le_bytes());
+                (name, halves.flatten().collect())
+            })
+            .collect();
+        let views = bytes.iter().map(|(name, bytes)| {
+            let shape = shapes[*name].clone();
+            let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F16, shape, bytes);
+            (name.as_str(), view.unwrap())
+        });
+        safetensors::serialize_to_file(views, None, &dir.path().join(WEIGHTS_FILE)).unwrap();
+        let again = BaseModel::load(dir.path()).unwrap();
+        for (name, values) in base.tensors() {
+            let rounded: Vec<f32> = values
+                .iter()
+                .map(|v| half::f16::from_f32(*v).to_f32())
+                .collect();
+            assert_eq!(again.tensor(name).unwrap(), rounded, "{name}");
+        }
+    }
+
+    #[test]
+    fn every_familys_tensors_are_saved_and_found() {
+        for family in Family::ALL {
+            let dir = tempfile::tempdir().unwrap();
+            let config = TinyShape::default().family_config(family);
+            let base = BaseModel::random(config.clone(), 3);
+            save_base(dir.path(), &base).unwrap();
+            assert_eq!(BaseModel::load(dir.path()).unwrap().config(), &config);
+            let names = base.tensors();
+            let has = |name: &str| names.contains_key(&layer_tensor_name(1, name));
+            assert_eq!(has(QUERY_NORM), family == Family::Qwen3, "{family:?}");
+            assert_eq!(has("self_attn.q_proj.bias"), family == Family::Qwen2);
+            assert_eq!(
+                config.parameters(),
+                names.values().map(Vec::len).sum::<usize>()
+            );
+        }
     }
 
     #[test]

@@ -1,13 +1,18 @@
-//! The `config.json` of a Llama model in Hugging Face's format.
+//! The `config.json` of a model of the Llama family in Hugging Face's format.
 //!
-//! Every key that would change the maths and is not supported is refused by its name: a model that
-//! loads computes what its authors meant.
+//! What differs between the families (biases, norms of queries and keys, how far attention looks
+//! back, the rotary embedding) is asked here and nowhere else. Every key that would change the maths
+//! and is not supported is refused by its name: a model that loads computes what its authors meant.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use crate::category::Category;
+use crate::config_keys::Keys;
+use crate::lora::Module;
+use crate::rope::Llama3Rope;
 
 /// The file that describes the architecture.
 pub const CONFIG_FILE: &str = "config.json";
@@ -74,10 +79,59 @@ impl ConfigError {
     }
 }
 
-/// The shape and constants of a Llama model (Touvron et al. 2023; grouped-query attention as in
-/// Llama 2 and 3).
+/// Whose layer a model has. All are pre-norm decoders with rotary embedding, grouped-query attention
+/// and SwiGLU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    /// Llama 2, 3, 3.1 and 3.2 (Touvron et al. 2023; Grattafiori et al. 2024).
+    Llama,
+    /// Mistral (Jiang et al. 2023): every layer may have a sliding window.
+    Mistral,
+    /// Qwen 2 and 2.5 (Yang et al. 2024): biases on queries, keys and values.
+    Qwen2,
+    /// Qwen 3 (Yang et al. 2025): norms on every head's query and key.
+    Qwen3,
+}
+
+impl Family {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Llama, Self::Mistral, Self::Qwen2, Self::Qwen3];
+
+    /// `model_type` in `config.json`.
+    pub fn model_type(self) -> &'static str {
+        match self {
+            Self::Llama => "llama",
+            Self::Mistral => "mistral",
+            Self::Qwen2 => "qwen2",
+            Self::Qwen3 => "qwen3",
+        }
+    }
+
+    /// The name in `architectures`.
+    pub fn architecture(self) -> &'static str {
+        match self {
+            Self::Llama => "LlamaForCausalLM",
+            Self::Mistral => "MistralForCausalLM",
+            Self::Qwen2 => "Qwen2ForCausalLM",
+            Self::Qwen3 => "Qwen3ForCausalLM",
+        }
+    }
+}
+
+/// Attention that looks back a fixed number of tokens (Beltagy et al. 2020).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SlidingWindow {
+    /// Tokens that a query sees, itself included; at least one.
+    pub tokens: usize,
+    /// The layers that have it; the others see everything before them.
+    pub layers: BTreeSet<usize>,
+}
+
+/// The shape and constants of a model of the Llama family.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LlamaConfig {
+    /// Whose layer it is.
+    pub family: Family,
     /// Width of the residual stream.
     pub hidden_size: usize,
     /// Width of the feed-forward layer.
@@ -98,6 +152,15 @@ pub struct LlamaConfig {
     pub rms_norm_eps: f32,
     /// Base of the rotary position embedding.
     pub rope_theta: f32,
+    /// How the rotary embedding was stretched for longer sequences.
+    pub rope_scaling: Option<Llama3Rope>,
+    /// Which layers look back how far; none: all see everything before them.
+    pub sliding_window: Option<SlidingWindow>,
+    /// Whether queries, keys, values and attention's output have biases. What a family has by itself
+    /// (Qwen 2 on queries, keys and values) is not said here: see [`Self::has_bias`].
+    pub attention_bias: bool,
+    /// Whether the feed-forward layer's three products have biases.
+    pub mlp_bias: bool,
     /// Whether the output projection is the embedding.
     pub tie_word_embeddings: bool,
     /// Beginning of sequence.
@@ -125,56 +188,38 @@ impl LlamaConfig {
     /// # Errors
     /// A key that is missing, out of range or not supported, by name.
     pub fn from_json(config: &str, generation: Option<&str>) -> Result<Self, ConfigError> {
-        let keys = Keys(object(config, CONFIG_FILE)?);
-        keys.refuse_unsupported()?;
+        let keys = Keys::parse(config, CONFIG_FILE)?;
+        let family = keys.family()?;
+        keys.refuse_unsupported(family)?;
         let hidden_size = keys.size("hidden_size")?;
+        let num_hidden_layers = keys.size("num_hidden_layers")?;
         let num_attention_heads = keys.size("num_attention_heads")?;
-        let num_key_value_heads = keys
-            .optional_size("num_key_value_heads")?
-            .unwrap_or(num_attention_heads);
-        let head_dim = match keys.optional_size("head_dim")? {
-            Some(dim) => dim,
-            None if hidden_size.is_multiple_of(num_attention_heads) => {
-                hidden_size / num_attention_heads
-            }
-            None => {
-                return Err(invalid(
-                    "head_dim",
-                    "is missing, and hidden_size is not a multiple of num_attention_heads",
-                ));
-            }
-        };
-        if !head_dim.is_multiple_of(2) {
-            return Err(invalid("head_dim", format!("is {head_dim}, must be even")));
-        }
-        if !num_attention_heads.is_multiple_of(num_key_value_heads) {
-            return Err(invalid(
-                "num_key_value_heads",
-                format!(
-                    "is {num_key_value_heads}, must divide num_attention_heads {num_attention_heads}"
-                ),
-            ));
-        }
+        let num_key_value_heads = keys.key_value_heads(family, num_attention_heads)?;
+        let max_position_embeddings = keys.positions(family)?;
         let mut eos_token_ids = keys.token_ids("eos_token_id")?;
         if let Some(text) = generation {
-            let generation = Keys(object(text, GENERATION_CONFIG_FILE)?);
+            let generation = Keys::parse(text, GENERATION_CONFIG_FILE)?;
             eos_token_ids.extend(generation.token_ids("eos_token_id")?);
         }
-        let mut seen = std::collections::BTreeSet::new();
+        let mut seen = BTreeSet::new();
         eos_token_ids.retain(|id| seen.insert(*id));
+        let (rope_theta, rope_scaling) = keys.rope(max_position_embeddings)?;
         Ok(Self {
+            family,
             hidden_size,
             intermediate_size: keys.size("intermediate_size")?,
-            num_hidden_layers: keys.size("num_hidden_layers")?,
+            num_hidden_layers,
             num_attention_heads,
             num_key_value_heads,
-            head_dim,
+            head_dim: keys.head_dim(family, hidden_size, num_attention_heads)?,
             vocab_size: keys.size("vocab_size")?,
-            max_position_embeddings: keys
-                .optional_size("max_position_embeddings")?
-                .unwrap_or(2048),
-            rms_norm_eps: keys.positive("rms_norm_eps", 1e-6)?,
-            rope_theta: keys.rope_theta()?,
+            max_position_embeddings,
+            rms_norm_eps: keys.positive("rms_norm_eps", 1e-6)? as f32,
+            rope_theta,
+            rope_scaling,
+            sliding_window: keys.sliding_window(family, num_hidden_layers)?,
+            attention_bias: family != Family::Qwen2 && keys.flag("attention_bias", false)?,
+            mlp_bias: keys.flag("mlp_bias", false)?,
             tie_word_embeddings: keys.flag("tie_word_embeddings", false)?,
             bos_token_id: keys.token_ids("bos_token_id")?.first().copied(),
             eos_token_ids,
@@ -183,9 +228,9 @@ impl LlamaConfig {
 
     /// The configuration as `config.json` that Hugging Face transformers reads, weights in bf16.
     pub fn to_json(&self) -> Value {
-        json!({
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
+        let mut value = json!({
+            "architectures": [self.family.architecture()],
+            "model_type": self.family.model_type(),
             "hidden_size": self.hidden_size,
             "intermediate_size": self.intermediate_size,
             "num_hidden_layers": self.num_hidden_layers,
@@ -196,10 +241,10 @@ impl LlamaConfig {
             "max_position_embeddings": self.max_position_embeddings,
             "rms_norm_eps": shortest(self.rms_norm_eps),
             "rope_theta": shortest(self.rope_theta),
-            "rope_scaling": null,
+            "rope_scaling": self.rope_scaling.as_ref().map(Llama3Rope::to_json),
             "hidden_act": "silu",
-            "attention_bias": false,
-            "mlp_bias": false,
+            "attention_bias": self.attention_bias,
+            "mlp_bias": self.mlp_bias,
             "attention_dropout": 0.0,
             "initializer_range": 0.02,
             "tie_word_embeddings": self.tie_word_embeddings,
@@ -207,7 +252,20 @@ impl LlamaConfig {
             "eos_token_id": self.eos_json(),
             "torch_dtype": "bfloat16",
             "use_cache": true,
-        })
+        });
+        if let (Some(keys), true) = (value.as_object_mut(), self.family != Family::Llama) {
+            let window = self.sliding_window.as_ref().map(|window| window.tokens);
+            keys.insert("sliding_window".to_owned(), json!(window));
+            if matches!(self.family, Family::Qwen2 | Family::Qwen3) {
+                keys.insert("use_sliding_window".to_owned(), json!(window.is_some()));
+                let types = (0..self.num_hidden_layers).map(|layer| match self.window(layer) {
+                    Some(_) => "sliding_attention",
+                    None => "full_attention",
+                });
+                keys.insert("layer_types".to_owned(), types.collect());
+            }
+        }
+        value
     }
 
     /// The `generation_config.json` beside [`Self::to_json`].
@@ -221,6 +279,28 @@ impl LlamaConfig {
             [one] => json!(one),
             many => json!(many),
         }
+    }
+
+    /// Whether a module's product has a bias.
+    pub fn has_bias(&self, module: Module) -> bool {
+        match module {
+            Module::QProj | Module::KProj | Module::VProj => {
+                self.attention_bias || self.family == Family::Qwen2
+            }
+            Module::OProj => self.attention_bias,
+            Module::GateProj | Module::UpProj | Module::DownProj => self.mlp_bias,
+        }
+    }
+
+    /// Whether every head's query and key is normed before it is rotated.
+    pub fn has_query_key_norm(&self) -> bool {
+        self.family == Family::Qwen3
+    }
+
+    /// How many tokens a layer's query sees, itself included; none: all before it.
+    pub fn window(&self, layer: usize) -> Option<usize> {
+        let window = self.sliding_window.as_ref()?;
+        window.layers.contains(&layer).then_some(window.tokens)
     }
 
     /// Width of all query heads together.
@@ -240,14 +320,10 @@ impl LlamaConfig {
 
     /// Number of parameters, a tied embedding counted once.
     pub fn parameters(&self) -> usize {
-        let attention =
-            2 * self.query_width() * self.hidden_size + 2 * self.key_width() * self.hidden_size;
-        let layer =
-            attention + 3 * self.intermediate_size * self.hidden_size + 2 * self.hidden_size;
-        let embeddings = if self.tie_word_embeddings { 1 } else { 2 };
-        self.num_hidden_layers * layer
-            + embeddings * self.vocab_size * self.hidden_size
-            + self.hidden_size
+        crate::base::tensor_shapes(self)
+            .values()
+            .map(|shape| shape.iter().product::<usize>())
+            .sum()
     }
 }
 
@@ -268,160 +344,6 @@ fn read(dir: &Path, file: &str) -> Result<Option<String>, ConfigError> {
     }
 }
 
-fn object(text: &str, file: &'static str) -> Result<Map<String, Value>, ConfigError> {
-    serde_json::from_str(text).map_err(|source| ConfigError::Json { file, source })
-}
-
-fn invalid(field: &'static str, problem: impl Into<String>) -> ConfigError {
-    ConfigError::Invalid {
-        field,
-        problem: problem.into(),
-    }
-}
-
-/// A parsed object, asked by key; `null` counts as absent, as in transformers.
-struct Keys(Map<String, Value>);
-
-impl Keys {
-    fn get(&self, field: &str) -> Option<&Value> {
-        self.0.get(field).filter(|value| !value.is_null())
-    }
-
-    fn refuse_unsupported(&self) -> Result<(), ConfigError> {
-        const LLAMA: &str = "model_type `llama` with architecture `LlamaForCausalLM`";
-        let refuse = |field, value: &Value, supported| {
-            let value = value
-                .as_str()
-                .map_or_else(|| value.to_string(), str::to_owned);
-            Err(ConfigError::Unsupported {
-                field,
-                value,
-                supported,
-            })
-        };
-        match self.get("model_type") {
-            Some(value) if value == "llama" => {}
-            Some(value) => return refuse("model_type", value, LLAMA),
-            None => return Err(invalid("model_type", "is missing")),
-        }
-        if let Some(list) = self.get("architectures")
-            && list
-                .as_array()
-                .is_none_or(|names| names.iter().any(|name| name != "LlamaForCausalLM"))
-        {
-            return refuse("architectures", list, LLAMA);
-        }
-        if let Some(value) = self.get("hidden_act").filter(|value| *value != "silu") {
-            return refuse("hidden_act", value, "`silu`");
-        }
-        for field in ["rope_scaling", "rope_parameters"] {
-            if let Some(value) = self.get(field).filter(|value| !is_default_rope(value)) {
-                return refuse(field, value, "none (plain rotary embedding)");
-            }
-        }
-        for field in ["attention_bias", "mlp_bias"] {
-            if self.flag(field, false)? {
-                return refuse(field, &Value::Bool(true), "`false`");
-            }
-        }
-        for field in ["quantization_config", "sliding_window"] {
-            if let Some(value) = self.get(field) {
-                return refuse(field, value, "none");
-            }
-        }
-        if let Some(value) = self
-            .get("partial_rotary_factor")
-            .filter(|v| v.as_f64() != Some(1.0))
-        {
-            return refuse("partial_rotary_factor", value, "`1.0`");
-        }
-        if let Some(value) = self.get("torch_dtype").or_else(|| self.get("dtype"))
-            && !["float32", "bfloat16"].iter().any(|dtype| value == dtype)
-        {
-            return refuse("torch_dtype", value, "`float32`, `bfloat16`");
-        }
-        Ok(())
-    }
-
-    fn optional_size(&self, field: &'static str) -> Result<Option<usize>, ConfigError> {
-        let Some(value) = self.get(field) else {
-            return Ok(None);
-        };
-        match value.as_u64().and_then(|v| u32::try_from(v).ok()) {
-            Some(size) if size > 0 => Ok(Some(size as usize)),
-            _ => Err(invalid(
-                field,
-                format!("is {value}, must be a positive 32-bit integer"),
-            )),
-        }
-    }
-
-    fn size(&self, field: &'static str) -> Result<usize, ConfigError> {
-        self.optional_size(field)?
-            .ok_or_else(|| invalid(field, "is missing"))
-    }
-
-    fn positive(&self, field: &'static str, default: f32) -> Result<f32, ConfigError> {
-        match self.get(field) {
-            None => Ok(default),
-            Some(value) => match value.as_f64() {
-                Some(number) if number > 0.0 && number.is_finite() => Ok(number as f32),
-                _ => Err(invalid(
-                    field,
-                    format!("is {value}, must be a positive number"),
-                )),
-            },
-        }
-    }
-
-    /// transformers 5 moved `rope_theta` into `rope_parameters`.
-    fn rope_theta(&self) -> Result<f32, ConfigError> {
-        match self.get("rope_parameters").and_then(Value::as_object) {
-            Some(inner) if inner.contains_key("rope_theta") => {
-                Keys(inner.clone()).positive("rope_theta", 10_000.0)
-            }
-            _ => self.positive("rope_theta", 10_000.0),
-        }
-    }
-
-    fn flag(&self, field: &'static str, default: bool) -> Result<bool, ConfigError> {
-        match self.get(field) {
-            None => Ok(default),
-            Some(value) => value
-                .as_bool()
-                .ok_or_else(|| invalid(field, format!("is {value}, must be true or false"))),
-        }
-    }
-
-    /// One id or a list of ids.
-    fn token_ids(&self, field: &'static str) -> Result<Vec<u32>, ConfigError> {
-        let Some(value) = self.get(field) else {
-            return Ok(Vec::new());
-        };
-        let ids = match value {
-            Value::Array(list) => list.iter().map(Value::as_u64).collect::<Option<Vec<_>>>(),
-            one => one.as_u64().map(|id| vec![id]),
-        };
-        ids.and_then(|ids| ids.into_iter().map(|id| u32::try_from(id).ok()).collect())
-            .ok_or_else(|| {
-                invalid(
-                    field,
-                    format!("is {value}, must be a token id or a list of them"),
-                )
-            })
-    }
-}
-
-fn is_default_rope(value: &Value) -> bool {
-    value.as_object().is_some_and(|keys| {
-        keys.iter().all(|(key, value)| match key.as_str() {
-            "rope_type" | "type" => value == "default",
-            "rope_theta" => true,
-            _ => value.is_null(),
-        })
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -434,12 +356,23 @@ mod tests {
         })
     }
 
-    fn with(field: &str, value: Value) -> String {
+    /// [`minimal`] of a family with other values of some keys.
+    fn changed(family: Family, changes: Value) -> Result<LlamaConfig, ConfigError> {
         let mut config = minimal();
-        config[field] = value;
+        config["model_type"] = family.model_type().into();
+        config["architectures"] = json!([family.architecture()]);
+        for (field, value) in changes.as_object().unwrap() {
+            config[field] = value.clone();
+        }
         LlamaConfig::from_json(&config.to_string(), None)
-            .unwrap_err()
-            .to_string()
+    }
+
+    fn refused(family: Family, changes: Value) -> String {
+        changed(family, changes).unwrap_err().to_string()
+    }
+
+    fn with(field: &str, value: Value) -> String {
+        refused(Family::Llama, json!({field: value}))
     }
 
     #[test]
@@ -458,24 +391,164 @@ mod tests {
     }
 
     #[test]
+    fn every_family_reads_back_what_it_writes() {
+        let llama3 = json!({
+            "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 512
+        });
+        for (family, changes) in [
+            (
+                Family::Llama,
+                json!({"rope_scaling": llama3, "attention_bias": true, "mlp_bias": true}),
+            ),
+            (Family::Mistral, json!({"sliding_window": 7, "head_dim": 8})),
+            (Family::Mistral, json!({"sliding_window": null})),
+            (Family::Qwen2, json!({"tie_word_embeddings": true})),
+            (
+                Family::Qwen2,
+                json!({"use_sliding_window": true, "sliding_window": 9, "max_window_layers": 1}),
+            ),
+            (
+                Family::Qwen3,
+                json!({"head_dim": 24, "attention_bias": true}),
+            ),
+        ] {
+            let config = changed(family, changes).unwrap();
+            let again = LlamaConfig::from_json(&config.to_json().to_string(), None).unwrap();
+            assert_eq!(again, config);
+            assert_eq!(again.family, family);
+        }
+    }
+
+    #[test]
+    fn families_differ_in_biases_norms_and_windows() {
+        let llama = changed(Family::Llama, json!({})).unwrap();
+        assert!(
+            Module::ALL
+                .into_iter()
+                .all(|module| !llama.has_bias(module))
+        );
+        assert!(!llama.has_query_key_norm());
+        let llama = changed(Family::Llama, json!({"attention_bias": true})).unwrap();
+        assert!(llama.has_bias(Module::OProj) && !llama.has_bias(Module::UpProj));
+
+        let mistral = changed(Family::Mistral, json!({"sliding_window": 5})).unwrap();
+        assert_eq!((mistral.window(0), mistral.window(1)), (Some(5), Some(5)));
+
+        let qwen2 = changed(Family::Qwen2, json!({"sliding_window": 5})).unwrap();
+        assert!(qwen2.has_bias(Module::VProj) && !qwen2.has_bias(Module::OProj));
+        assert_eq!(qwen2.window(0), None, "use_sliding_window is false");
+        let types = json!(["sliding_attention", "full_attention"]);
+        let changes = json!({
+            "sliding_window": 5, "use_sliding_window": true, "max_window_layers": 2,
+            "layer_types": types
+        });
+        let qwen2 = changed(Family::Qwen2, changes).unwrap();
+        assert_eq!((qwen2.window(0), qwen2.window(1)), (Some(5), None));
+
+        let qwen3 = changed(Family::Qwen3, json!({"head_dim": 32})).unwrap();
+        assert!(qwen3.has_query_key_norm() && !qwen3.has_bias(Module::QProj));
+        assert_eq!((qwen3.head_dim, qwen3.query_width()), (32, 128));
+    }
+
+    /// What transformers takes where a key is missing; a hand-written file may leave it out.
+    #[test]
+    fn absent_keys_have_the_familys_defaults() {
+        let mut config = minimal();
+        config["model_type"] = "mistral".into();
+        config["architectures"] = Value::Null;
+        config["num_attention_heads"] = 16.into();
+        config
+            .as_object_mut()
+            .unwrap()
+            .remove("num_key_value_heads");
+        let mistral = LlamaConfig::from_json(&config.to_string(), None).unwrap();
+        assert_eq!(mistral.num_key_value_heads, 8);
+        assert_eq!(mistral.max_position_embeddings, 131_072);
+        assert_eq!(mistral.window(1), Some(4096));
+        config["num_key_value_heads"] = Value::Null;
+        let mistral = LlamaConfig::from_json(&config.to_string(), None).unwrap();
+        assert_eq!(mistral.num_key_value_heads, 16);
+        let qwen3 = changed(Family::Qwen3, json!({})).unwrap();
+        assert_eq!(
+            (qwen3.head_dim, qwen3.max_position_embeddings),
+            (128, 32_768)
+        );
+    }
+
+    #[test]
+    fn both_spellings_of_llama3_and_the_newer_key_are_one_rope() {
+        let scaling = |kind: &str| {
+            json!({
+                kind: "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 8192
+            })
+        };
+        let older = changed(
+            Family::Llama,
+            json!({"rope_scaling": scaling("type"), "rope_theta": 500_000.0}),
+        )
+        .unwrap();
+        let old = changed(
+            Family::Llama,
+            json!({"rope_scaling": scaling("rope_type"), "rope_theta": 500_000.0}),
+        )
+        .unwrap();
+        let mut parameters = scaling("rope_type");
+        parameters["rope_theta"] = 500_000.0.into();
+        let new = changed(Family::Llama, json!({"rope_parameters": parameters})).unwrap();
+        assert_eq!(older, old);
+        assert_eq!(old, new);
+        let rope = new.rope_scaling.unwrap();
+        assert_eq!((rope.factor, rope.original_positions), (8.0, 8192));
+        assert_eq!(new.rope_theta, 500_000.0);
+    }
+
+    #[test]
     fn what_is_not_supported_is_named() {
         assert_eq!(
             with("model_type", json!("gpt2")),
-            "model_type `gpt2` is not supported; supported: model_type `llama` with architecture `LlamaForCausalLM`"
+            "model_type `gpt2` is not supported; supported: `llama`, `mistral`, `qwen2`, `qwen3`"
         );
         for (field, value) in [
-            (
-                "rope_scaling",
-                json!({"rope_type": "llama3", "factor": 8.0}),
-            ),
+            ("rope_scaling", json!({"rope_type": "yarn", "factor": 8.0})),
+            ("rope_scaling", json!({"type": "linear", "factor": 2.0})),
+            ("rope_parameters", json!({"mrope_section": [1, 2, 3]})),
             ("hidden_act", json!("gelu")),
-            ("attention_bias", json!(true)),
-            ("mlp_bias", json!(true)),
             ("architectures", json!(["LlamaForSequenceClassification"])),
+            ("architectures", json!(["MistralForCausalLM"])),
             ("quantization_config", json!({"bits": 4})),
-            ("torch_dtype", json!("float16")),
+            ("torch_dtype", json!("float8_e4m3fn")),
+            ("attention_dropout", json!(0.1)),
+            ("attn_logit_softcapping", json!(50.0)),
+            ("partial_rotary_factor", json!(0.5)),
+            ("sliding_window", json!(4096)),
+            (
+                "layer_types",
+                json!(["full_attention", "sliding_attention"]),
+            ),
         ] {
             let text = with(field, value);
+            assert!(
+                text.starts_with(field) && text.contains("not supported"),
+                "{text}"
+            );
+        }
+        for (family, field, value) in [
+            (Family::Mistral, "attention_bias", json!(true)),
+            (
+                Family::Mistral,
+                "layer_types",
+                json!(["full_attention", "full_attention"]),
+            ),
+            (Family::Qwen2, "mlp_bias", json!(true)),
+            (
+                Family::Qwen3,
+                "layer_types",
+                json!(["chunked_attention", "full_attention"]),
+            ),
+        ] {
+            let text = refused(family, json!({field: value}));
             assert!(
                 text.starts_with(field) && text.contains("not supported"),
                 "{text}"
@@ -486,6 +559,19 @@ mod tests {
         );
         assert!(with("hidden_size", json!(0)).contains("hidden_size in config.json is 0"));
         assert!(with("vocab_size", Value::Null).contains("vocab_size in config.json is missing"));
+        assert!(
+            with(
+                "rope_scaling",
+                json!({"rope_type": "llama3", "factor": 8.0})
+            )
+            .contains("low_freq_factor in config.json is missing")
+        );
+    }
+
+    #[test]
+    fn half_precision_and_the_activations_second_name_are_read() {
+        let changes = json!({"torch_dtype": "float16", "hidden_act": "swish"});
+        assert!(changed(Family::Llama, changes).is_ok());
     }
 
     #[test]

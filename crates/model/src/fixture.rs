@@ -9,10 +9,11 @@ use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{AddedToken, Tokenizer};
 
 use crate::base::{BaseError, BaseModel, save_base};
-use crate::config::LlamaConfig;
+use crate::config::{Family, LlamaConfig, SlidingWindow};
 use crate::lora::LoraConfig;
 use crate::peft::{Adapter, AdapterTensor};
 use crate::random::Stream;
+use crate::rope::Llama3Rope;
 
 /// The shape of a tiny model. Its tokenizer has the 256 bytes and four special tokens.
 #[derive(Debug, Clone, Copy)]
@@ -52,9 +53,10 @@ const SPECIAL: [&str; 4] = ["<|bos|>", "<|eos|>", "<|user|>", "<|assistant|>"];
 const BYTES: u32 = 256;
 
 impl TinyShape {
-    /// The configuration of a model of this shape.
+    /// The configuration of a Llama of this shape.
     pub fn config(&self) -> LlamaConfig {
         LlamaConfig {
+            family: Family::Llama,
             hidden_size: self.hidden,
             intermediate_size: self.intermediate,
             num_hidden_layers: self.layers,
@@ -65,10 +67,41 @@ impl TinyShape {
             max_position_embeddings: self.positions,
             rms_norm_eps: 1e-5,
             rope_theta: 10_000.0,
+            rope_scaling: None,
+            sliding_window: None,
+            attention_bias: false,
+            mlp_bias: false,
             tie_word_embeddings: self.tied,
             bos_token_id: Some(BYTES),
             eos_token_ids: vec![BYTES + 1],
         }
+    }
+
+    /// The configuration of a model of this shape with what sets its family apart: a stretched
+    /// rotary embedding, a window of seven tokens, heads wider than the residual stream's share.
+    pub fn family_config(&self, family: Family) -> LlamaConfig {
+        let window = |layers: std::ops::Range<usize>| SlidingWindow {
+            tokens: 7,
+            layers: layers.collect(),
+        };
+        let mut config = LlamaConfig {
+            family,
+            ..self.config()
+        };
+        match family {
+            Family::Llama => {
+                config.rope_scaling = Some(Llama3Rope {
+                    factor: 8.0,
+                    low_freq_factor: 1.0,
+                    high_freq_factor: 4.0,
+                    original_positions: 32,
+                });
+            }
+            Family::Mistral => config.sliding_window = Some(window(0..self.layers)),
+            Family::Qwen2 => config.sliding_window = Some(window(1..self.layers)),
+            Family::Qwen3 => config.head_dim += 4,
+        }
+        config
     }
 }
 

@@ -1,4 +1,5 @@
-//! The Llama transformer that graftwork trains and serves, and everything that belongs to its files.
+//! The transformer that graftwork trains and serves (Llama, Mistral, Qwen 2 and 3), and everything
+//! that belongs to its files.
 //!
 //! One forward pass is shared by the trainer (differentiable, through [`candle_core`]'s autograd)
 //! and by the engine (batched rows of different adapters over a paged KV cache), so that what was
@@ -7,7 +8,7 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`config`] | the Hugging Face `config.json` of a Llama model |
+//! | [`config`], [`rope`] | the Hugging Face `config.json` of a model, and its rotary embedding |
 //! | [`base`] | a base model's folder: weights in, weights out, digest |
 //! | [`category`] | what an error about files asks of the caller |
 //! | [`tokenizer`], [`chat`] | `tokenizer.json`, chat template, training rows |
@@ -39,6 +40,8 @@ pub mod sampler;
 pub mod tokenizer;
 pub mod transformer;
 
+mod config_keys;
 mod digest;
 mod random;
+pub mod rope;
 pub mod tensor_file;

@@ -74,6 +74,16 @@ impl Module {
         }
     }
 
+    /// The name of its weight within a layer.
+    pub fn weight_name(self) -> String {
+        format!("{}.weight", self.path())
+    }
+
+    /// The name of its bias within a layer, where it has one.
+    pub fn bias_name(self) -> String {
+        format!("{}.bias", self.path())
+    }
+
     /// `(out, in)` of the module's weight.
     pub fn shape(self, config: &LlamaConfig) -> (usize, usize) {
         let hidden = config.hidden_size;

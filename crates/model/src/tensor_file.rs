@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
-use half::bf16;
+use half::{bf16, f16};
 use safetensors::tensor::{Dtype, Metadata, TensorView};
 
 use crate::category::Category;
@@ -41,7 +41,7 @@ pub enum TensorFileError {
         problem: String,
     },
     /// The tensor's number format is not read.
-    #[error("tensor {tensor} in {} has dtype {dtype}; supported: F32, BF16", path.display())]
+    #[error("tensor {tensor} in {} has dtype {dtype}; supported: F32, F16, BF16", path.display())]
     Dtype {
         /// The file.
         path: PathBuf,
@@ -151,7 +151,7 @@ impl TensorFile {
         let unread = self
             .entries
             .iter()
-            .find(|(_, entry)| !matches!(entry.dtype, Dtype::F32 | Dtype::BF16));
+            .find(|(_, entry)| !matches!(entry.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16));
         match unread {
             Some((tensor, entry)) => Err(self.dtype_error(tensor, entry.dtype)),
             None => Ok(()),
@@ -188,6 +188,14 @@ impl TensorFile {
                     .0
                     .iter()
                     .map(|pair| bf16::from_le_bytes(*pair).to_f32())
+                    .collect(),
+            )),
+            Dtype::F16 => Ok(Some(
+                bytes
+                    .as_chunks::<2>()
+                    .0
+                    .iter()
+                    .map(|pair| f16::from_le_bytes(*pair).to_f32())
                     .collect(),
             )),
             other => Err(self.dtype_error(name, other)),

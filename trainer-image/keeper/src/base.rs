@@ -148,7 +148,7 @@ pub fn reply(result: Result<Base, Problem>) -> DescribeBaseReply {
             vocabulary: config.vocab_size as u32,
             maximum_positions: config.max_position_embeddings as u32,
             parameters: config.parameters() as u64,
-            model_type: "llama".to_owned(),
+            model_type: config.family.model_type().to_owned(),
             ..DescribeBaseReply::default()
         },
         Err(problem) => DescribeBaseReply {

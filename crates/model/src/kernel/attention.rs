@@ -9,6 +9,8 @@
     reason = "bodies must take the features of their caller"
 )]
 
+use std::ops::Range;
+
 use super::dispatch::with_lanes;
 use super::elementwise::{exp, max_lanes, sum_lanes};
 use super::lanes::Lanes;
@@ -95,17 +97,17 @@ fn dot_columns<L: Lanes>(vector: &[f32], block: &[f32]) -> L {
     a.add(b).add(c.add(d))
 }
 
-/// `out = inverse · Σ weight · value` over the tokens of a head, for `R` registers of columns
-/// from `first`; `out` may be shorter than those.
+/// `out = inverse · Σ weight · value` over the tokens of a head from block `start` on, for `R`
+/// registers of columns from `first`; `out` may be shorter than those.
 #[inline(always)]
 fn mix_values<L: Lanes, const R: usize>(
     weights: &[f32],
-    cache: &HeadBlocks<'_>,
+    (cache, start): (&HeadBlocks<'_>, usize),
     (first, inverse): (usize, f32),
     out: &mut [f32],
 ) {
     let mut sums = [L::splat(0.0); R];
-    for (index, weights) in weights.chunks(BLOCK_TOKENS).enumerate() {
+    for (index, weights) in (start..).zip(weights.chunks(BLOCK_TOKENS)) {
         let values = cache.block(index).1.chunks_exact(cache.head_dim);
         for (weight, value) in weights.iter().zip(values) {
             let value = value.get(first..).unwrap_or_default();
@@ -151,19 +153,19 @@ fn add_scaled<L: Lanes>(a: f32, x: &[f32], y: &mut [f32]) {
 fn attend_lanes<L: Lanes>(
     query: &[f32],
     cache: HeadBlocks<'_>,
-    keys: usize,
+    keys: Range<usize>,
     scale: f32,
     scores: &mut Vec<f32>,
     out: &mut [f32],
 ) -> f32 {
     scores.clear();
+    let start = keys.start / BLOCK_TOKENS;
     let mut max = L::splat(f32::NEG_INFINITY);
-    for index in 0..keys.div_ceil(BLOCK_TOKENS) {
+    for index in start..keys.end.div_ceil(BLOCK_TOKENS) {
         let mut sums = [0.0; LANES];
         dot_columns::<L>(query, cache.block(index).0).store(&mut sums);
-        let left = keys - index * BLOCK_TOKENS;
-        for (i, sum) in sums.iter_mut().enumerate() {
-            *sum = if i < left {
+        for (key, sum) in (index * BLOCK_TOKENS..).zip(&mut sums) {
+            *sum = if keys.contains(&key) {
                 *sum * scale
             } else {
                 f32::NEG_INFINITY
@@ -185,7 +187,9 @@ fn attend_lanes<L: Lanes>(
     sum.store(&mut lanes);
     let sum = sum_lanes(&lanes);
     let inverse = 1.0 / sum;
-    let weights = scores.get(..keys).unwrap_or_default();
+    let weights = scores
+        .get(..keys.end - start * BLOCK_TOKENS)
+        .unwrap_or_default();
     // Wide parts first: a column's chain is the same in each, more of them hide its latency.
     let (mut first, mut left) = (0, out);
     while !left.is_empty() {
@@ -196,9 +200,9 @@ fn attend_lanes<L: Lanes>(
         };
         let (part, rest) = left.split_at_mut(width);
         match width {
-            64 => mix_values::<L, 4>(weights, &cache, (first, inverse), part),
-            32 => mix_values::<L, 2>(weights, &cache, (first, inverse), part),
-            _ => mix_values::<L, 1>(weights, &cache, (first, inverse), part),
+            64 => mix_values::<L, 4>(weights, (&cache, start), (first, inverse), part),
+            32 => mix_values::<L, 2>(weights, (&cache, start), (first, inverse), part),
+            _ => mix_values::<L, 1>(weights, (&cache, start), (first, inverse), part),
         }
         first += width;
         left = rest;
@@ -220,7 +224,7 @@ fn attend_backward_lanes<L: Lanes>(
     for (d, o) in row.dout.iter().zip(row.out) {
         shared += d * o;
     }
-    for index in 0..row.keys.div_ceil(BLOCK_TOKENS) {
+    for index in row.keys.start / BLOCK_TOKENS..row.keys.end.div_ceil(BLOCK_TOKENS) {
         let (key_block, value_block) = cache.block(index);
         let (mut weights, mut gradients) = ([0.0; LANES], [0.0; LANES]);
         dot_columns::<L>(row.query, key_block).store(&mut weights);
@@ -229,10 +233,13 @@ fn attend_backward_lanes<L: Lanes>(
             *weight = exp(*weight * row.scale - row.log_sum);
             *gradient = *weight * (*gradient - shared) * row.scale;
         }
-        let first = index * BLOCK_TOKENS;
-        let count = BLOCK_TOKENS.min(row.keys - first);
-        for (lane, (weight, gradient)) in weights.iter().zip(&gradients).take(count).enumerate() {
-            let at = (first + lane) * keys.stride;
+        for (token, (weight, gradient)) in
+            (index * BLOCK_TOKENS..).zip(weights.iter().zip(&gradients))
+        {
+            if !row.keys.contains(&token) {
+                continue;
+            }
+            let at = token * keys.stride;
             let range = at..at + dim;
             if let (Some(key), Some(dkey), Some(dvalue)) = (
                 keys.data.get(range.clone()),
@@ -248,13 +255,13 @@ fn attend_backward_lanes<L: Lanes>(
 }
 
 with_lanes! {
-    /// Attention of one query of one head over the first `keys` tokens:
+    /// Attention of one query of one head over the tokens `keys`, of which there is at least one:
     /// `out = softmax(scale · q Kᵀ) V`. Returns the logarithm of the sum of exponentials.
     ///
-    /// `scores` is scratch and grows to `keys` rounded up to a block.
+    /// `scores` is scratch and grows to the keys' blocks.
     pub(crate) fn attend(
-        query: &[f32], cache: HeadBlocks<'_>, keys: usize, scale: f32, scores: &mut Vec<f32>,
-        out: &mut [f32],
+        query: &[f32], cache: HeadBlocks<'_>, keys: Range<usize>, scale: f32,
+        scores: &mut Vec<f32>, out: &mut [f32],
     ) -> f32 = attend_lanes
 }
 
@@ -270,7 +277,7 @@ with_lanes! {
 }
 
 /// What backward knows of one query of one head.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub(crate) struct QueryGradient<'a> {
     /// The rotated query.
     pub query: &'a [f32],
@@ -280,8 +287,8 @@ pub(crate) struct QueryGradient<'a> {
     pub out: &'a [f32],
     /// The logarithm of its sum of exponentials.
     pub log_sum: f32,
-    /// How many keys it sees.
-    pub keys: usize,
+    /// The tokens that it sees.
+    pub keys: Range<usize>,
     /// What scores are multiplied with.
     pub scale: f32,
 }
@@ -329,8 +336,6 @@ mod tests {
             offset: 0,
             head_dim: dim,
         };
-        let mut out = vec![0.0; dim];
-        let log_sum = attend(&query, cache, tokens, scale, &mut Vec::new(), &mut out);
         let scores: Vec<f64> = keys
             .chunks_exact(dim)
             .map(|key| {
@@ -342,14 +347,19 @@ mod tests {
                 (dot * f64::from(scale)).exp()
             })
             .collect();
-        let sum: f64 = scores.iter().sum();
-        assert!((f64::from(log_sum) - sum.ln()).abs() < 1e-5);
-        for d in 0..dim {
-            let exact: f64 = (0..tokens)
-                .map(|t| scores[t] * f64::from(values[t * dim + d]))
-                .sum::<f64>()
-                / sum;
-            assert!((f64::from(out[d]) - exact).abs() < 1e-5, "{d}");
+        // All tokens, a window from within a block, one from a block's start, a single token.
+        for (start, end) in [(0, tokens), (11, tokens), (16, 31), (36, 37)] {
+            let mut out = vec![0.0; dim];
+            let log_sum = attend(&query, cache, start..end, scale, &mut Vec::new(), &mut out);
+            let sum: f64 = scores[start..end].iter().sum();
+            assert!((f64::from(log_sum) - sum.ln()).abs() < 1e-5);
+            for d in 0..dim {
+                let exact: f64 = (start..end)
+                    .map(|t| scores[t] * f64::from(values[t * dim + d]))
+                    .sum::<f64>()
+                    / sum;
+                assert!((f64::from(out[d]) - exact).abs() < 1e-5, "{start}, {d}");
+            }
         }
     }
 }

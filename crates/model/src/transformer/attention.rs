@@ -1,5 +1,7 @@
 //! Attention of whole sequences, for training: each sequence is a task of its own.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use super::weights::Weights;
@@ -8,7 +10,7 @@ use crate::kernel::{
     write_transposed,
 };
 
-/// The rotated queries and keys, and the values, of one layer.
+/// The rotated queries and keys, and the values, of one layer, and how far back its queries see.
 pub(super) struct Projections<'a> {
     /// `[rows, heads · head_dim]`
     pub query: &'a [f32],
@@ -16,6 +18,8 @@ pub(super) struct Projections<'a> {
     pub key: &'a [f32],
     /// `[rows, kv_heads · head_dim]`
     pub value: &'a [f32],
+    /// Tokens that a query sees, itself included; none: all before it.
+    pub window: Option<usize>,
 }
 
 /// Gradients of [`Projections`], of the same shapes.
@@ -96,6 +100,12 @@ impl Blocks {
     }
 }
 
+/// The tokens that the query at `position` sees. The same for training and serving.
+pub(super) fn seen(position: usize, window: Option<usize>) -> Range<usize> {
+    let end = position + 1;
+    window.map_or(0, |tokens| end.saturating_sub(tokens))..end
+}
+
 /// Causal attention within each sequence. `out` is `[rows, heads · head_dim]`, `log_sums` `[rows, heads]`.
 pub(super) fn attend_segments(
     weights: &Weights,
@@ -145,7 +155,8 @@ pub(super) fn attend_segments(
                             out.get_mut(range),
                             sums.get_mut(head),
                         ) {
-                            *sum = attend(query, blocks.head(), token + 1, scale, &mut scores, out);
+                            let keys = seen(token, inputs.window);
+                            *sum = attend(query, blocks.head(), keys, scale, &mut scores, out);
                         }
                     }
                 }
@@ -245,7 +256,7 @@ pub(super) fn attend_segments_backward(
                                 dout,
                                 out,
                                 log_sum: *log_sum,
-                                keys: token + 1,
+                                keys: seen(token, forward.inputs.window),
                                 scale,
                             };
                             attend_backward(row, blocks.head(), keys, dkey, dvalue, dquery);

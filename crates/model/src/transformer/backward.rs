@@ -8,11 +8,11 @@ use super::attention::{
     Attended, ProjectionGradients, Projections, attend_segments_backward, rotate_rows,
 };
 use super::forward::{LayerTape, Pass};
-use crate::base::{EMBEDDING, layer_tensor_name};
+use crate::base::{EMBEDDING, INPUT_NORM, KEY_NORM, POST_NORM, QUERY_NORM, layer_tensor_name};
 use crate::kernel::{self, Epilogue, accumulate_outer, product_parallel};
 use crate::lora::Module;
 
-/// Rows of one partial sum of a norm's weight gradient: fixed, so that the bits do not depend on threads.
+/// Rows of one partial sum of a norm's or bias' gradient: fixed, so that the bits do not depend on threads.
 const ROWS: usize = 64;
 
 /// The gradients of all trained parameters in one vector, by offset of each name.
@@ -41,6 +41,24 @@ impl Gradients<'_> {
                     accumulate_outer(g, x, first..first + sums.len() / x.1, sums);
                 });
         }
+    }
+
+    /// Adds the column sums of `dy` to the gradient of a bias, where there is one of this name.
+    pub fn bias(&mut self, name: &str, dy: &[f32]) {
+        let Some(sums) = self.slice(name) else {
+            return;
+        };
+        let width = sums.len();
+        let parts: Vec<Vec<f32>> = dy
+            .par_chunks(ROWS * width)
+            .map(|rows| {
+                let mut part = vec![0.0; width];
+                rows.chunks_exact(width)
+                    .for_each(|row| kernel::add(row, &mut part));
+                part
+            })
+            .collect();
+        parts.iter().for_each(|part| kernel::add(part, sums));
     }
 
     /// Adds the gradients of a row-wise norm: its input's to `dx`, its weight's to `name`.
@@ -97,8 +115,9 @@ impl Pass<'_> {
         product_parallel(dy, linear.backward(), dx, Epilogue::Add);
         let (outputs, inputs) = (linear.forward.outputs(), linear.forward.inputs());
         if gradients.full {
-            let name = layer_tensor_name(layer, &format!("{}.weight", module.path()));
+            let name = layer_tensor_name(layer, &module.weight_name());
             gradients.outer(&name, (dy, outputs), (x, inputs));
+            gradients.bias(&layer_tensor_name(layer, &module.bias_name()), dy);
         }
         let (Some(lora), Some(pair)) = (self.lora, self.pair(layer, module)) else {
             return;
@@ -169,7 +188,7 @@ impl Pass<'_> {
                 gradients,
             );
         }
-        let name = layer_tensor_name(index, "post_attention_layernorm.weight");
+        let name = layer_tensor_name(index, POST_NORM);
         gradients.norm(
             &name,
             (&tape.middle, &layer.post_norm, eps),
@@ -194,6 +213,7 @@ impl Pass<'_> {
                 query: &tape.query,
                 key: &tape.key,
                 value: &tape.value,
+                window: layer.window,
             },
             out: &tape.attended,
             log_sums: &tape.log_sums,
@@ -218,6 +238,17 @@ impl Pass<'_> {
             config.key_width(),
             -1.0,
         );
+        for (name, norm, raw, heads) in [
+            (QUERY_NORM, &layer.query_norm, &tape.raw_query, &mut dquery),
+            (KEY_NORM, &layer.key_norm, &tape.raw_key, &mut dkey),
+        ] {
+            if !norm.is_empty() {
+                let name = layer_tensor_name(index, name);
+                let mut draw = vec![0.0; raw.len()];
+                gradients.norm(&name, (raw, norm, eps), heads, &mut draw);
+                *heads = draw;
+            }
+        }
         let mut dnormed = vec![0.0; tape.normed.len()];
         for (module, dy) in [
             (Module::QProj, &dquery),
@@ -232,7 +263,7 @@ impl Pass<'_> {
                 gradients,
             );
         }
-        let name = layer_tensor_name(index, "input_layernorm.weight");
+        let name = layer_tensor_name(index, INPUT_NORM);
         gradients.norm(
             &name,
             (&tape.input, &layer.input_norm, eps),

@@ -53,6 +53,9 @@ pub(super) struct LayerTape {
     /// The layer's input, `[rows, hidden]`.
     pub input: Vec<f32>,
     pub normed: Vec<f32>,
+    /// Queries and keys before their norm; empty where the family has none.
+    pub raw_query: Vec<f32>,
+    pub raw_key: Vec<f32>,
     pub query: Vec<f32>,
     pub key: Vec<f32>,
     pub value: Vec<f32>,
@@ -100,15 +103,13 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// `y = W x + s B A drop(x)`; LoRA's inner values go to `inner`.
+    /// `y = W x + b + s B A drop(x)`; LoRA's inner values go to `inner`.
     fn project(&self, layer: usize, module: Module, x: &[f32], inner: &mut Inner) -> Vec<f32> {
         let Some(weights) = self.weights.layers.get(layer) else {
             return Vec::new();
         };
-        let linear = &weights.linear(module).forward;
         let rows = self.rows();
-        let mut y = vec![0.0; rows * linear.outputs()];
-        product_parallel(x, linear, &mut y, Epilogue::Store);
+        let mut y = weights.linear(module).apply(x);
         if let (Some(lora), Some(pair)) = (self.lora, self.pair(layer, module)) {
             let mut h = vec![0.0; rows * pair.a.forward.outputs()];
             product_parallel(
@@ -137,8 +138,10 @@ impl<'a> Pass<'a> {
         let mut inner = Inner::default();
         let input = std::mem::take(stream);
         let normed = rms_norm(&input, &layer.input_norm, config.rms_norm_eps);
-        let mut query = self.project(index, Module::QProj, &normed, &mut inner);
-        let mut key = self.project(index, Module::KProj, &normed, &mut inner);
+        let query = self.project(index, Module::QProj, &normed, &mut inner);
+        let key = self.project(index, Module::KProj, &normed, &mut inner);
+        let (raw_query, mut query) = head_norm(query, &layer.query_norm, config.rms_norm_eps);
+        let (raw_key, mut key) = head_norm(key, &layer.key_norm, config.rms_norm_eps);
         let value = self.project(index, Module::VProj, &normed, &mut inner);
         rotate_rows(
             self.weights,
@@ -160,6 +163,7 @@ impl<'a> Pass<'a> {
             query: &query,
             key: &key,
             value: &value,
+            window: layer.window,
         };
         attend_segments(
             self.weights,
@@ -180,6 +184,8 @@ impl<'a> Pass<'a> {
         Some(LayerTape {
             input,
             normed,
+            raw_query,
+            raw_key,
             query,
             key,
             value,
@@ -216,6 +222,15 @@ pub(super) fn rms_norm(x: &[f32], weight: &[f32], eps: f32) -> Vec<f32> {
         .zip(y.par_chunks_mut(size))
         .for_each(|(x, y)| kernel::rms_norm(x, weight, eps, y));
     y
+}
+
+/// Norms every head and keeps what was there; without weights takes the heads as they are.
+pub(super) fn head_norm(heads: Vec<f32>, weight: &[f32], eps: f32) -> (Vec<f32>, Vec<f32>) {
+    if weight.is_empty() {
+        return (Vec::new(), heads);
+    }
+    let normed = rms_norm(&heads, weight, eps);
+    (heads, normed)
 }
 
 /// SwiGLU of every row of `width` values.

@@ -1,8 +1,8 @@
-//! The forward and backward pass of Llama: RMS norm, rotary embedding, grouped-query attention, SwiGLU.
+//! The forward and backward pass of the Llama family: RMS norm, rotary embedding, grouped-query attention, SwiGLU.
 //!
 //! One set of kernels serves training and serving. Training works on packed batches of whole sequences and
 //! keeps what backward needs; serving works on rows of many sequences over the paged KV cache. Rows are flat,
-//! `[rows, width]`, without padding.
+//! `[rows, width]`, without padding. What differs between families is data: empty norms and biases, a window.
 
 mod attention;
 mod backward;
@@ -126,5 +126,9 @@ fn check_tokens(tokens: &[u32], config: &crate::config::LlamaConfig) -> Result<(
     }
 }
 
+#[cfg(test)]
+mod families;
+#[cfg(test)]
+mod reference;
 #[cfg(test)]
 mod tests;

@@ -5,14 +5,14 @@
 
 use rayon::prelude::*;
 
-use super::attention::score_scale;
+use super::attention::{score_scale, seen};
 use super::weights::{Llama, Weights};
 use super::{ModelError, check_tokens};
 use crate::kernel::{self, Epilogue, attend, product, product_parallel};
 use crate::kv::{KvError, KvPool, KvSequence};
 use crate::lora::{LoadedAdapter, Module};
 
-use super::forward::{rms_norm, swiglu};
+use super::forward::{head_norm, rms_norm, swiglu};
 
 /// Which of a step's rows the caller wants logits of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,15 +83,14 @@ struct Batch<'a> {
 }
 
 impl Batch<'_> {
-    /// `y = W x + s B A x`, each row with its own adapter.
+    /// `y = W x + b + s B A x`, each row with its own adapter.
     fn project(&self, layer: usize, module: Module, x: &[f32]) -> Vec<f32> {
         let Some(weights) = self.weights.layers.get(layer) else {
             return Vec::new();
         };
-        let linear = &weights.linear(module).forward;
-        let (outputs, inputs) = (linear.outputs(), linear.inputs());
-        let mut y = vec![0.0; self.rows.len() * outputs];
-        product_parallel(x, linear, &mut y, Epilogue::Store);
+        let linear = weights.linear(module);
+        let (outputs, inputs) = (linear.forward.outputs(), linear.forward.inputs());
+        let mut y = linear.apply(x);
         for segment in &self.segments {
             let lora = segment.adapter.layers();
             let rows = &segment.rows;
@@ -130,6 +129,7 @@ impl Batch<'_> {
         let config = &self.weights.config;
         let (dim, group, width) = (config.head_dim, config.group_size(), config.query_width());
         let scale = score_scale(dim);
+        let window = config.window(layer);
         let mut out = vec![0.0; query.len()];
         let rows = out
             .par_chunks_mut(width)
@@ -145,7 +145,8 @@ impl Batch<'_> {
                 .enumerate();
             for (head, (out, query)) in heads {
                 let blocks = pool.head(cache, layer, head / group);
-                attend(query, blocks, row.position + 1, scale, scores, out);
+                let keys = seen(row.position, window);
+                attend(query, blocks, keys, scale, scores, out);
             }
         });
         out
@@ -206,8 +207,10 @@ impl Llama {
         let mut stream = weights.embed(tokens.iter().copied());
         for (index, layer) in weights.layers.iter().enumerate() {
             let normed = rms_norm(&stream, &layer.input_norm, eps);
-            let mut query = batch.project(index, Module::QProj, &normed);
-            let mut key = batch.project(index, Module::KProj, &normed);
+            let query = batch.project(index, Module::QProj, &normed);
+            let key = batch.project(index, Module::KProj, &normed);
+            let (_, mut query) = head_norm(query, &layer.query_norm, eps);
+            let (_, mut key) = head_norm(key, &layer.key_norm, eps);
             let value = batch.project(index, Module::VProj, &normed);
             batch.rotate(&mut query, config.query_width());
             batch.rotate(&mut key, config.key_width());

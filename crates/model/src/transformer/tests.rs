@@ -23,7 +23,7 @@ fn model() -> (BaseModel, Llama, LlamaConfig) {
     (base, llama, config)
 }
 
-fn lora(rank: usize, dropout: f64) -> LoraConfig {
+pub(super) fn lora(rank: usize, dropout: f64) -> LoraConfig {
     LoraConfig {
         rank,
         alpha: 2.0 * rank as f64,
@@ -33,13 +33,13 @@ fn lora(rank: usize, dropout: f64) -> LoraConfig {
     }
 }
 
-fn tokens(count: usize, start: u32) -> Vec<u32> {
+pub(super) fn tokens(count: usize, start: u32) -> Vec<u32> {
     (0..count as u32)
         .map(|i| (start + i * 37 + i * i * 3) % 250)
         .collect()
 }
 
-fn batch(lengths: &[usize]) -> PackedBatch {
+pub(super) fn batch(lengths: &[usize]) -> PackedBatch {
     let mut batch = PackedBatch::new();
     for (i, length) in lengths.iter().enumerate() {
         let mask: Vec<bool> = (0..*length).map(|t| t % 3 != 1).collect();
@@ -58,7 +58,7 @@ fn values(variable: &Var) -> Vec<f32> {
 }
 
 /// Finite differences in the direction of a few elements of every tensor.
-fn check_gradients<'a>(parameters: Vec<(&'a str, &'a Var)>, loss: &dyn Fn() -> Loss) {
+pub(super) fn check_gradients<'a>(parameters: Vec<(&'a str, &'a Var)>, loss: &dyn Fn() -> Loss) {
     let gradients = loss().sum.backward().unwrap();
     for (name, variable) in parameters {
         let before = values(variable);
@@ -214,7 +214,7 @@ fn the_loss_is_the_sum_of_the_scores() {
 }
 
 /// Logits of every token, fed in pieces of `chunk` tokens, with others in the same passes.
-fn serve(
+pub(super) fn serve(
     llama: &Llama,
     pool: &mut KvPool,
     tokens: &[u32],

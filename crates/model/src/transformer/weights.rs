@@ -2,9 +2,13 @@
 
 use std::sync::Arc;
 
-use crate::base::{BaseModel, EMBEDDING, FINAL_NORM, OUTPUT, layer_tensor_name};
+use crate::base::{
+    BaseModel, EMBEDDING, FINAL_NORM, INPUT_NORM, KEY_NORM, OUTPUT, POST_NORM, QUERY_NORM,
+    layer_tensor_name,
+};
 use crate::config::LlamaConfig;
 use crate::lora::Module;
+use crate::rope::frequencies;
 use crate::transformer::linear::Linear;
 
 /// One transformer layer.
@@ -12,6 +16,11 @@ use crate::transformer::linear::Linear;
 pub(super) struct Layer {
     pub input_norm: Vec<f32>,
     pub post_norm: Vec<f32>,
+    /// Norms of every head's query and key; empty where the family has none.
+    pub query_norm: Vec<f32>,
+    pub key_norm: Vec<f32>,
+    /// Tokens that a query sees, itself included; none: all before it.
+    pub window: Option<usize>,
     linears: [Linear; Module::ALL.len()],
 }
 
@@ -58,12 +67,27 @@ impl Weights {
         let layers = (0..config.num_hidden_layers)
             .map(|index| {
                 let named = |name: &str| tensor(&layer_tensor_name(index, name));
+                let head_norm = |name: &str| {
+                    if config.has_query_key_norm() {
+                        named(name).to_vec()
+                    } else {
+                        Vec::new()
+                    }
+                };
                 Layer {
-                    input_norm: named("input_layernorm.weight").to_vec(),
-                    post_norm: named("post_attention_layernorm.weight").to_vec(),
+                    input_norm: named(INPUT_NORM).to_vec(),
+                    post_norm: named(POST_NORM).to_vec(),
+                    query_norm: head_norm(QUERY_NORM),
+                    key_norm: head_norm(KEY_NORM),
+                    window: config.window(index),
                     linears: Module::ALL.map(|module| {
                         let (outputs, inputs) = module.shape(config);
-                        Linear::new(named(&format!("{}.weight", module.path())), outputs, inputs)
+                        let linear = Linear::new(named(&module.weight_name()), outputs, inputs);
+                        if config.has_bias(module) {
+                            linear.with_bias(named(&module.bias_name()))
+                        } else {
+                            linear
+                        }
                     }),
                 }
             })
@@ -106,14 +130,13 @@ impl Weights {
     }
 }
 
-/// Angles `position · theta^(-2i / head_dim)` (Su et al. 2021), in f64 so that far positions keep theirs.
+/// Cosines and sines of every position's angles, which are computed in f64.
 fn rotary_tables(config: &LlamaConfig) -> (Vec<f32>, Vec<f32>) {
-    let half = config.head_dim / 2;
+    let frequencies = frequencies(config);
     let angles = (0..config.max_position_embeddings).flat_map(|position| {
-        (0..half).map(move |i| {
-            let exponent = -2.0 * i as f64 / config.head_dim as f64;
-            position as f64 * f64::from(config.rope_theta).powf(exponent)
-        })
+        frequencies
+            .iter()
+            .map(move |frequency| position as f64 * frequency)
     });
     angles
         .map(|angle| (angle.cos() as f32, angle.sin() as f32))

@@ -1,7 +1,7 @@
 //! The recipe of a base model: everything that decides its weights but the text.
 
 use graftwork_contract::run::Schedule;
-use graftwork_model::config::LlamaConfig;
+use graftwork_model::config::{Family, LlamaConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
@@ -136,6 +136,7 @@ impl Recipe {
     pub fn config(&self, vocabulary: usize) -> LlamaConfig {
         let shape = &self.model;
         LlamaConfig {
+            family: Family::Llama,
             hidden_size: shape.hidden_size,
             intermediate_size: shape.intermediate_size,
             num_hidden_layers: shape.layers,
@@ -146,6 +147,10 @@ impl Recipe {
             max_position_embeddings: shape.context,
             rms_norm_eps: 1e-5,
             rope_theta: 10_000.0,
+            rope_scaling: None,
+            sliding_window: None,
+            attention_bias: false,
+            mlp_bias: false,
             tie_word_embeddings: shape.tie_word_embeddings,
             bos_token_id: Some(0),
             eos_token_ids: vec![1],

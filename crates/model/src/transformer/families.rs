@@ -1,0 +1,141 @@
+//! Every family computes what its plain reference does, forward and backward, trained and served.
+
+use super::reference::losses;
+use super::tests::{batch, check_gradients, lora, serve, tokens};
+use super::*;
+use crate::base::BaseModel;
+use crate::config::{Family, LlamaConfig};
+use crate::fixture::{TinyShape, random_adapter};
+use crate::kv::KvPool;
+use crate::lora::{LoadedAdapter, LoraParams};
+use crate::random::Stream;
+
+/// One configuration of each family, and a Llama with every bias that there is.
+fn configs() -> Vec<LlamaConfig> {
+    let shape = TinyShape::default();
+    let mut configs = Family::ALL
+        .map(|family| shape.family_config(family))
+        .to_vec();
+    let mut biased = shape.config();
+    biased.attention_bias = true;
+    biased.mlp_bias = true;
+    configs.push(biased);
+    configs
+}
+
+/// Weights large enough that attention looks at something, biases and norms away from 0 and 1.
+fn lively(config: LlamaConfig) -> BaseModel {
+    let base = BaseModel::random(config.clone(), 11);
+    let shapes = crate::base::tensor_shapes(&config);
+    let tensors = base
+        .tensors()
+        .iter()
+        .enumerate()
+        .map(|(index, (name, values))| {
+            let stream = Stream::new(12, &[index as u64]);
+            let is_vector = shapes[name].len() == 1;
+            let change = |(i, value): (usize, &f32)| {
+                if is_vector {
+                    value + (0.2 * stream.normal(i as u64)) as f32
+                } else {
+                    4.0 * value
+                }
+            };
+            (
+                name.clone(),
+                values.iter().enumerate().map(change).collect(),
+            )
+        })
+        .collect();
+    BaseModel::from_tensors(config, tensors).unwrap()
+}
+
+#[test]
+fn losses_are_those_of_the_plain_reference() {
+    for config in configs() {
+        let family = config.family;
+        let base = lively(config);
+        let text = tokens(40, 3);
+        let mut whole = PackedBatch::new();
+        whole.push(&text, &vec![true; text.len()]);
+        let scores = Llama::new(&base).score(&whole, None).unwrap();
+        let expected = losses(&base, &text);
+        assert_eq!(scores.len(), expected.len());
+        for (score, expected) in scores.iter().zip(expected) {
+            let difference = (f64::from(score.nll) - expected).abs();
+            assert!(
+                difference < 1e-4,
+                "{family:?}, row {}: {} is not {expected}",
+                score.row,
+                score.nll
+            );
+        }
+    }
+}
+
+/// What sets a family apart must matter, or the test above could not tell.
+#[test]
+fn each_familys_difference_changes_the_loss() {
+    let text = tokens(40, 3);
+    let total = |base: &BaseModel| losses(base, &text).iter().sum::<f64>();
+    for family in [Family::Llama, Family::Mistral, Family::Qwen2] {
+        let base = lively(TinyShape::default().family_config(family));
+        let mut config = base.config().clone();
+        config.rope_scaling = None;
+        config.sliding_window = None;
+        let plain = BaseModel::from_tensors(config, base.tensors().clone()).unwrap();
+        let difference = (total(&base) - total(&plain)).abs();
+        assert!(difference > 0.01, "{family:?}: {difference}");
+    }
+}
+
+#[test]
+fn gradients_of_all_weights_are_those_of_the_loss_in_every_family() {
+    for config in configs() {
+        let trainable = TrainableLlama::new(&lively(config)).unwrap();
+        let batch = batch(&[12, 20]);
+        check_gradients(trainable.iter().collect(), &|| {
+            trainable.forward_train(&batch).unwrap()
+        });
+    }
+}
+
+#[test]
+fn lora_gradients_are_those_of_the_loss_in_every_family() {
+    for config in configs() {
+        let llama = Llama::new(&lively(config.clone()));
+        let adapter = random_adapter(&config, &lora(4, 0.0), 5);
+        let params = LoraParams::from_adapter(&adapter, &config).unwrap();
+        let batch = batch(&[9, 20]);
+        check_gradients(params.iter().collect(), &|| {
+            llama
+                .forward_train(&batch, &params, StepSeed::default())
+                .unwrap()
+        });
+    }
+}
+
+#[test]
+fn every_family_is_served_as_it_was_trained_whatever_the_chunks() {
+    for config in configs() {
+        let llama = Llama::new(&lively(config.clone()));
+        let adapter = random_adapter(&config, &lora(4, 0.0), 1);
+        let adapter = LoadedAdapter::new(&adapter, &config).unwrap();
+        let text = tokens(41, 3);
+        let others = [(tokens(5, 9), Some(&adapter)), (tokens(7, 1), None)];
+        let mut pool = KvPool::new(&config, 64);
+        let alone = serve(&llama, &mut pool, &text, Some(&adapter), 41, &[]);
+        for chunk in [1, 6, 16] {
+            let other = serve(&llama, &mut pool, &text, Some(&adapter), chunk, &others);
+            assert!(other == alone, "{:?}, chunk {chunk}", config.family);
+        }
+        let mut whole = PackedBatch::new();
+        whole.push(&text, &vec![true; text.len()]);
+        for score in llama.score(&whole, Some(&adapter)).unwrap() {
+            let row = &alone[score.row * config.vocab_size..(score.row + 1) * config.vocab_size];
+            let row: Vec<f32> = row.iter().map(|bits| f32::from_bits(*bits)).collect();
+            let nll = -crate::sampler::log_probs(&row, &[score.target])[0];
+            assert!((nll - score.nll).abs() < 1e-4, "{:?}", config.family);
+        }
+    }
+}
