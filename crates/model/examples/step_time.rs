@@ -13,6 +13,7 @@ use graftwork_model::fixture::random_adapter;
 use graftwork_model::kernel::{Epilogue, Isa, Panels, product, product_parallel};
 use graftwork_model::kv::{KvPool, KvSequence};
 use graftwork_model::lora::{LoadedAdapter, LoraConfig, LoraParams, Module};
+use graftwork_model::targets::Targets;
 use graftwork_model::transformer::{
     Llama, LogitRows, PackedBatch, SequenceStep, StepSeed, TrainableLlama,
 };
@@ -134,7 +135,7 @@ fn run(threads: usize) -> Result<()> {
         rank: 8,
         alpha: 16.0,
         dropout: 0.0,
-        target_modules: Module::ALL.to_vec(),
+        targets: Targets::of(&Module::ALL),
         use_rslora: false,
     };
     let packed = batch(32, false);

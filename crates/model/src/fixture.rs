@@ -163,8 +163,9 @@ fn tokenizer_json() -> String {
 
 /// An adapter with random values, B included, so that it changes the model.
 pub fn random_adapter(model: &LlamaConfig, config: &LoraConfig, seed: u64) -> Adapter {
-    let tensors = config
-        .tensor_shapes(model)
+    let shapes = config.plan(model).map(|plan| plan.tensor_shapes(model));
+    let tensors = shapes
+        .unwrap_or_default()
         .into_iter()
         .enumerate()
         .map(|(index, (name, shape))| {

@@ -14,7 +14,7 @@
 //! | [`tokenizer`], [`chat`] | `tokenizer.json`, chat template, training rows |
 //! | [`kernel`] | packed weights and the fixed-order products |
 //! | [`transformer`] | the forward and backward pass |
-//! | [`lora`], [`peft`] | trainable low-rank parameters; adapter folders as PEFT writes them |
+//! | [`lora`], [`targets`], [`peft`] | trainable low-rank parameters, which modules have them; adapter folders as PEFT writes them |
 //! | [`kv`] | the paged KV cache |
 //! | [`sampler`] | from logits to a token |
 //! | [`fixture`] | tiny random models for tests |
@@ -36,12 +36,14 @@ pub mod kernel;
 pub mod kv;
 pub mod lora;
 pub mod peft;
+pub mod rope;
 pub mod sampler;
+pub mod targets;
+pub mod tensor_file;
 pub mod tokenizer;
 pub mod transformer;
 
 mod config_keys;
 mod digest;
+mod peft_config;
 mod random;
-pub mod rope;
-pub mod tensor_file;

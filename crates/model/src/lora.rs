@@ -4,15 +4,17 @@
 //! `B: [out, rank]` and `s = alpha / rank`, or `alpha / sqrt(rank)` with rsLoRA (Kalajdzievski 2023).
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use candle_core::{Device, Tensor, Var};
 
 use crate::config::LlamaConfig;
 use crate::peft::{Adapter, AdapterError, AdapterTensor};
 use crate::random::Stream;
+use crate::targets::{LoraPlan, Targets, Update};
 use crate::transformer::linear::Linear;
 
-/// The linear layers of a Llama layer, all of which can carry an adapter.
+/// The linear layers of a transformer layer, all of which can carry an adapter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Module {
     /// Queries.
@@ -96,6 +98,18 @@ impl Module {
         }
     }
 
+    /// The layer and module of a factor by its name in PEFT's files.
+    pub fn of_lora_name(name: &str) -> Option<(usize, Self)> {
+        let (layer, rest) = name
+            .strip_prefix("base_model.model.model.layers.")?
+            .split_once('.')?;
+        let path = rest
+            .strip_suffix(".lora_A.weight")
+            .or_else(|| rest.strip_suffix(".lora_B.weight"))?;
+        let module = Self::ALL.into_iter().find(|module| module.path() == path)?;
+        Some((layer.parse().ok()?, module))
+    }
+
     /// The name of one of its factors, `lora_A` or `lora_B`, in PEFT's files.
     pub fn lora_name(self, layer: usize, factor: &str) -> String {
         format!(
@@ -108,100 +122,80 @@ impl Module {
 /// What an adapter is made of.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LoraConfig {
-    /// Inner dimension of the update; from 1 to the hidden size.
+    /// Inner dimension of an update; from 1 to the hidden size.
     pub rank: usize,
     /// Numerator of the scaling.
     pub alpha: f64,
     /// Probability with which an element of the update's input is dropped in training.
     pub dropout: f64,
-    /// The modules that are adapted, in every layer.
-    pub target_modules: Vec<Module>,
+    /// The modules that are adapted, and where rank and alpha are others.
+    pub targets: Targets,
     /// Whether to scale by `alpha / sqrt(rank)`.
     pub use_rslora: bool,
 }
 
 impl LoraConfig {
-    /// The factor of the update.
-    pub fn scaling(&self) -> f32 {
-        let rank = self.rank as f64;
+    /// The factor of an update of this rank and alpha.
+    pub(crate) fn scaling(&self, rank: usize, alpha: f64) -> f32 {
+        let rank = rank as f64;
         let divisor = if self.use_rslora { rank.sqrt() } else { rank };
-        (self.alpha / divisor) as f32
+        (alpha / divisor) as f32
     }
 
-    /// Checks ranges against a model.
+    /// The updates of a model's modules, ranges checked.
     ///
     /// # Errors
-    /// The field and its limit.
-    pub fn validate(&self, config: &LlamaConfig) -> Result<(), AdapterError> {
-        let check = |field, value: String, ok: bool, range: String| {
-            if ok {
-                Ok(())
-            } else {
-                Err(AdapterError::OutOfRange {
-                    field,
-                    value,
-                    range,
-                })
-            }
-        };
-        let limit = config.hidden_size;
-        check(
-            "r",
-            self.rank.to_string(),
-            (1..=limit).contains(&self.rank),
-            format!("from 1 to the hidden size {limit}"),
-        )?;
-        let alpha = self.alpha;
-        let alpha_fits = alpha.is_finite() && alpha > 0.0;
-        check(
-            "lora_alpha",
-            alpha.to_string(),
-            alpha_fits,
-            "a positive number".to_owned(),
-        )?;
+    /// The field and its limit, or a target that the model does not have.
+    pub fn plan(&self, config: &LlamaConfig) -> Result<LoraPlan, AdapterError> {
+        check_size(self.rank, self.alpha, config)?;
         let dropout = self.dropout;
-        let dropout_fits = (0.0..1.0).contains(&dropout);
         check(
             "lora_dropout",
             dropout.to_string(),
-            dropout_fits,
+            (0.0..1.0).contains(&dropout),
             "at least 0 and below 1".to_owned(),
         )?;
-        let count = self.target_modules.len();
-        check(
-            "target_modules",
-            format!("{count} modules"),
-            count > 0,
-            "at least one".to_owned(),
-        )
+        LoraPlan::new(self, config)
     }
+}
 
-    /// The target modules in the order of [`Module::ALL`], each once.
-    pub fn modules(&self) -> impl Iterator<Item = Module> + '_ {
-        Module::ALL
-            .into_iter()
-            .filter(|module| self.target_modules.contains(module))
-    }
+/// Whether a rank and an alpha, the adapter's or a pattern's, are in range.
+pub(crate) fn check_size(
+    rank: usize,
+    alpha: f64,
+    config: &LlamaConfig,
+) -> Result<(), AdapterError> {
+    let limit = config.hidden_size;
+    check(
+        "r",
+        rank.to_string(),
+        (1..=limit).contains(&rank),
+        format!("from 1 to the hidden size {limit}"),
+    )?;
+    check(
+        "lora_alpha",
+        alpha.to_string(),
+        alpha.is_finite() && alpha > 0.0,
+        "a positive number".to_owned(),
+    )
+}
 
-    /// Every tensor of such an adapter with its shape.
-    pub fn tensor_shapes(&self, config: &LlamaConfig) -> BTreeMap<String, [usize; 2]> {
-        (0..config.num_hidden_layers)
-            .flat_map(|layer| self.modules().map(move |module| (layer, module)))
-            .flat_map(|(layer, module)| {
-                let (outputs, inputs) = module.shape(config);
-                [
-                    (module.lora_name(layer, "lora_A"), [self.rank, inputs]),
-                    (module.lora_name(layer, "lora_B"), [outputs, self.rank]),
-                ]
-            })
-            .collect()
+fn check(field: &'static str, value: String, ok: bool, range: String) -> Result<(), AdapterError> {
+    if ok {
+        return Ok(());
     }
+    Err(AdapterError::OutOfRange {
+        field,
+        value,
+        range,
+    })
 }
 
 /// The trainable parameters of an adapter, in the order of their PEFT names.
 #[derive(Debug, Clone)]
 pub struct LoraParams {
     config: LoraConfig,
+    plan: Arc<LoraPlan>,
     vars: BTreeMap<String, Var>,
 }
 
@@ -212,9 +206,9 @@ impl LoraParams {
     /// # Errors
     /// The configuration does not fit the model.
     pub fn init(lora: &LoraConfig, config: &LlamaConfig, seed: u64) -> Result<Self, AdapterError> {
-        lora.validate(config)?;
+        let plan = lora.plan(config)?;
         let tensors =
-            lora.tensor_shapes(config)
+            plan.tensor_shapes(config)
                 .into_iter()
                 .enumerate()
                 .map(|(index, (name, shape))| {
@@ -231,7 +225,7 @@ impl LoraParams {
                     };
                     (name, AdapterTensor { shape, data })
                 });
-        Self::from_tensors(lora.clone(), tensors)
+        Self::from_tensors(lora.clone(), plan, tensors)
     }
 
     /// The parameters of an adapter that exists, to train on.
@@ -244,11 +238,13 @@ impl LoraParams {
             .tensors
             .iter()
             .map(|(name, tensor)| (name.clone(), tensor.clone()));
-        Self::from_tensors(adapter.config.clone(), tensors)
+        let plan = adapter.config.plan(config)?;
+        Self::from_tensors(adapter.config.clone(), plan, tensors)
     }
 
     fn from_tensors(
         config: LoraConfig,
+        plan: LoraPlan,
         tensors: impl Iterator<Item = (String, AdapterTensor)>,
     ) -> Result<Self, AdapterError> {
         let vars = tensors
@@ -260,12 +256,21 @@ impl LoraParams {
                 ))
             })
             .collect::<Result<_, candle_core::Error>>()?;
-        Ok(Self { config, vars })
+        Ok(Self {
+            config,
+            plan: Arc::new(plan),
+            vars,
+        })
     }
 
     /// Rank, scaling and modules.
     pub fn config(&self) -> &LoraConfig {
         &self.config
+    }
+
+    /// The updates of the model that they were made for.
+    pub(crate) fn plan(&self) -> &Arc<LoraPlan> {
+        &self.plan
     }
 
     /// The parameters in name order.
@@ -316,44 +321,42 @@ pub(crate) struct LoraPair {
     pub a: Linear,
     /// `[out, rank]`
     pub b: Linear,
+    /// What the update is multiplied with.
+    pub scaling: f32,
 }
 
 /// All updates of a model, packed.
 #[derive(Debug)]
 pub(crate) struct LoraLayers {
-    /// What an update is multiplied with.
-    pub scaling: f32,
     layers: Vec<[Option<LoraPair>; Module::ALL.len()]>,
 }
 
 impl LoraLayers {
     /// Packs the factors that `tensor` finds by their PEFT names.
     pub fn pack<'a>(
-        lora: &LoraConfig,
+        plan: &LoraPlan,
         config: &LlamaConfig,
         tensor: &dyn Fn(&str) -> &'a [f32],
     ) -> Self {
         let layers = (0..config.num_hidden_layers)
             .map(|layer| {
                 Module::ALL.map(|module| {
-                    lora.target_modules.contains(&module).then(|| {
+                    plan.update(layer, module).map(|Update { rank, scaling }| {
                         let (outputs, inputs) = module.shape(config);
                         let (a, b) = (
                             module.lora_name(layer, "lora_A"),
                             module.lora_name(layer, "lora_B"),
                         );
                         LoraPair {
-                            a: Linear::new(tensor(&a), lora.rank, inputs),
-                            b: Linear::new(tensor(&b), outputs, lora.rank),
+                            a: Linear::new(tensor(&a), rank, inputs),
+                            b: Linear::new(tensor(&b), outputs, rank),
+                            scaling,
                         }
                     })
                 })
             })
             .collect();
-        Self {
-            scaling: lora.scaling(),
-            layers,
-        }
+        Self { layers }
     }
 
     /// The update of a module, if it has one.
@@ -386,7 +389,7 @@ impl LoadedAdapter {
         Ok(Self {
             digest: adapter.digest(),
             model: config.clone(),
-            layers: LoraLayers::pack(&adapter.config, config, &tensor),
+            layers: LoraLayers::pack(&adapter.config.plan(config)?, config, &tensor),
         })
     }
 

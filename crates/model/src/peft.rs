@@ -1,18 +1,18 @@
 //! Adapter folders exactly as Hugging Face PEFT writes and reads them.
 //!
-//! A configuration key that changes the maths and is not supported is refused by its name, unless
-//! it has the value that switches it off.
+//! The configuration's keys are in `peft_config.rs`: what is not supported is refused by its name.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use serde_json::{Map, Value, json};
+use serde_json::Value;
 
 use crate::category::Category;
 use crate::config::LlamaConfig;
 use crate::digest::FieldHasher;
 pub use crate::lora::LoadedAdapter;
 use crate::lora::{LoraConfig, Module};
+use crate::peft_config;
 use crate::tensor_file::{self, StoredDtype, TensorFile, TensorFileError};
 
 /// The adapter's configuration.
@@ -65,7 +65,7 @@ pub enum AdapterError {
         /// What may stand there.
         supported: &'static str,
     },
-    /// A target module that a Llama layer does not have.
+    /// A target that is no linear layer of a transformer layer.
     #[error(
         "target module `{0}` is unknown; known: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj"
     )]
@@ -132,47 +132,6 @@ impl AdapterError {
     }
 }
 
-/// A key, whether a value of it changes nothing, and how that value is called.
-type NeutralKey = (&'static str, fn(&Value) -> bool, &'static str);
-
-/// Keys that change the maths, with what they must be to change nothing.
-const NEUTRAL_KEYS: [NeutralKey; 20] = [
-    ("bias", |v| v == "none", "`none`"),
-    ("use_dora", is_false, "`false`"),
-    ("use_qalora", is_false, "`false`"),
-    ("modules_to_save", is_empty, "none"),
-    ("rank_pattern", is_empty, "none"),
-    ("alpha_pattern", is_empty, "none"),
-    ("layers_to_transform", is_empty, "none"),
-    ("layers_pattern", is_empty, "none"),
-    ("layer_replication", is_empty, "none"),
-    ("exclude_modules", is_empty, "none"),
-    ("target_parameters", is_empty, "none"),
-    ("trainable_token_indices", is_empty, "none"),
-    ("fan_in_fan_out", is_false, "`false`"),
-    ("lora_bias", is_false, "`false`"),
-    ("loftq_config", is_empty, "none"),
-    ("eva_config", is_empty, "none"),
-    ("corda_config", is_empty, "none"),
-    ("arrow_config", is_empty, "none"),
-    ("alora_invocation_tokens", is_empty, "none"),
-    (
-        "init_lora_weights",
-        |v| v == true || v == "gaussian",
-        "`true`, `gaussian`",
-    ),
-];
-
-fn is_false(value: &Value) -> bool {
-    *value == Value::Bool(false)
-}
-
-fn is_empty(value: &Value) -> bool {
-    value.as_object().is_some_and(Map::is_empty)
-        || value.as_array().is_some_and(Vec::is_empty)
-        || is_false(value)
-}
-
 /// One tensor of an adapter.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AdapterTensor {
@@ -208,7 +167,7 @@ impl AdapterHeader {
         let config_path = dir.join(ADAPTER_CONFIG_FILE);
         let text = std::fs::read_to_string(&config_path)
             .map_err(|source| access(ADAPTER_CONFIG_FILE, &config_path, source))?;
-        let (config, base_model_name_or_path) = parse_config(&text)?;
+        let (config, base_model_name_or_path) = peft_config::parse(&text)?;
         let path = dir.join(ADAPTER_WEIGHTS_FILE);
         let bytes = std::fs::metadata(&path)
             .map_err(|source| access(ADAPTER_WEIGHTS_FILE, &path, source))?
@@ -240,6 +199,30 @@ impl AdapterHeader {
             .map(|(name, shape)| (name.as_str(), shape.as_slice()));
         verify_shapes(&self.config, config, &shapes.collect())
     }
+
+    /// The modules that it has factors of, in the order of [`Module::ALL`].
+    pub fn modules(&self) -> Vec<Module> {
+        modules(self.shapes.keys())
+    }
+
+    /// The largest rank of its factors.
+    pub fn rank(&self) -> usize {
+        let factors = self.shapes.iter();
+        factors
+            .filter(|(name, _)| name.ends_with(".lora_A.weight"))
+            .filter_map(|(_, shape)| shape.first().copied())
+            .max()
+            .unwrap_or_default()
+    }
+}
+
+/// The modules that tensors are factors of.
+fn modules<'a>(names: impl Iterator<Item = &'a String>) -> Vec<Module> {
+    let modules: BTreeSet<Module> = names
+        .filter_map(|name| Module::of_lora_name(name))
+        .map(|(_, module)| module)
+        .collect();
+    modules.into_iter().collect()
 }
 
 fn access(file: &'static str, path: &Path, source: std::io::Error) -> AdapterError {
@@ -259,8 +242,7 @@ fn verify_shapes(
     config: &LlamaConfig,
     shapes: &BTreeMap<&str, &[usize]>,
 ) -> Result<(), AdapterError> {
-    lora.validate(config)?;
-    let expected = lora.tensor_shapes(config);
+    let expected = lora.plan(config)?.tensor_shapes(config);
     for (name, expected) in &expected {
         match shapes.get(name.as_str()) {
             None => return Err(AdapterError::MissingTensor(name.clone())),
@@ -339,28 +321,7 @@ impl Adapter {
 
     /// `adapter_config.json` with the keys that PEFT and vLLM read.
     pub fn config_json(&self) -> Value {
-        let modules: Vec<&str> = self.config.modules().map(Module::name).collect();
-        json!({
-            "peft_type": "LORA",
-            "task_type": "CAUSAL_LM",
-            "base_model_name_or_path": self.base_model_name_or_path,
-            "inference_mode": true,
-            "r": self.config.rank,
-            "lora_alpha": number(self.config.alpha),
-            "lora_dropout": self.config.dropout,
-            "target_modules": modules,
-            "use_rslora": self.config.use_rslora,
-            "bias": "none",
-            "fan_in_fan_out": false,
-            "init_lora_weights": true,
-            "modules_to_save": null,
-            "use_dora": false,
-            "rank_pattern": {},
-            "alpha_pattern": {},
-            "layers_to_transform": null,
-            "layers_pattern": null,
-            "revision": null,
-        })
+        peft_config::to_json(&self.config, &self.base_model_name_or_path)
     }
 
     /// Checks everything that a forward pass relies on: rank, modules, shapes, finite values.
@@ -390,13 +351,23 @@ impl Adapter {
     pub fn digest(&self) -> String {
         let mut hasher = FieldHasher::default();
         let config = &self.config;
-        let modules: Vec<&str> = config.modules().map(Module::name).collect();
+        let modules: Vec<&str> = modules(self.tensors.keys())
+            .into_iter()
+            .map(Module::name)
+            .collect();
         hasher
             .field(b"graftwork.adapter.v1")
             .field(&(config.rank as u64).to_le_bytes())
             .field(&config.alpha.to_le_bytes())
             .field(&[u8::from(config.use_rslora)])
             .field(modules.join(",").as_bytes());
+        // Which modules and ranks there are the tensors say; other alphas they do not.
+        for (pattern, alpha) in &config.targets.alpha_pattern {
+            hasher
+                .field(b"alpha_pattern")
+                .field(pattern.as_bytes())
+                .field(&alpha.to_le_bytes());
+        }
         for (name, tensor) in &self.tensors {
             let shape: Vec<u8> = tensor
                 .shape
@@ -421,104 +392,20 @@ pub fn adapter_digest(dir: &Path) -> Result<String, AdapterError> {
     Ok(Adapter::load(dir)?.digest())
 }
 
-/// PEFT types `lora_alpha` as an integer; a whole number is written as one.
-fn number(value: f64) -> Value {
-    if value.fract() == 0.0 && value.abs() < 9e15 {
-        json!(value as i64)
-    } else {
-        json!(value)
-    }
-}
-
-fn parse_config(text: &str) -> Result<(LoraConfig, String), AdapterError> {
-    let keys: Map<String, Value> = serde_json::from_str(text).map_err(AdapterError::Json)?;
-    let get = |field: &str| keys.get(field).filter(|value| !value.is_null());
-    let shown =
-        |value: Option<&Value>| value.map_or_else(|| "missing".to_owned(), Value::to_string);
-    let invalid = |field, value: Option<&Value>, expected| AdapterError::Invalid {
-        field,
-        value: shown(value),
-        expected,
-    };
-    if get("peft_type").is_none_or(|value| value != "LORA") {
-        return Err(AdapterError::Unsupported {
-            field: "peft_type".to_owned(),
-            value: shown(get("peft_type")),
-            supported: "`LORA`",
-        });
-    }
-    for (field, is_neutral, supported) in NEUTRAL_KEYS {
-        if let Some(value) = get(field).filter(|value| !is_neutral(value)) {
-            return Err(AdapterError::Unsupported {
-                field: field.to_owned(),
-                value: value
-                    .as_str()
-                    .map_or_else(|| value.to_string(), str::to_owned),
-                supported,
-            });
-        }
-    }
-    if let Some(value) = get("task_type").filter(|value| *value != "CAUSAL_LM") {
-        return Err(invalid("task_type", Some(value), "`CAUSAL_LM`"));
-    }
-    let rank = get("r")
-        .and_then(Value::as_u64)
-        .and_then(|rank| usize::try_from(rank).ok());
-    let alpha = get("lora_alpha").map_or(Some(8.0), Value::as_f64);
-    let dropout = get("lora_dropout").map_or(Some(0.0), Value::as_f64);
-    let rslora = get("use_rslora").map_or(Some(false), Value::as_bool);
-    let base = get("base_model_name_or_path")
-        .and_then(Value::as_str)
-        .unwrap_or_default();
-    let config = LoraConfig {
-        rank: rank.ok_or_else(|| invalid("r", get("r"), "a whole number"))?,
-        alpha: alpha.ok_or_else(|| invalid("lora_alpha", get("lora_alpha"), "a number"))?,
-        dropout: dropout.ok_or_else(|| invalid("lora_dropout", get("lora_dropout"), "a number"))?,
-        target_modules: parse_modules(get("target_modules"))?,
-        use_rslora: rslora
-            .ok_or_else(|| invalid("use_rslora", get("use_rslora"), "true or false"))?,
-    };
-    Ok((config, base.to_owned()))
-}
-
-fn parse_modules(value: Option<&Value>) -> Result<Vec<Module>, AdapterError> {
-    const EXPECTED: &str = "a list of module names or `all-linear`";
-    let invalid = || AdapterError::Invalid {
-        field: "target_modules",
-        value: value.map_or_else(|| "missing".to_owned(), Value::to_string),
-        expected: EXPECTED,
-    };
-    match value {
-        Some(Value::String(all)) if all == "all-linear" => Ok(Module::ALL.to_vec()),
-        Some(Value::Array(names)) => {
-            let mut modules = Vec::new();
-            for name in names {
-                let name = name.as_str().ok_or_else(invalid)?;
-                let module = Module::parse(name)
-                    .ok_or_else(|| AdapterError::UnknownModule(name.to_owned()))?;
-                if !modules.contains(&module) {
-                    modules.push(module);
-                }
-            }
-            modules.sort_unstable();
-            Ok(modules)
-        }
-        _ => Err(invalid()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::fixture::{TinyShape, random_adapter};
     use crate::lora::LoraParams;
+    use crate::targets::{Names, TargetModules, Targets};
+    use serde_json::json;
 
     fn lora() -> LoraConfig {
         LoraConfig {
             rank: 4,
             alpha: 8.0,
             dropout: 0.05,
-            target_modules: vec![Module::QProj, Module::DownProj],
+            targets: Targets::of(&[Module::QProj, Module::DownProj]),
             use_rslora: false,
         }
     }
@@ -569,15 +456,70 @@ mod tests {
         assert_ne!(other.digest(), adapter.digest());
     }
 
+    /// Made with another program by the same rule: an upgrade must not rename what is published.
+    #[test]
+    fn a_plain_adapters_digest_stays_what_it_was() {
+        let tensor = |shape, data: &[f32]| AdapterTensor {
+            shape,
+            data: data.to_vec(),
+        };
+        let name = |factor| Module::QProj.lora_name(0, factor);
+        let mut adapter = Adapter {
+            config: LoraConfig {
+                rank: 1,
+                alpha: 2.0,
+                dropout: 0.0,
+                targets: Targets::of(&[Module::QProj]),
+                use_rslora: false,
+            },
+            base_model_name_or_path: String::new(),
+            tensors: BTreeMap::from([
+                (name("lora_A"), tensor([1, 2], &[0.5, -1.0])),
+                (name("lora_B"), tensor([2, 1], &[0.25, 2.0])),
+            ]),
+        };
+        assert_eq!(adapter.digest(), PLAIN);
+        // Another way to say the same is the same adapter; another alpha is not.
+        adapter.config.targets.modules = TargetModules::AllLinear;
+        assert_eq!(adapter.digest(), PLAIN);
+        adapter.config.targets.alpha_pattern = vec![("q_proj".to_owned(), 4.0)];
+        assert_ne!(adapter.digest(), PLAIN);
+    }
+
+    const PLAIN: &str = "sha256:9e5f0c17207192b8d65838d21bb1974aea9d0025cf7fa8080621e76c3542a630";
+
+    #[test]
+    fn patterned_adapters_read_back_and_fit_the_model() {
+        let config = TinyShape::default().config();
+        let mut lora = lora();
+        lora.use_rslora = true;
+        lora.targets.modules = TargetModules::Named(Names::List(vec!["mlp.up_proj".to_owned()]));
+        lora.targets.layers = Some(BTreeSet::from([1]));
+        lora.targets.rank_pattern = vec![("up_proj".to_owned(), 2)];
+        lora.targets.alpha_pattern = vec![("mlp.up_proj".to_owned(), 3.0)];
+        let adapter = random_adapter(&config, &lora, 1);
+        let dir = tempfile::tempdir().unwrap();
+        adapter.save(dir.path()).unwrap();
+        assert_eq!(Adapter::load(dir.path()).unwrap(), adapter);
+        adapter.verify(&config).unwrap();
+        let header = AdapterHeader::read(dir.path()).unwrap();
+        assert_eq!((header.modules(), header.rank()), (vec![Module::UpProj], 2));
+        assert_eq!(header.shapes.len(), 2, "one layer");
+    }
+
     #[test]
     fn keys_that_change_the_maths_are_refused_by_name() {
         for (field, value) in [
             ("use_dora", json!(true)),
             ("bias", json!("all")),
             ("modules_to_save", json!(["lm_head"])),
-            ("rank_pattern", json!({"q_proj": 2})),
-            ("alpha_pattern", json!({"q_proj": 2})),
-            ("layers_to_transform", json!([0])),
+            ("lora_bias", json!(true)),
+            ("loftq_config", json!({"loftq_bits": 4})),
+            ("trainable_token_indices", json!([1])),
+            ("target_parameters", json!(["mlp.weight"])),
+            ("qalora_group_size", json!(32)),
+            ("ensure_weight_tying", json!(true)),
+            ("a_key_of_tomorrow", json!(1)),
             ("layer_replication", json!([[0, 1]])),
             ("init_lora_weights", json!("pissa")),
             ("fan_in_fan_out", json!(true)),
@@ -589,7 +531,10 @@ mod tests {
                 "{text}"
             );
         }
-        assert!(with_key("target_modules", json!(["c_attn"])).contains("`c_attn` is unknown"));
+        for value in ["pissa", "pissa_niter_16", "olora", "loftq", "corda", "eva"] {
+            let text = with_key("init_lora_weights", json!(value));
+            assert!(text.starts_with("init_lora_weights `"), "{text}");
+        }
         assert!(with_key("r", json!("four")).starts_with("r in adapter_config.json"));
     }
 
@@ -610,12 +555,25 @@ mod tests {
                 .starts_with("r is 9999, must be from 1 to the hidden")
         );
         assert!(
-            refuse(&|a| a.config.target_modules.push(Module::KProj))
-                .contains("k_proj.lora_A.weight not found")
+            refuse(&|a| {
+                a.config.targets = Targets::of(&[Module::QProj, Module::KProj, Module::DownProj]);
+            })
+            .contains("k_proj.lora_A.weight not found")
         );
         assert!(
-            refuse(&|a| a.config.target_modules.truncate(1))
+            refuse(&|a| a.config.targets = Targets::of(&[Module::QProj]))
                 .contains("belongs to no target module")
+        );
+        assert!(
+            refuse(&|a| a.config.targets.layers = Some(BTreeSet::from([1])))
+                .contains("layers.0.mlp.down_proj.lora_A.weight in")
+        );
+        assert!(
+            refuse(&|a| {
+                let lm_head = Names::List(vec!["q_proj".to_owned(), "lm_head".to_owned()]);
+                a.config.targets.modules = TargetModules::Named(lm_head);
+            })
+            .contains("`lm_head` is unknown")
         );
         assert!(refuse(&|a| a.config.rank = 5).contains("has shape [4, "));
         assert!(

@@ -22,7 +22,7 @@ const MAXIMUM_TEXT_BYTES: u64 = 1 << 20;
 pub struct Verified {
     /// The adapter's content digest.
     pub digest: Digest,
-    /// LoRA's rank.
+    /// LoRA's rank; the largest where modules differ.
     pub rank: u32,
     /// Modules that are adapted.
     pub target_modules: Vec<String>,
@@ -115,11 +115,10 @@ pub fn verify(
     }
     Ok(Verified {
         digest,
-        rank: header.config.rank as u32,
+        rank: header.rank() as u32,
         target_modules: header
-            .config
-            .target_modules
-            .iter()
+            .modules()
+            .into_iter()
             .map(|module| module.name().to_owned())
             .collect(),
         size_bytes,

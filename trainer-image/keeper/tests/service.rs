@@ -27,6 +27,7 @@ use graftwork_contract::proto::store::v1::{
 use graftwork_contract::signing::{Addressee, Fence, print_key, sign};
 use graftwork_model::fixture::{TinyShape, random_adapter, write_tiny_base};
 use graftwork_model::lora::{LoraConfig, Module};
+use graftwork_model::targets::Targets;
 use keeper::config::Gatekeeper;
 use prost::Message as _;
 use tokio_util::sync::CancellationToken;
@@ -82,7 +83,7 @@ fn lora() -> LoraConfig {
         rank: 4,
         alpha: 8.0,
         dropout: 0.0,
-        target_modules: vec![Module::QProj, Module::VProj],
+        targets: Targets::of(&[Module::QProj, Module::VProj]),
         use_rslora: false,
     }
 }

@@ -119,11 +119,11 @@ impl Pass<'_> {
             gradients.outer(&name, (dy, outputs), (x, inputs));
             gradients.bias(&layer_tensor_name(layer, &module.bias_name()), dy);
         }
-        let (Some(lora), Some(pair)) = (self.lora, self.pair(layer, module)) else {
+        let Some(pair) = self.pair(layer, module) else {
             return;
         };
         let rank = pair.a.forward.outputs();
-        let scaled: Vec<f32> = inner.iter().map(|value| value * lora.scaling).collect();
+        let scaled: Vec<f32> = inner.iter().map(|value| value * pair.scaling).collect();
         gradients.outer(
             &module.lora_name(layer, "lora_B"),
             (dy, outputs),
@@ -131,7 +131,7 @@ impl Pass<'_> {
         );
         let mut dinner = vec![0.0; inner.len()];
         product_parallel(dy, pair.b.backward(), &mut dinner, Epilogue::Store);
-        dinner.iter_mut().for_each(|value| *value *= lora.scaling);
+        dinner.iter_mut().for_each(|value| *value *= pair.scaling);
         let dropped = self.dropped(layer, module, x);
         gradients.outer(
             &module.lora_name(layer, "lora_A"),

@@ -7,8 +7,10 @@ use crate::base::BaseModel;
 use crate::config::{Family, LlamaConfig};
 use crate::fixture::{TinyShape, random_adapter};
 use crate::kv::KvPool;
-use crate::lora::{LoadedAdapter, LoraParams};
+use crate::lora::{LoadedAdapter, LoraParams, Module};
+use crate::peft::Adapter;
 use crate::random::Stream;
+use crate::targets::Names;
 
 /// One configuration of each family, and a Llama with every bias that there is.
 fn configs() -> Vec<LlamaConfig> {
@@ -113,6 +115,71 @@ fn lora_gradients_are_those_of_the_loss_in_every_family() {
                 .unwrap()
         });
     }
+}
+
+/// The base model with `W + s B A` in place of every adapted `W`.
+fn merged(base: &BaseModel, adapter: &Adapter) -> BaseModel {
+    let config = base.config();
+    let plan = adapter.config.plan(config).unwrap();
+    let mut tensors = base.tensors().clone();
+    for layer in 0..config.num_hidden_layers {
+        for module in Module::ALL {
+            let Some(update) = plan.update(layer, module) else {
+                continue;
+            };
+            let factor = |name| &adapter.tensors[&module.lora_name(layer, name)].data;
+            let (a, b) = (factor("lora_A"), factor("lora_B"));
+            let (outputs, inputs) = module.shape(config);
+            let name = crate::base::layer_tensor_name(layer, &module.weight_name());
+            let weight = tensors.get_mut(&name).unwrap();
+            for output in 0..outputs {
+                for input in 0..inputs {
+                    let dot: f32 = (0..update.rank)
+                        .map(|r| b[output * update.rank + r] * a[r * inputs + input])
+                        .sum();
+                    weight[output * inputs + input] += update.scaling * dot;
+                }
+            }
+        }
+    }
+    BaseModel::from_tensors(config.clone(), tensors).unwrap()
+}
+
+#[test]
+fn an_adapter_of_many_ranks_is_what_its_merged_weights_are() {
+    let config = TinyShape::default().config();
+    let base = lively(config.clone());
+    let mut lora = lora(4, 0.0);
+    lora.use_rslora = true;
+    lora.targets.rank_pattern = vec![
+        (r"layers\.1\..*".to_owned(), 3),
+        ("down_proj".to_owned(), 8),
+    ];
+    lora.targets.alpha_pattern = vec![("mlp.up_proj".to_owned(), 1.0)];
+    lora.targets.exclude = Some(Names::Pattern(r".*\.0\.self_attn\.k_proj".to_owned()));
+    let adapter = random_adapter(&config, &lora, 5);
+    let llama = Llama::new(&base);
+    let text = tokens(30, 3);
+    let mut whole = PackedBatch::new();
+    whole.push(&text, &vec![true; text.len()]);
+    let loaded = LoadedAdapter::new(&adapter, &config).unwrap();
+    let scores = llama.score(&whole, Some(&loaded)).unwrap();
+    let expected = losses(&merged(&base, &adapter), &text);
+    for (score, expected) in scores.iter().zip(&expected) {
+        assert!((f64::from(score.nll) - expected).abs() < 2e-4, "{score:?}");
+    }
+    let bare = losses(&base, &text);
+    assert!(
+        bare.iter()
+            .zip(&expected)
+            .any(|(a, b)| (a - b).abs() > 0.01)
+    );
+    let params = LoraParams::from_adapter(&adapter, &config).unwrap();
+    check_gradients(params.iter().collect(), &|| {
+        llama
+            .forward_train(&whole, &params, StepSeed::default())
+            .unwrap()
+    });
 }
 
 #[test]

@@ -110,7 +110,7 @@ impl<'a> Pass<'a> {
         };
         let rows = self.rows();
         let mut y = weights.linear(module).apply(x);
-        if let (Some(lora), Some(pair)) = (self.lora, self.pair(layer, module)) {
+        if let Some(pair) = self.pair(layer, module) {
             let mut h = vec![0.0; rows * pair.a.forward.outputs()];
             product_parallel(
                 &self.dropped(layer, module, x),
@@ -122,7 +122,7 @@ impl<'a> Pass<'a> {
                 &h,
                 &pair.b.forward,
                 &mut y,
-                Epilogue::AddScaled(lora.scaling),
+                Epilogue::AddScaled(pair.scaling),
             );
             if let Some(slot) = inner.get_mut(module as usize) {
                 *slot = h;

@@ -105,7 +105,7 @@ impl Batch<'_> {
                     &inner,
                     &pair.b.forward,
                     y,
-                    Epilogue::AddScaled(lora.scaling),
+                    Epilogue::AddScaled(pair.scaling),
                 );
             }
         }

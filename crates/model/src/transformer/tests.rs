@@ -8,6 +8,7 @@ use crate::config::LlamaConfig;
 use crate::fixture::{TinyShape, random_adapter};
 use crate::kv::{KvError, KvPool, KvSequence};
 use crate::lora::{LoadedAdapter, LoraConfig, LoraParams, Module};
+use crate::targets::Targets;
 
 fn shape() -> TinyShape {
     TinyShape {
@@ -28,7 +29,7 @@ pub(super) fn lora(rank: usize, dropout: f64) -> LoraConfig {
         rank,
         alpha: 2.0 * rank as f64,
         dropout,
-        target_modules: Module::ALL.to_vec(),
+        targets: Targets::of(&Module::ALL),
         use_rslora: false,
     }
 }

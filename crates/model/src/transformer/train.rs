@@ -16,6 +16,7 @@ use super::{ModelError, PackedBatch};
 use crate::base::{BaseModel, tensor_shapes};
 use crate::config::LlamaConfig;
 use crate::lora::{LoraLayers, LoraParams};
+use crate::targets::LoraPlan;
 
 /// What dropout depends on besides an element's place.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -44,7 +45,8 @@ enum Trained {
     /// LoRA's tensors over frozen weights.
     Lora {
         weights: Arc<Weights>,
-        config: crate::lora::LoraConfig,
+        plan: Arc<LoraPlan>,
+        dropout: f64,
     },
     /// The whole model.
     Full { config: LlamaConfig },
@@ -72,10 +74,14 @@ impl LossOp {
         };
         let segments = &self.batch.segments;
         match &self.trained {
-            Trained::Lora { weights, config } => {
-                let layers = LoraLayers::pack(config, &weights.config, &slice);
-                let dropout = (config.dropout > 0.0).then_some(Dropout {
-                    probability: config.dropout,
+            Trained::Lora {
+                weights,
+                plan,
+                dropout,
+            } => {
+                let layers = LoraLayers::pack(plan, &weights.config, &slice);
+                let dropout = (*dropout > 0.0).then_some(Dropout {
+                    probability: *dropout,
                     seed: self.seed.seed,
                     step: self.seed.step,
                 });
@@ -210,7 +216,8 @@ impl Llama {
         batch.check(self.config())?;
         let trained = Trained::Lora {
             weights: Arc::clone(&self.0),
-            config: lora.config().clone(),
+            plan: Arc::clone(lora.plan()),
+            dropout: lora.config().dropout,
         };
         loss(lora.iter(), trained, batch, seed)
     }

@@ -30,6 +30,7 @@ use graftwork_model::base::base_digest;
 use graftwork_model::config::LlamaConfig;
 use graftwork_model::fixture::{TinyShape, random_adapter, write_tiny_base};
 use graftwork_model::lora::{LoraConfig, Module};
+use graftwork_model::targets::Targets;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper_util::client::legacy::Client;
@@ -94,7 +95,7 @@ impl Files {
             rank: 4,
             alpha: 16.0,
             dropout: 0.0,
-            target_modules: Module::ALL.to_vec(),
+            targets: Targets::of(&Module::ALL),
             use_rslora: false,
         };
         let adapter = random_adapter(&self.model, &lora, seed);

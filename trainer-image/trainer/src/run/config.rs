@@ -6,6 +6,7 @@ use graftwork_contract::dataset::Format;
 use graftwork_contract::run::{Hyperparameters, Lora, MetricKind, TrainerConfig};
 use graftwork_model::config::LlamaConfig;
 use graftwork_model::lora::{LoraConfig, Module};
+use graftwork_model::targets::Targets;
 
 use crate::failure::Failure;
 use crate::optimizer::AdamWConfig;
@@ -169,7 +170,7 @@ pub fn lora_config(lora: &Lora, base: &LlamaConfig) -> Result<LoraConfig, Failur
         rank,
         alpha: lora.alpha,
         dropout: lora.dropout,
-        target_modules,
+        targets: Targets::of(&target_modules),
         use_rslora: false,
     })
 }
