@@ -1,12 +1,26 @@
 //! Chat templates: the Jinja program with which a model's authors turn messages into text.
+//!
+//! What the assistant wrote is known exactly where the template says so with `{% generation %}`.
+//! minijinja has no tags of others, so that one becomes a filter block, which it knows: blocks of both
+//! kinds treat white space alike. Other templates are rendered turn by turn.
 
+use std::ops::Range;
+
+use jiff::civil::DateTime;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, Error, ErrorKind, Value, context};
 use serde::{Deserialize, Serialize};
 
 /// Instructions that a template may take: far above any real one, and an endless loop ends here.
 const FUEL: u64 = 1_000_000;
+/// The template as it is rendered for serving.
 const NAME: &str = "chat_template";
+/// The template that puts marks around what the assistant wrote.
+const MARKED: &str = "marked_chat_template";
+/// The marks: code points that are never characters (Unicode, section 23.7).
+const MARKS: [char; 2] = ['\u{fdd0}', '\u{fdd1}'];
+/// What `strftime_now` prints: the date that Llama's templates name where they don't know today's.
+const DATE: DateTime = jiff::civil::date(2024, 7, 26).at(0, 0, 0, 0);
 
 /// One turn of a conversation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,14 +47,43 @@ pub enum ChatError {
     Render(String),
     /// What an assistant says can't be told from the rest.
     #[error(
-        "the model's chat template changes earlier turns when a later one is added, so that the assistant's tokens are unknown"
+        "the model's chat template changes earlier turns when a later one is added (some drop earlier thinking), so that the assistant's tokens are unknown; it works with one answer in a row, or with a template that has {{% generation %}}"
     )]
     NotIncremental,
+    /// A message holds a character that the marks need.
+    #[error("a message holds U+FDD0 or U+FDD1, which are no characters")]
+    Mark,
+}
+
+/// A conversation as text, and which of its bytes the assistant wrote.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Transcript {
+    /// The text.
+    pub text: String,
+    /// What the assistant wrote, end tokens included.
+    pub answers: Vec<Range<usize>>,
+    /// Whether the template said so. Then a token that is an answer's in part is the answer's, as in
+    /// transformers; else one that begins in it.
+    pub is_marked: bool,
+}
+
+impl Transcript {
+    /// Whether the token of these bytes is the assistant's.
+    pub fn is_answer(&self, (start, end): (usize, usize)) -> bool {
+        self.answers.iter().any(|answer| {
+            if self.is_marked {
+                start < answer.end && end > answer.start
+            } else {
+                answer.contains(&start)
+            }
+        })
+    }
 }
 
 /// A parsed template with the tokens that it may print.
 pub struct ChatTemplate {
     environment: Environment<'static>,
+    has_generation: bool,
     bos: String,
     eos: String,
 }
@@ -53,8 +96,8 @@ impl std::fmt::Debug for ChatTemplate {
 
 impl ChatTemplate {
     /// Parses a template as Hugging Face transformers does: block lines vanish, Python's methods of
-    /// strings, lists and dicts work. `strftime_now` is left undefined on purpose: templates that
-    /// know it then print a fixed date, and the same row gives the same tokens on any day.
+    /// strings, lists and dicts work. `strftime_now` prints one fixed date: the same row gives the
+    /// same tokens on any day, in training and in serving.
     ///
     /// # Errors
     /// [`ChatError::Syntax`].
@@ -75,11 +118,28 @@ impl ChatTemplate {
                 Err(Error::new(ErrorKind::InvalidOperation, message))
             },
         );
-        environment
-            .add_template_owned(NAME, source)
-            .map_err(|error| ChatError::Syntax(error.to_string()))?;
+        environment.add_function("strftime_now", |format: String| -> Result<String, Error> {
+            jiff::fmt::strtime::format(&format, DATE)
+                .map_err(|error| Error::new(ErrorKind::InvalidOperation, error.to_string()))
+        });
+        environment.add_filter("graftwork_plain", |body: String| body);
+        let [start, end] = MARKS;
+        environment.add_filter("graftwork_marked", move |body: String| {
+            format!("{start}{body}{end}")
+        });
+        let marked = with_generation(&source, "graftwork_marked");
+        let has_generation = marked != source;
+        for (name, text) in [
+            (NAME, with_generation(&source, "graftwork_plain")),
+            (MARKED, marked),
+        ] {
+            environment
+                .add_template_owned(name, text)
+                .map_err(|error| ChatError::Syntax(error.to_string()))?;
+        }
         Ok(Self {
             environment,
+            has_generation,
             bos: bos.unwrap_or_default().to_owned(),
             eos: eos.unwrap_or_default().to_owned(),
         })
@@ -94,8 +154,17 @@ impl ChatTemplate {
         messages: &[ChatMessage],
         add_generation_prompt: bool,
     ) -> Result<String, ChatError> {
+        self.render_template(NAME, messages, add_generation_prompt)
+    }
+
+    fn render_template(
+        &self,
+        name: &str,
+        messages: &[ChatMessage],
+        add_generation_prompt: bool,
+    ) -> Result<String, ChatError> {
         let refuse = |error: Error| ChatError::Render(error.to_string());
-        let template = self.environment.get_template(NAME).map_err(refuse)?;
+        let template = self.environment.get_template(name).map_err(refuse)?;
         let messages: Vec<Value> = messages
             .iter()
             .map(|message| {
@@ -105,6 +174,8 @@ impl ChatTemplate {
         template
             .render(context! {
                 messages => messages,
+                tools => (),
+                documents => (),
                 add_generation_prompt => add_generation_prompt,
                 bos_token => self.bos.as_str(),
                 eos_token => self.eos.as_str(),
@@ -112,15 +183,20 @@ impl ChatTemplate {
             .map_err(refuse)
     }
 
-    /// The text of `messages` with the byte ranges that the assistant wrote, end tokens included:
-    /// from where a generation prompt would end to where the turn ends.
+    /// The text of `messages` with what the assistant wrote, end tokens included: what stands in the
+    /// template's `{% generation %}`, or without that from where a generation prompt would end to
+    /// where the turn ends.
     ///
     /// # Errors
-    /// [`ChatError::NotIncremental`] where a later turn changes the text of an earlier one.
-    pub fn render_with_answers(
-        &self,
-        messages: &[ChatMessage],
-    ) -> Result<(String, Vec<std::ops::Range<usize>>), ChatError> {
+    /// [`ChatError::NotIncremental`] where a later turn changes the text of an earlier one and the
+    /// template does not say who wrote what.
+    pub fn render_with_answers(&self, messages: &[ChatMessage]) -> Result<Transcript, ChatError> {
+        if self.has_generation {
+            if messages.iter().any(|turn| turn.content.contains(MARKS)) {
+                return Err(ChatError::Mark);
+            }
+            return Ok(unmark(&self.render_template(MARKED, messages, false)?));
+        }
         let text = self.render(messages, false)?;
         let mut answers = Vec::new();
         for (index, message) in messages.iter().enumerate() {
@@ -138,7 +214,58 @@ impl ChatTemplate {
             }
             answers.push(prompt.len()..answered.len());
         }
-        Ok((text, answers))
+        Ok(Transcript {
+            text,
+            answers,
+            is_marked: false,
+        })
+    }
+}
+
+/// The template with its `{% generation %}` blocks as blocks of a filter.
+fn with_generation(source: &str, filter: &str) -> String {
+    let mut out = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some((before, tag)) = rest.split_once("{%") {
+        out.push_str(before);
+        out.push_str("{%");
+        rest = tag;
+        let Some((inside, after)) = tag.split_once("%}") else {
+            break;
+        };
+        let word = inside.trim_start_matches(['-', '+']);
+        let replaced = match word.trim_end_matches(['-', '+']).trim() {
+            "generation" => inside.replacen("generation", &format!("filter {filter}"), 1),
+            "endgeneration" => inside.replacen("endgeneration", "endfilter", 1),
+            _ => inside.to_owned(),
+        };
+        out.push_str(&replaced);
+        out.push_str("%}");
+        rest = after;
+    }
+    out.push_str(rest);
+    out
+}
+
+/// Takes the marks out and keeps where they were.
+fn unmark(marked: &str) -> Transcript {
+    let [open, close] = MARKS;
+    let mut text = String::with_capacity(marked.len());
+    let mut answers = Vec::new();
+    let mut start = None;
+    for character in marked.chars() {
+        if character == open {
+            start.get_or_insert(text.len());
+        } else if character == close {
+            answers.extend(start.take().map(|start| start..text.len()));
+        } else {
+            text.push(character);
+        }
+    }
+    Transcript {
+        text,
+        answers,
+        is_marked: true,
     }
 }
 
@@ -179,9 +306,80 @@ mod tests {
             message("user", "c"),
             message("assistant", "d"),
         ];
-        let (text, answers) = template.render_with_answers(&turns).unwrap();
-        let answers: Vec<&str> = answers.into_iter().map(|range| &text[range]).collect();
-        assert_eq!(answers, ["b</s>", "d</s>"]);
+        let transcript = template.render_with_answers(&turns).unwrap();
+        assert_eq!(answers(&transcript), ["b</s>", "d</s>"]);
+    }
+
+    fn answers(transcript: &Transcript) -> Vec<&str> {
+        let ranges = transcript.answers.iter().cloned();
+        ranges.map(|range| &transcript.text[range]).collect()
+    }
+
+    /// Text and answers as jinja2 3.1 with transformers' extension gives them.
+    #[test]
+    fn generation_blocks_are_the_answers_and_treat_white_space_as_jinja2_does() {
+        let source = "{% for m in messages %}\n[{{ m.role }}]\n    {% if m.role == 'assistant' %}\n    \
+            {%- generation -%}\n      {{ m.content }}!\n    {% endgeneration %}\n    \
+            {% else %}\n{{ m.content }}\n    {% endif %}\n{% endfor %}\n";
+        let template = ChatTemplate::parse(source.to_owned(), None, None).unwrap();
+        let turns = [message("user", "a"), message("assistant", "b")];
+        let transcript = template.render_with_answers(&turns).unwrap();
+        assert_eq!(transcript.text, "[user]\na\n[assistant]\nb!\n");
+        assert_eq!(answers(&transcript), ["b!\n"]);
+        assert_eq!(template.render(&turns, false).unwrap(), transcript.text);
+        // A token that reaches into the answer is the answer's.
+        let start = transcript.answers[0].start;
+        assert!(transcript.is_answer((start - 1, start + 1)));
+        assert!(!transcript.is_answer((start - 2, start)));
+        let turns = [message("assistant", "a\u{fdd0}")];
+        assert!(matches!(
+            template.render_with_answers(&turns),
+            Err(ChatError::Mark)
+        ));
+    }
+
+    /// As Qwen 3's, shortened: the last answer has its thinking, earlier ones lose it.
+    const FORGETFUL: &str = "{% for m in messages %}{% if m.role == 'assistant' %}[assistant]\
+        GEN{% if loop.last %}<think></think>{% endif %}{{ m.content }}{{ eos_token }}DNE\
+        {% else %}[{{ m.role }}]{{ m.content }}{% endif %}{% endfor %}\
+        {% if add_generation_prompt %}[assistant]{% endif %}";
+
+    #[test]
+    fn a_template_that_drops_earlier_thinking_works_for_one_answer_or_with_generation_blocks() {
+        let turns = [
+            message("user", "a"),
+            message("assistant", "b"),
+            message("user", "c"),
+            message("assistant", "d"),
+        ];
+        let parse = |source: String| ChatTemplate::parse(source, None, Some("$")).unwrap();
+        let plain = parse(FORGETFUL.replace("GEN", "").replace("DNE", ""));
+        let one = plain.render_with_answers(&turns[..2]).unwrap();
+        assert_eq!(answers(&one), ["<think></think>b$"]);
+        let text = plain.render_with_answers(&turns).unwrap_err().to_string();
+        assert!(text.contains("drop earlier thinking"), "{text}");
+        assert!(text.ends_with("that has {% generation %}"), "{text}");
+        let exact = parse(
+            FORGETFUL
+                .replace("GEN", "{% generation %}")
+                .replace("DNE", "{% endgeneration %}"),
+        );
+        let many = exact.render_with_answers(&turns).unwrap();
+        assert_eq!(
+            many.text,
+            "[user]a[assistant]b$[user]c[assistant]<think></think>d$"
+        );
+        assert_eq!(answers(&many), ["b$", "<think></think>d$"]);
+    }
+
+    #[test]
+    fn the_date_is_the_same_on_any_day_and_tools_are_none() {
+        let source = "{{ strftime_now('%d %b %Y') }} {{ tools is none }} {{ '%}' }}";
+        let template = ChatTemplate::parse(source.to_owned(), None, None).unwrap();
+        assert_eq!(template.render(&[], false).unwrap(), "26 Jul 2024 true %}");
+        let source = "{{ strftime_now('%') }}";
+        let template = ChatTemplate::parse(source.to_owned(), None, None).unwrap();
+        assert!(template.render(&[], false).is_err());
     }
 
     #[test]

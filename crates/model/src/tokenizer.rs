@@ -253,7 +253,8 @@ impl TextTokenizer {
         Ok(TokenizedExample { tokens, loss_mask })
     }
 
-    /// A Chat row: what the assistant says is a target, each turn's end included.
+    /// A Chat row: what the assistant says is a target, each turn's end included. See
+    /// [`crate::chat::ChatTemplate::render_with_answers`].
     ///
     /// # Errors
     /// [`TokenizerError`].
@@ -262,15 +263,15 @@ impl TextTokenizer {
         messages: &[ChatMessage],
     ) -> Result<TokenizedExample, TokenizerError> {
         let template = self.template.as_ref().ok_or(ChatError::None)?;
-        let (text, answers) = template.render_with_answers(messages)?;
+        let transcript = template.render_with_answers(messages)?;
         let encoding = self
             .tokenizer
-            .encode(text, false)
+            .encode(transcript.text.as_str(), false)
             .map_err(|error| TokenizerError::Tokenize(error.to_string()))?;
         let loss_mask = encoding
             .get_offsets()
             .iter()
-            .map(|(start, _)| answers.iter().any(|answer| answer.contains(start)))
+            .map(|offsets| transcript.is_answer(*offsets))
             .collect();
         Ok(TokenizedExample {
             tokens: encoding.get_ids().to_vec(),
@@ -412,6 +413,40 @@ mod tests {
         assert!(row.loss_mask[prompt.len()]);
         let answer: Vec<u32> = row.tokens[prompt.len()..].to_vec();
         assert!(tokenizer.decode(&answer, true).unwrap().starts_with("blue"));
+    }
+
+    #[test]
+    fn a_templates_generation_blocks_are_the_targets() {
+        let dir = tempfile::tempdir().unwrap();
+        write_tiny_base(dir.path(), &TinyShape::default(), 1).unwrap();
+        let template = "{{ bos_token }}{% for m in messages %}{{ '<|' + m.role + '|>' }}\
+            {% if m.role == 'assistant' %}{% generation %}{{ m.content }}{% endgeneration %}\
+            {{ eos_token }}{% else %}{{ m.content }}{% endif %}{% endfor %}";
+        std::fs::write(dir.path().join(CHAT_TEMPLATE_FILE), template).unwrap();
+        let tokenizer = TextTokenizer::load(dir.path()).unwrap();
+        let turns = [
+            ("user", "é?"),
+            ("assistant", "né"),
+            ("user", "!"),
+            ("assistant", "ok"),
+        ];
+        let turns = turns.map(|(role, content)| ChatMessage {
+            role: role.to_owned(),
+            content: content.to_owned(),
+        });
+        let row = tokenizer.example_chat(&turns).unwrap();
+        let targets: Vec<u32> = row
+            .tokens
+            .iter()
+            .zip(&row.loss_mask)
+            .filter_map(|(token, target)| target.then_some(*token))
+            .collect();
+        assert_eq!(tokenizer.decode(&targets, false).unwrap(), "néok");
+        let eos = tokenizer.eos().unwrap();
+        assert!(
+            row.tokens.contains(&eos) && !targets.contains(&eos),
+            "it stands outside"
+        );
     }
 
     #[test]
