@@ -259,7 +259,8 @@ fn a_run_learns_is_scored_and_leaves_a_peft_folder() {
     let adapter = Adapter::load(&folder).unwrap();
     assert_eq!(adapter.digest(), result.digest.as_str());
     let card = std::fs::read_to_string(folder.join("README.md")).unwrap();
-    assert!(card.contains("base_model: pvc://models/tiny"), "{card}");
+    assert!(card.contains("base_model: \"pvc://models/tiny\""), "{card}");
+    assert!(card.contains(config["resolved"]["dataset"]["digest"].as_str().unwrap()));
     let sizes = std::fs::read_dir(&folder)
         .unwrap()
         .map(Result::unwrap)

@@ -1,6 +1,7 @@
 //! One attempt of a training run: config -> base model -> dataset -> tokens -> packed batches ->
 //! train -> evaluate -> package -> report.
 
+mod card;
 mod config;
 mod evaluate;
 mod fence;

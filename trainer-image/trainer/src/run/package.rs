@@ -6,6 +6,7 @@ use graftwork_contract::run::{Metric, RowsUsed, RunResult, TrainerConfig};
 use graftwork_contract::{Digest, paths};
 use graftwork_model::peft::Adapter;
 
+use super::card::adapter_card;
 use crate::clock;
 use crate::failure::{Failure, causes};
 
@@ -48,7 +49,7 @@ pub fn publish(
     adapter
         .save(staged.dir())
         .map_err(|error| unavailable(&error))?;
-    let card = card(config, outcome);
+    let card = adapter_card(config, outcome);
     staged
         .write(CARD_FILE, card.as_bytes())
         .map_err(|error| unavailable(&error))?;
@@ -89,58 +90,4 @@ pub fn publish(
         finished_time: time,
         code_version: CODE_VERSION.to_owned(),
     })
-}
-
-/// The model card.
-fn card(config: &TrainerConfig, outcome: &Outcome) -> String {
-    let (resolved, h) = (&config.resolved, &config.hyperparameters);
-    let reference = match &resolved.reference {
-        Some(reference) => format!("{} version {}", reference.adapter, reference.version),
-        None => "the bare base model".to_owned(),
-    };
-    let metrics: String = outcome
-        .metrics
-        .iter()
-        .map(|metric| {
-            format!(
-                "| {} | {:.4} ± {:.4} | {:.4} | {:+.4} ± {:.4} | {} |\n",
-                metric.name,
-                metric.value,
-                metric.standard_error,
-                metric.baseline,
-                metric.difference,
-                metric.difference_standard_error,
-                metric.samples
-            )
-        })
-        .collect();
-    format!(
-        "---\nlibrary_name: peft\nbase_model: {base}\ntags:\n- lora\n---\n\n\
-         # {name}\n\n\
-         A LoRA adapter for `{base}` (`{base_digest}`), trained on dataset `{dataset}` version \
-         {version} (`{dataset_digest}`).\n\n\
-         - Rank {rank}, alpha {alpha}, dropout {dropout}, modules {modules}\n\
-         - {steps} steps of {batch} examples, peak learning rate {rate}, {schedule:?} schedule, \
-         seed {seed}\n\
-         - Training loss of the last steps: {loss:.4} nats\n\n\
-         Test split, compared with {reference} on the same rows (± is one standard error):\n\n\
-         | metric | this adapter | reference | difference | rows |\n\
-         |---|---|---|---|---|\n{metrics}",
-        base = resolved.base.uri,
-        name = config.adapter.as_deref().unwrap_or(&config.run),
-        base_digest = resolved.base.digest,
-        dataset = resolved.dataset.name,
-        version = resolved.dataset.version,
-        dataset_digest = resolved.dataset.digest,
-        rank = config.lora.rank,
-        alpha = config.lora.alpha,
-        dropout = config.lora.dropout,
-        modules = config.lora.target_modules.join(", "),
-        steps = outcome.steps,
-        batch = h.batch_size,
-        rate = h.learning_rate,
-        schedule = h.schedule,
-        seed = h.seed,
-        loss = outcome.final_loss,
-    )
 }

@@ -1,0 +1,242 @@
+//! The adapter's card (README.md), with front matter as model hubs read it.
+
+use std::path::Path;
+
+use graftwork_contract::run::TrainerConfig;
+use serde::Serialize;
+
+use super::package::Outcome;
+
+/// The most of the base model's card that is looked at.
+const FRONT_MATTER_BYTES: usize = 64 << 10;
+
+/// What the adapter is, what it was made of and how, how it scores, and what it is not.
+pub fn adapter_card(config: &TrainerConfig, outcome: &Outcome) -> String {
+    let licence = base_licence(Path::new(&config.resolved.base.path));
+    let name = config.adapter.as_deref().unwrap_or(&config.run);
+    format!(
+        "{}\n# {name}\n\n{}\n{}\n{}",
+        front_matter(config, outcome, licence.as_deref()),
+        making(config, outcome),
+        scores(config, outcome),
+        limits(config, outcome, licence.as_deref()),
+    )
+}
+
+/// A value as YAML, of which JSON is a part.
+fn yaml(value: &impl Serialize) -> String {
+    serde_json::to_string(value).unwrap_or_default()
+}
+
+fn front_matter(config: &TrainerConfig, outcome: &Outcome, licence: Option<&str>) -> String {
+    let resolved = &config.resolved;
+    // What has no licence of a known name is `other` to hubs.
+    let licence = match licence {
+        Some(licence) => format!("license: {}", yaml(&licence)),
+        None => "license: other\nlicense_name: that of the base model".to_owned(),
+    };
+    format!(
+        "---\nlibrary_name: peft\npipeline_tag: text-generation\nbase_model: {base}\n{licence}\n\
+         datasets:\n- {dataset}\ntags:\n- lora\ngraftwork:\n  base: {resolved_base}\n  \
+         dataset: {resolved_dataset}\n  lora: {lora}\n  hyperparameters: {hyperparameters}\n  \
+         metrics: {metrics}\n---\n",
+        base = yaml(&resolved.base.uri),
+        dataset = yaml(&resolved.dataset.name),
+        resolved_base = yaml(&serde_json::json!({
+            "uri": resolved.base.uri, "digest": resolved.base.digest,
+        })),
+        resolved_dataset = yaml(&resolved.dataset),
+        lora = yaml(&config.lora),
+        hyperparameters = yaml(&config.hyperparameters),
+        metrics = yaml(&outcome.metrics),
+    )
+}
+
+fn making(config: &TrainerConfig, outcome: &Outcome) -> String {
+    let (resolved, h) = (&config.resolved, &config.hyperparameters);
+    format!(
+        "A LoRA adapter for `{base}` (`{base_digest}`), trained on dataset `{dataset}` version \
+         {version} (`{dataset_digest}`).\n\n\
+         - Rank {rank}, alpha {alpha}, dropout {dropout}, modules {modules}\n\
+         - {steps} steps of {batch} examples, peak learning rate {rate}, {schedule:?} schedule, \
+         seed {seed}\n\
+         - Training loss of the last steps: {loss:.4} nats\n",
+        base = resolved.base.uri,
+        base_digest = resolved.base.digest,
+        dataset = resolved.dataset.name,
+        version = resolved.dataset.version,
+        dataset_digest = resolved.dataset.digest,
+        rank = config.lora.rank,
+        alpha = config.lora.alpha,
+        dropout = config.lora.dropout,
+        modules = config.lora.target_modules.join(", "),
+        steps = outcome.steps,
+        batch = h.batch_size,
+        rate = h.learning_rate,
+        schedule = h.schedule,
+        seed = h.seed,
+        loss = outcome.final_loss,
+    )
+}
+
+fn scores(config: &TrainerConfig, outcome: &Outcome) -> String {
+    let reference = match &config.resolved.reference {
+        Some(reference) => format!("{} version {}", reference.adapter, reference.version),
+        None => "the bare base model".to_owned(),
+    };
+    let rows: String = outcome
+        .metrics
+        .iter()
+        .map(|metric| {
+            format!(
+                "| {} | {:.4} ± {:.4} | {:.4} | {:+.4} ± {:.4} | {} |\n",
+                metric.name,
+                metric.value,
+                metric.standard_error,
+                metric.baseline,
+                metric.difference,
+                metric.difference_standard_error,
+                metric.samples
+            )
+        })
+        .collect();
+    format!(
+        "Test split, compared with {reference} on the same rows (± is one standard error):\n\n\
+         | metric | this adapter | reference | difference | rows |\n\
+         |---|---|---|---|---|\n{rows}"
+    )
+}
+
+fn limits(config: &TrainerConfig, outcome: &Outcome, licence: Option<&str>) -> String {
+    let length = config.hyperparameters.maximum_sequence_length;
+    let licence = match licence {
+        Some(licence) => {
+            format!("The base model's licence, {licence}, holds for what derives from it")
+        }
+        None => "The base model states no licence in its README.md; its terms hold".to_owned(),
+    };
+    let (train, test) = (outcome.train_rows, outcome.test_rows);
+    format!(
+        "## Limits\n\n\
+         - It works with the base model of this digest and no other.\n\
+         - It was scored on {tested} rows of the same dataset, of which it has seen none, and on \
+         nothing else: other inputs, safety and bias are untested.\n\
+         - Rows longer than {length} tokens were cut: {train_cut} of {trained} trained on, {test_cut} \
+         of {tested} scored.\n\
+         - {licence}, and so do those of the dataset's sources.\n",
+        tested = test.rows,
+        trained = train.rows,
+        train_cut = train.cut,
+        test_cut = test.cut,
+    )
+}
+
+/// `license` in the front matter of the base model's README.md, where there is one with a plain
+/// name.
+fn base_licence(base: &Path) -> Option<String> {
+    let bytes = std::fs::read(base.join("README.md")).ok()?;
+    let text = String::from_utf8_lossy(bytes.get(..FRONT_MATTER_BYTES).unwrap_or(&bytes));
+    let matter = text.strip_prefix("---")?.split("\n---").next()?;
+    let value = matter
+        .lines()
+        .find_map(|line| line.strip_prefix("license:"))?;
+    let name = value.trim().trim_matches(['"', '\'']);
+    let is_plain = name
+        .chars()
+        .all(|c| c.is_ascii_alphanumeric() || ['-', '.', '_', '+'].contains(&c));
+    (is_plain && !name.is_empty()).then(|| name.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use graftwork_contract::Digest;
+    use graftwork_contract::run::RowsUsed;
+    use serde_json::json;
+
+    use super::*;
+
+    fn card(base: &Path) -> String {
+        let digest = Digest::of(b"it");
+        let config: TrainerConfig = serde_json::from_value(json!({
+            "run": "run",
+            "resolved": {
+                "base": {"uri": "pvc://models/a: #b", "path": base, "digest": digest},
+                "dataset": {
+                    "name": "colours", "version": 4, "digest": digest, "format": "Completion"
+                },
+                "reference": null,
+            },
+            "key": digest,
+            "lora": {"rank": 8, "alpha": 16.0, "dropout": 0.05, "targetModules": ["q_proj"]},
+            "hyperparameters": {
+                "learningRate": 0.02, "schedule": "Cosine", "warmupSteps": 5, "epochs": 1,
+                "maximumSteps": 40, "batchSize": 8, "microBatchSize": 4,
+                "maximumSequenceLength": 64, "weightDecay": 0.01, "maximumGradientNorm": 1.0,
+                "seed": 3,
+            },
+            "checkpoint": {"everySteps": 4, "keep": 2},
+            "evaluation": {"metrics": ["Loss"], "maximumNewTokens": 8, "maximumRows": null},
+            "adapter": "expenses",
+            "threads": 1,
+        }))
+        .unwrap();
+        let outcome = Outcome {
+            digest: digest.clone(),
+            steps: 40,
+            final_loss: 1.5,
+            metrics: Vec::new(),
+            train_rows: RowsUsed { rows: 90, cut: 2 },
+            test_rows: RowsUsed { rows: 10, cut: 1 },
+        };
+        adapter_card(&config, &outcome)
+    }
+
+    #[test]
+    fn the_card_says_what_it_was_made_of_and_what_it_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let digest = Digest::of(b"it");
+        let text = card(dir.path());
+        let matter = text.strip_prefix("---\n").unwrap();
+        let (matter, body) = matter.split_once("\n---\n").unwrap();
+        for line in [
+            // Quoted, because it is no plain scalar of YAML.
+            "base_model: \"pvc://models/a: #b\"",
+            "license: other",
+            "datasets:\n- \"colours\"",
+            "\"learningRate\":0.02",
+            "\"rank\":8",
+            &format!("\"digest\":\"{digest}\""),
+        ] {
+            assert!(matter.contains(line), "{line} is not in\n{matter}");
+        }
+        for line in [
+            "# expenses",
+            "version 4",
+            "## Limits",
+            "2 of 90 trained on, 1 of 10 scored",
+            "states no licence",
+        ] {
+            assert!(body.contains(line), "{line} is not in\n{body}");
+        }
+    }
+
+    #[test]
+    fn the_licence_is_the_base_models() {
+        let dir = tempfile::tempdir().unwrap();
+        for (readme, licence) in [
+            (
+                "---\nlibrary_name: x\nlicense: \"apache-2.0\"\n---\n# A",
+                Some("apache-2.0"),
+            ),
+            ("---\nlicense: [a, b]\n---\n", None),
+            ("# No front matter\nlicense: mit\n", None),
+            ("---\ntags: []\n---\nlicense: mit\n", None),
+        ] {
+            std::fs::write(dir.path().join("README.md"), readme).unwrap();
+            assert_eq!(base_licence(dir.path()).as_deref(), licence, "{readme}");
+        }
+        std::fs::write(dir.path().join("README.md"), "---\nlicense: mit\n---\n").unwrap();
+        let text = card(dir.path());
+        assert!(text.contains("\nlicense: \"mit\"\n") && text.contains("licence, mit, holds"));
+    }
+}
