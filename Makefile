@@ -12,7 +12,7 @@ REGISTRY ?=
 STORIES ?=
 export CLUSTER IMAGES REGISTRY STORIES
 
-.PHONY: help setup build demo demo-down test unit e2e lint fmt deny generate base-model privacy-figures
+.PHONY: help setup build demo demo-down test unit e2e lint fmt deny generate base-model parity privacy-figures
 
 help: ## This list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 20
@@ -57,3 +57,11 @@ privacy-figures: ## Recall and precision of the detectors of personal data, on w
 
 base-model: ## Pre-trains the demo's base model (ten minutes to half an hour)
 	@e2e/demo-data/build-base-model
+
+PARITY_PYTHON := $(CACHE)/parity
+parity: ## Records what torch, transformers and peft compute (several GB of packages, some minutes)
+	@cmp -s parity/requirements.txt $(PARITY_PYTHON)/requirements.txt || { \
+	    rm -rf $(PARITY_PYTHON) && python3 -m venv $(PARITY_PYTHON) && \
+	    $(PARITY_PYTHON)/bin/pip install -q -r parity/requirements.txt && \
+	    cp parity/requirements.txt $(PARITY_PYTHON)/; }
+	$(PARITY_PYTHON)/bin/python parity/record.py parity/fixtures
