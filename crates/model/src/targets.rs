@@ -117,7 +117,7 @@ impl LoraPlan {
         }
         let named = match &lora.targets.modules {
             TargetModules::AllLinear => "all-linear",
-            TargetModules::Named(Names::Pattern(pattern)) => pattern,
+            TargetModules::Named(Names::Pattern(pattern)) => pattern.as_str(),
             TargetModules::Named(Names::List(names)) => names.first().map_or("", String::as_str),
         };
         Err(AdapterError::UnknownModule(named.to_owned()))
@@ -154,19 +154,22 @@ fn other_modules(config: &LlamaConfig) -> Vec<(Option<usize>, String)> {
         "model.norm",
         "model.rotary_emb",
     ];
-    const INSIDE: [&str; 8] = [
+    const INSIDE: [&str; 6] = [
         "",
         ".input_layernorm",
         ".mlp",
         ".mlp.act_fn",
         ".post_attention_layernorm",
         ".self_attn",
-        ".self_attn.k_norm",
-        ".self_attn.q_norm",
     ];
+    const HEAD_NORMS: [&str; 2] = [".self_attn.k_norm", ".self_attn.q_norm"];
     let outside = OUTSIDE.map(|path| (None, path.to_owned()));
-    let inside = (0..config.num_hidden_layers)
-        .flat_map(|layer| INSIDE.map(|path| (Some(layer), format!("model.layers.{layer}{path}"))));
+    let norms = HEAD_NORMS.iter().filter(|_| config.has_query_key_norm());
+    let paths: Vec<&str> = INSIDE.iter().chain(norms).copied().collect();
+    let inside = (0..config.num_hidden_layers).flat_map(|layer| {
+        let paths = paths.iter();
+        paths.map(move |path| (Some(layer), format!("model.layers.{layer}{path}")))
+    });
     outside.into_iter().chain(inside).collect()
 }
 
@@ -343,6 +346,7 @@ impl Expression {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Family;
     use crate::fixture::TinyShape;
 
     fn config() -> LlamaConfig {
@@ -518,6 +522,16 @@ mod tests {
                 "{text}"
             );
         }
+    }
+
+    /// The same expression is fine where the model has no such norm.
+    #[test]
+    fn norms_are_asked_only_of_families_that_have_them() {
+        let attention = || named(pattern(r".*\.1\.self_attn\..*"));
+        assert_eq!(adapted(attention()), "1.q_proj 1.k_proj 1.v_proj 1.o_proj");
+        let qwen3 = TinyShape::default().family_config(Family::Qwen3);
+        let error = LoraPlan::new(&lora(attention()), &qwen3).unwrap_err();
+        assert!(error.to_string().contains("layers.1.self_attn.k_norm"));
     }
 
     #[test]
