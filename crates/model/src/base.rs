@@ -1,14 +1,16 @@
 //! A base model's folder: configuration and weights in, weights out, content digest.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use crate::base_files::{BaseFiles, is_gguf};
 use crate::category::Category;
 use crate::config::{CONFIG_FILE, ConfigError, GENERATION_CONFIG_FILE, LlamaConfig};
 use crate::digest::{FieldHasher, hash_file};
+use crate::gguf::GgufError;
 use crate::lora::Module;
 use crate::random::Stream;
-use crate::tensor_file::{self, StoredDtype, TensorFile, TensorFileError};
+use crate::tensor_file::{self, StoredDtype, TensorFileError};
 
 /// The weights of a model in one file.
 pub const WEIGHTS_FILE: &str = "model.safetensors";
@@ -40,6 +42,25 @@ pub enum BaseError {
     /// A safetensors file can't be used.
     #[error(transparent)]
     File(#[from] TensorFileError),
+    /// A GGUF file can't be used.
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
+    /// A weight can't be quantised.
+    #[error("tensor {tensor} can't be quantised")]
+    Quantize {
+        /// The tensor.
+        tensor: String,
+        /// The cause.
+        source: candle_core::Error,
+    },
+    /// Which of several files is the model nobody can say.
+    #[error("{} has {count} GGUF files, must have one", dir.display())]
+    SeveralGguf {
+        /// The folder.
+        dir: PathBuf,
+        /// How many there are.
+        count: usize,
+    },
     /// A file of the folder can't be read or written.
     #[error("cannot access {}", path.display())]
     Io {
@@ -49,7 +70,7 @@ pub enum BaseError {
         source: std::io::Error,
     },
     /// The folder has no weights.
-    #[error("{WEIGHTS_FILE} (or {WEIGHTS_INDEX_FILE}) not found in {}", .0.display())]
+    #[error("{WEIGHTS_FILE} (or {WEIGHTS_INDEX_FILE}, or a GGUF file) not found in {}", .0.display())]
     NoWeights(PathBuf),
     /// The list of shards can't be used.
     #[error("{WEIGHTS_INDEX_FILE} is not usable: {0}")]
@@ -78,8 +99,11 @@ impl BaseError {
         match self {
             Self::Config(error) => error.category(),
             Self::File(error) => error.category(),
+            Self::Gguf(error) => error.category(),
+            Self::Quantize { .. } => Category::Bug,
             Self::Io { source, .. } => Category::of_io(source),
             Self::NoWeights(_)
+            | Self::SeveralGguf { .. }
             | Self::Index(_)
             | Self::MissingTensor(_)
             | Self::UnexpectedTensor(_)
@@ -140,21 +164,23 @@ pub struct BaseModel {
 
 impl BaseModel {
     /// Loads a Hugging Face folder: one `model.safetensors` or shards with an index, in f32, f16 or
-    /// bf16.
+    /// bf16, or a GGUF file in their place.
     ///
     /// # Errors
     /// A missing file, an unsupported configuration, or a tensor that is missing, unexpected or of
     /// another shape, each by name.
     pub fn load(dir: &Path) -> Result<Self, BaseError> {
-        let config = LlamaConfig::load(dir)?;
-        let mut files = open_weights(dir, &config)?;
+        let mut files = BaseFiles::open(dir)?;
+        let names: Vec<String> = files.shapes().keys().cloned().collect();
         let mut tensors = BTreeMap::new();
-        for (name, expected) in tensor_shapes(&config) {
-            let file = find_tensor(&mut files, &name, &expected)?;
-            let values = file.read_f32(&name)?.unwrap_or_default();
+        for name in names {
+            let values = files.read_f32(&name)?;
             tensors.insert(name, values);
         }
-        Ok(Self { config, tensors })
+        Ok(Self {
+            config: files.config().clone(),
+            tensors,
+        })
     }
 
     /// A model of random weights: normal with standard deviation 0.02, norms one, biases zero, as
@@ -237,119 +263,7 @@ impl BaseModel {
 /// # Errors
 /// As [`BaseModel::load`].
 pub fn check_base(dir: &Path) -> Result<LlamaConfig, BaseError> {
-    let config = LlamaConfig::load(dir)?;
-    let mut files = open_weights(dir, &config)?;
-    for (name, expected) in tensor_shapes(&config) {
-        find_tensor(&mut files, &name, &expected)?;
-    }
-    Ok(config)
-}
-
-/// The files of a folder's weights, none of which holds a tensor of another architecture, or one
-/// that another file holds too.
-fn open_weights(dir: &Path, config: &LlamaConfig) -> Result<Vec<TensorFile>, BaseError> {
-    let (paths, index) = weight_files(dir)?;
-    let files = paths
-        .iter()
-        .map(|path| TensorFile::open(path))
-        .collect::<Result<Vec<_>, _>>()?;
-    let shapes = tensor_shapes(config);
-    let mut seen = BTreeSet::new();
-    for name in files.iter().flat_map(|file| file.entries().keys()) {
-        if !shapes.contains_key(name) && !is_redundant(name, config) {
-            return Err(BaseError::UnexpectedTensor(name.clone()));
-        }
-        if !seen.insert(name) {
-            return Err(BaseError::Index(format!("two shards hold tensor {name}")));
-        }
-    }
-    for (name, shard) in &index {
-        let path = dir.join(shard);
-        let mut at = paths.iter().zip(&files).filter(|(file, _)| **file == path);
-        if !at.any(|(_, file)| file.entries().contains_key(name)) {
-            let problem = format!("tensor {name} is not in {shard}, where it says");
-            return Err(BaseError::Index(problem));
-        }
-    }
-    Ok(files)
-}
-
-/// The file that holds a tensor, which has the expected shape there.
-fn find_tensor<'a>(
-    files: &'a mut [TensorFile],
-    name: &str,
-    expected: &[usize],
-) -> Result<&'a mut TensorFile, BaseError> {
-    let found = files
-        .iter_mut()
-        .find(|file| file.entries().contains_key(name));
-    let file = found.ok_or_else(|| BaseError::MissingTensor(name.to_owned()))?;
-    match file.entries().get(name) {
-        Some(entry) if entry.shape != expected => Err(BaseError::Shape {
-            tensor: name.to_owned(),
-            expected: expected.to_vec(),
-            got: entry.shape.clone(),
-        }),
-        _ => Ok(file),
-    }
-}
-
-/// Tensors that some writers add and that the maths does not need.
-fn is_redundant(name: &str, config: &LlamaConfig) -> bool {
-    name.ends_with("rotary_emb.inv_freq") || (config.tie_word_embeddings && name == OUTPUT)
-}
-
-/// What `model.safetensors.index.json` says.
-#[derive(serde::Deserialize)]
-struct Index {
-    weight_map: WeightMap,
-}
-
-/// The shard of each tensor.
-type WeightMap = BTreeMap<String, String>;
-
-/// The files of a folder's weights, and what the index says where there is one.
-fn weight_files(dir: &Path) -> Result<(Vec<PathBuf>, WeightMap), BaseError> {
-    let single = dir.join(WEIGHTS_FILE);
-    match std::fs::metadata(&single) {
-        Ok(_) => return Ok((vec![single], WeightMap::new())),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-        // A volume that fails is not one without weights.
-        Err(source) => {
-            return Err(BaseError::Io {
-                path: single,
-                source,
-            });
-        }
-    }
-    let index = dir.join(WEIGHTS_INDEX_FILE);
-    let text = match std::fs::read_to_string(&index) {
-        Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            return Err(BaseError::NoWeights(dir.to_path_buf()));
-        }
-        Err(source) => {
-            return Err(BaseError::Io {
-                path: index,
-                source,
-            });
-        }
-    };
-    let index: Index =
-        serde_json::from_str(&text).map_err(|error| BaseError::Index(error.to_string()))?;
-    let shards: BTreeSet<&String> = index.weight_map.values().collect();
-    let paths = shards
-        .into_iter()
-        .map(|shard| {
-            if shard.contains('/') || !shard.ends_with(".safetensors") {
-                return Err(BaseError::Index(format!(
-                    "shard `{shard}` is no file of the folder"
-                )));
-            }
-            Ok(dir.join(shard))
-        })
-        .collect::<Result<_, _>>()?;
-    Ok((paths, index.weight_map))
+    Ok(BaseFiles::open(dir)?.config().clone())
 }
 
 /// Writes `config.json`, `generation_config.json` and the weights in bf16. The tokenizer's files
@@ -381,7 +295,8 @@ pub fn save_base(dir: &Path, base: &BaseModel) -> Result<(), BaseError> {
 
 /// The digest of a base model's source files: `sha256:` over name, length and SHA-256 of
 /// `config.json`, `generation_config.json`, the tokenizer's files, the chat template and every
-/// `*.safetensors`, in name order. Other files of the folder do not enter it.
+/// `*.safetensors`, or where there is none every `*.gguf`, in name order. Other files of the folder
+/// do not enter it. How a run quantises the model does not either: that stands beside it.
 ///
 /// # Errors
 /// The folder or one of these files can't be read, or `config.json` is missing.
@@ -398,6 +313,9 @@ pub fn base_digest(dir: &Path) -> Result<String, BaseError> {
         {
             names.push(name);
         }
+    }
+    if names.iter().any(|name| name.ends_with(".safetensors")) {
+        names.retain(|name| !is_gguf(Path::new(name)));
     }
     names.sort_unstable();
     if !names.iter().any(|name| name == CONFIG_FILE) {
@@ -431,7 +349,7 @@ fn is_source_file(name: &str) -> bool {
     NAMES.contains(&name)
         || Path::new(name)
             .extension()
-            .is_some_and(|extension| extension == "safetensors")
+            .is_some_and(|extension| extension == "safetensors" || extension == "gguf")
 }
 
 #[cfg(test)]

@@ -3,15 +3,18 @@
 use std::fs;
 use std::path::Path;
 
+use candle_core::quantized::{GgmlDType, QTensor, gguf_file};
+use candle_core::{Device, Tensor};
 use serde_json::json;
 use tokenizers::models::bpe::BPE;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{AddedToken, Tokenizer};
 
-use crate::base::{BaseError, BaseModel, save_base};
-use crate::config::{Family, LlamaConfig, SlidingWindow};
+use crate::base::{BaseError, BaseModel, save_base, tensor_shapes};
+use crate::config::{CONFIG_FILE, Family, GENERATION_CONFIG_FILE, LlamaConfig, SlidingWindow};
 use crate::lora::LoraConfig;
 use crate::peft::{Adapter, AdapterTensor};
+use crate::quant::BlockFormat;
 use crate::random::Stream;
 use crate::rope::Llama3Rope;
 
@@ -130,6 +133,115 @@ pub fn write_tiny_base(dir: &Path, shape: &TinyShape, seed: u64) -> Result<Llama
     });
     write("tokenizer_config.json", format!("{settings:#}\n"))?;
     Ok(config)
+}
+
+/// Writes `config.json` and `model.gguf` of a model as llama.cpp's converter does: its names, and the
+/// rows of Llama's queries and keys interleaved. Matrices are in `format`, or f32 where there is none.
+///
+/// # Errors
+/// A file that can't be written.
+pub fn write_tiny_gguf(
+    dir: &Path,
+    base: &BaseModel,
+    format: Option<BlockFormat>,
+) -> Result<(), BaseError> {
+    let config = base.config();
+    let io = |path: &Path, source| BaseError::Io {
+        path: path.to_path_buf(),
+        source,
+    };
+    fs::create_dir_all(dir).map_err(|source| io(dir, source))?;
+    let path = dir.join(CONFIG_FILE);
+    fs::write(&path, config.to_json().to_string()).map_err(|source| io(&path, source))?;
+    let path = dir.join(GENERATION_CONFIG_FILE);
+    fs::write(&path, config.generation_json().to_string()).map_err(|source| io(&path, source))?;
+
+    let is_llama = matches!(config.family, Family::Llama | Family::Mistral);
+    let failed = |tensor: &str| {
+        let tensor = tensor.to_owned();
+        move |source| BaseError::Quantize { tensor, source }
+    };
+    let mut tensors = Vec::new();
+    for (name, shape) in tensor_shapes(config) {
+        let mut values = base.tensor(&name)?.to_vec();
+        let heads = match name.rsplit('.').nth(1) {
+            Some("q_proj") if is_llama => Some(config.num_attention_heads),
+            Some("k_proj") if is_llama => Some(config.num_key_value_heads),
+            _ => None,
+        };
+        if let Some(heads) = heads {
+            values = interleave(&values, heads, shape.get(1).copied().unwrap_or(1));
+        }
+        let dtype = match format {
+            Some(BlockFormat::Q4_0) if shape.len() == 2 => GgmlDType::Q4_0,
+            Some(BlockFormat::Q8_0) if shape.len() == 2 => GgmlDType::Q8_0,
+            Some(BlockFormat::Q4K) if shape.len() == 2 => GgmlDType::Q4K,
+            Some(BlockFormat::Q6K) if shape.len() == 2 => GgmlDType::Q6K,
+            _ => GgmlDType::F32,
+        };
+        let tensor = Tensor::from_vec(values, shape, &Device::Cpu).map_err(failed(&name))?;
+        let tensor = QTensor::quantize(&tensor, dtype).map_err(failed(&name))?;
+        tensors.push((gguf_name(&name), tensor));
+    }
+    let architecture = gguf_file::Value::String(if is_llama {
+        "llama".to_owned()
+    } else {
+        config.family.model_type().to_owned()
+    });
+    let words = ["a", "b"].map(|word| gguf_file::Value::String(word.to_owned()));
+    let metadata = [
+        ("general.architecture", &architecture),
+        (
+            "tokenizer.ggml.tokens",
+            &gguf_file::Value::Array(words.to_vec()),
+        ),
+        ("llama.rope.freq_base", &gguf_file::Value::F32(10_000.0)),
+    ];
+    let tensors: Vec<(&str, &QTensor)> = tensors
+        .iter()
+        .map(|(name, tensor)| (name.as_str(), tensor))
+        .collect();
+    let path = dir.join("model.gguf");
+    let mut file = fs::File::create(&path).map_err(|source| io(&path, source))?;
+    gguf_file::write(&mut file, &metadata, &tensors).map_err(failed("model.gguf"))
+}
+
+/// llama.cpp's name of a tensor.
+fn gguf_name(name: &str) -> String {
+    let mut name = name.replace("model.layers.", "blk.");
+    for (from, to) in [
+        ("model.embed_tokens", "token_embd"),
+        ("model.norm", "output_norm"),
+        ("lm_head", "output"),
+        ("input_layernorm", "attn_norm"),
+        ("post_attention_layernorm", "ffn_norm"),
+        ("self_attn.q_norm", "attn_q_norm"),
+        ("self_attn.k_norm", "attn_k_norm"),
+        ("self_attn.q_proj", "attn_q"),
+        ("self_attn.k_proj", "attn_k"),
+        ("self_attn.v_proj", "attn_v"),
+        ("self_attn.o_proj", "attn_output"),
+        ("mlp.gate_proj", "ffn_gate"),
+        ("mlp.up_proj", "ffn_up"),
+        ("mlp.down_proj", "ffn_down"),
+    ] {
+        name = name.replace(from, to);
+    }
+    name
+}
+
+/// The two halves of every head's rows in turn (`permute` of `convert_hf_to_gguf.py`).
+fn interleave(values: &[f32], heads: usize, width: usize) -> Vec<f32> {
+    let head_size = values.len() / heads;
+    let mut out = Vec::with_capacity(values.len());
+    for head in values.chunks_exact(head_size) {
+        let (first, second) = head.split_at(head_size / 2);
+        for (a, b) in first.chunks_exact(width).zip(second.chunks_exact(width)) {
+            out.extend_from_slice(a);
+            out.extend_from_slice(b);
+        }
+    }
+    out
 }
 
 /// A byte-level tokenizer: ids 0 to 255 are bytes in the order of their printable stand-ins, then the special tokens.

@@ -10,6 +10,7 @@
 //! |---|---|
 //! | [`config`], [`rope`] | the Hugging Face `config.json` of a model, and its rotary embedding |
 //! | [`base`] | a base model's folder: weights in, weights out, digest |
+//! | [`quant`], [`gguf`] | weights in GGUF's block formats, and GGUF files |
 //! | [`category`] | what an error about files asks of the caller |
 //! | [`tokenizer`], [`chat`] | `tokenizer.json`, chat template, training rows |
 //! | [`kernel`] | packed weights and the fixed-order products |
@@ -32,10 +33,12 @@ pub mod category;
 pub mod chat;
 pub mod config;
 pub mod fixture;
+pub mod gguf;
 pub mod kernel;
 pub mod kv;
 pub mod lora;
 pub mod peft;
+pub mod quant;
 pub mod rope;
 pub mod sampler;
 pub mod targets;
@@ -43,6 +46,7 @@ pub mod tensor_file;
 pub mod tokenizer;
 pub mod transformer;
 
+mod base_files;
 mod config_keys;
 mod digest;
 mod peft_config;

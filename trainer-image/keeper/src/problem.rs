@@ -10,6 +10,7 @@ use graftwork_contract::proto::store::v1::Problem;
 use graftwork_model::base::BaseError;
 use graftwork_model::category::Category as FileCategory;
 use graftwork_model::config::ConfigError;
+use graftwork_model::gguf::GgufError;
 use graftwork_model::peft::AdapterError;
 use graftwork_model::tensor_file::TensorFileError;
 use graftwork_model::tokenizer::TokenizerError;
@@ -136,9 +137,13 @@ pub fn of_base(error: &BaseError) -> Failure {
             "BaseModelNotFound"
         }
         BaseError::Config(ConfigError::Unsupported { .. })
-        | BaseError::File(TensorFileError::Dtype { .. }) => "BaseModelUnsupported",
+        | BaseError::File(TensorFileError::Dtype { .. })
+        | BaseError::Gguf(GgufError::Type { .. }) => "BaseModelUnsupported",
         BaseError::Config(_)
         | BaseError::File(_)
+        | BaseError::Gguf(_)
+        | BaseError::Quantize { .. }
+        | BaseError::SeveralGguf { .. }
         | BaseError::Io { .. }
         | BaseError::Index(_)
         | BaseError::MissingTensor(_)

@@ -31,4 +31,5 @@ pub(crate) use elementwise::*;
 pub(crate) use outer::accumulate_outer;
 pub(crate) use panels::LANES;
 pub use panels::Panels;
+pub(crate) use product::product_tiled;
 pub use product::{Epilogue, product, product_parallel};

@@ -1,5 +1,7 @@
 //! `y = x · Wᵀ` for packed weights, in tiles of rows by panels.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use super::dispatch::Isa;
@@ -80,8 +82,8 @@ pub fn product(x: &[f32], w: &Panels, y: &mut [f32], epilogue: Epilogue) {
 
 /// [`product`] on a chosen instruction set, which the caller knows to be there.
 pub(super) fn product_on(isa: Isa, x: &[f32], w: &Panels, y: &mut [f32], epilogue: Epilogue) {
-    let rows = row_count(x, w, y);
-    let output = Output(y.as_mut_ptr());
+    let rows = row_count(x, (w.outputs(), w.inputs()), y);
+    let output = Output::of(y, w.outputs());
     part(isa, x, w, output, 0..rows, 0..w.panels(), epilogue);
 }
 
@@ -90,10 +92,10 @@ pub(super) fn product_on(isa: Isa, x: &[f32], w: &Panels, y: &mut [f32], epilogu
 /// # Panics
 /// As [`product`].
 pub fn product_parallel(x: &[f32], w: &Panels, y: &mut [f32], epilogue: Epilogue) {
-    let rows = row_count(x, w, y);
+    let rows = row_count(x, (w.outputs(), w.inputs()), y);
     let isa = Isa::detect();
     let threads = rayon::current_num_threads();
-    let output = Output(y.as_mut_ptr());
+    let output = Output::of(y, w.outputs());
     if threads < 2 || rows * w.outputs() * w.inputs() < PARALLEL_WORK {
         part(isa, x, w, output, 0..rows, 0..w.panels(), epilogue);
     } else if rows >= 24 * threads {
@@ -113,33 +115,83 @@ pub fn product_parallel(x: &[f32], w: &Panels, y: &mut [f32], epilogue: Epilogue
     }
 }
 
-fn row_count(x: &[f32], w: &Panels, y: &[f32]) -> usize {
-    let rows = x.len().checked_div(w.inputs()).unwrap_or(0);
-    assert_eq!(
-        rows * w.inputs(),
-        x.len(),
-        "x is not [rows, {}]",
-        w.inputs()
-    );
-    assert_eq!(
-        rows * w.outputs(),
-        y.len(),
-        "y is not [{rows}, {}]",
-        w.outputs()
-    );
+/// Computes the same bits as [`product`] with a weight `[outputs, inputs]` of which only `tile`
+/// outputs at a time are ever packed: `panels` makes those of a range. For weights that are stored
+/// in another way than they are multiplied.
+///
+/// # Panics
+/// As [`product`], or `panels` makes a weight of another shape.
+pub(crate) fn product_tiled(
+    x: &[f32],
+    (outputs, inputs): (usize, usize),
+    (tile, panels): (usize, &(dyn Fn(Range<usize>) -> Panels + Sync)),
+    y: &mut [f32],
+    epilogue: Epilogue,
+) {
+    let rows = row_count(x, (outputs, inputs), y);
+    let isa = Isa::detect();
+    let output = Output::of(y, outputs);
+    (0..outputs.div_ceil(tile))
+        .into_par_iter()
+        .for_each(|task| {
+            let range = task * tile..outputs.min((task + 1) * tile);
+            let weight = panels(range.clone());
+            assert_eq!(
+                (weight.outputs(), weight.inputs()),
+                (range.len(), inputs),
+                "the panels of outputs {range:?}"
+            );
+            let output = output.at_column(range.start);
+            part(
+                isa,
+                x,
+                &weight,
+                output,
+                0..rows,
+                0..weight.panels(),
+                epilogue,
+            );
+        });
+}
+
+fn row_count(x: &[f32], (outputs, inputs): (usize, usize), y: &[f32]) -> usize {
+    let rows = x.len().checked_div(inputs).unwrap_or(0);
+    assert_eq!(rows * inputs, x.len(), "x is not [rows, {inputs}]");
+    assert_eq!(rows * outputs, y.len(), "y is not [{rows}, {outputs}]");
     rows
 }
 
-/// The start of `y`, shared by tasks that write disjoint elements of it.
+/// Where the outputs of the first row go, and the elements between rows; shared by tasks that write
+/// disjoint elements.
 #[derive(Clone, Copy)]
-struct Output(*mut f32);
+struct Output {
+    start: *mut f32,
+    stride: usize,
+}
+
+impl Output {
+    fn of(y: &mut [f32], stride: usize) -> Self {
+        Self {
+            start: y.as_mut_ptr(),
+            stride,
+        }
+    }
+
+    /// The same rows from a later column on.
+    fn at_column(self, column: usize) -> Self {
+        Self {
+            start: self.start.wrapping_add(column),
+            stride: self.stride,
+        }
+    }
+}
 
 #[expect(
     unsafe_code,
     reason = "tasks write disjoint rows or columns of one slice"
 )]
 // SAFETY: `part` is given disjoint (rows, panels) by every task, and the slice outlives them all
-// because `product_parallel` returns after the parallel loop.
+// because `product_parallel` and `product_tiled` return after the parallel loop.
 unsafe impl Send for Output {}
 #[expect(
     unsafe_code,
@@ -155,8 +207,8 @@ fn part(
     x: &[f32],
     w: &Panels,
     y: Output,
-    rows: std::ops::Range<usize>,
-    panels: std::ops::Range<usize>,
+    rows: Range<usize>,
+    panels: Range<usize>,
     epilogue: Epilogue,
 ) {
     let shape = tile_shape(isa);
@@ -180,14 +232,15 @@ fn part(
             while row < to {
                 #[expect(unsafe_code, reason = "tiles address rows and panels by pointer")]
                 // SAFETY: row + height <= rows.end and panel + width <= w.panels(), both checked
-                // against the slices above; columns end at `outputs`; the instruction set is there.
+                // against the slices above; columns end at `outputs`, which the callers have
+                // placed within the stride of `y`; the instruction set is there.
                 unsafe {
                     let tile = Tile {
                         x: x.as_ptr().add(row * inputs),
                         w: w.data().as_ptr().add(panel * panel_size),
-                        y: y.0.add(row * outputs + panel * LANES),
+                        y: y.start.add(row * y.stride + panel * LANES),
                         inputs,
-                        stride: outputs,
+                        stride: y.stride,
                         columns,
                         epilogue,
                     };
@@ -302,6 +355,25 @@ mod tests {
                 let mut y = start.clone();
                 product_on(isa, &x, &panels, &mut y, epilogue);
                 assert_eq!(y, expected, "{isa:?} {epilogue:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_weight_in_tiles_gives_the_bits_of_the_whole() {
+        let (n, k) = (150, 24);
+        let weight = values(1, n * k);
+        let whole = Panels::pack(&weight, n, k);
+        for (rows, tile) in [(1, 64), (13, 64), (40, 16), (7, 200)] {
+            let (x, start) = (values(2, rows * k), values(3, rows * n));
+            for epilogue in [Epilogue::Store, Epilogue::Add, Epilogue::AddScaled(0.3)] {
+                let (mut expected, mut y) = (start.clone(), start.clone());
+                product(&x, &whole, &mut expected, epilogue);
+                let panels = |range: Range<usize>| {
+                    Panels::pack(&weight[range.start * k..range.end * k], range.len(), k)
+                };
+                product_tiled(&x, (n, k), (tile, &panels), &mut y, epilogue);
+                assert_eq!(y, expected, "{rows} rows in tiles of {tile}, {epilogue:?}");
             }
         }
     }

@@ -112,8 +112,8 @@ impl Pass<'_> {
         else {
             return;
         };
-        product_parallel(dy, linear.backward(), dx, Epilogue::Add);
-        let (outputs, inputs) = (linear.forward.outputs(), linear.forward.inputs());
+        linear.backward(dy, dx, Epilogue::Add);
+        let (outputs, inputs) = (linear.outputs(), linear.inputs());
         if gradients.full {
             let name = layer_tensor_name(layer, &module.weight_name());
             gradients.outer(&name, (dy, outputs), (x, inputs));

@@ -4,7 +4,7 @@ use super::backward::Gradients;
 use super::forward::{Pass, rms_norm};
 use super::{ModelError, PackedBatch};
 use crate::base::{EMBEDDING, FINAL_NORM, OUTPUT};
-use crate::kernel::{Epilogue, cross_entropy_gradient, log_sum_exp, product_parallel};
+use crate::kernel::{Epilogue, cross_entropy_gradient, log_sum_exp};
 use crate::lora::LoadedAdapter;
 use crate::sampler::argmax;
 use crate::transformer::Llama;
@@ -66,12 +66,7 @@ impl Pass<'_> {
             .zip(targets.chunks(ROWS));
         for ((normed, dnormed), targets) in chunks {
             let mut logits = vec![0.0; targets.len() * vocabulary];
-            product_parallel(
-                normed,
-                &weights.output.forward,
-                &mut logits,
-                Epilogue::Store,
-            );
+            weights.output.forward(normed, &mut logits, Epilogue::Store);
             let losses: Vec<f32> = logits
                 .par_chunks_mut(vocabulary)
                 .zip(targets)
@@ -83,7 +78,7 @@ impl Pass<'_> {
                 })
                 .collect();
             sum += losses.iter().map(|loss| f64::from(*loss)).sum::<f64>();
-            product_parallel(&logits, weights.output.backward(), dnormed, Epilogue::Store);
+            weights.output.backward(&logits, dnormed, Epilogue::Store);
             if gradients.full {
                 gradients.outer(output, (&logits, vocabulary), (normed, width));
             }
@@ -144,12 +139,7 @@ impl Llama {
         let mut scores = Vec::with_capacity(batch.targets.len());
         for (normed, targets) in normed.chunks(ROWS * width).zip(batch.targets.chunks(ROWS)) {
             let mut logits = vec![0.0; targets.len() * vocabulary];
-            product_parallel(
-                normed,
-                &weights.output.forward,
-                &mut logits,
-                Epilogue::Store,
-            );
+            weights.output.forward(normed, &mut logits, Epilogue::Store);
             scores.par_extend(logits.par_chunks(vocabulary).zip(targets).map(
                 |(logits, (row, target))| TokenScore {
                     segment: segment_of.get(*row).copied().unwrap_or_default(),

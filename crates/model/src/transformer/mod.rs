@@ -7,6 +7,7 @@
 mod attention;
 mod backward;
 mod forward;
+mod frozen;
 pub(crate) mod linear;
 mod loss;
 mod serve;
@@ -128,6 +129,8 @@ fn check_tokens(tokens: &[u32], config: &crate::config::LlamaConfig) -> Result<(
 
 #[cfg(test)]
 mod families;
+#[cfg(test)]
+mod quantised;
 #[cfg(test)]
 mod reference;
 #[cfg(test)]

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use super::attention::{score_scale, seen};
 use super::weights::{Llama, Weights};
 use super::{ModelError, check_tokens};
-use crate::kernel::{self, Epilogue, attend, product, product_parallel};
+use crate::kernel::{self, Epilogue, attend, product};
 use crate::kv::{KvError, KvPool, KvSequence};
 use crate::lora::{LoadedAdapter, Module};
 
@@ -89,7 +89,7 @@ impl Batch<'_> {
             return Vec::new();
         };
         let linear = weights.linear(module);
-        let (outputs, inputs) = (linear.forward.outputs(), linear.forward.inputs());
+        let (outputs, inputs) = (linear.outputs(), linear.inputs());
         let mut y = linear.apply(x);
         for segment in &self.segments {
             let lora = segment.adapter.layers();
@@ -302,12 +302,9 @@ fn logits(
     }
     let normed = rms_norm(&rows, &weights.final_norm, config.rms_norm_eps);
     let mut values = vec![0.0; wanted.len() * vocabulary];
-    product_parallel(
-        &normed,
-        &weights.output.forward,
-        &mut values,
-        Epilogue::Store,
-    );
+    weights
+        .output
+        .forward(&normed, &mut values, Epilogue::Store);
     let mut out: Vec<RowLogits> = steps
         .iter()
         .map(|_| RowLogits {

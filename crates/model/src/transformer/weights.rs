@@ -1,15 +1,20 @@
-//! Packed weights of a whole model.
+//! The weights of a whole model, as a pass reads them.
 
+use std::borrow::Cow;
+use std::convert::Infallible;
+use std::path::Path;
 use std::sync::Arc;
 
+use super::frozen::{Embedding, Frozen};
 use crate::base::{
-    BaseModel, EMBEDDING, FINAL_NORM, INPUT_NORM, KEY_NORM, OUTPUT, POST_NORM, QUERY_NORM,
-    layer_tensor_name,
+    BaseError, BaseModel, EMBEDDING, FINAL_NORM, INPUT_NORM, KEY_NORM, OUTPUT, POST_NORM,
+    QUERY_NORM, layer_tensor_name,
 };
+use crate::base_files::{BaseFiles, Role};
 use crate::config::LlamaConfig;
 use crate::lora::Module;
+use crate::quant::{Blocks, Quantization};
 use crate::rope::frequencies;
-use crate::transformer::linear::Linear;
 
 /// One transformer layer.
 #[derive(Debug)]
@@ -21,11 +26,11 @@ pub(super) struct Layer {
     pub key_norm: Vec<f32>,
     /// Tokens that a query sees, itself included; none: all before it.
     pub window: Option<usize>,
-    linears: [Linear; Module::ALL.len()],
+    linears: [Frozen; Module::ALL.len()],
 }
 
 impl Layer {
-    pub fn linear(&self, module: Module) -> &Linear {
+    pub fn linear(&self, module: Module) -> &Frozen {
         let [q, k, v, o, gate, up, down] = &self.linears;
         match module {
             Module::QProj => q,
@@ -43,65 +48,103 @@ impl Layer {
 #[derive(Debug)]
 pub(super) struct Weights {
     pub config: LlamaConfig,
-    /// `[vocab_size, hidden_size]`
-    pub embedding: Vec<f32>,
+    pub embedding: Embedding,
     pub layers: Vec<Layer>,
     pub final_norm: Vec<f32>,
-    pub output: Linear,
+    pub output: Frozen,
     /// Cosines and sines of the rotary embedding, `[positions, head_dim / 2]` each.
     cos: Vec<f32>,
     sin: Vec<f32>,
 }
 
+/// Where a model's tensors come from, one at a time, so that none needs to be there twice.
+pub(super) trait Tensors {
+    /// Why one can't be had.
+    type Error;
+
+    /// The values of a tensor by its Hugging Face name.
+    fn values(&mut self, name: &str) -> Result<Cow<'_, [f32]>, Self::Error>;
+
+    /// A weight in blocks, where it is to be used so; none: its values are asked for.
+    fn blocks(&mut self, _name: &str, _role: Role) -> Result<Option<Blocks>, Self::Error> {
+        Ok(None)
+    }
+}
+
+/// Tensors that are in memory as f32. What is not found is empty, which callers rule out by
+/// [`BaseModel`]'s checks.
+struct InMemory<'f, 'a>(&'f dyn Fn(&str) -> &'a [f32]);
+
+impl Tensors for InMemory<'_, '_> {
+    type Error = Infallible;
+
+    fn values(&mut self, name: &str) -> Result<Cow<'_, [f32]>, Infallible> {
+        Ok((self.0)(name).into())
+    }
+}
+
+/// Tensors of a folder, whose matrices are used in blocks.
+struct Quantised {
+    files: BaseFiles,
+    quantization: Quantization,
+}
+
+impl Tensors for Quantised {
+    type Error = BaseError;
+
+    fn values(&mut self, name: &str) -> Result<Cow<'_, [f32]>, BaseError> {
+        Ok(self.files.read_f32(name)?.into())
+    }
+
+    fn blocks(&mut self, name: &str, role: Role) -> Result<Option<Blocks>, BaseError> {
+        self.files.read_blocks(name, role, self.quantization)
+    }
+}
+
 impl Weights {
-    /// Packs weights that `tensor` finds by their Hugging Face names; what it does not find is zero, which
-    /// callers rule out by [`BaseModel`]'s checks.
-    pub fn pack<'a>(config: &LlamaConfig, tensor: &dyn Fn(&str) -> &'a [f32]) -> Self {
-        let hidden = config.hidden_size;
-        let embedding = tensor(EMBEDDING).to_vec();
-        let output = if config.tie_word_embeddings {
-            tensor(EMBEDDING)
-        } else {
-            tensor(OUTPUT)
-        };
+    /// Takes all weights of a model.
+    pub fn build<T: Tensors>(config: &LlamaConfig, tensors: &mut T) -> Result<Self, T::Error> {
         let layers = (0..config.num_hidden_layers)
-            .map(|index| {
-                let named = |name: &str| tensor(&layer_tensor_name(index, name));
-                let head_norm = |name: &str| {
-                    if config.has_query_key_norm() {
-                        named(name).to_vec()
-                    } else {
-                        Vec::new()
-                    }
-                };
-                Layer {
-                    input_norm: named(INPUT_NORM).to_vec(),
-                    post_norm: named(POST_NORM).to_vec(),
-                    query_norm: head_norm(QUERY_NORM),
-                    key_norm: head_norm(KEY_NORM),
-                    window: config.window(index),
-                    linears: Module::ALL.map(|module| {
-                        let (outputs, inputs) = module.shape(config);
-                        let linear = Linear::new(named(&module.weight_name()), outputs, inputs);
-                        if config.has_bias(module) {
-                            linear.with_bias(named(&module.bias_name()))
-                        } else {
-                            linear
-                        }
-                    }),
-                }
-            })
-            .collect();
+            .map(|index| layer(config, index, tensors))
+            .collect::<Result<_, _>>()?;
+        let (outputs, inputs) = (config.vocab_size, config.hidden_size);
+        let (embedding, tied) = match tensors.blocks(EMBEDDING, Role::Vocabulary)? {
+            Some(blocks) => {
+                let blocks = Arc::new(blocks);
+                let tied = config
+                    .tie_word_embeddings
+                    .then(|| Frozen::blocks(Arc::clone(&blocks)));
+                (Embedding::Blocks(blocks), tied)
+            }
+            None => {
+                let values = tensors.values(EMBEDDING)?.into_owned();
+                let tied = config
+                    .tie_word_embeddings
+                    .then(|| Frozen::packed(&values, outputs, inputs));
+                let width = inputs;
+                (Embedding::Plain { values, width }, tied)
+            }
+        };
+        let output = match tied {
+            Some(tied) => tied,
+            None => matrix(tensors, OUTPUT, Role::Vocabulary, (outputs, inputs))?,
+        };
         let (cos, sin) = rotary_tables(config);
-        Self {
+        Ok(Self {
             config: config.clone(),
             embedding,
             layers,
-            final_norm: tensor(FINAL_NORM).to_vec(),
-            output: Linear::new(output, config.vocab_size, hidden),
+            final_norm: tensors.values(FINAL_NORM)?.into_owned(),
+            output,
             cos,
             sin,
-        }
+        })
+    }
+
+    /// Packs weights that are in memory.
+    pub fn pack<'a>(config: &LlamaConfig, tensor: &dyn Fn(&str) -> &'a [f32]) -> Self {
+        let Ok(weights) = Self::build(config, &mut InMemory(tensor));
+        weights
     }
 
     /// Cosines and sines of one position, `[head_dim / 2]` each.
@@ -116,17 +159,67 @@ impl Weights {
 
     /// The embeddings of `tokens`, `[tokens, hidden_size]`.
     pub fn embed(&self, tokens: impl Iterator<Item = u32>) -> Vec<f32> {
-        let hidden = self.config.hidden_size;
-        let mut rows = Vec::new();
-        for token in tokens {
-            let start = token as usize * hidden;
-            rows.extend_from_slice(
-                self.embedding
-                    .get(start..start + hidden)
-                    .unwrap_or_default(),
-            );
+        self.embedding.rows(tokens)
+    }
+}
+
+fn layer<T: Tensors>(
+    config: &LlamaConfig,
+    index: usize,
+    tensors: &mut T,
+) -> Result<Layer, T::Error> {
+    let mut vector = |name: &str, is_there: bool| -> Result<Vec<f32>, T::Error> {
+        if is_there {
+            Ok(tensors
+                .values(&layer_tensor_name(index, name))?
+                .into_owned())
+        } else {
+            Ok(Vec::new())
         }
-        rows
+    };
+    let (input_norm, post_norm) = (vector(INPUT_NORM, true)?, vector(POST_NORM, true)?);
+    let has_head_norm = config.has_query_key_norm();
+    let query_norm = vector(QUERY_NORM, has_head_norm)?;
+    let key_norm = vector(KEY_NORM, has_head_norm)?;
+    let mut linear = |module: Module| -> Result<Frozen, T::Error> {
+        let name = layer_tensor_name(index, &module.weight_name());
+        let frozen = matrix(tensors, &name, Role::Layer, module.shape(config))?;
+        if config.has_bias(module) {
+            let bias = layer_tensor_name(index, &module.bias_name());
+            Ok(frozen.with_bias(tensors.values(&bias)?.into_owned()))
+        } else {
+            Ok(frozen)
+        }
+    };
+    Ok(Layer {
+        input_norm,
+        post_norm,
+        query_norm,
+        key_norm,
+        window: config.window(index),
+        // In the order of `Module::ALL`, which `Layer::linear` knows.
+        linears: [
+            linear(Module::QProj)?,
+            linear(Module::KProj)?,
+            linear(Module::VProj)?,
+            linear(Module::OProj)?,
+            linear(Module::GateProj)?,
+            linear(Module::UpProj)?,
+            linear(Module::DownProj)?,
+        ],
+    })
+}
+
+/// A weight in blocks where that is what is wanted, packed otherwise.
+fn matrix<T: Tensors>(
+    tensors: &mut T,
+    name: &str,
+    role: Role,
+    (outputs, inputs): (usize, usize),
+) -> Result<Frozen, T::Error> {
+    match tensors.blocks(name, role)? {
+        Some(blocks) => Ok(Frozen::blocks(Arc::new(blocks))),
+        None => Ok(Frozen::packed(&tensors.values(name)?, outputs, inputs)),
     }
 }
 
@@ -154,6 +247,21 @@ impl Llama {
         Self(Arc::new(Weights::pack(base.config(), &|name| {
             tensors.get(name).map_or(&[][..], Vec::as_slice)
         })))
+    }
+
+    /// Loads a base model's folder with its matrices in blocks, one tensor at a time: the model is
+    /// never in memory as a whole in another form.
+    ///
+    /// # Errors
+    /// As [`BaseModel::load`].
+    pub fn load_quantised(dir: &Path, quantization: Quantization) -> Result<Self, BaseError> {
+        let files = BaseFiles::open(dir)?;
+        let config = files.config().clone();
+        let mut tensors = Quantised {
+            files,
+            quantization,
+        };
+        Ok(Self(Arc::new(Weights::build(&config, &mut tensors)?)))
     }
 
     /// The model's shape.
