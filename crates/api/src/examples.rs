@@ -15,7 +15,7 @@ use crate::serving_endpoint::{
 };
 use crate::training_run::{
     CheckpointPolicy, Compute, Evaluation, EvaluationMetric, Hyperparameters, LoraMethod, Method,
-    RunLimits, Schedule,
+    MethodType, Quantization, RunLimits, Schedule,
 };
 use crate::{
     BaseModelSource, Dataset, DatasetSpec, Decimal, LoRAAdapter, LoRAAdapterSpec, ObjectReference,
@@ -53,6 +53,11 @@ pub fn all() -> Result<Vec<Example>, serde_json::Error> {
             "training-run.yaml",
             "A LoRA training whose result becomes the next version of the adapter topics.",
             vec![object(&training_run())?],
+        ),
+        example(
+            "qlora-training-run.yaml",
+            "The same on a base whose weights take 4.5 bits each, for a node with less memory.",
+            vec![object(&qlora_training_run())?],
         ),
         example(
             "lora-adapter.yaml",
@@ -193,6 +198,13 @@ fn training_run() -> TrainingRun {
         suspend: false,
     };
     TrainingRun::new("topics-1", spec)
+}
+
+fn qlora_training_run() -> TrainingRun {
+    let mut spec = training_run().spec;
+    spec.method.type_ = MethodType::QLoRA;
+    spec.method.quantization = Some(Quantization::Q4K);
+    TrainingRun::new("topics-2", spec)
 }
 
 fn rule(metric: GateMetric) -> GateRule {

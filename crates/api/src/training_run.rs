@@ -104,12 +104,20 @@ pub struct TrainingRunSpec {
 /// What is trained.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
+#[schemars(extend("x-kubernetes-validations" = rules(&[(
+    "(self.type == 'QLoRA') == has(self.quantization)",
+    "quantization belongs to type QLoRA and is needed there",
+)])))]
 pub struct Method {
-    /// LoRA: low-rank deltas beside frozen linear layers.
+    /// LoRA or QLoRA, which trains the same deltas beside linear layers that are quantised.
     #[serde(rename = "type")]
     pub type_: MethodType,
     /// Shape of the low-rank deltas.
     pub lora: LoraMethod,
+    /// What QLoRA quantises the frozen base to on load, in block formats of GGUF. Where a layer does
+    /// not fit blocks of 256 inputs, Q4_K becomes Q8_0. What a GGUF file holds quantised stays so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quantization: Option<Quantization>,
 }
 
 open_enum! {
@@ -119,6 +127,21 @@ open_enum! {
         /// Low-rank deltas beside frozen linear layers (Hu et al. 2021).
         #[default]
         LoRA = "LoRA",
+        /// LoRA on a base that stays quantised (Dettmers et al. 2023), in GGUF's block formats
+        /// instead of NF4.
+        QLoRA = "QLoRA",
+    }
+}
+
+open_enum! {
+    /// A block format of GGUF.
+    pub enum Quantization (spec) {
+        /// 8.5 bits a weight.
+        Q8_0 = "Q8_0",
+        /// 4.5 bits a weight, in blocks of 32.
+        Q4_0 = "Q4_0",
+        /// 4.5 bits a weight, in blocks of 256.
+        Q4K = "Q4_K",
     }
 }
 

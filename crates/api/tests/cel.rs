@@ -184,6 +184,7 @@ fn dataset_cases() -> Vec<Case> {
 
 fn run_cases() -> Vec<Case> {
     let lora = |lora: Value| json!({"spec": {"method": {"lora": lora}}});
+    let method = |method: Value| json!({"spec": {"method": method}});
     let hyper = |hyper: Value| json!({"spec": {"hyperparameters": hyper}});
     vec![
         case(
@@ -197,6 +198,18 @@ fn run_cases() -> Vec<Case> {
             "dropout is at least 0 and below 1",
             lora(json!({"dropout": "0.9"})),
             lora(json!({"dropout": "1"})),
+        ),
+        case(
+            "trainingruns",
+            "quantization belongs to type QLoRA and is needed there",
+            method(json!({"type": "QLoRA", "quantization": "Q4_K"})),
+            method(json!({"type": "QLoRA"})),
+        ),
+        case(
+            "trainingruns",
+            "quantization belongs to type QLoRA and is needed there",
+            method(json!({"type": "LoRA"})),
+            method(json!({"type": "LoRA", "quantization": "Q8_0"})),
         ),
         case(
             "trainingruns",

@@ -37,6 +37,10 @@ pub struct TrainerConfig {
 pub struct RunKey {
     /// Digest of the base model's files.
     pub base: Digest,
+    /// What they are quantised to on load. Left out where they are not, so that keys of before stay
+    /// what they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quantization: Option<Quantization>,
     /// Name of the dataset.
     pub dataset: String,
     /// The version that the spec asks for; none: the latest at the start.
@@ -63,7 +67,8 @@ pub struct Resolved {
     pub reference: Option<ResolvedReference>,
 }
 
-/// A base model in a mounted claim.
+/// A base model in a mounted claim. What it is, is the digest of its files and what they are
+/// quantised to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ResolvedBase {
@@ -73,6 +78,32 @@ pub struct ResolvedBase {
     pub path: String,
     /// Over the folder's files.
     pub digest: Digest,
+    /// What the frozen weights are quantised to on load; none: f32.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quantization: Option<Quantization>,
+}
+
+/// A block format of GGUF files, as ggml names it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Quantization {
+    /// 8.5 bits a weight.
+    Q8_0,
+    /// 4.5 bits a weight, in blocks of 32.
+    Q4_0,
+    /// 4.5 bits a weight, in blocks of 256.
+    #[serde(rename = "Q4_K")]
+    Q4K,
+}
+
+impl Quantization {
+    /// ggml's name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Q8_0 => "Q8_0",
+            Self::Q4_0 => "Q4_0",
+            Self::Q4K => "Q4_K",
+        }
+    }
 }
 
 /// A dataset version.

@@ -691,3 +691,22 @@ fn an_unreadable_configuration_is_a_bad_one() {
     assert_eq!((code, reason.as_str()), (64, "InvalidSpec"));
     assert!(message.contains("missing field `resolved`"), "{message}");
 }
+
+#[test]
+fn a_quantised_base_is_trained_on_and_named_in_the_provenance() {
+    let world = World::new();
+    let mut config = world.config("quantised");
+    config["resolved"]["base"]["quantization"] = json!("Q4_K");
+    assert_eq!(world.run(&config), 0);
+    let result = world.result(&config);
+    let loss = result.metrics.iter().find(|it| it.name == "loss").unwrap();
+    assert!(loss.value < 0.8 * loss.baseline, "{loss:?}");
+    let manifest = world.store().join(&result.folder).join("manifest.json");
+    let manifest: Value = serde_json::from_slice(&std::fs::read(manifest).unwrap()).unwrap();
+    let named = manifest.pointer("/provenance/trained/resolved/base/quantization");
+    assert_eq!(named, Some(&json!("Q4_K")));
+
+    let plain = world.config("plain");
+    assert_eq!(world.run(&plain), 0);
+    assert_ne!(world.result(&plain).digest, result.digest);
+}

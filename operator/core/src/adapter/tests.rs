@@ -74,6 +74,7 @@ impl World {
                     uri: "pvc://models/tiny".to_owned(),
                     path: "/x".to_owned(),
                     digest: digest("base"),
+                    quantization: None,
                 },
                 dataset: ResolvedDataset {
                     name: "topics".to_owned(),

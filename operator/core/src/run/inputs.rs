@@ -58,6 +58,7 @@ pub fn base_digest(cr: &TrainingRun, base: &Asked<DescribedBase>) -> Option<Dige
 pub fn key(valid: &Valid, cr: &TrainingRun, base: &Digest) -> Option<Digest> {
     Digest::of_json(&RunKey {
         base: base.clone(),
+        quantization: valid.quantization,
         dataset: cr.spec.dataset_ref.name.clone(),
         dataset_version: cr.spec.dataset_ref.version,
         lora: valid.lora.clone(),
@@ -139,6 +140,7 @@ pub fn resolve(
             uri: valid.base.to_string(),
             path: base_path(valid),
             digest: base,
+            quantization: valid.quantization,
         },
         dataset,
         reference,

@@ -1,6 +1,6 @@
 //! A run's spec, read once: after this nothing can fail for what it says.
 
-use graftwork_api::training_run::{EvaluationMetric, MethodType, Schedule};
+use graftwork_api::training_run::{EvaluationMetric, MethodType, Quantization, Schedule};
 use graftwork_api::uri::PvcUri;
 use graftwork_api::{Decimal, TrainingRunSpec};
 use graftwork_contract::run;
@@ -10,6 +10,8 @@ use graftwork_contract::run;
 pub struct Valid {
     /// The base model's folder.
     pub base: PvcUri,
+    /// What the base is quantised to on load.
+    pub quantization: Option<run::Quantization>,
     /// LoRA's shape.
     pub lora: run::Lora,
     /// Optimisation.
@@ -46,11 +48,9 @@ impl Invalid {
 pub fn validate(spec: &TrainingRunSpec) -> Result<Valid, Invalid> {
     let base = PvcUri::parse(&spec.base_model.uri)
         .map_err(|error| Invalid::new("spec.baseModel.uri", error.to_string()))?;
-    if let MethodType::Other(other) = &spec.method.type_ {
-        return Err(unknown("spec.method.type", other, MethodType::KNOWN));
-    }
     Ok(Valid {
         base,
+        quantization: read_quantization(spec)?,
         lora: read_lora(spec)?,
         hyperparameters: read_hyperparameters(spec)?,
         checkpoint: run::Checkpoint {
@@ -62,6 +62,28 @@ pub fn validate(spec: &TrainingRunSpec) -> Result<Valid, Invalid> {
         },
         evaluation: read_evaluation(spec)?,
     })
+}
+
+fn read_quantization(spec: &TrainingRunSpec) -> Result<Option<run::Quantization>, Invalid> {
+    const FIELD: &str = "spec.method.quantization";
+    match (&spec.method.type_, &spec.method.quantization) {
+        (MethodType::LoRA, None) => Ok(None),
+        (MethodType::LoRA, Some(given)) => Err(Invalid::new(
+            FIELD,
+            format!("{given} belongs to type QLoRA, the type is LoRA"),
+        )),
+        (MethodType::QLoRA, None) => Err(Invalid::new(
+            FIELD,
+            format!("type QLoRA needs one of {}", Quantization::KNOWN.join(", ")),
+        )),
+        (MethodType::QLoRA, Some(Quantization::Q8_0)) => Ok(Some(run::Quantization::Q8_0)),
+        (MethodType::QLoRA, Some(Quantization::Q4_0)) => Ok(Some(run::Quantization::Q4_0)),
+        (MethodType::QLoRA, Some(Quantization::Q4K)) => Ok(Some(run::Quantization::Q4K)),
+        (MethodType::QLoRA, Some(Quantization::Other(other))) => {
+            Err(unknown(FIELD, other, Quantization::KNOWN))
+        }
+        (MethodType::Other(other), _) => Err(unknown("spec.method.type", other, MethodType::KNOWN)),
+    }
 }
 
 fn read_lora(spec: &TrainingRunSpec) -> Result<run::Lora, Invalid> {

@@ -44,6 +44,7 @@ fn front_matter(config: &TrainerConfig, outcome: &Outcome, licence: Option<&str>
         dataset = yaml(&resolved.dataset.name),
         resolved_base = yaml(&serde_json::json!({
             "uri": resolved.base.uri, "digest": resolved.base.digest,
+            "quantization": resolved.base.quantization,
         })),
         resolved_dataset = yaml(&resolved.dataset),
         lora = yaml(&config.lora),
@@ -55,7 +56,7 @@ fn front_matter(config: &TrainerConfig, outcome: &Outcome, licence: Option<&str>
 fn making(config: &TrainerConfig, outcome: &Outcome) -> String {
     let (resolved, h) = (&config.resolved, &config.hyperparameters);
     format!(
-        "A LoRA adapter for `{base}` (`{base_digest}`), trained on dataset `{dataset}` version \
+        "A LoRA adapter for `{base}` (`{base_digest}`), trained {precision}on dataset `{dataset}` version \
          {version} (`{dataset_digest}`).\n\n\
          - Rank {rank}, alpha {alpha}, dropout {dropout}, modules {modules}\n\
          - {steps} steps of {batch} examples, peak learning rate {rate}, {schedule:?} schedule, \
@@ -63,6 +64,10 @@ fn making(config: &TrainerConfig, outcome: &Outcome) -> String {
          - Training loss of the last steps: {loss:.4} nats\n",
         base = resolved.base.uri,
         base_digest = resolved.base.digest,
+        precision = match resolved.base.quantization {
+            Some(quantization) => format!("beside {} weights of it ", quantization.name()),
+            None => String::new(),
+        },
         dataset = resolved.dataset.name,
         version = resolved.dataset.version,
         dataset_digest = resolved.dataset.digest,
@@ -156,11 +161,18 @@ mod tests {
     use super::*;
 
     fn card(base: &Path) -> String {
+        card_of(base, None)
+    }
+
+    fn card_of(base: &Path, quantization: Option<&str>) -> String {
         let digest = Digest::of(b"it");
         let config: TrainerConfig = serde_json::from_value(json!({
             "run": "run",
             "resolved": {
-                "base": {"uri": "pvc://models/a: #b", "path": base, "digest": digest},
+                "base": {
+                    "uri": "pvc://models/a: #b", "path": base, "digest": digest,
+                    "quantization": quantization,
+                },
                 "dataset": {
                     "name": "colours", "version": 4, "digest": digest, "format": "Completion"
                 },
@@ -218,6 +230,18 @@ mod tests {
         ] {
             assert!(body.contains(line), "{line} is not in\n{body}");
         }
+    }
+
+    #[test]
+    fn the_card_says_what_the_base_was_quantised_to() {
+        let dir = tempfile::tempdir().unwrap();
+        let text = card_of(dir.path(), Some("Q4_K"));
+        assert!(text.contains("\"quantization\":\"Q4_K\""), "{text}");
+        assert!(
+            text.contains("trained beside Q4_K weights of it on dataset"),
+            "{text}"
+        );
+        assert!(card(dir.path()).contains("), trained on dataset"));
     }
 
     #[test]

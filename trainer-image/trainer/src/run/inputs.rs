@@ -9,13 +9,14 @@ use graftwork_contract::adapter::Manifest;
 use graftwork_contract::dataset::Split;
 use graftwork_contract::paths;
 use graftwork_contract::run::{
-    MetricKind, ResolvedBase, ResolvedReference, RowsUsed, TrainerConfig,
+    MetricKind, Quantization, ResolvedBase, ResolvedReference, RowsUsed, TrainerConfig,
 };
 use graftwork_model::base::{BaseModel, base_digest};
 use graftwork_model::category::Category as FileCategory;
 use graftwork_model::config::LlamaConfig;
 use graftwork_model::lora::LoadedAdapter;
 use graftwork_model::peft::Adapter;
+use graftwork_model::quant;
 use graftwork_model::tokenizer::{TextTokenizer, TokenizedExample};
 use graftwork_model::transformer::Llama;
 
@@ -70,19 +71,29 @@ pub fn read_base(resolved: &ResolvedBase) -> Result<Base, Failure> {
             resolved.digest
         )));
     }
-    let base =
-        BaseModel::load(dir).map_err(|error| file_failure(&named, error.category(), &error))?;
+    let model = match resolved.quantization {
+        None => BaseModel::load(dir).map(|base| Llama::new(&base)),
+        Some(quantization) => Llama::load_quantised(dir, stored(quantization)),
+    };
+    let model = model.map_err(|error| file_failure(&named, error.category(), &error))?;
     let tokenizer =
         TextTokenizer::load(dir).map_err(|error| file_failure(&named, error.category(), &error))?;
     tracing::info!(
-        parameters = base.config().parameters(),
+        parameters = model.config().parameters(),
         digest,
+        quantization = resolved.quantization.map(Quantization::name),
         "base model read"
     );
-    Ok(Base {
-        model: Llama::new(&base),
-        tokenizer,
-    })
+    Ok(Base { model, tokenizer })
+}
+
+/// How the model's crate calls a quantisation.
+fn stored(quantization: Quantization) -> quant::Quantization {
+    match quantization {
+        Quantization::Q8_0 => quant::Quantization::Q8_0,
+        Quantization::Q4_0 => quant::Quantization::Q4_0,
+        Quantization::Q4K => quant::Quantization::Q4K,
+    }
 }
 
 /// The end that an error of `named`'s files stands for.

@@ -1,10 +1,12 @@
 //! What a run is made from: pinned, waited for, or refused.
 
+use graftwork_api::training_run::{MethodType, Quantization};
 use graftwork_contract::run::TrainerConfig;
 
 use super::*;
 use crate::observed::Problem;
 use crate::plan::EventKind;
+use crate::run::inputs as pins;
 
 #[test]
 fn inputs_are_pinned_in_status_then_in_the_store_then_an_attempt_is_counted_then_made() {
@@ -44,6 +46,29 @@ fn inputs_are_pinned_in_status_then_in_the_store_then_an_attempt_is_counted_then
         world.reconcile().create.is_empty(),
         "one Job for one attempt"
     );
+}
+
+#[test]
+fn what_the_base_is_quantised_to_is_pinned_and_names_another_run() {
+    let configured = |quantization: Option<Quantization>| {
+        let mut world = World::new();
+        world.cr.spec.method.type_ = match quantization {
+            Some(_) => MethodType::QLoRA,
+            None => MethodType::LoRA,
+        };
+        world.cr.spec.method.quantization = quantization;
+        let valid = validate(&world.cr.spec).unwrap();
+        let base = Digest::of(b"base");
+        let resolved = pins::resolve(&world.cr, &valid, base.clone(), &world.observed).unwrap();
+        let key = pins::key(&valid, &world.cr, &base).unwrap();
+        (serde_json::to_value(resolved.base).unwrap(), key)
+    };
+    let (plain, plain_key) = configured(None);
+    let (quantised, quantised_key) = configured(Some(Quantization::Q4K));
+    assert_eq!(plain.get("quantization"), None, "as before there was any");
+    assert_eq!(quantised["quantization"], "Q4_K");
+    assert_eq!(plain["digest"], quantised["digest"]);
+    assert_ne!(plain_key, quantised_key);
 }
 
 #[test]
@@ -173,6 +198,18 @@ fn a_field_that_can_not_work_ends_the_run() {
             Box::new(|spec: &mut TrainingRunSpec| spec.method.lora.rank = 0)
                 as Box<dyn Fn(&mut TrainingRunSpec)>,
             "spec.method.lora.rank: 0 is too small",
+        ),
+        (
+            Box::new(|spec| spec.method.type_ = MethodType::QLoRA),
+            "spec.method.quantization: type QLoRA needs one of Q8_0, Q4_0, Q4_K",
+        ),
+        (
+            Box::new(|spec| spec.method.quantization = Some(Quantization::Q4K)),
+            "spec.method.quantization: Q4_K belongs to type QLoRA, the type is LoRA",
+        ),
+        (
+            Box::new(|spec| spec.method.type_ = MethodType::Other("Full".to_owned())),
+            "spec.method.type: \"Full\" is not known to this version; it knows LoRA, QLoRA",
         ),
         (
             Box::new(|spec| spec.method.lora.rank = 400),
