@@ -42,11 +42,13 @@ fn gather(hidden: &[f32], targets: &[(usize, u32)], width: usize) -> Vec<f32> {
 }
 
 impl Pass<'_> {
-    /// The summed loss over the targets, in nats; the gradient of the last hidden states.
+    /// The summed loss over the targets, in nats; the gradient of the last hidden states. Where there
+    /// are `factors`, one for each target, each target's part of the gradient is multiplied by its own.
     pub fn loss_and_gradient(
         &self,
         hidden: &[f32],
         targets: &[(usize, u32)],
+        factors: Option<&[f32]>,
         gradients: &mut Gradients<'_>,
     ) -> (f64, Vec<f32>) {
         let (config, weights) = (&self.weights.config, self.weights);
@@ -64,6 +66,7 @@ impl Pass<'_> {
             .chunks(ROWS * width)
             .zip(dnormed.chunks_mut(ROWS * width))
             .zip(targets.chunks(ROWS));
+        let mut factors = factors.map(|factors| factors.chunks(ROWS));
         for ((normed, dnormed), targets) in chunks {
             let mut logits = vec![0.0; targets.len() * vocabulary];
             weights.output.forward(normed, &mut logits, Epilogue::Store);
@@ -78,6 +81,14 @@ impl Pass<'_> {
                 })
                 .collect();
             sum += losses.iter().map(|loss| f64::from(*loss)).sum::<f64>();
+            if let Some(factors) = factors.as_mut().and_then(Iterator::next) {
+                logits
+                    .par_chunks_mut(vocabulary)
+                    .zip(factors)
+                    .for_each(|(logits, factor)| {
+                        logits.iter_mut().for_each(|value| *value *= factor);
+                    });
+            }
             weights.output.backward(&logits, dnormed, Epilogue::Store);
             if gradients.full {
                 gradients.outer(output, (&logits, vocabulary), (normed, width));
@@ -98,35 +109,14 @@ impl Pass<'_> {
         }
         (sum, dhidden)
     }
-}
 
-impl Llama {
-    /// Scores every target of the batch, with an adapter or with the bare model, in row order.
-    ///
-    /// # Errors
-    /// Tokens outside the vocabulary, sequences that are too long, an adapter of another shape.
-    pub fn score(
-        &self,
-        batch: &PackedBatch,
-        adapter: Option<&LoadedAdapter>,
-    ) -> Result<Vec<TokenScore>, ModelError> {
-        let weights = &*self.0;
+    /// How every target was predicted, in row order.
+    pub fn target_scores(&self, hidden: &[f32], batch: &PackedBatch) -> Vec<TokenScore> {
+        let weights = self.weights;
         let config = &weights.config;
-        batch.check(config)?;
-        if adapter.is_some_and(|adapter| !adapter.fits(config)) {
-            return Err(ModelError::ForeignAdapter);
-        }
-        let lora = adapter.map(LoadedAdapter::layers);
-        let pass = Pass {
-            weights,
-            lora,
-            dropout: None,
-            segments: &batch.segments,
-        };
-        let (hidden, _) = pass.run(&batch.tokens, false);
         let (width, vocabulary) = (config.hidden_size, config.vocab_size);
         let normed = rms_norm(
-            &gather(&hidden, &batch.targets, width),
+            &gather(hidden, &batch.targets, width),
             &weights.final_norm,
             config.rms_norm_eps,
         );
@@ -151,6 +141,33 @@ impl Llama {
                 },
             ));
         }
-        Ok(scores)
+        scores
+    }
+}
+
+impl Llama {
+    /// Scores every target of the batch, with an adapter or with the bare model, in row order.
+    ///
+    /// # Errors
+    /// Tokens outside the vocabulary, sequences that are too long, an adapter of another shape.
+    pub fn score(
+        &self,
+        batch: &PackedBatch,
+        adapter: Option<&LoadedAdapter>,
+    ) -> Result<Vec<TokenScore>, ModelError> {
+        let weights = &*self.0;
+        let config = &weights.config;
+        batch.check(config)?;
+        if adapter.is_some_and(|adapter| !adapter.fits(config)) {
+            return Err(ModelError::ForeignAdapter);
+        }
+        let pass = Pass {
+            weights,
+            lora: adapter.map(LoadedAdapter::layers),
+            dropout: None,
+            segments: &batch.segments,
+        };
+        let (hidden, _) = pass.run(&batch.tokens, false);
+        Ok(pass.target_scores(&hidden, batch))
     }
 }

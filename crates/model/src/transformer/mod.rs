@@ -10,11 +10,13 @@ mod forward;
 mod frozen;
 pub(crate) mod linear;
 mod loss;
+mod preference;
 mod serve;
 mod train;
 mod weights;
 
 pub use loss::TokenScore;
+pub use preference::{Answer, PreferenceBatch};
 pub use serve::{LogitRows, RowLogits, SequenceStep};
 pub use train::{Loss, StepSeed, TrainableLlama};
 pub use weights::Llama;

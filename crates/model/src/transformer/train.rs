@@ -11,8 +11,9 @@ use candle_core::{CpuStorage, CustomOp1, Device, Layout, Shape, Tensor, Var};
 
 use super::backward::Gradients;
 use super::forward::{Dropout, Pass};
+use super::preference::{PreferenceBatch, pair_loss};
 use super::weights::{Llama, Weights};
-use super::{ModelError, PackedBatch};
+use super::{ModelError, PackedBatch, TokenScore};
 use crate::base::{BaseModel, tensor_shapes};
 use crate::config::LlamaConfig;
 use crate::lora::{LoraLayers, LoraParams};
@@ -52,8 +53,17 @@ enum Trained {
     Full { config: LlamaConfig },
 }
 
+/// What the loss is of.
+pub(super) enum Goal {
+    /// The targets' negative log-likelihoods.
+    Likelihood,
+    /// Which of two answers is the better one.
+    Preference { batch: PreferenceBatch, beta: f64 },
+}
+
 struct LossOp {
     trained: Trained,
+    goal: Goal,
     places: Places,
     batch: PackedBatch,
     seed: StepSeed,
@@ -110,10 +120,46 @@ impl LossOp {
 
     fn pass(&self, pass: &Pass<'_>, gradients: &mut Gradients<'_>) -> f64 {
         let (hidden, tapes) = pass.run(&self.batch.tokens, true);
-        let (sum, dhidden) = pass.loss_and_gradient(&hidden, &self.batch.targets, gradients);
+        let targets = &self.batch.targets;
+        let (sum, dhidden) = match &self.goal {
+            Goal::Likelihood => pass.loss_and_gradient(&hidden, targets, None, gradients),
+            Goal::Preference { batch, beta } => {
+                let scores = pass.target_scores(&hidden, &self.batch);
+                let (sum, factors) = preference_factors(batch, *beta, &scores);
+                let (_, dhidden) =
+                    pass.loss_and_gradient(&hidden, targets, Some(&factors), gradients);
+                (sum, dhidden)
+            }
+        };
         pass.run_backward(&self.batch.tokens, &tapes, dhidden, gradients);
         sum
     }
+}
+
+/// The summed loss of all pairs, and what each target's negative log-likelihood adds to it.
+fn preference_factors(
+    batch: &PreferenceBatch,
+    beta: f64,
+    scores: &[TokenScore],
+) -> (f64, Vec<f32>) {
+    let losses: Vec<(f64, f64)> = batch
+        .margins(scores)
+        .iter()
+        .zip(&batch.references)
+        .map(|(margin, reference)| pair_loss(*margin, *reference, beta))
+        .collect();
+    let factor = |score: &TokenScore| {
+        let (_, by_chosen) = losses.get(score.segment / 2).copied().unwrap_or_default();
+        // By the negative log-likelihood: of the chosen answer the other sign.
+        let sign = if score.segment.is_multiple_of(2) {
+            -1.0
+        } else {
+            1.0
+        };
+        (sign * by_chosen) as f32
+    };
+    let sum = losses.iter().map(|(loss, _)| loss).sum();
+    (sum, scores.iter().map(factor).collect())
 }
 
 impl CustomOp1 for LossOp {
@@ -180,7 +226,7 @@ fn join<'a>(
 
 fn loss<'a>(
     parameters: impl Iterator<Item = (&'a str, &'a Var)>,
-    trained: Trained,
+    (trained, goal): (Trained, Goal),
     batch: &PackedBatch,
     seed: StepSeed,
 ) -> Result<Loss, ModelError> {
@@ -190,6 +236,7 @@ fn loss<'a>(
     let (flat, places) = join(parameters)?;
     let op = LossOp {
         trained,
+        goal,
         places,
         batch: batch.clone(),
         seed,
@@ -213,13 +260,24 @@ impl Llama {
         lora: &LoraParams,
         seed: StepSeed,
     ) -> Result<Loss, ModelError> {
+        self.forward_lora(batch, Goal::Likelihood, lora, seed)
+    }
+
+    /// The summed loss of any goal.
+    pub(super) fn forward_lora(
+        &self,
+        batch: &PackedBatch,
+        goal: Goal,
+        lora: &LoraParams,
+        seed: StepSeed,
+    ) -> Result<Loss, ModelError> {
         batch.check(self.config())?;
         let trained = Trained::Lora {
             weights: Arc::clone(&self.0),
             plan: Arc::clone(lora.plan()),
             dropout: lora.config().dropout,
         };
-        loss(lora.iter(), trained, batch, seed)
+        loss(lora.iter(), (trained, goal), batch, seed)
     }
 }
 
@@ -268,9 +326,12 @@ impl TrainableLlama {
         batch.check(&self.config)?;
         loss(
             self.iter(),
-            Trained::Full {
-                config: self.config.clone(),
-            },
+            (
+                Trained::Full {
+                    config: self.config.clone(),
+                },
+                Goal::Likelihood,
+            ),
             batch,
             StepSeed::default(),
         )
