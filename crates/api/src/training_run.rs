@@ -69,6 +69,10 @@ use crate::schema::rules;
     ("self.checkpoint == oldSelf.checkpoint", "checkpoint is immutable"),
     ("self.evaluation == oldSelf.evaluation", "evaluation is immutable"),
     ("self.limits == oldSelf.limits", "limits is immutable"),
+    (
+        "!self.checkpoint.keepBest || has(self.hyperparameters.validateEverySteps)",
+        "checkpoint.keepBest needs hyperparameters.validateEverySteps",
+    ),
 ])))]
 pub struct TrainingRunSpec {
     /// The frozen model that the adapter is trained for.
@@ -204,6 +208,7 @@ impl Default for LoraMethod {
     ("!(has(self.epochs) && has(self.maximumSteps))", "epochs and maximumSteps exclude each other"),
     ("self.microBatchSize <= self.batchSize", "microBatchSize is at most batchSize"),
     ("self.batchSize % self.microBatchSize == 0", "batchSize is a multiple of microBatchSize"),
+    ("!has(self.earlyStopping) || has(self.validateEverySteps)", "earlyStopping needs validateEverySteps"),
 ])))]
 pub struct Hyperparameters {
     /// Peak learning rate of AdamW, above 0 and at most 1; a decimal in quotes, such as "8e-5".
@@ -256,6 +261,23 @@ pub struct Hyperparameters {
     /// Seed of initialisation, order and dropout.
     #[schemars(range(min = 0, max = 2_147_483_647_i64))]
     pub seed: u64,
+    /// Steps between looks at the loss on the validation rows, which are also looked at after the last
+    /// one; left out, they are not looked at.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub validate_every_steps: Option<u32>,
+    /// Ends the training where the validation loss falls no more.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub early_stopping: Option<EarlyStopping>,
+}
+
+/// When a training is ended early.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct EarlyStopping {
+    /// Validations without a lower loss than the lowest so far.
+    #[schemars(range(min = 1, max = 1000))]
+    pub patience: u32,
 }
 
 impl Default for Hyperparameters {
@@ -272,6 +294,8 @@ impl Default for Hyperparameters {
             weight_decay: Decimal::from("0"),
             maximum_gradient_norm: Decimal::from("1.0"),
             seed: 0,
+            validate_every_steps: None,
+            early_stopping: None,
         }
     }
 }
@@ -323,6 +347,9 @@ pub struct CheckpointPolicy {
     /// Checkpoints that are kept, newest first.
     #[schemars(range(min = 1, max = 100))]
     pub keep: u32,
+    /// Keeps the values of the step with the lowest validation loss in every checkpoint; they become
+    /// the result.
+    pub keep_best: bool,
 }
 
 impl Default for CheckpointPolicy {
@@ -330,6 +357,7 @@ impl Default for CheckpointPolicy {
         Self {
             every_steps: 50,
             keep: 2,
+            keep_best: false,
         }
     }
 }

@@ -231,6 +231,20 @@ fn run_cases() -> Vec<Case> {
         ),
         case(
             "trainingruns",
+            "earlyStopping needs validateEverySteps",
+            hyper(json!({"earlyStopping": {"patience": 3}, "validateEverySteps": 100})),
+            hyper(json!({"earlyStopping": {"patience": 3}})),
+        ),
+        case(
+            "trainingruns",
+            "checkpoint.keepBest needs hyperparameters.validateEverySteps",
+            json!({"spec": {
+                "checkpoint": {"keepBest": true}, "hyperparameters": {"validateEverySteps": 100}
+            }}),
+            json!({"spec": {"checkpoint": {"keepBest": true}}}),
+        ),
+        case(
+            "trainingruns",
             "learningRate is above 0 and at most 1",
             hyper(json!({"learningRate": "8e-5"})),
             hyper(json!({"learningRate": "0.0"})),

@@ -53,6 +53,10 @@ pub struct RunKey {
     pub evaluation: Evaluation,
     /// The LoRAAdapter that the result is for.
     pub adapter: Option<String>,
+    /// Whether the best validated step becomes the result; left out where not, as
+    /// [`Self::quantization`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub keep_best: bool,
 }
 
 /// Inputs as pinned at the first start (`resolved.json`, create-only).
@@ -184,6 +188,12 @@ pub struct Hyperparameters {
     pub maximum_gradient_norm: f64,
     /// Of initialisation, order and dropout.
     pub seed: u64,
+    /// Optimiser steps between validations, which also come after the last step; none: never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validate_every_steps: Option<u64>,
+    /// Validations without a lower loss that end the training; none: it goes on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub patience: Option<u64>,
 }
 
 /// When state is saved.
@@ -194,6 +204,9 @@ pub struct Checkpoint {
     pub every_steps: u64,
     /// How many are kept.
     pub keep: u32,
+    /// Whether the step with the lowest validation loss becomes the result, and not the last one.
+    #[serde(default)]
+    pub keep_best: bool,
 }
 
 /// What is scored at the end, on the test split.

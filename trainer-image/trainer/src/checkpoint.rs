@@ -1,8 +1,9 @@
 //! Checkpoints: a training's state in a folder of its own, believed only after its digest matched.
 //!
 //! ```text
-//! <root>/<fencing epoch>/<step>/{state.safetensors, manifest.json}
+//! <root>/<fencing epoch>/<step>[-<micro-batch>]/{state.safetensors, manifest.json}
 //! ```
+//! The micro-batch is that of the batch under way, where training was left in the midst of one.
 //! The store makes a folder appear with all its files at once, so whatever instant the process dies
 //! at, there is either the new checkpoint or the one before it. One that was damaged later is passed
 //! over.
@@ -48,6 +49,15 @@ pub struct Record {
     pub environment: Environment,
     /// When it was saved, in seconds since the Unix epoch.
     pub saved_unix_seconds: u64,
+}
+
+/// Where a checkpoint is. The order is that of the work in it, and of two attempts' same work the
+/// newer one's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Place {
+    step: u64,
+    micro_batch: u64,
+    epoch: u64,
 }
 
 /// A checkpoint that can't be saved.
@@ -105,8 +115,8 @@ impl<'a> Checkpoints<'a> {
         }
     }
 
-    /// Saves `state` under fencing epoch `epoch`. A checkpoint of the same step and epoch that is
-    /// there already is kept: what would be lost is less than a step.
+    /// Saves `state` under fencing epoch `epoch`. A checkpoint of the same epoch, step and
+    /// micro-batch that is there already holds the same.
     ///
     /// # Errors
     /// The store's.
@@ -117,7 +127,12 @@ impl<'a> Checkpoints<'a> {
         environment: &Environment,
         now: u64,
     ) -> Result<(), CheckpointError> {
-        let folder = format!("{}/{epoch}/{}", self.root, state.step);
+        let place = Place {
+            step: state.step,
+            micro_batch: state.micro_batch,
+            epoch,
+        };
+        let folder = self.folder(place);
         if self.store.locate(&folder)?.exists() {
             return Ok(());
         }
@@ -141,8 +156,8 @@ impl<'a> Checkpoints<'a> {
     /// # Errors
     /// The store can't be listed.
     pub fn newest(&self, optimizer: AdamWConfig) -> Result<Option<Restored>, CheckpointError> {
-        for (step, epoch) in self.list()?.into_iter().rev() {
-            let folder = format!("{}/{epoch}/{step}", self.root);
+        for place in self.list()?.into_iter().rev() {
+            let folder = self.folder(place);
             match self.read(&folder, optimizer) {
                 Ok(restored) => return Ok(Some(restored)),
                 Err(problem) => {
@@ -163,15 +178,22 @@ impl<'a> Checkpoints<'a> {
     /// The store's.
     pub fn prune(&self, keep: usize) -> Result<(), CheckpointError> {
         let all = self.list()?;
-        for (step, epoch) in all.iter().take(all.len().saturating_sub(keep)) {
-            self.store
-                .remove_folder(&format!("{}/{epoch}/{step}", self.root))?;
+        for place in all.iter().take(all.len().saturating_sub(keep)) {
+            self.store.remove_folder(&self.folder(*place))?;
         }
         Ok(())
     }
 
-    /// Every `(step, epoch)` with a record, in ascending order.
-    fn list(&self) -> Result<BTreeSet<(u64, u64)>, StoreError> {
+    fn folder(&self, place: Place) -> String {
+        let Place { step, epoch, .. } = place;
+        match place.micro_batch {
+            0 => format!("{}/{epoch}/{step}", self.root),
+            micro_batch => format!("{}/{epoch}/{step}-{micro_batch}", self.root),
+        }
+    }
+
+    /// Every checkpoint with a record, in ascending order of the work in it.
+    fn list(&self) -> Result<BTreeSet<Place>, StoreError> {
         let prefix = format!("{}/", self.root);
         let found = self.store.list(&prefix)?;
         Ok(found
@@ -181,8 +203,13 @@ impl<'a> Checkpoints<'a> {
                     .path
                     .strip_prefix(&prefix)?
                     .strip_suffix(MANIFEST_FILE)?;
-                let (epoch, step) = folder.trim_end_matches('/').split_once('/')?;
-                Some((step.parse().ok()?, epoch.parse().ok()?))
+                let (epoch, name) = folder.trim_end_matches('/').split_once('/')?;
+                let (step, micro_batch) = name.split_once('-').unwrap_or((name, "0"));
+                Some(Place {
+                    step: step.parse().ok()?,
+                    micro_batch: micro_batch.parse().ok()?,
+                    epoch: epoch.parse().ok()?,
+                })
             })
             .collect())
     }
@@ -226,6 +253,7 @@ mod tests {
             parameters: list.clone(),
             gradients: vec![vec![0.0; 2]],
             optimizer: AdamW::restore(AdamWConfig::default(), list.clone(), list),
+            validation: None,
         }
     }
 
@@ -288,9 +316,33 @@ mod tests {
                 .unwrap();
         }
         checkpoints.prune(2).unwrap();
-        assert_eq!(
-            checkpoints.list().unwrap(),
-            BTreeSet::from([(20, 1), (100, 1)])
-        );
+        let left = checkpoints.list().unwrap();
+        let steps: Vec<u64> = left.iter().map(|place| place.step).collect();
+        assert_eq!(steps, [20, 100]);
+    }
+
+    #[test]
+    fn a_batch_that_was_left_in_its_midst_is_saved_beside_its_beginning() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let checkpoints = checkpoints(&store, b"plan");
+        let save = |micro_batch| {
+            let state = State {
+                micro_batch,
+                gradients: vec![vec![micro_batch as f32; 2]],
+                ..state(10)
+            };
+            checkpoints
+                .save(1, &state, &Environment::new(1), 0)
+                .unwrap();
+        };
+        for micro_batch in [0, 3, 12] {
+            save(micro_batch);
+            let restored = checkpoints.newest(AdamWConfig::default()).unwrap().unwrap();
+            assert_eq!(restored.state.micro_batch, micro_batch);
+            assert_eq!(restored.state.gradients[0][0], micro_batch as f32);
+        }
+        checkpoints.prune(1).unwrap();
+        assert_eq!(checkpoints.list().unwrap().len(), 1);
     }
 }

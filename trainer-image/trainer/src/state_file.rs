@@ -7,6 +7,9 @@
 //! | `gradients/<name>` | accumulated gradients; absent between batches |
 //! | `counters` | u64: step, micro-batch, tokens |
 //! | `losses` | f64: the batch's loss so far, then the newest steps' |
+//! | `best/<name>` | values of the best validated step; absent before the first validation |
+//! | `validation` | u64: newest validated step, validations since the best, the best step; absent as `best` |
+//! | `best_loss` | f64: of the best step; absent as `best` |
 
 use std::collections::BTreeMap;
 
@@ -14,7 +17,7 @@ use safetensors::tensor::{Dtype, TensorView};
 use safetensors::{SafeTensorError, SafeTensors};
 
 use crate::optimizer::{AdamW, AdamWConfig};
-use crate::train::State;
+use crate::train::{State, Validation};
 
 /// Bytes that are no training state.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +48,14 @@ pub fn encode(state: &State, names: &[String]) -> Result<Vec<u8>, StateFileError
     ];
     if state.micro_batch > 0 {
         lists.push(("gradients", &state.gradients));
+    }
+    if let Some(validation) = &state.validation {
+        lists.push(("best", &validation.best));
+        let counters = [validation.step, validation.worse, validation.best_step];
+        let bytes = counters.iter().flat_map(|c| c.to_le_bytes()).collect();
+        tensors.insert("validation".to_owned(), (Dtype::U64, bytes));
+        let bytes = validation.best_loss.to_le_bytes().to_vec();
+        tensors.insert("best_loss".to_owned(), (Dtype::F64, bytes));
     }
     for (kind, list) in lists {
         for (name, values) in names.iter().zip(list) {
@@ -113,6 +124,23 @@ pub fn decode(
             .map(|values| vec![0.0; values.len()])
             .collect()
     };
+    let validation = match file.tensor("validation") {
+        Err(_) => None,
+        Ok(_) => {
+            let counters = read(&file, "validation", Dtype::U64, u64::from_le_bytes)?;
+            let best_loss = read(&file, "best_loss", Dtype::F64, f64::from_le_bytes)?;
+            let ([step, worse, best_step], [best_loss]) = (&counters[..], &best_loss[..]) else {
+                return Err(missing("validation", Dtype::U64));
+            };
+            Some(Validation {
+                step: *step,
+                worse: *worse,
+                best_step: *best_step,
+                best_loss: *best_loss,
+                best: floats("best")?,
+            })
+        }
+    };
     Ok(State {
         step,
         micro_batch,
@@ -122,6 +150,7 @@ pub fn decode(
         gradients,
         optimizer: AdamW::restore(optimizer, floats("first")?, floats("second")?),
         parameters,
+        validation,
     })
 }
 
@@ -164,6 +193,13 @@ mod tests {
                 })
                 .collect(),
             optimizer: AdamW::restore(AdamWConfig::default(), list(0.5), list(0.6)),
+            validation: (micro_batch > 0).then(|| Validation {
+                step: 16,
+                worse: 2,
+                best_step: 8,
+                best_loss: 0.1,
+                best: list(0.9),
+            }),
         };
         (state, vec!["a.weight".to_owned(), "b.weight".to_owned()])
     }

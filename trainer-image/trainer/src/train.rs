@@ -8,23 +8,58 @@ use graftwork_model::transformer::{Loss, ModelError, PackedBatch, StepSeed};
 use crate::optimizer::{AdamW, AdamWConfig, Parameter, accumulate, clip_scale, global_norm};
 use crate::order::{Batches, Size};
 use crate::schedule::LearningRate;
-use graftwork_model::tokenizer::TokenizedExample as Example;
+use graftwork_model::tokenizer::TokenizedExample;
 
 /// Steps whose mean loss is reported.
 pub const LOSS_WINDOW: usize = 20;
 /// Micro-batches that one step may have at most; beyond it, dropout would repeat.
 pub const MAXIMUM_MICRO_BATCHES: u64 = 1 << 16;
 
+/// What one forward and backward pass holds.
+pub trait MicroBatch: Default {
+    /// What is dealt into batches.
+    type Example;
+
+    /// Adds one example.
+    fn add(&mut self, example: &Self::Example);
+    /// What the loss is a mean over: tokens, or pairs.
+    fn targets(&self) -> usize;
+    /// Tokens passed through the model.
+    fn rows(&self) -> usize;
+}
+
+impl MicroBatch for PackedBatch {
+    type Example = TokenizedExample;
+
+    fn add(&mut self, example: &TokenizedExample) {
+        self.push(&example.tokens, &example.loss_mask);
+    }
+
+    fn targets(&self) -> usize {
+        Self::targets(self)
+    }
+
+    fn rows(&self) -> usize {
+        Self::rows(self)
+    }
+}
+
 /// What is optimised.
 pub trait Objective {
+    /// What a pass is made of.
+    type Batch: MicroBatch;
+
     /// The trained tensors, in name order.
     fn parameters(&self) -> Vec<(&str, &Var)>;
-    /// The summed loss of one packed micro-batch.
+    /// The summed loss of one micro-batch.
     ///
     /// # Errors
     /// The forward pass's.
-    fn loss(&self, batch: &PackedBatch, seed: StepSeed) -> Result<Loss, ModelError>;
+    fn loss(&self, batch: &Self::Batch, seed: StepSeed) -> Result<Loss, ModelError>;
 }
+
+/// What an objective's batches are dealt from.
+pub type ExampleOf<O> = <<O as Objective>::Batch as MicroBatch>::Example;
 
 /// How steps are made.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -60,6 +95,23 @@ pub struct State {
     pub gradients: Vec<Vec<f32>>,
     /// The optimiser's moments.
     pub optimizer: AdamW,
+    /// What validation has found, where there was one.
+    pub validation: Option<Validation>,
+}
+
+/// What validation has found so far.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Validation {
+    /// The newest step that was validated.
+    pub step: u64,
+    /// Validations after the best one.
+    pub worse: u64,
+    /// The step with the lowest loss.
+    pub best_step: u64,
+    /// That loss, in nats.
+    pub best_loss: f64,
+    /// The trained tensors' values of that step, in name order.
+    pub best: Vec<Vec<f32>>,
 }
 
 /// Why training stopped.
@@ -115,9 +167,9 @@ pub enum Outcome {
 }
 
 /// A training in progress.
-pub struct Training<'a, O> {
+pub struct Training<'a, O: Objective> {
     objective: &'a O,
-    examples: &'a [Example],
+    examples: &'a [ExampleOf<O>],
     batches: Batches,
     plan: Plan,
     state: State,
@@ -130,7 +182,7 @@ impl<'a, O: Objective> Training<'a, O> {
     /// A tensor that can't be read.
     pub fn start(
         objective: &'a O,
-        examples: &'a [Example],
+        examples: &'a [ExampleOf<O>],
         batches: Batches,
         plan: Plan,
     ) -> Result<Self, TrainError> {
@@ -145,6 +197,7 @@ impl<'a, O: Objective> Training<'a, O> {
             gradients: elements.iter().map(|count| vec![0.0; *count]).collect(),
             optimizer: AdamW::new(plan.optimizer, &elements),
             parameters,
+            validation: None,
         };
         Ok(Self {
             objective,
@@ -163,12 +216,14 @@ impl<'a, O: Objective> Training<'a, O> {
         let names = self.objective.parameters();
         for (index, (name, variable)) in names.iter().enumerate() {
             let expected = variable.as_tensor().elem_count();
-            for list in [
+            let lists = [
                 &state.parameters,
                 &state.gradients,
                 &state.optimizer.first,
                 &state.optimizer.second,
-            ] {
+            ];
+            let best = state.validation.as_ref().map(|validation| &validation.best);
+            for list in lists.into_iter().chain(best) {
                 let got = list.get(index).map_or(0, Vec::len);
                 if got != expected || list.len() != names.len() {
                     return Err(TrainError::Shape {
@@ -198,6 +253,37 @@ impl<'a, O: Objective> Training<'a, O> {
         self.state.step >= self.batches.steps()
     }
 
+    /// Takes note of the loss on rows that are not trained on.
+    pub fn validated(&mut self, loss: f64) {
+        let state = &mut self.state;
+        match &mut state.validation {
+            Some(validation) if loss >= validation.best_loss => {
+                validation.step = state.step;
+                validation.worse += 1;
+            }
+            validation => {
+                *validation = Some(Validation {
+                    step: state.step,
+                    worse: 0,
+                    best_step: state.step,
+                    best_loss: loss,
+                    best: state.parameters.clone(),
+                });
+            }
+        }
+    }
+
+    /// Gives the objective the values of the best validated step. Without a validation they stay.
+    ///
+    /// # Errors
+    /// A tensor that can't be written.
+    pub fn write_best(&self) -> Result<(), TrainError> {
+        match &self.state.validation {
+            Some(validation) => self.write(&validation.best),
+            None => Ok(()),
+        }
+    }
+
     /// Mean loss of the newest steps.
     pub fn recent_loss(&self) -> Option<f64> {
         let losses = &self.state.losses;
@@ -211,13 +297,13 @@ impl<'a, O: Objective> Training<'a, O> {
     /// See [`TrainError`].
     pub fn step(&mut self, stop: impl Fn() -> bool) -> Result<Outcome, TrainError> {
         let step = self.state.step;
-        let micro_batches: Vec<PackedBatch> = self
+        let micro_batches: Vec<O::Batch> = self
             .batches
             .micro_batches(step, self.plan.micro_batch)
             .into_iter()
-            .map(|examples| pack(self.examples, &examples))
+            .map(|chosen| pack::<O::Batch>(self.examples, &chosen))
             .collect();
-        let targets: usize = micro_batches.iter().map(PackedBatch::targets).sum();
+        let targets: usize = micro_batches.iter().map(MicroBatch::targets).sum();
         for (index, batch) in micro_batches.iter().enumerate() {
             if (index as u64) < self.state.micro_batch {
                 continue;
@@ -256,7 +342,7 @@ impl<'a, O: Objective> Training<'a, O> {
     /// batch, so that the sum over micro-batches is the gradient of the batch's mean.
     fn accumulate_micro_batch(
         &mut self,
-        batch: &PackedBatch,
+        batch: &O::Batch,
         index: u64,
         targets: usize,
     ) -> Result<(), TrainError> {
@@ -319,12 +405,11 @@ impl<'a, O: Objective> Training<'a, O> {
     }
 
     fn write_parameters(&self) -> Result<(), TrainError> {
-        for ((_, variable), values) in self
-            .objective
-            .parameters()
-            .into_iter()
-            .zip(&self.state.parameters)
-        {
+        self.write(&self.state.parameters)
+    }
+
+    fn write(&self, values: &[Vec<f32>]) -> Result<(), TrainError> {
+        for ((_, variable), values) in self.objective.parameters().into_iter().zip(values) {
             let tensor = Tensor::from_slice(values, variable.shape(), variable.device())?;
             variable.set(&tensor)?;
         }
@@ -341,10 +426,10 @@ fn read_parameters<O: Objective>(objective: &O) -> Result<Vec<Vec<f32>>, TrainEr
 }
 
 /// Packs these examples, in this order.
-pub fn pack(examples: &[Example], chosen: &[usize]) -> PackedBatch {
-    let mut batch = PackedBatch::new();
+pub fn pack<B: MicroBatch>(examples: &[B::Example], chosen: &[usize]) -> B {
+    let mut batch = B::default();
     for example in chosen.iter().filter_map(|index| examples.get(*index)) {
-        batch.push(&example.tokens, &example.loss_mask);
+        batch.add(example);
     }
     batch
 }
@@ -360,6 +445,7 @@ mod tests {
 
     use super::*;
     use crate::order::Length;
+    use graftwork_model::tokenizer::TokenizedExample as Example;
 
     fn model() -> TrainableLlama {
         TrainableLlama::new(&BaseModel::random(TinyShape::default().config(), 4)).unwrap()
@@ -406,7 +492,10 @@ mod tests {
             let batches = training
                 .batches
                 .micro_batches(0, Size::Examples(micro_batch));
-            let packed: Vec<PackedBatch> = batches.iter().map(|b| pack(&examples, b)).collect();
+            let packed: Vec<PackedBatch> = batches
+                .iter()
+                .map(|b| pack::<PackedBatch>(&examples, b))
+                .collect();
             let targets = packed.iter().map(PackedBatch::targets).sum();
             for (index, batch) in packed.iter().enumerate() {
                 training
@@ -478,6 +567,33 @@ mod tests {
             training.restore(foreign),
             Err(TrainError::Shape { .. })
         ));
+    }
+
+    #[test]
+    fn the_best_validated_values_are_kept_and_come_back() {
+        let (model, examples) = (model(), examples());
+        let mut training = training(&model, &examples, 6, 4);
+        training.write_best().unwrap();
+        assert_eq!(
+            read_parameters(&model).unwrap(),
+            training.state().parameters
+        );
+        let mut values = Vec::new();
+        for loss in [3.0, 2.0, 2.5, 2.0] {
+            training.step(|| false).unwrap();
+            training.validated(loss);
+            values.push(training.state().parameters.clone());
+        }
+        let validation = training.state().validation.clone().unwrap();
+        assert_eq!(
+            (validation.best_step, validation.step, validation.worse),
+            (2, 4, 2),
+            "an equal loss is no better one"
+        );
+        assert_eq!(validation.best, values[1]);
+        assert_eq!(read_parameters(&model).unwrap(), values[3]);
+        training.write_best().unwrap();
+        assert_eq!(read_parameters(&model).unwrap(), values[1]);
     }
 
     #[test]

@@ -36,6 +36,10 @@ impl World {
     }
 
     fn with_test_rows(test_rows: usize) -> Self {
+        Self::with_splits(test_rows, 9)
+    }
+
+    fn with_splits(test_rows: usize, validation_rows: usize) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let store_dir = dir.path().join("store");
         std::fs::create_dir(&store_dir).unwrap();
@@ -54,7 +58,11 @@ impl World {
         let base = BaseModel::from_tensors(base.config().clone(), tensors).unwrap();
         save_base(&base_dir, &base).unwrap();
         let base = base_digest(&base_dir).unwrap();
-        let dataset = write_dataset(&Store::open(&store_dir).unwrap(), test_rows);
+        let dataset = write_dataset(
+            &Store::open(&store_dir).unwrap(),
+            test_rows,
+            validation_rows,
+        );
         Self { dir, dataset, base }
     }
 
@@ -165,7 +173,7 @@ impl World {
 
 /// A dataset as the builder writes it: the last digit of a prompt decides the answer, and in the
 /// answers each letter decides the next, which even a tiny random base can be taught.
-fn write_dataset(store: &Store, test_rows: usize) -> Digest {
+fn write_dataset(store: &Store, test_rows: usize, validation_rows: usize) -> Digest {
     const ANSWERS: [&str; 3] = ["red", "sky", "bolt"];
     let row = |index: usize| Row::Completion {
         prompt: format!("Item {} {}", index % 8, index % 3),
@@ -175,13 +183,21 @@ fn write_dataset(store: &Store, test_rows: usize) -> Digest {
     let staged = store.stage(&paths::dataset("colours", &digest)).unwrap();
     for (split, rows) in [
         (Split::Train, 48),
-        (Split::Validation, 0),
+        (Split::Validation, validation_rows),
         (Split::Test, test_rows),
     ] {
         let path = staged.dir().join(file_name(split));
         let mut writer = RowWriter::create(&path, Format::Completion, None).unwrap();
         for index in 0..rows {
-            writer.push(row(index), None).unwrap();
+            // What is learnt is wrong for the rows to validate: their loss falls, then rises.
+            let row = match (split, row(index)) {
+                (Split::Validation, Row::Completion { prompt, .. }) => Row::Completion {
+                    prompt,
+                    completion: ANSWERS[(index + 1) % 3].to_owned(),
+                },
+                (_, row) => row,
+            };
+            writer.push(row, None).unwrap();
         }
         writer.finish().unwrap();
     }
@@ -199,7 +215,7 @@ fn write_dataset(store: &Store, test_rows: usize) -> Digest {
         format: Format::Completion,
         rows: RowCounts {
             train: 48,
-            validation: 0,
+            validation: validation_rows as u64,
             test: test_rows as u64,
             rejected: 0,
             duplicates: 0,
@@ -709,4 +725,88 @@ fn a_quantised_base_is_trained_on_and_named_in_the_provenance() {
     let plain = world.config("plain");
     assert_eq!(world.run(&plain), 0);
     assert_ne!(world.result(&plain).digest, result.digest);
+}
+
+/// The steps' figures that a run has left, by step.
+fn figures(world: &World, config: &Value) -> Vec<Value> {
+    let folder = world.run_folder(config).join("metrics");
+    let files = std::fs::read_dir(folder).unwrap().flatten();
+    let mut figures: Vec<Value> = files
+        .flat_map(|file| {
+            let text = std::fs::read_to_string(file.path()).unwrap();
+            let lines = text.lines().map(|line| serde_json::from_str(line).unwrap());
+            lines.collect::<Vec<Value>>()
+        })
+        .collect();
+    figures.sort_by_key(|figure| figure["step"].as_u64());
+    figures
+}
+
+#[test]
+fn training_ends_where_validation_gets_no_better_and_its_best_step_is_the_result() {
+    let world = World::new();
+    let mut config = world.config("early");
+    config["hyperparameters"]["schedule"] = json!("Constant");
+    config["hyperparameters"]["maximumSteps"] = json!(400);
+    config["hyperparameters"]["validateEverySteps"] = json!(3);
+    config["hyperparameters"]["patience"] = json!(4);
+    config["checkpoint"]["keepBest"] = json!(true);
+    assert_eq!(world.run(&config), 0, "{:?}", world.summary(&config));
+    let result = world.result(&config);
+    assert!(result.steps < 400, "{}", result.steps);
+    let validated: Vec<(u64, f64)> = figures(&world, &config)
+        .iter()
+        .filter_map(|it| Some((it["step"].as_u64()?, it.get("validationLoss")?.as_f64()?)))
+        .collect();
+    let best = validated.iter().copied().min_by(|a, b| a.1.total_cmp(&b.1));
+    let (best_step, _) = best.unwrap();
+    assert!(validated.iter().all(|(step, _)| step % 3 == 0));
+    assert_eq!(result.steps, best_step + 4 * 3, "{validated:?}");
+
+    // The same run that ends at its best step has the same adapter.
+    let mut shorter = config.clone();
+    shorter["run"] = json!("shorter");
+    shorter["key"] = json!(Digest::of(b"shorter"));
+    shorter["hyperparameters"]["maximumSteps"] = json!(best_step);
+    assert_eq!(world.run(&shorter), 0);
+    assert_eq!(world.result(&shorter).digest, result.digest);
+}
+
+#[test]
+fn a_run_that_validates_goes_on_with_the_same_bits_after_it_was_killed() {
+    let world = World::new();
+    let config_of = |run: &str| {
+        let mut config = world.config(run);
+        config["hyperparameters"]["validateEverySteps"] = json!(5);
+        config["checkpoint"]["keepBest"] = json!(true);
+        config
+    };
+    let whole = config_of("whole");
+    assert_eq!(world.run(&whole), 0);
+    let killed = config_of("killed");
+    for _ in 0..3 {
+        let mut child = world.start(&killed);
+        let folder = world.run_folder(&killed);
+        let before = checkpoint_steps(&folder);
+        wait_until(&mut child, || checkpoint_steps(&folder) != before);
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    assert_eq!(world.run(&killed), 0);
+    assert_eq!(world.result(&killed).digest, world.result(&whole).digest);
+}
+
+#[test]
+fn validation_without_rows_to_learn_from_is_refused() {
+    let world = World::with_splits(24, 0);
+    let mut config = world.config("blind");
+    config["hyperparameters"]["validateEverySteps"] = json!(5);
+    let (code, _, message) = world.failure(&config);
+    assert_eq!(code, 65);
+    assert!(message.contains("validation split"), "{message}");
+    config["hyperparameters"]["validateEverySteps"] = Value::Null;
+    config["checkpoint"]["keepBest"] = json!(true);
+    let (code, _, message) = world.failure(&config);
+    assert_eq!(code, 64);
+    assert!(message.contains("validateEverySteps"), "{message}");
 }

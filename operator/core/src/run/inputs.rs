@@ -65,6 +65,7 @@ pub fn key(valid: &Valid, cr: &TrainingRun, base: &Digest) -> Option<Digest> {
         hyperparameters: valid.hyperparameters.clone(),
         evaluation: valid.evaluation.clone(),
         adapter: cr.spec.adapter_ref.as_ref().map(|it| it.name.clone()),
+        keep_best: valid.checkpoint.keep_best,
     })
     .ok()
 }

@@ -59,6 +59,7 @@ pub fn validate(spec: &TrainingRunSpec) -> Result<Valid, Invalid> {
                 u64::from(spec.checkpoint.every_steps),
             )?,
             keep: at_least_one("spec.checkpoint.keep", spec.checkpoint.keep)?,
+            keep_best: read_keep_best(spec)?,
         },
         evaluation: read_evaluation(spec)?,
     })
@@ -104,7 +105,19 @@ fn read_lora(spec: &TrainingRunSpec) -> Result<run::Lora, Invalid> {
     })
 }
 
+fn read_keep_best(spec: &TrainingRunSpec) -> Result<bool, Invalid> {
+    let is_wanted = spec.checkpoint.keep_best;
+    if is_wanted && spec.hyperparameters.validate_every_steps.is_none() {
+        return Err(Invalid::new(
+            "spec.checkpoint.keepBest",
+            "it needs hyperparameters.validateEverySteps",
+        ));
+    }
+    Ok(is_wanted)
+}
+
 fn read_hyperparameters(spec: &TrainingRunSpec) -> Result<run::Hyperparameters, Invalid> {
+    const VALIDATE: &str = "spec.hyperparameters.validateEverySteps";
     let given = &spec.hyperparameters;
     let micro = at_least_one(
         "spec.hyperparameters.microBatchSize",
@@ -164,6 +177,21 @@ fn read_hyperparameters(spec: &TrainingRunSpec) -> Result<run::Hyperparameters, 
             |norm| norm >= 0.0,
         )?,
         seed: given.seed,
+        validate_every_steps: given
+            .validate_every_steps
+            .map(|steps| at_least_one(VALIDATE, u64::from(steps)))
+            .transpose()?,
+        patience: match (&given.early_stopping, given.validate_every_steps) {
+            (None, _) => None,
+            (Some(_), None) => {
+                let message = "it needs hyperparameters.validateEverySteps";
+                return Err(Invalid::new("spec.hyperparameters.earlyStopping", message));
+            }
+            (Some(early), Some(_)) => Some(at_least_one(
+                "spec.hyperparameters.earlyStopping.patience",
+                u64::from(early.patience),
+            )?),
+        },
     })
 }
 

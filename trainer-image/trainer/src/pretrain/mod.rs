@@ -69,6 +69,8 @@ pub struct PretrainArgs {
 }
 
 impl Objective for TrainableLlama {
+    type Batch = PackedBatch;
+
     fn parameters(&self) -> Vec<(&str, &Var)> {
         self.iter().collect()
     }

@@ -96,6 +96,21 @@ fn check(config: &TrainerConfig) -> Result<(), Failure> {
         rule(config.checkpoint.keep > 0, || {
             "spec.checkpoint.keep is 0, must be at least 1".to_owned()
         }),
+        rule(h.validate_every_steps != Some(0), || {
+            "hyperparameters.validateEverySteps is 0, must be at least 1".to_owned()
+        }),
+        rule(h.patience != Some(0), || {
+            "hyperparameters.earlyStopping.patience is 0, must be at least 1".to_owned()
+        }),
+        rule(
+            h.validate_every_steps.is_some()
+                || (h.patience.is_none() && !config.checkpoint.keep_best),
+            || {
+                "hyperparameters.earlyStopping and checkpoint.keepBest need \
+                 hyperparameters.validateEverySteps, which is not set"
+                    .to_owned()
+            },
+        ),
         rule(config.evaluation.maximum_new_tokens > 0, || {
             "spec.evaluation.maximumNewTokens is 0, must be at least 1".to_owned()
         }),

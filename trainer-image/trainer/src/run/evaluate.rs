@@ -71,7 +71,11 @@ impl Evaluator<'_> {
         metrics.iter().map(|kind| 2 * of(kind) as u64).sum()
     }
 
-    fn loss(
+    /// The summed loss of each row, and its targets.
+    ///
+    /// # Errors
+    /// The forward pass's, or what `on_rows` says.
+    pub fn loss(
         &self,
         examples: &[TokenizedExample],
         adapter: Option<&LoadedAdapter>,

@@ -37,6 +37,8 @@ pub struct Base {
 pub struct Inputs {
     /// To train on.
     pub train: Vec<TokenizedExample>,
+    /// To score while training.
+    pub validation: Vec<TokenizedExample>,
     /// To score.
     pub test: TestRows,
     /// How many there are to train on, and how many of them were cut.
@@ -181,6 +183,7 @@ pub fn read_rows(
     }
     let train = examples(&train, tokenizer, length)?;
     let mut inputs = Inputs {
+        validation: read_validation(store, config, tokenizer, length)?,
         train_rows: used(&train.was_cut),
         train: train.examples,
         ..Inputs::default()
@@ -225,6 +228,29 @@ pub fn read_rows(
         "rows read"
     );
     Ok(inputs)
+}
+
+/// The rows to score while training, where that is wanted.
+fn read_validation(
+    store: &Store,
+    config: &TrainerConfig,
+    tokenizer: &TextTokenizer,
+    length: usize,
+) -> Result<Vec<TokenizedExample>, Failure> {
+    if config.hyperparameters.validate_every_steps.is_none() {
+        return Ok(Vec::new());
+    }
+    let rows = read_split(store, config, Split::Validation)?;
+    let validation = examples(&rows, tokenizer, length)?.examples;
+    let has_target = |example: &TokenizedExample| example.loss_mask.iter().skip(1).any(|it| *it);
+    if !validation.iter().any(has_target) {
+        return Err(Failure::bad_data(format!(
+            "dataset {} version {} has nothing to learn in its validation split, and \
+             hyperparameters.validateEverySteps needs some rows",
+            config.resolved.dataset.name, config.resolved.dataset.version
+        )));
+    }
+    Ok(validation)
 }
 
 fn used(was_cut: &[bool]) -> RowsUsed {

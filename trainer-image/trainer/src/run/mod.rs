@@ -141,11 +141,14 @@ fn attempt(
         maximum_gradient_norm: h.maximum_gradient_norm,
         seed: h.seed,
     };
+    let validate: &dyn Fn() -> Result<f64, Failure> =
+        &|| validation_loss(config, &base, &inputs, &params, stop);
     let session = Session {
         store: &store,
         config,
         reporter,
         stop,
+        validate: h.validate_every_steps.map(|_| validate),
     };
     let trained = session.train(&objective, &inputs.train, batches, plan, &mut fence)?;
 
@@ -180,6 +183,37 @@ fn attempt(
     write_result(&store, config, &result)?;
     remove_checkpoints(&store, config);
     Ok(result.digest)
+}
+
+/// The mean loss of the validation rows, in nats, with the parameters as they are now.
+fn validation_loss(
+    config: &TrainerConfig,
+    base: &inputs::Base,
+    inputs: &Inputs,
+    params: &LoraParams,
+    stop: &StopFlag,
+) -> Result<f64, Failure> {
+    let bug = |error: &dyn std::error::Error| Failure::bug(causes(error));
+    let adapter = params
+        .to_adapter(&config.resolved.base.uri)
+        .map_err(|error| bug(&error))?;
+    // Verifying refuses what is no number: that is how a run diverges, not a defect.
+    let loaded = LoadedAdapter::new(&adapter, base.model.config())
+        .map_err(|error| Failure::diverged(causes(&error)))?;
+    let on_rows = |_| {
+        if stop.is_set() {
+            return Err(Failure::checkpointed("stopped on request while validating"));
+        }
+        Ok(())
+    };
+    let evaluator = Evaluator {
+        model: &base.model,
+        tokenizer: &base.tokenizer,
+        maximum_new_tokens: 1,
+        on_rows: &on_rows,
+    };
+    let scores = evaluator.loss(&inputs.validation, Some(&loaded))?;
+    Ok(scores.mean())
 }
 
 /// Scores the adapter and its reference on the test rows.

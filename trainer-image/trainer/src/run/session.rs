@@ -4,10 +4,10 @@ use std::time::Instant;
 
 use candle_core::Var;
 use graftwork_artifacts::Store;
+use graftwork_contract::exit::ExitCode;
 use graftwork_contract::paths;
 use graftwork_contract::run::TrainerConfig;
 use graftwork_model::lora::LoraParams;
-use graftwork_model::tokenizer::TokenizedExample;
 use graftwork_model::transformer::{Llama, Loss, ModelError, PackedBatch, StepSeed};
 use serde::Serialize;
 
@@ -18,7 +18,7 @@ use crate::clock;
 use crate::failure::{Failure, causes};
 use crate::order::Batches;
 use crate::signals::StopFlag;
-use crate::train::{Objective, Outcome, Plan, Training};
+use crate::train::{ExampleOf, Objective, Outcome, Plan, Training};
 
 /// Seconds between log lines.
 const LOG_SECONDS: f64 = 5.0;
@@ -34,6 +34,8 @@ pub struct LoraObjective<'a> {
 }
 
 impl Objective for LoraObjective<'_> {
+    type Batch = PackedBatch;
+
     fn parameters(&self) -> Vec<(&str, &Var)> {
         self.params.iter().collect()
     }
@@ -53,6 +55,9 @@ pub struct Session<'a> {
     pub reporter: &'a Reporter,
     /// Set by a signal.
     pub stop: &'a StopFlag,
+    /// The mean loss on rows that are not trained on, of the present values. It ends with
+    /// [`ExitCode::Checkpointed`] where a stop was asked for on the way.
+    pub validate: Option<&'a dyn Fn() -> Result<f64, Failure>>,
 }
 
 /// How training ended.
@@ -73,17 +78,20 @@ struct StepRecord {
     gradient_norm: f64,
     learning_rate: f64,
     tokens: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    validation_loss: Option<f64>,
 }
 
 impl Session<'_> {
-    /// Trains to the last step, from the newest checkpoint where there is one.
+    /// Trains to the last step, or until the validation loss falls no more, from the newest checkpoint
+    /// where there is one.
     ///
     /// # Errors
     /// [`Failure`]: diverged, stopped on request, fenced off, or the store's.
-    pub fn train(
+    pub fn train<O: Objective>(
         &self,
-        objective: &LoraObjective<'_>,
-        examples: &[TokenizedExample],
+        objective: &O,
+        examples: &[ExampleOf<O>],
         batches: Batches,
         plan: Plan,
         fence: &mut Fence<'_>,
@@ -96,48 +104,144 @@ impl Session<'_> {
         self.resume(&mut training, &checkpoints, &environment, plan)?;
         let mut meter = Meter::new(training.state().tokens);
         let mut records = Vec::new();
-        while !training.is_finished() {
+        while !self.is_over(&training) {
             fence.check_sometimes()?;
-            let outcome = training
-                .step(|| self.stop.is_set())
-                .map_err(|error| Failure::from(&error))?;
-            if let Outcome::Stepped {
-                loss,
-                gradient_norm,
-                rate,
-            } = outcome
-            {
-                records.push(StepRecord {
-                    step: training.state().step,
-                    loss,
-                    gradient_norm,
-                    learning_rate: rate,
-                    tokens: training.state().tokens,
-                });
-                self.report(&training, &mut meter, rate);
-            }
+            let is_interrupted = if self.is_validation_due(&training) {
+                !self.validate(&mut training, &mut records)?
+            } else {
+                self.step(&mut training, &mut meter, &mut records)?
+            };
             let step = training.state().step;
-            let is_due = step.is_multiple_of(self.config.checkpoint.every_steps);
-            let is_interrupted = outcome == Outcome::Interrupted || self.stop.is_set();
-            if is_due || is_interrupted || training.is_finished() {
+            // What validation finds is saved with the step that it is about.
+            let is_due = step.is_multiple_of(self.config.checkpoint.every_steps)
+                && !self.is_validation_due(&training);
+            if is_due || is_interrupted || self.is_over(&training) {
                 fence.check()?;
                 self.save(&training, &checkpoints, &environment, fence.epoch)?;
                 self.write_metrics(fence.epoch, step, &mut records);
             }
-            if is_interrupted && !training.is_finished() {
+            if is_interrupted && !self.is_over(&training) {
                 return Err(Failure::checkpointed(format!(
                     "stopped on request at step {step} of {}, checkpoint saved",
                     training.batches().steps()
                 )));
             }
         }
+        self.finish(&training)
+    }
+
+    /// One optimiser step. Whether a stop was asked for.
+    fn step<O: Objective>(
+        &self,
+        training: &mut Training<'_, O>,
+        meter: &mut Meter,
+        records: &mut Vec<StepRecord>,
+    ) -> Result<bool, Failure> {
+        let outcome = training
+            .step(|| self.stop.is_set())
+            .map_err(|error| Failure::from(&error))?;
+        if let Outcome::Stepped {
+            loss,
+            gradient_norm,
+            rate,
+        } = outcome
+        {
+            records.push(StepRecord {
+                step: training.state().step,
+                loss,
+                gradient_norm,
+                learning_rate: rate,
+                tokens: training.state().tokens,
+                validation_loss: None,
+            });
+            self.report(training, meter, rate);
+        }
+        Ok(outcome == Outcome::Interrupted || self.stop.is_set())
+    }
+
+    /// Whether the present step is to be validated and was not yet.
+    fn is_validation_due<O: Objective>(&self, training: &Training<'_, O>) -> bool {
+        let (Some(_), Some(every)) = (
+            self.validate,
+            self.config.hyperparameters.validate_every_steps,
+        ) else {
+            return false;
+        };
+        let state = training.state();
+        let is_due = state.step.is_multiple_of(every) || training.is_finished();
+        let newest = state.validation.as_ref().map_or(0, |it| it.step);
+        is_due && state.micro_batch == 0 && state.step > newest
+    }
+
+    /// Validates the present step. False where a stop was asked for on the way.
+    fn validate<O: Objective>(
+        &self,
+        training: &mut Training<'_, O>,
+        records: &mut [StepRecord],
+    ) -> Result<bool, Failure> {
+        let Some(validate) = self.validate else {
+            return Ok(true);
+        };
+        let step = training.state().step;
+        let loss = match validate() {
+            Ok(loss) if loss.is_finite() => loss,
+            Ok(loss) => {
+                return Err(Failure::diverged(format!(
+                    "the validation loss of step {step} is {loss}: lower \
+                     hyperparameters.learningRate or maximumGradientNorm"
+                )));
+            }
+            Err(failure) if failure.code == ExitCode::Checkpointed => return Ok(false),
+            Err(failure) => return Err(failure),
+        };
+        training.validated(loss);
+        if let Some(record) = records.last_mut().filter(|record| record.step == step) {
+            record.validation_loss = Some(loss);
+        }
+        let best = training.state().validation.as_ref();
+        tracing::info!(
+            step,
+            loss,
+            best_loss = best.map(|it| it.best_loss),
+            best_step = best.map(|it| it.best_step),
+            "validated"
+        );
+        Ok(true)
+    }
+
+    /// Whether nothing is left to do: the last step is done, and validated where that is wanted, or
+    /// the validation loss has not fallen for too long.
+    fn is_over<O: Objective>(&self, training: &Training<'_, O>) -> bool {
+        let worse = training
+            .state()
+            .validation
+            .as_ref()
+            .map_or(0, |it| it.worse);
+        let patience = self.config.hyperparameters.patience;
+        patience.is_some_and(|patience| worse >= patience)
+            || (training.is_finished() && !self.is_validation_due(training))
+    }
+
+    /// Leaves the values that become the result in the objective.
+    fn finish<O: Objective>(&self, training: &Training<'_, O>) -> Result<Trained, Failure> {
+        let steps = training.state().step;
+        self.reporter
+            .update(|progress| progress.total_steps = steps);
+        if !training.is_finished() {
+            tracing::info!(steps, "the validation loss falls no more");
+        }
+        if self.config.checkpoint.keep_best {
+            training
+                .write_best()
+                .map_err(|error| Failure::from(&error))?;
+        }
         Ok(Trained {
-            steps: training.state().step,
+            steps,
             final_loss: training.recent_loss().unwrap_or_default(),
         })
     }
 
-    fn checkpoints(&self, objective: &LoraObjective<'_>) -> Result<Checkpoints<'_>, Failure> {
+    fn checkpoints<O: Objective>(&self, objective: &O) -> Result<Checkpoints<'_>, Failure> {
         let config = self.config;
         let names = objective
             .parameters()
@@ -150,9 +254,9 @@ impl Session<'_> {
         Ok(Checkpoints::new(self.store, root, plan, names))
     }
 
-    fn resume(
+    fn resume<O: Objective>(
         &self,
-        training: &mut Training<'_, LoraObjective<'_>>,
+        training: &mut Training<'_, O>,
         checkpoints: &Checkpoints<'_>,
         environment: &Environment,
         plan: Plan,
@@ -186,9 +290,9 @@ impl Session<'_> {
         Ok(())
     }
 
-    fn save(
+    fn save<O: Objective>(
         &self,
-        training: &Training<'_, LoraObjective<'_>>,
+        training: &Training<'_, O>,
         checkpoints: &Checkpoints<'_>,
         environment: &Environment,
         epoch: u32,
@@ -224,7 +328,7 @@ impl Session<'_> {
         }
     }
 
-    fn report(&self, training: &Training<'_, LoraObjective<'_>>, meter: &mut Meter, rate: f64) {
+    fn report<O: Objective>(&self, training: &Training<'_, O>, meter: &mut Meter, rate: f64) {
         let state = training.state();
         let total = training.batches().steps();
         let measured = meter.measure(state.step, state.tokens);

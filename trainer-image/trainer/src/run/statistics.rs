@@ -13,6 +13,13 @@ pub struct Scores {
     pub weights: Vec<f64>,
 }
 
+impl Scores {
+    /// All sums over all weights; 0 without any.
+    pub fn mean(&self) -> f64 {
+        estimate(self).0
+    }
+}
+
 /// The metric of the new adapter (`value`), compared with its reference on the same rows.
 pub fn metric(kind: MetricKind, value: &Scores, baseline: &Scores) -> Metric {
     let differences = Scores {

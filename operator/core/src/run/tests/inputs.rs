@@ -1,6 +1,6 @@
 //! What a run is made from: pinned, waited for, or refused.
 
-use graftwork_api::training_run::{MethodType, Quantization};
+use graftwork_api::training_run::{EarlyStopping, MethodType, Quantization};
 use graftwork_contract::run::TrainerConfig;
 
 use super::*;
@@ -218,6 +218,16 @@ fn a_field_that_can_not_work_ends_the_run() {
         (
             Box::new(|spec| spec.hyperparameters.maximum_sequence_length = 4096),
             "spec.hyperparameters.maximumSequenceLength: 4096 is above the base model's 512",
+        ),
+        (
+            Box::new(|spec| {
+                spec.hyperparameters.early_stopping = Some(EarlyStopping { patience: 3 });
+            }),
+            "spec.hyperparameters.earlyStopping: it needs hyperparameters.validateEverySteps",
+        ),
+        (
+            Box::new(|spec| spec.checkpoint.keep_best = true),
+            "spec.checkpoint.keepBest: it needs hyperparameters.validateEverySteps",
         ),
         (
             Box::new(|spec| spec.hyperparameters.batch_size = 12),
