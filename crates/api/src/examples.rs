@@ -165,6 +165,7 @@ fn training_run() -> TrainingRun {
             version: None,
         },
         adapter_ref: Some(ObjectReference::new("topics")),
+        initial_adapter_ref: None,
         method: Method {
             lora: LoraMethod {
                 rank: 8,
@@ -402,6 +403,7 @@ fn quickstart() -> Result<Vec<Value>, serde_json::Error> {
                 version: None,
             },
             adapter_ref: Some(ObjectReference::new("expenses")),
+            initial_adapter_ref: None,
             method: Method {
                 lora: LoraMethod {
                     rank: 8,

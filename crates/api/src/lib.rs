@@ -29,7 +29,9 @@ pub use command::{Answer, AnswerOutcome};
 pub use dataset::{Dataset, DatasetSpec, DatasetStatus};
 pub use decimal::Decimal;
 pub use lora_adapter::{LoRAAdapter, LoRAAdapterSpec, LoRAAdapterStatus};
-pub use reference::{BaseModelSource, ObjectReference, VersionedDigest, VersionedReference};
+pub use reference::{
+    BaseModelSource, ObjectReference, VersionReference, VersionedDigest, VersionedReference,
+};
 pub use serving_endpoint::{ServingEndpoint, ServingEndpointSpec, ServingEndpointStatus};
 pub use training_run::{TrainingRun, TrainingRunSpec, TrainingRunStatus};
 

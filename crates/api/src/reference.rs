@@ -38,6 +38,21 @@ pub struct VersionedReference {
     pub version: Option<u32>,
 }
 
+/// Names one version of another object of the same namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct VersionReference {
+    /// Name of the object.
+    #[schemars(
+        length(min = 1, max = 253),
+        regex(pattern = r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$")
+    )]
+    pub name: String,
+    /// Version of the object.
+    #[schemars(range(min = 1))]
+    pub version: u32,
+}
+
 /// A version number and the digest that identifies its content.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]

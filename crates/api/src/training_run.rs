@@ -11,7 +11,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::decimal::{Decimal, UNSIGNED_PATTERN};
 use crate::enums::open_enum;
-use crate::reference::{BaseModelSource, ObjectReference, VersionedDigest, VersionedReference};
+use crate::reference::{
+    BaseModelSource, ObjectReference, VersionReference, VersionedDigest, VersionedReference,
+};
 use crate::schema::rules;
 
 /// One training of one adapter on one dataset version.
@@ -63,6 +65,10 @@ use crate::schema::rules;
         "has(self.adapterRef) == has(oldSelf.adapterRef) && (!has(self.adapterRef) || self.adapterRef == oldSelf.adapterRef)",
         "adapterRef is immutable",
     ),
+    (
+        "has(self.initialAdapterRef) == has(oldSelf.initialAdapterRef) && (!has(self.initialAdapterRef) || self.initialAdapterRef == oldSelf.initialAdapterRef)",
+        "initialAdapterRef is immutable",
+    ),
     ("self.method == oldSelf.method", "method is immutable"),
     ("self.hyperparameters == oldSelf.hyperparameters", "hyperparameters is immutable"),
     ("self.compute == oldSelf.compute", "compute is immutable"),
@@ -82,6 +88,10 @@ pub struct TrainingRunSpec {
     /// The adapter that the result becomes a version of; left out, the result stays in the store.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adapter_ref: Option<ObjectReference>,
+    /// A version of an adapter whose values the training starts from, in place of fresh ones. It is for
+    /// the same base model and has the shape of method.lora.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initial_adapter_ref: Option<VersionReference>,
     /// What is trained.
     #[serde(default)]
     pub method: Method,

@@ -283,6 +283,10 @@ fn run_cases() -> Vec<Case> {
             "adapterRef is immutable",
             json!({"spec": {"adapterRef": {"name": "other"}}}),
         ),
+        immutable(
+            "initialAdapterRef is immutable",
+            json!({"spec": {"initialAdapterRef": {"name": "topics", "version": 2}}}),
+        ),
         immutable("method is immutable", lora(json!({"rank": 16}))),
         immutable("hyperparameters is immutable", hyper(json!({"seed": 8}))),
         immutable(

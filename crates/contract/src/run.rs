@@ -57,6 +57,20 @@ pub struct RunKey {
     /// [`Self::quantization`].
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub keep_best: bool,
+    /// The version that training starts from; left out where there is none, as
+    /// [`Self::quantization`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initial: Option<AdapterVersion>,
+}
+
+/// A version of a LoRAAdapter by its number.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AdapterVersion {
+    /// Name of the LoRAAdapter.
+    pub adapter: String,
+    /// Number.
+    pub version: u32,
 }
 
 /// Inputs as pinned at the first start (`resolved.json`, create-only).
@@ -69,6 +83,9 @@ pub struct Resolved {
     pub dataset: ResolvedDataset,
     /// The adapter version that is scored on the same rows; none: the bare base model.
     pub reference: Option<ResolvedReference>,
+    /// The adapter version that training starts from; none: fresh values.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initial: Option<ResolvedReference>,
 }
 
 /// A base model in a mounted claim. What it is, is the digest of its files and what they are
@@ -124,7 +141,7 @@ pub struct ResolvedDataset {
     pub format: Format,
 }
 
-/// An adapter version to compare with.
+/// An adapter version to compare with or to start from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ResolvedReference {

@@ -99,10 +99,9 @@ impl Related for Guarded<LoRAAdapter> {
             readable(&caches.runs, &namespace)
                 .iter()
                 .filter(|run| {
-                    run.spec
-                        .adapter_ref
-                        .as_ref()
-                        .is_some_and(|adapter| adapter.name == name)
+                    let adapter = run.spec.adapter_ref.as_ref().map(|it| &it.name);
+                    let initial = run.spec.initial_adapter_ref.as_ref().map(|it| &it.name);
+                    [adapter, initial].contains(&Some(&name))
                 })
                 .map(|run| touch(Kind::Run, &namespace, run.name_any())),
         );

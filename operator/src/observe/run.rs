@@ -30,11 +30,15 @@ pub async fn observe(context: &Context, cr: &TrainingRun) -> Result<Observed, Ap
     };
     let caches = &context.caches;
     let adapter = cr.spec.adapter_ref.as_ref();
+    let initial = cr.spec.initial_adapter_ref.as_ref();
     let mut observed = Observed {
         storage: keeper::problem(context, &namespace).await?,
         dataset: referenced(&caches.datasets, &namespace, &cr.spec.dataset_ref.name),
         adapter: adapter.map_or(Referenced::Absent, |adapter| {
             referenced(&caches.adapters, &namespace, &adapter.name)
+        }),
+        initial: initial.map_or(Referenced::Absent, |initial| {
+            referenced(&caches.adapters, &namespace, &initial.name)
         }),
         base_claim: PvcUri::parse(&cr.spec.base_model.uri)
             .map(|uri| claim(context, &namespace, uri.claim()))

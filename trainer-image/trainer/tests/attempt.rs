@@ -810,3 +810,35 @@ fn validation_without_rows_to_learn_from_is_refused() {
     assert_eq!(code, 64);
     assert!(message.contains("validateEverySteps"), "{message}");
 }
+
+#[test]
+fn a_run_starts_from_the_version_that_it_names() {
+    let world = World::new();
+    let cold = world.config("cold");
+    assert_eq!(world.run(&cold), 0);
+    let mut warm = world.config("warm");
+    warm["resolved"]["initial"] = json!({
+        "adapter": "colours", "version": 1, "digest": world.result(&cold).digest,
+    });
+    assert_eq!(world.run(&warm), 0, "{:?}", world.summary(&warm));
+    let loss = |config: &Value, at: usize| figures(&world, config)[at]["loss"].as_f64().unwrap();
+    assert!(
+        loss(&warm, 0) < 0.5 * loss(&cold, 0),
+        "what was learnt is there"
+    );
+    assert_ne!(world.result(&warm).digest, world.result(&cold).digest);
+
+    let mut other = warm.clone();
+    other["run"] = json!("other");
+    other["lora"]["alpha"] = json!(8.0);
+    let (code, reason, message) = world.failure(&other);
+    assert_eq!((code, reason.as_str()), (64, "InvalidSpec"));
+    assert!(
+        message.contains("initialAdapterRef colours version 1"),
+        "{message}"
+    );
+    other["resolved"]["initial"]["digest"] = json!(Digest::of(b"gone"));
+    let (code, _, message) = world.failure(&other);
+    assert_eq!(code, 64);
+    assert!(message.contains("does not exist"), "{message}");
+}

@@ -87,6 +87,7 @@ impl World {
                     version,
                     digest: digest("reference"),
                 }),
+                initial: None,
             },
             digest: digest(run),
             folder: paths::adapter("topics", &digest(run)),

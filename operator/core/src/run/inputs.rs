@@ -3,7 +3,9 @@
 use graftwork_api::conditions::{condition, reason};
 use graftwork_api::training_run::{ResolvedBaseModel, ResolvedInputs};
 use graftwork_api::{Dataset, LoRAAdapter, LoRAAdapterStatus, TrainingRun, VersionedDigest};
-use graftwork_contract::run::{Resolved, ResolvedBase, ResolvedDataset, ResolvedReference, RunKey};
+use graftwork_contract::run::{
+    AdapterVersion, Resolved, ResolvedBase, ResolvedDataset, ResolvedReference, RunKey,
+};
 use graftwork_contract::{Digest, dataset::Format, pod};
 
 use super::validate::Valid;
@@ -66,6 +68,14 @@ pub fn key(valid: &Valid, cr: &TrainingRun, base: &Digest) -> Option<Digest> {
         evaluation: valid.evaluation.clone(),
         adapter: cr.spec.adapter_ref.as_ref().map(|it| it.name.clone()),
         keep_best: valid.checkpoint.keep_best,
+        initial: cr
+            .spec
+            .initial_adapter_ref
+            .as_ref()
+            .map(|it| AdapterVersion {
+                adapter: it.name.clone(),
+                version: it.version,
+            }),
     })
     .ok()
 }
@@ -82,6 +92,7 @@ pub fn visible(cr: &TrainingRun, valid: &Valid, observed: &Observed) -> Result<(
     base_claim(valid, observed)?;
     resolve_dataset(cr, None, &observed.dataset)?;
     find_adapter(cr, &observed.adapter)?;
+    find_initial(cr, &observed.initial)?;
     Ok(())
 }
 
@@ -136,6 +147,7 @@ pub fn resolve(
     let pinned = cr.status.as_ref().and_then(|it| it.resolved.as_ref());
     let dataset = resolve_dataset(cr, pinned, &observed.dataset)?;
     let reference = resolve_reference(cr, pinned, &base, observed)?;
+    let initial = resolve_initial(cr, &base, observed)?;
     Ok(Resolved {
         base: ResolvedBase {
             uri: valid.base.to_string(),
@@ -145,6 +157,7 @@ pub fn resolve(
         },
         dataset,
         reference,
+        initial,
     })
 }
 
@@ -230,19 +243,90 @@ fn find_adapter<'a>(
     let Some(wanted) = &cr.spec.adapter_ref else {
         return Ok(None);
     };
+    there(ADAPTER, &wanted.name, adapter).map(Some)
+}
+
+/// The adapter that the run starts from, and the version.
+fn find_initial<'a>(
+    cr: &TrainingRun,
+    initial: &'a Referenced<LoRAAdapter>,
+) -> Result<Option<(&'a LoRAAdapter, u32)>, Waiting> {
+    let Some(wanted) = &cr.spec.initial_adapter_ref else {
+        return Ok(None);
+    };
+    let adapter = there(INITIAL, &wanted.name, initial)?;
+    Ok(Some((adapter, wanted.version)))
+}
+
+/// Fields that name adapters.
+const ADAPTER: &str = "spec.adapterRef";
+const INITIAL: &str = "spec.initialAdapterRef";
+
+fn there<'a>(
+    field: &str,
+    name: &str,
+    adapter: &'a Referenced<LoRAAdapter>,
+) -> Result<&'a LoRAAdapter, Waiting> {
     let what = match adapter {
-        Referenced::There(adapter) => return Ok(Some(adapter)),
+        Referenced::There(adapter) => return Ok(adapter),
         Referenced::Absent => "does not exist",
         Referenced::Deleting => "is being deleted",
         Referenced::Unreadable => "can't be read by this version",
     };
-    Err(adapter_waits(&wanted.name, what))
+    Err(adapter_waits(field, name, what))
 }
 
-fn adapter_waits(name: &str, what: &str) -> Waiting {
-    Waiting::for_adapter(format!(
-        "spec.adapterRef.name: LoRAAdapter \"{name}\" {what}"
-    ))
+fn adapter_waits(field: &str, name: &str, what: &str) -> Waiting {
+    Waiting::for_adapter(format!("{field}.name: LoRAAdapter \"{name}\" {what}"))
+}
+
+/// The status of an adapter that has read its ledger and is for this base model.
+fn usable<'a>(
+    field: &str,
+    name: &str,
+    adapter: &'a LoRAAdapter,
+    base: &Digest,
+) -> Result<&'a LoRAAdapterStatus, Waiting> {
+    let status = adapter.status.as_ref().filter(|it| has_read_ledger(it));
+    let Some(status) = status else {
+        let what = "has not read its ledger of versions yet";
+        return Err(adapter_waits(field, name, what));
+    };
+    let other = status.base_model.as_ref().map(|it| it.digest.as_str());
+    match other.filter(|other| !other.is_empty() && *other != base.as_str()) {
+        None => Ok(status),
+        Some(other) => Err(Waiting::new(
+            reason::BASE_MODEL_MISMATCH,
+            format!(
+                "spec.baseModel.uri: LoRAAdapter \"{name}\" is for base model {other}, this run for {base}"
+            ),
+        )),
+    }
+}
+
+fn resolve_initial(
+    cr: &TrainingRun,
+    base: &Digest,
+    observed: &Observed,
+) -> Result<Option<ResolvedReference>, Waiting> {
+    let Some((adapter, number)) = find_initial(cr, &observed.initial)? else {
+        return Ok(None);
+    };
+    let wanted = cr.spec.initial_adapter_ref.as_ref();
+    let name = wanted.map_or_else(String::new, |wanted| wanted.name.clone());
+    let status = usable(INITIAL, &name, adapter, base)?;
+    let version = status.versions.iter().find(|it| it.version == number);
+    let digest = version.and_then(|version| version.digest.parse().ok());
+    let digest = digest.ok_or_else(|| {
+        Waiting::for_adapter(format!(
+            "{INITIAL}.version: LoRAAdapter \"{name}\" lists no version {number}"
+        ))
+    })?;
+    Ok(Some(ResolvedReference {
+        adapter: name,
+        version: number,
+        digest,
+    }))
 }
 
 /// Whether what an adapter's status says of its versions was read from the ledger. Only who has read
@@ -264,20 +348,7 @@ fn resolve_reference(
     };
     let wanted = cr.spec.adapter_ref.as_ref();
     let name = wanted.map_or_else(String::new, |wanted| wanted.name.clone());
-    let status = adapter.status.as_ref().filter(|it| has_read_ledger(it));
-    let Some(status) = status else {
-        let what = "has not read its ledger of versions yet";
-        return Err(adapter_waits(&name, what));
-    };
-    let other = status.base_model.as_ref().map(|it| it.digest.as_str());
-    if let Some(other) = other.filter(|other| !other.is_empty() && *other != base.as_str()) {
-        return Err(Waiting::new(
-            reason::BASE_MODEL_MISMATCH,
-            format!(
-                "spec.baseModel.uri: LoRAAdapter \"{name}\" is for base model {other}, this run for {base}"
-            ),
-        ));
-    }
+    let status = usable(ADAPTER, &name, adapter, base)?;
     let number = match pinned.and_then(|pinned| pinned.reference.as_deref()) {
         Some(BASE) => None,
         Some(number) => number.parse().ok(),
@@ -288,8 +359,8 @@ fn resolve_reference(
     };
     let version = status.versions.iter().find(|it| it.version == number);
     let digest = version.and_then(|version| version.digest.parse().ok());
-    let digest =
-        digest.ok_or_else(|| adapter_waits(&name, "does not list the version in production"))?;
+    let digest = digest
+        .ok_or_else(|| adapter_waits(ADAPTER, &name, "does not list the version in production"))?;
     Ok(Some(ResolvedReference {
         adapter: name,
         version: number,

@@ -38,6 +38,8 @@ pub struct Observed {
     pub dataset: Referenced<Dataset>,
     /// The adapter of `adapterRef`.
     pub adapter: Referenced<LoRAAdapter>,
+    /// The adapter of `initialAdapterRef`.
+    pub initial: Referenced<LoRAAdapter>,
     /// The claim of the base model.
     pub base_claim: ClaimState,
     /// The base model, where it is not pinned yet.

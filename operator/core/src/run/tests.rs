@@ -105,6 +105,7 @@ impl World {
                     version: None,
                 },
                 adapter_ref: None,
+                initial_adapter_ref: None,
                 method: graftwork_api::training_run::Method::default(),
                 hyperparameters: graftwork_api::training_run::Hyperparameters::default(),
                 compute: graftwork_api::training_run::Compute::default(),

@@ -55,12 +55,19 @@ fn front_matter(config: &TrainerConfig, outcome: &Outcome, licence: Option<&str>
 
 fn making(config: &TrainerConfig, outcome: &Outcome) -> String {
     let (resolved, h) = (&config.resolved, &config.hyperparameters);
+    let start = match &resolved.initial {
+        Some(initial) => format!(
+            "- Started from {} version {} (`{}`)\n",
+            initial.adapter, initial.version, initial.digest
+        ),
+        None => String::new(),
+    };
     format!(
         "A LoRA adapter for `{base}` (`{base_digest}`), trained {precision}on dataset `{dataset}` version \
          {version} (`{dataset_digest}`).\n\n\
          - Rank {rank}, alpha {alpha}, dropout {dropout}, modules {modules}\n\
          - {steps} steps of {batch} examples, peak learning rate {rate}, {schedule:?} schedule, \
-         seed {seed}\n\
+         seed {seed}\n{start}\
          - Training loss of the last steps: {loss:.4} nats\n",
         base = resolved.base.uri,
         base_digest = resolved.base.digest,

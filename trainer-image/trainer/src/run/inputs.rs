@@ -14,7 +14,7 @@ use graftwork_contract::run::{
 use graftwork_model::base::{BaseModel, base_digest};
 use graftwork_model::category::Category as FileCategory;
 use graftwork_model::config::LlamaConfig;
-use graftwork_model::lora::LoadedAdapter;
+use graftwork_model::lora::{LoadedAdapter, LoraConfig, LoraParams};
 use graftwork_model::peft::Adapter;
 use graftwork_model::quant;
 use graftwork_model::tokenizer::{TextTokenizer, TokenizedExample};
@@ -124,6 +124,58 @@ pub fn read_reference(
         "reference {} version {}",
         resolved.adapter, resolved.version
     );
+    let adapter = read_adapter(store, &named, resolved)?;
+    LoadedAdapter::new(&adapter, base.model.config())
+        .map(Some)
+        .map_err(|error| file_failure(&named, error.category(), &error))
+}
+
+/// The parameters to train: those of the version that the run starts from, or fresh ones.
+///
+/// # Errors
+/// [`Failure`]: the store's, or `BadConfig` where the version has another shape than the run asks for.
+pub fn initial_parameters(
+    store: &Store,
+    config: &TrainerConfig,
+    lora: &LoraConfig,
+    base: &LlamaConfig,
+) -> Result<LoraParams, Failure> {
+    let Some(resolved) = &config.resolved.initial else {
+        return LoraParams::init(lora, base, config.hyperparameters.seed)
+            .map_err(|error| Failure::bad_config(causes(&error)));
+    };
+    let named = format!(
+        "initialAdapterRef {} version {}",
+        resolved.adapter, resolved.version
+    );
+    let adapter = read_adapter(store, &named, resolved)?;
+    let refused =
+        |error: graftwork_model::peft::AdapterError| file_failure(&named, error.category(), &error);
+    let (has, wanted) = (
+        adapter.config.plan(base).map_err(refused)?,
+        lora.plan(base).map_err(refused)?,
+    );
+    if has != wanted {
+        return Err(Failure::bad_config(format!(
+            "{named} has rank {}, alpha {} or other modules than method.lora, which asks for rank {} \
+             and alpha {}; a run that starts from an adapter has its shape",
+            adapter.config.rank, adapter.config.alpha, lora.rank, lora.alpha
+        )));
+    }
+    // Dropout is the run's: it is no part of what was trained.
+    let adapter = Adapter {
+        config: lora.clone(),
+        ..adapter
+    };
+    LoraParams::from_adapter(&adapter, base).map_err(refused)
+}
+
+/// Reads an adapter version and verifies its files and its content.
+fn read_adapter(
+    store: &Store,
+    named: &str,
+    resolved: &ResolvedReference,
+) -> Result<Adapter, Failure> {
     let failure = |error: &StoreError| match error.category() {
         Category::Invalid => Failure::bad_config(format!("{named}: {}", causes(error))),
         Category::Transient | Category::Bug => Failure::unavailable(causes(error)),
@@ -139,7 +191,7 @@ pub fn read_reference(
         .map_err(|error| failure(&error))?;
     let dir = store.locate(&folder).map_err(|error| failure(&error))?;
     let adapter =
-        Adapter::load(&dir).map_err(|error| file_failure(&named, error.category(), &error))?;
+        Adapter::load(&dir).map_err(|error| file_failure(named, error.category(), &error))?;
     if adapter.digest() != resolved.digest.as_str() {
         return Err(Failure::bad_config(format!(
             "{named} has digest {}, expected {}",
@@ -147,9 +199,7 @@ pub fn read_reference(
             resolved.digest
         )));
     }
-    LoadedAdapter::new(&adapter, base.model.config())
-        .map(Some)
-        .map_err(|error| file_failure(&named, error.category(), &error))
+    Ok(adapter)
 }
 
 /// Reads the rows to train on and to score, as tokens.

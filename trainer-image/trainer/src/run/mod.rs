@@ -38,7 +38,7 @@ use crate::train::{Plan, TrainError};
 use config::{lora_config, read_config, sequence_length, sizes};
 use evaluate::Evaluator;
 use fence::Fence;
-use inputs::{Inputs, read_base, read_reference, read_rows};
+use inputs::{Inputs, initial_parameters, read_base, read_reference, read_rows};
 use package::{Outcome, publish};
 use progress::{Reporter, Stage};
 use session::{LoraObjective, Session};
@@ -126,8 +126,7 @@ fn attempt(
     let inputs = read_rows(&store, config, &base.tokenizer, base.model.config(), length)?;
 
     let h = &config.hyperparameters;
-    let params = LoraParams::init(&lora, base.model.config(), h.seed)
-        .map_err(|error| Failure::bad_config(causes(&error)))?;
+    let params = initial_parameters(&store, config, &lora, base.model.config())?;
     let objective = LoraObjective {
         model: &base.model,
         params: &params,

@@ -1,5 +1,6 @@
 //! What a run says of the objects that its spec names, and what it takes from them.
 
+use graftwork_api::VersionReference;
 use serde_json::json;
 
 use super::*;
@@ -156,4 +157,60 @@ fn a_second_run_with_the_same_result_gets_the_number_of_the_version_that_has_it(
     }));
     world.reconcile();
     assert_eq!(number(&world), Some(1), "identity is content, not the run");
+}
+
+#[test]
+fn what_a_run_starts_from_is_waited_for_pinned_and_part_of_its_key() {
+    let mut world = World::new();
+    world.cr.spec.initial_adapter_ref = Some(VersionReference {
+        name: "topics".to_owned(),
+        version: 4,
+    });
+    let listed = Digest::of(b"four");
+    let state = |known: &str, base: &Digest, versions: serde_json::Value| {
+        adapter(json!({
+            "observedGeneration": 1, "conditions": version_available(known),
+            "versions": versions, "baseModel": {"digest": base.to_string()},
+        }))
+    };
+    let (base, other) = (Digest::of(b"base"), Digest::of(b"another base"));
+    for (initial, why, message) in [
+        (
+            Referenced::Absent,
+            reason::WAITING_FOR_ADAPTER,
+            "spec.initialAdapterRef.name: LoRAAdapter \"topics\" does not exist",
+        ),
+        (
+            state("Unknown", &base, json!([])),
+            reason::WAITING_FOR_ADAPTER,
+            "spec.initialAdapterRef.name: LoRAAdapter \"topics\" has not read its ledger of versions yet",
+        ),
+        (
+            state("True", &base, json!([version_of(3, &listed, None)])),
+            reason::WAITING_FOR_ADAPTER,
+            "spec.initialAdapterRef.version: LoRAAdapter \"topics\" lists no version 4",
+        ),
+        (
+            state("True", &other, json!([version_of(4, &listed, None)])),
+            reason::BASE_MODEL_MISMATCH,
+            "spec.baseModel.uri: LoRAAdapter \"topics\" is for base model ",
+        ),
+    ] {
+        world.observed.initial = initial;
+        world.reconcile();
+        let (_, got, words) = world.succeeded();
+        assert_eq!(got, why);
+        assert!(words.starts_with(message), "{words}");
+        assert!(world.created.is_empty());
+    }
+    world.observed.initial = state("True", &base, json!([version_of(4, &listed, None)]));
+    let valid = validate(&world.cr.spec).unwrap();
+    let resolved =
+        crate::run::inputs::resolve(&world.cr, &valid, base.clone(), &world.observed).unwrap();
+    let initial = resolved.initial.unwrap();
+    assert_eq!((initial.version, initial.digest), (4, listed));
+    let key = |world: &World| crate::run::inputs::key(&valid, &world.cr, &base).unwrap();
+    let warm = key(&world);
+    world.cr.spec.initial_adapter_ref = None;
+    assert_ne!(key(&world), warm);
 }
