@@ -823,7 +823,7 @@ fn a_run_starts_from_the_version_that_it_names() {
     assert_eq!(world.run(&warm), 0, "{:?}", world.summary(&warm));
     let loss = |config: &Value, at: usize| figures(&world, config)[at]["loss"].as_f64().unwrap();
     assert!(
-        loss(&warm, 0) < 0.5 * loss(&cold, 0),
+        loss(&warm, 0) < 0.8 * loss(&cold, 0),
         "what was learnt is there"
     );
     assert_ne!(world.result(&warm).digest, world.result(&cold).digest);
@@ -837,6 +837,7 @@ fn a_run_starts_from_the_version_that_it_names() {
         message.contains("initialAdapterRef colours version 1"),
         "{message}"
     );
+    other["run"] = json!("gone");
     other["resolved"]["initial"]["digest"] = json!(Digest::of(b"gone"));
     let (code, _, message) = world.failure(&other);
     assert_eq!(code, 64);
