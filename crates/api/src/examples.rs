@@ -14,12 +14,13 @@ use crate::serving_endpoint::{
     EngineSpec, Rollout, RolloutStrategy, ServedBaseModel,
 };
 use crate::training_run::{
-    CheckpointPolicy, Compute, Evaluation, EvaluationMetric, Hyperparameters, LoraMethod, Method,
-    MethodType, Quantization, RunLimits, Schedule,
+    CheckpointPolicy, Compute, EarlyStopping, Evaluation, EvaluationMetric, Hyperparameters,
+    LoraMethod, Method, MethodType, Objective, ObjectiveType, Quantization, RunLimits, Schedule,
 };
 use crate::{
     BaseModelSource, Dataset, DatasetSpec, Decimal, LoRAAdapter, LoRAAdapterSpec, ObjectReference,
-    ServingEndpoint, ServingEndpointSpec, TrainingRun, TrainingRunSpec, VersionedReference,
+    ServingEndpoint, ServingEndpointSpec, TrainingRun, TrainingRunSpec, VersionReference,
+    VersionedReference,
 };
 
 /// One file of examples.
@@ -58,6 +59,11 @@ pub fn all() -> Result<Vec<Example>, serde_json::Error> {
             "qlora-training-run.yaml",
             "The same on a base whose weights take 4.5 bits each, for a node with less memory.",
             vec![object(&qlora_training_run())?],
+        ),
+        example(
+            "dpo-training-run.yaml",
+            "Preferences, learnt from version 6 on, which is the reference too; the best step is the result.",
+            vec![object(&dpo_training_run())?],
         ),
         example(
             "lora-adapter.yaml",
@@ -166,6 +172,7 @@ fn training_run() -> TrainingRun {
         },
         adapter_ref: Some(ObjectReference::new("topics")),
         initial_adapter_ref: None,
+        objective: Objective::default(),
         method: Method {
             lora: LoraMethod {
                 rank: 8,
@@ -206,6 +213,24 @@ fn qlora_training_run() -> TrainingRun {
     spec.method.type_ = MethodType::QLoRA;
     spec.method.quantization = Some(Quantization::Q4K);
     TrainingRun::new("topics-2", spec)
+}
+
+fn dpo_training_run() -> TrainingRun {
+    let mut spec = training_run().spec;
+    spec.dataset_ref.name = "topics-preferred".to_owned();
+    spec.initial_adapter_ref = Some(VersionReference {
+        name: "topics".to_owned(),
+        version: 6,
+    });
+    spec.objective = Objective {
+        type_: ObjectiveType::Dpo,
+        beta: Some(Decimal::from("0.1")),
+    };
+    spec.hyperparameters.learning_rate = Decimal::from("5e-5");
+    spec.hyperparameters.validate_every_steps = Some(50);
+    spec.hyperparameters.early_stopping = Some(EarlyStopping { patience: 3 });
+    spec.checkpoint.keep_best = true;
+    TrainingRun::new("topics-3", spec)
 }
 
 fn rule(metric: GateMetric) -> GateRule {
@@ -404,6 +429,7 @@ fn quickstart() -> Result<Vec<Value>, serde_json::Error> {
             },
             adapter_ref: Some(ObjectReference::new("expenses")),
             initial_adapter_ref: None,
+            objective: Objective::default(),
             method: Method {
                 lora: LoraMethod {
                     rank: 8,

@@ -69,6 +69,7 @@ use crate::schema::rules;
         "has(self.initialAdapterRef) == has(oldSelf.initialAdapterRef) && (!has(self.initialAdapterRef) || self.initialAdapterRef == oldSelf.initialAdapterRef)",
         "initialAdapterRef is immutable",
     ),
+    ("self.objective == oldSelf.objective", "objective is immutable"),
     ("self.method == oldSelf.method", "method is immutable"),
     ("self.hyperparameters == oldSelf.hyperparameters", "hyperparameters is immutable"),
     ("self.compute == oldSelf.compute", "compute is immutable"),
@@ -92,6 +93,9 @@ pub struct TrainingRunSpec {
     /// the same base model and has the shape of method.lora.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub initial_adapter_ref: Option<VersionReference>,
+    /// What is optimised.
+    #[serde(default)]
+    pub objective: Objective,
     /// What is trained.
     #[serde(default)]
     pub method: Method,
@@ -113,6 +117,42 @@ pub struct TrainingRunSpec {
     /// Stops the run after a checkpoint; set back, it goes on from there.
     #[serde(default)]
     pub suspend: bool,
+}
+
+/// What is optimised.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+#[schemars(extend("x-kubernetes-validations" = rules(&[
+    ("!has(self.beta) || self.type == 'DPO'", "beta belongs to type DPO"),
+])))]
+pub struct Objective {
+    /// SFT learns from examples, DPO from pairs of a better and a worse answer, which are rows of a
+    /// Dataset of format Preference.
+    #[serde(rename = "type")]
+    pub type_: ObjectiveType,
+    /// How firmly DPO holds the model near its reference, the starting adapter or the bare base; 0.1
+    /// where it is left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend(
+        "pattern" = UNSIGNED_PATTERN,
+        "x-kubernetes-validations" = rules(&[(
+            "double(self) > 0.0 && double(self) <= 100.0",
+            "beta is above 0 and at most 100",
+        )]),
+    ))]
+    pub beta: Option<Decimal>,
+}
+
+open_enum! {
+    /// What is optimised.
+    #[derive(Default)]
+    pub enum ObjectiveType (spec) {
+        /// The likelihood of what is to be learned.
+        #[default]
+        Sft = "SFT",
+        /// Direct preference optimisation (Rafailov et al. 2023).
+        Dpo = "DPO",
+    }
 }
 
 /// What is trained.

@@ -184,6 +184,7 @@ fn dataset_cases() -> Vec<Case> {
 
 fn run_cases() -> Vec<Case> {
     let lora = |lora: Value| json!({"spec": {"method": {"lora": lora}}});
+    let objective = |objective: Value| json!({"spec": {"objective": objective}});
     let method = |method: Value| json!({"spec": {"method": method}});
     let hyper = |hyper: Value| json!({"spec": {"hyperparameters": hyper}});
     vec![
@@ -198,6 +199,18 @@ fn run_cases() -> Vec<Case> {
             "dropout is at least 0 and below 1",
             lora(json!({"dropout": "0.9"})),
             lora(json!({"dropout": "1"})),
+        ),
+        case(
+            "trainingruns",
+            "beta belongs to type DPO",
+            objective(json!({"type": "DPO", "beta": "0.1"})),
+            objective(json!({"type": "SFT", "beta": "0.1"})),
+        ),
+        case(
+            "trainingruns",
+            "beta is above 0 and at most 100",
+            objective(json!({"type": "DPO", "beta": "100"})),
+            objective(json!({"type": "DPO", "beta": "0"})),
         ),
         case(
             "trainingruns",
@@ -287,6 +300,7 @@ fn run_cases() -> Vec<Case> {
             "initialAdapterRef is immutable",
             json!({"spec": {"initialAdapterRef": {"name": "topics", "version": 2}}}),
         ),
+        immutable("objective is immutable", objective(json!({"type": "DPO"}))),
         immutable("method is immutable", lora(json!({"rank": 16}))),
         immutable("hyperparameters is immutable", hyper(json!({"seed": 8}))),
         immutable(

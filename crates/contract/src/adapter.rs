@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::Digest;
-use crate::run::{Hyperparameters, Resolved};
+use crate::run::{Hyperparameters, Objective, Resolved};
 
 /// File names of an adapter's folder, as PEFT writes them.
 pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
@@ -49,6 +49,9 @@ pub enum Provenance {
         run: String,
         /// Pinned inputs.
         resolved: Resolved,
+        /// What was optimised; left out where it is the usual.
+        #[serde(default, skip_serializing_if = "Objective::is_default")]
+        objective: Objective,
         /// Optimisation.
         hyperparameters: Hyperparameters,
         /// Version of the trainer.

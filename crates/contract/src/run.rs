@@ -15,6 +15,9 @@ pub struct TrainerConfig {
     pub resolved: Resolved,
     /// Digest of [`RunKey`]: names the run's folder in the store.
     pub key: Digest,
+    /// What is optimised.
+    #[serde(default)]
+    pub objective: Objective,
     /// LoRA's shape.
     pub lora: Lora,
     /// Optimisation.
@@ -61,6 +64,33 @@ pub struct RunKey {
     /// [`Self::quantization`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub initial: Option<AdapterVersion>,
+    /// What is optimised; left out where it is the usual, as [`Self::quantization`].
+    #[serde(default, skip_serializing_if = "Objective::is_default")]
+    pub objective: Objective,
+}
+
+/// What is optimised.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type")]
+pub enum Objective {
+    /// The likelihood of what is to be learned (supervised fine-tuning).
+    #[default]
+    #[serde(rename = "SFT")]
+    Sft,
+    /// Direct preference optimisation (Rafailov et al. 2023) against the bare base model, or against
+    /// the version that training starts from.
+    #[serde(rename = "DPO")]
+    Dpo {
+        /// How firmly the model is held near the reference.
+        beta: f64,
+    },
+}
+
+impl Objective {
+    /// Whether it is what a spec means that says nothing.
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// A version of a LoRAAdapter by its number.

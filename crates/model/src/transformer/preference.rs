@@ -60,6 +60,17 @@ impl PreferenceBatch {
     }
 }
 
+impl PreferenceBatch {
+    /// The loss of each pair, from the scores of its sequences.
+    pub fn losses(&self, scores: &[TokenScore], beta: f64) -> Vec<f64> {
+        let margins = self.margins(scores);
+        let pairs = margins.iter().zip(&self.references);
+        pairs
+            .map(|(margin, reference)| pair_loss(*margin, *reference, beta).0)
+            .collect()
+    }
+}
+
 /// The loss of one pair, and its derivative by `log p(chosen)`, which is the negative of that by
 /// `log p(rejected)`.
 pub(super) fn pair_loss(margin: f64, reference: f64, beta: f64) -> (f64, f64) {
@@ -195,6 +206,10 @@ mod tests {
         }
         let sum = f64::from(loss.sum.to_scalar::<f32>().unwrap());
         assert!((sum - expected_loss).abs() < 1e-4, "{sum} {expected_loss}");
+        let loaded = LoadedAdapter::new(&adapter, &config).unwrap();
+        let scores = llama.score(pairs.sequences(), Some(&loaded)).unwrap();
+        let scored: f64 = pairs.losses(&scores, beta).iter().sum();
+        assert!((sum - scored).abs() < 1e-5, "{sum} {scored}");
         let norm = |values: &[f64]| values.iter().map(|v| v * v).sum::<f64>().sqrt();
         let difference: Vec<f64> = got.iter().zip(&expected).map(|(a, b)| a - b).collect();
         assert!(norm(&expected) > 1e-3);

@@ -71,6 +71,7 @@ fn make(
             run: owner.name.clone(),
             resolved: resolved.clone(),
             key,
+            objective: valid.objective,
             lora: valid.lora.clone(),
             hyperparameters: valid.hyperparameters.clone(),
             checkpoint: valid.checkpoint.clone(),

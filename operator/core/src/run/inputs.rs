@@ -76,6 +76,7 @@ pub fn key(valid: &Valid, cr: &TrainingRun, base: &Digest) -> Option<Digest> {
                 adapter: it.name.clone(),
                 version: it.version,
             }),
+        objective: valid.objective,
     })
     .ok()
 }

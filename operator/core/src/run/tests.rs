@@ -106,6 +106,7 @@ impl World {
                 },
                 adapter_ref: None,
                 initial_adapter_ref: None,
+                objective: graftwork_api::training_run::Objective::default(),
                 method: graftwork_api::training_run::Method::default(),
                 hyperparameters: graftwork_api::training_run::Hyperparameters::default(),
                 compute: graftwork_api::training_run::Compute::default(),

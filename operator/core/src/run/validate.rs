@@ -1,6 +1,8 @@
 //! A run's spec, read once: after this nothing can fail for what it says.
 
-use graftwork_api::training_run::{EvaluationMetric, MethodType, Quantization, Schedule};
+use graftwork_api::training_run::{
+    EvaluationMetric, MethodType, ObjectiveType, Quantization, Schedule,
+};
 use graftwork_api::uri::PvcUri;
 use graftwork_api::{Decimal, TrainingRunSpec};
 use graftwork_contract::run;
@@ -10,6 +12,8 @@ use graftwork_contract::run;
 pub struct Valid {
     /// The base model's folder.
     pub base: PvcUri,
+    /// What is optimised.
+    pub objective: run::Objective,
     /// What the base is quantised to on load.
     pub quantization: Option<run::Quantization>,
     /// LoRA's shape.
@@ -50,6 +54,7 @@ pub fn validate(spec: &TrainingRunSpec) -> Result<Valid, Invalid> {
         .map_err(|error| Invalid::new("spec.baseModel.uri", error.to_string()))?;
     Ok(Valid {
         base,
+        objective: read_objective(spec)?,
         quantization: read_quantization(spec)?,
         lora: read_lora(spec)?,
         hyperparameters: read_hyperparameters(spec)?,
@@ -63,6 +68,27 @@ pub fn validate(spec: &TrainingRunSpec) -> Result<Valid, Invalid> {
         },
         evaluation: read_evaluation(spec)?,
     })
+}
+
+/// `beta` where a spec leaves it out.
+const BETA: f64 = 0.1;
+
+fn read_objective(spec: &TrainingRunSpec) -> Result<run::Objective, Invalid> {
+    const FIELD: &str = "spec.objective.beta";
+    match (&spec.objective.type_, &spec.objective.beta) {
+        (ObjectiveType::Sft, None) => Ok(run::Objective::Sft),
+        (ObjectiveType::Sft, Some(_)) => Err(Invalid::new(
+            FIELD,
+            "it belongs to type DPO, the type is SFT",
+        )),
+        (ObjectiveType::Dpo, None) => Ok(run::Objective::Dpo { beta: BETA }),
+        (ObjectiveType::Dpo, Some(beta)) => Ok(run::Objective::Dpo {
+            beta: number(FIELD, beta, |beta| beta > 0.0)?,
+        }),
+        (ObjectiveType::Other(other), _) => {
+            Err(unknown("spec.objective.type", other, ObjectiveType::KNOWN))
+        }
+    }
 }
 
 fn read_quantization(spec: &TrainingRunSpec) -> Result<Option<run::Quantization>, Invalid> {

@@ -38,8 +38,8 @@ fn front_matter(config: &TrainerConfig, outcome: &Outcome, licence: Option<&str>
     format!(
         "---\nlibrary_name: peft\npipeline_tag: text-generation\nbase_model: {base}\n{licence}\n\
          datasets:\n- {dataset}\ntags:\n- lora\ngraftwork:\n  base: {resolved_base}\n  \
-         dataset: {resolved_dataset}\n  lora: {lora}\n  hyperparameters: {hyperparameters}\n  \
-         metrics: {metrics}\n---\n",
+         dataset: {resolved_dataset}\n  objective: {objective}\n  lora: {lora}\n  \
+         hyperparameters: {hyperparameters}\n  metrics: {metrics}\n---\n",
         base = yaml(&resolved.base.uri),
         dataset = yaml(&resolved.dataset.name),
         resolved_base = yaml(&serde_json::json!({
@@ -47,6 +47,7 @@ fn front_matter(config: &TrainerConfig, outcome: &Outcome, licence: Option<&str>
             "quantization": resolved.base.quantization,
         })),
         resolved_dataset = yaml(&resolved.dataset),
+        objective = yaml(&config.objective),
         lora = yaml(&config.lora),
         hyperparameters = yaml(&config.hyperparameters),
         metrics = yaml(&outcome.metrics),

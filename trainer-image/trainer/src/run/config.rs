@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use graftwork_contract::dataset::Format;
-use graftwork_contract::run::{Hyperparameters, Lora, MetricKind, TrainerConfig};
+use graftwork_contract::run::{Hyperparameters, Lora, MetricKind, Objective, TrainerConfig};
 use graftwork_model::config::LlamaConfig;
 use graftwork_model::lora::{LoraConfig, Module};
 use graftwork_model::targets::Targets;
@@ -96,6 +96,19 @@ fn check(config: &TrainerConfig) -> Result<(), Failure> {
         rule(config.checkpoint.keep > 0, || {
             "spec.checkpoint.keep is 0, must be at least 1".to_owned()
         }),
+        match config.objective {
+            Objective::Sft => Ok(()),
+            Objective::Dpo { beta } => positive("objective.beta", beta),
+        },
+        rule(
+            config.objective.is_default() || config.resolved.dataset.format == Format::Preference,
+            || {
+                format!(
+                    "objective.type is DPO, which needs a dataset of format Preference; this one is {:?}",
+                    config.resolved.dataset.format
+                )
+            },
+        ),
         rule(h.validate_every_steps != Some(0), || {
             "hyperparameters.validateEverySteps is 0, must be at least 1".to_owned()
         }),

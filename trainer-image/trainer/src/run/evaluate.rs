@@ -206,7 +206,7 @@ impl Evaluator<'_> {
 }
 
 /// Rows in their order, as many at a time as go through the model together.
-fn together<T>(rows: &[T], tokens: impl Fn(&T) -> usize) -> impl Iterator<Item = &[T]> {
+pub(super) fn together<T>(rows: &[T], tokens: impl Fn(&T) -> usize) -> impl Iterator<Item = &[T]> {
     let mut rest = rows;
     std::iter::from_fn(move || {
         let mut sum = 0;

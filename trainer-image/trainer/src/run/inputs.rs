@@ -9,7 +9,7 @@ use graftwork_contract::adapter::Manifest;
 use graftwork_contract::dataset::Split;
 use graftwork_contract::paths;
 use graftwork_contract::run::{
-    MetricKind, Quantization, ResolvedBase, ResolvedReference, RowsUsed, TrainerConfig,
+    MetricKind, Objective, Quantization, ResolvedBase, ResolvedReference, RowsUsed, TrainerConfig,
 };
 use graftwork_model::base::{BaseModel, base_digest};
 use graftwork_model::category::Category as FileCategory;
@@ -21,7 +21,8 @@ use graftwork_model::tokenizer::{TextTokenizer, TokenizedExample};
 use graftwork_model::transformer::Llama;
 
 use super::evaluate::TestRows;
-use super::tokens::{examples, question};
+use super::preference::Pair;
+use super::tokens::{examples, pairs, question};
 use crate::failure::{Failure, causes};
 
 /// The frozen model.
@@ -39,6 +40,10 @@ pub struct Inputs {
     pub train: Vec<TokenizedExample>,
     /// To score while training.
     pub validation: Vec<TokenizedExample>,
+    /// Pairs in place of both, where preferences are trained on.
+    pub train_pairs: Vec<Pair>,
+    /// Pairs to score while training.
+    pub validation_pairs: Vec<Pair>,
     /// To score.
     pub test: TestRows,
     /// How many there are to train on, and how many of them were cut.
@@ -50,10 +55,9 @@ pub struct Inputs {
 impl Inputs {
     /// Tokens of each training row.
     pub fn lengths(&self) -> Vec<u32> {
-        self.train
-            .iter()
-            .map(|example| example.tokens.len() as u32)
-            .collect()
+        let examples = self.train.iter().map(|example| example.tokens.len());
+        let pairs = self.train_pairs.iter().map(Pair::tokens);
+        examples.chain(pairs).map(|tokens| tokens as u32).collect()
     }
 }
 
@@ -231,12 +235,26 @@ pub fn read_rows(
             config.resolved.dataset.name, config.resolved.dataset.version
         )));
     }
-    let train = examples(&train, tokenizer, length)?;
-    let mut inputs = Inputs {
-        validation: read_validation(store, config, tokenizer, length)?,
-        train_rows: used(&train.was_cut),
-        train: train.examples,
-        ..Inputs::default()
+    let validation = read_validation(store, config)?;
+    let mut inputs = match config.objective {
+        Objective::Sft => {
+            let train = examples(&train, tokenizer, length)?;
+            Inputs {
+                validation: examples(&validation, tokenizer, length)?.examples,
+                train_rows: used(&train.was_cut),
+                train: train.examples,
+                ..Inputs::default()
+            }
+        }
+        Objective::Dpo { .. } => {
+            let (train_pairs, was_cut) = pairs(&train, tokenizer, length)?;
+            Inputs {
+                validation_pairs: pairs(&validation, tokenizer, length)?.0,
+                train_rows: used(&was_cut),
+                train_pairs,
+                ..Inputs::default()
+            }
+        }
     };
     let mut was_cut = vec![false; test.len()];
     if metrics.contains(&MetricKind::Loss) {
@@ -272,35 +290,32 @@ pub fn read_rows(
         );
     }
     tracing::info!(
-        train_rows = inputs.train.len(),
-        train_tokens = inputs.train.iter().map(|e| e.tokens.len()).sum::<usize>(),
+        train_rows = train.len(),
+        train_tokens = inputs
+            .lengths()
+            .iter()
+            .map(|it| u64::from(*it))
+            .sum::<u64>(),
         test_rows = test.len(),
         "rows read"
     );
     Ok(inputs)
 }
 
-/// The rows to score while training, where that is wanted.
-fn read_validation(
-    store: &Store,
-    config: &TrainerConfig,
-    tokenizer: &TextTokenizer,
-    length: usize,
-) -> Result<Vec<TokenizedExample>, Failure> {
+/// The rows to score while training; none where that is not wanted.
+fn read_validation(store: &Store, config: &TrainerConfig) -> Result<Vec<Row>, Failure> {
     if config.hyperparameters.validate_every_steps.is_none() {
         return Ok(Vec::new());
     }
     let rows = read_split(store, config, Split::Validation)?;
-    let validation = examples(&rows, tokenizer, length)?.examples;
-    let has_target = |example: &TokenizedExample| example.loss_mask.iter().skip(1).any(|it| *it);
-    if !validation.iter().any(has_target) {
+    if rows.is_empty() {
         return Err(Failure::bad_data(format!(
-            "dataset {} version {} has nothing to learn in its validation split, and \
-             hyperparameters.validateEverySteps needs some rows",
+            "dataset {} version {} has no rows in its validation split, and \
+             hyperparameters.validateEverySteps needs some",
             config.resolved.dataset.name, config.resolved.dataset.version
         )));
     }
-    Ok(validation)
+    Ok(rows)
 }
 
 fn used(was_cut: &[bool]) -> RowsUsed {

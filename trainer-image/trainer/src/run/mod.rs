@@ -7,6 +7,7 @@ mod evaluate;
 mod fence;
 mod inputs;
 mod package;
+mod preference;
 mod progress;
 mod report;
 mod session;
@@ -22,7 +23,7 @@ use graftwork_artifacts::{Error as StoreError, Put, Store};
 use graftwork_contract::pod::{
     CONFIG_FILE, GRPC_PORT, STORE_DIR, TERMINATION_FILE, TRAINER_STOP_SECONDS,
 };
-use graftwork_contract::run::{Metric, RunResult, TrainerConfig};
+use graftwork_contract::run::{Metric, Objective, RunResult, TrainerConfig};
 use graftwork_contract::{Digest, paths};
 use graftwork_model::lora::LoadedAdapter;
 use graftwork_model::lora::LoraParams;
@@ -40,6 +41,7 @@ use evaluate::Evaluator;
 use fence::Fence;
 use inputs::{Inputs, initial_parameters, read_base, read_reference, read_rows};
 use package::{Outcome, publish};
+use preference::PreferenceObjective;
 use progress::{Reporter, Stage};
 use session::{LoraObjective, Session};
 
@@ -123,14 +125,13 @@ fn attempt(
     let lora = lora_config(&config.lora, base.model.config())?;
     let length = sequence_length(&config.hyperparameters, base.model.config())?;
     let reference = read_reference(&store, config.resolved.reference.as_ref(), &base)?;
-    let inputs = read_rows(&store, config, &base.tokenizer, base.model.config(), length)?;
+    let mut inputs = read_rows(&store, config, &base.tokenizer, base.model.config(), length)?;
 
     let h = &config.hyperparameters;
     let params = initial_parameters(&store, config, &lora, base.model.config())?;
-    let objective = LoraObjective {
-        model: &base.model,
-        params: &params,
-    };
+    if let Objective::Dpo { .. } = config.objective {
+        add_references(config, &base, &mut inputs, &params, stop)?;
+    }
     let (batch, micro_batch, run_length, optimizer) = sizes(h);
     let batches = Batches::new(h.seed, inputs.lengths(), batch, run_length);
     let plan = Plan {
@@ -149,7 +150,23 @@ fn attempt(
         stop,
         validate: h.validate_every_steps.map(|_| validate),
     };
-    let trained = session.train(&objective, &inputs.train, batches, plan, &mut fence)?;
+    let trained = match config.objective {
+        Objective::Sft => {
+            let objective = LoraObjective {
+                model: &base.model,
+                params: &params,
+            };
+            session.train(&objective, &inputs.train, batches, plan, &mut fence)?
+        }
+        Objective::Dpo { beta } => {
+            let objective = PreferenceObjective {
+                model: &base.model,
+                params: &params,
+                beta,
+            };
+            session.train(&objective, &inputs.train_pairs, batches, plan, &mut fence)?
+        }
+    };
 
     let adapter = params
         .to_adapter(&config.resolved.base.uri)
@@ -184,6 +201,41 @@ fn attempt(
     Ok(result.digest)
 }
 
+/// Gives all pairs what the reference makes of them: the version that training starts from, or the
+/// bare base model.
+fn add_references(
+    config: &TrainerConfig,
+    base: &inputs::Base,
+    inputs: &mut Inputs,
+    params: &LoraParams,
+    stop: &StopFlag,
+) -> Result<(), Failure> {
+    let reference = match config.resolved.initial {
+        None => None,
+        Some(_) => {
+            let adapter = params
+                .to_adapter(&config.resolved.base.uri)
+                .map_err(|error| Failure::bug(causes(&error)))?;
+            let loaded = LoadedAdapter::new(&adapter, base.model.config())
+                .map_err(|error| Failure::bad_config(causes(&error)))?;
+            Some(loaded)
+        }
+    };
+    let go_on = || {
+        if stop.is_set() {
+            return Err(Failure::checkpointed(
+                "stopped on request before the first step; nothing is lost",
+            ));
+        }
+        Ok(())
+    };
+    for pairs in [&mut inputs.train_pairs, &mut inputs.validation_pairs] {
+        preference::add_references(pairs, &base.model, reference.as_ref(), &go_on)?;
+    }
+    tracing::info!(pairs = inputs.train_pairs.len(), "the reference is known");
+    Ok(())
+}
+
 /// The mean loss of the validation rows, in nats, with the parameters as they are now.
 fn validation_loss(
     config: &TrainerConfig,
@@ -199,12 +251,16 @@ fn validation_loss(
     // Verifying refuses what is no number: that is how a run diverges, not a defect.
     let loaded = LoadedAdapter::new(&adapter, base.model.config())
         .map_err(|error| Failure::diverged(causes(&error)))?;
-    let on_rows = |_| {
+    let on_rows = |_: u64| {
         if stop.is_set() {
             return Err(Failure::checkpointed("stopped on request while validating"));
         }
         Ok(())
     };
+    if let Objective::Dpo { beta } = config.objective {
+        let go_on = || on_rows(0);
+        return preference::mean_loss(&inputs.validation_pairs, &base.model, &loaded, beta, &go_on);
+    }
     let evaluator = Evaluator {
         model: &base.model,
         tokenizer: &base.tokenizer,

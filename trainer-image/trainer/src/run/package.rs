@@ -58,6 +58,7 @@ pub fn publish(
     let provenance = Provenance::Trained {
         run: config.run.clone(),
         resolved: config.resolved.clone(),
+        objective: config.objective,
         hyperparameters: config.hyperparameters.clone(),
         code_version: CODE_VERSION.to_owned(),
         created_time: time.clone(),

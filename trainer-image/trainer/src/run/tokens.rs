@@ -4,6 +4,7 @@ use graftwork_artifacts::rows::Row;
 use graftwork_model::tokenizer::{ChatMessage, TextTokenizer, TokenizedExample, TokenizerError};
 use rayon::prelude::*;
 
+use super::preference::Pair;
 use crate::failure::{Failure, causes};
 
 /// Rows as tokens.
@@ -48,6 +49,59 @@ pub fn examples(
         .into_iter()
         .unzip();
     Ok(Examples { examples, was_cut })
+}
+
+/// The pairs of rows of format Preference, each sequence with at most `maximum` tokens. Both of a pair
+/// have the same prompt, cut alike.
+///
+/// # Errors
+/// As [`examples`]; rows of another format.
+pub fn pairs(
+    rows: &[Row],
+    tokenizer: &TextTokenizer,
+    maximum: usize,
+) -> Result<(Vec<Pair>, Vec<bool>), Failure> {
+    let pairs = rows.par_iter().enumerate().map(|(index, row)| {
+        let Row::Preference {
+            prompt,
+            chosen,
+            rejected,
+        } = row
+        else {
+            return Err(Failure::bad_data(format!(
+                "row {} is no preference, which objective DPO needs",
+                index + 1
+            )));
+        };
+        let example = |answer: &str| {
+            tokenizer
+                .example_completion(prompt, answer)
+                .map_err(|error| refused(index, &error))
+        };
+        let mut pair = Pair {
+            chosen: example(chosen)?,
+            rejected: example(rejected)?,
+            reference: 0.0,
+        };
+        let was_cut = cut_pair(&mut pair, maximum, tokenizer.bos());
+        Ok((pair, was_cut))
+    });
+    Ok(pairs
+        .collect::<Result<Vec<_>, Failure>>()?
+        .into_iter()
+        .unzip())
+}
+
+fn cut_pair(pair: &mut Pair, maximum: usize, bos: Option<u32>) -> bool {
+    let longest = pair.chosen.tokens.len().max(pair.rejected.tokens.len());
+    let excess = longest.saturating_sub(maximum);
+    if excess == 0 {
+        return false;
+    }
+    for example in [&mut pair.chosen, &mut pair.rejected] {
+        shorten(example, excess, maximum, bos);
+    }
+    true
 }
 
 fn example(row: &Row, tokenizer: &TextTokenizer) -> Result<TokenizedExample, TokenizerError> {
@@ -110,22 +164,28 @@ pub fn first_line(text: &str) -> &str {
 /// Shortens an example to `maximum` tokens: at the start of what comes before the first target
 /// (behind the beginning of sequence), and only where that is not enough at the end.
 fn cut(example: &mut TokenizedExample, maximum: usize, bos: Option<u32>) -> bool {
-    let length = example.tokens.len();
-    if length <= maximum {
+    let excess = example.tokens.len().saturating_sub(maximum);
+    if excess == 0 {
         return false;
     }
+    shorten(example, excess, maximum, bos);
+    true
+}
+
+/// Takes `excess` tokens from the start of the prompt as far as it has them, and what is more than
+/// `maximum` then from the end.
+fn shorten(example: &mut TokenizedExample, excess: usize, maximum: usize, bos: Option<u32>) {
     let kept = usize::from(bos.is_some() && example.tokens.first().copied() == bos);
     let prompt = example
         .loss_mask
         .iter()
         .position(|target| *target)
-        .unwrap_or(length);
-    let removed = (length - maximum).min(prompt.saturating_sub(kept));
+        .unwrap_or(example.tokens.len());
+    let removed = excess.min(prompt.saturating_sub(kept));
     example.tokens.drain(kept..kept + removed);
     example.loss_mask.drain(kept..kept + removed);
     example.tokens.truncate(maximum);
     example.loss_mask.truncate(maximum);
-    true
 }
 
 fn chat(messages: &[graftwork_artifacts::rows::Message]) -> Vec<ChatMessage> {
@@ -190,6 +250,25 @@ mod tests {
         );
         let text = example(&[0, 1, 2, 3], 0);
         assert_eq!(cut_to(text, 3), (vec![0, 1, 2], vec![true; 3], true));
+    }
+
+    #[test]
+    fn both_answers_of_a_pair_keep_the_same_prompt() {
+        let mut pair = Pair {
+            chosen: example(&[0, 1, 2, 3, 8], 4),
+            rejected: example(&[0, 1, 2, 3, 9, 9, 9], 4),
+            reference: 0.0,
+        };
+        let whole = pair.clone();
+        assert!(!cut_pair(&mut pair, 7, Some(0)));
+        assert_eq!(pair, whole);
+        assert!(cut_pair(&mut pair, 5, Some(0)));
+        assert_eq!(pair.chosen.tokens, [0, 3, 8]);
+        assert_eq!(pair.rejected.tokens, [0, 3, 9, 9, 9]);
+        assert!(cut_pair(&mut pair, 2, Some(0)));
+        assert_eq!(pair.chosen.tokens, [0, 8]);
+        assert_eq!(pair.rejected.tokens, [0, 9]);
+        assert_eq!(pair.rejected.loss_mask, [false, true]);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What a run is made from: pinned, waited for, or refused.
 
-use graftwork_api::training_run::{EarlyStopping, MethodType, Quantization};
+use graftwork_api::training_run::{EarlyStopping, MethodType, ObjectiveType, Quantization};
 use graftwork_contract::run::TrainerConfig;
 
 use super::*;
@@ -69,6 +69,31 @@ fn what_the_base_is_quantised_to_is_pinned_and_names_another_run() {
     assert_eq!(quantised["quantization"], "Q4_K");
     assert_eq!(plain["digest"], quantised["digest"]);
     assert_ne!(plain_key, quantised_key);
+}
+
+#[test]
+fn an_objective_is_configured_and_names_another_run() {
+    let mut world = World::new();
+    let base = Digest::of(b"base");
+    let key = |world: &World| {
+        let valid = validate(&world.cr.spec).unwrap();
+        pins::key(&valid, &world.cr, &base).unwrap()
+    };
+    let plain = key(&world);
+    world.cr.spec.objective.type_ = ObjectiveType::Dpo;
+    let unsaid = key(&world);
+    assert_ne!(unsaid, plain);
+    world.cr.spec.objective.beta = Some("0.1".into());
+    assert_eq!(
+        key(&world),
+        unsaid,
+        "0.1 is what is meant where nothing is said"
+    );
+    world.cr.spec.objective.beta = Some("0.2".into());
+    assert_ne!(key(&world), unsaid);
+    let objective = validate(&world.cr.spec).unwrap().objective;
+    let written = serde_json::to_value(objective).unwrap();
+    assert_eq!(written, serde_json::json!({"type": "DPO", "beta": 0.2}));
 }
 
 #[test]
@@ -210,6 +235,17 @@ fn a_field_that_can_not_work_ends_the_run() {
         (
             Box::new(|spec| spec.method.type_ = MethodType::Other("Full".to_owned())),
             "spec.method.type: \"Full\" is not known to this version; it knows LoRA, QLoRA",
+        ),
+        (
+            Box::new(|spec| spec.objective.beta = Some("0.1".into())),
+            "spec.objective.beta: it belongs to type DPO, the type is SFT",
+        ),
+        (
+            Box::new(|spec| {
+                spec.objective.type_ = ObjectiveType::Dpo;
+                spec.objective.beta = Some("0".into());
+            }),
+            "spec.objective.beta: \"0\" is not a number that fits",
         ),
         (
             Box::new(|spec| spec.method.lora.rank = 400),

@@ -9,6 +9,8 @@
     reason = "a failed step is a failed test, and tests watch the clock"
 )]
 
+mod methods;
+
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -171,32 +173,39 @@ impl World {
     }
 }
 
+const ANSWERS: [&str; 3] = ["red", "sky", "bolt"];
+
+fn prompt(index: usize) -> String {
+    format!("Item {} {}", index % 8, index % 3)
+}
+
 /// A dataset as the builder writes it: the last digit of a prompt decides the answer, and in the
-/// answers each letter decides the next, which even a tiny random base can be taught.
+/// answers each letter decides the next, which even a tiny random base can be taught. What is learnt
+/// is wrong for the rows to validate: their loss falls, then rises.
 fn write_dataset(store: &Store, test_rows: usize, validation_rows: usize) -> Digest {
-    const ANSWERS: [&str; 3] = ["red", "sky", "bolt"];
-    let row = |index: usize| Row::Completion {
-        prompt: format!("Item {} {}", index % 8, index % 3),
-        completion: ANSWERS[index % 3].to_owned(),
+    let rows = |count: usize, shift: usize| -> Vec<Row> {
+        let row = |index: usize| Row::Completion {
+            prompt: prompt(index),
+            completion: ANSWERS[(index + shift) % 3].to_owned(),
+        };
+        (0..count).map(row).collect()
     };
-    let digest = Digest::of(b"colours");
-    let staged = store.stage(&paths::dataset("colours", &digest)).unwrap();
-    for (split, rows) in [
-        (Split::Train, 48),
-        (Split::Validation, validation_rows),
-        (Split::Test, test_rows),
-    ] {
+    let splits = [rows(48, 0), rows(validation_rows, 1), rows(test_rows, 0)];
+    write_rows(store, "colours", Format::Completion, splits)
+}
+
+/// Writes rows to train on, to validate and to test as one version of a dataset.
+fn write_rows(store: &Store, name: &str, format: Format, splits: [Vec<Row>; 3]) -> Digest {
+    let digest = Digest::of(name.as_bytes());
+    let staged = store.stage(&paths::dataset(name, &digest)).unwrap();
+    let [train, validation, test] = splits.each_ref().map(|rows| rows.len() as u64);
+    for (split, rows) in [Split::Train, Split::Validation, Split::Test]
+        .into_iter()
+        .zip(splits)
+    {
         let path = staged.dir().join(file_name(split));
-        let mut writer = RowWriter::create(&path, Format::Completion, None).unwrap();
-        for index in 0..rows {
-            // What is learnt is wrong for the rows to validate: their loss falls, then rises.
-            let row = match (split, row(index)) {
-                (Split::Validation, Row::Completion { prompt, .. }) => Row::Completion {
-                    prompt,
-                    completion: ANSWERS[(index + 1) % 3].to_owned(),
-                },
-                (_, row) => row,
-            };
+        let mut writer = RowWriter::create(&path, format, None).unwrap();
+        for row in rows {
             writer.push(row, None).unwrap();
         }
         writer.finish().unwrap();
@@ -211,12 +220,12 @@ fn write_dataset(store: &Store, test_rows: usize, validation_rows: usize) -> Dig
     };
     let manifest = Manifest {
         digest: digest.clone(),
-        schema_hash: schema_hash(Format::Completion, None),
-        format: Format::Completion,
+        schema_hash: schema_hash(format, None),
+        format,
         rows: RowCounts {
-            train: 48,
-            validation: validation_rows as u64,
-            test: test_rows as u64,
+            train,
+            validation,
+            test,
             rejected: 0,
             duplicates: 0,
         },
@@ -706,140 +715,4 @@ fn an_unreadable_configuration_is_a_bad_one() {
     let (code, reason, message) = world.failure(&config);
     assert_eq!((code, reason.as_str()), (64, "InvalidSpec"));
     assert!(message.contains("missing field `resolved`"), "{message}");
-}
-
-#[test]
-fn a_quantised_base_is_trained_on_and_named_in_the_provenance() {
-    let world = World::new();
-    let mut config = world.config("quantised");
-    config["resolved"]["base"]["quantization"] = json!("Q4_K");
-    assert_eq!(world.run(&config), 0);
-    let result = world.result(&config);
-    let loss = result.metrics.iter().find(|it| it.name == "loss").unwrap();
-    assert!(loss.value < 0.8 * loss.baseline, "{loss:?}");
-    let manifest = world.store().join(&result.folder).join("manifest.json");
-    let manifest: Value = serde_json::from_slice(&std::fs::read(manifest).unwrap()).unwrap();
-    let named = manifest.pointer("/provenance/trained/resolved/base/quantization");
-    assert_eq!(named, Some(&json!("Q4_K")));
-
-    let plain = world.config("plain");
-    assert_eq!(world.run(&plain), 0);
-    assert_ne!(world.result(&plain).digest, result.digest);
-}
-
-/// The steps' figures that a run has left, by step.
-fn figures(world: &World, config: &Value) -> Vec<Value> {
-    let folder = world.run_folder(config).join("metrics");
-    let files = std::fs::read_dir(folder).unwrap().flatten();
-    let mut figures: Vec<Value> = files
-        .flat_map(|file| {
-            let text = std::fs::read_to_string(file.path()).unwrap();
-            let lines = text.lines().map(|line| serde_json::from_str(line).unwrap());
-            lines.collect::<Vec<Value>>()
-        })
-        .collect();
-    figures.sort_by_key(|figure| figure["step"].as_u64());
-    figures
-}
-
-#[test]
-fn training_ends_where_validation_gets_no_better_and_its_best_step_is_the_result() {
-    let world = World::new();
-    let mut config = world.config("early");
-    config["hyperparameters"]["schedule"] = json!("Constant");
-    config["hyperparameters"]["maximumSteps"] = json!(400);
-    config["hyperparameters"]["validateEverySteps"] = json!(3);
-    config["hyperparameters"]["patience"] = json!(4);
-    config["checkpoint"]["keepBest"] = json!(true);
-    assert_eq!(world.run(&config), 0, "{:?}", world.summary(&config));
-    let result = world.result(&config);
-    assert!(result.steps < 400, "{}", result.steps);
-    let validated: Vec<(u64, f64)> = figures(&world, &config)
-        .iter()
-        .filter_map(|it| Some((it["step"].as_u64()?, it.get("validationLoss")?.as_f64()?)))
-        .collect();
-    let best = validated.iter().copied().min_by(|a, b| a.1.total_cmp(&b.1));
-    let (best_step, _) = best.unwrap();
-    assert!(validated.iter().all(|(step, _)| step % 3 == 0));
-    assert_eq!(result.steps, best_step + 4 * 3, "{validated:?}");
-
-    // The same run that ends at its best step has the same adapter.
-    let mut shorter = config.clone();
-    shorter["run"] = json!("shorter");
-    shorter["key"] = json!(Digest::of(b"shorter"));
-    shorter["hyperparameters"]["maximumSteps"] = json!(best_step);
-    assert_eq!(world.run(&shorter), 0);
-    assert_eq!(world.result(&shorter).digest, result.digest);
-}
-
-#[test]
-fn a_run_that_validates_goes_on_with_the_same_bits_after_it_was_killed() {
-    let world = World::new();
-    let config_of = |run: &str| {
-        let mut config = world.config(run);
-        config["hyperparameters"]["validateEverySteps"] = json!(5);
-        config["checkpoint"]["keepBest"] = json!(true);
-        config
-    };
-    let whole = config_of("whole");
-    assert_eq!(world.run(&whole), 0);
-    let killed = config_of("killed");
-    for _ in 0..3 {
-        let mut child = world.start(&killed);
-        let folder = world.run_folder(&killed);
-        let before = checkpoint_steps(&folder);
-        wait_until(&mut child, || checkpoint_steps(&folder) != before);
-        child.kill().unwrap();
-        child.wait().unwrap();
-    }
-    assert_eq!(world.run(&killed), 0);
-    assert_eq!(world.result(&killed).digest, world.result(&whole).digest);
-}
-
-#[test]
-fn validation_without_rows_to_learn_from_is_refused() {
-    let world = World::with_splits(24, 0);
-    let mut config = world.config("blind");
-    config["hyperparameters"]["validateEverySteps"] = json!(5);
-    let (code, _, message) = world.failure(&config);
-    assert_eq!(code, 65);
-    assert!(message.contains("validation split"), "{message}");
-    config["hyperparameters"]["validateEverySteps"] = Value::Null;
-    config["checkpoint"]["keepBest"] = json!(true);
-    let (code, _, message) = world.failure(&config);
-    assert_eq!(code, 64);
-    assert!(message.contains("validateEverySteps"), "{message}");
-}
-
-#[test]
-fn a_run_starts_from_the_version_that_it_names() {
-    let world = World::new();
-    let cold = world.config("cold");
-    assert_eq!(world.run(&cold), 0);
-    let mut warm = world.config("warm");
-    warm["resolved"]["initial"] = json!({
-        "adapter": "colours", "version": 1, "digest": world.result(&cold).digest,
-    });
-    assert_eq!(world.run(&warm), 0, "{:?}", world.summary(&warm));
-    let loss = |config: &Value, at: usize| figures(&world, config)[at]["loss"].as_f64().unwrap();
-    assert!(
-        loss(&warm, 0) < 0.8 * loss(&cold, 0),
-        "what was learnt is there"
-    );
-    assert_ne!(world.result(&warm).digest, world.result(&cold).digest);
-
-    let mut other = warm.clone();
-    other["run"] = json!("other");
-    other["lora"]["alpha"] = json!(8.0);
-    let (code, reason, message) = world.failure(&other);
-    assert_eq!((code, reason.as_str()), (64, "InvalidSpec"));
-    assert!(
-        message.contains("initialAdapterRef colours version 1"),
-        "{message}"
-    );
-    other["run"] = json!("gone");
-    other["resolved"]["initial"]["digest"] = json!(Digest::of(b"gone"));
-    let (code, _, message) = world.failure(&other);
-    assert_eq!(code, 64);
-    assert!(message.contains("does not exist"), "{message}");
 }

@@ -1,0 +1,238 @@
+//! What is trained and from where: a quantised base, preferences, a version that is there; and what
+//! validation does on the way.
+
+use super::*;
+
+#[test]
+fn a_quantised_base_is_trained_on_and_named_in_the_provenance() {
+    let world = World::new();
+    let mut config = world.config("quantised");
+    config["resolved"]["base"]["quantization"] = json!("Q4_K");
+    assert_eq!(world.run(&config), 0);
+    let result = world.result(&config);
+    let loss = result.metrics.iter().find(|it| it.name == "loss").unwrap();
+    assert!(loss.value < 0.8 * loss.baseline, "{loss:?}");
+    let manifest = world.store().join(&result.folder).join("manifest.json");
+    let manifest: Value = serde_json::from_slice(&std::fs::read(manifest).unwrap()).unwrap();
+    let named = manifest.pointer("/provenance/trained/resolved/base/quantization");
+    assert_eq!(named, Some(&json!("Q4_K")));
+
+    let plain = world.config("plain");
+    assert_eq!(world.run(&plain), 0);
+    assert_ne!(world.result(&plain).digest, result.digest);
+}
+
+/// The steps' figures that a run has left, by step.
+fn figures(world: &World, config: &Value) -> Vec<Value> {
+    let folder = world.run_folder(config).join("metrics");
+    let files = std::fs::read_dir(folder).unwrap().flatten();
+    let mut figures: Vec<Value> = files
+        .flat_map(|file| {
+            let text = std::fs::read_to_string(file.path()).unwrap();
+            let lines = text.lines().map(|line| serde_json::from_str(line).unwrap());
+            lines.collect::<Vec<Value>>()
+        })
+        .collect();
+    figures.sort_by_key(|figure| figure["step"].as_u64());
+    figures
+}
+
+#[test]
+fn training_ends_where_validation_gets_no_better_and_its_best_step_is_the_result() {
+    let world = World::new();
+    let mut config = world.config("early");
+    config["hyperparameters"]["schedule"] = json!("Constant");
+    config["hyperparameters"]["maximumSteps"] = json!(400);
+    config["hyperparameters"]["validateEverySteps"] = json!(3);
+    config["hyperparameters"]["patience"] = json!(4);
+    config["checkpoint"]["keepBest"] = json!(true);
+    assert_eq!(world.run(&config), 0, "{:?}", world.summary(&config));
+    let result = world.result(&config);
+    assert!(result.steps < 400, "{}", result.steps);
+    let validated: Vec<(u64, f64)> = figures(&world, &config)
+        .iter()
+        .filter_map(|it| Some((it["step"].as_u64()?, it.get("validationLoss")?.as_f64()?)))
+        .collect();
+    let best = validated.iter().copied().min_by(|a, b| a.1.total_cmp(&b.1));
+    let (best_step, _) = best.unwrap();
+    assert!(validated.iter().all(|(step, _)| step % 3 == 0));
+    assert_eq!(result.steps, best_step + 4 * 3, "{validated:?}");
+
+    // The same run that ends at its best step has the same adapter.
+    let mut shorter = config.clone();
+    shorter["run"] = json!("shorter");
+    shorter["key"] = json!(Digest::of(b"shorter"));
+    shorter["hyperparameters"]["maximumSteps"] = json!(best_step);
+    assert_eq!(world.run(&shorter), 0);
+    assert_eq!(world.result(&shorter).digest, result.digest);
+}
+
+#[test]
+fn a_run_that_validates_goes_on_with_the_same_bits_after_it_was_killed() {
+    let world = World::new();
+    let config_of = |run: &str| {
+        let mut config = world.config(run);
+        config["hyperparameters"]["validateEverySteps"] = json!(5);
+        config["checkpoint"]["keepBest"] = json!(true);
+        config
+    };
+    let whole = config_of("whole");
+    assert_eq!(world.run(&whole), 0);
+    let killed = config_of("killed");
+    for _ in 0..3 {
+        let mut child = world.start(&killed);
+        let folder = world.run_folder(&killed);
+        let before = checkpoint_steps(&folder);
+        wait_until(&mut child, || checkpoint_steps(&folder) != before);
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    assert_eq!(world.run(&killed), 0);
+    assert_eq!(world.result(&killed).digest, world.result(&whole).digest);
+}
+
+#[test]
+fn validation_without_rows_to_learn_from_is_refused() {
+    let world = World::with_splits(24, 0);
+    let mut config = world.config("blind");
+    config["hyperparameters"]["validateEverySteps"] = json!(5);
+    let (code, _, message) = world.failure(&config);
+    assert_eq!(code, 65);
+    assert!(message.contains("validation split"), "{message}");
+    config["hyperparameters"]["validateEverySteps"] = Value::Null;
+    config["checkpoint"]["keepBest"] = json!(true);
+    let (code, _, message) = world.failure(&config);
+    assert_eq!(code, 64);
+    assert!(message.contains("validateEverySteps"), "{message}");
+}
+
+#[test]
+fn a_run_starts_from_the_version_that_it_names() {
+    let world = World::new();
+    let cold = world.config("cold");
+    assert_eq!(world.run(&cold), 0);
+    let mut warm = world.config("warm");
+    warm["resolved"]["initial"] = json!({
+        "adapter": "colours", "version": 1, "digest": world.result(&cold).digest,
+    });
+    assert_eq!(world.run(&warm), 0, "{:?}", world.summary(&warm));
+    let loss = |config: &Value, at: usize| figures(&world, config)[at]["loss"].as_f64().unwrap();
+    assert!(
+        loss(&warm, 0) < 0.8 * loss(&cold, 0),
+        "what was learnt is there"
+    );
+    assert_ne!(world.result(&warm).digest, world.result(&cold).digest);
+
+    let mut other = warm.clone();
+    other["run"] = json!("other");
+    other["lora"]["alpha"] = json!(8.0);
+    let (code, reason, message) = world.failure(&other);
+    assert_eq!((code, reason.as_str()), (64, "InvalidSpec"));
+    assert!(
+        message.contains("initialAdapterRef colours version 1"),
+        "{message}"
+    );
+    other["run"] = json!("gone");
+    other["resolved"]["initial"]["digest"] = json!(Digest::of(b"gone"));
+    let (code, _, message) = world.failure(&other);
+    assert_eq!(code, 64);
+    assert!(message.contains("does not exist"), "{message}");
+}
+
+/// A run that learns which of two answers is the better one.
+fn preferences(world: &World, run: &str, microbatch: u32) -> Value {
+    let store = Store::open(world.store()).unwrap();
+    let rows = |count: usize| -> Vec<Row> {
+        let row = |index: usize| Row::Preference {
+            prompt: prompt(index),
+            chosen: ANSWERS[index % 3].to_owned(),
+            rejected: ANSWERS[(index + 1) % 3].to_owned(),
+        };
+        (0..count).map(row).collect()
+    };
+    let splits = [rows(48), rows(6), rows(12)];
+    let digest = Digest::of(b"preferred");
+    if !world
+        .store()
+        .join(paths::dataset("preferred", &digest))
+        .exists()
+    {
+        write_rows(&store, "preferred", Format::Preference, splits);
+    }
+    let mut config = world.config(run);
+    config["resolved"]["dataset"] = json!({
+        "name": "preferred", "version": 1, "digest": digest, "format": "Preference",
+    });
+    config["objective"] = json!({"type": "DPO", "beta": 0.5});
+    config["lora"]["dropout"] = json!(0.0);
+    config["hyperparameters"]["microBatchSize"] = json!(microbatch);
+    config["hyperparameters"]["validateEverySteps"] = json!(10);
+    config["evaluation"]["metrics"] = json!(["Loss"]);
+    config
+}
+
+#[test]
+fn preferences_are_learnt_from_ln_2_down() {
+    let world = World::new();
+    let config = preferences(&world, "dpo", 8);
+    assert_eq!(world.run(&config), 0, "{:?}", world.summary(&config));
+    let figures = figures(&world, &config);
+    let first = figures[0]["loss"].as_f64().unwrap();
+    assert!((first - std::f64::consts::LN_2).abs() < 1e-5, "{first}");
+    let last = figures.last().unwrap()["loss"].as_f64().unwrap();
+    assert!(last < 0.5 * first, "{last}");
+    let validated = figures.last().unwrap()["validationLoss"].as_f64().unwrap();
+    assert!(validated < 0.5 * first, "{validated}");
+    let manifest = world
+        .store()
+        .join(world.result(&config).folder)
+        .join("manifest.json");
+    let manifest: Value = serde_json::from_slice(&std::fs::read(manifest).unwrap()).unwrap();
+    let objective = manifest.pointer("/provenance/trained/objective").unwrap();
+    assert_eq!(objective, &json!({"type": "DPO", "beta": 0.5}));
+}
+
+#[test]
+fn preferences_learnt_from_a_version_have_it_as_their_reference() {
+    let world = World::new();
+    let first = world.config("first");
+    assert_eq!(world.run(&first), 0);
+    let mut config = preferences(&world, "warm", 8);
+    config["resolved"]["initial"] = json!({
+        "adapter": "colours", "version": 1, "digest": world.result(&first).digest,
+    });
+    assert_eq!(world.run(&config), 0, "{:?}", world.summary(&config));
+    let loss = figures(&world, &config)[0]["loss"].as_f64().unwrap();
+    assert!((loss - std::f64::consts::LN_2).abs() < 1e-5, "{loss}");
+}
+
+#[test]
+fn a_run_on_preferences_goes_on_with_the_same_bits_after_it_was_killed() {
+    let world = World::new();
+    let whole = preferences(&world, "whole", 2);
+    assert_eq!(world.run(&whole), 0);
+    let killed = preferences(&world, "killed", 2);
+    for _ in 0..3 {
+        let mut child = world.start(&killed);
+        let folder = world.run_folder(&killed);
+        let before = checkpoint_steps(&folder);
+        wait_until(&mut child, || checkpoint_steps(&folder) != before);
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    assert_eq!(world.run(&killed), 0);
+    assert_eq!(world.result(&killed).digest, world.result(&whole).digest);
+}
+
+#[test]
+fn preferences_need_rows_of_their_format() {
+    let world = World::new();
+    let mut config = world.config("completions");
+    config["objective"] = json!({"type": "DPO", "beta": 0.1});
+    let (code, reason, message) = world.failure(&config);
+    assert_eq!((code, reason.as_str()), (64, "InvalidSpec"));
+    assert!(
+        message.contains("needs a dataset of format Preference"),
+        "{message}"
+    );
+}
