@@ -27,9 +27,11 @@ pub mod rows;
 mod staging;
 mod store;
 mod verify;
+mod volume;
 
 pub use error::{Category, Error, Result};
 pub use numbered::Appended;
 pub use staging::{MANIFEST_FILE, Staged, StagedFiles};
 pub use store::{Entry, Put, Store};
 pub use verify::digest_of_file;
+pub use volume::Volume;

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
@@ -16,8 +16,9 @@ use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
 use crate::clock;
-use crate::store::{Put, Store, encode, sync_folder, sync_parent, write_synced};
+use crate::store::{Put, Store, encode};
 use crate::verify::digest_of_file;
+use crate::volume::Volume;
 use crate::{Error, Result};
 
 /// Written into a folder last.
@@ -32,29 +33,34 @@ const LEFTOVER_AGE: Duration = Duration::from_mins(15);
 #[derive(Debug)]
 pub(crate) struct Session {
     dir: PathBuf,
+    volume: Volume,
     next: AtomicU64,
     /// Held for the session's life; `None` where the volume has no locks.
     lock: Option<File>,
 }
 
 impl Session {
-    pub(crate) fn begin(root: &Path) -> Result<Self> {
+    pub(crate) fn begin(root: &Path, volume: &Volume) -> Result<Self> {
         let parent = root.join(TEMP_DIR);
-        fs::create_dir_all(&parent).map_err(Error::io("create", &parent))?;
+        volume
+            .create_folders(&parent)
+            .map_err(Error::io("create", &parent))?;
         // Pods share the volume and often the process number, so the time decides.
         let mut stamp = clock::wall()
             .duration_since(SystemTime::UNIX_EPOCH)
             .map_or(0, |since| since.as_nanos());
         let dir = loop {
             let dir = parent.join(format!("{}-{stamp}", std::process::id()));
-            match fs::create_dir(&dir) {
+            match volume.create_folder(&dir) {
                 Ok(()) => break dir,
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => stamp += 1,
                 Err(error) => return Err(Error::io("create", &dir)(error)),
             }
         };
         let path = dir.join(LOCK_FILE);
-        let file = File::create_new(&path).map_err(Error::io("create", &path))?;
+        let file = volume
+            .create_file(&path)
+            .map_err(Error::io("create", &path))?;
         let lock = match file.try_lock() {
             Ok(()) => Some(file),
             Err(error) => {
@@ -64,6 +70,7 @@ impl Session {
         };
         Ok(Self {
             dir,
+            volume: volume.clone(),
             next: AtomicU64::new(0),
             lock,
         })
@@ -83,14 +90,16 @@ impl Session {
     /// A new empty folder.
     pub(crate) fn folder(&self) -> Result<PathBuf> {
         let path = self.file();
-        fs::create_dir(&path).map_err(Error::io("create", &path))?;
+        self.volume
+            .create_folder(&path)
+            .map_err(Error::io("create", &path))?;
         Ok(path)
     }
 }
 
 impl Drop for Session {
     fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.dir);
+        let _ = self.volume.remove_folder(&self.dir);
         // Held to the end: nobody takes the folder for a killed writer's while it goes.
         drop(self.lock.take());
     }
@@ -197,7 +206,8 @@ impl Staged {
         crate::path::check(name)?;
         let to = self.temp.join(name);
         let mut source = File::open(from).map_err(Error::io("open", from))?;
-        let mut file = File::create_new(&to).map_err(Error::io("create", &to))?;
+        let volume = self.store.volume();
+        let mut file = volume.create_file(&to).map_err(Error::io("create", &to))?;
         let mut hasher = Sha256::new();
         let mut buffer = vec![0_u8; 1 << 18];
         let mut size = 0;
@@ -214,9 +224,11 @@ impl Staged {
                 });
             }
             hasher.update(piece);
-            file.write_all(piece).map_err(Error::io("write", &to))?;
+            volume
+                .write(&mut file, &to, piece)
+                .map_err(Error::io("write", &to))?;
         }
-        file.sync_all().map_err(Error::io("sync", &to))?;
+        volume.sync(&file, &to).map_err(Error::io("sync", &to))?;
         let digest = Digest::from_sha256(hasher.finalize().into());
         self.hashed.insert(name.to_owned(), (digest, size));
         Ok(())
@@ -225,7 +237,7 @@ impl Staged {
     /// Writes one file.
     pub fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
         crate::path::check(name)?;
-        write_synced(&self.temp.join(name), bytes)
+        self.store.write_synced(&self.temp.join(name), bytes)
     }
 
     /// Digest and size of every file written so far, for the manifest.
@@ -266,16 +278,17 @@ impl Staged {
         let path = format!("{}/{MANIFEST_FILE}", self.target);
         let manifest = encode(&path, manifest)?;
         self.sync_files()?;
-        write_synced(&self.temp.join(MANIFEST_FILE), manifest.as_bytes())?;
-        sync_folder(&self.temp)?;
+        self.store
+            .write_synced(&self.temp.join(MANIFEST_FILE), manifest.as_bytes())?;
+        self.store.sync_path(&self.temp)?;
         let full = self.store.locate(&self.target)?;
         self.store.make_parents(&full)?;
         loop {
             // A rename replaces an empty folder and nothing else, so it is create-only: what we
             // publish is never empty.
-            let error = match fs::rename(&self.temp, &full) {
+            let error = match self.store.volume().rename(&self.temp, &full) {
                 Ok(()) => {
-                    sync_parent(&full)?;
+                    self.store.sync_parent(&full)?;
                     return Ok(Put::Created);
                 }
                 Err(error) => error,
@@ -317,9 +330,7 @@ impl Staged {
     fn sync_files(&self) -> Result<()> {
         for item in fs::read_dir(&self.temp).map_err(Error::io("list", &self.temp))? {
             let path = item.map_err(Error::io("list", &self.temp))?.path();
-            File::open(&path)
-                .and_then(|file| file.sync_all())
-                .map_err(Error::io("sync", &path))?;
+            self.store.sync_path(&path)?;
         }
         Ok(())
     }
@@ -327,7 +338,7 @@ impl Staged {
 
 impl Drop for Staged {
     fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.temp);
+        let _ = self.store.volume().remove_folder(&self.temp);
     }
 }
 
@@ -339,11 +350,11 @@ mod tests {
     fn a_killed_writers_files_go_when_they_are_old_and_a_live_ones_stay() {
         let root = tempfile::tempdir().unwrap();
         let later = clock::wall() + 2 * LEFTOVER_AGE;
-        let live = Session::begin(root.path()).unwrap();
+        let live = Session::begin(root.path(), &Volume::default()).unwrap();
         fs::write(live.file(), "x").unwrap();
         assert!(!is_left_over(&live.dir, later), "its lock is held");
 
-        let killed = Session::begin(root.path()).unwrap();
+        let killed = Session::begin(root.path(), &Volume::default()).unwrap();
         fs::write(killed.file(), "x").unwrap();
         let dir = killed.dir.clone();
         // A killed process runs no destructor, but the kernel closes its files.
@@ -356,7 +367,7 @@ mod tests {
     #[test]
     fn a_session_that_ends_leaves_nothing() {
         let root = tempfile::tempdir().unwrap();
-        let session = Session::begin(root.path()).unwrap();
+        let session = Session::begin(root.path(), &Volume::default()).unwrap();
         let dir = session.dir.clone();
         drop(session);
         assert!(!dir.exists());

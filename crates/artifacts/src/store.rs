@@ -1,7 +1,7 @@
 //! The store: records by path.
 
 use std::fs::{self, File};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -11,12 +11,14 @@ use serde::de::DeserializeOwned;
 
 use crate::path::{is_absent, resolve};
 use crate::staging::{Session, Staged, clean_leftovers};
+use crate::volume::Volume;
 use crate::{Error, Result};
 
 /// The artifact store of one namespace. Cheap to clone; may be used from many threads.
 #[derive(Debug, Clone)]
 pub struct Store {
     root: PathBuf,
+    volume: Volume,
     session: Arc<Mutex<Option<Arc<Session>>>>,
 }
 
@@ -47,6 +49,16 @@ impl Store {
         Ok(store)
     }
 
+    /// The same store on another disk: for tests of what its failures do.
+    #[must_use]
+    pub fn on(self, volume: Volume) -> Self {
+        Self {
+            volume,
+            session: Arc::default(),
+            ..self
+        }
+    }
+
     /// Opens the store where the volume is mounted read-only; writing to it fails with the volume's
     /// error.
     pub fn open_read_only(root: impl Into<PathBuf>) -> Result<Self> {
@@ -61,6 +73,7 @@ impl Store {
         }
         Ok(Self {
             root,
+            volume: Volume::default(),
             session: Arc::default(),
         })
     }
@@ -130,13 +143,14 @@ impl Store {
             return compare(path, &existing, bytes);
         }
         let temp = self.session()?.file();
-        let written = write_synced(&temp, bytes)
+        let written = self
+            .write_synced(&temp, bytes)
             .and_then(|()| self.make_parents(&full))
-            .and_then(|()| name_once(&temp, &full));
+            .and_then(|()| self.name_once(&temp, &full));
         // Where the name was taken by a hard link the temporary one is left over.
-        let _ = fs::remove_file(&temp);
+        let _ = self.volume.remove_file(&temp);
         if written? {
-            sync_parent(&full)?;
+            self.sync_parent(&full)?;
             return Ok(Put::Created);
         }
         match self.get(path)? {
@@ -178,10 +192,12 @@ impl Store {
     pub fn remove_folder(&self, path: &str) -> Result<()> {
         let full = resolve(&self.root, path)?;
         let aside = self.session()?.file();
-        match fs::rename(&full, &aside) {
+        match self.volume.rename(&full, &aside) {
             Ok(()) => {
-                sync_parent(&full)?;
-                fs::remove_dir_all(&aside).map_err(Error::io("remove", &aside))
+                self.sync_parent(&full)?;
+                self.volume
+                    .remove_folder(&aside)
+                    .map_err(Error::io("remove", &aside))
             }
             Err(error) if is_absent(&error) => Ok(()),
             Err(error) => Err(Error::io("remove", &full)(error)),
@@ -195,7 +211,7 @@ impl Store {
         }
         // On a volume whose locks don't reach other nodes, a writer that rested for long looks like a killed one, and
         // its folder may have been removed.
-        let new = Arc::new(Session::begin(&self.root)?);
+        let new = Arc::new(Session::begin(&self.root, &self.volume)?);
         *session = Some(new.clone());
         Ok(new)
     }
@@ -209,13 +225,57 @@ impl Store {
             folder = path.parent();
         }
         for path in missing.into_iter().rev() {
-            match fs::create_dir(path) {
-                Ok(()) => sync_parent(path)?,
+            match self.volume.create_folder(path) {
+                Ok(()) => self.sync_parent(path)?,
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(Error::io("create", path)(error)),
             }
         }
         Ok(())
+    }
+
+    /// The disk, for what is written into a staged folder.
+    pub(crate) fn volume(&self) -> &Volume {
+        &self.volume
+    }
+
+    pub(crate) fn write_synced(&self, path: &Path, bytes: &[u8]) -> Result<()> {
+        let volume = &self.volume;
+        let mut file = volume
+            .create_file(path)
+            .map_err(Error::io("create", path))?;
+        volume
+            .write(&mut file, path, bytes)
+            .map_err(Error::io("write", path))?;
+        volume.sync(&file, path).map_err(Error::io("sync", path))
+    }
+
+    /// Gives the file at `temp` the name `full` unless that is taken. A hard link does it atomically
+    /// on every file system that has links; where there are none, a rename that refuses to replace
+    /// does.
+    fn name_once(&self, temp: &Path, full: &Path) -> Result<bool> {
+        let is_taken = |error: &io::Error| error.kind() == io::ErrorKind::AlreadyExists;
+        match self.volume.hard_link(temp, full) {
+            Ok(()) => Ok(true),
+            Err(error) if is_taken(&error) => Ok(false),
+            Err(_) => match self.volume.rename_new(temp, full) {
+                Ok(()) => Ok(true),
+                Err(error) if is_taken(&error) => Ok(false),
+                Err(error) => Err(Error::io("create", full)(error)),
+            },
+        }
+    }
+
+    /// Syncs the folder that holds `path`, so that the name survives a power cut.
+    pub(crate) fn sync_parent(&self, path: &Path) -> Result<()> {
+        self.sync_path(path.parent().unwrap_or(path))
+    }
+
+    /// Syncs a file or a folder.
+    pub(crate) fn sync_path(&self, path: &Path) -> Result<()> {
+        File::open(path)
+            .and_then(|file| self.volume.sync(&file, path))
+            .map_err(Error::io("sync", path))
     }
 }
 
@@ -236,41 +296,6 @@ fn compare(path: &str, existing: &[u8], wanted: &[u8]) -> Result<Put> {
             path: path.to_owned(),
         })
     }
-}
-
-pub(crate) fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {
-    let mut file = File::create_new(path).map_err(Error::io("create", path))?;
-    file.write_all(bytes).map_err(Error::io("write", path))?;
-    file.sync_all().map_err(Error::io("sync", path))
-}
-
-/// Gives the file at `temp` the name `full` unless that is taken. A hard link does it atomically
-/// on every file system that has links; where there are none, a rename that refuses to replace does.
-fn name_once(temp: &Path, full: &Path) -> Result<bool> {
-    match fs::hard_link(temp, full) {
-        Ok(()) => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
-        Err(_) => {
-            use rustix::fs::{CWD, RenameFlags, renameat_with};
-            match renameat_with(CWD, temp, CWD, full, RenameFlags::NOREPLACE) {
-                Ok(()) => Ok(true),
-                Err(rustix::io::Errno::EXIST) => Ok(false),
-                Err(error) => Err(Error::io("create", full)(error.into())),
-            }
-        }
-    }
-}
-
-/// Syncs the folder that holds `path`, so that the name survives a power cut.
-pub(crate) fn sync_parent(path: &Path) -> Result<()> {
-    let folder = path.parent().unwrap_or(path);
-    sync_folder(folder)
-}
-
-pub(crate) fn sync_folder(folder: &Path) -> Result<()> {
-    File::open(folder)
-        .and_then(|file| file.sync_all())
-        .map_err(Error::io("sync", folder))
 }
 
 fn walk(full: &Path, relative: &str, prefix: &str, entries: &mut Vec<Entry>) -> Result<()> {

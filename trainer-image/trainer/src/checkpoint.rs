@@ -10,7 +10,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use graftwork_artifacts::{Error as StoreError, MANIFEST_FILE, Store};
+use graftwork_artifacts::{Category, Error as StoreError, MANIFEST_FILE, Store};
 use graftwork_contract::Digest;
 use serde::{Deserialize, Serialize};
 
@@ -69,6 +69,16 @@ pub enum CheckpointError {
     /// The state's bytes.
     #[error(transparent)]
     State(#[from] StateFileError),
+}
+
+impl CheckpointError {
+    /// Whether the same call may succeed later.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Store(error) => error.category() == Category::Transient,
+            Self::State(_) => false,
+        }
+    }
 }
 
 /// The checkpoints of one run.
@@ -239,6 +249,12 @@ impl<'a> Checkpoints<'a> {
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use graftwork_artifacts::Volume;
+
     use super::*;
     use crate::optimizer::AdamW;
 
@@ -292,6 +308,139 @@ mod tests {
         assert_eq!(newest(&checkpoints), Some(15));
         std::fs::write(dir.path().join("run/checkpoints/2/15/manifest.json"), "{").unwrap();
         assert_eq!(newest(&checkpoints), Some(10));
+    }
+
+    /// What a save and the pruning after it do to the disk: how many calls, and the outcome where `at`
+    /// says that a call fails.
+    fn save_on(
+        dir: &std::path::Path,
+        at: impl Fn(usize) -> Option<io::ErrorKind> + Send + Sync + 'static,
+    ) -> (usize, bool) {
+        let calls = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&calls);
+        let volume = Volume::asking(
+            move |_, _| match at(counted.fetch_add(1, Ordering::SeqCst)) {
+                None => Ok(()),
+                Some(kind) => Err(kind.into()),
+            },
+        );
+        let store = Store::open_read_only(dir).unwrap().on(volume);
+        let checkpoints = checkpoints(&store, b"plan");
+        let saved = checkpoints
+            .save(1, &state(20), &Environment::new(1), 0)
+            .and_then(|()| checkpoints.prune(1));
+        (calls.load(Ordering::SeqCst), saved.is_ok())
+    }
+
+    /// A store with a checkpoint of step 10.
+    fn with_a_checkpoint() -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        checkpoints(&store, b"plan")
+            .save(1, &state(10), &Environment::new(1), 0)
+            .unwrap();
+        dir
+    }
+
+    /// The step that a new attempt goes on from, which then saves as if nothing had happened.
+    fn next_attempt(dir: &std::path::Path) -> Option<u64> {
+        let store = Store::open(dir).unwrap();
+        let checkpoints = checkpoints(&store, b"plan");
+        let found = newest(&checkpoints);
+        checkpoints
+            .save(2, &state(30), &Environment::new(1), 0)
+            .unwrap();
+        checkpoints.prune(1).unwrap();
+        assert_eq!(newest(&checkpoints), Some(30));
+        assert_eq!(checkpoints.list().unwrap().len(), 1);
+        found
+    }
+
+    #[test]
+    fn a_writer_that_dies_before_any_of_its_calls_leaves_a_whole_checkpoint() {
+        let (calls, saved) = save_on(with_a_checkpoint().path(), |_| None);
+        assert!(saved && calls > 12, "{calls} calls");
+        let mut found = BTreeSet::new();
+        for death in 0..calls {
+            let dir = with_a_checkpoint();
+            // The dead make no further calls, not even to clean up.
+            let dead = move |call| (call >= death).then_some(io::ErrorKind::Other);
+            save_on(dir.path(), dead);
+            let step = next_attempt(dir.path());
+            assert!([Some(10), Some(20)].contains(&step), "{death}: {step:?}");
+            found.extend(step);
+        }
+        assert_eq!(
+            found,
+            BTreeSet::from([10, 20]),
+            "before and after the rename"
+        );
+    }
+
+    #[test]
+    fn a_full_or_read_only_disk_leaves_what_was_there_and_later_saves_succeed() {
+        let (calls, _) = save_on(with_a_checkpoint().path(), |_| None);
+        for kind in [
+            io::ErrorKind::StorageFull,
+            io::ErrorKind::ReadOnlyFilesystem,
+        ] {
+            for failing in 0..calls {
+                let dir = with_a_checkpoint();
+                let (_, saved) = save_on(dir.path(), move |call| (call == failing).then_some(kind));
+                let step = newest(&checkpoints(&Store::open(dir.path()).unwrap(), b"plan"));
+                // Only what cleans up behind a save may fail unnoticed.
+                assert!(!saved || step == Some(20), "{kind} at {failing}: {step:?}");
+                assert!([Some(10), Some(20)].contains(&step), "{kind} at {failing}");
+                assert!(save_on(dir.path(), |_| None).1, "{kind} at {failing}");
+                assert_eq!(next_attempt(dir.path()), Some(20), "{kind} at {failing}");
+            }
+            let dir = with_a_checkpoint();
+            assert!(!save_on(dir.path(), move |_| Some(kind)).1);
+            assert_eq!(next_attempt(dir.path()), Some(10));
+        }
+    }
+
+    #[test]
+    fn damaged_swapped_and_missing_files_are_passed_over() {
+        let file = |step: u64, name: &str| format!("run/checkpoints/1/{step}/{name}");
+        type Damage = fn(&std::path::Path, &std::path::Path);
+        let damages: [Damage; 5] = [
+            |newer, _| std::fs::remove_file(newer).unwrap(),
+            |newer, _| std::fs::write(newer, "").unwrap(),
+            |newer, _| {
+                let mut bytes = std::fs::read(newer).unwrap();
+                let middle = bytes.len() / 2;
+                bytes[middle] ^= 1;
+                std::fs::write(newer, bytes).unwrap();
+            },
+            // Reordered: the newer folder has an older file.
+            |newer, older| {
+                std::fs::copy(older, newer).unwrap();
+            },
+            |newer, _| {
+                std::fs::remove_file(newer).unwrap();
+                std::fs::create_dir(newer).unwrap();
+            },
+        ];
+        for name in [STATE_FILE, MANIFEST_FILE] {
+            for (number, damage) in damages.iter().enumerate() {
+                // A manifest that still reads names the state's digest, which decides.
+                if name == MANIFEST_FILE && number == 2 {
+                    continue;
+                }
+                let dir = with_a_checkpoint();
+                let store = Store::open(dir.path()).unwrap();
+                let checkpoints = checkpoints(&store, b"plan");
+                checkpoints
+                    .save(1, &state(20), &Environment::new(1), 0)
+                    .unwrap();
+                damage(
+                    &dir.path().join(file(20, name)),
+                    &dir.path().join(file(10, name)),
+                );
+                assert_eq!(newest(&checkpoints), Some(10), "{name}, damage {number}");
+            }
+        }
     }
 
     #[test]

@@ -31,6 +31,22 @@ pub fn unix_nanoseconds() -> u64 {
     unix().as_nanos() as u64
 }
 
+/// Rests for `time`, or until `is_over` says so.
+pub fn rest(time: Duration, is_over: &dyn Fn() -> bool) {
+    const LOOK: Duration = Duration::from_millis(100);
+    let start = monotonic();
+    while !is_over() {
+        let Some(left) = time
+            .checked_sub(since(start))
+            .filter(|left| !left.is_zero())
+        else {
+            return;
+        };
+        // Nobody unparks this thread; a spurious wake-up only looks again.
+        std::thread::park_timeout(left.min(LOOK));
+    }
+}
+
 fn unix() -> Duration {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)

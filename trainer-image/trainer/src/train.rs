@@ -122,7 +122,7 @@ pub enum TrainError {
         "{what} of step {step} is {value}: lower hyperparameters.learningRate or maximumGradientNorm"
     )]
     Diverged {
-        /// `loss` or `gradient norm`.
+        /// `loss`, `gradient norm` or `a trained value`.
         what: &'static str,
         /// The step, from 1.
         step: u64,
@@ -329,6 +329,7 @@ impl<'a, O: Objective> Training<'a, O> {
             rate,
             clip_scale(gradient_norm, self.plan.maximum_gradient_norm),
         );
+        self.check_parameters(step + 1)?;
         self.write_parameters()?;
         self.finish_step(loss);
         Ok(Outcome::Stepped {
@@ -388,6 +389,19 @@ impl<'a, O: Objective> Training<'a, O> {
         self.state
             .optimizer
             .step(self.state.step, rate, gradient_scale, &mut parameters);
+    }
+
+    /// A finite gradient can still make a value overflow.
+    fn check_parameters(&self, step: u64) -> Result<(), TrainError> {
+        let values = self.state.parameters.iter().flatten();
+        match values.copied().find(|value| !value.is_finite()) {
+            None => Ok(()),
+            Some(value) => Err(TrainError::Diverged {
+                what: "a trained value",
+                step,
+                value: f64::from(value),
+            }),
+        }
     }
 
     fn finish_step(&mut self, loss: f64) {
@@ -606,6 +620,25 @@ mod tests {
         let error = training.step(|| false).unwrap_err();
         assert!(
             matches!(error, TrainError::Diverged { step: 1, .. }),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_value_that_overflows_ends_the_training_in_its_step() {
+        let (model, examples) = (model(), examples());
+        let mut training = training(&model, &examples, 6, 1);
+        // As large as a finite moment can make an update.
+        training.plan.rate.peak = f64::from(f32::MAX);
+        let mut state = training.state().clone();
+        for moment in &mut state.optimizer.first {
+            moment.fill(1e10);
+        }
+        training.restore(state).unwrap();
+        let error = training.step(|| false).unwrap_err();
+        let what = "a trained value";
+        assert!(
+            matches!(error, TrainError::Diverged { step: 1, what: it, .. } if it == what),
             "{error}"
         );
     }

@@ -7,6 +7,7 @@ mod evaluate;
 mod fence;
 mod inputs;
 mod package;
+mod patience;
 mod preference;
 mod progress;
 mod report;
@@ -27,7 +28,7 @@ use graftwork_contract::run::{Metric, Objective, RunResult, TrainerConfig};
 use graftwork_contract::{Digest, paths};
 use graftwork_model::lora::LoadedAdapter;
 use graftwork_model::lora::LoraParams;
-use graftwork_model::peft::Adapter;
+use graftwork_model::peft::{Adapter, AdapterError};
 
 use crate::checkpoint::CheckpointError;
 use crate::failure::{Failure, causes};
@@ -286,8 +287,11 @@ fn score(
     reporter.update(|progress| {
         progress.rows_to_evaluate = Evaluator::work(&config.evaluation.metrics, &inputs.test);
     });
-    let loaded = LoadedAdapter::new(adapter, base.model.config())
-        .map_err(|error| Failure::bug(causes(&error)))?;
+    // An adapter that is not finite is never scored, and so never packaged.
+    let loaded = LoadedAdapter::new(adapter, base.model.config()).map_err(|error| match error {
+        AdapterError::NotFinite { .. } => Failure::diverged(causes(&error)),
+        _ => Failure::bug(causes(&error)),
+    })?;
     let fence = std::cell::RefCell::new(fence);
     let on_rows = |rows| {
         if rows > 0 {

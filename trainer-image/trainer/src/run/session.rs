@@ -12,6 +12,7 @@ use graftwork_model::transformer::{Llama, Loss, ModelError, PackedBatch, StepSee
 use serde::Serialize;
 
 use super::fence::Fence;
+use super::patience;
 use super::progress::{Reporter, Stage};
 use crate::checkpoint::{Checkpoints, Environment};
 use crate::clock;
@@ -298,10 +299,13 @@ impl Session<'_> {
         epoch: u32,
     ) -> Result<(), Failure> {
         let now = clock::unix_seconds();
-        checkpoints
-            .save(u64::from(epoch), training.state(), environment, now)
-            .and_then(|()| checkpoints.prune(self.config.checkpoint.keep as usize))
-            .map_err(|error| Failure::from(&error))?;
+        let keep = self.config.checkpoint.keep as usize;
+        patience::saved(&patience::PAUSES, &|| self.stop.is_set(), || {
+            checkpoints
+                .save(u64::from(epoch), training.state(), environment, now)
+                .and_then(|()| checkpoints.prune(keep))
+        })
+        .map_err(|error| Failure::from(&error))?;
         self.reporter.update(|progress| {
             progress.checkpoint_step = training.state().step;
             progress.checkpoint_saved_unix_seconds = now;
