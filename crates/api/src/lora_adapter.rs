@@ -130,6 +130,10 @@ open_enum! {
         Loss = "loss",
         /// Share of test rows answered exactly; higher is better.
         ExactMatch = "exact_match",
+        /// Share of learnt tokens that were the most probable ones; higher is better.
+        TokenAccuracy = "token_accuracy",
+        /// Mean ROUGE-L F1 of answers; higher is better.
+        RougeL = "rouge_l",
     }
 }
 

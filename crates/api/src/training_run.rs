@@ -416,7 +416,8 @@ impl Default for CheckpointPolicy {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Evaluation {
-    /// Loss: mean over learnt tokens. ExactMatch: share of rows answered exactly, greedily.
+    /// Loss and TokenAccuracy: mean over learnt tokens. ExactMatch: share of rows answered exactly,
+    /// greedily. RougeL: mean F1 of the longest common subsequence of words, of the same answers.
     #[schemars(length(min = 1, max = 8), extend("x-kubernetes-list-type" = "set"))]
     pub metrics: Vec<EvaluationMetric>,
     /// Tokens that an answer may have.
@@ -446,6 +447,10 @@ open_enum! {
         /// Metric `exact_match`: share of rows whose first line of answer and completion, trimmed,
         /// are equal.
         ExactMatch = "ExactMatch",
+        /// Metric `token_accuracy`: share of the learnt tokens that were the most probable ones.
+        TokenAccuracy = "TokenAccuracy",
+        /// Metric `rouge_l`: mean ROUGE-L F1 of answer and completion, without stemming.
+        RougeL = "RougeL",
     }
 }
 
@@ -632,7 +637,7 @@ pub struct CheckpointStatus {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Metric {
-    /// Name: `loss`, `exact_match`.
+    /// Name: `loss`, `exact_match`, `token_accuracy`, `rouge_l`.
     #[schemars(length(max = 253))]
     pub name: String,
     /// Split that was measured on.
@@ -643,6 +648,11 @@ pub struct Metric {
     /// Value for the reference on the same rows.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub baseline: Option<Decimal>,
+    /// Lower and upper end of the 95 % interval of value minus baseline: paired bootstrap, by groups
+    /// where the split has a group column.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 2, max = 2), extend("x-kubernetes-list-type" = "atomic"))]
+    pub interval: Option<Vec<Decimal>>,
     /// Rows that were looked at.
     pub samples: u64,
 }

@@ -427,6 +427,31 @@ pub fn read(store: &Store, dataset: &str, digest: &Digest, split: Split) -> Resu
     open(store, dataset, digest, split)?.collect()
 }
 
+/// The group of each row of one split, where the split has a column of groups that is none of the
+/// format's; empty where it has none. To be called after [`open`], which checks the file's SHA-256.
+pub fn groups(store: &Store, dataset: &str, digest: &Digest, split: Split) -> Result<Vec<String>> {
+    let format = manifest(store, dataset, digest)?.format;
+    let folder = paths::dataset(dataset, digest);
+    let path = store.locate(&format!("{folder}/{}", file_name(split)))?;
+    read_groups(RowReader::open(&path, format)?)
+}
+
+fn read_groups(reader: RowReader) -> Result<Vec<String>> {
+    let format = reader.format;
+    let mut groups = Vec::new();
+    for batch in reader.batches {
+        let batch = batch.map_err(|error| unusable(&reader.name)(error.into()))?;
+        let schema = batch.schema();
+        let is_own = |field: &Arc<Field>| !columns(format).contains(&field.name().as_str());
+        let Some(own) = schema.fields().iter().position(is_own) else {
+            return Ok(Vec::new());
+        };
+        let column = batch.column(own).as_string_opt::<i32>();
+        groups.extend(texts(column.ok_or_else(|| misfit(&reader.name, format))?));
+    }
+    Ok(groups)
+}
+
 fn misfit(path: &str, format: Format) -> Error {
     Error::Rows {
         path: path.to_owned(),
@@ -530,6 +555,28 @@ mod tests {
         let read: Result<Vec<_>> = RowReader::open(&a, Format::Text).unwrap().collect();
         assert_eq!(read.unwrap(), rows);
         assert_eq!(std::fs::read(a).unwrap(), std::fs::read(b).unwrap());
+    }
+
+    #[test]
+    fn groups_are_read_where_they_have_a_column_of_their_own() {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, column, expected) in [
+            ("own", Some("claim"), vec!["a", "b", "a"]),
+            ("text", Some("text"), vec![]),
+            ("none", None, vec![]),
+        ] {
+            let path = dir.path().join(name);
+            let mut writer = RowWriter::create(&path, Format::Text, column).unwrap();
+            for group in ["a", "b", "a"] {
+                let text = group.to_owned();
+                writer
+                    .push(Row::Text { text }, column.map(|_| group))
+                    .unwrap();
+            }
+            writer.finish().unwrap();
+            let reader = RowReader::open(&path, Format::Text).unwrap();
+            assert_eq!(read_groups(reader).unwrap(), expected, "{name}");
+        }
     }
 
     #[test]

@@ -55,6 +55,11 @@ pub fn run_metrics(name: &str, inputs: &Digest) -> String {
     format!("{}/metrics", run(name, inputs))
 }
 
+/// `runs/<name>/<inputs>/samples.jsonl`: answers for people to read.
+pub fn run_samples(name: &str, inputs: &Digest) -> String {
+    format!("{}/samples.jsonl", run(name, inputs))
+}
+
 /// `adapters/<name>/<digest>`: a PEFT folder with a manifest.
 pub fn adapter(name: &str, digest: &Digest) -> String {
     format!("adapters/{name}/{}", digest.hex())

@@ -275,6 +275,12 @@ pub enum MetricKind {
     Loss,
     /// `exact_match`: share of greedy answers whose first line, trimmed, is the completion's.
     ExactMatch,
+    /// `token_accuracy`: share of the completion's tokens that had the highest probability, teacher
+    /// forced.
+    TokenAccuracy,
+    /// `rouge_l`: mean F1 of the longest common subsequence of words (Lin 2004) of greedy answer and
+    /// completion, as PyPI's rouge-score without stemming.
+    RougeL,
 }
 
 impl MetricKind {
@@ -283,12 +289,19 @@ impl MetricKind {
         match self {
             Self::Loss => "loss",
             Self::ExactMatch => "exact_match",
+            Self::TokenAccuracy => "token_accuracy",
+            Self::RougeL => "rouge_l",
         }
     }
 
     /// Whether a larger value is a better one.
     pub const fn higher_is_better(self) -> bool {
-        matches!(self, Self::ExactMatch)
+        !matches!(self, Self::Loss)
+    }
+
+    /// Whether answers are generated for it; the others look at the tokens that should come.
+    pub const fn needs_answers(self) -> bool {
+        matches!(self, Self::ExactMatch | Self::RougeL)
     }
 }
 
@@ -356,8 +369,21 @@ pub struct Metric {
     pub difference: f64,
     /// Standard error of `difference` (paired).
     pub difference_standard_error: f64,
+    /// Ends of the 95 % interval of `difference` by paired bootstrap over groups of rows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub difference_interval: Option<[f64; 2]>,
     /// Rows.
     pub samples: u64,
+    /// Groups of rows that are independent of each other; none: every row is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub groups: Option<u64>,
+}
+
+impl Metric {
+    /// How many independent observations there are.
+    pub fn independent(&self) -> u64 {
+        self.groups.unwrap_or(self.samples)
+    }
 }
 
 /// Termination message of a trainer.

@@ -18,6 +18,7 @@
 //! | [`lora`], [`targets`], [`peft`] | trainable low-rank parameters, which modules have them; adapter folders as PEFT writes them |
 //! | [`kv`] | the paged KV cache |
 //! | [`sampler`] | from logits to a token |
+//! | [`random`] | numbers that are a function of key and index |
 //! | [`fixture`] | tiny random models for tests |
 //!
 //! What this crate does *not* do: it opens no socket, starts no runtime, knows no Kubernetes and no
@@ -39,6 +40,7 @@ pub mod kv;
 pub mod lora;
 pub mod peft;
 pub mod quant;
+pub mod random;
 pub mod rope;
 pub mod sampler;
 pub mod targets;
@@ -50,4 +52,3 @@ mod base_files;
 mod config_keys;
 mod digest;
 mod peft_config;
-mod random;

@@ -136,7 +136,7 @@ fn judge_value(
     let Some(half) = half_width(
         metric,
         measured.standard_error,
-        measured.samples,
+        measured.independent(),
         confidence,
     ) else {
         return too_few(metric, measured);
@@ -207,7 +207,7 @@ fn judge_difference(
     let half = half_width(
         metric,
         measured.difference_standard_error,
-        measured.samples,
+        measured.independent(),
         confidence,
     );
     let Some(half) = half else {
@@ -282,7 +282,8 @@ fn verdict(near: f64, far: f64) -> Verdict {
     }
 }
 
-/// Half the width of the two-sided interval: Student's t with n-1 degrees of freedom.
+/// Half the width of the two-sided interval: Student's t with n-1 degrees of freedom, where n counts
+/// groups of rows that depend on each other once.
 ///
 /// A share of which every row says the same has a standard error of 0, which is no certainty: its
 /// interval is at least as wide as the one of a share of which no row was seen in n, -ln(a/2)/n
@@ -334,8 +335,28 @@ mod tests {
             baseline,
             difference: value - baseline,
             difference_standard_error: 0.01,
+            difference_interval: None,
             samples,
+            groups: None,
         }
+    }
+
+    #[test]
+    fn rows_that_depend_on_each_other_count_once() {
+        let rule = gate(Metric::TokenAccuracy, Limit::Minimum(0.80));
+        let mut metric = measured("token_accuracy", 0.85, 0.1, 2000);
+        metric.standard_error = 0.02;
+        let verdict = |metric: &Measured| {
+            let judgement = judge(&rule, &created(vec![metric.clone()], None), None);
+            judgement.verdict
+        };
+        assert_eq!(verdict(&metric), Verdict::Pass);
+        metric.groups = Some(4);
+        assert_eq!(
+            verdict(&metric),
+            Verdict::Inconclusive,
+            "four groups say little"
+        );
     }
 
     fn created(metrics: Vec<Measured>, reference: Option<&str>) -> Created {

@@ -44,6 +44,10 @@ pub enum Metric {
     Loss,
     /// Higher is better; from 0 to 1.
     ExactMatch,
+    /// As [`Self::ExactMatch`].
+    TokenAccuracy,
+    /// As [`Self::ExactMatch`].
+    RougeL,
 }
 
 impl Metric {
@@ -52,19 +56,21 @@ impl Metric {
         match self {
             Self::Loss => "loss",
             Self::ExactMatch => "exact_match",
+            Self::TokenAccuracy => "token_accuracy",
+            Self::RougeL => "rouge_l",
         }
     }
 
-    /// Whether the metric is a share of rows.
+    /// Whether the metric is a mean of what is from 0 to 1 in every row.
     pub const fn is_share(self) -> bool {
-        matches!(self, Self::ExactMatch)
+        !matches!(self, Self::Loss)
     }
 
     /// The sign that makes a difference an improvement.
     pub const fn sign(self) -> f64 {
         match self {
             Self::Loss => -1.0,
-            Self::ExactMatch => 1.0,
+            Self::ExactMatch | Self::TokenAccuracy | Self::RougeL => 1.0,
         }
     }
 }
@@ -158,6 +164,8 @@ fn read_rule(field: &str, rule: &GateRule) -> Result<Rule, Invalid> {
     let metric = match &rule.metric {
         GateMetric::Loss => Metric::Loss,
         GateMetric::ExactMatch => Metric::ExactMatch,
+        GateMetric::TokenAccuracy => Metric::TokenAccuracy,
+        GateMetric::RougeL => Metric::RougeL,
         GateMetric::Other(other) => {
             return Err(unknown(
                 &format!("{field}.metric"),

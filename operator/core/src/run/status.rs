@@ -372,6 +372,11 @@ fn complete(
                 split: metric.split.name().to_owned(),
                 value: Decimal::rounded(metric.value, 6)?,
                 baseline: Decimal::rounded(metric.baseline, 6),
+                interval: metric.difference_interval.and_then(|ends| {
+                    ends.map(|end| Decimal::rounded(end, 6))
+                        .into_iter()
+                        .collect()
+                }),
                 samples: metric.samples,
             })
         })

@@ -229,6 +229,8 @@ fn read_evaluation(spec: &TrainingRunSpec) -> Result<run::Evaluation, Invalid> {
         .map(|metric| match metric {
             EvaluationMetric::Loss => Ok(run::MetricKind::Loss),
             EvaluationMetric::ExactMatch => Ok(run::MetricKind::ExactMatch),
+            EvaluationMetric::TokenAccuracy => Ok(run::MetricKind::TokenAccuracy),
+            EvaluationMetric::RougeL => Ok(run::MetricKind::RougeL),
             EvaluationMetric::Other(other) => Err(unknown(
                 "spec.evaluation.metrics",
                 other,

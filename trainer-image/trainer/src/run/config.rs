@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use graftwork_contract::dataset::Format;
-use graftwork_contract::run::{Hyperparameters, Lora, MetricKind, Objective, TrainerConfig};
+use graftwork_contract::run::{Hyperparameters, Lora, Objective, TrainerConfig};
 use graftwork_model::config::LlamaConfig;
 use graftwork_model::lora::{LoraConfig, Module};
 use graftwork_model::targets::Targets;
@@ -132,10 +132,14 @@ fn check(config: &TrainerConfig) -> Result<(), Failure> {
         }),
         rule(
             config.resolved.dataset.format != Format::Text
-                || !config.evaluation.metrics.contains(&MetricKind::ExactMatch),
+                || !config
+                    .evaluation
+                    .metrics
+                    .iter()
+                    .any(|it| it.needs_answers()),
             || {
-                "spec.evaluation.metrics names ExactMatch, which needs a dataset of format Completion \
-                 or Chat; this one is Text"
+                "spec.evaluation.metrics names ExactMatch or RougeL, which need a dataset of format \
+                 Completion, Chat or Preference; this one is Text"
                     .to_owned()
             },
         ),

@@ -6,8 +6,10 @@ use graftwork_model::lora::LoadedAdapter;
 use graftwork_model::sampler::argmax;
 use graftwork_model::tokenizer::{TextTokenizer, TokenizedExample};
 use graftwork_model::transformer::{Llama, LogitRows, ModelError, PackedBatch, SequenceStep};
+use serde::Serialize;
 
 use crate::failure::{Failure, causes};
+use crate::run::rouge::rouge_l;
 use crate::run::statistics::{Scores, metric};
 use crate::run::tokens::{Question, first_line};
 
@@ -17,13 +19,87 @@ const ROWS_TOGETHER: usize = 128;
 /// to stop is heard.
 const TOKENS_TOGETHER: usize = 8192;
 
+/// Answers that are kept for people to read.
+const SAMPLES: usize = 25;
+
 /// The test rows, as far as they are scored.
 #[derive(Debug, Default)]
 pub struct TestRows {
-    /// With their targets, for the loss.
+    /// With their targets, for what is teacher forced.
     pub examples: Vec<TokenizedExample>,
-    /// Prompts and right answers, for exact match.
+    /// Prompts and right answers, for what is generated.
     pub questions: Vec<Question>,
+    /// The number of each row's group; empty: every row is one.
+    pub groups: Vec<usize>,
+}
+
+impl TestRows {
+    /// The groups of the rows that a metric looks at.
+    fn groups_of(&self, kind: MetricKind) -> Vec<usize> {
+        if kind.needs_answers() {
+            let groups = self
+                .questions
+                .iter()
+                .filter_map(|it| self.groups.get(it.row));
+            groups.copied().collect()
+        } else {
+            self.groups.clone()
+        }
+    }
+}
+
+/// A generated answer, for people to read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Sample {
+    /// Number of the test row, from 1.
+    pub row: usize,
+    /// What was asked, as the model saw it without special tokens.
+    pub prompt: String,
+    /// What the dataset says.
+    pub expected: String,
+    /// What the new adapter says.
+    pub answer: String,
+    /// What its reference says.
+    pub reference_answer: String,
+}
+
+/// What one model makes of the test rows.
+#[derive(Debug, Default)]
+struct Scored {
+    /// Of each example: summed loss, targets that were the most probable tokens, targets.
+    losses: Vec<f64>,
+    hits: Vec<f64>,
+    targets: Vec<f64>,
+    /// The answer to each question.
+    answers: Vec<String>,
+}
+
+impl Scored {
+    fn of(&self, kind: MetricKind, questions: &[Question]) -> Scores {
+        let answers = |score: &dyn Fn(&Question, &str) -> f64| Scores {
+            sums: questions
+                .iter()
+                .zip(&self.answers)
+                .map(|(question, answer)| score(question, answer))
+                .collect(),
+            weights: vec![1.0; questions.len()],
+        };
+        let targets = |sums: &[f64]| Scores {
+            sums: sums.to_vec(),
+            weights: self.targets.clone(),
+        };
+        match kind {
+            MetricKind::Loss => targets(&self.losses),
+            MetricKind::TokenAccuracy => targets(&self.hits),
+            MetricKind::ExactMatch => answers(&|question, answer| {
+                f64::from(u8::from(first_line(answer) == question.answer))
+            }),
+            MetricKind::RougeL => {
+                answers(&|question, answer| rouge_l(&question.completion, answer))
+            }
+        }
+    }
 }
 
 /// Scores one base model.
@@ -39,7 +115,8 @@ pub struct Evaluator<'a> {
 }
 
 impl Evaluator<'_> {
-    /// Every metric for `adapter`, compared with `reference` (none: the bare base model).
+    /// Every metric for `adapter`, compared with `reference` (none: the bare base model), and the
+    /// first answers of both.
     ///
     /// # Errors
     /// The forward pass's, or what `on_rows` says.
@@ -49,26 +126,59 @@ impl Evaluator<'_> {
         rows: &TestRows,
         adapter: &LoadedAdapter,
         reference: Option<&LoadedAdapter>,
-    ) -> Result<Vec<Metric>, Failure> {
-        metrics
-            .iter()
-            .map(|kind| {
-                let score = |adapter| match kind {
-                    MetricKind::Loss => self.loss(&rows.examples, adapter),
-                    MetricKind::ExactMatch => self.exact_match(&rows.questions, adapter),
-                };
-                Ok(metric(*kind, &score(Some(adapter))?, &score(reference)?))
+    ) -> Result<(Vec<Metric>, Vec<Sample>), Failure> {
+        let new = self.scored(metrics, rows, Some(adapter))?;
+        let old = self.scored(metrics, rows, reference)?;
+        let metrics = metrics.iter().map(|kind| {
+            let (value, baseline) = (
+                new.of(*kind, &rows.questions),
+                old.of(*kind, &rows.questions),
+            );
+            metric(*kind, &value, &baseline, &rows.groups_of(*kind))
+        });
+        let metrics = metrics.collect();
+        let answers = rows.questions.iter().zip(&new.answers).zip(&old.answers);
+        let samples = answers
+            .take(SAMPLES)
+            .map(|((question, answer), reference_answer)| {
+                let prompt = self.tokenizer.decode(&question.prompt, true);
+                Ok(Sample {
+                    row: question.row + 1,
+                    prompt: prompt.map_err(|error| Failure::bug(causes(&error)))?,
+                    expected: question.completion.clone(),
+                    answer: answer.clone(),
+                    reference_answer: reference_answer.clone(),
+                })
             })
-            .collect()
+            .collect::<Result<_, Failure>>()?;
+        Ok((metrics, samples))
     }
 
     /// Rows times models that [`Self::evaluate`] goes through, for the progress.
     pub fn work(metrics: &[MetricKind], rows: &TestRows) -> u64 {
-        let of = |kind: &MetricKind| match kind {
-            MetricKind::Loss => rows.examples.len(),
-            MetricKind::ExactMatch => rows.questions.len(),
-        };
-        metrics.iter().map(|kind| 2 * of(kind) as u64).sum()
+        let answers = metrics.iter().any(|kind| kind.needs_answers());
+        let targets = metrics.iter().any(|kind| !kind.needs_answers());
+        let of = |wanted: bool, rows: usize| if wanted { 2 * rows as u64 } else { 0 };
+        of(targets, rows.examples.len()) + of(answers, rows.questions.len())
+    }
+
+    /// Goes through the rows once for all metrics.
+    fn scored(
+        &self,
+        metrics: &[MetricKind],
+        rows: &TestRows,
+        adapter: Option<&LoadedAdapter>,
+    ) -> Result<Scored, Failure> {
+        let mut scored = Scored::default();
+        if metrics.iter().any(|kind| !kind.needs_answers()) {
+            self.score_targets(&rows.examples, adapter, &mut scored)?;
+        }
+        if metrics.iter().any(|kind| kind.needs_answers()) {
+            // Where nothing looks at more than the first line, an answer ends with it.
+            let whole = metrics.contains(&MetricKind::RougeL);
+            scored.answers = self.score_answers(&rows.questions, adapter, whole)?;
+        }
+        Ok(scored)
     }
 
     /// The summed loss of each row, and its targets.
@@ -80,57 +190,68 @@ impl Evaluator<'_> {
         examples: &[TokenizedExample],
         adapter: Option<&LoadedAdapter>,
     ) -> Result<Scores, Failure> {
-        let mut scores = Scores::default();
+        let mut scored = Scored::default();
+        self.score_targets(examples, adapter, &mut scored)?;
+        Ok(scored.of(MetricKind::Loss, &[]))
+    }
+
+    fn score_targets(
+        &self,
+        examples: &[TokenizedExample],
+        adapter: Option<&LoadedAdapter>,
+        scored: &mut Scored,
+    ) -> Result<(), Failure> {
         for rows in together(examples, |row| row.tokens.len()) {
             let mut batch = PackedBatch::new();
             for row in rows {
                 batch.push(&row.tokens, &row.loss_mask);
             }
-            let mut sums = vec![(0.0, 0.0); rows.len()];
+            let mut sums = vec![[0.0; 3]; rows.len()];
             for score in self
                 .model
                 .score(&batch, adapter)
                 .map_err(|error| bug(&error))?
             {
-                if let Some((sum, tokens)) = sums.get_mut(score.segment) {
-                    *sum += f64::from(score.nll);
-                    *tokens += 1.0;
+                if let Some([loss, hits, targets]) = sums.get_mut(score.segment) {
+                    *loss += f64::from(score.nll);
+                    *hits += f64::from(u8::from(score.argmax == score.target));
+                    *targets += 1.0;
                 }
             }
-            scores.sums.extend(sums.iter().map(|(sum, _)| sum));
-            scores.weights.extend(sums.iter().map(|(_, tokens)| tokens));
+            scored.losses.extend(sums.iter().map(|[loss, ..]| loss));
+            scored.hits.extend(sums.iter().map(|[_, hits, _]| hits));
+            scored
+                .targets
+                .extend(sums.iter().map(|[.., targets]| targets));
             (self.on_rows)(rows.len() as u64)?;
         }
-        Ok(scores)
+        Ok(())
     }
 
-    fn exact_match(
+    fn score_answers(
         &self,
         questions: &[Question],
         adapter: Option<&LoadedAdapter>,
-    ) -> Result<Scores, Failure> {
+        whole: bool,
+    ) -> Result<Vec<String>, Failure> {
         // Prompts of like length finish together; the answers do not depend on their company.
         let mut order: Vec<(usize, &Question)> = questions.iter().enumerate().collect();
         order.sort_by_key(|(_, question)| question.prompt.len());
-        let mut is_right = vec![0.0; questions.len()];
+        let mut answers = vec![String::new(); questions.len()];
         for rows in together(&order, |(_, row)| row.prompt.len()) {
             let prompts: Vec<&[u32]> = rows.iter().map(|(_, row)| row.prompt.as_slice()).collect();
-            let answers = self.answer(&prompts, adapter)?;
-            for ((index, row), answer) in rows.iter().zip(answers) {
-                if let Some(slot) = is_right.get_mut(*index).filter(|_| answer == row.answer) {
-                    *slot = 1.0;
+            for ((index, _), answer) in rows.iter().zip(self.answer(&prompts, adapter, whole)?) {
+                if let Some(slot) = answers.get_mut(*index) {
+                    *slot = answer;
                 }
             }
             (self.on_rows)(rows.len() as u64)?;
         }
-        Ok(Scores {
-            weights: vec![1.0; is_right.len()],
-            sums: is_right,
-        })
+        Ok(answers)
     }
 
-    /// The first lines of the greedy answers to `prompts`, by the same batched forward pass that
-    /// serves.
+    /// The greedy answers to `prompts`, by the same batched forward pass that serves: all of them, or
+    /// as far as their first lines.
     ///
     /// # Errors
     /// The forward pass's, or what `on_rows` says.
@@ -138,6 +259,7 @@ impl Evaluator<'_> {
         &self,
         prompts: &[&[u32]],
         adapter: Option<&LoadedAdapter>,
+        whole: bool,
     ) -> Result<Vec<String>, Failure> {
         let blocks = prompts
             .iter()
@@ -176,18 +298,16 @@ impl Evaluator<'_> {
                 .forward_rows(&mut steps, &mut pool)
                 .map_err(|error| bug(&error))?;
             for (answer, logits) in running.into_iter().zip(&logits) {
-                self.take(answer, argmax(logits.last()))?;
+                self.take(answer, argmax(logits.last()), whole)?;
             }
             (self.on_rows)(0)?;
         }
-        Ok(answers
-            .into_iter()
-            .map(|answer| first_line(&answer.text).to_owned())
-            .collect())
+        Ok(answers.into_iter().map(|answer| answer.text).collect())
     }
 
-    /// Adds a token; an answer is done at its end or at the end of its first line.
-    fn take(&self, answer: &mut Answer, token: u32) -> Result<(), Failure> {
+    /// Adds a token; an answer is done at its end, or at the end of its first line where no more of it
+    /// is wanted.
+    fn take(&self, answer: &mut Answer, token: u32, whole: bool) -> Result<(), Failure> {
         if self.model.config().eos_token_ids.contains(&token) || self.tokenizer.eos() == Some(token)
         {
             answer.is_done = true;
@@ -199,7 +319,7 @@ impl Evaluator<'_> {
             .tokenizer
             .decode(&answer.tokens, true)
             .map_err(|error| Failure::bug(causes(&error)))?;
-        answer.is_done = answer.text.trim_start().contains('\n')
+        answer.is_done = (!whole && answer.text.trim_start().contains('\n'))
             || answer.kv.len() + 1 >= self.model.config().max_position_embeddings;
         Ok(())
     }
@@ -280,7 +400,9 @@ mod tests {
             on_rows: &on_rows,
         };
         let prompt = tokenizer.encode_prompt("Item 1").unwrap();
-        let stopped = evaluator.answer(&[&prompt, &prompt], None).unwrap_err();
+        let stopped = evaluator
+            .answer(&[&prompt, &prompt], None, true)
+            .unwrap_err();
         assert_eq!(stopped.code, ExitCode::Checkpointed);
         assert_eq!(asked.get(), 3, "of 400 tokens");
     }

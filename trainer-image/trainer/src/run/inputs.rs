@@ -9,7 +9,7 @@ use graftwork_contract::adapter::Manifest;
 use graftwork_contract::dataset::Split;
 use graftwork_contract::paths;
 use graftwork_contract::run::{
-    MetricKind, Objective, Quantization, ResolvedBase, ResolvedReference, RowsUsed, TrainerConfig,
+    Objective, Quantization, ResolvedBase, ResolvedReference, RowsUsed, TrainerConfig,
 };
 use graftwork_model::base::{BaseModel, base_digest};
 use graftwork_model::category::Category as FileCategory;
@@ -257,12 +257,12 @@ pub fn read_rows(
         }
     };
     let mut was_cut = vec![false; test.len()];
-    if metrics.contains(&MetricKind::Loss) {
+    if metrics.iter().any(|metric| !metric.needs_answers()) {
         let test = examples(&test, tokenizer, length)?;
         inputs.test.examples = test.examples;
         was_cut = test.was_cut;
     }
-    if metrics.contains(&MetricKind::ExactMatch) {
+    if metrics.iter().any(|metric| metric.needs_answers()) {
         let new_tokens = config.evaluation.maximum_new_tokens as usize;
         let room = base
             .max_position_embeddings
@@ -280,6 +280,7 @@ pub fn read_rows(
             inputs.test.questions.extend(question);
         }
     }
+    inputs.test.groups = read_groups(store, config, test.len())?;
     inputs.test_rows = used(&was_cut);
     if inputs.train_rows.cut + inputs.test_rows.cut > 0 {
         tracing::warn!(
@@ -323,6 +324,19 @@ fn used(was_cut: &[bool]) -> RowsUsed {
         rows: was_cut.len() as u64,
         cut: was_cut.iter().filter(|was_cut| **was_cut).count() as u64,
     }
+}
+
+/// The number of each test row's group; empty where there are none.
+fn read_groups(store: &Store, config: &TrainerConfig, rows: usize) -> Result<Vec<usize>, Failure> {
+    let dataset = &config.resolved.dataset;
+    let names = rows::groups(store, &dataset.name, &dataset.digest, Split::Test)
+        .map_err(|error| Failure::unavailable(causes(&error)))?;
+    let mut numbers = std::collections::HashMap::new();
+    let numbered = names.into_iter().take(rows).map(|name| {
+        let next = numbers.len();
+        *numbers.entry(name).or_insert(next)
+    });
+    Ok(numbered.collect())
 }
 
 fn read_split(store: &Store, config: &TrainerConfig, split: Split) -> Result<Vec<Row>, Failure> {

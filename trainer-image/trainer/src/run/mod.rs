@@ -11,6 +11,7 @@ mod patience;
 mod preference;
 mod progress;
 mod report;
+mod rouge;
 mod session;
 mod statistics;
 mod tokens;
@@ -38,7 +39,7 @@ use crate::signals::StopFlag;
 use crate::train::{Plan, TrainError};
 
 use config::{lora_config, read_config, sequence_length, sizes};
-use evaluate::Evaluator;
+use evaluate::{Evaluator, Sample};
 use fence::Fence;
 use inputs::{Inputs, initial_parameters, read_base, read_reference, read_rows};
 use package::{Outcome, publish};
@@ -310,8 +311,9 @@ fn score(
         maximum_new_tokens: config.evaluation.maximum_new_tokens as usize,
         on_rows: &on_rows,
     };
-    let metrics =
+    let (metrics, samples) =
         evaluator.evaluate(&config.evaluation.metrics, &inputs.test, &loaded, reference)?;
+    keep_samples(session.store, config, &samples);
     for metric in &metrics {
         tracing::info!(
             name = metric.name,
@@ -322,6 +324,22 @@ fn score(
         );
     }
     Ok(metrics)
+}
+
+/// Leaves the first answers in the run's folder. Nobody depends on them, so a failure is only logged.
+fn keep_samples(store: &Store, config: &TrainerConfig, samples: &[Sample]) {
+    if samples.is_empty() {
+        return;
+    }
+    let lines: String = samples
+        .iter()
+        .filter_map(|sample| serde_json::to_string(sample).ok())
+        .map(|line| format!("{line}\n"))
+        .collect();
+    let path = paths::run_samples(&config.run, &config.key);
+    if let Err(error) = store.put_new(&path, lines.as_bytes()) {
+        tracing::warn!(path, %error, "the answers are not kept");
+    }
 }
 
 /// Ends the process soon after it was asked to stop, wherever it is: at once while nothing was trained

@@ -23,6 +23,10 @@ pub struct Question {
     pub prompt: Vec<u32>,
     /// The first line of the right answer, trimmed.
     pub answer: String,
+    /// All of the right answer.
+    pub completion: String,
+    /// Number of its row, from 0.
+    pub row: usize,
     /// Whether the prompt was longer, and was cut.
     pub was_cut: bool,
 }
@@ -148,6 +152,8 @@ pub fn question(
     Ok(Some(Question {
         prompt: prompt.tokens,
         answer: first_line(answer).to_owned(),
+        completion: answer.clone(),
+        row: index,
         was_cut,
     }))
 }

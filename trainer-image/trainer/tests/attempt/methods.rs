@@ -237,3 +237,42 @@ fn preferences_need_rows_of_their_format() {
         "{message}"
     );
 }
+
+#[test]
+fn every_metric_is_measured_on_the_same_answers_and_some_are_kept() {
+    let world = World::new();
+    let mut config = world.config("measured");
+    config["hyperparameters"]["maximumSteps"] = json!(200);
+    config["evaluation"]["metrics"] = json!(["Loss", "TokenAccuracy", "ExactMatch", "RougeL"]);
+    assert_eq!(world.run(&config), 0, "{:?}", world.summary(&config));
+    let result = world.result(&config);
+    let metric = |name: &str| result.metrics.iter().find(|it| it.name == name).unwrap();
+    let (accuracy, exact, rouge) = (
+        metric("token_accuracy"),
+        metric("exact_match"),
+        metric("rouge_l"),
+    );
+    assert!(accuracy.value > accuracy.baseline, "{accuracy:?}");
+    // One word each: an answer has all of it or nothing.
+    assert!(
+        (rouge.value - exact.value).abs() < 0.2,
+        "{rouge:?} {exact:?}"
+    );
+    for metric in &result.metrics {
+        let [low, high] = metric.difference_interval.unwrap();
+        assert!(
+            low <= metric.difference && metric.difference <= high,
+            "{metric:?}"
+        );
+    }
+    let samples = world.run_folder(&config).join("samples.jsonl");
+    let samples = std::fs::read_to_string(samples).unwrap();
+    let samples: Vec<Value> = samples
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(samples.len(), 24, "there are no more rows");
+    assert_eq!(samples[1]["row"], 2);
+    assert_eq!(samples[1]["expected"], ANSWERS[1]);
+    assert!(samples[1]["prompt"].as_str().unwrap().contains("Item 1 1"));
+}
