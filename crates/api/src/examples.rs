@@ -16,6 +16,7 @@ use crate::serving_endpoint::{
 use crate::training_run::{
     CheckpointPolicy, Compute, EarlyStopping, Evaluation, EvaluationMetric, Hyperparameters,
     LoraMethod, Method, MethodType, Objective, ObjectiveType, Quantization, RunLimits, Schedule,
+    Subject,
 };
 use crate::{
     BaseModelSource, Dataset, DatasetSpec, Decimal, LoRAAdapter, LoRAAdapterSpec, ObjectReference,
@@ -64,6 +65,11 @@ pub fn all() -> Result<Vec<Example>, serde_json::Error> {
             "dpo-training-run.yaml",
             "Preferences, learnt from version 6 on, which is the reference too; the best step is the result.",
             vec![object(&dpo_training_run())?],
+        ),
+        example(
+            "evaluate-training-run.yaml",
+            "Scores version 6 of the adapter topics, and the bare base beside it, on the test rows.",
+            vec![object(&evaluate_training_run())?],
         ),
         example(
             "lora-adapter.yaml",
@@ -231,6 +237,17 @@ fn dpo_training_run() -> TrainingRun {
     spec.hyperparameters.early_stopping = Some(EarlyStopping { patience: 3 });
     spec.checkpoint.keep_best = true;
     TrainingRun::new("topics-3", spec)
+}
+
+fn evaluate_training_run() -> TrainingRun {
+    let mut spec = training_run().spec;
+    spec.adapter_ref = None;
+    spec.method.type_ = MethodType::Evaluate;
+    spec.method.subject = Some(Subject {
+        adapter_ref: ObjectReference::new("topics"),
+        version: 6,
+    });
+    TrainingRun::new("topics-6-evaluated", spec)
 }
 
 fn rule(metric: GateMetric) -> GateRule {

@@ -80,6 +80,10 @@ use crate::schema::rules;
         "!self.checkpoint.keepBest || has(self.hyperparameters.validateEverySteps)",
         "checkpoint.keepBest needs hyperparameters.validateEverySteps",
     ),
+    (
+        "self.method.type != 'Evaluate' || (!has(self.adapterRef) && !has(self.initialAdapterRef) && self.objective.type == 'SFT')",
+        "adapterRef, initialAdapterRef and objective do not go with method type Evaluate",
+    ),
 ])))]
 pub struct TrainingRunSpec {
     /// The frozen model that the adapter is trained for.
@@ -158,12 +162,19 @@ open_enum! {
 /// What is trained.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
-#[schemars(extend("x-kubernetes-validations" = rules(&[(
-    "(self.type == 'QLoRA') == has(self.quantization)",
-    "quantization belongs to type QLoRA and is needed there",
-)])))]
+#[schemars(extend("x-kubernetes-validations" = rules(&[
+    (
+        "(self.type == 'QLoRA') == has(self.quantization)",
+        "quantization belongs to type QLoRA and is needed there",
+    ),
+    (
+        "(self.type == 'Evaluate') == has(self.subject)",
+        "subject belongs to type Evaluate and is needed there",
+    ),
+])))]
 pub struct Method {
-    /// LoRA or QLoRA, which trains the same deltas beside linear layers that are quantised.
+    /// LoRA, or QLoRA, which trains the same deltas beside linear layers that are quantised, or Evaluate,
+    /// which trains nothing and scores a version that is there.
     #[serde(rename = "type")]
     pub type_: MethodType,
     /// Shape of the low-rank deltas.
@@ -172,6 +183,20 @@ pub struct Method {
     /// not fit blocks of 256 inputs, Q4_K becomes Q8_0. What a GGUF file holds quantised stays so.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub quantization: Option<Quantization>,
+    /// What Evaluate scores, beside the bare base on the same rows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub subject: Option<Subject>,
+}
+
+/// A version that is scored.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Subject {
+    /// The adapter.
+    pub adapter_ref: ObjectReference,
+    /// Its version.
+    #[schemars(range(min = 1))]
+    pub version: u32,
 }
 
 open_enum! {
@@ -184,6 +209,8 @@ open_enum! {
         /// LoRA on a base that stays quantised (Dettmers et al. 2023), in GGUF's block formats
         /// instead of NF4.
         QLoRA = "QLoRA",
+        /// Nothing: a version that is there is scored.
+        Evaluate = "Evaluate",
     }
 }
 

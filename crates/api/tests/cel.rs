@@ -202,6 +202,22 @@ fn run_cases() -> Vec<Case> {
         ),
         case(
             "trainingruns",
+            "subject belongs to type Evaluate and is needed there",
+            json!({"spec": {"adapterRef": null, "method": {
+                "type": "Evaluate", "subject": {"adapterRef": {"name": "topics"}, "version": 3}
+            }}}),
+            json!({"spec": {"adapterRef": null, "method": {"type": "Evaluate"}}}),
+        ),
+        case(
+            "trainingruns",
+            "adapterRef, initialAdapterRef and objective do not go with method type Evaluate",
+            json!({"spec": {"adapterRef": null}}),
+            method(json!({
+                "type": "Evaluate", "subject": {"adapterRef": {"name": "topics"}, "version": 3}
+            })),
+        ),
+        case(
+            "trainingruns",
             "beta belongs to type DPO",
             objective(json!({"type": "DPO", "beta": "0.1"})),
             objective(json!({"type": "SFT", "beta": "0.1"})),

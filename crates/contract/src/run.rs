@@ -18,6 +18,9 @@ pub struct TrainerConfig {
     /// What is optimised.
     #[serde(default)]
     pub objective: Objective,
+    /// Whether nothing is trained, and the version of [`Resolved::initial`] is scored.
+    #[serde(default)]
+    pub evaluate_only: bool,
     /// LoRA's shape.
     pub lora: Lora,
     /// Optimisation.
@@ -67,6 +70,9 @@ pub struct RunKey {
     /// What is optimised; left out where it is the usual, as [`Self::quantization`].
     #[serde(default, skip_serializing_if = "Objective::is_default")]
     pub objective: Objective,
+    /// As [`TrainerConfig::evaluate_only`]; left out where something is trained.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub evaluate_only: bool,
 }
 
 /// What is optimised.
@@ -113,7 +119,8 @@ pub struct Resolved {
     pub dataset: ResolvedDataset,
     /// The adapter version that is scored on the same rows; none: the bare base model.
     pub reference: Option<ResolvedReference>,
-    /// The adapter version that training starts from; none: fresh values.
+    /// The adapter version that training starts from, or that is scored where nothing is trained;
+    /// none: fresh values.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub initial: Option<ResolvedReference>,
 }

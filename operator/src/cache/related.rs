@@ -99,9 +99,10 @@ impl Related for Guarded<LoRAAdapter> {
             readable(&caches.runs, &namespace)
                 .iter()
                 .filter(|run| {
-                    let adapter = run.spec.adapter_ref.as_ref().map(|it| &it.name);
-                    let initial = run.spec.initial_adapter_ref.as_ref().map(|it| &it.name);
-                    [adapter, initial].contains(&Some(&name))
+                    let adapter = run.spec.adapter_ref.as_ref();
+                    let initial = graftwork_operator_core::run::initial_version(&run.spec);
+                    adapter.is_some_and(|it| it.name == name)
+                        || initial.is_some_and(|it| it.version.adapter == name)
                 })
                 .map(|run| touch(Kind::Run, &namespace, run.name_any())),
         );

@@ -30,7 +30,7 @@ pub async fn observe(context: &Context, cr: &TrainingRun) -> Result<Observed, Ap
     };
     let caches = &context.caches;
     let adapter = cr.spec.adapter_ref.as_ref();
-    let initial = cr.spec.initial_adapter_ref.as_ref();
+    let initial = run::initial_version(&cr.spec);
     let mut observed = Observed {
         storage: keeper::problem(context, &namespace).await?,
         dataset: referenced(&caches.datasets, &namespace, &cr.spec.dataset_ref.name),
@@ -38,7 +38,7 @@ pub async fn observe(context: &Context, cr: &TrainingRun) -> Result<Observed, Ap
             referenced(&caches.adapters, &namespace, &adapter.name)
         }),
         initial: initial.map_or(Referenced::Absent, |initial| {
-            referenced(&caches.adapters, &namespace, &initial.name)
+            referenced(&caches.adapters, &namespace, &initial.version.adapter)
         }),
         base_claim: PvcUri::parse(&cr.spec.base_model.uri)
             .map(|uri| claim(context, &namespace, uri.claim()))

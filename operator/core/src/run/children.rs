@@ -72,6 +72,7 @@ fn make(
             resolved: resolved.clone(),
             key,
             objective: valid.objective,
+            evaluate_only: valid.evaluate_only,
             lora: valid.lora.clone(),
             hyperparameters: valid.hyperparameters.clone(),
             checkpoint: valid.checkpoint.clone(),

@@ -2,7 +2,9 @@
 
 use graftwork_api::conditions::{condition, reason};
 use graftwork_api::training_run::{ResolvedBaseModel, ResolvedInputs};
-use graftwork_api::{Dataset, LoRAAdapter, LoRAAdapterStatus, TrainingRun, VersionedDigest};
+use graftwork_api::{
+    Dataset, LoRAAdapter, LoRAAdapterStatus, TrainingRun, TrainingRunSpec, VersionedDigest,
+};
 use graftwork_contract::run::{
     AdapterVersion, Resolved, ResolvedBase, ResolvedDataset, ResolvedReference, RunKey,
 };
@@ -68,15 +70,9 @@ pub fn key(valid: &Valid, cr: &TrainingRun, base: &Digest) -> Option<Digest> {
         evaluation: valid.evaluation.clone(),
         adapter: cr.spec.adapter_ref.as_ref().map(|it| it.name.clone()),
         keep_best: valid.checkpoint.keep_best,
-        initial: cr
-            .spec
-            .initial_adapter_ref
-            .as_ref()
-            .map(|it| AdapterVersion {
-                adapter: it.name.clone(),
-                version: it.version,
-            }),
+        initial: initial_version(&cr.spec).map(|initial| initial.version),
         objective: valid.objective,
+        evaluate_only: valid.evaluate_only,
     })
     .ok()
 }
@@ -93,7 +89,9 @@ pub fn visible(cr: &TrainingRun, valid: &Valid, observed: &Observed) -> Result<(
     base_claim(valid, observed)?;
     resolve_dataset(cr, None, &observed.dataset)?;
     find_adapter(cr, &observed.adapter)?;
-    find_initial(cr, &observed.initial)?;
+    if let Some(initial) = initial_version(&cr.spec) {
+        there(initial.field, &initial.version.adapter, &observed.initial)?;
+    }
     Ok(())
 }
 
@@ -247,21 +245,42 @@ fn find_adapter<'a>(
     there(ADAPTER, &wanted.name, adapter).map(Some)
 }
 
-/// The adapter that the run starts from, and the version.
-fn find_initial<'a>(
-    cr: &TrainingRun,
-    initial: &'a Referenced<LoRAAdapter>,
-) -> Result<Option<(&'a LoRAAdapter, u32)>, Waiting> {
-    let Some(wanted) = &cr.spec.initial_adapter_ref else {
-        return Ok(None);
-    };
-    let adapter = there(INITIAL, &wanted.name, initial)?;
-    Ok(Some((adapter, wanted.version)))
+/// A version to start from, or to score.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Initial {
+    /// The field that names the adapter.
+    pub field: &'static str,
+    /// The field that says which version.
+    pub version_field: &'static str,
+    /// The version.
+    pub version: AdapterVersion,
 }
 
-/// Fields that name adapters.
+/// The version that the spec wants to start from, or to score.
+pub fn initial_version(spec: &TrainingRunSpec) -> Option<Initial> {
+    if let Some(subject) = &spec.method.subject {
+        return Some(Initial {
+            field: "spec.method.subject.adapterRef",
+            version_field: "spec.method.subject.version",
+            version: AdapterVersion {
+                adapter: subject.adapter_ref.name.clone(),
+                version: subject.version,
+            },
+        });
+    }
+    let initial = spec.initial_adapter_ref.as_ref()?;
+    Some(Initial {
+        field: "spec.initialAdapterRef",
+        version_field: "spec.initialAdapterRef.version",
+        version: AdapterVersion {
+            adapter: initial.name.clone(),
+            version: initial.version,
+        },
+    })
+}
+
+/// The field of the adapter that the run publishes to.
 const ADAPTER: &str = "spec.adapterRef";
-const INITIAL: &str = "spec.initialAdapterRef";
 
 fn there<'a>(
     field: &str,
@@ -310,22 +329,23 @@ fn resolve_initial(
     base: &Digest,
     observed: &Observed,
 ) -> Result<Option<ResolvedReference>, Waiting> {
-    let Some((adapter, number)) = find_initial(cr, &observed.initial)? else {
+    let Some(initial) = initial_version(&cr.spec) else {
         return Ok(None);
     };
-    let wanted = cr.spec.initial_adapter_ref.as_ref();
-    let name = wanted.map_or_else(String::new, |wanted| wanted.name.clone());
-    let status = usable(INITIAL, &name, adapter, base)?;
-    let version = status.versions.iter().find(|it| it.version == number);
-    let digest = version.and_then(|version| version.digest.parse().ok());
+    let AdapterVersion { adapter, version } = initial.version;
+    let found = there(initial.field, &adapter, &observed.initial)?;
+    let status = usable(initial.field, &adapter, found, base)?;
+    let found = status.versions.iter().find(|it| it.version == version);
+    let digest = found.and_then(|found| found.digest.parse().ok());
     let digest = digest.ok_or_else(|| {
         Waiting::for_adapter(format!(
-            "{INITIAL}.version: LoRAAdapter \"{name}\" lists no version {number}"
+            "{}: LoRAAdapter \"{adapter}\" lists no version {version}",
+            initial.version_field
         ))
     })?;
     Ok(Some(ResolvedReference {
-        adapter: name,
-        version: number,
+        adapter,
+        version,
         digest,
     }))
 }

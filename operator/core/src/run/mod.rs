@@ -23,6 +23,7 @@ use crate::plan::Plan;
 use crate::settings::Settings;
 use crate::storage::StorageProblem;
 
+pub use inputs::{Initial, initial_version};
 pub use step::pod_of;
 pub use validate::{Invalid, Valid, validate};
 
@@ -38,7 +39,7 @@ pub struct Observed {
     pub dataset: Referenced<Dataset>,
     /// The adapter of `adapterRef`.
     pub adapter: Referenced<LoRAAdapter>,
-    /// The adapter of `initialAdapterRef`.
+    /// The adapter of `initialAdapterRef`, or of `method.subject`.
     pub initial: Referenced<LoRAAdapter>,
     /// The claim of the base model.
     pub base_claim: ClaimState,

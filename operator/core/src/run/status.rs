@@ -389,10 +389,13 @@ fn complete(
     number_result(&mut status, observed);
     // The trainer removes its checkpoints once the result stands.
     status.checkpoint = None;
+    let done = if cr.spec.method.subject.is_some() {
+        "nothing was trained".to_owned()
+    } else {
+        format!("{} steps, loss {:.4}", result.steps, result.final_loss)
+    };
     let message = format!(
-        "{} steps, loss {:.4}; the adapter is {}{}",
-        result.steps,
-        result.final_loss,
+        "{done}; the adapter is {}{}",
         result.digest.short(),
         cut_rows(cr, result)
     );

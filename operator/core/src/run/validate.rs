@@ -14,6 +14,8 @@ pub struct Valid {
     pub base: PvcUri,
     /// What is optimised.
     pub objective: run::Objective,
+    /// Whether a version that is there is scored and nothing is trained.
+    pub evaluate_only: bool,
     /// What the base is quantised to on load.
     pub quantization: Option<run::Quantization>,
     /// LoRA's shape.
@@ -55,6 +57,7 @@ pub fn validate(spec: &TrainingRunSpec) -> Result<Valid, Invalid> {
     Ok(Valid {
         base,
         objective: read_objective(spec)?,
+        evaluate_only: read_evaluate_only(spec)?,
         quantization: read_quantization(spec)?,
         lora: read_lora(spec)?,
         hyperparameters: read_hyperparameters(spec)?,
@@ -91,13 +94,49 @@ fn read_objective(spec: &TrainingRunSpec) -> Result<run::Objective, Invalid> {
     }
 }
 
+fn read_evaluate_only(spec: &TrainingRunSpec) -> Result<bool, Invalid> {
+    const SUBJECT: &str = "spec.method.subject";
+    let evaluate = spec.method.type_ == MethodType::Evaluate;
+    let refused = [
+        (
+            !evaluate && spec.method.subject.is_some(),
+            SUBJECT,
+            "it belongs to type Evaluate",
+        ),
+        (
+            evaluate && spec.method.subject.is_none(),
+            SUBJECT,
+            "type Evaluate needs one",
+        ),
+        (
+            evaluate && spec.adapter_ref.is_some(),
+            "spec.adapterRef",
+            "it does not go with method type Evaluate, which publishes nothing",
+        ),
+        (
+            evaluate && spec.initial_adapter_ref.is_some(),
+            "spec.initialAdapterRef",
+            "it does not go with method type Evaluate, which trains nothing",
+        ),
+        (
+            evaluate && spec.objective.type_ != ObjectiveType::Sft,
+            "spec.objective.type",
+            "it does not go with method type Evaluate, which trains nothing",
+        ),
+    ];
+    match refused.into_iter().find(|(is_broken, ..)| *is_broken) {
+        Some((_, field, message)) => Err(Invalid::new(field, message)),
+        None => Ok(evaluate),
+    }
+}
+
 fn read_quantization(spec: &TrainingRunSpec) -> Result<Option<run::Quantization>, Invalid> {
     const FIELD: &str = "spec.method.quantization";
     match (&spec.method.type_, &spec.method.quantization) {
-        (MethodType::LoRA, None) => Ok(None),
-        (MethodType::LoRA, Some(given)) => Err(Invalid::new(
+        (MethodType::LoRA | MethodType::Evaluate, None) => Ok(None),
+        (type_ @ (MethodType::LoRA | MethodType::Evaluate), Some(given)) => Err(Invalid::new(
             FIELD,
-            format!("{given} belongs to type QLoRA, the type is LoRA"),
+            format!("{given} belongs to type QLoRA, the type is {type_}"),
         )),
         (MethodType::QLoRA, None) => Err(Invalid::new(
             FIELD,

@@ -128,7 +128,7 @@ pub fn read_reference(
         "reference {} version {}",
         resolved.adapter, resolved.version
     );
-    let adapter = read_adapter(store, &named, resolved)?;
+    let (adapter, _) = read_adapter(store, &named, resolved)?;
     LoadedAdapter::new(&adapter, base.model.config())
         .map(Some)
         .map_err(|error| file_failure(&named, error.category(), &error))
@@ -152,7 +152,7 @@ pub fn initial_parameters(
         "initialAdapterRef {} version {}",
         resolved.adapter, resolved.version
     );
-    let adapter = read_adapter(store, &named, resolved)?;
+    let (adapter, _) = read_adapter(store, &named, resolved)?;
     let refused =
         |error: graftwork_model::peft::AdapterError| file_failure(&named, error.category(), &error);
     let (has, wanted) = (
@@ -174,12 +174,33 @@ pub fn initial_parameters(
     LoraParams::from_adapter(&adapter, base).map_err(refused)
 }
 
+/// The version that is scored where nothing is trained.
+///
+/// # Errors
+/// [`Failure`]: the store's, or `BadConfig` where none is named.
+pub fn read_subject(
+    store: &Store,
+    config: &TrainerConfig,
+) -> Result<(Adapter, Manifest, ResolvedReference), Failure> {
+    let subject = config
+        .resolved
+        .initial
+        .clone()
+        .ok_or_else(|| Failure::bad_config("method.subject names no version to score"))?;
+    let named = format!(
+        "method.subject {} version {}",
+        subject.adapter, subject.version
+    );
+    let (adapter, manifest) = read_adapter(store, &named, &subject)?;
+    Ok((adapter, manifest, subject))
+}
+
 /// Reads an adapter version and verifies its files and its content.
 fn read_adapter(
     store: &Store,
     named: &str,
     resolved: &ResolvedReference,
-) -> Result<Adapter, Failure> {
+) -> Result<(Adapter, Manifest), Failure> {
     let failure = |error: &StoreError| match error.category() {
         Category::Invalid => Failure::bad_config(format!("{named}: {}", causes(error))),
         Category::Transient | Category::Bug => Failure::unavailable(causes(error)),
@@ -203,7 +224,7 @@ fn read_adapter(
             resolved.digest
         )));
     }
-    Ok(adapter)
+    Ok((adapter, manifest))
 }
 
 /// Reads the rows to train on and to score, as tokens.
@@ -217,8 +238,12 @@ pub fn read_rows(
     base: &LlamaConfig,
     length: usize,
 ) -> Result<Inputs, Failure> {
-    let train = read_split(store, config, Split::Train)?;
-    if train.is_empty() {
+    let train = if config.evaluate_only {
+        Vec::new()
+    } else {
+        read_split(store, config, Split::Train)?
+    };
+    if train.is_empty() && !config.evaluate_only {
         return Err(Failure::bad_data(format!(
             "dataset {} version {} has no rows in its train split",
             config.resolved.dataset.name, config.resolved.dataset.version
@@ -305,7 +330,7 @@ pub fn read_rows(
 
 /// The rows to score while training; none where that is not wanted.
 fn read_validation(store: &Store, config: &TrainerConfig) -> Result<Vec<Row>, Failure> {
-    if config.hyperparameters.validate_every_steps.is_none() {
+    if config.hyperparameters.validate_every_steps.is_none() || config.evaluate_only {
         return Ok(Vec::new());
     }
     let rows = read_split(store, config, Split::Validation)?;

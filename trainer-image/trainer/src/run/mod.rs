@@ -41,11 +41,11 @@ use crate::train::{Plan, TrainError};
 use config::{lora_config, read_config, sequence_length, sizes};
 use evaluate::{Evaluator, Sample};
 use fence::Fence;
-use inputs::{Inputs, initial_parameters, read_base, read_reference, read_rows};
+use inputs::{Inputs, initial_parameters, read_base, read_reference, read_rows, read_subject};
 use package::{Outcome, publish};
 use preference::PreferenceObjective;
 use progress::{Reporter, Stage};
-use session::{LoraObjective, Session};
+use session::{LoraObjective, Session, Trained};
 
 /// Time between a request to stop and the end of the process, at most.
 const STOP_PATIENCE: Duration = Duration::from_secs(TRAINER_STOP_SECONDS as u64);
@@ -129,46 +129,35 @@ fn attempt(
     let reference = read_reference(&store, config.resolved.reference.as_ref(), &base)?;
     let mut inputs = read_rows(&store, config, &base.tokenizer, base.model.config(), length)?;
 
-    let h = &config.hyperparameters;
-    let params = initial_parameters(&store, config, &lora, base.model.config())?;
-    if let Objective::Dpo { .. } = config.objective {
-        add_references(config, &base, &mut inputs, &params, stop)?;
-    }
-    let (batch, micro_batch, run_length, optimizer) = sizes(h);
-    let batches = Batches::new(h.seed, inputs.lengths(), batch, run_length);
-    let plan = Plan {
-        micro_batch,
-        rate: LearningRate::new(h, batches.steps()),
-        optimizer,
-        maximum_gradient_norm: h.maximum_gradient_norm,
-        seed: h.seed,
-    };
-    let validate: &dyn Fn() -> Result<f64, Failure> =
-        &|| validation_loss(config, &base, &inputs, &params, stop);
-    let session = Session {
+    let mut session = Session {
         store: &store,
         config,
         reporter,
         stop,
-        validate: h.validate_every_steps.map(|_| validate),
+        validate: None,
     };
-    let trained = match config.objective {
-        Objective::Sft => {
-            let objective = LoraObjective {
-                model: &base.model,
-                params: &params,
-            };
-            session.train(&objective, &inputs.train, batches, plan, &mut fence)?
-        }
-        Objective::Dpo { beta } => {
-            let objective = PreferenceObjective {
-                model: &base.model,
-                params: &params,
-                beta,
-            };
-            session.train(&objective, &inputs.train_pairs, batches, plan, &mut fence)?
-        }
-    };
+    if config.evaluate_only {
+        let (adapter, manifest, subject) = read_subject(&store, config)?;
+        let reference = reference.as_ref();
+        let metrics = score(
+            config, &base, &inputs, &adapter, reference, &session, &mut fence,
+        )?;
+        fence.check()?;
+        let result = package::scored(config, &manifest, &subject, metrics, inputs.test_rows);
+        write_result(&store, config, &result)?;
+        return Ok(result.digest);
+    }
+    let params = initial_parameters(&store, config, &lora, base.model.config())?;
+    if let Objective::Dpo { .. } = config.objective {
+        add_references(config, &base, &mut inputs, &params, stop)?;
+    }
+    let validate: &dyn Fn() -> Result<f64, Failure> =
+        &|| validation_loss(config, &base, &inputs, &params, stop);
+    session.validate = config
+        .hyperparameters
+        .validate_every_steps
+        .map(|_| validate);
+    let trained = train(&session, &base, &inputs, &params, &mut fence)?;
 
     let adapter = params
         .to_adapter(&config.resolved.base.uri)
@@ -201,6 +190,41 @@ fn attempt(
     write_result(&store, config, &result)?;
     remove_checkpoints(&store, config);
     Ok(result.digest)
+}
+
+/// Trains by the run's objective.
+fn train(
+    session: &Session<'_>,
+    base: &inputs::Base,
+    inputs: &Inputs,
+    params: &LoraParams,
+    fence: &mut Fence<'_>,
+) -> Result<Trained, Failure> {
+    let h = &session.config.hyperparameters;
+    let (batch, micro_batch, run_length, optimizer) = sizes(h);
+    let batches = Batches::new(h.seed, inputs.lengths(), batch, run_length);
+    let plan = Plan {
+        micro_batch,
+        rate: LearningRate::new(h, batches.steps()),
+        optimizer,
+        maximum_gradient_norm: h.maximum_gradient_norm,
+        seed: h.seed,
+    };
+    let model = &base.model;
+    match session.config.objective {
+        Objective::Sft => {
+            let objective = LoraObjective { model, params };
+            session.train(&objective, &inputs.train, batches, plan, fence)
+        }
+        Objective::Dpo { beta } => {
+            let objective = PreferenceObjective {
+                model,
+                params,
+                beta,
+            };
+            session.train(&objective, &inputs.train_pairs, batches, plan, fence)
+        }
+    }
 }
 
 /// Gives all pairs what the reference makes of them: the version that training starts from, or the

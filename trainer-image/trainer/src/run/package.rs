@@ -2,7 +2,7 @@
 
 use graftwork_artifacts::Store;
 use graftwork_contract::adapter::{CARD_FILE, Manifest, Provenance};
-use graftwork_contract::run::{Metric, RowsUsed, RunResult, TrainerConfig};
+use graftwork_contract::run::{Metric, ResolvedReference, RowsUsed, RunResult, TrainerConfig};
 use graftwork_contract::{Digest, paths};
 use graftwork_model::peft::Adapter;
 
@@ -91,4 +91,30 @@ pub fn publish(
         finished_time: time,
         code_version: CODE_VERSION.to_owned(),
     })
+}
+
+/// The record of a run that has scored a version and trained nothing.
+pub fn scored(
+    config: &TrainerConfig,
+    manifest: &Manifest,
+    subject: &ResolvedReference,
+    metrics: Vec<Metric>,
+    test_rows: RowsUsed,
+) -> RunResult {
+    RunResult {
+        run: config.run.clone(),
+        key: config.key.clone(),
+        resolved: config.resolved.clone(),
+        digest: subject.digest.clone(),
+        folder: paths::adapter(&subject.adapter, &subject.digest),
+        size_bytes: manifest.size_bytes,
+        rank: manifest.rank,
+        steps: 0,
+        final_loss: 0.0,
+        metrics,
+        train_rows: RowsUsed::default(),
+        test_rows,
+        finished_time: clock::rfc3339(),
+        code_version: CODE_VERSION.to_owned(),
+    }
 }

@@ -276,3 +276,27 @@ fn every_metric_is_measured_on_the_same_answers_and_some_are_kept() {
     assert_eq!(samples[1]["expected"], ANSWERS[1]);
     assert!(samples[1]["prompt"].as_str().unwrap().contains("Item 1 1"));
 }
+
+#[test]
+fn a_version_is_scored_without_training_as_it_was_when_it_was_made() {
+    let world = World::new();
+    let made = world.config("made");
+    assert_eq!(world.run(&made), 0);
+    let made = world.result(&made);
+    let mut config = world.config("scored");
+    config["evaluateOnly"] = json!(true);
+    config["adapter"] = Value::Null;
+    let (code, _, message) = world.failure(&config);
+    assert_eq!(code, 64);
+    assert!(message.contains("names no version"), "{message}");
+
+    config["run"] = json!("scored-again");
+    config["resolved"]["initial"] = json!({
+        "adapter": "colours", "version": 1, "digest": made.digest,
+    });
+    assert_eq!(world.run(&config), 0, "{:?}", world.summary(&config));
+    let scored = world.result(&config);
+    assert_eq!((scored.steps, &scored.digest), (0, &made.digest));
+    assert_eq!(scored.metrics, made.metrics);
+    assert!(!world.run_folder(&config).join("checkpoints").exists());
+}

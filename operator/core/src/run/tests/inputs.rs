@@ -1,6 +1,8 @@
 //! What a run is made from: pinned, waited for, or refused.
 
-use graftwork_api::training_run::{EarlyStopping, MethodType, ObjectiveType, Quantization};
+use graftwork_api::training_run::{
+    EarlyStopping, MethodType, ObjectiveType, Quantization, Subject,
+};
 use graftwork_contract::run::TrainerConfig;
 
 use super::*;
@@ -69,6 +71,36 @@ fn what_the_base_is_quantised_to_is_pinned_and_names_another_run() {
     assert_eq!(quantised["quantization"], "Q4_K");
     assert_eq!(plain["digest"], quantised["digest"]);
     assert_ne!(plain_key, quantised_key);
+}
+
+fn subject() -> Subject {
+    Subject {
+        adapter_ref: ObjectReference::new("topics"),
+        version: 4,
+    }
+}
+
+#[test]
+fn what_is_scored_and_not_trained_is_waited_for_and_names_another_run() {
+    let mut world = World::new();
+    world.cr.spec.method.type_ = MethodType::Evaluate;
+    world.cr.spec.method.subject = Some(subject());
+    world.reconcile();
+    let (_, why, message) = world.succeeded();
+    assert_eq!(why, reason::WAITING_FOR_ADAPTER);
+    assert_eq!(
+        message,
+        "spec.method.subject.adapterRef.name: LoRAAdapter \"topics\" does not exist"
+    );
+    let valid = validate(&world.cr.spec).unwrap();
+    assert!(valid.evaluate_only);
+    let base = Digest::of(b"base");
+    let four = pins::key(&valid, &world.cr, &base);
+    world.cr.spec.method.subject = Some(Subject {
+        version: 5,
+        ..subject()
+    });
+    assert_ne!(pins::key(&valid, &world.cr, &base), four);
 }
 
 #[test]
@@ -234,7 +266,23 @@ fn a_field_that_can_not_work_ends_the_run() {
         ),
         (
             Box::new(|spec| spec.method.type_ = MethodType::Other("Full".to_owned())),
-            "spec.method.type: \"Full\" is not known to this version; it knows LoRA, QLoRA",
+            "spec.method.type: \"Full\" is not known to this version; it knows LoRA, QLoRA, Evaluate",
+        ),
+        (
+            Box::new(|spec| spec.method.type_ = MethodType::Evaluate),
+            "spec.method.subject: type Evaluate needs one",
+        ),
+        (
+            Box::new(|spec| spec.method.subject = Some(subject())),
+            "spec.method.subject: it belongs to type Evaluate",
+        ),
+        (
+            Box::new(|spec| {
+                spec.method.type_ = MethodType::Evaluate;
+                spec.method.subject = Some(subject());
+                spec.adapter_ref = Some(ObjectReference::new("topics"));
+            }),
+            "spec.adapterRef: it does not go with method type Evaluate",
         ),
         (
             Box::new(|spec| spec.objective.beta = Some("0.1".into())),
