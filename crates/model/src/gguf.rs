@@ -345,7 +345,7 @@ impl Header<'_> {
 
     /// Architecture, alignment of the data, tensors.
     fn read(&mut self) -> Result<(String, u64, Vec<Listed>), GgufError> {
-        if &self.bytes::<4>()? != b"GGUF" {
+        if self.bytes::<4>()? != *b"GGUF" {
             return Err(self.format("it does not begin with GGUF".to_owned()));
         }
         let version = self.u32()?;

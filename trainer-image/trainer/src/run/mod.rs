@@ -134,7 +134,7 @@ fn attempt(
         config,
         reporter,
         stop,
-        validate: None,
+        validation_loss: None,
     };
     if config.evaluate_only {
         let (adapter, manifest, subject) = read_subject(&store, config)?;
@@ -153,7 +153,7 @@ fn attempt(
     }
     let validate: &dyn Fn() -> Result<f64, Failure> =
         &|| validation_loss(config, &base, &inputs, &params, stop);
-    session.validate = config
+    session.validation_loss = config
         .hyperparameters
         .validate_every_steps
         .map(|_| validate);

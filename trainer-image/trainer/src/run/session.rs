@@ -58,7 +58,7 @@ pub struct Session<'a> {
     pub stop: &'a StopFlag,
     /// The mean loss on rows that are not trained on, of the present values. It ends with
     /// [`ExitCode::Checkpointed`] where a stop was asked for on the way.
-    pub validate: Option<&'a dyn Fn() -> Result<f64, Failure>>,
+    pub validation_loss: Option<&'a dyn Fn() -> Result<f64, Failure>>,
 }
 
 /// How training ended.
@@ -163,7 +163,7 @@ impl Session<'_> {
     /// Whether the present step is to be validated and was not yet.
     fn is_validation_due<O: Objective>(&self, training: &Training<'_, O>) -> bool {
         let (Some(_), Some(every)) = (
-            self.validate,
+            self.validation_loss,
             self.config.hyperparameters.validate_every_steps,
         ) else {
             return false;
@@ -180,11 +180,11 @@ impl Session<'_> {
         training: &mut Training<'_, O>,
         records: &mut [StepRecord],
     ) -> Result<bool, Failure> {
-        let Some(validate) = self.validate else {
+        let Some(validation_loss) = self.validation_loss else {
             return Ok(true);
         };
         let step = training.state().step;
-        let loss = match validate() {
+        let loss = match validation_loss() {
             Ok(loss) if loss.is_finite() => loss,
             Ok(loss) => {
                 return Err(Failure::diverged(format!(
