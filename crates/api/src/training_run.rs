@@ -602,6 +602,9 @@ pub struct Progress {
     /// Mean loss of the last steps, in nats per token.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub loss: Option<Decimal>,
+    /// Lowest mean loss of the validation rows so far, in nats per token; of DPO, per pair.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub best_validation_loss: Option<Decimal>,
     /// Tokens trained on per second.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tokens_per_second: Option<u64>,

@@ -12,6 +12,12 @@ use graftwork_model::tokenizer::TokenizedExample;
 
 /// Steps whose mean loss is reported.
 pub const LOSS_WINDOW: usize = 20;
+/// A loss above this many times the newest steps' mean and so many nats more has exploded; a model
+/// that knows nothing has ln of the vocabulary, 12 nats at most.
+const EXPLOSION_FACTOR: f64 = 10.0;
+const EXPLOSION_NATS: f64 = 10.0;
+/// Steps that make a mean.
+const EXPLOSION_STEPS: usize = 5;
 /// Micro-batches that one step may have at most; beyond it, dropout would repeat.
 pub const MAXIMUM_MICRO_BATCHES: u64 = 1 << 16;
 
@@ -128,6 +134,19 @@ pub enum TrainError {
         step: u64,
         /// NaN or infinity.
         value: f64,
+    },
+    /// The loss is a number, but no training's.
+    #[error(
+        "loss of step {step} is {loss} after {before:.3} in the steps before: lower \
+         hyperparameters.learningRate or maximumGradientNorm"
+    )]
+    Exploded {
+        /// The step, from 1.
+        step: u64,
+        /// Its loss.
+        loss: f64,
+        /// Mean of the newest steps before it.
+        before: f64,
     },
     /// A parameter that the loss does not depend on.
     #[error("parameter {0} has no gradient")]
@@ -324,6 +343,13 @@ impl<'a, O: Objective> Training<'a, O> {
                 });
             }
         }
+        if self.has_exploded(loss) {
+            return Err(TrainError::Exploded {
+                step: step + 1,
+                loss,
+                before: self.recent_loss().unwrap_or_default(),
+            });
+        }
         let rate = self.plan.rate.at(step);
         self.update(
             rate,
@@ -389,6 +415,15 @@ impl<'a, O: Objective> Training<'a, O> {
         self.state
             .optimizer
             .step(self.state.step, rate, gradient_scale, &mut parameters);
+    }
+
+    /// Whether the loss is far above what it was, and above what a model that knows nothing has: from
+    /// there training does not come back.
+    fn has_exploded(&self, loss: f64) -> bool {
+        self.state.losses.len() >= EXPLOSION_STEPS
+            && self
+                .recent_loss()
+                .is_some_and(|before| loss > EXPLOSION_FACTOR * before + EXPLOSION_NATS)
     }
 
     /// A finite gradient can still make a value overflow.
@@ -622,6 +657,44 @@ mod tests {
             matches!(error, TrainError::Diverged { step: 1, .. }),
             "{error}"
         );
+    }
+
+    #[test]
+    fn a_loss_that_explodes_ends_the_training_before_it_changes_anything() {
+        let (model, examples) = (model(), examples());
+        let mut training = training(&model, &examples, 6, 3);
+        let with_losses = |training: &Training<'_, TrainableLlama>, losses: &[f64]| State {
+            losses: losses.to_vec(),
+            ..training.state().clone()
+        };
+        // The first loss is about ln 260, above 10 * -1 + 10 and not above what five nats allow.
+        for (losses, ends) in [
+            (vec![-1.0; 5], true),
+            (vec![-1.0; 4], false),
+            (vec![5.0; 5], false),
+        ] {
+            let state = with_losses(&training, losses);
+            let before = state.parameters.clone();
+            training.restore(state).unwrap();
+            let outcome = training.step(|| false);
+            if ends {
+                let error = outcome.unwrap_err();
+                assert!(
+                    matches!(error, TrainError::Exploded { step: 1, .. }),
+                    "{error}"
+                );
+                assert_eq!(training.state().parameters, before);
+                let mut again = training.state().clone();
+                (again.micro_batch, again.batch_loss) = (0, 0.0);
+                again
+                    .gradients
+                    .iter_mut()
+                    .for_each(|gradient| gradient.fill(0.0));
+                training.restore(again).unwrap();
+            } else {
+                outcome.unwrap();
+            }
+        }
     }
 
     #[test]

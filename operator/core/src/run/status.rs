@@ -299,6 +299,9 @@ fn take_report(
         percent: percent(said.step, said.total_steps),
         epoch: Decimal::rounded(said.epoch, 2),
         loss: said.loss.and_then(|loss| Decimal::rounded(loss, 4)),
+        best_validation_loss: said
+            .best_validation_loss
+            .and_then(|loss| Decimal::rounded(loss, 4)),
         tokens_per_second: Some(said.tokens_per_second.max(0.0).round() as u64),
         estimated_completion_time: said
             .remaining_seconds
@@ -359,6 +362,10 @@ fn complete(
         percent: 100,
         epoch: status.progress.as_ref().and_then(|it| it.epoch.clone()),
         loss: Decimal::rounded(result.final_loss, 4),
+        best_validation_loss: status
+            .progress
+            .as_ref()
+            .and_then(|it| it.best_validation_loss.clone()),
         tokens_per_second: status.progress.as_ref().and_then(|it| it.tokens_per_second),
         estimated_completion_time: None,
         last_update_time: result.finished_time.parse().ok().map(Time),

@@ -463,7 +463,9 @@ fn store_failure(error: &StoreError) -> Failure {
 impl From<&TrainError> for Failure {
     fn from(error: &TrainError) -> Self {
         match error {
-            TrainError::Diverged { .. } => Self::diverged(causes(error)),
+            TrainError::Diverged { .. } | TrainError::Exploded { .. } => {
+                Self::diverged(causes(error))
+            }
             _ => Self::bug(causes(error)),
         }
     }

@@ -200,6 +200,8 @@ impl Session<'_> {
             record.validation_loss = Some(loss);
         }
         let best = training.state().validation.as_ref();
+        self.reporter
+            .update(|progress| progress.best_validation_loss = best.map(|it| it.best_loss));
         tracing::info!(
             step,
             loss,
@@ -284,7 +286,9 @@ impl Session<'_> {
             });
         }
         let (step, total) = (training.state().step, training.batches().steps());
+        let validation = training.state().validation.as_ref();
         self.reporter.update(|progress| {
+            progress.best_validation_loss = validation.map(|it| it.best_loss);
             progress.step = step;
             progress.total_steps = total;
         });

@@ -17,6 +17,7 @@ fn progress_reaches_status_and_is_not_written_at_every_report() {
                 step: u64::try_from(second).unwrap(),
                 total_steps: 100,
                 loss: Some(1.5),
+                best_validation_loss: Some(1.75),
                 tokens_per_second: 900.4,
                 remaining_seconds: Some(60),
                 checkpoint_step: 5,
@@ -36,6 +37,7 @@ fn progress_reaches_status_and_is_not_written_at_every_report() {
     let status = world.cr.status.unwrap();
     let progress = status.progress.unwrap();
     assert_eq!(progress.loss.unwrap().as_str(), "1.5");
+    assert_eq!(progress.best_validation_loss.unwrap().as_str(), "1.75");
     assert_eq!(progress.tokens_per_second, Some(900));
     assert_eq!(status.checkpoint.unwrap().step, 5);
 }
