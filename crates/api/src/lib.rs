@@ -23,6 +23,7 @@ pub mod schema;
 pub mod dataset;
 pub mod lora_adapter;
 pub mod serving_endpoint;
+mod training_method;
 pub mod training_run;
 
 pub use command::{Answer, AnswerOutcome};
