@@ -81,6 +81,10 @@ impl Related for Guarded<TrainingRun> {
             let namespace = run.namespace().unwrap_or_default();
             touches.push(touch(Kind::Dataset, &namespace, &reference.name));
         }
+        if let Some(wanted) = graftwork_operator_core::run::wanted_version(run) {
+            let namespace = run.namespace().unwrap_or_default();
+            touches.push(touch(Kind::Adapter, &namespace, &wanted.adapter));
+        }
         // Progress is of no interest to the adapter.
         if let Some(adapter) = run.spec.adapter_ref.as_ref().filter(|_| finished) {
             let namespace = run.namespace().unwrap_or_default();

@@ -51,8 +51,15 @@ async fn gather(context: &Context, cr: &LoRAAdapter) -> Result<Observed, ApiErro
             .unwrap_or_default()
     };
     let endpoints = in_namespace(&context.caches.endpoints, &namespace);
+    let runs = in_namespace(&context.caches.runs, &namespace);
     let mut observed = Observed {
         storage: keeper::problem(context, &namespace).await?,
+        wanted: runs
+            .iter()
+            .filter_map(|it| run::wanted_version(it.0.as_ref().ok()?))
+            .filter(|wanted| wanted.adapter == name)
+            .map(|wanted| wanted.version)
+            .collect(),
         base_claim: bound(&cr.spec.base_model.uri),
         import_claim: cr
             .spec

@@ -1,6 +1,6 @@
 //! What a LoRAAdapter's surroundings look like, and what has to be asked to know it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use graftwork_api::uri::PvcUri;
 use graftwork_api::{LoRAAdapter, ServingEndpoint};
@@ -31,6 +31,8 @@ pub struct Observed {
     pub verifications: BTreeMap<String, Asked<Result<Verified, Problem>>>,
     /// The answer to [`import`]'s request.
     pub import: Asked<Result<Verified, Problem>>,
+    /// Versions that runs want to start from, or to score, and have not pinned yet.
+    pub wanted: BTreeSet<u32>,
     /// The ServingEndpoints of the namespace.
     pub endpoints: Vec<ServingEndpoint>,
     /// Since when the keeper owes an answer ([`Observed::is_unanswered`]) without a break, as this

@@ -61,7 +61,7 @@ pub struct VersionView {
     pub stable_on: Vec<String>,
     /// The rollback that took it from its last endpoint.
     pub rolled_back: Option<RolledBack>,
-    /// An endpoint pins it, or is rolling it out.
+    /// An endpoint pins it, or is rolling it out, or a run waits for it.
     pub is_named: bool,
 }
 
@@ -125,7 +125,8 @@ pub fn view(cr: &LoRAAdapter, valid: &Valid, ledger: &Ledger, observed: &Observe
             let rolled_back =
                 rolled_back(name, version.created.digest.as_str(), &observed.endpoints);
             let digest = version.created.digest.as_str();
-            let is_named = is_named(name, *number, digest, &observed.endpoints);
+            let is_named = is_named(name, *number, digest, &observed.endpoints)
+                || observed.wanted.contains(number);
             let verified = verified(version, observed);
             // A gate is on record only for files that were verified: while the keeper owes the
             // answer, what was judged stays judged.

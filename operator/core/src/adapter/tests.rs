@@ -965,6 +965,10 @@ fn versions_that_somebody_needs_stay_listed_whatever_their_age() {
         1,
         "version 1 went into production; what is listed again did not turn: {turned:?}"
     );
+    assert!(!listed(&world).contains(&9));
+    world.observed.wanted = [9].into();
+    world.settle();
+    assert!(listed(&world).contains(&9), "a run waits to start from it");
 }
 
 #[test]

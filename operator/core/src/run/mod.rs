@@ -84,6 +84,15 @@ pub struct Report {
     pub at: Timestamp,
 }
 
+/// The version of an adapter that the run waits to pin: it has to be listed until then.
+pub fn wanted_version(cr: &TrainingRun) -> Option<graftwork_contract::run::AdapterVersion> {
+    let is_pinned = cr.status.as_ref().is_some_and(|it| it.resolved.is_some());
+    if is_pinned || status::is_finished(cr) {
+        return None;
+    }
+    initial_version(&cr.spec).map(|initial| initial.version)
+}
+
 /// Claim and path of the base model, where the run still has to know it.
 pub fn base_to_describe(cr: &TrainingRun) -> Option<graftwork_api::uri::PvcUri> {
     if status::is_finished(cr) || inputs::pinned_base(cr).is_some() {

@@ -209,6 +209,14 @@ fn what_a_run_starts_from_is_waited_for_pinned_and_part_of_its_key() {
         crate::run::inputs::resolve(&world.cr, &valid, base.clone(), &world.observed).unwrap();
     let initial = resolved.initial.unwrap();
     assert_eq!((initial.version, initial.digest), (4, listed));
+    assert_eq!(wanted_version(&world.cr).map(|it| it.version), Some(4));
+    let mut pinned = world.cr.clone();
+    pinned.status.get_or_insert_default().resolved = Some(Default::default());
+    assert_eq!(
+        wanted_version(&pinned),
+        None,
+        "it need not be listed any more"
+    );
     let key = |world: &World| crate::run::inputs::key(&valid, &world.cr, &base).unwrap();
     let warm = key(&world);
     world.cr.spec.initial_adapter_ref = None;
