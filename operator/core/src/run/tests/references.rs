@@ -211,7 +211,8 @@ fn what_a_run_starts_from_is_waited_for_pinned_and_part_of_its_key() {
     assert_eq!((initial.version, initial.digest), (4, listed));
     assert_eq!(wanted_version(&world.cr).map(|it| it.version), Some(4));
     let mut pinned = world.cr.clone();
-    pinned.status.get_or_insert_default().resolved = Some(Default::default());
+    pinned.status.get_or_insert_default().resolved =
+        Some(graftwork_api::training_run::ResolvedInputs::default());
     assert_eq!(
         wanted_version(&pinned),
         None,
