@@ -8,6 +8,7 @@ fn a_quantised_base_is_trained_on_and_named_in_the_provenance() {
     let world = World::new();
     let mut config = world.config("quantised");
     config["resolved"]["base"]["quantization"] = json!("Q4_K");
+    config["hyperparameters"]["maximumSteps"] = json!(200);
     assert_eq!(world.run(&config), 0);
     let result = world.result(&config);
     let loss = result.metrics.iter().find(|it| it.name == "loss").unwrap();
@@ -17,7 +18,8 @@ fn a_quantised_base_is_trained_on_and_named_in_the_provenance() {
     let named = manifest.pointer("/provenance/trained/resolved/base/quantization");
     assert_eq!(named, Some(&json!("Q4_K")));
 
-    let plain = world.config("plain");
+    let mut plain = world.config("plain");
+    plain["hyperparameters"]["maximumSteps"] = json!(200);
     assert_eq!(world.run(&plain), 0);
     assert_ne!(world.result(&plain).digest, result.digest);
 }
@@ -109,7 +111,8 @@ fn validation_without_rows_to_learn_from_is_refused() {
 #[test]
 fn a_run_starts_from_the_version_that_it_names() {
     let world = World::new();
-    let cold = world.config("cold");
+    let mut cold = world.config("cold");
+    cold["hyperparameters"]["maximumSteps"] = json!(200);
     assert_eq!(world.run(&cold), 0);
     let mut warm = world.config("warm");
     warm["resolved"]["initial"] = json!({
