@@ -186,6 +186,7 @@ async fn begin(
             temperature: parameters.temperature,
             top_p: parameters.top_p,
             top_k: 0,
+            min_p: 0.0,
         },
         seed: parameters.seed.unwrap_or_else(rand::random),
         logprobs: parameters.logprobs,

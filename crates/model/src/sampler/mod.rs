@@ -1,7 +1,14 @@
 //! From logits to a token. Randomness is a function of (seed, choice, position) alone, so that a
 //! request's text depends neither on its batch nor on when it ran.
 
+mod adjust;
+
+pub use adjust::Adjustments;
+
 use crate::random::Stream;
+
+/// A nucleus is first looked for among so many of the best candidates, then among eight times as many.
+const NUCLEUS_START: usize = 64;
 
 /// Why no token could be drawn.
 #[derive(Debug, thiserror::Error, PartialEq)]
@@ -30,6 +37,9 @@ pub struct SamplingParams {
     pub top_p: f32,
     /// Only so many most probable tokens are drawn from; 0 is no limit.
     pub top_k: u32,
+    /// Only tokens with at least this share of the most probable one's probability are drawn from; 0 is no limit
+    /// (Nguyen et al. 2024, arXiv:2407.01082).
+    pub min_p: f32,
 }
 
 impl Default for SamplingParams {
@@ -38,6 +48,7 @@ impl Default for SamplingParams {
             temperature: 1.0,
             top_p: 1.0,
             top_k: 0,
+            min_p: 0.0,
         }
     }
 }
@@ -48,6 +59,7 @@ impl SamplingParams {
         temperature: 0.0,
         top_p: 1.0,
         top_k: 0,
+        min_p: 0.0,
     };
 
     /// # Errors
@@ -77,7 +89,9 @@ impl SamplingParams {
             top_p,
             top_p > 0.0 && top_p <= 1.0,
             "above 0 and at most 1",
-        )
+        )?;
+        let min_p = self.min_p;
+        check("min_p", min_p, (0.0..=1.0).contains(&min_p), "from 0 to 1")
     }
 }
 
@@ -115,39 +129,83 @@ pub fn sample(
     if params.temperature == 0.0 || params.top_k == 1 {
         return Ok(argmax(logits));
     }
-    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    draw(&candidates(logits, params), key.uniform()).ok_or(SamplerError::NoLogits)
+}
+
+/// Tokens that may be drawn, with their weights: the best one's is 1. In order of id, or best first where something
+/// limits them.
+///
+/// The rules follow each other: temperature, `min_p`, `top_k`, and `top_p` over what they left.
+fn candidates(logits: &[f32], params: &SamplingParams) -> Vec<(u32, f64)> {
+    let max = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
     let temperature = f64::from(params.temperature);
+    let least = f64::from(params.min_p);
     let mut candidates: Vec<(u32, f64)> = (0_u32..)
         .zip(logits)
-        .map(|(id, logit)| (id, (f64::from(logit - max) / temperature).exp()))
-        .filter(|(_, weight)| *weight > 0.0)
+        .map(|(id, logit)| (id, ((f64::from(*logit) - max) / temperature).exp()))
+        .filter(|(_, weight)| *weight > 0.0 && *weight >= least)
         .collect();
-    if params.top_k > 0 || params.top_p < 1.0 {
-        candidates.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-        if params.top_k > 0 {
-            candidates.truncate(params.top_k as usize);
+    let top_k = params.top_k as usize;
+    if top_k > 0 && top_k < candidates.len() {
+        candidates.select_nth_unstable_by(top_k, better);
+        candidates.truncate(top_k);
+    }
+    if params.top_p < 1.0 {
+        keep_nucleus(&mut candidates, f64::from(params.top_p));
+    } else if top_k > 0 {
+        candidates.sort_unstable_by(better);
+    }
+    candidates
+}
+
+/// The more probable first, equal ones by id: a total order, so that no sort has a choice.
+fn better(a: &(u32, f64), b: &(u32, f64)) -> std::cmp::Ordering {
+    b.1.total_cmp(&a.1).then(a.0.cmp(&b.0))
+}
+
+/// Cuts to the smallest set of best candidates whose weights reach `share` of all, best first.
+///
+/// A nucleus is small as a rule and the vocabulary large: only as much is sorted as it needs.
+fn keep_nucleus(candidates: &mut Vec<(u32, f64)>, share: f64) {
+    let total: f64 = candidates.iter().map(|(_, weight)| weight).sum();
+    let limit = share * total;
+    let mut size = NUCLEUS_START;
+    loop {
+        if size < candidates.len() {
+            candidates.select_nth_unstable_by(size, better);
         }
-        let total: f64 = candidates.iter().map(|(_, weight)| weight).sum();
-        let limit = f64::from(params.top_p) * total;
+        let size_now = size.min(candidates.len());
+        if let Some(best) = candidates.get_mut(..size_now) {
+            best.sort_unstable_by(better);
+        }
         let mut sum = 0.0;
-        let kept = candidates.iter().position(|(_, weight)| {
+        let last = candidates.iter().take(size_now).position(|(_, weight)| {
             sum += weight;
             sum >= limit
         });
-        candidates.truncate(kept.map_or(candidates.len(), |last| last + 1));
+        if let Some(last) = last {
+            candidates.truncate(last + 1);
+            return;
+        }
+        // Sums in another order may stay a last bit below the limit: then everything is kept.
+        if size_now == candidates.len() {
+            return;
+        }
+        size *= 8;
     }
+}
+
+/// The candidate at `uniform` in `[0, 1)` of all weights, one after the other.
+fn draw(candidates: &[(u32, f64)], uniform: f64) -> Option<u32> {
     let total: f64 = candidates.iter().map(|(_, weight)| weight).sum();
-    let mut left = key.uniform() * total;
-    for (id, weight) in &candidates {
+    let mut left = uniform * total;
+    for (id, weight) in candidates {
         left -= weight;
         if left < 0.0 {
-            return Ok(*id);
+            return Some(*id);
         }
     }
-    candidates
-        .last()
-        .map(|(id, _)| *id)
-        .ok_or(SamplerError::NoLogits)
+    candidates.last().map(|(id, _)| *id)
 }
 
 /// The most probable token, the lowest id among equals. 0 for no logits; NaN never wins.
@@ -192,102 +250,4 @@ pub fn top_log_probs(logits: &[f32], count: usize) -> Vec<(u32, f32)> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const LOGITS: [f32; 5] = [1.0, 3.0, 2.0, 3.0, -1.0];
-
-    fn key(position: u32) -> SampleKey {
-        SampleKey {
-            seed: 9,
-            choice: 0,
-            position,
-        }
-    }
-
-    #[test]
-    fn greedy_takes_the_lowest_of_equals() {
-        assert_eq!(sample(&LOGITS, &SamplingParams::GREEDY, key(0)), Ok(1));
-        let all = SamplingParams {
-            top_k: 1,
-            ..SamplingParams::default()
-        };
-        assert_eq!(sample(&LOGITS, &all, key(0)), Ok(1));
-    }
-
-    #[test]
-    fn frequencies_follow_the_softmax() {
-        let draws = 20_000;
-        let mut counts = [0.0; 5];
-        for position in 0..draws {
-            counts[sample(&LOGITS, &SamplingParams::default(), key(position)).unwrap() as usize] +=
-                1.0;
-        }
-        let expected = log_probs(&LOGITS, &[0, 1, 2, 3, 4]);
-        for (count, expected) in counts.iter().zip(expected) {
-            let share: f32 = count / draws as f32;
-            assert!((share - expected.exp()).abs() < 0.015, "{counts:?}");
-        }
-    }
-
-    #[test]
-    fn limits_keep_only_the_most_probable() {
-        for params in [
-            SamplingParams {
-                top_k: 2,
-                ..SamplingParams::default()
-            },
-            SamplingParams {
-                top_p: 0.7,
-                ..SamplingParams::default()
-            },
-        ] {
-            let drawn: std::collections::BTreeSet<u32> = (0..500)
-                .map(|position| sample(&LOGITS, &params, key(position)).unwrap())
-                .collect();
-            assert_eq!(drawn.into_iter().collect::<Vec<_>>(), [1, 3], "{params:?}");
-        }
-    }
-
-    #[test]
-    fn a_draw_depends_on_its_key_alone() {
-        let params = SamplingParams::default();
-        let draw = |seed, choice, position| {
-            sample(
-                &[0.0; 1000],
-                &params,
-                SampleKey {
-                    seed,
-                    choice,
-                    position,
-                },
-            )
-            .unwrap()
-        };
-        assert_eq!(draw(1, 0, 5), draw(1, 0, 5));
-        assert_ne!(draw(1, 0, 5), draw(2, 0, 5));
-        assert_ne!(draw(1, 0, 5), draw(1, 1, 5));
-        assert_ne!(draw(1, 0, 5), draw(1, 0, 6));
-    }
-
-    #[test]
-    fn refusals_name_the_parameter() {
-        let params = SamplingParams {
-            top_p: 0.0,
-            ..SamplingParams::default()
-        };
-        let text = sample(&LOGITS, &params, key(0)).unwrap_err().to_string();
-        assert_eq!(text, "top_p is 0, must be above 0 and at most 1");
-        assert_eq!(
-            sample(&[f32::NAN], &SamplingParams::GREEDY, key(0)),
-            Err(SamplerError::NoLogits)
-        );
-    }
-
-    #[test]
-    fn top_log_probs_are_sorted() {
-        let top = top_log_probs(&LOGITS, 3);
-        assert_eq!(top.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [1, 3, 2]);
-        assert_eq!(top_log_probs(&LOGITS, 99).len(), 5);
-    }
-}
+mod tests;
