@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use graftwork_model::kv::{KV_BLOCK_TOKENS, KvPool, KvSequence};
-use graftwork_model::sampler::{self, SampleKey, SamplingParams};
-use graftwork_model::transformer::{Llama, LogitRows, SequenceStep};
+use graftwork_model::sampler::{self, Adjustments, SampleKey, SamplingParams};
+use graftwork_model::transformer::{Llama, LogitRows, RowLogits, SequenceStep};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use crate::metrics::Metrics;
@@ -27,10 +27,10 @@ pub struct Sampled {
     pub logprobs: Option<TokenLogprobs>,
 }
 
-/// Natural logarithms of probabilities before temperature and nucleus.
+/// Natural logarithms of the model's own probabilities: before penalties, biases, temperature and nucleus.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TokenLogprobs {
-    /// Of the sampled token.
+    /// Of the token that stands there.
     pub chosen: f32,
     /// Of the most probable ones.
     pub top: Vec<(u32, f32)>,
@@ -39,6 +39,8 @@ pub struct TokenLogprobs {
 /// What a request hears.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
+    /// Log-probabilities of the prompt's tokens from the second on, before the first token of the answer.
+    Prompt(Vec<TokenLogprobs>),
     /// One more token of the answer.
     Token(Sampled),
     /// The answer is complete.
@@ -47,24 +49,33 @@ pub enum Event {
     Failed(String),
 }
 
-/// One request.
+/// One answer to one prompt.
 #[derive(Debug)]
 pub struct Job {
     /// At least one token.
     pub prompt: Vec<u32>,
-    /// At least 1.
+    /// 0: only the prompt is computed.
     pub maximum_new_tokens: usize,
     /// How tokens are drawn.
     pub sampling: SamplingParams,
+    /// Penalties and biases.
+    pub adjustments: Adjustments,
     /// Of the drawing.
     pub seed: u64,
+    /// Which of the answers to this prompt.
+    pub choice: u32,
+    /// Whether an end of text is a token like any other.
+    pub ignore_eos: bool,
     /// How many most probable tokens to report beside the chosen one.
     pub logprobs: Option<usize>,
+    /// Whether to report them for the prompt too: [`Event::Prompt`].
+    pub prompt_logprobs: bool,
     /// The adapter; none: the bare base model.
-    pub lease: Option<Lease>,
-    /// Where the answer goes, with room for `maximum_new_tokens` + 1 events. Closed: the client left.
+    pub lease: Option<Arc<Lease>>,
+    /// Where the answer goes, with room for `maximum_new_tokens` + 2 events. Closed: the client left, or
+    /// has enough.
     pub events: mpsc::Sender<Event>,
-    /// The request's place, given back when the job ends.
+    /// The request's places, given back when its last job ends.
     pub permit: Arc<OwnedSemaphorePermit>,
 }
 
@@ -159,6 +170,42 @@ impl Device {
 struct Request {
     job: Job,
     kv: KvSequence,
+    prompt_tokens: usize,
+    /// Log-probabilities of the prompt so far; none: nobody wants them, or they were given out.
+    prompt_scores: Option<Vec<TokenLogprobs>>,
+}
+
+impl Request {
+    /// Which logits the chunk is computed for. Row `i` of the sequence says how probable token `i + 1` is.
+    fn rows(&self, chunk: &Chunk) -> LogitRows {
+        let unscored = self.prompt_scores.as_ref().is_some_and(|scores| {
+            scores.len() + 1 < self.prompt_tokens && scores.len() < chunk.start + chunk.count
+        });
+        match (unscored, chunk.samples) {
+            (true, _) => LogitRows::All,
+            (false, true) => LogitRows::Last,
+            (false, false) => LogitRows::None,
+        }
+    }
+
+    /// Takes the prompt's log-probabilities from a chunk's logits; gives them out once they are complete.
+    /// A sequence that lost its cache is computed again, but scored once.
+    fn score_prompt(&mut self, start: usize, tokens: &[u32], logits: &RowLogits) {
+        let (Some(mut scores), Some(top)) = (self.prompt_scores.take(), self.job.logprobs) else {
+            return;
+        };
+        let wanted = self.prompt_tokens.saturating_sub(1);
+        while scores.len() < wanted {
+            let row = scores.len().checked_sub(start);
+            let row = row.filter(|row| *row < logits.rows());
+            let (Some(row), Some(token)) = (row, tokens.get(scores.len() + 1)) else {
+                self.prompt_scores = Some(scores);
+                return;
+            };
+            scores.push(token_logprobs(logits.row(row), *token, top));
+        }
+        send(&self.job.events, Event::Prompt(scores));
+    }
 }
 
 struct Worker {
@@ -204,11 +251,19 @@ impl Worker {
         let id = SequenceId(self.next_id);
         self.next_id += 1;
         let prompt = std::mem::take(&mut job.prompt);
+        let prompt_tokens = prompt.len();
+        let prompt_scores = job.prompt_logprobs.then(Vec::new);
         let sequence = Sequence::new(id, prompt, job.maximum_new_tokens);
         match self.scheduler.add(sequence) {
             Ok(()) => {
                 let kv = self.pool.sequence();
-                self.requests.insert(id, Request { job, kv });
+                let request = Request {
+                    job,
+                    kv,
+                    prompt_tokens,
+                    prompt_scores,
+                };
+                self.requests.insert(id, request);
             }
             Err(error) => send(&job.events, Event::Failed(error.to_string())),
         }
@@ -257,15 +312,12 @@ impl Worker {
                 .and_then(|tokens| tokens.get(chunk.start..chunk.start + chunk.count));
             let Some(tokens) = tokens else { continue };
             order.push(*chunk);
+            let logits = request.rows(chunk);
             steps.push(SequenceStep {
                 tokens,
                 kv: &mut request.kv,
-                adapter: request.job.lease.as_ref().map(Lease::adapter),
-                logits: if chunk.samples {
-                    LogitRows::Last
-                } else {
-                    LogitRows::None
-                },
+                adapter: request.job.lease.as_deref().map(Lease::adapter),
+                logits,
             });
         }
         let (llama, pool) = (&self.llama, &mut self.pool);
@@ -285,6 +337,12 @@ impl Worker {
         };
         self.scheduler.computed(pass);
         for (chunk, logits) in order.iter().zip(&rows) {
+            if let (Some(request), Some(tokens)) = (
+                self.requests.get_mut(&chunk.id),
+                self.scheduler.tokens(chunk.id),
+            ) {
+                request.score_prompt(chunk.start, tokens, logits);
+            }
             if chunk.samples {
                 self.advance(chunk, logits.last());
             }
@@ -297,30 +355,40 @@ impl Worker {
             return;
         };
         let job = &request.job;
+        if job.maximum_new_tokens == 0 {
+            send(&job.events, Event::Finished(FinishReason::Length));
+            self.remove(chunk.id);
+            return;
+        }
         let key = SampleKey {
             seed: job.seed,
-            choice: 0,
+            choice: job.choice,
             position: u32::try_from(chunk.start + chunk.count).unwrap_or(u32::MAX),
         };
-        let token = match sampler::sample(logits, &job.sampling, key) {
+        let drawn = if job.adjustments.is_neutral() {
+            sampler::sample(logits, &job.sampling, key)
+        } else {
+            let tokens = self.scheduler.tokens(chunk.id).unwrap_or_default();
+            let (prompt, generated) = tokens.split_at(request.prompt_tokens.min(tokens.len()));
+            let mut adjusted = logits.to_vec();
+            job.adjustments.apply(&mut adjusted, prompt, generated);
+            sampler::sample(&adjusted, &job.sampling, key)
+        };
+        let token = match drawn {
             Ok(token) => token,
             Err(error) => {
                 self.fail(chunk.id, &error.to_string());
                 return;
             }
         };
-        if self.end_tokens.contains(&token) {
+        if self.end_tokens.contains(&token) && !job.ignore_eos {
             send(&job.events, Event::Finished(FinishReason::Stop));
             self.remove(chunk.id);
             return;
         }
-        let logprobs = job.logprobs.map(|count| TokenLogprobs {
-            chosen: sampler::log_probs(logits, &[token])
-                .first()
-                .copied()
-                .unwrap_or(f32::NEG_INFINITY),
-            top: sampler::top_log_probs(logits, count),
-        });
+        let logprobs = job
+            .logprobs
+            .map(|count| token_logprobs(logits, token, count));
         send(&job.events, Event::Token(Sampled { token, logprobs }));
         if self.scheduler.push_token(chunk.id, token) == Some(AfterToken::Length) {
             send(&job.events, Event::Finished(FinishReason::Length));
@@ -334,6 +402,16 @@ impl Worker {
         self.metrics
             .kv_blocks_used
             .set(gauge(self.scheduler.used_blocks()));
+    }
+}
+
+fn token_logprobs(logits: &[f32], token: u32, count: usize) -> TokenLogprobs {
+    TokenLogprobs {
+        chosen: sampler::log_probs(logits, &[token])
+            .first()
+            .copied()
+            .unwrap_or(f32::NEG_INFINITY),
+        top: sampler::top_log_probs(logits, count),
     }
 }
 

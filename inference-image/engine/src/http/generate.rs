@@ -10,21 +10,23 @@ use axum::response::{IntoResponse as _, Response};
 use graftwork_contract::endpoint::{
     HEADER_ADAPTER, HEADER_REQUEST_ID, base_header, parse_adapter_header,
 };
-use graftwork_model::sampler::SamplingParams;
+use graftwork_model::tokenizer::{ChatMessage, TokenizerError};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
+use super::choices::{Choices, Shape, Step};
+use super::events::Events;
 use super::record::Record;
 use super::{Engine, RETRY_AFTER_SECONDS, stream};
 use crate::clock;
 use crate::device::{Event, Job};
 use crate::openai::ApiError;
-use crate::openai::answer::{AnswerHead, Endpoint, FinishReason, Usage};
+use crate::openai::answer::{AnswerHead, Choice, Endpoint, FinishReason, Usage};
 use crate::openai::chat::ChatRequest;
 use crate::openai::completion::{CompletionRequest, Prompt};
 use crate::openai::parameters::Parameters;
 use crate::registry::Lease;
 use crate::registry::state::{AcquireError, Target};
-use crate::transcript::Transcript;
+use crate::transcript::Echo;
 
 /// Bytes of a request's body: several times the text that any context holds.
 const MAXIMUM_BODY_BYTES: usize = 8 << 20;
@@ -32,46 +34,11 @@ const MAXIMUM_BODY_BYTES: usize = 8 << 20;
 /// A request that the device has begun.
 pub(super) struct Running {
     pub(super) head: AnswerHead,
-    pub(super) parameters: Parameters,
+    pub(super) shape: Shape,
+    pub(super) stream: bool,
     pub(super) events: Events,
+    /// Tokens of all prompts.
     pub(super) prompt_tokens: usize,
-}
-
-/// The events of one request, the first of which was already awaited.
-pub(super) struct Events {
-    engine: Arc<Engine>,
-    first: Option<Event>,
-    receiver: mpsc::Receiver<Event>,
-    /// The request's place: taken until the answer is written, not only until it is computed.
-    _permit: Arc<OwnedSemaphorePermit>,
-}
-
-impl Events {
-    /// The next event.
-    ///
-    /// # Errors
-    /// Where there will be no answer.
-    pub(super) async fn next(&mut self) -> Result<Event, ApiError> {
-        let event = if let Some(event) = self.first.take() {
-            event
-        } else {
-            tokio::select! {
-                event = self.receiver.recv() => event
-                    .ok_or_else(|| ApiError::internal("the compute thread has ended"))?,
-                () = self.engine.abort.cancelled() => return Err(ApiError::stopping()),
-            }
-        };
-        match event {
-            Event::Failed(message) => Err(ApiError::internal(message)),
-            event => Ok(event),
-        }
-    }
-
-    /// Waits for the first event, so that what fails before it has a status of its own.
-    async fn await_first(&mut self) -> Result<(), ApiError> {
-        self.first = Some(self.next().await?);
-        Ok(())
-    }
 }
 
 pub(super) async fn completions(State(engine): State<Arc<Engine>>, request: Request) -> Response {
@@ -96,7 +63,7 @@ async fn handle(engine: Arc<Engine>, endpoint: Endpoint, request: Request) -> Re
     let begun = begin(&engine, endpoint, &parts.headers, body, &mut record).await;
     let ran = record.ran.clone();
     let mut response = match begun {
-        Ok(running) if running.parameters.stream => stream::response(engine, running, record),
+        Ok(running) if running.stream => stream::response(engine, running, record),
         Ok(running) => match whole(&engine, running, &mut record).await {
             Ok(response) => {
                 record.end(200);
@@ -150,61 +117,44 @@ async fn begin(
                 ),
             )
         })?;
-    let permit = Arc::clone(&engine.permits)
-        .try_acquire_owned()
-        .map_err(|_| ApiError::overloaded(engine.permit_count, RETRY_AFTER_SECONDS))?;
-    let permit = Arc::new(permit);
+    let mut permit = places(engine, 1)?;
     let (parameters, input) = match endpoint {
         Endpoint::Completion => {
             let request = CompletionRequest::parse(&body)?;
-            (request.parameters, Input::Prompt(request.prompt))
+            let input = Input::Prompts(request.prompts, request.echo);
+            (request.parameters, input)
         }
         Endpoint::Chat => {
             let request = ChatRequest::parse(&body)?;
             (request.parameters, Input::Chat(request.messages))
         }
     };
-    let lease = pin(engine, headers, &parameters.model, record).await?;
-    let prompt = tokenise(engine, input).await?;
-    record.prompt(prompt.len());
-    let prompt_tokens = prompt.len();
-    let maximum_new_tokens = parameters
-        .maximum_new_tokens
-        .unwrap_or_else(|| engine.context_tokens.saturating_sub(prompt_tokens).max(1));
-    if prompt_tokens + maximum_new_tokens > engine.context_tokens {
-        return Err(ApiError::context_length(
-            engine.context_tokens,
-            prompt_tokens,
-            maximum_new_tokens,
+    check_bias(&parameters, engine.vocabulary)?;
+    let (prompts, answers) = (input.prompts(), parameters.choices);
+    let count = prompts * answers;
+    if count > engine.permit_count {
+        return Err(ApiError::too_many_answers(
+            prompts,
+            answers,
+            engine.permit_count,
         ));
     }
-    let (sender, receiver) = mpsc::channel(maximum_new_tokens + 1);
-    let job = Job {
-        prompt,
-        maximum_new_tokens,
-        sampling: SamplingParams {
-            temperature: parameters.temperature,
-            top_p: parameters.top_p,
-            top_k: 0,
-            min_p: 0.0,
-        },
-        seed: parameters.seed.unwrap_or_else(rand::random),
-        logprobs: parameters.logprobs,
-        lease,
-        events: sender,
+    // Each answer takes a place of its own.
+    permit.merge(places(engine, count - 1)?);
+    let lease = pin(engine, headers, &parameters.model, record).await?;
+    let is_echo = matches!(input, Input::Prompts(_, true));
+    let prompts = tokenise(engine, input).await?;
+    let prompt_tokens = prompts.iter().map(|prompt| prompt.tokens.len()).sum();
+    record.prompt(prompt_tokens);
+    let permit = Arc::new(permit);
+    let wanted = Wanted {
+        parameters: &parameters,
+        is_echo,
+        lease: lease.map(Arc::new),
         permit: Arc::clone(&permit),
     };
-    engine
-        .device
-        .submit(job)
-        .await
-        .map_err(|error| ApiError::internal(error.to_string()))?;
-    let mut events = Events {
-        engine: Arc::clone(engine),
-        first: None,
-        receiver,
-        _permit: permit,
-    };
+    let receivers = wanted.submit(engine, &prompts).await?;
+    let mut events = Events::new(Arc::clone(engine), receivers, permit);
     events.await_first().await?;
     let prefix = match endpoint {
         Endpoint::Completion => "cmpl",
@@ -215,14 +165,119 @@ async fn begin(
             endpoint,
             id: format!("{prefix}-{}", new_id()),
             created: clock::unix_seconds(),
-            model: parameters.model.clone(),
+            model: parameters.model,
             include_usage: parameters.include_usage,
             logprobs: parameters.logprobs.is_some(),
         },
-        parameters,
+        shape: Shape {
+            echoes: if is_echo { prompts } else { Vec::new() },
+            answers,
+            count,
+            stops: parameters.stop,
+            logprobs: parameters.logprobs.is_some(),
+        },
+        stream: parameters.stream,
         events,
         prompt_tokens,
     })
+}
+
+/// Places for so many answers.
+fn places(engine: &Engine, count: usize) -> Result<OwnedSemaphorePermit, ApiError> {
+    let count = u32::try_from(count).unwrap_or(u32::MAX);
+    Arc::clone(&engine.permits)
+        .try_acquire_many_owned(count)
+        .map_err(|_| ApiError::overloaded(engine.permit_count, RETRY_AFTER_SECONDS))
+}
+
+/// What all answers of a request share.
+struct Wanted<'a> {
+    parameters: &'a Parameters,
+    is_echo: bool,
+    lease: Option<Arc<Lease>>,
+    permit: Arc<OwnedSemaphorePermit>,
+}
+
+impl Wanted<'_> {
+    /// Hands all answers to the device, those of one prompt after each other; where they are heard of.
+    async fn submit(
+        &self,
+        engine: &Engine,
+        prompts: &[Echo],
+    ) -> Result<Vec<mpsc::Receiver<Event>>, ApiError> {
+        let limits = prompts
+            .iter()
+            .map(|prompt| new_tokens(engine, self.parameters, prompt.tokens.len()))
+            .collect::<Result<Vec<usize>, ApiError>>()?;
+        let mut receivers = Vec::new();
+        for (prompt, limit) in prompts.iter().zip(limits) {
+            // The same seed for each prompt: it gets what it would get alone.
+            let seed = self.parameters.seed.unwrap_or_else(rand::random);
+            for choice in 0..self.parameters.choices {
+                let (sender, receiver) = mpsc::channel(limit + 2);
+                receivers.push(receiver);
+                let job = self.job(&prompt.tokens, limit, (seed, choice), sender);
+                engine
+                    .device
+                    .submit(job)
+                    .await
+                    .map_err(|error| ApiError::internal(error.to_string()))?;
+            }
+        }
+        Ok(receivers)
+    }
+
+    fn job(
+        &self,
+        prompt: &[u32],
+        maximum_new_tokens: usize,
+        (seed, choice): (u64, usize),
+        events: mpsc::Sender<Event>,
+    ) -> Job {
+        let parameters = self.parameters;
+        Job {
+            prompt: prompt.to_vec(),
+            maximum_new_tokens,
+            sampling: parameters.sampling,
+            adjustments: parameters.adjustments.clone(),
+            seed,
+            choice: u32::try_from(choice).unwrap_or(u32::MAX),
+            ignore_eos: parameters.ignore_eos,
+            logprobs: parameters.logprobs,
+            prompt_logprobs: self.is_echo && parameters.logprobs.is_some(),
+            lease: self.lease.clone(),
+            events,
+            permit: Arc::clone(&self.permit),
+        }
+    }
+}
+
+/// Biases are of tokens that the model has.
+fn check_bias(parameters: &Parameters, vocabulary: usize) -> Result<(), ApiError> {
+    let biases = &parameters.adjustments.logit_bias;
+    match biases.iter().find(|(id, _)| *id as usize >= vocabulary) {
+        None => Ok(()),
+        Some((id, _)) => Err(ApiError::invalid(
+            "logit_bias",
+            format!("logit_bias names token {id}, the model's vocabulary has {vocabulary}"),
+        )),
+    }
+}
+
+/// How many tokens an answer to a prompt of so many may have.
+fn new_tokens(
+    engine: &Engine,
+    parameters: &Parameters,
+    prompt_tokens: usize,
+) -> Result<usize, ApiError> {
+    let context = engine.context_tokens;
+    let wanted = parameters
+        .maximum_new_tokens
+        .unwrap_or_else(|| context.saturating_sub(prompt_tokens).max(1));
+    if prompt_tokens + wanted > context {
+        return Err(ApiError::context_length(context, prompt_tokens, wanted));
+    }
+    Ok(wanted)
 }
 
 /// Decides what runs: the router's header before `model`, and never the base model for an unknown
@@ -289,87 +344,106 @@ async fn pin(
 }
 
 enum Input {
-    Prompt(Prompt),
-    Chat(Vec<graftwork_model::tokenizer::ChatMessage>),
+    /// Whether they are given back is the second.
+    Prompts(Vec<Prompt>, bool),
+    Chat(Vec<ChatMessage>),
 }
 
-/// Tokens of the prompt, at least one. Runs beside the reactor: a long text takes a while.
-async fn tokenise(engine: &Arc<Engine>, input: Input) -> Result<Vec<u32>, ApiError> {
+impl Input {
+    fn prompts(&self) -> usize {
+        match self {
+            Self::Prompts(prompts, _) => prompts.len(),
+            Self::Chat(_) => 1,
+        }
+    }
+}
+
+/// Tokens of each prompt, at least one. Runs beside the reactor: a long text takes a while.
+async fn tokenise(engine: &Arc<Engine>, input: Input) -> Result<Vec<Echo>, ApiError> {
     let engine = Arc::clone(engine);
     let task = tokio::task::spawn_blocking(move || match input {
-        Input::Prompt(Prompt::Tokens(tokens)) => {
-            match tokens.iter().find(|id| **id as usize >= engine.vocabulary) {
-                None => Ok(tokens),
-                Some(id) => Err(ApiError::invalid(
-                    "prompt",
-                    format!(
-                        "prompt holds token id {id}, the model's vocabulary has {}",
-                        engine.vocabulary
-                    ),
-                )),
-            }
-        }
-        Input::Prompt(Prompt::Text(text)) => engine
-            .tokenizer
-            .encode_prompt(&text)
-            .map_err(|error| ApiError::invalid("prompt", error.to_string())),
+        Input::Prompts(prompts, is_echo) => prompts
+            .into_iter()
+            .map(|prompt| read_prompt(&engine, prompt, is_echo))
+            .collect::<Result<Vec<Echo>, ApiError>>(),
         Input::Chat(messages) => engine
             .tokenizer
             .encode_chat_prompt(&messages)
+            .map(|tokens| {
+                let text = String::new();
+                vec![Echo { text, tokens }]
+            })
             .map_err(|error| ApiError::invalid("messages", error.to_string())),
     });
-    let tokens = task
+    let prompts = task
         .await
         .map_err(|error| ApiError::internal(error.to_string()))??;
-    if tokens.is_empty() {
+    if prompts.iter().any(|prompt| prompt.tokens.is_empty()) {
         return Err(ApiError::invalid("prompt", "prompt has no tokens"));
     }
-    Ok(tokens)
+    Ok(prompts)
 }
 
-/// Gathers the answer into one body.
+/// A prompt as tokens and, where it is given back, as text.
+fn read_prompt(engine: &Engine, prompt: Prompt, is_echo: bool) -> Result<Echo, ApiError> {
+    let failed = |error: TokenizerError| ApiError::invalid("prompt", error.to_string());
+    match prompt {
+        Prompt::Tokens(tokens) => {
+            engine.check_tokens("prompt", &tokens)?;
+            let text = if is_echo {
+                engine.tokenizer.decode(&tokens, true).map_err(failed)?
+            } else {
+                String::new()
+            };
+            Ok(Echo { text, tokens })
+        }
+        Prompt::Text(text) => {
+            let tokens = engine.tokenizer.encode_prompt(&text).map_err(failed)?;
+            Ok(Echo { text, tokens })
+        }
+    }
+}
+
+/// Gathers the answers into one body.
 async fn whole(
     engine: &Engine,
-    mut running: Running,
+    running: Running,
     record: &mut Record,
 ) -> Result<Response, ApiError> {
-    let stops = std::mem::take(&mut running.parameters.stop);
-    let mut transcript = Transcript::new(&engine.tokenizer, stops);
-    let (mut text, mut tokens) = (String::new(), Vec::new());
-    let finish = loop {
-        match running.events.next().await? {
-            Event::Token(sampled) => {
-                record.token();
-                let piece = transcript.push(&sampled).map_err(undecodable)?;
-                text.push_str(&piece.text);
-                tokens.extend(piece.token);
-                if piece.stopped {
-                    break FinishReason::Stop;
-                }
-            }
-            Event::Finished(finish) => {
-                let piece = transcript.finish().map_err(undecodable)?;
-                text.push_str(&piece.text);
-                break if piece.stopped {
-                    FinishReason::Stop
-                } else {
-                    finish
-                };
-            }
-            Event::Failed(message) => return Err(ApiError::internal(message)),
+    let Running {
+        head,
+        shape,
+        mut events,
+        prompt_tokens,
+        ..
+    } = running;
+    let mut choices = Choices::new(&engine.tokenizer, shape);
+    let mut steps = (0..choices.count())
+        .map(|index| choices.open(index))
+        .collect::<Result<Vec<Step>, ApiError>>()?;
+    while let Some((index, event)) = events.next().await? {
+        let step = choices.take(index, &event, record)?;
+        if step.finish.is_some() {
+            events.close(index);
         }
-    };
+        if let Some(so_far) = steps.get_mut(index) {
+            so_far.text.push_str(&step.text);
+            so_far.tokens.extend(step.tokens);
+            so_far.finish = step.finish;
+        }
+    }
+    let answers: Vec<Choice> = steps
+        .into_iter()
+        .map(|step| Choice {
+            text: step.text,
+            tokens: step.tokens,
+            // Every sequence says how it ended before its channel closes.
+            finish: step.finish.unwrap_or(FinishReason::Length),
+        })
+        .collect();
     let usage = Usage {
-        prompt: running.prompt_tokens,
-        completion: transcript.tokens(),
+        prompt: prompt_tokens,
+        completion: choices.tokens(),
     };
-    Ok(Json(running.head.whole(&text, &tokens, finish, usage)).into_response())
-}
-
-#[expect(
-    clippy::needless_pass_by_value,
-    reason = "the shape that map_err asks for"
-)]
-pub(super) fn undecodable(error: graftwork_model::tokenizer::TokenizerError) -> ApiError {
-    ApiError::internal(error.to_string())
+    Ok(Json(head.whole(&answers, usage)).into_response())
 }

@@ -1,5 +1,7 @@
 //! The OpenAI HTTP server.
 
+mod choices;
+mod events;
 mod generate;
 mod models;
 mod record;
@@ -53,6 +55,25 @@ pub struct Engine {
     pub abort: CancellationToken,
     /// Unix seconds of the start.
     pub started: u64,
+}
+
+impl Engine {
+    /// Token ids of a request's `field` are the model's.
+    ///
+    /// # Errors
+    /// 400 naming the first that is not.
+    fn check_tokens(&self, field: &str, tokens: &[u32]) -> Result<(), ApiError> {
+        match tokens.iter().find(|id| **id as usize >= self.vocabulary) {
+            None => Ok(()),
+            Some(id) => Err(ApiError::invalid(
+                field,
+                format!(
+                    "{field} holds token id {id}, the model's vocabulary has {}",
+                    self.vocabulary
+                ),
+            )),
+        }
+    }
 }
 
 /// The routes of the OpenAI API.

@@ -67,30 +67,41 @@ pub struct AnswerHead {
     pub logprobs: bool,
 }
 
+/// One answer of a body that is not streamed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Choice {
+    /// The answer, behind its prompt where that is given back.
+    pub text: String,
+    /// Where log-probabilities are asked for.
+    pub tokens: Vec<TokenText>,
+    /// Why it ended.
+    pub finish: FinishReason,
+}
+
 impl AnswerHead {
     /// The body of an answer that is not streamed.
-    pub fn whole(
-        &self,
-        text: &str,
-        tokens: &[TokenText],
-        finish: FinishReason,
-        usage: Usage,
-    ) -> Value {
-        let logprobs = self.logprobs_json(tokens, 0);
-        let choice = match self.endpoint {
-            Endpoint::Completion => json!({
-                "index": 0,
-                "text": text,
-                "logprobs": logprobs,
-                "finish_reason": finish.as_str(),
-            }),
-            Endpoint::Chat => json!({
-                "index": 0,
-                "message": {"role": "assistant", "content": text, "refusal": null},
-                "logprobs": logprobs,
-                "finish_reason": finish.as_str(),
-            }),
-        };
+    pub fn whole(&self, choices: &[Choice], usage: Usage) -> Value {
+        let choices: Vec<Value> = choices
+            .iter()
+            .enumerate()
+            .map(|(index, choice)| {
+                let logprobs = self.logprobs_json(&choice.tokens);
+                match self.endpoint {
+                    Endpoint::Completion => json!({
+                        "index": index,
+                        "text": choice.text,
+                        "logprobs": logprobs,
+                        "finish_reason": choice.finish.as_str(),
+                    }),
+                    Endpoint::Chat => json!({
+                        "index": index,
+                        "message": {"role": "assistant", "content": choice.text, "refusal": null},
+                        "logprobs": logprobs,
+                        "finish_reason": choice.finish.as_str(),
+                    }),
+                }
+            })
+            .collect();
         let object = match self.endpoint {
             Endpoint::Completion => "text_completion",
             Endpoint::Chat => "chat.completion",
@@ -100,16 +111,16 @@ impl AnswerHead {
             "object": object,
             "created": self.created,
             "model": self.model,
-            "choices": [choice],
+            "choices": choices,
             "usage": usage.to_json(),
         })
     }
 
-    /// The chunk that opens a chat stream; completions have none.
-    pub fn opening(&self) -> Option<Value> {
+    /// The chunk that opens a choice of a chat stream; completions have none.
+    pub fn opening(&self, index: usize) -> Option<Value> {
         (self.endpoint == Endpoint::Chat).then(|| {
             self.chunk(&json!([{
-                "index": 0,
+                "index": index,
                 "delta": {"role": "assistant", "content": "", "refusal": null},
                 "logprobs": null,
                 "finish_reason": null,
@@ -117,27 +128,27 @@ impl AnswerHead {
         })
     }
 
-    /// A chunk with text. `offset` is the number of characters of the tokens before.
-    pub fn piece(&self, text: &str, tokens: &[TokenText], offset: usize) -> Value {
-        let logprobs = self.logprobs_json(tokens, offset);
+    /// A chunk with text.
+    pub fn piece(&self, index: usize, text: &str, tokens: &[TokenText]) -> Value {
+        let logprobs = self.logprobs_json(tokens);
         self.chunk(&match self.endpoint {
             Endpoint::Completion => json!([{
-                "index": 0, "text": text, "logprobs": logprobs, "finish_reason": null,
+                "index": index, "text": text, "logprobs": logprobs, "finish_reason": null,
             }]),
             Endpoint::Chat => json!([{
-                "index": 0, "delta": {"content": text}, "logprobs": logprobs, "finish_reason": null,
+                "index": index, "delta": {"content": text}, "logprobs": logprobs, "finish_reason": null,
             }]),
         })
     }
 
-    /// The chunk that ends the choice.
-    pub fn closing(&self, finish: FinishReason) -> Value {
+    /// The chunk that ends a choice.
+    pub fn closing(&self, index: usize, finish: FinishReason) -> Value {
         self.chunk(&match self.endpoint {
             Endpoint::Completion => json!([{
-                "index": 0, "text": "", "logprobs": null, "finish_reason": finish.as_str(),
+                "index": index, "text": "", "logprobs": null, "finish_reason": finish.as_str(),
             }]),
             Endpoint::Chat => json!([{
-                "index": 0, "delta": {}, "logprobs": null, "finish_reason": finish.as_str(),
+                "index": index, "delta": {}, "logprobs": null, "finish_reason": finish.as_str(),
             }]),
         })
     }
@@ -171,38 +182,27 @@ impl AnswerHead {
         chunk
     }
 
-    fn logprobs_json(&self, tokens: &[TokenText], mut offset: usize) -> Value {
+    fn logprobs_json(&self, tokens: &[TokenText]) -> Value {
         if !self.logprobs {
             return Value::Null;
         }
         match self.endpoint {
-            Endpoint::Completion => {
-                let offsets: Vec<usize> = tokens
-                    .iter()
-                    .map(|token| {
-                        let at = offset;
-                        offset += token.token.chars().count();
-                        at
-                    })
-                    .collect();
-                let top: Vec<Value> = tokens
-                    .iter()
-                    .map(|token| token.top.iter().cloned().collect())
-                    .collect();
-                json!({
-                    "tokens": tokens.iter().map(|t| &t.token).collect::<Vec<_>>(),
-                    "token_logprobs": tokens.iter().map(|t| t.logprob).collect::<Vec<_>>(),
-                    "top_logprobs": top,
-                    "text_offset": offsets,
-                })
-            }
+            Endpoint::Completion => json!({
+                "tokens": tokens.iter().map(|t| &t.token).collect::<Vec<_>>(),
+                "token_logprobs": tokens.iter().map(|t| t.logprob).collect::<Vec<_>>(),
+                "top_logprobs": tokens.iter().map(completion_top).collect::<Vec<_>>(),
+                "text_offset": tokens.iter().map(|t| t.offset).collect::<Vec<_>>(),
+            }),
             Endpoint::Chat => {
                 let content: Vec<Value> = tokens
                     .iter()
                     .map(|token| {
                         let mut entry = chat_logprob(&token.token, token.logprob);
                         if let Some(entry) = entry.as_object_mut() {
-                            let top = token.top.iter().map(|(text, p)| chat_logprob(text, *p));
+                            let top = token
+                                .top
+                                .iter()
+                                .map(|(text, logprob)| chat_logprob(text, Some(*logprob)));
                             entry.insert("top_logprobs".to_owned(), top.collect());
                         }
                         entry
@@ -214,7 +214,22 @@ impl AnswerHead {
     }
 }
 
-fn chat_logprob(token: &str, logprob: f32) -> Value {
+/// The most probable tokens and always the chosen one, by text. Tokens of one text (parts of characters)
+/// share an entry, which holds the best of them: who compares the chosen token with the greatest entry
+/// learns whether it was the most probable one.
+fn completion_top(token: &TokenText) -> Value {
+    let Some(logprob) = token.logprob else {
+        return Value::Null;
+    };
+    let mut top = serde_json::Map::new();
+    let chosen = (&token.token, logprob);
+    for (text, logprob) in token.top.iter().map(|(text, p)| (text, *p)).chain([chosen]) {
+        top.entry(text.as_str()).or_insert_with(|| json!(logprob));
+    }
+    Value::Object(top)
+}
+
+fn chat_logprob(token: &str, logprob: Option<f32>) -> Value {
     // The bytes of a cut character are not known to a text decoder.
     let bytes = (!token.contains('\u{fffd}')).then(|| token.as_bytes().to_vec());
     json!({"token": token, "logprob": logprob, "bytes": bytes})
@@ -238,38 +253,64 @@ mod tests {
     fn token(text: &str) -> TokenText {
         TokenText {
             token: text.into(),
-            logprob: -0.5,
+            logprob: Some(-0.5),
             top: vec![("z".into(), -0.25)],
+            offset: 7,
+        }
+    }
+
+    fn choice(text: &str) -> Choice {
+        Choice {
+            text: text.into(),
+            tokens: vec![],
+            finish: FinishReason::Length,
         }
     }
 
     #[test]
-    fn text_offsets_count_characters_over_chunks() {
-        let head = head(Endpoint::Completion);
-        let whole = head.whole(
-            "\u{e4}b",
-            &[token("\u{e4}"), token("b")],
-            FinishReason::Length,
-            Usage::default(),
-        );
-        let chunk = head.piece("b", &[token("b")], 1);
+    fn every_choice_has_its_index_in_a_body_and_in_a_stream() {
+        for endpoint in [Endpoint::Completion, Endpoint::Chat] {
+            let head = head(endpoint);
+            let whole = head.whole(&[choice("a"), choice("b")], Usage::default());
+            assert_eq!(whole.pointer("/choices/1/index"), Some(&json!(1)));
+            let text = whole
+                .pointer("/choices/1/text")
+                .or(whole.pointer("/choices/1/message/content"));
+            assert_eq!(text, Some(&json!("b")));
+            for chunk in [head.piece(2, "x", &[]), head.closing(2, FinishReason::Stop)] {
+                assert_eq!(chunk.pointer("/choices/0/index"), Some(&json!(2)));
+            }
+        }
+        assert_eq!(head(Endpoint::Completion).opening(0), None);
+        let opening = head(Endpoint::Chat).opening(3).unwrap();
+        assert_eq!(opening.pointer("/choices/0/index"), Some(&json!(3)));
+    }
+
+    #[test]
+    fn a_completions_log_probabilities_hold_the_chosen_token_and_name_each_text_once() {
+        let mut cut = token("\u{fffd}");
+        cut.top = vec![("\u{fffd}".into(), -0.25), ("\u{fffd}".into(), -2.0)];
+        let first = TokenText {
+            logprob: None,
+            top: vec![],
+            ..token("<s>")
+        };
+        let tokens = [first, token("a"), cut];
+        let chunk = head(Endpoint::Completion).piece(0, "", &tokens);
         assert_eq!(
-            whole.pointer("/choices/0/logprobs/text_offset"),
-            Some(&json!([0, 1]))
-        );
-        assert_eq!(
-            chunk.pointer("/choices/0/logprobs/text_offset"),
-            Some(&json!([1]))
-        );
-        assert_eq!(
-            chunk.pointer("/choices/0/logprobs/top_logprobs/0/z"),
-            Some(&json!(-0.25))
+            chunk.pointer("/choices/0/logprobs"),
+            Some(&json!({
+                "tokens": ["<s>", "a", "\u{fffd}"],
+                "token_logprobs": [null, -0.5, -0.5],
+                "top_logprobs": [null, {"z": -0.25, "a": -0.5}, {"\u{fffd}": -0.25}],
+                "text_offset": [7, 7, 7],
+            }))
         );
     }
 
     #[test]
     fn a_cut_character_has_no_bytes() {
-        let chunk = head(Endpoint::Chat).piece("", &[token("\u{fffd}"), token("ab")], 0);
+        let chunk = head(Endpoint::Chat).piece(0, "", &[token("\u{fffd}"), token("ab")]);
         let bytes = |i| chunk.pointer(&format!("/choices/0/logprobs/content/{i}/bytes"));
         assert_eq!(bytes(0), Some(&Value::Null));
         assert_eq!(bytes(1), Some(&json!([97, 98])));
@@ -278,7 +319,7 @@ mod tests {
     #[test]
     fn with_usage_every_chunk_names_it_and_the_last_has_it() {
         let head = head(Endpoint::Chat);
-        assert_eq!(head.piece("a", &[], 0).get("usage"), Some(&Value::Null));
+        assert_eq!(head.piece(0, "a", &[]).get("usage"), Some(&Value::Null));
         let last = head.usage(Usage {
             prompt: 3,
             completion: 2,

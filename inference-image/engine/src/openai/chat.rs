@@ -7,6 +7,9 @@ use super::ApiError;
 use super::fields::{Fields, Neutral};
 use super::parameters::{Parameters, read_token_limit};
 
+/// Messages of one conversation.
+pub const MAXIMUM_MESSAGES: usize = 4096;
+
 const NEUTRAL: &[(&str, Neutral)] = &[
     ("tools", Neutral::Empty),
     ("tool_choice", Neutral::Text(&["none", "auto"])),
@@ -16,6 +19,8 @@ const NEUTRAL: &[(&str, Neutral)] = &[
     ("response_format", Neutral::TextType),
     ("modalities", Neutral::TextList),
     ("reasoning_effort", Neutral::Text(&["none"])),
+    ("verbosity", Neutral::Text(&["medium"])),
+    ("prediction", Neutral::Empty),
 ];
 
 /// Message fields at which nothing changes.
@@ -39,8 +44,8 @@ impl ChatRequest {
     pub fn parse(body: &[u8]) -> Result<Self, ApiError> {
         let mut fields = Fields::parse(body)?;
         let mut parameters = Parameters::read(&mut fields)?;
-        let older = read_token_limit(&mut fields, "max_tokens")?;
-        let newer = read_token_limit(&mut fields, "max_completion_tokens")?;
+        let older = read_token_limit(&mut fields, "max_tokens", 1)?;
+        let newer = read_token_limit(&mut fields, "max_completion_tokens", 1)?;
         if let (Some(older), Some(newer)) = (older, newer)
             && older != newer
         {
@@ -73,6 +78,13 @@ fn read_messages(fields: &mut Fields) -> Result<Vec<ChatMessage>, ApiError> {
         Some(other) => return Err(fields.wrong_type("messages", "a list", &other)),
         None => return Err(fields.wrong("messages", "is missing")),
     };
+    if list.len() > MAXIMUM_MESSAGES {
+        let problem = format!(
+            "has {} entries, the limit is {MAXIMUM_MESSAGES}; leave the oldest out",
+            list.len()
+        );
+        return Err(fields.wrong("messages", &problem));
+    }
     list.into_iter()
         .enumerate()
         .map(|(index, value)| {
@@ -156,6 +168,16 @@ mod tests {
         assert_eq!(
             read,
             [("system", "be brief"), ("user", "ab"), ("assistant", "c")]
+        );
+    }
+
+    #[test]
+    fn a_conversation_has_a_limit_that_is_named() {
+        let messages = vec![r#"{"role": "user", "content": "x"}"#; 4097].join(",");
+        let error = parse(&format!(r#""messages": [{messages}]"#)).unwrap_err();
+        assert!(
+            error.message.contains("4097") && error.message.contains("4096"),
+            "{error}"
         );
     }
 

@@ -100,6 +100,18 @@ impl ApiError {
         }
     }
 
+    /// 400: more answers at once than there are places.
+    pub fn too_many_answers(prompts: usize, choices: usize, limit: usize) -> Self {
+        let param = if prompts > 1 { "prompt" } else { "n" };
+        Self::invalid(
+            param,
+            format!(
+                "{prompts} prompts with n = {choices} are {} answers, this engine takes at most {limit} at once; send several requests",
+                prompts * choices
+            ),
+        )
+    }
+
     /// 429: no permit.
     pub fn overloaded(limit: usize, retry_after: u32) -> Self {
         Self {

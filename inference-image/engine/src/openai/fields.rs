@@ -1,6 +1,7 @@
 //! A JSON object that is read strictly: each field is taken with its type and range, and what is
 //! left over at the end is refused by name.
 
+use std::fmt::Display;
 use std::ops::RangeInclusive;
 
 use serde_json::{Map, Value};
@@ -18,6 +19,8 @@ pub enum Neutral {
     One,
     /// `false`.
     False,
+    /// `true`.
+    True,
     /// `true` or `false`.
     Boolean,
     /// An empty list, object or text.
@@ -37,6 +40,7 @@ impl Neutral {
             Self::Zero => value.as_f64() == Some(0.0),
             Self::One => value.as_i64() == Some(1),
             Self::False => value == &Value::Bool(false),
+            Self::True => value == &Value::Bool(true),
             Self::Boolean => value.is_boolean(),
             Self::Empty => match value {
                 Value::Array(items) => items.is_empty(),
@@ -52,6 +56,26 @@ impl Neutral {
             Self::TextList => value
                 .as_array()
                 .is_some_and(|items| items.iter().all(|item| item == "text")),
+        }
+    }
+
+    /// What may be sent, for a message.
+    fn accepted(self) -> String {
+        match self {
+            Self::Any => "anything".to_owned(),
+            Self::Zero => "0".to_owned(),
+            Self::One => "1".to_owned(),
+            Self::False => "false".to_owned(),
+            Self::True => "true".to_owned(),
+            Self::Boolean => "true or false".to_owned(),
+            Self::Empty => "an empty one".to_owned(),
+            Self::Text(allowed) => allowed
+                .iter()
+                .map(|text| format!("{text:?}"))
+                .collect::<Vec<_>>()
+                .join(" or "),
+            Self::TextType => r#"{"type": "text"}"#.to_owned(),
+            Self::TextList => r#"["text"]"#.to_owned(),
         }
     }
 }
@@ -88,6 +112,8 @@ impl Fields {
 
     /// Takes a field; `null` counts as absent.
     pub fn take(&mut self, name: &str) -> Option<Value> {
+        #[cfg(test)]
+        asked::note(self.path(name));
         self.map.remove(name).filter(|value| !value.is_null())
     }
 
@@ -128,6 +154,9 @@ impl Fields {
             return Ok(None);
         };
         let Some(number) = value.as_i64() else {
+            if value.is_u64() {
+                return Err(self.out_of_range(name, &value, range.start(), range.end()));
+            }
             return Err(self.wrong_type(name, "a whole number", &value));
         };
         if range.contains(&number) {
@@ -200,7 +229,11 @@ impl Fields {
                 && !neutral.holds(&value)
             {
                 let path = self.path(name);
-                let message = format!("{path} = {} is not supported by this engine", shown(&value));
+                let message = format!(
+                    "{path} = {} is not supported by this engine; leave it out or send {}",
+                    shown(&value),
+                    neutral.accepted()
+                );
                 return Err(ApiError::unsupported(path, message));
             }
         }
@@ -217,7 +250,9 @@ impl Fields {
             return Ok(());
         };
         let path = self.path(name);
-        let message = format!("{path} is not a parameter that this engine supports");
+        let message = format!(
+            "{path} is not a parameter that this engine supports; leave it out (GET /openapi.json lists what there is)"
+        );
         Err(ApiError::unsupported(path, message))
     }
 
@@ -235,12 +270,12 @@ impl Fields {
         ApiError::invalid(path, message)
     }
 
-    fn out_of_range<T: std::fmt::Display>(
+    fn out_of_range(
         &self,
         name: &str,
-        value: &T,
-        low: &T,
-        high: &T,
+        value: &dyn Display,
+        low: &dyn Display,
+        high: &dyn Display,
     ) -> ApiError {
         self.wrong(
             name,
@@ -259,6 +294,28 @@ fn shown(value: &Value) -> String {
         Value::String(_) => "a long text".to_owned(),
         Value::Array(items) => format!("a list of {}", items.len()),
         Value::Object(_) => "an object".to_owned(),
+    }
+}
+
+/// Which fields the readers of this thread asked for: what the API's description is compared with.
+#[cfg(test)]
+pub(crate) mod asked {
+    use std::cell::RefCell;
+    use std::collections::BTreeSet;
+
+    thread_local! {
+        static PATHS: RefCell<BTreeSet<String>> = const { RefCell::new(BTreeSet::new()) };
+    }
+
+    pub(super) fn note(path: String) {
+        PATHS.with_borrow_mut(|paths| paths.insert(path));
+    }
+
+    /// The paths that `read` asks for.
+    pub(crate) fn during(read: impl FnOnce()) -> BTreeSet<String> {
+        PATHS.take();
+        read();
+        PATHS.take()
     }
 }
 
@@ -303,6 +360,11 @@ mod tests {
             read.whole("n", 1..=1).unwrap_err().message,
             "n is 3, it must be from 1 to 1"
         );
+        let mut large = fields(r#"{"n": 18446744073709551615}"#);
+        assert_eq!(
+            large.whole("n", 0..=9).unwrap_err().message,
+            "n is 18446744073709551615, it must be from 0 to 9"
+        );
         assert_eq!(
             read.whole("m", 0..=9).unwrap_err().message,
             "m must be a whole number, is 1.5"
@@ -343,6 +405,24 @@ mod tests {
             assert_eq!(error.param.as_deref(), Some(param));
             assert_eq!(error.status, axum::http::StatusCode::BAD_REQUEST);
         }
+    }
+
+    #[test]
+    fn a_refused_value_comes_with_what_may_be_sent() {
+        let error = fields(r#"{"store": true}"#)
+            .neutral(&[("store", Neutral::False)])
+            .unwrap_err();
+        assert_eq!(
+            error.message,
+            "store = true is not supported by this engine; leave it out or send false"
+        );
+        let error = fields(r#"{"tier": "x"}"#)
+            .neutral(&[("tier", Neutral::Text(&["auto", "default"]))])
+            .unwrap_err();
+        assert!(
+            error.message.ends_with(r#"send "auto" or "default""#),
+            "{error}"
+        );
     }
 
     #[test]

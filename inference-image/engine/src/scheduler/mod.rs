@@ -222,7 +222,8 @@ impl Scheduler {
         }
     }
 
-    /// Starts waiting sequences while there is room for their whole prompt and one token more.
+    /// Starts waiting sequences while there is room for their whole prompt and, where they generate, one
+    /// token more.
     fn admit(&mut self, mut budget: usize, pass: &mut Pass) {
         while budget > 0 && self.running.len() < self.limits.sequences {
             let Some(next) = self.waiting.front() else {
@@ -238,7 +239,8 @@ impl Scheduler {
                         .saturating_sub(running.blocks())
                 })
                 .sum();
-            let wanted = self.limits.blocks_for(next.tokens().len() + 1);
+            let next_token = next.maximum_new_tokens().min(1);
+            let wanted = self.limits.blocks_for(next.tokens().len() + next_token);
             if promised + wanted > self.free_blocks {
                 return;
             }

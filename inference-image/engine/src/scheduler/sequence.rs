@@ -21,12 +21,13 @@ pub struct Sequence {
 }
 
 impl Sequence {
-    /// A sequence that has not run yet. `maximum_new_tokens` of 0 counts as 1.
+    /// A sequence that has not run yet. With `maximum_new_tokens` of 0 only its prompt is computed: it is
+    /// [`super::Scheduler::remove`]d where a token would be sampled.
     pub fn new(id: SequenceId, prompt: Vec<u32>, maximum_new_tokens: usize) -> Self {
         Self {
             id,
             tokens: prompt,
-            remaining: maximum_new_tokens.max(1),
+            remaining: maximum_new_tokens,
             computed: 0,
             blocks: 0,
         }

@@ -100,6 +100,22 @@ fn a_sequence_ends_with_its_last_token_and_gives_its_blocks_back() {
 }
 
 #[test]
+fn a_sequence_that_generates_nothing_may_fill_the_whole_cache() {
+    let tight = Limits {
+        blocks: 2,
+        context_tokens: 8,
+        ..limits()
+    };
+    let mut scheduler = scheduler(tight, &[(8, 0), (1, 1)]);
+    let pass = scheduler.plan();
+    assert_eq!(counts(&pass), [(0, 8)]);
+    assert!(pass.chunks[0].samples, "its last logits are there");
+    scheduler.computed(&pass);
+    assert!(scheduler.remove(SequenceId(0)));
+    assert_eq!(step(&mut scheduler).1, [1]);
+}
+
+#[test]
 fn when_blocks_run_out_the_youngest_gives_way_and_is_computed_again_later() {
     let tight = Limits {
         blocks: 4,
