@@ -19,6 +19,7 @@ pub mod glob;
 pub mod keeper;
 pub mod latency;
 pub mod ledger;
+pub mod openapi;
 pub mod paths;
 pub mod pod;
 pub mod run;

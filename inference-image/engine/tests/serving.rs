@@ -266,6 +266,80 @@ async fn token_ids_are_a_prompt_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn tokens_are_those_that_completions_and_chats_see_and_read_back() {
+    let mut files = Files::new();
+    files.config.adapters = vec![files.adapter("a", 1, 1)];
+    let server = files.start().await;
+    let cut = server
+        .post(
+            "/tokenize",
+            &json!({"model": "a", "prompt": "h\u{e9}", "return_token_strs": true}),
+        )
+        .await;
+    assert_eq!((cut.status.as_u16(), cut.adapter()), (200, "a@v1"));
+    let cut = cut.json();
+    assert_eq!(
+        (&cut["count"], &cut["max_model_len"]),
+        (&json!(4), &json!(512))
+    );
+    assert_eq!(cut["token_strs"][0], "<|bos|>");
+    let by_ids = json!({"model": "a", "prompt": cut["tokens"], "max_tokens": 8, "temperature": 0});
+    let by_text = request("a", "h\u{e9}", 8);
+    assert_eq!(
+        choice(&server.complete(by_ids).await),
+        choice(&server.complete(by_text).await)
+    );
+    let plain = json!({"prompt": "h\u{e9}", "add_special_tokens": false});
+    let plain = server.post("/tokenize", &plain).await.json()["tokens"].clone();
+    assert_eq!(
+        plain.as_array().unwrap()[..],
+        cut["tokens"].as_array().unwrap()[1..]
+    );
+    let joined = server.post("/detokenize", &json!({"tokens": plain})).await;
+    assert_eq!(joined.json()["prompt"], "h\u{e9}");
+
+    let messages = json!([{"role": "user", "content": "hi"}]);
+    let chat = json!({"model": BASE, "messages": messages, "max_tokens": 1});
+    let seen =
+        server.post("/v1/chat/completions", &chat).await.json()["usage"]["prompt_tokens"].clone();
+    let chat = server
+        .post("/tokenize", &json!({"model": BASE, "messages": messages}))
+        .await;
+    assert_eq!(
+        (chat.adapter(), &chat.json()["count"]),
+        ("tiny@base", &seen)
+    );
+
+    for (path, body, status) in [
+        ("/tokenize", json!({"model": "nobody", "prompt": "x"}), 404),
+        ("/detokenize", json!({"tokens": [260]}), 400),
+        ("/detokenize", json!({"model": "a"}), 400),
+    ] {
+        let refused = server.post(path, &body).await;
+        assert_eq!(refused.status, status, "{path} {body}");
+        assert!(refused.error("message").is_string());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_described_path_takes_its_methods() {
+    let server = Files::new().start().await;
+    let document = server.get(server.http, "/openapi.json").await.json();
+    for (path, methods) in document["paths"].as_object().unwrap() {
+        let path = path.replace("{model}", BASE);
+        for method in methods.as_object().unwrap().keys() {
+            let answer = match method.as_str() {
+                "get" => server.get(server.http, &path).await,
+                _ => server.post(&path, &json!({})).await,
+            };
+            // An empty request is refused for what it lacks, not for its path.
+            let expected = if method == "get" { 200 } else { 400 };
+            assert_eq!(answer.status, expected, "{method} {path}: {}", answer.text);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_seed_repeats_an_answer_and_another_one_does_not() {
     let server = Files::new().start().await;
     let mut body = request(BASE, "x", 32);

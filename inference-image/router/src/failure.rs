@@ -11,9 +11,7 @@ use serde_json::json;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Failure {
     /// A path that is not served.
-    #[error(
-        "{path} is not served here; there are /v1/chat/completions, /v1/completions and /v1/models"
-    )]
+    #[error("{path} is not served here; GET /openapi.json lists what is")]
     UnknownPath {
         /// The path.
         path: String,
@@ -65,7 +63,7 @@ pub enum Failure {
         value: String,
     },
     /// Nobody serves that name.
-    #[error("the model {:?} does not exist", shown(.model))]
+    #[error("the model {:?} does not exist; GET /v1/models lists what does", shown(.model))]
     UnknownModel {
         /// The name.
         model: String,
@@ -204,11 +202,11 @@ mod tests {
         let name = "é".repeat(SHOWN);
         assert_eq!(
             message(name.clone()),
-            format!("the model \"{name}\" does not exist")
+            format!("the model \"{name}\" does not exist; GET /v1/models lists what does")
         );
         assert_eq!(
             message("é".repeat(10_000)),
-            format!("the model \"{name}…\" does not exist")
+            format!("the model \"{name}…\" does not exist; GET /v1/models lists what does")
         );
     }
 
@@ -232,7 +230,7 @@ mod tests {
         assert_eq!(
             body,
             json!({"error": {
-                "message": "the model \"x\\\"y\" does not exist",
+                "message": "the model \"x\\\"y\" does not exist; GET /v1/models lists what does",
                 "type": "invalid_request_error",
                 "param": "model",
                 "code": "model_not_found",

@@ -31,18 +31,19 @@ pub const RETRIES: usize = 2;
 /// The reason of a setback before the engine saw anything.
 const CONNECT: &str = "connect";
 
-/// Answers a completion.
+/// Answers a completion, or whatever else an engine answers for a model.
 pub async fn forward(State(shared): State<Arc<Shared>>, request: Request<Body>) -> Response<Body> {
     let arrived = clock::now();
     let request_id = request_id(request.headers());
     let answer = match Pinned::read(&shared, request, &request_id).await {
         Ok(pinned) => {
-            let account = Account::open(
+            let mut account = Account::open(
                 shared,
                 pinned.version.clone(),
                 pinned.caller.as_deref(),
                 arrived,
             );
+            account.judges = pinned.generates();
             pinned.send(account).await
         }
         Err(failure) => {
@@ -136,6 +137,11 @@ impl Pinned {
             version,
             is_candidate,
         })
+    }
+
+    /// Whether the model runs for it: how long the tokenizer takes says nothing about a version.
+    fn generates(&self) -> bool {
+        self.path.path().starts_with("/v1/")
     }
 
     async fn send(self, mut account: Account) -> Response<Body> {

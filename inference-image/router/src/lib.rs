@@ -18,6 +18,7 @@ pub mod failure;
 pub mod forward;
 pub mod metrics;
 pub mod mounted;
+pub mod page;
 pub mod probe;
 pub mod relay;
 pub mod request;

@@ -7,16 +7,17 @@ use std::time::Duration;
 use anyhow::Context as _;
 use axum::Router;
 use axum::body::Body;
-use axum::extract::State;
+use axum::extract::{Path, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{MethodRouter, get, post};
 use graftwork_contract::endpoint::adapter_header;
+use graftwork_contract::openapi;
 use graftwork_contract::proto::router::v1::router_server::RouterServer;
 use http::{HeaderValue, Request, StatusCode, header};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::TcpListenerStream;
@@ -28,10 +29,11 @@ use crate::control::Publisher;
 use crate::failure::Failure;
 use crate::forward::forward;
 use crate::mounted::Mounted;
+use crate::page::page;
 use crate::probe::probe_engines;
 use crate::settings::Settings;
 use crate::state::Shared;
-use crate::table::Table;
+use crate::table::{Model, Table};
 
 /// A connection that sends no request for so long is closed.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
@@ -147,11 +149,24 @@ impl Running {
     }
 }
 
+/// Every route that `/openapi.json` describes.
+const ROUTES: [(&str, fn() -> MethodRouter<Arc<Shared>>); 7] = [
+    ("/v1/chat/completions", || post(forward)),
+    ("/v1/completions", || post(forward)),
+    ("/tokenize", || post(forward)),
+    ("/detokenize", || post(forward)),
+    ("/v1/models", || get(models)),
+    ("/v1/models/{*model}", || get(model)),
+    ("/openapi.json", || get(description)),
+];
+
 fn front_routes(shared: Arc<Shared>) -> Router {
-    Router::new()
-        .route("/v1/chat/completions", post(forward))
-        .route("/v1/completions", post(forward))
-        .route("/v1/models", get(models))
+    ROUTES
+        .iter()
+        .fold(Router::new(), |router, (path, methods)| {
+            router.route(path, methods())
+        })
+        .route("/", get(page))
         .fallback(async |request: Request<Body>| Failure::UnknownPath {
             path: request.uri().path().to_owned(),
         })
@@ -164,6 +179,13 @@ fn front_routes(shared: Arc<Shared>) -> Router {
             close_while_draining,
         ))
         .with_state(shared)
+}
+
+async fn description() -> impl IntoResponse {
+    (
+        [(header::CONTENT_TYPE, "application/json")],
+        openapi::DOCUMENT,
+    )
 }
 
 /// Clients that keep connections open learn with their next answer that they should open another one,
@@ -184,29 +206,40 @@ async fn close_while_draining(
 
 async fn models(State(shared): State<Arc<Shared>>) -> Response {
     let table = shared.table.load();
-    let data: Vec<_> = table
+    let data: Vec<Value> = table
         .models
         .values()
-        .map(|model| {
-            let version = &model.stable;
-            let (root, parent) = match version.number {
-                Some(number) => (
-                    adapter_header(&version.model, number),
-                    table.base_name.as_deref(),
-                ),
-                None => (version.model.to_string(), None),
-            };
-            json!({
-                "id": &*version.model,
-                "object": "model",
-                "created": shared.started_unix_seconds,
-                "owned_by": "graftwork",
-                "root": root,
-                "parent": parent,
-            })
-        })
+        .map(|model| card(&shared, &table, model))
         .collect();
     axum::Json(json!({"object": "list", "data": data})).into_response()
+}
+
+async fn model(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> Response {
+    let table = shared.table.load();
+    match table.models.get(&name) {
+        Some(model) => axum::Json(card(&shared, &table, model)).into_response(),
+        None => Failure::UnknownModel { model: name }.into_response(),
+    }
+}
+
+/// What the lists say about a model: `root` is its stable version, `parent` what it was made for.
+fn card(shared: &Shared, table: &Table, model: &Model) -> Value {
+    let version = &model.stable;
+    let (root, parent) = match version.number {
+        Some(number) => (
+            adapter_header(&version.model, number),
+            table.base_name.as_deref(),
+        ),
+        None => (version.model.to_string(), None),
+    };
+    json!({
+        "id": &*version.model,
+        "object": "model",
+        "created": shared.started_unix_seconds,
+        "owned_by": "graftwork",
+        "root": root,
+        "parent": parent,
+    })
 }
 
 fn back_routes(shared: Arc<Shared>) -> Router {
@@ -315,5 +348,28 @@ async fn connection(stream: tokio::net::TcpStream, routes: Router, stop: Cancell
     };
     if let Err(error) = ended {
         tracing::debug!(%error, "connection broke");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn every_route_is_described_and_nothing_else_is() {
+        let document: Value = serde_json::from_str(openapi::DOCUMENT).unwrap();
+        let described: BTreeSet<String> = document["paths"]
+            .as_object()
+            .unwrap()
+            .keys()
+            .cloned()
+            .collect();
+        let served: BTreeSet<String> = ROUTES
+            .iter()
+            .map(|(path, _)| path.replace("{*", "{"))
+            .collect();
+        assert_eq!(described, served);
     }
 }

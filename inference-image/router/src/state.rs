@@ -193,6 +193,8 @@ pub struct Account {
     arrived: Instant,
     first_byte: Option<Instant>,
     ended: bool,
+    /// Whether the request says something about the version: it is counted for rollouts and in latencies.
+    pub judges: bool,
     /// The request's place on its engine, once it has one.
     pub place: Option<InFlight>,
 }
@@ -214,6 +216,7 @@ impl Account {
             arrived,
             first_byte: None,
             ended: false,
+            judges: true,
             place: None,
         }
     }
@@ -259,6 +262,9 @@ impl Account {
         let total = now - self.arrived;
         let first = self.first_byte.map_or(total, |first| first - self.arrived);
         self.shared.metrics.end(&self.version, code);
+        if !self.judges {
+            return;
+        }
         if good {
             self.shared.metrics.observe(&self.version, total, first);
         }
@@ -280,7 +286,7 @@ impl Drop for Account {
         self.shared.metrics.end(&self.version, "cancelled");
         let now = clock::now();
         let waited = now - self.arrived;
-        if waited >= CANCELLED_COUNTS_AFTER {
+        if self.judges && waited >= CANCELLED_COUNTS_AFTER {
             let first = self.first_byte.map_or(waited, |first| first - self.arrived);
             let sample = Sample {
                 error: false,

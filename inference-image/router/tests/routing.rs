@@ -20,8 +20,10 @@ use graftwork_contract::endpoint::{
 use graftwork_contract::proto::router::v1 as wire;
 use graftwork_contract::signing::Fence;
 use graftwork_contract::{endpoint, latency};
+use http::Request;
+use http_body_util::Full;
 use rig::engine::{Behaviour, FakeEngine};
-use rig::{Rig, call, candidate, config, digest, question, table, until};
+use rig::{Rig, call, candidate, config, digest, question, read, table, until};
 use serde_json::json;
 
 #[tokio::test]
@@ -68,6 +70,76 @@ async fn the_models_are_listed_with_root_and_parent() {
     assert_eq!(list["object"], "list");
     assert_eq!(line("m"), (json!("m@v1"), json!("tiny")));
     assert_eq!(line("tiny"), (json!("tiny"), json!(null)));
+}
+
+#[tokio::test]
+async fn one_model_is_shown_and_an_unknown_one_is_not() {
+    let engine = FakeEngine::start().await;
+    let mut rig = Rig::start(&[]).await;
+    rig.push(&table(None, &[&engine])).await;
+    let one = rig.get(rig.router.http, "/v1/models/m").await;
+    assert_eq!(
+        (one.status.as_u16(), &one.json()["root"]),
+        (200, &json!("m@v1"))
+    );
+    let none = rig.get(rig.router.http, "/v1/models/x").await;
+    assert_eq!(
+        (none.status.as_u16(), none.code().as_str()),
+        (404, "model_not_found")
+    );
+    let description = rig.get(rig.router.http, "/openapi.json").await.json();
+    assert_eq!(description["openapi"], "3.1.0");
+}
+
+#[tokio::test]
+async fn the_page_is_for_who_reads_html_and_lets_no_foreign_script_run() {
+    let rig = Rig::start(&[]).await;
+    let ask = async |accept: &str| {
+        let request = Request::get(format!("http://{}/", rig.router.http))
+            .header("accept", accept)
+            .body(Full::default())
+            .unwrap();
+        read(rig.open(request).await).await
+    };
+    let page = ask("text/html,*/*;q=0.8").await;
+    assert_eq!(page.status, 200);
+    assert_eq!(page.headers["content-type"], "text/html; charset=utf-8");
+    let policy = page.headers["content-security-policy"].to_str().unwrap();
+    let (_, nonce) = policy.split_once("script-src 'nonce-").unwrap();
+    let nonce = &nonce[..32];
+    assert!(page.text.contains(&format!("<script nonce=\"{nonce}\">")));
+    assert!(!page.text.contains("{nonce}"));
+    let again = ask("text/html").await;
+    assert!(!again.text.contains(nonce), "it is drawn anew");
+    let other = ask("application/json").await;
+    assert_eq!(
+        (other.status.as_u16(), other.code().as_str()),
+        (404, "unknown_url")
+    );
+}
+
+#[tokio::test]
+async fn what_the_tokenizer_answers_says_nothing_about_a_version() {
+    let engine = FakeEngine::start().await;
+    let mut rig = Rig::start(&[]).await;
+    rig.push(&table(None, &[&engine])).await;
+    let request = Request::post(format!("http://{}/tokenize", rig.router.http))
+        .body(Full::from(r#"{"model": "m", "prompt": "x"}"#))
+        .unwrap();
+    let answer = read(rig.open(request).await).await;
+    assert_eq!((answer.status.as_u16(), answer.adapter()), (200, "m@v1"));
+    let completed = async |rig: &mut Rig| {
+        let counts = rig.counts().await;
+        counts
+            .iter()
+            .map(|(_, completed, ..)| completed)
+            .sum::<u64>()
+    };
+    assert_eq!(completed(&mut rig).await, 0);
+    rig.ask(question("u")).await;
+    assert_eq!(completed(&mut rig).await, 1);
+    let requests = rig.metric("graftwork_router_requests_total").await;
+    assert!((requests - 2.0).abs() < 1e-9, "{requests}");
 }
 
 #[tokio::test]

@@ -5,18 +5,17 @@ use std::sync::Arc;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::response::{IntoResponse as _, Response};
-use graftwork_contract::endpoint::{
-    HEADER_ADAPTER, HEADER_REQUEST_ID, base_header, parse_adapter_header,
-};
+use graftwork_contract::endpoint::{HEADER_ADAPTER, HEADER_REQUEST_ID, base_header};
 use graftwork_model::tokenizer::{ChatMessage, TokenizerError};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::choices::{Choices, Shape, Step};
 use super::events::Events;
 use super::record::Record;
-use super::{Engine, RETRY_AFTER_SECONDS, stream};
+use super::target::{Named, named, refused};
+use super::{Engine, body, stream};
 use crate::clock;
 use crate::device::{Event, Job};
 use crate::openai::ApiError;
@@ -25,11 +24,7 @@ use crate::openai::chat::ChatRequest;
 use crate::openai::completion::{CompletionRequest, Prompt};
 use crate::openai::parameters::Parameters;
 use crate::registry::Lease;
-use crate::registry::state::{AcquireError, Target};
 use crate::transcript::Echo;
-
-/// Bytes of a request's body: several times the text that any context holds.
-const MAXIMUM_BODY_BYTES: usize = 8 << 20;
 
 /// A request that the device has begun.
 pub(super) struct Running {
@@ -106,18 +101,8 @@ async fn begin(
     body: Body,
     record: &mut Record,
 ) -> Result<Running, ApiError> {
-    let body = axum::body::to_bytes(body, MAXIMUM_BODY_BYTES)
-        .await
-        .map_err(|_| {
-            ApiError::new(
-                StatusCode::PAYLOAD_TOO_LARGE,
-                "invalid_request_error",
-                format!(
-                    "the body did not arrive whole, or has more than {MAXIMUM_BODY_BYTES} bytes"
-                ),
-            )
-        })?;
-    let mut permit = places(engine, 1)?;
+    let body = body::read(body).await?;
+    let mut permit = engine.places(1)?;
     let (parameters, input) = match endpoint {
         Endpoint::Completion => {
             let request = CompletionRequest::parse(&body)?;
@@ -140,7 +125,7 @@ async fn begin(
         ));
     }
     // Each answer takes a place of its own.
-    permit.merge(places(engine, count - 1)?);
+    permit.merge(engine.places(count - 1)?);
     let lease = pin(engine, headers, &parameters.model, record).await?;
     let is_echo = matches!(input, Input::Prompts(_, true));
     let prompts = tokenise(engine, input).await?;
@@ -180,14 +165,6 @@ async fn begin(
         events,
         prompt_tokens,
     })
-}
-
-/// Places for so many answers.
-fn places(engine: &Engine, count: usize) -> Result<OwnedSemaphorePermit, ApiError> {
-    let count = u32::try_from(count).unwrap_or(u32::MAX);
-    Arc::clone(&engine.permits)
-        .try_acquire_many_owned(count)
-        .map_err(|_| ApiError::overloaded(engine.permit_count, RETRY_AFTER_SECONDS))
 }
 
 /// What all answers of a request share.
@@ -280,67 +257,32 @@ fn new_tokens(
     Ok(wanted)
 }
 
-/// Decides what runs: the router's header before `model`, and never the base model for an unknown
-/// name.
+/// Pins what runs.
 async fn pin(
     engine: &Engine,
     headers: &HeaderMap,
     model: &str,
     record: &mut Record,
 ) -> Result<Option<Lease>, ApiError> {
-    let target = match headers.get(HEADER_ADAPTER) {
-        None => {
-            if engine.base_name.as_deref() == Some(model) {
-                record.runs(model, "base".to_owned(), base_header(model));
-                return Ok(None);
-            }
-            Target::Default(model.to_owned())
+    let target = match named(engine, headers, model)? {
+        Named::Base(name) => {
+            record.runs(&name, "base".to_owned(), base_header(&name));
+            return Ok(None);
         }
-        Some(value) => {
-            let value = value.to_str().unwrap_or_default();
-            match parse_adapter_header(value) {
-                Some((name, Some(version))) => Target::Exactly(name.to_owned(), version),
-                Some((name, None)) if engine.base_name.as_deref() == Some(name) => {
-                    record.runs(name, "base".to_owned(), base_header(name));
-                    return Ok(None);
-                }
-                Some((_, None)) => {
-                    return Err(ApiError::version_not_here(
-                        value,
-                        "its base model is not offered under that name",
-                    ));
-                }
-                None => {
-                    return Err(ApiError::invalid(
-                        HEADER_ADAPTER,
-                        format!(
-                            "header {HEADER_ADAPTER} must be <adapter>@v<version> or <base>@base"
-                        ),
-                    ));
-                }
-            }
-        }
+        Named::Adapter(target) => target,
     };
     let acquired = engine
         .registry
         .acquire(target)
         .await
         .map_err(|error| ApiError::internal(error.to_string()))?;
-    match acquired {
-        Ok(lease) => {
-            record.runs(
-                lease.name(),
-                format!("v{}", lease.version()),
-                lease.header(),
-            );
-            Ok(Some(lease))
-        }
-        Err(AcquireError::UnknownName(name)) => Err(ApiError::model_not_found(&name)),
-        Err(AcquireError::NotHere { name, version, why }) => Err(ApiError::version_not_here(
-            &graftwork_contract::endpoint::adapter_header(&name, version),
-            &why,
-        )),
-    }
+    let lease = acquired.map_err(refused)?;
+    record.runs(
+        lease.name(),
+        format!("v{}", lease.version()),
+        lease.header(),
+    );
+    Ok(Some(lease))
 }
 
 enum Input {

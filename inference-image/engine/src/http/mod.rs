@@ -1,11 +1,14 @@
 //! The OpenAI HTTP server.
 
+mod body;
 mod choices;
 mod events;
 mod generate;
 mod models;
 mod record;
 mod stream;
+mod target;
+mod tokens;
 
 use std::sync::Arc;
 
@@ -13,10 +16,11 @@ use axum::Router;
 use axum::extract::{Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
-use axum::response::{IntoResponse as _, Response};
-use axum::routing::{get, post};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{MethodRouter, get, post};
+use graftwork_contract::openapi;
 use graftwork_model::tokenizer::TextTokenizer;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use crate::device::Device;
@@ -58,6 +62,17 @@ pub struct Engine {
 }
 
 impl Engine {
+    /// Places for so many answers.
+    ///
+    /// # Errors
+    /// 429 where so many are not free.
+    fn places(&self, count: usize) -> Result<OwnedSemaphorePermit, ApiError> {
+        let count = u32::try_from(count).unwrap_or(u32::MAX);
+        Arc::clone(&self.permits)
+            .try_acquire_many_owned(count)
+            .map_err(|_| ApiError::overloaded(self.permit_count, RETRY_AFTER_SECONDS))
+    }
+
     /// Token ids of a request's `field` are the model's.
     ///
     /// # Errors
@@ -76,13 +91,24 @@ impl Engine {
     }
 }
 
+/// Every route. What `/openapi.json` describes is compared with it.
+const ROUTES: [(&str, fn() -> MethodRouter<Arc<Engine>>); 7] = [
+    ("/v1/models", || get(models::list)),
+    ("/v1/models/{*model}", || get(models::one)),
+    ("/v1/completions", || post(generate::completions)),
+    ("/v1/chat/completions", || post(generate::chat_completions)),
+    ("/tokenize", || post(tokens::tokenize)),
+    ("/detokenize", || post(tokens::detokenize)),
+    ("/openapi.json", || get(description)),
+];
+
 /// The routes of the OpenAI API.
 pub fn router(engine: Arc<Engine>) -> Router {
-    Router::new()
-        .route("/v1/models", get(models::list))
-        .route("/v1/models/{*model}", get(models::one))
-        .route("/v1/completions", post(generate::completions))
-        .route("/v1/chat/completions", post(generate::chat_completions))
+    ROUTES
+        .iter()
+        .fold(Router::new(), |router, (path, methods)| {
+            router.route(path, methods())
+        })
         .fallback(no_such_route)
         .method_not_allowed_fallback(no_such_method)
         .layer(middleware::from_fn_with_state(
@@ -90,6 +116,14 @@ pub fn router(engine: Arc<Engine>) -> Router {
             close_while_draining,
         ))
         .with_state(engine)
+}
+
+/// What the API takes and answers.
+async fn description() -> impl IntoResponse {
+    (
+        [(header::CONTENT_TYPE, "application/json")],
+        openapi::DOCUMENT,
+    )
 }
 
 /// While the engine stops, every answer asks its client to connect anew, which leads elsewhere, so
@@ -110,7 +144,7 @@ async fn close_while_draining(
 
 async fn no_such_route(request: Request) -> Response {
     let message = format!(
-        "there is no {} here; this engine serves /v1/models, /v1/completions and /v1/chat/completions",
+        "there is no {} here; GET /openapi.json lists what there is",
         request.uri().path()
     );
     ApiError::new(StatusCode::NOT_FOUND, "invalid_request_error", message).into_response()
@@ -128,4 +162,30 @@ async fn no_such_method(request: Request) -> Response {
         message,
     )
     .into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use serde_json::Value;
+
+    use super::*;
+
+    #[test]
+    fn every_route_is_described_and_nothing_else_is() {
+        let document: Value = serde_json::from_str(openapi::DOCUMENT).unwrap();
+        let described: BTreeSet<&str> = document["paths"]
+            .as_object()
+            .unwrap()
+            .keys()
+            .map(String::as_str)
+            .collect();
+        let served: BTreeSet<String> = ROUTES
+            .iter()
+            .map(|(path, _)| path.replace("{*", "{"))
+            .collect();
+        let served: BTreeSet<&str> = served.iter().map(String::as_str).collect();
+        assert_eq!(described, served);
+    }
 }

@@ -71,7 +71,11 @@ impl ChatRequest {
     }
 }
 
-fn read_messages(fields: &mut Fields) -> Result<Vec<ChatMessage>, ApiError> {
+/// Takes a conversation.
+///
+/// # Errors
+/// 400 naming what is wrong with which message.
+pub(super) fn read_messages(fields: &mut Fields) -> Result<Vec<ChatMessage>, ApiError> {
     let list = match fields.take("messages") {
         Some(Value::Array(list)) if !list.is_empty() => list,
         Some(Value::Array(_)) => return Err(fields.wrong("messages", "is empty")),

@@ -10,5 +10,9 @@ pub mod completion;
 pub mod error;
 pub mod fields;
 pub mod parameters;
+pub mod tokens;
+
+#[cfg(test)]
+mod described;
 
 pub use error::ApiError;

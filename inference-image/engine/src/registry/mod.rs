@@ -88,6 +88,7 @@ enum Command {
     Mounted(Vec<Version>, oneshot::Sender<()>),
     Keys(Vec<String>, oneshot::Sender<Result<(), InvalidKey>>),
     Acquire(Target, Waiter),
+    Find(Target, oneshot::Sender<Result<Version, AcquireError>>),
     Cards(oneshot::Sender<Vec<Card>>),
     /// What a look at headers found, with its leave if they had been refused before.
     Headers(Vec<(Source, HeaderRead)>, Option<OwnedSemaphorePermit>),
@@ -160,6 +161,11 @@ impl AdapterRegistry {
     /// Pins a version for one request; waits while its weights are loaded.
     pub async fn acquire(&self, target: Target) -> Result<Result<Lease, AcquireError>, Ended> {
         self.ask(|reply| Command::Acquire(target, reply)).await
+    }
+
+    /// Which version a target means, without loading it.
+    pub async fn find(&self, target: Target) -> Result<Result<Version, AcquireError>, Ended> {
+        self.ask(|reply| Command::Find(target, reply)).await
     }
 
     /// What `/v1/models` shows.
@@ -250,7 +256,7 @@ impl Actor {
                 }
                 command = inbox.recv() => {
                     let Some(command) = command else { return };
-                    is_acquire = matches!(command, Command::Acquire(..));
+                    is_acquire = matches!(command, Command::Acquire(..) | Command::Find(..));
                     self.handle(command);
                 }
                 Some(digest) = releases.recv() => {
@@ -301,6 +307,9 @@ impl Actor {
             Command::Acquire(target, waiter) => {
                 let actions = self.registry.acquire(&target, waiter);
                 self.perform(actions);
+            }
+            Command::Find(target, reply) => {
+                let _ = reply.send(self.registry.find(&target));
             }
             Command::Cards(reply) => {
                 let cards = self.registry.standings().filter(|(version, standing)| {

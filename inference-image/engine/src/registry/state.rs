@@ -275,7 +275,7 @@ impl<A: Clone, W> Registry<A, W> {
 
     /// A request wants an adapter: it is answered now or once its weights are in memory.
     pub fn acquire(&mut self, target: &Target, waiter: W) -> Actions<A, W> {
-        match self.resolve(target) {
+        match self.find(target) {
             Ok(version) => {
                 self.waiting.push_back((version, waiter));
                 self.proceed()
@@ -327,7 +327,11 @@ impl<A: Clone, W> Registry<A, W> {
         self.slots.len()
     }
 
-    fn resolve(&self, target: &Target) -> Result<Version, AcquireError> {
+    /// Which version a target means.
+    ///
+    /// # Errors
+    /// A name or a version that is not in the list.
+    pub fn find(&self, target: &Target) -> Result<Version, AcquireError> {
         let found = match target {
             Target::Default(name) => self
                 .versions
