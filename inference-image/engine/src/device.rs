@@ -17,6 +17,7 @@ use crate::metrics::Metrics;
 use crate::openai::answer::FinishReason;
 use crate::registry::Lease;
 use crate::scheduler::{AfterToken, Chunk, Limits, Pass, Scheduler, Sequence, SequenceId};
+use crate::vllm::AdaptersInUse;
 
 /// A token and, where asked for, its log-probabilities.
 #[derive(Debug, Clone, PartialEq)]
@@ -402,6 +403,31 @@ impl Worker {
         self.metrics
             .kv_blocks_used
             .set(gauge(self.scheduler.used_blocks()));
+        if let Some(vllm) = &self.metrics.vllm {
+            vllm.set(self.adapters_in_use());
+        }
+    }
+
+    fn adapters_in_use(&self) -> AdaptersInUse {
+        let name = |id: SequenceId| {
+            let lease = self.requests.get(&id)?.job.lease.as_deref()?;
+            Some(lease.name().to_owned())
+        };
+        let running = self.scheduler.running();
+        AdaptersInUse {
+            running: self
+                .scheduler
+                .ids()
+                .take(running)
+                .filter_map(name)
+                .collect(),
+            waiting: self
+                .scheduler
+                .ids()
+                .skip(running)
+                .filter_map(name)
+                .collect(),
+        }
     }
 }
 

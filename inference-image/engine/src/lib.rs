@@ -9,7 +9,7 @@
 //! | [`device`] | the one thread that computes |
 //! | [`openai`], [`http`] | the API: reading and writing; serving |
 //! | [`transcript`], [`stop`] | from tokens to an answer's text |
-//! | [`grpc`], [`health`], [`metrics`] | what the operator, the kubelet and Prometheus ask |
+//! | [`grpc`], [`health`], [`metrics`], [`vllm`] | what the operator, the kubelet and Prometheus ask |
 //!
 //! What this crate does *not* do: it picks no version (the router does), knows no Kubernetes API,
 //! writes nothing to the store, and keeps no answers.
@@ -31,3 +31,4 @@ pub mod run;
 pub mod scheduler;
 pub mod stop;
 pub mod transcript;
+pub mod vllm;

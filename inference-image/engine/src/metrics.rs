@@ -7,7 +7,9 @@ use prometheus::{
     TextEncoder,
 };
 
+use crate::clock;
 use crate::registry::state::{Registry, Standing};
+use crate::vllm::{Load, VllmMetrics};
 
 /// Every metric of an engine. Cheap to share.
 #[derive(Debug)]
@@ -43,16 +45,18 @@ pub struct Metrics {
     pub resident_adapters: IntGauge,
     /// Versions of the desired list by `state`.
     pub adapters: IntGaugeVec,
+    /// The same under other names, where asked for.
+    pub vllm: Option<VllmMetrics>,
 }
 
 const STATES: [&str; 4] = ["Registered", "Verified", "Resident", "Refused"];
 
 impl Metrics {
-    /// Registers everything.
+    /// Registers everything; `vllm`: with vLLM's names beside.
     ///
     /// # Errors
     /// Where two metrics share a name: a defect that the first start shows.
-    pub fn new() -> prometheus::Result<Arc<Self>> {
+    pub fn new(vllm: Option<VllmMetrics>) -> prometheus::Result<Arc<Self>> {
         let registry = prometheus::Registry::new();
         let by_version = ["model", "version"];
         // 1 ms to about 130 s, and 0.1 ms to about 13 s, doubling.
@@ -137,6 +141,7 @@ impl Metrics {
                 ),
                 &["state"],
             )?,
+            vllm,
             registry,
         };
         metrics.register()?;
@@ -190,6 +195,16 @@ impl Metrics {
         if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut buffer) {
             tracing::error!(%error, "metrics can't be written");
         }
-        String::from_utf8_lossy(&buffer).into_owned()
+        let mut text = String::from_utf8_lossy(&buffer).into_owned();
+        if let Some(vllm) = &self.vllm {
+            let load = Load {
+                running: self.running.get(),
+                waiting: self.waiting.get(),
+                used_blocks: self.kv_blocks_used.get(),
+                blocks: self.kv_blocks_total.get(),
+            };
+            text.push_str(&vllm.text(load, clock::unix_seconds()));
+        }
+        text
     }
 }

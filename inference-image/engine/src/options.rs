@@ -56,6 +56,11 @@ pub struct Options {
     #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..))]
     pub kv_cache_mib: u32,
 
+    /// Also export gauges under vLLM's names, for the Gateway API inference extension and others that
+    /// read those.
+    #[arg(long)]
+    pub vllm_metrics: bool,
+
     /// Seconds after SIGTERM in which new requests are still taken, until endpoints have caught up.
     #[arg(long, default_value_t = 5)]
     pub drain_delay_seconds: u64,

@@ -28,6 +28,7 @@ use crate::metrics::Metrics;
 use crate::options::Options;
 use crate::registry::files::AdapterFiles;
 use crate::registry::{self, AdapterRegistry};
+use crate::vllm::VllmMetrics;
 use crate::{grpc, mounted};
 
 /// Time for streams to write their error event after the drain's limit.
@@ -98,7 +99,11 @@ impl Running {
     /// A configuration, base model or address that can't be used.
     pub async fn start(options: Options) -> anyhow::Result<Self> {
         let config = mounted::load(&options.config)?;
-        let metrics = Metrics::new()?;
+        let vllm = options.vllm_metrics.then(|| {
+            let model = config.base_name.as_deref().unwrap_or(&config.endpoint);
+            VllmMetrics::new(model, config.maximum_loaded_adapters)
+        });
+        let metrics = Metrics::new(vllm)?;
         let health = Health::default();
         let [abort, stop_http, stop_rest] = [(); 3].map(|()| CancellationToken::new());
 

@@ -512,3 +512,41 @@ async fn metrics_count_requests_tokens_and_times() {
     assert_eq!(server.get(server.metrics, "/healthz").await.status, 200);
     assert_eq!(server.get(server.metrics, "/readyz").await.status, 200);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn vllms_names_are_there_where_asked_for_and_name_the_adapters_in_use() {
+    let mut files = Files::with_shape(TinyShape {
+        hidden: 128,
+        intermediate: 512,
+        layers: 6,
+        ..TinyShape::default()
+    });
+    files.config.adapters = vec![files.adapter("a", 1, 1), files.adapter("b", 1, 2)];
+    files.config.maximum_batch_size = 1;
+    let mut options = files.options();
+    options.vllm_metrics = true;
+    let server = files.start_with(options).await;
+    let mut long = request("a", "x", 500);
+    long["stream"] = json!(true);
+    let stream = server.open("/v1/completions", &long, &[]).await;
+    let waits = server.complete(request("b", "x", 1));
+    let seen = async {
+        let info = "vllm:lora_requests_info{max_lora=\"8\",running_lora_adapters=\"a\",waiting_lora_adapters=\"b\"}";
+        harness::eventually(
+            || async {
+                let text = server.get(server.metrics, "/metrics").await.text;
+                text.contains(info)
+                    && text.contains("vllm:num_requests_waiting{model_name=\"tiny\"} 1")
+            },
+            "both adapters in vLLM's words",
+        )
+        .await;
+        drop(stream);
+    };
+    let (answer, ()) = tokio::join!(waits, seen);
+    assert_eq!(answer.status, 200);
+
+    let plain = Files::new().start().await;
+    let text = plain.get(plain.metrics, "/metrics").await.text;
+    assert!(!text.contains("vllm:"));
+}

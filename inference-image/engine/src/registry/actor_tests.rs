@@ -19,7 +19,7 @@ fn actor(store: &std::path::Path, commands: &mpsc::Sender<Command>) -> Actor {
         base_digest: base.to_string(),
         maximum_loaded: 1,
         files: AdapterFiles::new(store.into(), base, Arc::new(TinyShape::default().config())),
-        metrics: Metrics::new().unwrap(),
+        metrics: Metrics::new(None).unwrap(),
     };
     let (released, _) = mpsc::unbounded_channel();
     let mut actor = Actor::new(settings, commands.downgrade(), released);
