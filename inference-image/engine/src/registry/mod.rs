@@ -8,6 +8,8 @@
 mod actor_tests;
 pub mod files;
 mod lease;
+#[cfg(test)]
+mod properties;
 pub mod state;
 #[cfg(test)]
 mod tests;

@@ -257,4 +257,36 @@ proptest! {
         prop_assert_eq!(scheduler.used_blocks(), 0);
         prop_assert_eq!(produced, wanted);
     }
+
+    /// Whatever else is in the pass: who is being read gets a token each time, and the oldest never
+    /// gives way, so that everything ends.
+    #[test]
+    fn every_stream_gets_a_token_in_every_pass_unless_it_gave_way_and_the_oldest_never_does(
+        sequences in prop::collection::vec((1_usize..20, 1_usize..12), 1..12),
+        blocks in 8_usize..20,
+        pass_tokens in 1_usize..12,
+    ) {
+        let mut scheduler = scheduler(Limits { pass_tokens, blocks, ..limits() }, &sequences);
+        for _ in 0..5_000 {
+            let decoding: Vec<SequenceId> = scheduler
+                .running
+                .iter()
+                .filter(|sequence| sequence.pending() == 1)
+                .map(Sequence::id)
+                .collect();
+            let oldest = scheduler.running.first().map(Sequence::id);
+            let (pass, _) = step(&mut scheduler);
+            for id in decoding {
+                let planned = pass.chunks.iter().any(|chunk| chunk.id == id);
+                prop_assert!(planned || pass.preempted.contains(&id), "{id:?} was passed over");
+            }
+            if let Some(oldest) = oldest {
+                prop_assert!(!pass.preempted.contains(&oldest), "{oldest:?} gave way");
+            }
+            if scheduler.is_empty() {
+                break;
+            }
+        }
+        prop_assert!(scheduler.is_empty(), "it does not end");
+    }
 }
