@@ -44,6 +44,10 @@ pub struct EngineConfig {
     /// Compute threads; 0: as many as the container may use.
     #[serde(default)]
     pub threads: usize,
+    /// Gauges under vLLM's names too. Left out where false, so that nobody's configuration changes who
+    /// does not ask for it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub vllm_metrics: bool,
 }
 
 /// One adapter version of an engine.

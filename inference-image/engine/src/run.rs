@@ -99,7 +99,7 @@ impl Running {
     /// A configuration, base model or address that can't be used.
     pub async fn start(options: Options) -> anyhow::Result<Self> {
         let config = mounted::load(&options.config)?;
-        let vllm = options.vllm_metrics.then(|| {
+        let vllm = (options.vllm_metrics || config.vllm_metrics).then(|| {
             let model = config.base_name.as_deref().unwrap_or(&config.endpoint);
             VllmMetrics::new(model, config.maximum_loaded_adapters)
         });

@@ -33,6 +33,9 @@ pub struct Settings {
     /// Resources of dataset builders.
     #[serde(default)]
     pub dataset_builder: ContainerSettings,
+    /// Engines of an endpoint; where they run, a compute profile says.
+    #[serde(default)]
+    pub engine: EngineSettings,
     /// Routers of an endpoint.
     #[serde(default)]
     pub router: RouterSettings,
@@ -106,6 +109,14 @@ impl Default for StoreClaim {
 pub struct ContainerSettings {
     /// Of the container.
     pub resources: ResourceRequirements,
+}
+
+/// Engines of an endpoint.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct EngineSettings {
+    /// Whether they export gauges under vLLM's names too.
+    pub vllm_metrics: bool,
 }
 
 /// Routers of an endpoint.

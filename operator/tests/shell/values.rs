@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 
 use graftwork_operator_core::settings::{
-    ComputeProfile, ContainerSettings, LeaderElection, ProfileImages, RouterSettings, StoreClaim,
+    ComputeProfile, ContainerSettings, EngineSettings, LeaderElection, ProfileImages,
+    RouterSettings, StoreClaim,
 };
 use serde_json::Value;
 
@@ -95,6 +96,10 @@ fn the_schema_has_the_fields_that_the_operator_reads() {
         (
             "/properties/store",
             serde_json::to_value(StoreClaim::default()),
+        ),
+        (
+            "/properties/engine",
+            serde_json::to_value(EngineSettings::default()),
         ),
         (
             "/properties/router",

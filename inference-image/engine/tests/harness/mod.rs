@@ -77,6 +77,7 @@ impl Files {
             maximum_context_tokens: 512,
             adapters: vec![],
             threads: 2,
+            vllm_metrics: false,
         };
         Self { dir, model, config }
     }

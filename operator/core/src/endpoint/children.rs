@@ -118,6 +118,7 @@ impl<'a> Builder<'a> {
                 .unwrap_or(self.base.maximum_positions),
             adapters: self.fleet.list.clone(),
             threads: 0,
+            vllm_metrics: self.settings.engine.vllm_metrics,
         }
     }
 

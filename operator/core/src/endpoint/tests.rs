@@ -850,6 +850,23 @@ fn trouble_is_said_and_running_children_stay() {
 }
 
 #[test]
+fn engines_are_told_to_export_vllms_names_where_the_installation_says_so() {
+    let mut world = World::serving(&json!({}));
+    let written = |world: &World| {
+        let map: &ConfigMap = world.observed.engine_configuration.ours().unwrap();
+        map.data.as_ref().unwrap()["config.json"].clone()
+    };
+    assert!(
+        !written(&world).contains("vllmMetrics"),
+        "who does not ask for it has the configuration of before, and no restart"
+    );
+    world.settings.engine.vllm_metrics = true;
+    world.settle();
+    assert!(world.engine_config().vllm_metrics);
+    assert!(written(&world).contains("vllmMetrics"));
+}
+
+#[test]
 fn an_upgrade_restarts_no_engine_and_a_change_of_engine_does() {
     let mut world = World::serving(&json!({}));
     let before = template(&world.observed.engine_deployment);
