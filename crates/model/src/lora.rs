@@ -368,7 +368,7 @@ impl LoraLayers {
 /// An adapter packed for the forward pass. Share it in an `Arc`; the last user's end frees it.
 #[derive(Debug)]
 pub struct LoadedAdapter {
-    digest: String,
+    digest: Arc<str>,
     model: LlamaConfig,
     layers: LoraLayers,
 }
@@ -387,14 +387,14 @@ impl LoadedAdapter {
                 .map_or(&[][..], |tensor| tensor.data.as_slice())
         };
         Ok(Self {
-            digest: adapter.digest(),
+            digest: adapter.digest().into(),
             model: config.clone(),
             layers: LoraLayers::pack(&adapter.config.plan(config)?, config, &tensor),
         })
     }
 
     /// The adapter's content digest.
-    pub fn digest(&self) -> &str {
+    pub fn digest(&self) -> &Arc<str> {
         &self.digest
     }
 

@@ -8,11 +8,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use graftwork_model::kv::{KV_BLOCK_TOKENS, KvPool, KvSequence};
+use graftwork_model::kv::KvPool;
 use graftwork_model::sampler::{self, Adjustments, SampleKey, SamplingParams};
 use graftwork_model::transformer::{Llama, LogitRows, RowLogits, SequenceStep};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
+use crate::clock;
 use crate::metrics::Metrics;
 use crate::openai::answer::FinishReason;
 use crate::registry::Lease;
@@ -130,11 +131,10 @@ impl Device {
         let limits = Limits {
             sequences: settings.sequences,
             pass_tokens: settings.pass_tokens,
-            blocks: pool.total_blocks(),
-            block_tokens: KV_BLOCK_TOKENS,
             context_tokens: settings.context_tokens,
         };
-        metrics.kv_blocks_total.set(gauge(limits.blocks));
+        metrics.kv_blocks_total.set(gauge(pool.total_blocks()));
+        let scheduler = Scheduler::new(limits, pool.blocks().clone());
         let mut end_tokens = llama.config().eos_token_ids.clone();
         end_tokens.extend(settings.tokenizer_eos);
         let (jobs, inbox) = mpsc::channel(settings.queue);
@@ -144,7 +144,7 @@ impl Device {
             pool,
             compute,
             end_tokens,
-            scheduler: Scheduler::new(limits),
+            scheduler,
             requests: BTreeMap::new(),
             next_id: 0,
             metrics,
@@ -170,7 +170,6 @@ impl Device {
 
 struct Request {
     job: Job,
-    kv: KvSequence,
     prompt_tokens: usize,
     /// Log-probabilities of the prompt so far; none: nobody wants them, or they were given out.
     prompt_scores: Option<Vec<TokenLogprobs>>,
@@ -236,12 +235,8 @@ impl Worker {
             self.drop_departed();
             let pass = self.scheduler.plan();
             self.show();
-            for id in &pass.preempted {
-                self.metrics.preemptions.inc();
-                if let Some(request) = self.requests.get_mut(id) {
-                    request.kv.clear();
-                }
-            }
+            self.metrics.preemptions.inc_by(pass.preempted.len() as u64);
+            self.metrics.reused_tokens.inc_by(pass.reused_tokens as u64);
             if !pass.chunks.is_empty() {
                 self.compute(&pass);
             }
@@ -254,13 +249,17 @@ impl Worker {
         let prompt = std::mem::take(&mut job.prompt);
         let prompt_tokens = prompt.len();
         let prompt_scores = job.prompt_logprobs.then(Vec::new);
-        let sequence = Sequence::new(id, prompt, job.maximum_new_tokens);
+        let adapter = job.lease.as_deref().map(|lease| lease.adapter().digest());
+        let mut sequence =
+            Sequence::new(id, prompt, job.maximum_new_tokens).with_adapter(adapter.cloned());
+        // Logits of the prompt's rows are nowhere but in a pass over them.
+        if !job.prompt_logprobs {
+            sequence = sequence.sharing();
+        }
         match self.scheduler.add(sequence) {
             Ok(()) => {
-                let kv = self.pool.sequence();
                 let request = Request {
                     job,
-                    kv,
                     prompt_tokens,
                     prompt_scores,
                 };
@@ -303,28 +302,27 @@ impl Worker {
             pass.chunks.iter().map(|chunk| (chunk.id, *chunk)).collect();
         let mut order = Vec::with_capacity(chunks.len());
         let mut steps = Vec::with_capacity(chunks.len());
-        for (id, request) in &mut self.requests {
-            let Some(chunk) = chunks.get(id) else {
+        for (id, tokens, kv) in self.scheduler.running_parts() {
+            let (Some(chunk), Some(request)) = (chunks.get(&id), self.requests.get(&id)) else {
                 continue;
             };
-            let tokens = self
-                .scheduler
-                .tokens(*id)
-                .and_then(|tokens| tokens.get(chunk.start..chunk.start + chunk.count));
-            let Some(tokens) = tokens else { continue };
+            let Some(tokens) = tokens.get(chunk.start..chunk.start + chunk.count) else {
+                continue;
+            };
             order.push(*chunk);
-            let logits = request.rows(chunk);
             steps.push(SequenceStep {
                 tokens,
-                kv: &mut request.kv,
+                kv,
                 adapter: request.job.lease.as_deref().map(Lease::adapter),
-                logits,
+                logits: request.rows(chunk),
             });
         }
         let (llama, pool) = (&self.llama, &mut self.pool);
+        let begun = clock::now();
         let rows = self
             .compute
             .install(|| llama.forward_rows(&mut steps, pool));
+        let seconds = clock::now().duration_since(begun).as_secs_f64();
         let rows = match rows {
             Ok(rows) => rows,
             Err(error) => {
@@ -337,6 +335,7 @@ impl Worker {
             }
         };
         self.scheduler.computed(pass);
+        self.scheduler.took(pass, seconds);
         for (chunk, logits) in order.iter().zip(&rows) {
             if let (Some(request), Some(tokens)) = (
                 self.requests.get_mut(&chunk.id),

@@ -35,6 +35,8 @@ pub struct Metrics {
     pub pass_tokens: IntCounter,
     /// Sequences that lost their KV blocks and were computed again.
     pub preemptions: IntCounter,
+    /// Prompt tokens whose keys and values were in the cache already.
+    pub reused_tokens: IntCounter,
     /// Arrival to first token.
     pub time_to_first_token: Histogram,
     /// Mean time between tokens after the first, for each request.
@@ -109,6 +111,10 @@ impl Metrics {
                 "graftwork_engine_preemptions_total",
                 "Requests that lost their KV blocks and were computed again.",
             )?,
+            reused_tokens: IntCounter::new(
+                "graftwork_engine_prefix_reused_tokens_total",
+                "Tokens of admitted requests that were in the KV cache already.",
+            )?,
             time_to_first_token: Histogram::with_opts(
                 HistogramOpts::new(
                     "graftwork_engine_time_to_first_token_seconds",
@@ -160,6 +166,7 @@ impl Metrics {
         registry.register(Box::new(self.passes.clone()))?;
         registry.register(Box::new(self.pass_tokens.clone()))?;
         registry.register(Box::new(self.preemptions.clone()))?;
+        registry.register(Box::new(self.reused_tokens.clone()))?;
         registry.register(Box::new(self.time_to_first_token.clone()))?;
         registry.register(Box::new(self.time_per_output_token.clone()))?;
         registry.register(Box::new(self.request_duration.clone()))?;

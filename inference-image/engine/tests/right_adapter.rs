@@ -21,6 +21,8 @@ use serde_json::{Value, json};
 const ADAPTERS: usize = 16;
 const CALLERS: usize = 12;
 const REQUESTS_OF_EACH: usize = 50;
+/// Fills blocks of the KV cache, which only requests of the same version may share.
+const LONG: &str = "the same beginning for every adapter, longer than two blocks";
 
 fn name(index: usize) -> String {
     format!("adapter-{index}")
@@ -34,9 +36,9 @@ fn bodies(model: &str) -> [Value; 4] {
             "model": model, "prompt": "hello", "max_tokens": 8, "n": 2, "seed": 3, "top_p": 0.8,
             "presence_penalty": 0.5, "repetition_penalty": 1.1, "logit_bias": {"7": 1},
         }),
-        json!({"model": model, "prompt": ["hello", "a longer one"], "max_tokens": 8, "seed": 4}),
+        json!({"model": model, "prompt": ["hello", LONG], "max_tokens": 8, "seed": 4}),
         json!({
-            "model": model, "prompt": "hello", "max_tokens": 4, "seed": 5, "echo": true, "logprobs": 2,
+            "model": model, "prompt": LONG, "max_tokens": 4, "seed": 5, "echo": true, "logprobs": 2,
         }),
     ]
 }

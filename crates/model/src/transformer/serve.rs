@@ -274,7 +274,7 @@ fn reserve(steps: &mut [SequenceStep<'_>], pool: &KvPool) -> Result<(), ModelErr
     }
     for step in steps {
         let tokens = total(step);
-        pool.reserve(step.kv, tokens)?;
+        step.kv.reserve(tokens)?;
     }
     Ok(())
 }

@@ -318,6 +318,47 @@ fn a_rows_bits_depend_on_neither_company_nor_chunks_nor_threads() {
 }
 
 #[test]
+fn a_shared_beginning_gives_the_bits_of_one_that_was_computed() {
+    let (_, llama, config) = model();
+    let adapter = LoadedAdapter::new(&random_adapter(&config, &lora(4, 0.0), 1), &config).unwrap();
+    let text = tokens(53, 3);
+    for adapter in [None, Some(&adapter)] {
+        let mut pool = KvPool::new(&config, 32);
+        let alone = serve(&llama, &mut pool, &text, adapter, 53, &[]);
+        let owner = || adapter.map(|adapter| adapter.digest().clone());
+        // Someone leaves its blocks behind, computed in pieces that end inside of blocks.
+        let mut first = pool.blocks().sequence(owner());
+        for part in text[..40].chunks(7) {
+            let mut steps = [SequenceStep {
+                tokens: part,
+                kv: &mut first,
+                adapter,
+                logits: LogitRows::None,
+            }];
+            llama.forward_rows(&mut steps, &mut pool).unwrap();
+        }
+        first.publish(&text[..40]);
+        drop(first);
+        for length in [53, 34, 33] {
+            let mut next = pool.blocks().sequence(owner());
+            assert_eq!(next.adopt(&text[..length]), 32);
+            let mut steps = [SequenceStep {
+                tokens: &text[32..length],
+                kv: &mut next,
+                adapter,
+                logits: LogitRows::All,
+            }];
+            let logits = llama.forward_rows(&mut steps, &mut pool).unwrap();
+            for row in 0..logits[0].rows() {
+                let at = (32 + row) * config.vocab_size;
+                let bits: Vec<u32> = logits[0].row(row).iter().map(|v| v.to_bits()).collect();
+                assert!(bits == alone[at..at + config.vocab_size], "row {row}");
+            }
+        }
+    }
+}
+
+#[test]
 fn dropout_draws_the_same_for_the_same_step_and_other_values_for_another() {
     let (_, llama, config) = model();
     let params =

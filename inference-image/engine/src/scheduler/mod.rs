@@ -5,18 +5,32 @@
 //! (`computed` grows), a decode step is a chunk of one token, and preemption sets `computed` back to
 //! zero, after which the sequence is computed again and goes on as if nothing had happened.
 //!
-//! Order of a pass: every decode row first (oldest sequence first), then prefill chunks of running
-//! sequences, then waiting sequences in order of arrival. Where KV blocks run out, the youngest
-//! running sequence gives its blocks back; the oldest never does, so that every sequence ends
+//! Order of a pass: every decode row first (longest running sequence first), then prefill chunks of running
+//! sequences, then waiting sequences by the service that their adapters had ([`shares`]). Beside decode rows there
+//! are only so many prompt tokens that streams hardly feel them ([`pace`]). Where KV blocks run out, the sequence
+//! that was admitted last gives its blocks back; the first never does, so that every sequence ends
 //! (recompute preemption as in vLLM: Kwon et al. 2023, arXiv:2309.06180, section 4.5).
+//!
+//! Who holds which block is the ledger's business, which the pool shares. A sequence begins with the blocks that
+//! the ledger knows for its adapter and tokens, unless it wants to share nothing.
 
+mod pace;
 mod sequence;
+mod shares;
 #[cfg(test)]
 mod tests;
 
 use std::collections::VecDeque;
 
+use graftwork_model::kv::{KvBlocks, KvSequence};
+
+use pace::Pace;
 pub use sequence::{Sequence, SequenceId};
+use shares::Shares;
+
+/// How often the first waiting sequence of an adapter is overtaken at most, in batches of
+/// [`Limits::sequences`].
+const AGEING: usize = 2;
 
 /// Bounds of the machine. All are at least 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,19 +39,8 @@ pub struct Limits {
     pub sequences: usize,
     /// Tokens that one forward pass computes.
     pub pass_tokens: usize,
-    /// KV blocks in all.
-    pub blocks: usize,
-    /// Tokens that one block holds.
-    pub block_tokens: usize,
     /// Tokens of prompt and answer together.
     pub context_tokens: usize,
-}
-
-impl Limits {
-    /// Blocks that `tokens` tokens need.
-    pub fn blocks_for(&self, tokens: usize) -> usize {
-        tokens.div_ceil(self.block_tokens)
-    }
 }
 
 /// A sequence that can never run.
@@ -88,8 +91,10 @@ pub struct Chunk {
 pub struct Pass {
     /// What to compute; empty: there is nothing to do.
     pub chunks: Vec<Chunk>,
-    /// Sequences that lost their KV blocks: drop theirs before the pass.
+    /// Sequences that lost their KV blocks.
     pub preempted: Vec<SequenceId>,
+    /// Tokens of the sequences admitted that were in the cache already.
+    pub reused_tokens: usize,
 }
 
 impl Pass {
@@ -112,25 +117,29 @@ pub enum AfterToken {
 #[derive(Debug)]
 pub struct Scheduler {
     limits: Limits,
+    blocks: KvBlocks,
+    /// In order of arrival, those that gave way first.
     waiting: VecDeque<Sequence>,
-    /// In order of arrival, all before the waiting ones: admission takes the oldest, preemption
-    /// gives back the youngest.
+    /// In order of admission: preemption gives back the last one.
     running: Vec<Sequence>,
-    free_blocks: usize,
+    shares: Shares,
+    pace: Pace,
 }
 
 impl Scheduler {
-    /// An empty machine. Fewer `pass_tokens` than `sequences` would starve the youngest: the greater
-    /// of the two counts.
-    pub fn new(limits: Limits) -> Self {
+    /// An empty machine over these blocks. Fewer `pass_tokens` than `sequences` would starve the last: the
+    /// greater of the two counts.
+    pub fn new(limits: Limits, blocks: KvBlocks) -> Self {
         Self {
             limits: Limits {
                 pass_tokens: limits.pass_tokens.max(limits.sequences),
                 ..limits
             },
+            blocks,
             waiting: VecDeque::new(),
             running: Vec::new(),
-            free_blocks: limits.blocks,
+            shares: Shares::default(),
+            pace: Pace::default(),
         }
     }
 
@@ -150,13 +159,11 @@ impl Scheduler {
                 limit: self.limits.context_tokens,
             });
         }
-        let needed = self.limits.blocks_for(prompt + answer);
-        if needed > self.limits.blocks {
-            return Err(AddError::Blocks {
-                needed,
-                limit: self.limits.blocks,
-            });
+        let (needed, limit) = (self.blocks.needed(prompt + answer), self.blocks.total());
+        if needed > limit {
+            return Err(AddError::Blocks { needed, limit });
         }
+        self.shares.enter(sequence.adapter());
         self.waiting.push_back(sequence);
         Ok(())
     }
@@ -171,6 +178,9 @@ impl Scheduler {
         // Two sweeps over the running: those with one token left to compute (decode rows), which
         // someone is waiting to read, then the others (prefill chunks).
         for decode in [true, false] {
+            if !decode && !pass.chunks.is_empty() {
+                budget = budget.min(self.pace.prompt_tokens().unwrap_or(budget));
+            }
             let mut index = 0;
             while index < self.running.len() && budget > 0 {
                 let Some(pending) = self.running.get(index).map(Sequence::pending) else {
@@ -181,7 +191,7 @@ impl Scheduler {
                     continue;
                 }
                 let count = pending.min(budget);
-                // Where this sequence is the youngest it gives way itself: the loop ends there.
+                // Where this sequence is the last it gives way itself: the loop ends there.
                 if self.take_blocks(index, count, &mut pass) {
                     budget -= count;
                     index += 1;
@@ -199,59 +209,66 @@ impl Scheduler {
     }
 
     /// Reserves the blocks of `count` more tokens for the running sequence at `index`, preempting
-    /// from the youngest on. False where that one itself was preempted.
+    /// from the last one on. False where that one itself was preempted.
     fn take_blocks(&mut self, index: usize, count: usize, pass: &mut Pass) -> bool {
         loop {
             let Some(sequence) = self.running.get_mut(index) else {
                 return false;
             };
-            let wanted = self.limits.blocks_for(sequence.computed() + count);
-            let more = wanted.saturating_sub(sequence.blocks());
-            if more <= self.free_blocks {
-                self.free_blocks -= more;
-                sequence.set_blocks(wanted.max(sequence.blocks()));
+            if sequence.reserve(sequence.computed() + count) {
                 pass.chunks.push(sequence.chunk(count));
                 return true;
             }
-            let Some(mut youngest) = self.running.pop() else {
+            let Some(mut last) = self.running.pop() else {
                 return false;
             };
-            self.free_blocks += youngest.preempt();
-            pass.preempted.push(youngest.id());
-            self.waiting.push_front(youngest);
+            last.leave();
+            last.gave_way = true;
+            pass.preempted.push(last.id());
+            self.waiting.push_front(last);
         }
     }
 
     /// Starts waiting sequences while there is room for their whole prompt and, where they generate, one
-    /// token more.
+    /// token more. Where the next one does not fit, the others wait with it: small ones must not keep out
+    /// a large one for ever.
     fn admit(&mut self, mut budget: usize, pass: &mut Pass) {
+        let overtaken = AGEING * self.limits.sequences;
         while budget > 0 && self.running.len() < self.limits.sequences {
-            let Some(next) = self.waiting.front() else {
-                return;
-            };
             // What running sequences still need for their prompts is spoken for.
             let promised: usize = self
                 .running
                 .iter()
                 .map(|running| {
-                    self.limits
-                        .blocks_for(running.tokens().len())
-                        .saturating_sub(running.blocks())
+                    let needed = self.blocks.needed(running.tokens().len());
+                    needed.saturating_sub(running.blocks())
                 })
                 .sum();
-            let next_token = next.maximum_new_tokens().min(1);
-            let wanted = self.limits.blocks_for(next.tokens().len() + next_token);
-            if promised + wanted > self.free_blocks {
-                return;
-            }
-            let Some(mut next) = self.waiting.pop_front() else {
+            let Some(index) = self.shares.next(self.waiting.iter(), overtaken) else {
                 return;
             };
+            let Some(next) = self.waiting.get_mut(index) else {
+                return;
+            };
+            let reused = next.enter(&self.blocks);
+            let next_token = next.maximum_new_tokens().min(1);
+            let needed = self.blocks.needed(next.tokens().len() + next_token);
+            let wanted = needed.saturating_sub(next.blocks());
             let count = next.pending().min(budget);
-            let blocks = self.limits.blocks_for(count);
-            self.free_blocks -= blocks;
-            next.set_blocks(blocks);
+            if promised + wanted > self.blocks.free() || !next.reserve(reused + count) {
+                next.leave();
+                return;
+            }
+            let Some(mut next) = self.waiting.remove(index) else {
+                return;
+            };
+            Shares::age(&mut self.waiting, index);
+            if !next.gave_way {
+                self.shares.charge(next.adapter(), next.pending());
+            }
+            next.gave_way = false;
             pass.chunks.push(next.chunk(count));
+            pass.reused_tokens += reused;
             budget -= count;
             self.running.push(next);
         }
@@ -266,11 +283,20 @@ impl Scheduler {
         }
     }
 
+    /// Takes in how long the pass took.
+    pub fn took(&mut self, pass: &Pass, seconds: f64) {
+        let is_decode = |chunk: &&Chunk| chunk.count == 1 && chunk.samples;
+        let decode_rows = pass.chunks.iter().filter(is_decode).count();
+        self.pace
+            .took(decode_rows, pass.tokens() - decode_rows, seconds);
+    }
+
     /// Adds the sampled token of a sequence whose chunk [`Chunk::samples`].
     ///
     /// A sequence that reached its length is removed. `None`: no such sequence runs.
     pub fn push_token(&mut self, id: SequenceId, token: u32) -> Option<AfterToken> {
-        let sequence = self.find_running(id)?;
+        let sequence = self.running.iter_mut().find(|s| s.id() == id)?;
+        self.shares.charge(sequence.adapter(), 1);
         if sequence.push(token) {
             return Some(AfterToken::Running);
         }
@@ -280,15 +306,18 @@ impl Scheduler {
 
     /// Takes a sequence out, running or waiting, and gives its blocks back. False: there was none.
     pub fn remove(&mut self, id: SequenceId) -> bool {
-        if let Some(at) = self.running.iter().position(|s| s.id() == id) {
-            self.free_blocks += self.running.remove(at).blocks();
-            return true;
+        let running = self.running.iter().position(|s| s.id() == id);
+        let removed = match running {
+            Some(at) => Some(self.running.remove(at)),
+            None => {
+                let waiting = self.waiting.iter().position(|s| s.id() == id);
+                waiting.and_then(|at| self.waiting.remove(at))
+            }
+        };
+        if let Some(removed) = &removed {
+            self.shares.leave(removed.adapter());
         }
-        if let Some(at) = self.waiting.iter().position(|s| s.id() == id) {
-            self.waiting.remove(at);
-            return true;
-        }
-        false
+        removed.is_some()
     }
 
     /// The sequence's tokens, prompt first.
@@ -297,6 +326,13 @@ impl Scheduler {
             .iter()
             .find(|sequence| sequence.id() == id)
             .map(Sequence::tokens)
+    }
+
+    /// Tokens and cache of every running sequence.
+    pub fn running_parts(
+        &mut self,
+    ) -> impl Iterator<Item = (SequenceId, &[u32], &mut KvSequence)> + '_ {
+        self.running.iter_mut().filter_map(Sequence::parts)
     }
 
     /// Every sequence, running ones first.
@@ -314,9 +350,9 @@ impl Scheduler {
         self.waiting.len()
     }
 
-    /// KV blocks in use.
+    /// KV blocks that sequences hold.
     pub fn used_blocks(&self) -> usize {
-        self.limits.blocks - self.free_blocks
+        self.blocks.total() - self.blocks.free()
     }
 
     /// Whether there is no sequence at all.

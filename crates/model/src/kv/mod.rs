@@ -1,12 +1,19 @@
 //! The paged KV cache: storage of fixed size, cut into blocks that sequences borrow.
 //!
 //! A block holds [`KV_BLOCK_TOKENS`] tokens of every layer and head, in f32. Blocks go back to the
-//! pool when their sequence is dropped, from whichever thread.
+//! pool when their sequence is dropped, from whichever thread. Sequences with the same beginning under the same
+//! adapter can share the full blocks of it: see [`KvSequence::adopt`].
+
+mod ledger;
+#[cfg(test)]
+mod tests;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::config::LlamaConfig;
 use crate::kernel::{BLOCK_TOKENS, HeadBlocks, write_token};
+pub use ledger::Owner;
+use ledger::{Ledger, Parent};
 
 /// Tokens of one block.
 pub const KV_BLOCK_TOKENS: usize = BLOCK_TOKENS;
@@ -15,7 +22,7 @@ pub const KV_BLOCK_TOKENS: usize = BLOCK_TOKENS;
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum KvError {
     /// Not enough free blocks; nothing was taken.
-    #[error("the KV cache has {free} free blocks of {KV_BLOCK_TOKENS} tokens, {needed} are needed")]
+    #[error("the KV cache has {free} free blocks, {needed} are needed")]
     Exhausted {
         /// Blocks asked for.
         needed: usize,
@@ -24,13 +31,51 @@ pub enum KvError {
     },
 }
 
-#[derive(Debug)]
-struct FreeList(Mutex<Vec<u32>>);
+/// A handle of the blocks of one pool: who holds them, not what is in them. Clones share the blocks.
+#[derive(Debug, Clone)]
+pub struct KvBlocks(Arc<Mutex<Ledger>>);
 
-impl FreeList {
-    fn lock(&self) -> MutexGuard<'_, Vec<u32>> {
-        // A list of numbers is whole after every statement: a panic elsewhere can't tear it.
+impl KvBlocks {
+    /// `blocks` free blocks of `block_tokens` tokens.
+    pub fn new(blocks: usize, block_tokens: usize) -> Self {
+        Self(Arc::new(Mutex::new(Ledger::new(blocks, block_tokens))))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Ledger> {
+        // Nothing in the ledger's methods panics: a panic elsewhere can't tear it.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Blocks in all.
+    pub fn total(&self) -> usize {
+        self.lock().total()
+    }
+
+    /// Blocks that no sequence holds.
+    pub fn free(&self) -> usize {
+        self.lock().available()
+    }
+
+    /// Tokens that one block holds.
+    pub fn block_tokens(&self) -> usize {
+        self.lock().block_tokens()
+    }
+
+    /// Blocks that `tokens` tokens need.
+    pub fn needed(&self, tokens: usize) -> usize {
+        tokens.div_ceil(self.block_tokens())
+    }
+
+    /// A sequence without tokens and blocks, whose tokens are read by this adapter.
+    pub fn sequence(&self, owner: Owner) -> KvSequence {
+        KvSequence {
+            blocks: Vec::new(),
+            tokens: 0,
+            published: 0,
+            next: Parent::Start(owner.clone()),
+            owner,
+            ledger: self.clone(),
+        }
     }
 }
 
@@ -38,8 +83,7 @@ impl FreeList {
 #[derive(Debug)]
 pub struct KvPool {
     storage: Vec<f32>,
-    free: Arc<FreeList>,
-    blocks: usize,
+    blocks: KvBlocks,
     shape: KvShape,
 }
 
@@ -73,14 +117,9 @@ impl KvPool {
             heads: config.num_key_value_heads,
             head_dim: config.head_dim,
         };
-        // Low numbers are handed out first.
-        let free = (0..u32::try_from(blocks).unwrap_or(u32::MAX))
-            .rev()
-            .collect();
         Self {
             storage: vec![0.0; blocks * shape.block_size()],
-            free: Arc::new(FreeList(Mutex::new(free))),
-            blocks,
+            blocks: KvBlocks::new(blocks, KV_BLOCK_TOKENS),
             shape,
         }
     }
@@ -91,45 +130,29 @@ impl KvPool {
         heads * HeadBlocks::head_size(config.head_dim) * size_of::<f32>()
     }
 
+    /// Who holds which of its blocks.
+    pub fn blocks(&self) -> &KvBlocks {
+        &self.blocks
+    }
+
     /// Blocks of the pool.
     pub fn total_blocks(&self) -> usize {
-        self.blocks
+        self.blocks.total()
     }
 
     /// Blocks that no sequence holds.
     pub fn free_blocks(&self) -> usize {
-        self.free.lock().len()
+        self.blocks.free()
     }
 
-    /// A sequence without tokens and blocks.
+    /// A sequence without tokens and blocks, which shares nothing.
     pub fn sequence(&self) -> KvSequence {
-        KvSequence {
-            blocks: Vec::new(),
-            tokens: 0,
-            free: Arc::clone(&self.free),
-        }
-    }
-
-    /// Makes room for `tokens` tokens in all, those that the sequence has included.
-    ///
-    /// # Errors
-    /// Too few free blocks; then nothing was taken.
-    pub fn reserve(&self, sequence: &mut KvSequence, tokens: usize) -> Result<(), KvError> {
-        let needed = sequence.missing_blocks(tokens);
-        let mut free = sequence.free.lock();
-        let left = free.len();
-        match left.checked_sub(needed) {
-            Some(start) => {
-                sequence.blocks.extend(free.drain(start..).rev());
-                Ok(())
-            }
-            None => Err(KvError::Exhausted { needed, free: left }),
-        }
+        self.blocks.sequence(None)
     }
 
     /// Whether the sequence's blocks are this pool's.
     pub(crate) fn owns(&self, sequence: &KvSequence) -> bool {
-        Arc::ptr_eq(&self.free, &sequence.free)
+        Arc::ptr_eq(&self.blocks.0, &sequence.ledger.0)
     }
 
     /// Writes one token's keys and values of one layer, `[kv_heads, head_dim]` each.
@@ -179,7 +202,12 @@ impl KvPool {
 pub struct KvSequence {
     blocks: Vec<u32>,
     tokens: usize,
-    free: Arc<FreeList>,
+    /// How many of the blocks, from the first on, others can find.
+    published: usize,
+    /// What the first unpublished block comes after.
+    next: Parent,
+    owner: Owner,
+    ledger: KvBlocks,
 }
 
 impl KvSequence {
@@ -200,15 +228,55 @@ impl KvSequence {
 
     /// Blocks that are missing for `tokens` tokens in all.
     pub fn missing_blocks(&self, tokens: usize) -> usize {
-        tokens
-            .div_ceil(KV_BLOCK_TOKENS)
-            .saturating_sub(self.blocks.len())
+        self.ledger.needed(tokens).saturating_sub(self.blocks.len())
+    }
+
+    /// Makes room for `tokens` tokens in all, those that the sequence has included.
+    ///
+    /// # Errors
+    /// Too few free blocks; then nothing was taken.
+    pub fn reserve(&mut self, tokens: usize) -> Result<(), KvError> {
+        let missing = self.missing_blocks(tokens);
+        self.ledger.lock().take(missing, &mut self.blocks)
+    }
+
+    /// Shares the published blocks that `tokens` begins with, under the sequence's adapter; how many tokens they
+    /// hold. At least the last token is left to compute: its logits are nowhere. A sequence that holds something
+    /// already adopts nothing.
+    pub fn adopt(&mut self, tokens: &[u32]) -> usize {
+        let known = tokens.len().saturating_sub(1);
+        if !self.blocks.is_empty() {
+            return 0;
+        }
+        let mut ledger = self.ledger.lock();
+        let known = tokens.get(..known).unwrap_or_default();
+        self.next = ledger.adopt(&self.owner, known, &mut self.blocks);
+        self.published = self.blocks.len();
+        self.tokens = self.blocks.len() * ledger.block_tokens();
+        self.tokens
+    }
+
+    /// Lets others find the full blocks of `tokens`: the sequence's from its first on, all of them computed.
+    pub fn publish(&mut self, tokens: &[u32]) {
+        let mut ledger = self.ledger.lock();
+        let parts = tokens.chunks_exact(ledger.block_tokens());
+        for (part, id) in parts.zip(&mut self.blocks).skip(self.published) {
+            let parent = std::mem::replace(&mut self.next, Parent::Start(None));
+            (*id, self.next) = ledger.publish(*id, parent, part);
+            self.published += 1;
+        }
     }
 
     /// Forgets all tokens and gives the blocks back.
     pub fn clear(&mut self) {
         self.tokens = 0;
-        self.free.lock().extend(self.blocks.drain(..).rev());
+        self.published = 0;
+        self.next = Parent::Start(self.owner.clone());
+        let mut ledger = self.ledger.lock();
+        // The last block first: see the ledger.
+        for id in self.blocks.drain(..).rev() {
+            ledger.release(id);
+        }
     }
 
     pub(crate) fn advance(&mut self, tokens: usize) {
@@ -219,31 +287,5 @@ impl KvSequence {
 impl Drop for KvSequence {
     fn drop(&mut self) {
         self.clear();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::fixture::TinyShape;
-
-    #[test]
-    fn blocks_return_on_drop_and_nothing_is_taken_by_a_refusal() {
-        let pool = KvPool::new(&TinyShape::default().config(), 4);
-        let mut a = pool.sequence();
-        pool.reserve(&mut a, 17).unwrap();
-        assert_eq!((a.blocks(), pool.free_blocks()), (2, 2));
-        pool.reserve(&mut a, 32).unwrap();
-        assert_eq!(a.blocks(), 2);
-        let mut b = pool.sequence();
-        assert_eq!(
-            pool.reserve(&mut b, 33),
-            Err(KvError::Exhausted { needed: 3, free: 2 })
-        );
-        assert_eq!(pool.free_blocks(), 2);
-        drop(a);
-        pool.reserve(&mut b, 64).unwrap();
-        std::thread::spawn(move || drop(b)).join().unwrap();
-        assert_eq!(pool.free_blocks(), 4);
     }
 }

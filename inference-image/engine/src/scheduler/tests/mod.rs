@@ -1,9 +1,33 @@
+mod fairness;
+mod sharing;
+
 use proptest::prelude::*;
 
 use super::*;
 
-fn limits() -> Limits {
-    Limits {
+/// Limits of a machine and the blocks that it is over.
+#[derive(Debug, Clone, Copy)]
+struct Bounds {
+    sequences: usize,
+    pass_tokens: usize,
+    blocks: usize,
+    block_tokens: usize,
+    context_tokens: usize,
+}
+
+impl Bounds {
+    fn machine(self) -> Scheduler {
+        let limits = Limits {
+            sequences: self.sequences,
+            pass_tokens: self.pass_tokens,
+            context_tokens: self.context_tokens,
+        };
+        Scheduler::new(limits, KvBlocks::new(self.blocks, self.block_tokens))
+    }
+}
+
+fn limits() -> Bounds {
+    Bounds {
         sequences: 4,
         pass_tokens: 8,
         blocks: 16,
@@ -16,8 +40,8 @@ fn sequence(id: u64, prompt: usize, answer: usize) -> Sequence {
     Sequence::new(SequenceId(id), vec![7; prompt], answer)
 }
 
-fn scheduler(limits: Limits, sequences: &[(usize, usize)]) -> Scheduler {
-    let mut scheduler = Scheduler::new(limits);
+fn scheduler(bounds: Bounds, sequences: &[(usize, usize)]) -> Scheduler {
+    let mut scheduler = bounds.machine();
     for (id, (prompt, answer)) in sequences.iter().enumerate() {
         scheduler
             .add(sequence(id as u64, *prompt, *answer))
@@ -101,7 +125,7 @@ fn a_sequence_ends_with_its_last_token_and_gives_its_blocks_back() {
 
 #[test]
 fn a_sequence_that_generates_nothing_may_fill_the_whole_cache() {
-    let tight = Limits {
+    let tight = Bounds {
         blocks: 2,
         context_tokens: 8,
         ..limits()
@@ -117,7 +141,7 @@ fn a_sequence_that_generates_nothing_may_fill_the_whole_cache() {
 
 #[test]
 fn when_blocks_run_out_the_youngest_gives_way_and_is_computed_again_later() {
-    let tight = Limits {
+    let tight = Bounds {
         blocks: 4,
         ..limits()
     };
@@ -149,7 +173,7 @@ fn when_blocks_run_out_the_youngest_gives_way_and_is_computed_again_later() {
 
 #[test]
 fn a_waiting_sequence_is_not_admitted_into_blocks_that_a_prefill_still_needs() {
-    let tight = Limits {
+    let tight = Bounds {
         blocks: 6,
         ..limits()
     };
@@ -179,10 +203,11 @@ fn a_removed_sequence_frees_its_place_whether_it_runs_or_waits() {
 
 #[test]
 fn a_sequence_that_could_never_run_is_refused_with_its_numbers() {
-    let mut scheduler = Scheduler::new(Limits {
+    let mut scheduler = Bounds {
         blocks: 2,
         ..limits()
-    });
+    }
+    .machine();
     assert_eq!(scheduler.add(sequence(0, 0, 1)), Err(AddError::Empty));
     assert_eq!(
         scheduler.add(sequence(0, 30, 3)).unwrap_err().to_string(),
@@ -207,8 +232,8 @@ proptest! {
         pass_tokens in 1_usize..12,
         gone in prop::collection::vec(any::<bool>(), 20),
     ) {
-        let limits = Limits { pass_tokens, blocks, ..limits() };
-        let mut scheduler = Scheduler::new(limits);
+        let limits = Bounds { pass_tokens, blocks, ..limits() };
+        let mut scheduler = limits.machine();
         let mut computed = std::collections::BTreeMap::<u64, usize>::new();
         let mut produced = std::collections::BTreeMap::<u64, usize>::new();
         let mut arrivals: VecDeque<_> = arrivals.into_iter().enumerate().collect();
@@ -241,7 +266,7 @@ proptest! {
                 let length = scheduler.tokens(chunk.id).unwrap().len();
                 prop_assert!(*at <= length);
                 prop_assert_eq!(chunk.samples, *at == length);
-                held += limits.blocks_for(*at);
+                held += at.div_ceil(limits.block_tokens);
             }
             prop_assert!(held <= scheduler.used_blocks() && scheduler.used_blocks() <= blocks);
             scheduler.computed(&pass);
@@ -266,7 +291,7 @@ proptest! {
         blocks in 8_usize..20,
         pass_tokens in 1_usize..12,
     ) {
-        let mut scheduler = scheduler(Limits { pass_tokens, blocks, ..limits() }, &sequences);
+        let mut scheduler = scheduler(Bounds { pass_tokens, blocks, ..limits() }, &sequences);
         for _ in 0..5_000 {
             let decoding: Vec<SequenceId> = scheduler
                 .running

@@ -1,0 +1,93 @@
+//! How many prompt tokens a pass may carry beside decode rows, so that streams hardly feel it.
+//!
+//! From measured times: a pass without prompt tokens takes `alone`, and each prompt token adds `each`. As many
+//! are let in as stretch the pass to [`STRETCH`] times `alone`. Which tokens share a pass changes no bits, so that
+//! the answers do not depend on the clock.
+
+/// What a pass with prompt tokens may take, in passes without.
+const STRETCH: f64 = 1.8;
+/// Weight of the newest measurement.
+const NEWEST: f64 = 0.2;
+/// A prompt always goes on by so many tokens.
+const LEAST: usize = 16;
+
+/// The measurements, in seconds.
+#[derive(Debug, Default)]
+pub(super) struct Pace {
+    alone: Option<f64>,
+    each: Option<f64>,
+}
+
+impl Pace {
+    /// A pass of so many decode rows and prompt tokens took so long.
+    pub(super) fn took(&mut self, decode_rows: usize, prompt_tokens: usize, seconds: f64) {
+        if !seconds.is_finite() || seconds <= 0.0 {
+            return;
+        }
+        match (decode_rows, prompt_tokens) {
+            (0, 0) => {}
+            (_, 0) => follow(&mut self.alone, seconds),
+            (0, tokens) => follow(&mut self.each, seconds / tokens as f64),
+            (_, tokens) => {
+                let rest = seconds - self.alone.unwrap_or(0.0);
+                // One lucky pass, or `alone` from busier times, must not open the gate for the next prompt.
+                follow(&mut self.each, rest.max(seconds / 4.0) / tokens as f64);
+            }
+        }
+    }
+
+    /// Prompt tokens of a pass that has decode rows; none: nothing was measured yet.
+    pub(super) fn prompt_tokens(&self) -> Option<usize> {
+        let (alone, each) = (self.alone?, self.each?);
+        let tokens = (STRETCH - 1.0) * alone / each;
+        Some((tokens as usize).max(LEAST))
+    }
+}
+
+fn follow(mean: &mut Option<f64>, newest: f64) {
+    *mean = Some(mean.map_or(newest, |mean| mean + NEWEST * (newest - mean)));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_held_back_before_anything_was_measured() {
+        let mut pace = Pace::default();
+        assert_eq!(pace.prompt_tokens(), None);
+        pace.took(4, 0, 0.01);
+        assert_eq!(pace.prompt_tokens(), None, "a prompt's cost is not known");
+        pace.took(0, 0, 0.01);
+        pace.took(4, 0, f64::NAN);
+        assert_eq!(pace.prompt_tokens(), None);
+    }
+
+    #[test]
+    fn a_pass_with_a_prompt_settles_below_twice_the_time_of_one_without() {
+        // 8 rows take 20 ms; a prompt token adds 0.3 ms, the first 40 come for nothing.
+        let seconds = |tokens: usize| 0.02 + 0.0003 * tokens.saturating_sub(40) as f64;
+        let mut pace = Pace::default();
+        pace.took(0, 256, seconds(256));
+        let mut worst = 0.0_f64;
+        for round in 0..200 {
+            pace.took(8, 0, seconds(0));
+            let tokens = pace.prompt_tokens().unwrap();
+            pace.took(8, tokens, seconds(tokens));
+            if round >= 20 {
+                worst = worst.max(seconds(tokens));
+            }
+        }
+        assert!(worst <= 2.0 * seconds(0), "{worst} s");
+        let tokens = pace.prompt_tokens().unwrap();
+        assert!(tokens > 60, "room that is there is used: {tokens} tokens");
+    }
+
+    #[test]
+    fn a_prompt_always_goes_on() {
+        let mut pace = Pace::default();
+        pace.took(1, 0, 0.001);
+        pace.took(0, 10, 10.0);
+        assert_eq!(pace.prompt_tokens(), Some(LEAST));
+    }
+}

@@ -1,0 +1,268 @@
+//! Who waits for whom, counted in passes.
+
+use std::collections::BTreeMap;
+
+use graftwork_model::kv::Owner;
+
+use super::*;
+
+fn of_adapter(id: u64, adapter: u64, prompt: usize, answer: usize) -> Sequence {
+    sequence(id, prompt, answer).with_adapter(Some(adapter.to_string().into()))
+}
+
+fn roomy(sequences: usize, pass_tokens: usize) -> Scheduler {
+    Bounds {
+        sequences,
+        pass_tokens,
+        blocks: 1000,
+        ..limits()
+    }
+    .machine()
+}
+
+/// A machine with a clock: when each sequence arrived and, first token and end, was heard of.
+struct Watched {
+    scheduler: Scheduler,
+    now: u64,
+    tokens: usize,
+    next_id: u64,
+    arrived: BTreeMap<u64, (u64, u64)>,
+    first: BTreeMap<u64, u64>,
+}
+
+impl Watched {
+    fn new(scheduler: Scheduler) -> Self {
+        Self {
+            scheduler,
+            now: 0,
+            tokens: 0,
+            next_id: 0,
+            arrived: BTreeMap::new(),
+            first: BTreeMap::new(),
+        }
+    }
+
+    /// `fair`: whether the machine hears of the adapter; if not, it is first come, first served.
+    fn add(&mut self, fair: bool, adapter: u64, (prompt, answer): (usize, usize)) {
+        let id = self.next_id;
+        self.next_id += 1;
+        self.arrived.insert(id, (self.now, adapter));
+        let told = if fair { adapter } else { 0 };
+        self.scheduler
+            .add(of_adapter(id, told, prompt, answer))
+            .unwrap();
+    }
+
+    /// One pass; the adapters whose sequences ended.
+    fn step(&mut self) -> Vec<u64> {
+        let (pass, ended) = step(&mut self.scheduler);
+        self.tokens += pass.tokens();
+        for chunk in pass.chunks.iter().filter(|chunk| chunk.samples) {
+            self.first.entry(chunk.id.0).or_insert(self.now);
+        }
+        self.now += 1;
+        ended.iter().map(|id| self.arrived[id].1).collect()
+    }
+
+    /// Passes to the first token, shortest first, of sequences that `wanted` takes (by arrival and adapter).
+    fn waits(&self, wanted: impl Fn(u64, u64) -> bool) -> Vec<u64> {
+        let mut waits: Vec<u64> = self
+            .first
+            .iter()
+            .filter(|(id, _)| wanted(self.arrived[id].0, self.arrived[id].1))
+            .map(|(id, first)| first - self.arrived[id].0)
+            .collect();
+        waits.sort_unstable();
+        waits
+    }
+}
+
+#[test]
+fn with_eight_times_more_adapters_than_places_nobody_waits_long_and_nothing_is_lost() {
+    let run = |fair: bool| {
+        let mut watched = Watched::new(roomy(4, 16));
+        let mut counts = [0_usize; 32];
+        // Each adapter asks again when it was answered, with prompts and answers of many lengths.
+        let size = |adapter: usize, n: usize| {
+            let prompt = 4 + (adapter * 7 + n * 5) % 12;
+            (prompt, 4 + (adapter * 3 + n * 11) % 9)
+        };
+        for adapter in 0..32 {
+            watched.add(fair, adapter as u64, size(adapter, 0));
+        }
+        for _ in 0..3000 {
+            for adapter in watched.step() {
+                counts[adapter as usize] += 1;
+                let n = counts[adapter as usize];
+                watched.add(fair, adapter, size(adapter as usize, n));
+            }
+        }
+        let waits = watched.waits(|arrived, _| arrived > 200);
+        let (median, p99) = (waits[waits.len() / 2], waits[waits.len() * 99 / 100]);
+        (watched.tokens, median, p99)
+    };
+    let (tokens, median, p99) = run(true);
+    let (first_come_tokens, ..) = run(false);
+    assert!(p99 <= 5 * median, "p99 {p99}, median {median} passes");
+    assert!(
+        tokens * 10 >= first_come_tokens * 9,
+        "{tokens} tokens, {first_come_tokens} by arrival"
+    );
+}
+
+#[test]
+fn a_burst_of_one_adapter_does_not_keep_the_others_waiting() {
+    let run = |fair: bool| {
+        let mut watched = Watched::new(roomy(4, 16));
+        for _ in 0..100 {
+            watched.add(fair, 0, (12, 8));
+        }
+        let mut light = 0;
+        while !watched.scheduler.is_empty() {
+            if watched.now % 10 == 5 && light < 30 {
+                light += 1;
+                watched.add(fair, 1 + light % 8, (6, 4));
+            }
+            watched.step();
+        }
+        let longest = |waits: Vec<u64>| *waits.last().unwrap();
+        let light = longest(watched.waits(|_, adapter| adapter > 0));
+        (light, watched.now)
+    };
+    let (light, passes) = run(true);
+    let (first_come_light, first_come_passes) = run(false);
+    assert!(light < 20, "{light} passes");
+    assert!(
+        first_come_light > 100,
+        "by arrival they wait: {first_come_light}"
+    );
+    assert!(
+        passes * 9 <= first_come_passes * 10,
+        "{passes} passes, {first_come_passes} by arrival"
+    );
+}
+
+#[test]
+fn a_busy_adapter_is_not_kept_back_for_ever_by_ever_new_ones() {
+    let mut watched = Watched::new(roomy(2, 8));
+    for _ in 0..6 {
+        watched.add(true, 0, (8, 8));
+    }
+    let mut newcomer = 0;
+    let mut ended = 0;
+    while ended < 6 {
+        assert!(watched.now < 500, "only {ended} of 6 ended");
+        while watched.scheduler.waiting() < 10 {
+            newcomer += 1;
+            watched.add(true, newcomer, (2, 2));
+        }
+        ended += watched
+            .step()
+            .iter()
+            .filter(|adapter| **adapter == 0)
+            .count();
+    }
+}
+
+#[test]
+fn who_comes_back_after_a_pause_has_saved_up_nothing() {
+    let mut watched = Watched::new(roomy(1, 8));
+    watched.add(true, 1, (2, 1));
+    watched.step();
+    // While 1 is away, 2 and 3 have 40 tokens each.
+    for _ in 0..4 {
+        for adapter in [2, 3] {
+            watched.add(true, adapter, (8, 2));
+        }
+    }
+    while watched.scheduler.waiting() > 1 {
+        watched.step();
+    }
+    let (before, other) = (watched.next_id, 3);
+    for _ in 0..4 {
+        watched.add(true, 1, (8, 2));
+    }
+    watched.add(true, other, (8, 2));
+    while !watched.scheduler.is_empty() {
+        watched.step();
+    }
+    let order: Vec<u64> = (before..watched.next_id)
+        .map(|id| watched.first[&id])
+        .collect();
+    assert!(
+        order[4] < order[2],
+        "the other one goes before the third of who came back: {order:?}"
+    );
+}
+
+#[test]
+fn what_is_known_of_adapters_that_left_is_forgotten() {
+    let mut scheduler = roomy(4, 16);
+    for id in 0..10_000 {
+        scheduler.add(of_adapter(id, id, 2, 1)).unwrap();
+        step(&mut scheduler);
+    }
+    assert!(scheduler.is_empty());
+    assert!(scheduler.shares.known() <= 2);
+}
+
+#[test]
+fn a_prompt_beside_streams_is_cut_to_what_they_hardly_feel_and_alone_it_is_not() {
+    let mut scheduler = roomy(4, 64);
+    let wide = |id, prompt| Sequence::new(SequenceId(id), vec![7; prompt], 9);
+    scheduler.limits.context_tokens = 400;
+    scheduler.add(wide(0, 2)).unwrap();
+    let (first, _) = step(&mut scheduler);
+    scheduler.took(&first, 0.02);
+    let (decode, _) = step(&mut scheduler);
+    scheduler.took(&decode, 0.001);
+    scheduler.add(wide(1, 300)).unwrap();
+    let (pass, _) = step(&mut scheduler);
+    assert_eq!(
+        counts(&pass),
+        [(0, 1), (1, 16)],
+        "a prompt token takes 10 ms, a pass without 1 ms"
+    );
+    assert!(scheduler.remove(SequenceId(0)));
+    let (pass, _) = step(&mut scheduler);
+    assert_eq!(counts(&pass), [(1, 64)], "nobody is being read to");
+}
+
+proptest! {
+    /// Whatever adapters come in whatever order: every sequence ends, and the first one of an adapter is not
+    /// overtaken more often than ageing allows.
+    #[test]
+    fn every_sequence_of_every_adapter_ends(
+        arrivals in prop::collection::vec((0_u64..5, 1_usize..20, 1_usize..12), 1..40),
+        blocks in 8_usize..20,
+    ) {
+        let mut scheduler = Bounds { blocks, ..limits() }.machine();
+        let mut wanted: BTreeMap<u64, usize> = BTreeMap::new();
+        for (id, (adapter, prompt, answer)) in (0_u64..).zip(arrivals) {
+            scheduler.add(of_adapter(id, adapter, prompt, answer)).unwrap();
+            wanted.insert(id, answer);
+            let (pass, _) = step(&mut scheduler);
+            for chunk in pass.chunks.iter().filter(|chunk| chunk.samples) {
+                *wanted.get_mut(&chunk.id.0).unwrap() -= 1;
+            }
+        }
+        for _ in 0..5_000 {
+            let mut heads: BTreeMap<Owner, usize> = BTreeMap::new();
+            for sequence in &scheduler.waiting {
+                heads.entry(sequence.adapter().clone()).or_insert(sequence.overtaken);
+            }
+            let limit = AGEING * scheduler.limits.sequences;
+            prop_assert!(heads.values().all(|overtaken| *overtaken <= limit));
+            let (pass, _) = step(&mut scheduler);
+            for chunk in pass.chunks.iter().filter(|chunk| chunk.samples) {
+                *wanted.get_mut(&chunk.id.0).unwrap() -= 1;
+            }
+            if scheduler.is_empty() {
+                break;
+            }
+        }
+        prop_assert!(scheduler.is_empty(), "it does not end");
+        prop_assert!(wanted.values().all(|left| *left == 0), "{wanted:?}");
+        prop_assert_eq!(scheduler.used_blocks(), 0);
+    }
+}
