@@ -9,6 +9,7 @@ use std::sync::Arc;
 use candle_core::{Device, Tensor, Var};
 
 use crate::config::LlamaConfig;
+use crate::kernel::Panels;
 use crate::peft::{Adapter, AdapterError, AdapterTensor};
 use crate::random::Stream;
 use crate::targets::{LoraPlan, Targets, Update};
@@ -43,6 +44,14 @@ impl Module {
         Self::GateProj,
         Self::UpProj,
         Self::DownProj,
+    ];
+
+    /// Those that read the same input, in the order of [`Self::ALL`].
+    pub const GROUPS: [&'static [Self]; 4] = [
+        &[Self::QProj, Self::KProj, Self::VProj],
+        &[Self::OProj],
+        &[Self::GateProj, Self::UpProj],
+        &[Self::DownProj],
     ];
 
     /// The name that `target_modules` uses.
@@ -328,7 +337,51 @@ pub(crate) struct LoraPair {
 /// All updates of a model, packed.
 #[derive(Debug)]
 pub(crate) struct LoraLayers {
-    layers: Vec<[Option<LoraPair>; Module::ALL.len()]>,
+    layers: Vec<LayerUpdates>,
+}
+
+#[derive(Debug)]
+struct LayerUpdates {
+    pairs: [Option<LoraPair>; Module::ALL.len()],
+    /// The `A` of each group's modules in one piece, which the pairs share.
+    stacks: [Option<Panels>; Module::GROUPS.len()],
+}
+
+impl LayerUpdates {
+    fn pack<'a>(
+        plan: &LoraPlan,
+        config: &LlamaConfig,
+        layer: usize,
+        tensor: &dyn Fn(&str) -> &'a [f32],
+    ) -> Self {
+        let mut pairs: [Option<LoraPair>; Module::ALL.len()] = Default::default();
+        let stacks = Module::GROUPS.map(|group| {
+            let adapted: Vec<(Module, Update)> = group
+                .iter()
+                .filter_map(|module| Some((*module, plan.update(layer, *module)?)))
+                .collect();
+            let (first, _) = adapted.first()?;
+            let (_, inputs) = first.shape(config);
+            let factors: Vec<(&[f32], usize)> = adapted
+                .iter()
+                .map(|(module, update)| (tensor(&module.lora_name(layer, "lora_A")), update.rank))
+                .collect();
+            let (stack, parts) = Panels::stack(&factors, inputs);
+            for ((module, update), a) in adapted.iter().zip(parts) {
+                let (outputs, _) = module.shape(config);
+                let b = tensor(&module.lora_name(layer, "lora_B"));
+                if let Some(pair) = pairs.get_mut(*module as usize) {
+                    *pair = Some(LoraPair {
+                        a: Linear::packed(a),
+                        b: Linear::new(b, outputs, update.rank),
+                        scaling: update.scaling,
+                    });
+                }
+            }
+            Some(stack)
+        });
+        Self { pairs, stacks }
+    }
 }
 
 impl LoraLayers {
@@ -338,30 +391,22 @@ impl LoraLayers {
         config: &LlamaConfig,
         tensor: &dyn Fn(&str) -> &'a [f32],
     ) -> Self {
-        let layers = (0..config.num_hidden_layers)
-            .map(|layer| {
-                Module::ALL.map(|module| {
-                    plan.update(layer, module).map(|Update { rank, scaling }| {
-                        let (outputs, inputs) = module.shape(config);
-                        let (a, b) = (
-                            module.lora_name(layer, "lora_A"),
-                            module.lora_name(layer, "lora_B"),
-                        );
-                        LoraPair {
-                            a: Linear::new(tensor(&a), rank, inputs),
-                            b: Linear::new(tensor(&b), outputs, rank),
-                            scaling,
-                        }
-                    })
-                })
-            })
-            .collect();
-        Self { layers }
+        Self {
+            layers: (0..config.num_hidden_layers)
+                .map(|layer| LayerUpdates::pack(plan, config, layer, tensor))
+                .collect(),
+        }
     }
 
     /// The update of a module, if it has one.
     pub fn pair(&self, layer: usize, module: Module) -> Option<&LoraPair> {
-        self.layers.get(layer)?.get(module as usize)?.as_ref()
+        self.layers.get(layer)?.pairs.get(module as usize)?.as_ref()
+    }
+
+    /// The `A` of all modules of `Module::GROUPS[group]` that have an update, each at a column of its own:
+    /// see [`Panels::stack`].
+    pub fn stack(&self, layer: usize, group: usize) -> Option<&Panels> {
+        self.layers.get(layer)?.stacks.get(group)?.as_ref()
     }
 }
 
@@ -400,8 +445,9 @@ impl LoadedAdapter {
 
     /// Bytes of packed weights.
     pub fn bytes(&self) -> usize {
-        let pairs = self.layers.layers.iter().flatten().flatten();
+        let pairs = self.layers.layers.iter().flat_map(|layer| &layer.pairs);
         pairs
+            .flatten()
             .map(|pair| pair.a.forward.bytes() + pair.b.forward.bytes())
             .sum()
     }
@@ -409,6 +455,11 @@ impl LoadedAdapter {
     /// Whether it was packed for a model of this shape.
     pub(crate) fn fits(&self, config: &LlamaConfig) -> bool {
         self.model == *config
+    }
+
+    /// The shape of the model that it was packed for.
+    pub(crate) fn model(&self) -> &LlamaConfig {
+        &self.model
     }
 
     /// The packed updates.

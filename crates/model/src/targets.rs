@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use fancy_regex::Regex;
 
 use crate::config::LlamaConfig;
+use crate::kernel;
 use crate::lora::{LoraConfig, Module, check_size};
 use crate::peft::AdapterError;
 
@@ -126,6 +127,23 @@ impl LoraPlan {
     /// The update of a module, if it has one.
     pub fn update(&self, layer: usize, module: Module) -> Option<Update> {
         *self.layers.get(layer)?.get(module as usize)?
+    }
+
+    /// Bytes that such an adapter takes once it is packed: [`LoadedAdapter::bytes`].
+    ///
+    /// [`LoadedAdapter::bytes`]: crate::lora::LoadedAdapter::bytes
+    pub fn packed_bytes(&self, config: &LlamaConfig) -> usize {
+        let mut bytes = 0;
+        for updates in &self.layers {
+            for (module, update) in Module::ALL.into_iter().zip(updates) {
+                if let Some(Update { rank, .. }) = *update {
+                    let (outputs, inputs) = module.shape(config);
+                    bytes += kernel::packed_bytes(rank, inputs);
+                    bytes += kernel::packed_bytes(outputs, rank);
+                }
+            }
+        }
+        bytes
     }
 
     /// Every tensor of such an adapter with its shape.

@@ -16,7 +16,7 @@ mod outer;
 mod panels;
 mod product;
 #[cfg(test)]
-mod reference;
+pub(crate) mod reference;
 #[cfg(target_arch = "x86_64")]
 mod x86_avx2;
 #[cfg(target_arch = "x86_64")]
@@ -29,7 +29,7 @@ pub(crate) use attention::{
 pub use dispatch::Isa;
 pub(crate) use elementwise::*;
 pub(crate) use outer::accumulate_outer;
-pub(crate) use panels::LANES;
 pub use panels::Panels;
+pub(crate) use panels::{LANES, packed_bytes};
 pub(crate) use product::product_tiled;
 pub use product::{Epilogue, product, product_parallel};

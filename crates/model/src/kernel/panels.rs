@@ -1,5 +1,7 @@
 //! Weights packed for the products.
 
+use std::sync::Arc;
+
 /// Columns of one panel: the lanes of an AVX-512 register.
 pub(crate) const LANES: usize = 16;
 
@@ -9,7 +11,10 @@ pub(crate) const LANES: usize = 16;
 pub struct Panels {
     outputs: usize,
     inputs: usize,
-    data: Vec<f32>,
+    /// Of this weight, or of a [`Panels::stack`] with it in.
+    buffer: Arc<Vec<f32>>,
+    /// Where the weight begins in the buffer.
+    start: usize,
 }
 
 impl Panels {
@@ -23,21 +28,56 @@ impl Panels {
             outputs * inputs,
             "weight is not [{outputs}, {inputs}]"
         );
-        let mut data = vec![0.0; outputs.div_ceil(LANES) * LANES * inputs];
-        let panel_rows = weight.chunks(LANES * inputs);
-        for (panel, rows) in data.chunks_exact_mut(LANES * inputs).zip(panel_rows) {
-            for (lane, row) in rows.chunks_exact(inputs).enumerate() {
-                for (slot, value) in panel.chunks_exact_mut(LANES).zip(row) {
-                    if let Some(slot) = slot.get_mut(lane) {
-                        *slot = *value;
-                    }
-                }
-            }
+        let mut data = vec![0.0; packed_len(outputs, inputs)];
+        pack_into(&mut data, weight, inputs);
+        Self::over(data, outputs, inputs)
+    }
+
+    /// Packs weights `[outputs, inputs]`, each with its outputs, one after the other: the stack, for one product
+    /// with all of them, and each as a part of its memory. A part begins at the column of the stack's product
+    /// where the part before it ends, rounded up to [`LANES`]; the columns between are zero.
+    ///
+    /// # Panics
+    /// A weight has another length.
+    pub(crate) fn stack(weights: &[(&[f32], usize)], inputs: usize) -> (Self, Vec<Self>) {
+        let columns = weights
+            .iter()
+            .map(|(_, outputs)| outputs.next_multiple_of(LANES));
+        let columns: usize = columns.sum();
+        let mut data = vec![0.0; columns * inputs];
+        let mut rest = data.as_mut_slice();
+        for (weight, outputs) in weights {
+            assert_eq!(
+                weight.len(),
+                outputs * inputs,
+                "weight is not [{outputs}, {inputs}]"
+            );
+            let (part, after) = rest.split_at_mut(packed_len(*outputs, inputs));
+            pack_into(part, weight, inputs);
+            rest = after;
         }
+        let stack = Self::over(data, columns, inputs);
+        let mut start = 0;
+        let part = |(_, outputs): &(&[f32], usize)| {
+            let part = Self {
+                outputs: *outputs,
+                inputs,
+                buffer: Arc::clone(&stack.buffer),
+                start,
+            };
+            start += packed_len(*outputs, inputs);
+            part
+        };
+        let parts = weights.iter().map(part).collect();
+        (stack, parts)
+    }
+
+    fn over(data: Vec<f32>, outputs: usize, inputs: usize) -> Self {
         Self {
             outputs,
             inputs,
-            data,
+            buffer: Arc::new(data),
+            start: 0,
         }
     }
 
@@ -51,7 +91,7 @@ impl Panels {
             rows * columns,
             "weight is not [{rows}, {columns}]"
         );
-        let mut data = vec![0.0; columns.div_ceil(LANES) * LANES * rows];
+        let mut data = vec![0.0; packed_len(columns, rows)];
         for (p, panel) in data.chunks_exact_mut(LANES * rows).enumerate() {
             for (slots, row) in panel
                 .chunks_exact_mut(LANES)
@@ -63,11 +103,7 @@ impl Panels {
                 }
             }
         }
-        Self {
-            outputs: columns,
-            inputs: rows,
-            data,
-        }
+        Self::over(data, columns, rows)
     }
 
     /// The same weight packed the other way: for `g · W` where this serves `x · Wᵀ`.
@@ -81,7 +117,11 @@ impl Panels {
     /// Writes the row-major weight `[outputs, inputs]`.
     fn unpack(&self, weight: &mut [f32]) {
         let panel_rows = weight.chunks_mut(LANES * self.inputs);
-        for (panel, rows) in self.data.chunks_exact(LANES * self.inputs).zip(panel_rows) {
+        for (panel, rows) in self
+            .data()
+            .chunks_exact(LANES * self.inputs)
+            .zip(panel_rows)
+        {
             for (lane, row) in rows.chunks_exact_mut(self.inputs).enumerate() {
                 for (value, slot) in row.iter_mut().zip(panel.chunks_exact(LANES)) {
                     *value = slot.get(lane).copied().unwrap_or_default();
@@ -107,12 +147,36 @@ impl Panels {
 
     /// The packed values, `[n/16][k][16]`.
     pub(crate) fn data(&self) -> &[f32] {
-        &self.data
+        let end = self.start + packed_len(self.outputs, self.inputs);
+        self.buffer.get(self.start..end).unwrap_or_default()
     }
 
-    /// Bytes held.
+    /// Bytes held, whoever shares them.
     pub fn bytes(&self) -> usize {
-        self.data.len() * size_of::<f32>()
+        packed_bytes(self.outputs, self.inputs)
+    }
+}
+
+fn packed_len(outputs: usize, inputs: usize) -> usize {
+    outputs.next_multiple_of(LANES) * inputs
+}
+
+/// Bytes of a weight `[outputs, inputs]` once it is packed.
+pub(crate) fn packed_bytes(outputs: usize, inputs: usize) -> usize {
+    packed_len(outputs, inputs) * size_of::<f32>()
+}
+
+/// Packs a row-major weight into zeros.
+fn pack_into(data: &mut [f32], weight: &[f32], inputs: usize) {
+    let panel_rows = weight.chunks(LANES * inputs);
+    for (panel, rows) in data.chunks_exact_mut(LANES * inputs).zip(panel_rows) {
+        for (lane, row) in rows.chunks_exact(inputs).enumerate() {
+            for (slot, value) in panel.chunks_exact_mut(LANES).zip(row) {
+                if let Some(slot) = slot.get_mut(lane) {
+                    *slot = *value;
+                }
+            }
+        }
     }
 }
 
@@ -131,5 +195,28 @@ mod tests {
         let back = panels.transposed();
         assert_eq!((back.outputs(), back.inputs()), (k, n));
         assert_eq!(back.transposed().data(), panels.data());
+    }
+
+    #[test]
+    fn a_stack_holds_each_weight_once_and_its_parts_are_those_weights() {
+        let k = 7;
+        let weights: Vec<(Vec<f32>, usize)> = [5, 17, 16]
+            .into_iter()
+            .map(|n| ((0..n * k).map(|i| (n * 1000 + i) as f32).collect(), n))
+            .collect();
+        let slices: Vec<(&[f32], usize)> = weights
+            .iter()
+            .map(|(weight, n)| (weight.as_slice(), *n))
+            .collect();
+        let (stack, parts) = Panels::stack(&slices, k);
+        assert_eq!((stack.outputs(), stack.inputs()), (64, k));
+        let bytes: usize = parts.iter().map(Panels::bytes).sum();
+        assert_eq!(stack.bytes(), bytes);
+        for ((part, (weight, n)), column) in parts.iter().zip(&weights).zip([0, 16, 48]) {
+            let alone = Panels::pack(weight, *n, k);
+            assert_eq!(part.data(), alone.data());
+            assert_eq!(part.data().as_ptr(), stack.data()[column * k..].as_ptr());
+            assert_eq!(part.transposed().transposed().data(), alone.data());
+        }
     }
 }

@@ -15,8 +15,13 @@ pub struct Linear {
 impl Linear {
     /// Packs a row-major weight.
     pub fn new(weight: &[f32], outputs: usize, inputs: usize) -> Self {
+        Self::packed(Panels::pack(weight, outputs, inputs))
+    }
+
+    /// Of a weight that is packed already.
+    pub fn packed(forward: Panels) -> Self {
         Self {
-            forward: Panels::pack(weight, outputs, inputs),
+            forward,
             backward: OnceLock::new(),
         }
     }

@@ -11,6 +11,7 @@ mod frozen;
 pub(crate) mod linear;
 mod loss;
 mod preference;
+mod segments;
 mod serve;
 mod train;
 mod weights;

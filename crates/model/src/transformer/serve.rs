@@ -1,14 +1,16 @@
 //! Rows of many sequences and adapters in one pass over the paged KV cache.
 //!
-//! The base product runs once for all rows; rows of one adapter stand together and add their own low-rank part.
+//! The base product runs once for all rows; rows of one adapter stand together and add their own low-rank part
+//! (`segments.rs`).
 //! Every operation is row-wise with a fixed order, so that a row's bits do not depend on its company.
 
 use rayon::prelude::*;
 
 use super::attention::{score_scale, seen};
+use super::segments::{Segment, add_updates};
 use super::weights::{Llama, Weights};
 use super::{ModelError, check_tokens};
-use crate::kernel::{self, Epilogue, attend, product};
+use crate::kernel::{self, Epilogue, attend};
 use crate::kv::{KvError, KvPool, KvSequence};
 use crate::lora::{LoadedAdapter, Module};
 
@@ -64,12 +66,6 @@ impl RowLogits {
     }
 }
 
-/// Rows that share an adapter.
-struct Segment<'a> {
-    rows: std::ops::Range<usize>,
-    adapter: &'a LoadedAdapter,
-}
-
 /// Where each row stands: which step it belongs to and its position in that sequence.
 struct Row {
     step: usize,
@@ -83,33 +79,18 @@ struct Batch<'a> {
 }
 
 impl Batch<'_> {
-    /// `y = W x + b + s B A x`, each row with its own adapter.
-    fn project(&self, layer: usize, module: Module, x: &[f32]) -> Vec<f32> {
-        let Some(weights) = self.weights.layers.get(layer) else {
-            return Vec::new();
-        };
-        let linear = weights.linear(module);
-        let (outputs, inputs) = (linear.outputs(), linear.inputs());
-        let mut y = linear.apply(x);
-        for segment in &self.segments {
-            let lora = segment.adapter.layers();
-            let rows = &segment.rows;
-            if let (Some(pair), Some(x), Some(y)) = (
-                lora.pair(layer, module),
-                x.get(rows.start * inputs..rows.end * inputs),
-                y.get_mut(rows.start * outputs..rows.end * outputs),
-            ) {
-                let mut inner = vec![0.0; rows.len() * pair.a.forward.outputs()];
-                product(x, &pair.a.forward, &mut inner, Epilogue::Store);
-                product(
-                    &inner,
-                    &pair.b.forward,
-                    y,
-                    Epilogue::AddScaled(pair.scaling),
-                );
-            }
-        }
-        y
+    /// `y = W x + b + s B A x` for modules that read the same input, each row with its own adapter.
+    fn project<const N: usize>(
+        &self,
+        layer: usize,
+        modules: [Module; N],
+        x: &[f32],
+    ) -> [Vec<f32>; N] {
+        let weights = self.weights.layers.get(layer);
+        let mut outputs = modules
+            .map(|module| weights.map_or_else(Vec::new, |weights| weights.linear(module).apply(x)));
+        add_updates(&self.segments, layer, &modules, x, &mut outputs);
+        outputs
     }
 
     fn rotate(&self, rows: &mut [f32], width: usize) {
@@ -207,11 +188,10 @@ impl Llama {
         let mut stream = weights.embed(tokens.iter().copied());
         for (index, layer) in weights.layers.iter().enumerate() {
             let normed = rms_norm(&stream, &layer.input_norm, eps);
-            let query = batch.project(index, Module::QProj, &normed);
-            let key = batch.project(index, Module::KProj, &normed);
+            let modules = [Module::QProj, Module::KProj, Module::VProj];
+            let [query, key, value] = batch.project(index, modules, &normed);
             let (_, mut query) = head_norm(query, &layer.query_norm, eps);
             let (_, mut key) = head_norm(key, &layer.key_norm, eps);
-            let value = batch.project(index, Module::VProj, &normed);
             batch.rotate(&mut query, config.query_width());
             batch.rotate(&mut key, config.key_width());
             let vectors = key
@@ -224,13 +204,13 @@ impl Llama {
             }
             let caches: Vec<&KvSequence> = steps.iter().map(|step| &*step.kv).collect();
             let attended = batch.attend(index, &query, &caches, pool);
-            let mut middle = batch.project(index, Module::OProj, &attended);
+            let [mut middle] = batch.project(index, [Module::OProj], &attended);
             kernel::add(&stream, &mut middle);
             let normed = rms_norm(&middle, &layer.post_norm, eps);
-            let gate = batch.project(index, Module::GateProj, &normed);
-            let up = batch.project(index, Module::UpProj, &normed);
+            let modules = [Module::GateProj, Module::UpProj];
+            let [gate, up] = batch.project(index, modules, &normed);
             let activated = swiglu(&gate, &up, config.intermediate_size);
-            stream = batch.project(index, Module::DownProj, &activated);
+            [stream] = batch.project(index, [Module::DownProj], &activated);
             kernel::add(&middle, &mut stream);
         }
         for step in steps.iter_mut() {
