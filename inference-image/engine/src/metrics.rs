@@ -45,6 +45,8 @@ pub struct Metrics {
     pub request_duration: Histogram,
     /// Adapters in memory.
     pub resident_adapters: IntGauge,
+    /// Bytes of the adapters in memory.
+    pub resident_adapter_bytes: IntGauge,
     /// Versions of the desired list by `state`.
     pub adapters: IntGaugeVec,
     /// The same under other names, where asked for.
@@ -140,6 +142,10 @@ impl Metrics {
                 "graftwork_engine_resident_adapters",
                 "Adapters in memory.",
             )?,
+            resident_adapter_bytes: IntGauge::new(
+                "graftwork_engine_resident_adapter_bytes",
+                "Bytes of the adapters in memory.",
+            )?,
             adapters: IntGaugeVec::new(
                 Opts::new(
                     "graftwork_engine_adapters",
@@ -171,6 +177,7 @@ impl Metrics {
         registry.register(Box::new(self.time_per_output_token.clone()))?;
         registry.register(Box::new(self.request_duration.clone()))?;
         registry.register(Box::new(self.resident_adapters.clone()))?;
+        registry.register(Box::new(self.resident_adapter_bytes.clone()))?;
         registry.register(Box::new(self.adapters.clone()))
     }
 
@@ -194,6 +201,8 @@ impl Metrics {
         }
         self.resident_adapters
             .set(i64::try_from(adapters.resident()).unwrap_or(i64::MAX));
+        self.resident_adapter_bytes
+            .set(i64::try_from(adapters.resident_bytes()).unwrap_or(i64::MAX));
     }
 
     /// The text format, version 0.0.4.

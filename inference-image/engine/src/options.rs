@@ -56,6 +56,10 @@ pub struct Options {
     #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..))]
     pub kv_cache_mib: u32,
 
+    /// Memory of loaded adapters at most, in MiB; without it, only their number counts.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    pub adapter_memory_mib: Option<u32>,
+
     /// Also export gauges under vLLM's names, for the Gateway API inference extension and others that
     /// read those.
     #[arg(long)]

@@ -27,6 +27,7 @@ use crate::http::{self, Engine};
 use crate::metrics::Metrics;
 use crate::options::Options;
 use crate::registry::files::AdapterFiles;
+use crate::registry::state::Budget;
 use crate::registry::{self, AdapterRegistry};
 use crate::vllm::VllmMetrics;
 use crate::{grpc, mounted};
@@ -127,7 +128,12 @@ impl Running {
             guard,
             boot_id: format!("{:032x}", rand::random::<u128>()),
             base_digest: config.base_digest.to_string(),
-            maximum_loaded: config.maximum_loaded_adapters as usize,
+            budget: Budget {
+                adapters: config.maximum_loaded_adapters as usize,
+                bytes: options
+                    .adapter_memory_mib
+                    .map_or(u64::MAX, |mib| u64::from(mib) << 20),
+            },
             files: AdapterFiles::new(
                 options.store.clone(),
                 config.base_digest.clone(),

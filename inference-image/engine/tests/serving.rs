@@ -498,6 +498,9 @@ async fn metrics_count_requests_tokens_and_times() {
     files.config.adapters = vec![files.adapter("a", 1, 1)];
     let server = files.start().await;
     server.complete(request("a", "abc", 5)).await;
+    server
+        .wait_for_metric("graftwork_engine_resident_adapters", 1.0)
+        .await;
     let text = server.get(server.metrics, "/metrics").await.text;
     for line in [
         "graftwork_engine_requests_total{code=\"200\",model=\"a\",version=\"v1\"} 1",

@@ -17,7 +17,10 @@ fn actor(store: &std::path::Path, commands: &mpsc::Sender<Command>) -> Actor {
         guard: Guard::new(me, &[]).unwrap(),
         boot_id: "boot".into(),
         base_digest: base.to_string(),
-        maximum_loaded: 1,
+        budget: Budget {
+            adapters: 1,
+            bytes: u64::MAX,
+        },
         files: AdapterFiles::new(store.into(), base, Arc::new(TinyShape::default().config())),
         metrics: Metrics::new(None).unwrap(),
     };

@@ -11,6 +11,7 @@ use graftwork_model::lora::LoadedAdapter;
 use graftwork_model::peft::{Adapter, AdapterError, AdapterHeader};
 use graftwork_model::tensor_file::TensorFileError;
 
+pub use super::state::REASON_INCOMPATIBLE;
 use super::state::{Fingerprint, HeaderRead, Refusal, Source};
 use crate::causes::with_causes;
 
@@ -26,8 +27,6 @@ pub const REASON_INVALID: &str = "AdapterFilesInvalid";
 pub const REASON_DIGEST: &str = "DigestMismatch";
 /// The adapter was trained for another base model.
 pub const REASON_BASE: &str = "BaseModelMismatch";
-/// Rank, target modules or shapes do not fit the base model.
-pub const REASON_INCOMPATIBLE: &str = "AdapterIncompatible";
 
 /// Reads adapters of one store for one base model.
 #[derive(Debug, Clone)]
@@ -101,7 +100,8 @@ impl AdapterFiles {
         ))
     }
 
-    fn check_header(&self, folder: &Path, source: &Source) -> Result<(), Refusal> {
+    /// The bytes that the adapter takes in memory.
+    fn check_header(&self, folder: &Path, source: &Source) -> Result<u64, Refusal> {
         let manifest = read_manifest(folder)?;
         if manifest.digest != source.digest {
             return Err(refusal(
@@ -123,9 +123,14 @@ impl AdapterFiles {
                 ),
             ));
         }
-        AdapterHeader::read(folder)
-            .and_then(|header| header.verify_shapes(&self.config))
-            .map_err(|error| refuse(&error))
+        let header = AdapterHeader::read(folder).map_err(|error| refuse(&error))?;
+        header
+            .verify_shapes(&self.config)
+            .map_err(|error| refuse(&error))?;
+        let plan = header.config.plan(&self.config);
+        Ok(plan
+            .map_err(|error| refuse(&error))?
+            .packed_bytes(&self.config) as u64)
     }
 }
 

@@ -8,6 +8,7 @@
 mod actor_tests;
 pub mod files;
 mod lease;
+mod list;
 #[cfg(test)]
 mod properties;
 pub mod state;
@@ -26,7 +27,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 pub use lease::Lease;
 use state::{
-    AcquireError, Actions, Grant, HeaderRead, Refusal, Registry, Source, Standing, Target, Version,
+    AcquireError, Actions, Budget, Grant, HeaderRead, Refusal, Registry, Source, Standing, Target,
+    Version,
 };
 
 use crate::clock;
@@ -41,6 +43,8 @@ const COMMANDS: usize = 1024;
 /// How often files are looked at again that the storage did not give: a volume that hiccups once must not take an
 /// adapter down until its list changes.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
+/// How often gauges follow at most: counting a long list takes a while.
+const COUNT_AGAIN: Duration = Duration::from_millis(250);
 
 /// Why a pushed list was not taken.
 #[derive(Debug, thiserror::Error)]
@@ -112,8 +116,8 @@ pub struct Settings {
     pub boot_id: String,
     /// The base model's digest.
     pub base_digest: String,
-    /// Adapters in memory at most.
-    pub maximum_loaded: usize,
+    /// What may be in memory.
+    pub budget: Budget,
     /// Reads folders.
     pub files: AdapterFiles,
     /// Gauges to keep current.
@@ -230,7 +234,7 @@ impl Actor {
         released: mpsc::UnboundedSender<graftwork_contract::Digest>,
     ) -> Self {
         Self {
-            registry: Registry::new(settings.maximum_loaded),
+            registry: Registry::new(settings.budget),
             fence: Fence::default(),
             pushed: false,
             unread_replies: Vec::new(),
@@ -248,30 +252,31 @@ impl Actor {
     ) {
         let mut again = tokio::time::interval(LOOK_AGAIN);
         again.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut count = tokio::time::interval(COUNT_AGAIN);
+        count.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut is_counted = true;
         loop {
             let resident = self.registry.resident();
-            let is_acquire;
+            // Requests rarely change a state.
+            let mut may_change = false;
             tokio::select! {
-                _ = again.tick() => {
-                    is_acquire = true;
-                    self.look_again();
+                _ = again.tick() => self.look_again(),
+                _ = count.tick(), if !is_counted => {
+                    is_counted = true;
+                    self.settings.metrics.set_adapters(&self.registry);
                 }
                 command = inbox.recv() => {
                     let Some(command) = command else { return };
-                    is_acquire = matches!(command, Command::Acquire(..) | Command::Find(..));
+                    may_change = !matches!(command, Command::Acquire(..) | Command::Find(..));
                     self.handle(command);
                 }
                 Some(digest) = releases.recv() => {
-                    is_acquire = true;
                     let actions = self.registry.on_released(&digest);
                     self.perform(actions);
                 }
             }
             self.answer_read();
-            // Requests rarely change a state, and the list may be long.
-            if !is_acquire || self.registry.resident() != resident {
-                self.settings.metrics.set_adapters(&self.registry);
-            }
+            is_counted &= !may_change && self.registry.resident() == resident;
         }
     }
 

@@ -60,6 +60,11 @@ fn source(index: usize, content: u32) -> Source {
     }
 }
 
+/// 1 to 4, by the content.
+fn bytes(source: &Source) -> u64 {
+    u64::from(source.digest.hex().as_bytes()[0] % 4) + 1
+}
+
 /// A list of versions; each name's first is its default.
 fn list(contents: &[Vec<u32>]) -> Vec<Version> {
     let versions = |(index, contents): (usize, &Vec<u32>)| {
@@ -80,7 +85,7 @@ fn list(contents: &[Vec<u32>]) -> Vec<Version> {
 struct World {
     /// The adapter in memory is the digest of what was loaded.
     registry: Registry<Digest, u64>,
-    limit: usize,
+    budget: Budget,
     list: Vec<Version>,
     reading: Vec<Source>,
     loading: Option<Source>,
@@ -92,10 +97,10 @@ struct World {
 }
 
 impl World {
-    fn new(limit: usize) -> Self {
+    fn new(budget: Budget) -> Self {
         Self {
-            registry: Registry::new(limit),
-            limit,
+            registry: Registry::new(budget),
+            budget,
             list: Vec::new(),
             reading: Vec::new(),
             loading: None,
@@ -148,7 +153,7 @@ impl World {
                 self.looks += 1;
                 let header = HeaderRead {
                     fingerprint: vec![(self.looks, 1)],
-                    result: result(outcome, ()),
+                    result: result(outcome, bytes(&source)),
                 };
                 self.registry.on_header(&source, header)
             }
@@ -196,7 +201,12 @@ impl World {
     fn check(&self) {
         let resident = self.registry.resident();
         let leased: BTreeSet<&Digest> = self.running.iter().collect();
-        assert!(resident <= self.limit, "{resident} adapters in memory");
+        assert!(
+            resident <= self.budget.adapters,
+            "{resident} adapters in memory"
+        );
+        let bytes = self.registry.resident_bytes();
+        assert!(bytes <= self.budget.bytes, "{bytes} bytes in memory");
         assert!(resident >= leased.len(), "weights went under a request");
     }
 
@@ -227,10 +237,11 @@ fn result<T>(outcome: Outcome, fine: T) -> Result<T, Refusal> {
 proptest! {
     #[test]
     fn every_request_gets_what_its_name_meant_on_arrival_or_an_error(
-        limit in 1_usize..4,
+        adapters in 1_usize..4,
+        memory in 3_u64..10,
         steps in prop::collection::vec(step(), 1..120),
     ) {
-        let mut world = World::new(limit);
+        let mut world = World::new(Budget { adapters, bytes: memory });
         for step in steps {
             world.take(step);
         }

@@ -9,6 +9,20 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use graftwork_contract::Digest;
 
+use super::list::List;
+
+/// Rank, target modules or shapes do not fit the base model, or the adapter not the engine's memory.
+pub const REASON_INCOMPATIBLE: &str = "AdapterIncompatible";
+
+/// What may be in memory at once. While a version is only verified, one more may be there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Budget {
+    /// Adapters; at least 1.
+    pub adapters: usize,
+    /// Bytes of their packed weights.
+    pub bytes: u64,
+}
+
 /// One version of the desired list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Version {
@@ -50,8 +64,8 @@ pub type Fingerprint = Vec<(u128, u64)>;
 pub struct HeaderRead {
     /// At the time of the look.
     pub fingerprint: Fingerprint,
-    /// Whether the headers fit.
-    pub result: Result<(), Refusal>,
+    /// Where the headers fit, the bytes that the adapter takes in memory.
+    pub result: Result<u64, Refusal>,
 }
 
 /// What is known about a source's files.
@@ -133,11 +147,14 @@ pub struct Actions<A, W> {
 struct File {
     stage: Stage,
     fingerprint: Fingerprint,
+    /// In memory; 0 until the headers were read.
+    bytes: u64,
 }
 
 #[derive(Debug)]
 struct Slot<A> {
     adapter: A,
+    bytes: u64,
     leases: usize,
     /// Greater is later.
     used: u64,
@@ -146,50 +163,56 @@ struct Slot<A> {
 /// The state machine. See the module's documentation.
 #[derive(Debug)]
 pub struct Registry<A, W> {
-    /// Adapters in memory at most.
-    limit: usize,
-    versions: Vec<Version>,
+    budget: Budget,
+    list: List,
     files: BTreeMap<Source, File>,
     slots: BTreeMap<Digest, Slot<A>>,
     waiting: VecDeque<(Version, W)>,
     loading: Option<Source>,
     uses: u64,
-    /// Whether the list was found to hold no version that is only registered, so that not every
-    /// request walks through it again.
-    all_verified: bool,
+    /// Sources that were only registered when the list was last walked through.
+    unverified: VecDeque<Source>,
+    /// Whether nothing was registered since, so that not every request walks through the list again.
+    all_gathered: bool,
 }
 
 impl<A: Clone, W> Registry<A, W> {
-    /// An empty registry that keeps at most `limit` (at least 1) adapters in memory.
-    pub fn new(limit: usize) -> Self {
+    /// An empty registry that keeps adapters in memory within the budget.
+    pub fn new(budget: Budget) -> Self {
         Self {
-            limit: limit.max(1),
-            versions: Vec::new(),
+            budget: Budget {
+                adapters: budget.adapters.max(1),
+                ..budget
+            },
+            list: List::default(),
             files: BTreeMap::new(),
             slots: BTreeMap::new(),
             waiting: VecDeque::new(),
             loading: None,
             uses: 0,
-            all_verified: true,
+            unverified: VecDeque::new(),
+            all_gathered: true,
         }
     }
 
     /// Replaces the desired list. Files that are new, and those refused before, are looked at.
     pub fn replace(&mut self, versions: Vec<Version>) -> Actions<A, W> {
-        self.versions = versions;
-        let mut read = Vec::new();
-        for Version { source, .. } in &self.versions {
+        self.list = List::new(versions);
+        let (mut read, mut seen) = (Vec::new(), BTreeSet::new());
+        for Version { source, .. } in self.list.iter() {
             let file = self.files.entry(source.clone()).or_insert_with(|| File {
                 stage: Stage::Unread,
                 fingerprint: Vec::new(),
+                bytes: 0,
             });
             let unread = matches!(file.stage, Stage::Unread | Stage::Refused(_));
-            if unread && !read.contains(source) {
+            if unread && seen.insert(source) {
                 read.push(source.clone());
             }
         }
         self.collect();
-        self.all_verified = false;
+        self.unverified.clear();
+        self.all_gathered = false;
         let mut actions = self.proceed();
         actions.read = read;
         actions
@@ -198,7 +221,7 @@ impl<A: Clone, W> Registry<A, W> {
     /// Sources of the list that were refused for something that may pass, to be looked at again.
     pub fn may_pass(&self) -> Vec<Source> {
         let sources: BTreeSet<&Source> = self
-            .versions
+            .list
             .iter()
             .map(|version| &version.source)
             .filter(|source| {
@@ -221,7 +244,8 @@ impl<A: Clone, W> Registry<A, W> {
 
     /// Takes in what a look at the headers found.
     pub fn on_header(&mut self, source: &Source, header: HeaderRead) -> Actions<A, W> {
-        self.all_verified = false;
+        self.all_gathered = false;
+        let limit = self.budget.bytes;
         if let Some(file) = self.files.get_mut(source) {
             let same = file.fingerprint == header.fingerprint;
             match &file.stage {
@@ -229,7 +253,11 @@ impl<A: Clone, W> Registry<A, W> {
                 Stage::Unread | Stage::Refused(_) => {
                     file.fingerprint = header.fingerprint;
                     file.stage = match header.result {
-                        Ok(()) => Stage::Registered,
+                        Ok(bytes) if bytes > limit => Stage::Refused(too_large(bytes, limit)),
+                        Ok(bytes) => {
+                            file.bytes = bytes;
+                            Stage::Registered
+                        }
                         Err(refusal) => Stage::Refused(refusal),
                     };
                 }
@@ -249,16 +277,20 @@ impl<A: Clone, W> Registry<A, W> {
                 if let Some(file) = self.files.get_mut(source) {
                     file.stage = Stage::Verified;
                 }
-                let wanted = self.is_waited_for(&source.digest);
-                let room = if wanted {
-                    self.make_room()
+                let bytes = self.files.get(source).map_or(0, |file| file.bytes);
+                let room = if self.slots.contains_key(&source.digest) {
+                    // Another folder's, with the same content.
+                    false
+                } else if self.is_waited_for(&source.digest) {
+                    self.make_room(bytes)
                 } else {
-                    self.is_listed(&source.digest) && self.slots.len() < self.limit
+                    self.list.has(&source.digest) && self.fits(bytes)
                 };
                 if room {
                     self.uses += 1;
                     self.slots.entry(source.digest.clone()).or_insert(Slot {
                         adapter,
+                        bytes,
                         leases: 0,
                         used: self.uses,
                     });
@@ -292,7 +324,7 @@ impl<A: Clone, W> Registry<A, W> {
     pub fn on_released(&mut self, digest: &Digest) -> Actions<A, W> {
         if let Some(slot) = self.slots.get_mut(digest) {
             slot.leases = slot.leases.saturating_sub(1);
-            if slot.leases == 0 && !self.is_listed(digest) && !self.is_waited_for(digest) {
+            if slot.leases == 0 && !self.list.has(digest) && !self.is_waited_for(digest) {
                 self.slots.remove(digest);
             }
         }
@@ -301,7 +333,7 @@ impl<A: Clone, W> Registry<A, W> {
 
     /// Every version of the list with its standing.
     pub fn standings(&self) -> impl Iterator<Item = (&Version, Standing)> {
-        self.versions.iter().map(|version| {
+        self.list.iter().map(|version| {
             let stage = self.files.get(&version.source).map(|file| &file.stage);
             let standing = match stage {
                 None | Some(Stage::Unread) => Standing::Unread,
@@ -327,43 +359,32 @@ impl<A: Clone, W> Registry<A, W> {
         self.slots.len()
     }
 
+    /// Bytes of the adapters in memory.
+    pub fn resident_bytes(&self) -> u64 {
+        self.slots.values().map(|slot| slot.bytes).sum()
+    }
+
     /// Which version a target means.
     ///
     /// # Errors
     /// A name or a version that is not in the list.
     pub fn find(&self, target: &Target) -> Result<Version, AcquireError> {
-        let found = match target {
-            Target::Default(name) => self
-                .versions
-                .iter()
-                .find(|version| version.name == *name && version.is_default)
-                .ok_or_else(|| AcquireError::UnknownName(name.clone())),
-            Target::Exactly(name, number) => self
-                .versions
-                .iter()
-                .find(|version| version.name == *name && version.number == *number)
-                .ok_or_else(|| AcquireError::NotHere {
-                    name: name.clone(),
-                    version: *number,
-                    why: "it is not among this engine's versions".to_owned(),
-                }),
-        };
-        found.cloned()
+        self.list.find(target).cloned()
     }
 
     /// Forgets files and weights that neither the list nor a request needs any more.
     fn collect(&mut self) {
         let mut needed: BTreeSet<Source> = self.loading.iter().cloned().collect();
-        needed.extend(self.versions.iter().map(|version| version.source.clone()));
+        needed.extend(self.list.iter().map(|version| version.source.clone()));
         needed.extend(
             self.waiting
                 .iter()
                 .map(|(version, _)| version.source.clone()),
         );
         self.files.retain(|source, _| needed.contains(source));
-        self.slots.retain(|digest, slot| {
-            slot.leases > 0 || needed.iter().any(|source| source.digest == *digest)
-        });
+        let digests: BTreeSet<&Digest> = needed.iter().map(|source| &source.digest).collect();
+        self.slots
+            .retain(|digest, slot| slot.leases > 0 || digests.contains(digest));
     }
 
     /// Answers whom it can and picks what to load next.
@@ -412,43 +433,74 @@ impl<A: Clone, W> Registry<A, W> {
     /// first.
     fn next_load(&mut self) -> Option<Source> {
         let wanted = self.waiting.iter().find_map(|(version, _)| {
-            let stage = self.files.get(&version.source).map(|file| &file.stage);
-            matches!(stage, Some(Stage::Registered | Stage::Verified))
-                .then(|| version.source.clone())
+            let file = self.files.get(&version.source)?;
+            matches!(file.stage, Stage::Registered | Stage::Verified)
+                .then(|| (version.source.clone(), file.bytes))
         });
-        if let Some(source) = wanted
-            && self.make_room()
+        if let Some((source, bytes)) = wanted
+            && self.make_room(bytes)
         {
             return Some(source);
         }
-        if self.all_verified {
-            return None;
+        loop {
+            while let Some(source) = self.unverified.pop_front() {
+                if self.is_registered(&source) {
+                    return Some(source);
+                }
+            }
+            if self.all_gathered {
+                return None;
+            }
+            self.all_gathered = true;
+            for default in [true, false] {
+                let versions = self.list.iter();
+                let sources = versions
+                    .filter(|version| version.is_default == default)
+                    .filter(|version| self.is_registered(&version.source))
+                    .map(|version| version.source.clone());
+                let sources: Vec<Source> = sources.collect();
+                self.unverified.extend(sources);
+            }
         }
-        let next = self
-            .versions
-            .iter()
-            .filter(|version| {
-                let stage = self.files.get(&version.source).map(|file| &file.stage);
-                stage == Some(&Stage::Registered)
-            })
-            .min_by_key(|version| !version.is_default)
-            .map(|version| version.source.clone());
-        self.all_verified = next.is_none();
-        next
     }
 
-    /// Whether one more adapter fits, after the one that was used longest ago went, if need be.
-    fn make_room(&mut self) -> bool {
-        if self.slots.len() < self.limit {
-            return true;
-        }
-        let idle = self
+    fn is_registered(&self, source: &Source) -> bool {
+        let stage = self.files.get(source).map(|file| &file.stage);
+        stage == Some(&Stage::Registered)
+    }
+
+    /// Whether one more adapter of this size fits beside those in memory.
+    fn fits(&self, bytes: u64) -> bool {
+        self.slots.len() < self.budget.adapters
+            && self.resident_bytes().saturating_add(bytes) <= self.budget.bytes
+    }
+
+    /// Whether one more adapter of this size fits, after those went that were used longest ago, if need be.
+    /// Nobody goes in vain.
+    fn make_room(&mut self, bytes: u64) -> bool {
+        let kept = self
             .slots
             .iter()
-            .filter(|(digest, slot)| slot.leases == 0 && !self.is_waited_for(digest))
-            .min_by_key(|(_, slot)| slot.used)
-            .map(|(digest, _)| digest.clone());
-        idle.is_some_and(|digest| self.slots.remove(&digest).is_some())
+            .filter(|(digest, slot)| slot.leases > 0 || self.is_waited_for(digest))
+            .map(|(_, slot)| slot.bytes);
+        let kept_bytes: u64 = kept.clone().sum();
+        if kept.count() >= self.budget.adapters
+            || kept_bytes.saturating_add(bytes) > self.budget.bytes
+        {
+            return false;
+        }
+        while !self.fits(bytes) {
+            let idle = self
+                .slots
+                .iter()
+                .filter(|(digest, slot)| slot.leases == 0 && !self.is_waited_for(digest))
+                .min_by_key(|(_, slot)| slot.used)
+                .map(|(digest, _)| digest.clone());
+            if idle.is_none_or(|digest| self.slots.remove(&digest).is_none()) {
+                return false;
+            }
+        }
+        true
     }
 
     fn is_waited_for(&self, digest: &Digest) -> bool {
@@ -456,10 +508,14 @@ impl<A: Clone, W> Registry<A, W> {
             .iter()
             .any(|(version, _)| version.source.digest == *digest)
     }
+}
 
-    fn is_listed(&self, digest: &Digest) -> bool {
-        self.versions
-            .iter()
-            .any(|version| version.source.digest == *digest)
+fn too_large(bytes: u64, limit: u64) -> Refusal {
+    Refusal {
+        reason: REASON_INCOMPATIBLE,
+        message: format!(
+            "the adapter takes {bytes} bytes in memory, the engine has {limit} for adapters"
+        ),
+        may_pass: false,
     }
 }

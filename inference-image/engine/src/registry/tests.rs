@@ -22,10 +22,14 @@ fn source(content: u32) -> Source {
     }
 }
 
+fn machine(adapters: usize, bytes: u64) -> Machine {
+    Machine::new(Budget { adapters, bytes })
+}
+
 fn fine() -> HeaderRead {
     HeaderRead {
         fingerprint: vec![(1, 1)],
-        result: Ok(()),
+        result: Ok(10),
     }
 }
 
@@ -55,7 +59,7 @@ fn granted(actions: &Actions<u32, u32>) -> Vec<(u32, u32)> {
 
 /// A registry in which all of `versions` were read, verified in order, and loaded up to the limit.
 fn settled(limit: usize, versions: &[Version]) -> Machine {
-    let mut registry = Machine::new(limit);
+    let mut registry = machine(limit, 1000);
     let actions = registry.replace(versions.to_vec());
     let mut load = None;
     for source in &actions.read {
@@ -81,7 +85,7 @@ fn exactly(name: &str, number: u32) -> Target {
 
 #[test]
 fn a_version_goes_from_unread_over_registered_to_resident() {
-    let mut registry = Machine::new(2);
+    let mut registry = machine(2, 1000);
     let actions = registry.replace(vec![version("a", 1, 10)]);
     assert_eq!(actions.read, [source(10)]);
     assert_eq!(
@@ -191,7 +195,7 @@ fn several_requests_share_one_load() {
 
 #[test]
 fn a_request_comes_before_background_verification() {
-    let mut registry = Machine::new(4);
+    let mut registry = machine(4, 1000);
     let versions: Vec<_> = (1..=3).map(|n| version("a", n, n)).collect();
     for source in registry.replace(versions).read {
         registry.on_header(&source, fine());
@@ -220,7 +224,7 @@ fn an_idle_version_that_left_the_list_is_freed_at_once() {
 
 #[test]
 fn a_request_that_waits_gets_its_version_even_if_the_list_changes_meanwhile() {
-    let mut registry = Machine::new(2);
+    let mut registry = machine(2, 1000);
     registry.replace(vec![version("a", 1, 1)]);
     registry.on_header(&source(1), fine());
     registry.acquire(&exactly("a", 1), 5);
@@ -232,7 +236,7 @@ fn a_request_that_waits_gets_its_version_even_if_the_list_changes_meanwhile() {
 
 #[test]
 fn a_refused_version_answers_its_requests_with_the_reason_and_harms_no_other() {
-    let mut registry = Machine::new(2);
+    let mut registry = machine(2, 1000);
     registry.replace(vec![version("a", 1, 1), version("b", 1, 2)]);
     registry.acquire(&exactly("a", 1), 5);
     let actions = registry.on_header(&source(1), broken(1, false));
@@ -251,7 +255,7 @@ fn a_refused_version_answers_its_requests_with_the_reason_and_harms_no_other() {
 #[test]
 fn refused_files_are_looked_at_again_with_every_list_and_count_once_they_changed() {
     let list = vec![version("a", 1, 1)];
-    let mut registry = Machine::new(2);
+    let mut registry = machine(2, 1000);
     registry.replace(list.clone());
     registry.on_header(&source(1), fine());
     registry.on_loaded(&source(1), Err(refusal("digest", false)));
@@ -264,7 +268,7 @@ fn refused_files_are_looked_at_again_with_every_list_and_count_once_they_changed
     registry.replace(list);
     let changed = HeaderRead {
         fingerprint: vec![(2, 1)],
-        result: Ok(()),
+        result: Ok(10),
     };
     assert_eq!(
         registry.on_header(&source(1), changed).load,
@@ -275,13 +279,13 @@ fn refused_files_are_looked_at_again_with_every_list_and_count_once_they_changed
 #[test]
 fn a_storage_that_did_not_answer_is_asked_again() {
     let list = vec![version("a", 1, 1)];
-    let mut registry = Machine::new(2);
+    let mut registry = machine(2, 1000);
     registry.replace(list);
     registry.on_header(&source(1), broken(1, true));
     assert_eq!(registry.may_pass(), [source(1)], "without a new list");
     let again = HeaderRead {
         fingerprint: vec![(1, 1)],
-        result: Ok(()),
+        result: Ok(10),
     };
     assert_eq!(registry.on_header(&source(1), again).load, Some(source(1)));
 }
@@ -300,4 +304,96 @@ fn an_unchanged_list_starts_no_work() {
     let mut registry = settled(4, &list);
     let actions = registry.replace(list);
     assert!(actions.read.is_empty() && actions.load.is_none());
+}
+
+/// As [`settled`], with what each adapter takes in memory.
+fn settled_with(bytes: u64, sizes: &[(u32, u64)]) -> Machine {
+    let mut registry = machine(10, bytes);
+    let versions: Vec<Version> = sizes.iter().map(|(n, _)| version("a", *n, *n)).collect();
+    registry.replace(versions);
+    let mut load = None;
+    for (number, bytes) in sizes {
+        let header = HeaderRead {
+            fingerprint: vec![(1, 1)],
+            result: Ok(*bytes),
+        };
+        load = load.or(registry.on_header(&source(*number), header).load);
+    }
+    while let Some(source) = load {
+        load = registry.on_loaded(&source, Ok(number(&source))).load;
+    }
+    registry
+}
+
+#[test]
+fn adapters_in_memory_take_no_more_bytes_than_they_may() {
+    let mut registry = settled_with(100, &[(1, 60), (2, 30), (3, 70)]);
+    assert_eq!((registry.resident(), registry.resident_bytes()), (2, 90));
+    assert_eq!(
+        registry.acquire(&exactly("a", 3), 1).load,
+        Some(source(3)),
+        "room is made before it is loaded"
+    );
+    assert_eq!(
+        registry.resident_bytes(),
+        30,
+        "the older one was enough: 30 + 70 fit"
+    );
+    assert_eq!(granted(&registry.on_loaded(&source(3), Ok(3))), [(1, 3)]);
+    assert_eq!(registry.resident_bytes(), 100);
+}
+
+#[test]
+fn nobody_is_thrown_out_where_it_would_not_be_enough() {
+    let mut registry = settled_with(100, &[(1, 50), (2, 50), (3, 60)]);
+    assert_eq!(granted(&registry.acquire(&exactly("a", 1), 1)), [(1, 1)]);
+    assert!(registry.acquire(&exactly("a", 3), 2).load.is_none());
+    assert_eq!(
+        registry.resident(),
+        2,
+        "version 2 stays: 50 + 60 do not fit"
+    );
+    assert_eq!(
+        registry.on_released(&source(1).digest).load,
+        Some(source(3))
+    );
+}
+
+#[test]
+fn an_adapter_that_could_never_be_loaded_is_refused_with_its_size() {
+    let registry = settled_with(100, &[(1, 101), (2, 100)]);
+    let standings = standings(&registry);
+    let Standing::Refused(refusal) = &standings[0] else {
+        panic!("not refused");
+    };
+    assert_eq!(
+        refusal.message,
+        "the adapter takes 101 bytes in memory, the engine has 100 for adapters"
+    );
+    assert_eq!(standings[1], Standing::Resident);
+}
+
+#[test]
+fn of_ten_thousand_versions_each_is_verified_once_defaults_first() {
+    let versions: Vec<Version> = (0..10_000_u32)
+        .map(|n| version(&format!("adapter-{}", n / 2), 2 - n % 2, n))
+        .collect();
+    let mut registry = machine(4, 1000);
+    let read = registry.replace(versions.clone()).read;
+    assert_eq!(read.len(), 10_000);
+    let mut load = None;
+    for source in &read {
+        load = load.or(registry.on_header(source, fine()).load);
+    }
+    let mut order = vec![];
+    while let Some(source) = load {
+        order.push(number(&source));
+        load = registry.on_loaded(&source, Ok(number(&source))).load;
+    }
+    assert_eq!(order.len(), 10_000);
+    // The first was there alone when it was picked.
+    let defaults = order[1..].iter().take_while(|n| *n % 2 == 1).count();
+    assert_eq!(defaults, 5_000);
+    let found = registry.find(&Target::Default("adapter-4321".into()));
+    assert_eq!(found.unwrap(), versions[8643]);
 }

@@ -151,6 +151,7 @@ impl Files {
             pass_tokens: 64,
             maximum_waiting: 64,
             kv_cache_mib: 64,
+            adapter_memory_mib: None,
             vllm_metrics: false,
             drain_delay_seconds: 0,
             drain_limit_seconds: 20,
