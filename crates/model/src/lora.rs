@@ -156,7 +156,7 @@ impl LoraConfig {
     /// # Errors
     /// The field and its limit, or a target that the model does not have.
     pub fn plan(&self, config: &LlamaConfig) -> Result<LoraPlan, AdapterError> {
-        check_size(self.rank, self.alpha, config)?;
+        self.check_size(self.rank, self.alpha, config)?;
         let dropout = self.dropout;
         check(
             "lora_dropout",
@@ -166,27 +166,30 @@ impl LoraConfig {
         )?;
         LoraPlan::new(self, config)
     }
-}
 
-/// Whether a rank and an alpha, the adapter's or a pattern's, are in range.
-pub(crate) fn check_size(
-    rank: usize,
-    alpha: f64,
-    config: &LlamaConfig,
-) -> Result<(), AdapterError> {
-    let limit = config.hidden_size;
-    check(
-        "r",
-        rank.to_string(),
-        (1..=limit).contains(&rank),
-        format!("from 1 to the hidden size {limit}"),
-    )?;
-    check(
-        "lora_alpha",
-        alpha.to_string(),
-        alpha.is_finite() && alpha > 0.0,
-        "a positive number".to_owned(),
-    )
+    /// Whether a rank and an alpha, the adapter's or a pattern's, are in range.
+    pub(crate) fn check_size(
+        &self,
+        rank: usize,
+        alpha: f64,
+        config: &LlamaConfig,
+    ) -> Result<(), AdapterError> {
+        let limit = config.hidden_size;
+        check(
+            "r",
+            rank.to_string(),
+            (1..=limit).contains(&rank),
+            format!("from 1 to the hidden size {limit}"),
+        )?;
+        // Weights are multiplied with it in f32.
+        let scaling = self.scaling(rank, alpha);
+        check(
+            "lora_alpha",
+            alpha.to_string(),
+            alpha > 0.0 && scaling.is_finite() && scaling > 0.0,
+            "a positive number with a scaling that f32 holds".to_owned(),
+        )
+    }
 }
 
 fn check(field: &'static str, value: String, ok: bool, range: String) -> Result<(), AdapterError> {

@@ -42,6 +42,14 @@ pub enum AdapterError {
     /// The weights' file can't be used.
     #[error(transparent)]
     File(#[from] TensorFileError),
+    /// A file is none, or too large.
+    #[error("{file} {problem}")]
+    Unusable {
+        /// The file's name.
+        file: &'static str,
+        /// What is wrong.
+        problem: String,
+    },
     /// The configuration is not a JSON object.
     #[error("{ADAPTER_CONFIG_FILE} is not a JSON object")]
     Json(#[source] serde_json::Error),
@@ -111,6 +119,9 @@ pub enum AdapterError {
     Tensor(#[from] candle_core::Error),
 }
 
+/// The longest configuration that is read: hundreds of times any real one.
+const MAX_CONFIG_BYTES: u64 = 1 << 20;
+
 impl AdapterError {
     /// What the failure asks of the caller.
     pub fn category(&self) -> Category {
@@ -119,6 +130,7 @@ impl AdapterError {
             Self::File(error) => error.category(),
             Self::Tensor(_) => Category::Bug,
             Self::Missing { .. }
+            | Self::Unusable { .. }
             | Self::Json(_)
             | Self::Invalid { .. }
             | Self::Unsupported { .. }
@@ -165,9 +177,7 @@ impl AdapterHeader {
 
     fn open(dir: &Path) -> Result<(Self, TensorFile), AdapterError> {
         let config_path = dir.join(ADAPTER_CONFIG_FILE);
-        let text = std::fs::read_to_string(&config_path)
-            .map_err(|source| access(ADAPTER_CONFIG_FILE, &config_path, source))?;
-        let (config, base_model_name_or_path) = peft_config::parse(&text)?;
+        let (config, base_model_name_or_path) = peft_config::parse(&read_config(&config_path)?)?;
         let path = dir.join(ADAPTER_WEIGHTS_FILE);
         let bytes = std::fs::metadata(&path)
             .map_err(|source| access(ADAPTER_WEIGHTS_FILE, &path, source))?
@@ -223,6 +233,26 @@ fn modules<'a>(names: impl Iterator<Item = &'a String>) -> Vec<Module> {
         .map(|(_, module)| module)
         .collect();
     modules.into_iter().collect()
+}
+
+/// The configuration's bytes. A pipe would never end, and a device neither.
+fn read_config(path: &Path) -> Result<Vec<u8>, AdapterError> {
+    let failed = |source| access(ADAPTER_CONFIG_FILE, path, source);
+    let unusable = |problem: String| AdapterError::Unusable {
+        file: ADAPTER_CONFIG_FILE,
+        problem,
+    };
+    let metadata = std::fs::metadata(path).map_err(failed)?;
+    if !metadata.is_file() {
+        return Err(unusable("is not a regular file".to_owned()));
+    }
+    if metadata.len() > MAX_CONFIG_BYTES {
+        return Err(unusable(format!(
+            "has {} bytes, the limit is {MAX_CONFIG_BYTES}",
+            metadata.len()
+        )));
+    }
+    std::fs::read(path).map_err(failed)
 }
 
 fn access(file: &'static str, path: &Path, source: std::io::Error) -> AdapterError {

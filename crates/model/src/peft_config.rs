@@ -50,8 +50,8 @@ fn is_neutral(field: &str, value: &Value) -> bool {
 }
 
 /// The adapter's make, and the base model that it names.
-pub(crate) fn parse(text: &str) -> Result<(LoraConfig, String), AdapterError> {
-    let keys = Keys(serde_json::from_str(text).map_err(AdapterError::Json)?);
+pub(crate) fn parse(bytes: &[u8]) -> Result<(LoraConfig, String), AdapterError> {
+    let keys = Keys(serde_json::from_slice(bytes).map_err(AdapterError::Json)?);
     let kind = keys.get("peft_type");
     if kind.is_none_or(|value| value != "LORA") {
         return Err(unsupported("peft_type", kind, "`LORA`"));
@@ -318,17 +318,19 @@ mod tests {
         for (field, value) in changes.as_object().unwrap() {
             config[field] = value.clone();
         }
-        parse(&config.to_string()).map(|(config, _)| config)
+        parse(config.to_string().as_bytes()).map(|(config, _)| config)
     }
 
     #[test]
     fn what_peft_writes_is_read() {
-        let (config, base) = parse(&written_by_peft().to_string()).unwrap();
+        let (config, base) = parse(written_by_peft().to_string().as_bytes()).unwrap();
         assert_eq!(base, "org/base");
         assert_eq!((config.rank, config.alpha, config.dropout), (8, 16.0, 0.1));
         let list = Names::List(vec!["v_proj".to_owned(), "q_proj".to_owned()]);
         assert_eq!(config.targets.modules, TargetModules::Named(list));
-        let again = parse(&to_json(&config, "org/base").to_string()).unwrap().0;
+        let again = parse(to_json(&config, "org/base").to_string().as_bytes())
+            .unwrap()
+            .0;
         assert_eq!(again, config);
     }
 
@@ -346,7 +348,9 @@ mod tests {
             json!({"layers_to_transform": [], "runtime_config": {"ephemeral_gpu_offload": false}}),
         ] {
             let config = with(changes).unwrap();
-            let again = parse(&to_json(&config, "").to_string()).unwrap().0;
+            let again = parse(to_json(&config, "").to_string().as_bytes())
+                .unwrap()
+                .0;
             assert_eq!(again, config);
         }
         let config = with(json!({"rank_pattern": {"z": 4, "a": 2}})).unwrap();

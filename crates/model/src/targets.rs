@@ -11,7 +11,7 @@ use fancy_regex::Regex;
 
 use crate::config::LlamaConfig;
 use crate::kernel;
-use crate::lora::{LoraConfig, Module, check_size};
+use crate::lora::{LoraConfig, Module};
 use crate::peft::AdapterError;
 
 /// Names or ends of paths (`q_proj`, `self_attn.q_proj`), or one regular expression that whole paths
@@ -106,7 +106,7 @@ impl LoraPlan {
                 if matcher.is_linear_target(layer, &path)? {
                     let rank = matcher.rank(&path)?.unwrap_or(lora.rank);
                     let alpha = matcher.alpha(&path)?.unwrap_or(lora.alpha);
-                    check_size(rank, alpha, config)?;
+                    lora.check_size(rank, alpha, config)?;
                     let scaling = lora.scaling(rank, alpha);
                     *update = Some(Update { rank, scaling });
                 }

@@ -93,6 +93,10 @@ impl TensorFile {
             path: path.to_path_buf(),
             problem,
         };
+        // To open a pipe would wait for its writer.
+        if !std::fs::metadata(path).map_err(read_error)?.is_file() {
+            return Err(format_error("not a regular file".to_owned()));
+        }
         let mut file = File::open(path).map_err(read_error)?;
         let length = file.metadata().map_err(read_error)?.len();
         let mut prefix = Vec::new();

@@ -95,6 +95,7 @@ impl From<AdapterError> for Failure {
             }
             AdapterError::Missing { .. }
             | AdapterError::File(_)
+            | AdapterError::Unusable { .. }
             | AdapterError::Json(_)
             | AdapterError::Invalid { .. }
             | AdapterError::Unsupported { .. }

@@ -28,6 +28,9 @@ pub const REASON_DIGEST: &str = "DigestMismatch";
 /// The adapter was trained for another base model.
 pub const REASON_BASE: &str = "BaseModelMismatch";
 
+/// The longest manifest that is read: it lists a handful of files.
+const MAXIMUM_MANIFEST_BYTES: u64 = 4 << 20;
+
 /// Reads adapters of one store for one base model.
 #[derive(Debug, Clone)]
 pub struct AdapterFiles {
@@ -100,8 +103,27 @@ impl AdapterFiles {
         ))
     }
 
+    /// The files are the store's own: a link could show any file of this machine.
+    fn check_inside(&self, folder: &Path) -> Result<(), Refusal> {
+        let Ok(store) = self.store.canonicalize() else {
+            // The store is away: reading says so.
+            return Ok(());
+        };
+        for file in [MANIFEST_FILE, CONFIG_FILE, WEIGHTS_FILE] {
+            let target = folder.join(file).canonicalize();
+            if target.is_ok_and(|target| !target.starts_with(&store)) {
+                return Err(refusal(
+                    REASON_FOLDER,
+                    format!("{file} is a link that leads outside of the store"),
+                ));
+            }
+        }
+        Ok(())
+    }
+
     /// The bytes that the adapter takes in memory.
     fn check_header(&self, folder: &Path, source: &Source) -> Result<u64, Refusal> {
+        self.check_inside(folder)?;
         let manifest = read_manifest(folder)?;
         if manifest.digest != source.digest {
             return Err(refusal(
@@ -136,7 +158,7 @@ impl AdapterFiles {
 
 /// The manifest is written last: without it the folder does not exist.
 fn read_manifest(folder: &Path) -> Result<Manifest, Refusal> {
-    let bytes = std::fs::read(folder.join(MANIFEST_FILE)).map_err(|error| {
+    let failed = |error: std::io::Error| {
         let reason = match error.kind() {
             std::io::ErrorKind::NotFound => REASON_NOT_FOUND,
             _ => REASON_UNREADABLE,
@@ -146,7 +168,18 @@ fn read_manifest(folder: &Path) -> Result<Manifest, Refusal> {
             message: format!("{MANIFEST_FILE} can't be read: {error}"),
             may_pass: true,
         }
-    })?;
+    };
+    let path = folder.join(MANIFEST_FILE);
+    let metadata = std::fs::metadata(&path).map_err(failed)?;
+    if !metadata.is_file() || metadata.len() > MAXIMUM_MANIFEST_BYTES {
+        return Err(refusal(
+            REASON_INVALID,
+            format!(
+                "{MANIFEST_FILE} is not a regular file of at most {MAXIMUM_MANIFEST_BYTES} bytes"
+            ),
+        ));
+    }
+    let bytes = std::fs::read(path).map_err(failed)?;
     serde_json::from_slice(&bytes)
         .map_err(|error| refusal(REASON_INVALID, format!("{MANIFEST_FILE}: {error}")))
 }
@@ -167,6 +200,7 @@ fn refuse(error: &AdapterError) -> Refusal {
             (REASON_UNREADABLE, true)
         }
         AdapterError::File(_)
+        | AdapterError::Unusable { .. }
         | AdapterError::Json(_)
         | AdapterError::NotFinite { .. }
         | AdapterError::Tensor(_) => (REASON_INVALID, false),
