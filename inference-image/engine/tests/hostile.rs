@@ -1,0 +1,513 @@
+//! Requests that nobody in their right mind sends: each is answered with what is wrong, or cut off, and the
+//! engine goes on as if it had not been there.
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::disallowed_methods,
+    reason = "a failed step is a failed test, and tests watch the clock"
+)]
+
+mod harness;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use harness::{BASE, Files};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+/// What to send, and what it is called where it goes wrong.
+struct Case {
+    name: String,
+    bytes: Vec<u8>,
+    /// Whether the connection may end without an answer.
+    may_close: bool,
+}
+
+fn request(path: &str, headers: &str, body: &[u8]) -> Vec<u8> {
+    let head = format!(
+        "POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {}\r\n{headers}\r\n",
+        body.len()
+    );
+    [head.as_bytes(), body].concat()
+}
+
+fn post(path: &str, body: &[u8]) -> Case {
+    let shown = String::from_utf8_lossy(&body[..body.len().min(80)]).into_owned();
+    Case {
+        name: format!("{path} {shown}"),
+        bytes: request(path, "", body),
+        may_close: false,
+    }
+}
+
+fn raw(name: &str, bytes: impl Into<Vec<u8>>) -> Case {
+    Case {
+        name: name.to_owned(),
+        bytes: bytes.into(),
+        may_close: true,
+    }
+}
+
+const COMPLETIONS: &str = "/v1/completions";
+const CHAT: &str = "/v1/chat/completions";
+const PATHS: [&str; 4] = [COMPLETIONS, CHAT, "/tokenize", "/detokenize"];
+
+/// A request that is fine but for one field, whose value is JSON text.
+fn with_field(path: &str, field: &str, value: &str) -> Case {
+    let mut body = match path {
+        CHAT => {
+            json!({"model": BASE, "messages": [{"role": "user", "content": "x"}], "max_tokens": 1})
+        }
+        "/tokenize" => json!({"model": BASE, "prompt": "x"}),
+        "/detokenize" => json!({"model": BASE, "tokens": [1]}),
+        _ => json!({"model": BASE, "prompt": "x", "max_tokens": 1}),
+    };
+    body.as_object_mut().unwrap().remove(field);
+    let text = body.to_string();
+    let text = format!("{},\"{field}\":{value}}}", &text[..text.len() - 1]);
+    post(path, text.as_bytes())
+}
+
+/// No JSON, or none that can be held.
+fn bodies() -> Vec<Case> {
+    let deep = "[".repeat(200_000);
+    let deep_objects = r#"{"a":"#.repeat(100_000);
+    let bodies: [&[u8]; 22] = [
+        b"",
+        b"{",
+        b"[",
+        b"null",
+        b"1",
+        b"\"x\"",
+        b"[{}]",
+        b"{}",
+        b"{]",
+        b"{\"model\": }",
+        b"{'model': 'tiny'}",
+        b"{\"model\": \"tiny\",}",
+        b"{\"model\": \"tiny\"} {}",
+        b"{\"model\": \"\xff\xfe\"}",
+        b"{\"model\": \"\\ud800\"}",
+        b"{\"model\": \"\\x\"}",
+        b"{\"model\": NaN}",
+        b"{\"model\": 1e999}",
+        b"{\"model\": 0x10}",
+        b"\xef\xbb\xbf{}",
+        deep.as_bytes(),
+        deep_objects.as_bytes(),
+    ];
+    let of = |path: &'static str| bodies.map(|body| post(path, body));
+    PATHS.into_iter().flat_map(of).collect()
+}
+
+/// Values of the wrong type or out of range.
+fn values() -> Vec<Case> {
+    let mut cases = vec![];
+    let whole = [
+        "\"1\"",
+        "1.5",
+        "true",
+        "[]",
+        "{}",
+        "18446744073709551615",
+        "99999999999999999999",
+        "1e30",
+    ];
+    let number = ["\"1\"", "true", "[]", "{}", "1e9", "-1e9"];
+    let flag = ["1", "\"true\"", "[]", "{}"];
+    for path in [COMPLETIONS, CHAT] {
+        for field in ["n", "seed", "max_tokens", "top_k"] {
+            cases.extend(whole.map(|value| with_field(path, field, value)));
+        }
+        for field in [
+            "temperature",
+            "top_p",
+            "min_p",
+            "presence_penalty",
+            "frequency_penalty",
+            "repetition_penalty",
+        ] {
+            cases.extend(number.map(|value| with_field(path, field, value)));
+        }
+        for field in ["stream", "ignore_eos"] {
+            cases.extend(flag.map(|value| with_field(path, field, value)));
+        }
+        for value in [
+            "1",
+            "[]",
+            "{}",
+            "true",
+            "\"nobody\"",
+            "\"\"",
+            "\"../../etc\"",
+            "\"tiny@v1\"",
+        ] {
+            cases.push(with_field(path, "model", value));
+        }
+        let many = format!("[{}]", ["\"x\""; 17].join(","));
+        let long = format!("\"{}\"", "x".repeat(2000));
+        for value in ["1", "true", "{}", "[1]", "[\"\"]", "\"\"", &many, &long] {
+            cases.push(with_field(path, "stop", value));
+        }
+        let many = (0..2000).map(|id| format!("\"{id}\": 1"));
+        let many = format!("{{{}}}", many.collect::<Vec<_>>().join(","));
+        for value in [
+            "1",
+            "[]",
+            "{\"x\": 1}",
+            "{\"-1\": 1}",
+            "{\"1\": \"x\"}",
+            "{\"1\": 1e9}",
+            "{\"999999\": 1}",
+            "{\"4294967296\": 1}",
+            "{\"7\": 1, \"07\": 1}",
+            &many,
+        ] {
+            cases.push(with_field(path, "logit_bias", value));
+        }
+        for value in ["1", "\"x\"", "[]", "{}", "{\"include_usage\": true}"] {
+            cases.push(with_field(path, "stream_options", value));
+        }
+        for field in [
+            "__proto__",
+            "constructor",
+            "guided_json",
+            "lora_request",
+            "\\u0000",
+        ] {
+            cases.push(with_field(path, field, "1"));
+        }
+    }
+    cases
+}
+
+/// Prompts, conversations and tokens that are none.
+fn inputs() -> Vec<Case> {
+    let mut cases = vec![];
+    let long = format!("\"{}\"", "x".repeat(100_000));
+    for value in [
+        "null",
+        "1",
+        "true",
+        "{}",
+        "[]",
+        "[[]]",
+        "[null]",
+        "[true]",
+        "[\"a\", 1]",
+        "[-1]",
+        "[1.5]",
+        "[999999]",
+        "[4294967296]",
+        "[[1], [\"a\"]]",
+        "[[[[1]]]]",
+        "[1, [1]]",
+        &long,
+    ] {
+        cases.push(with_field(COMPLETIONS, "prompt", value));
+    }
+    let many = format!(
+        "[{}]",
+        [r#"{"role": "user", "content": ""}"#; 5000].join(",")
+    );
+    for value in [
+        "null",
+        "1",
+        "\"x\"",
+        "{}",
+        "[]",
+        "[1]",
+        "[null]",
+        "[[]]",
+        "[{}]",
+        r#"[{"role": "user"}]"#,
+        r#"[{"content": "x"}]"#,
+        r#"[{"role": 1, "content": "x"}]"#,
+        r#"[{"role": "root", "content": "x"}]"#,
+        r#"[{"role": "user", "content": 1}]"#,
+        r#"[{"role": "user", "content": {}}]"#,
+        r#"[{"role": "user", "content": [1]}]"#,
+        r#"[{"role": "user", "content": [{"type": "text"}]}]"#,
+        r#"[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}]}]"#,
+        r#"[{"role": "user", "content": "x", "name": "{{ 7 * 7 }}"}]"#,
+        r#"[{"role": "user", "content": "x", "tool_calls": [1]}]"#,
+        &many,
+    ] {
+        cases.push(with_field(CHAT, "messages", value));
+    }
+    for value in [
+        "null", "1", "\"1\"", "{}", "[-1]", "[1.5]", "[\"a\"]", "[999999]", "[[1]]",
+    ] {
+        cases.push(with_field("/detokenize", "tokens", value));
+    }
+    for value in ["null", "1", "[]", "{}", "[1]"] {
+        cases.push(with_field("/tokenize", "prompt", value));
+    }
+    for header in [
+        "",
+        "x",
+        "a@",
+        "a@1",
+        "@v1",
+        "a@v",
+        "a@v-1",
+        "a@v99999999999",
+        "a@v1.5",
+        "nobody@v1",
+        "nobody@base",
+        "a@v1@v1",
+    ] {
+        let body = json!({"model": BASE, "prompt": "x", "max_tokens": 1}).to_string();
+        cases.push(Case {
+            name: format!("x-graftwork-adapter: {header}"),
+            bytes: request(
+                COMPLETIONS,
+                &format!("x-graftwork-adapter: {header}\r\n"),
+                body.as_bytes(),
+            ),
+            may_close: false,
+        });
+    }
+    cases
+}
+
+/// Requests that are hardly HTTP.
+fn protocol() -> Vec<Case> {
+    let line = |line: &str| {
+        let text = format!("{line} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+        raw(line, text)
+    };
+    let lines = [
+        "GET /v1/completions",
+        "PUT /v1/completions",
+        "DELETE /v1/chat/completions",
+        "PATCH /tokenize",
+        "POST /v1/models",
+        "GET /",
+        "GET /v1",
+        "GET /v1/completions/",
+        "GET //v1/completions",
+        "GET /v1/../../etc/passwd",
+        "GET /%00",
+        "GET /v1/models/nobody",
+        "GET /v1/models/%ff%fe",
+        "BREW /v1/completions",
+        "GET http://elsewhere/v1/nothing",
+    ];
+    let mut cases: Vec<Case> = lines.map(line).into();
+    cases.push(line(&format!("GET /{}", "a".repeat(100_000))));
+    let head = |headers: &str, body: &str| {
+        format!(
+            "POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{headers}\r\n{body}"
+        )
+    };
+    let many = (0..500).map(|n| format!("x-{n}: 1\r\n"));
+    let long = format!("x-long: {}\r\n", "a".repeat(2 << 20));
+    for (name, bytes) in [
+        ("no HTTP", "GARBAGE\r\n\r\n".to_owned()),
+        (
+            "a TLS hello",
+            "\u{16}\u{3}\u{1}\u{2}\0\u{1}\0\u{1}\r\n\r\n".to_owned(),
+        ),
+        ("another version", "GET / HTTP/9.9\r\n\r\n".to_owned()),
+        ("no version", "GET /\r\n\r\n".to_owned()),
+        ("a length below zero", head("content-length: -1\r\n", "")),
+        ("a length that is none", head("content-length: x\r\n", "")),
+        (
+            "a length of all numbers",
+            head("content-length: 99999999999999999999999\r\n", "{}"),
+        ),
+        (
+            "two lengths",
+            head("content-length: 2\r\ncontent-length: 3\r\n", "{}x"),
+        ),
+        (
+            "more promised than sent",
+            head("content-length: 1000\r\n", "{\"model\""),
+        ),
+        (
+            "less promised than sent",
+            head("content-length: 3\r\n", "{\"model\": \"tiny\"}"),
+        ),
+        ("no body", head("", "")),
+        (
+            "a chunk without a size",
+            head("transfer-encoding: chunked\r\n", "x\r\n{}\r\n0\r\n\r\n"),
+        ),
+        (
+            "a chunk of all numbers",
+            head("transfer-encoding: chunked\r\n", "fffffffffffffffff\r\n{}"),
+        ),
+        (
+            "a chunk that is cut",
+            head("transfer-encoding: chunked\r\n", "ff\r\n{}"),
+        ),
+        (
+            "an unknown encoding",
+            head("transfer-encoding: rot13\r\n", "{}"),
+        ),
+        ("a header without a colon", head("nothing\r\n", "{}")),
+        ("a header with a zero", head("x: a\0b\r\n", "{}")),
+        (
+            "a header with a space in its name",
+            head("x y: a\r\n", "{}"),
+        ),
+        (
+            "five hundred headers",
+            head(&many.collect::<String>(), "{}"),
+        ),
+        ("a header of megabytes", head(&long, "{}")),
+    ] {
+        cases.push(raw(name, bytes));
+    }
+    let large = vec![b' '; (8 << 20) + 1];
+    cases.push(raw(
+        "a body above the limit",
+        request(COMPLETIONS, "", &large),
+    ));
+    cases
+}
+
+/// Sends a case and no more; everything that comes back. Where nothing comes for a second, no more is sent.
+async fn send(address: SocketAddr, case: &Case) -> Vec<u8> {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    // The engine may have heard enough before everything was sent.
+    let _ = stream.write_all(&case.bytes).await;
+    let mut answer = vec![];
+    let mut silent_seconds = 0;
+    loop {
+        let read = stream.read_buf(&mut answer);
+        match tokio::time::timeout(Duration::from_secs(1), read).await {
+            Ok(Ok(0) | Err(_)) => return answer,
+            Ok(Ok(_)) => {}
+            Err(_) => {
+                silent_seconds += 1;
+                let _ = stream.shutdown().await;
+            }
+        }
+        assert!(silent_seconds < 10, "{}: it stays open", case.name);
+    }
+}
+
+fn check(case: &Case, answer: &[u8]) {
+    let text = String::from_utf8_lossy(answer);
+    if answer.is_empty() && case.may_close {
+        return;
+    }
+    let status = text
+        .strip_prefix("HTTP/1.1 ")
+        .and_then(|rest| rest.get(..3));
+    assert!(
+        status.is_some_and(|status| status.starts_with('4')),
+        "{}: {text}",
+        case.name
+    );
+    if case.may_close {
+        return;
+    }
+    let (_, body) = text.split_once("\r\n\r\n").unwrap();
+    let body: Value = serde_json::from_str(body).unwrap_or_else(|e| panic!("{}: {e}", case.name));
+    let message = body["error"]["message"].as_str().unwrap_or_default();
+    assert!(!message.is_empty(), "{}: {body}", case.name);
+    assert!(
+        message.len() < 4096,
+        "{}: {} bytes",
+        case.name,
+        message.len()
+    );
+}
+
+/// Bytes of this process in memory.
+fn resident_bytes() -> usize {
+    let text = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
+    kib.unwrap().trim().parse::<usize>().unwrap() * 1024
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hostile_requests_are_refused_in_bounded_memory_and_leave_nothing_behind() {
+    let files = Files::new();
+    let server = files.start().await;
+    let good = json!({"model": BASE, "prompt": "hello", "max_tokens": 6, "temperature": 0});
+    let before = server.complete(good.clone()).await;
+    assert_eq!(before.status, 200, "{}", before.text);
+    let memory = resident_bytes();
+    let cases: Vec<Case> = [bodies(), values(), inputs(), protocol()]
+        .into_iter()
+        .flatten()
+        .collect();
+    assert!(cases.len() >= 300, "{} cases", cases.len());
+    for case in &cases {
+        check(case, &send(server.http, case).await);
+    }
+    let grown = resident_bytes().saturating_sub(memory);
+    assert!(grown < 256 << 20, "{grown} bytes more");
+    let after = server.complete(good).await;
+    assert_eq!(after.json()["choices"], before.json()["choices"]);
+    for gauge in ["running_requests", "waiting_requests", "kv_blocks_used"] {
+        server
+            .wait_for_metric(&format!("graftwork_engine_{gauge} "), 0.0)
+            .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_that_send_nothing_more_take_no_place_from_others() {
+    let files = Files::new();
+    let server = files.start().await;
+    // More than there are places: 8 that run and 64 that wait.
+    let mut silent = vec![];
+    for n in 0..100 {
+        let mut stream = TcpStream::connect(server.http).await.unwrap();
+        let begun: &[u8] = if n % 2 == 0 {
+            b"POST /v1/completions HTTP/1.1\r\nhost"
+        } else {
+            b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{"
+        };
+        stream.write_all(begun).await.unwrap();
+        silent.push(stream);
+    }
+    let good = json!({"model": BASE, "prompt": "hello", "max_tokens": 6});
+    let answer = server.complete(good).await;
+    assert_eq!(answer.status, 200, "{}", answer.text);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_clients_that_vanish_free_every_place_and_block_within_a_second() {
+    let files = Files::new();
+    let server = files.start().await;
+    let body = json!({
+        "model": BASE, "prompt": "hello", "max_tokens": 400, "stream": true, "ignore_eos": true,
+    })
+    .to_string();
+    let bytes = request(COMPLETIONS, "", body.as_bytes());
+    for _ in 0..20 {
+        let mut streams = vec![];
+        for _ in 0..50 {
+            let mut stream = TcpStream::connect(server.http).await.unwrap();
+            stream.write_all(&bytes).await.unwrap();
+            streams.push(stream);
+        }
+        // All were heard, and the first ones are in the middle of their answers.
+        let mut first = [0; 1];
+        for stream in streams.iter_mut().take(4) {
+            stream.read_exact(&mut first).await.unwrap();
+        }
+        drop(streams);
+        let free = async {
+            for gauge in ["running_requests", "waiting_requests", "kv_blocks_used"] {
+                server
+                    .wait_for_metric(&format!("graftwork_engine_{gauge} "), 0.0)
+                    .await;
+            }
+        };
+        let freed = tokio::time::timeout(Duration::from_secs(1), free).await;
+        assert!(freed.is_ok(), "something is still held after 1 s");
+    }
+    let good = json!({"model": BASE, "prompt": "hello", "max_tokens": 6});
+    assert_eq!(server.complete(good).await.status, 200);
+}
