@@ -14,6 +14,8 @@ use crate::table::{Table, Version};
 pub const FIRST_BACK_OFF: Duration = Duration::from_millis(500);
 /// The longest back-off: a container that comes back at the same address waits no longer.
 pub const LAST_BACK_OFF: Duration = Duration::from_secs(15);
+/// So many requests in a row that failed here and were answered elsewhere eject an engine.
+pub const STRIKES: u32 = 3;
 /// How long an engine that answered 429 counts as busy where it did not say.
 pub const BUSY: Duration = Duration::from_millis(250);
 
@@ -29,6 +31,8 @@ pub struct Engine {
 #[derive(Debug, Default)]
 struct Health {
     failures: u32,
+    /// Requests in a row that failed here and were answered elsewhere.
+    strikes: u32,
     probe_at: Option<Instant>,
     busy_until: Option<Instant>,
 }
@@ -88,7 +92,22 @@ impl Engine {
         self.proven.store(true, Ordering::Relaxed);
         let mut health = self.health();
         health.failures = 0;
+        health.strikes = 0;
         health.probe_at = None;
+    }
+
+    /// It answered a request with 502 or 503 that another engine answered well: so it was not the request's
+    /// or its version's fault. Returns whether this ejected the engine. One that answers probes and still
+    /// fails requests goes at its next strike, for longer each time.
+    pub fn note_outdone(&self, now: Instant) -> bool {
+        let mut health = self.health();
+        health.strikes = health.strikes.saturating_add(1);
+        if health.probe_at.is_some() || health.strikes < STRIKES {
+            return false;
+        }
+        health.failures += 1;
+        health.probe_at = Some(now + back_off(health.failures));
+        true
     }
 
     /// A connection failed. Returns whether this ejected the engine: many requests that fail by the same
@@ -410,6 +429,29 @@ mod tests {
             engine.wants_probe(now + FIRST_BACK_OFF),
             "an answer makes it forget"
         );
+    }
+
+    #[test]
+    fn an_engine_that_others_outdo_three_times_in_a_row_is_ejected() {
+        let registry = Registry::default();
+        let table = table(&registry, 2, &[]);
+        let engine = home(&table, "m1", &[]).unwrap();
+        let now = clock::now();
+        assert!(!engine.note_outdone(now));
+        assert!(!engine.note_outdone(now));
+        engine.note_answer();
+        assert!(!engine.note_outdone(now), "an answer makes it forget");
+        assert!(!engine.note_outdone(now));
+        assert!(engine.note_outdone(now));
+        assert!(!engine.note_outdone(now), "it is out already");
+        assert!(!Arc::ptr_eq(&engine, &home(&table, "m1", &[]).unwrap()));
+        engine.note_probe(true, now);
+        assert!(Arc::ptr_eq(&engine, &home(&table, "m1", &[]).unwrap()));
+        assert!(
+            engine.note_outdone(now),
+            "a probe is no request: the next failure is enough"
+        );
+        assert!(!engine.wants_probe(now + FIRST_BACK_OFF), "and for longer");
     }
 
     #[test]

@@ -91,6 +91,15 @@ enum Answer {
     Begun(Kind, response::Parts, Bytes, Incoming),
 }
 
+impl Answer {
+    fn status(&self) -> StatusCode {
+        match self {
+            Self::Whole(response) => response.status(),
+            Self::Begun(_, head, ..) => head.status,
+        }
+    }
+}
+
 impl Pinned {
     async fn read(
         shared: &Shared,
@@ -147,6 +156,7 @@ impl Pinned {
     async fn send(self, mut account: Account) -> Response<Body> {
         let shared = account.shared().clone();
         let mut tried = Vec::new();
+        let mut outdone: Vec<Arc<Engine>> = Vec::new();
         let mut last = None;
         while tried.len() <= RETRIES {
             // The newest list: the engine of a table that was replaced may be gone.
@@ -173,9 +183,19 @@ impl Pinned {
             tried.push(engine.clone());
             account.place = Some(engine.begin());
             match self.attempt(&shared, &engine, &mut account).await {
-                Ok(answer) => return self.deliver(answer, account),
+                Ok(answer) => {
+                    if answer.status().is_success() {
+                        for engine in &outdone {
+                            shared.note_outdone(engine);
+                        }
+                    }
+                    return self.deliver(answer, account);
+                }
                 Err(setback) => {
                     account.forget_first_byte();
+                    if matches!(setback, Setback::Unavailable(_)) {
+                        outdone.push(engine.clone());
+                    }
                     let over = matches!(setback, Setback::Silent);
                     // What an engine said tells the client more than that another one is gone.
                     if over

@@ -62,7 +62,7 @@ impl Metrics {
         };
         let ejections = IntCounter::new(
             "graftwork_router_ejections_total",
-            "Engines taken out because a connection failed.",
+            "Engines taken out because a connection failed, or because others answer what they fail.",
         )?;
         registry.register(Box::new(ejections.clone()))?;
         Ok(Self {

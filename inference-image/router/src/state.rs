@@ -175,6 +175,17 @@ impl Shared {
         self.draining.load(Ordering::Relaxed)
     }
 
+    /// `engine` failed a request that another one answered. While half of the engines are out already, nobody
+    /// follows for that: a slow failure is better than none left to share the load.
+    pub fn note_outdone(&self, engine: &Engine) {
+        let engines = self.engines();
+        let ejected = engines.iter().filter(|engine| engine.is_ejected()).count();
+        if 2 * (ejected + 1) <= engines.len() && engine.note_outdone(clock::now()) {
+            self.metrics.ejection();
+            tracing::warn!(engine = %engine.authority(), "engine ejected: others answer what it fails");
+        }
+    }
+
     /// A connection to `engine` failed.
     pub fn note_failure(&self, engine: &Engine, reason: &str) {
         if engine.note_failure(clock::now()) {

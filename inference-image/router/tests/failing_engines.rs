@@ -69,6 +69,21 @@ async fn an_engine_that_dies_before_or_within_the_answer_costs_no_request() {
 }
 
 #[tokio::test]
+async fn an_engine_that_fails_what_another_answers_is_left_out_after_three_times() {
+    let (home, other, rig) = home_first(two().await).await;
+    home.behave(Behaviour::Status(503, "broken"));
+    for _ in 0..4 {
+        assert_eq!(rig.ask(question("u")).await.status, 200);
+    }
+    assert_eq!(
+        (home.seen().len(), other.seen().len()),
+        (1 + 3, 4),
+        "the fourth went to the other one at once"
+    );
+    assert!((rig.metric("graftwork_router_ejections_total").await - 1.0).abs() < 0.1);
+}
+
+#[tokio::test]
 async fn a_stream_that_dies_before_its_first_event_is_begun_on_another_engine() {
     let (home, other, rig) = home_first(two().await).await;
     home.behave_once(Behaviour::Abort);
