@@ -305,6 +305,7 @@ fn entry(name: &str, version: Option<u32>) -> AdapterEntry {
         name: name.to_owned(),
         adapter_ref: ObjectReference::new(name),
         version,
+        fallback: None,
     }
 }
 

@@ -94,6 +94,9 @@ pub struct RouterModel {
     pub version: u32,
     /// Content.
     pub digest: Digest,
+    /// Whose stable version answers where this one is unavailable. Left out where nobody's does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fallback: Option<String>,
 }
 
 /// The value of [`HEADER_ADAPTER`] for an adapter's version.

@@ -109,6 +109,7 @@ mod tests {
                     lease_seconds: 10,
                     salt: salt.into(),
                 }),
+                fallback: String::new(),
             }],
             ..Default::default()
         };

@@ -287,6 +287,7 @@ mod tests {
                         digest: format!("sha256:{number}"),
                     }),
                     candidate: None,
+                    fallback: String::new(),
                 })
                 .collect(),
             engines: (0..engines)

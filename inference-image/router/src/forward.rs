@@ -2,9 +2,12 @@
 //!
 //! Retries happen only before the first byte of the answer went out, and only on another engine. For this
 //! an answer that is no stream is held back until it is whole, and a stream until its first event.
+//!
+//! Where no engine gave an answer, a fallback of the table gets the request, once: the failure counts for the
+//! version that was asked for, and the answer's header names the one that ran.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use axum::extract::State;
@@ -36,16 +39,7 @@ pub async fn forward(State(shared): State<Arc<Shared>>, request: Request<Body>) 
     let arrived = clock::now();
     let request_id = request_id(request.headers());
     let answer = match Pinned::read(&shared, request, &request_id).await {
-        Ok(pinned) => {
-            let mut account = Account::open(
-                shared,
-                pinned.version.clone(),
-                pinned.caller.as_deref(),
-                arrived,
-            );
-            account.judges = pinned.generates();
-            pinned.send(account).await
-        }
+        Ok(pinned) => pinned.answer(shared, arrived).await,
         Err(failure) => {
             shared.metrics.refused(failure.status().as_str());
             axum::response::IntoResponse::into_response(failure)
@@ -65,7 +59,17 @@ struct Pinned {
     _room: OwnedSemaphorePermit,
     version: Arc<Version>,
     is_candidate: bool,
+    /// What answers where the version is unavailable.
+    fallback: Option<Arc<Version>>,
     caller: Option<String>,
+}
+
+/// How the search for an engine ended.
+enum Sent {
+    /// The client gets this.
+    Answered(Response<Body>),
+    /// No engine gave an answer; without a fallback the client gets this.
+    Unavailable(Response<Body>),
 }
 
 /// Why an attempt gave nothing that the client should get, while another engine may.
@@ -133,6 +137,11 @@ impl Pinned {
             version = model.stable.clone();
             is_candidate = false;
         }
+        // Who asked for the candidate by name wants nothing else.
+        let fallback = match side {
+            Some(Side::Candidate) => None,
+            _ => table.fallback(model, &version),
+        };
         Ok(Self {
             path: head
                 .uri
@@ -145,7 +154,36 @@ impl Pinned {
             _room: room,
             version,
             is_candidate,
+            fallback,
         })
+    }
+
+    /// Asks for the version, and for its fallback where it is unavailable.
+    async fn answer(mut self, shared: Arc<Shared>, arrived: Instant) -> Response<Body> {
+        let mut began = arrived;
+        loop {
+            let mut account = Account::open(
+                shared.clone(),
+                self.version.clone(),
+                self.caller.as_deref(),
+                began,
+            );
+            account.judges = self.generates();
+            let answer = match self.send(account).await {
+                Sent::Answered(answer) => return answer,
+                Sent::Unavailable(answer) => answer,
+            };
+            let Some(fallback) = self.fallback.take() else {
+                return answer;
+            };
+            shared.metrics.fallback(&self.version);
+            tracing::info!(version = ?self.version.header, to = ?fallback.header, "fallback");
+            self.headers.insert(HEADER_ADAPTER, fallback.header.clone());
+            self.version = fallback;
+            self.is_candidate = false;
+            // What the other version cost says nothing about this one.
+            began = clock::now();
+        }
     }
 
     /// Whether the model runs for it: how long the tokenizer takes says nothing about a version.
@@ -153,7 +191,7 @@ impl Pinned {
         self.path.path().starts_with("/v1/")
     }
 
-    async fn send(self, mut account: Account) -> Response<Body> {
+    async fn send(&self, mut account: Account) -> Sent {
         let shared = account.shared().clone();
         let mut tried = Vec::new();
         let mut outdone: Vec<Arc<Engine>> = Vec::new();
@@ -189,7 +227,7 @@ impl Pinned {
                             shared.note_outdone(engine);
                         }
                     }
-                    return self.deliver(answer, account);
+                    return Sent::Answered(self.deliver(answer, account));
                 }
                 Err(setback) => {
                     account.forget_first_byte();
@@ -210,9 +248,15 @@ impl Pinned {
                 }
             }
         }
+        // A busy engine is there, and after a silent one there is no time left.
+        let is_over = matches!(last, Some(Setback::Busy(_) | Setback::Silent));
         let answer = self.give_up(last, shared.limits.answer_timeout);
         account.end(answer.status());
-        answer
+        if is_over {
+            Sent::Answered(answer)
+        } else {
+            Sent::Unavailable(answer)
+        }
     }
 
     async fn attempt(

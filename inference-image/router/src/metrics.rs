@@ -25,6 +25,7 @@ pub struct Metrics {
     first_byte: HistogramVec,
     in_flight: IntGauge,
     retries: IntCounterVec,
+    fallbacks: IntCounterVec,
     ejections: IntCounter,
     engines: IntGaugeVec,
     table_generation: IntGauge,
@@ -88,6 +89,11 @@ impl Metrics {
                 "Requests sent to another engine, by what the one before did.",
                 &["reason"],
             )?,
+            fallbacks: counters(
+                "graftwork_router_fallbacks_total",
+                "Requests that were passed on to a fallback, by the model and version that was unavailable.",
+                &["model", "version"],
+            )?,
             ejections,
             engines: gauges(
                 "graftwork_router_engines",
@@ -144,6 +150,13 @@ impl Metrics {
     /// Another engine is tried.
     pub fn retry(&self, reason: &str) {
         self.retries.with_label_values(&[reason]).inc();
+    }
+
+    /// A fallback is asked for what `version` could not answer.
+    pub fn fallback(&self, version: &Version) {
+        self.fallbacks
+            .with_label_values(&[&*version.model, &label(version)])
+            .inc();
     }
 
     /// An engine was ejected.

@@ -63,6 +63,8 @@ pub struct Model {
     pub stable: Arc<Version>,
     /// The version on trial.
     pub candidate: Option<Candidate>,
+    /// Whose stable version answers where the version of a request is unavailable; its own name means its own.
+    pub fallback: Option<String>,
 }
 
 /// One engine that the operator named.
@@ -158,6 +160,7 @@ impl Table {
                 Model {
                     stable,
                     candidate: None,
+                    fallback: model.fallback.clone(),
                 },
             )?;
         }
@@ -199,6 +202,13 @@ impl Table {
         Ok(table)
     }
 
+    /// What answers where `version` of `model` is unavailable. Only one step: a fallback has none itself. A name
+    /// that the table lacks leads nowhere, so that a table may come before its models do.
+    pub fn fallback(&self, model: &Model, version: &Version) -> Option<Arc<Version>> {
+        let stable = &self.models.get(model.fallback.as_deref()?)?.stable;
+        (**stable != *version).then(|| stable.clone())
+    }
+
     /// Whether some engine of the operator's list has `version` (in a mounted table nobody knows: yes).
     pub fn anyone_has(&self, version: &Version) -> bool {
         self.fence.is_none() || self.engines.iter().any(|target| target.has(version))
@@ -229,6 +239,7 @@ impl Table {
                 Model {
                     stable: base_version(name)?,
                     candidate: None,
+                    fallback: None,
                 },
             )?;
         }
@@ -249,10 +260,12 @@ fn model_from_push(model: &wire::Model, now: Instant) -> Result<Model, InvalidTa
         Some(stable) => adapter_version(name, stable.version, &stable.digest)?,
         None => base_version(name)?,
     };
+    let fallback = (!model.fallback.is_empty()).then(|| model.fallback.clone());
     let Some(candidate) = &model.candidate else {
         return Ok(Model {
             stable,
             candidate: None,
+            fallback,
         });
     };
     let (Some(_), Some(version)) = (&model.stable, &candidate.version) else {
@@ -277,6 +290,7 @@ fn model_from_push(model: &wire::Model, now: Instant) -> Result<Model, InvalidTa
     Ok(Model {
         stable,
         candidate: Some(candidate),
+        fallback,
     })
 }
 
@@ -342,6 +356,7 @@ mod tests {
                     digest: "sha256:a".into(),
                 }),
                 candidate,
+                fallback: String::new(),
             }],
             engines: vec![wire::EngineTarget {
                 pod: "e-0".into(),
@@ -366,6 +381,31 @@ mod tests {
         assert_eq!(table.models["tiny"].stable.header, "tiny@base");
         assert!(table.anyone_has(&model.stable));
         assert!(!table.anyone_has(candidate));
+    }
+
+    #[test]
+    fn a_fallback_is_one_step_to_another_version_that_the_table_has() {
+        let mut push = push(Some(candidate(10, 120)));
+        let to = |push: &mut wire::RoutingTable, name: &str, of_candidate: bool| {
+            push.models[0].fallback = name.to_owned();
+            let table = read(push).unwrap();
+            let model = &table.models["m"];
+            let version = match &model.candidate {
+                Some(candidate) if of_candidate => &candidate.version,
+                _ => &model.stable,
+            };
+            let fallback = table.fallback(model, version)?;
+            Some(fallback.header.to_str().unwrap().to_owned())
+        };
+        for (name, of_stable, of_candidate) in [
+            ("", None, None),
+            ("m", None, Some("m@v1")),
+            ("tiny", Some("tiny@base"), Some("tiny@base")),
+            ("nobody", None, None),
+        ] {
+            assert_eq!(to(&mut push, name, false).as_deref(), of_stable, "{name}");
+            assert_eq!(to(&mut push, name, true).as_deref(), of_candidate, "{name}");
+        }
     }
 
     #[test]

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use graftwork_contract::endpoint::CODE_VERSION_NOT_HERE;
 use http_body_util::BodyExt as _;
 use rig::engine::{Behaviour, FakeEngine};
-use rig::{Rig, candidate, config, question, stream_question, table, until};
+use rig::{Rig, candidate, config, digest, question, stream_question, table, until};
 use serde_json::json;
 
 async fn two() -> ([FakeEngine; 2], Rig) {
@@ -81,6 +81,53 @@ async fn an_engine_that_fails_what_another_answers_is_left_out_after_three_times
         "the fourth went to the other one at once"
     );
     assert!((rig.metric("graftwork_router_ejections_total").await - 1.0).abs() < 0.1);
+}
+
+#[tokio::test]
+async fn where_nobody_has_the_version_the_fallback_answers_and_is_named() {
+    let engine = FakeEngine::start().await;
+    let mut rig = Rig::start(&[]).await;
+    let mut table = table(None, &[&engine]);
+    table.engines[0].lacks = vec![digest(1).to_string()];
+    rig.push(&table).await;
+    let answer = rig.ask(question("u")).await;
+    assert_eq!(
+        (answer.status.as_u16(), answer.code().as_str()),
+        (503, "no_engine"),
+        "nobody said that something else may answer"
+    );
+    table.models[0].fallback = "tiny".into();
+    rig.push(&table).await;
+    for body in [question("u"), stream_question("u")] {
+        let answer = rig.ask(body).await;
+        assert_eq!(answer.status, 200, "{}", answer.text);
+        assert_eq!(answer.adapter(), "tiny@base");
+    }
+    assert!((rig.metric("graftwork_router_fallbacks_total").await - 2.0).abs() < 0.1);
+}
+
+#[tokio::test]
+async fn a_candidate_that_breaks_falls_back_to_stable_and_is_judged_all_the_same() {
+    let ([one, two], mut rig) = two().await;
+    let mut table = table(Some(candidate(100)), &[&one, &two]);
+    table.models[0].fallback = "m".into();
+    rig.push(&table).await;
+    for engine in [&one, &two] {
+        engine.behave_once(Behaviour::Status(503, "out_of_memory"));
+    }
+    let answer = rig.ask(question("u")).await;
+    assert_eq!(
+        (answer.status.as_u16(), answer.adapter()),
+        (200, "m@v1"),
+        "{}",
+        answer.text
+    );
+    let counts = rig.counts().await;
+    assert!(
+        counts.contains(&(2, 1, 1, 1)),
+        "the failure is the candidate's: {counts:?}"
+    );
+    assert!(counts.contains(&(1, 1, 0, 1)), "{counts:?}");
 }
 
 #[tokio::test]

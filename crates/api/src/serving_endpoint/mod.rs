@@ -104,7 +104,19 @@ pub struct AdapterEntry {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub version: Option<u32>,
+    /// What answers where the version of a request is unavailable: `Stable` (the stable version, for requests of a
+    /// candidate), or the stable version of another model of this endpoint. The answer's header names what ran.
+    /// Left out, such a request fails.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(
+        length(min = 1, max = 63),
+        regex(pattern = r"^[a-zA-Z0-9]([-._a-zA-Z0-9]*[a-zA-Z0-9])?$")
+    )]
+    pub fallback: Option<String>,
 }
+
+/// The value of [`AdapterEntry::fallback`] that means the entry's own stable version.
+pub const FALLBACK_STABLE: &str = "Stable";
 
 /// What an engine is; a change rolls the engines one after the other.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

@@ -85,6 +85,7 @@ pub fn config(engines_host: &str) -> RouterConfig {
             name: "m".into(),
             version: 1,
             digest: digest(1),
+            fallback: None,
         }],
     }
 }
@@ -112,6 +113,7 @@ pub fn table(candidate: Option<wire::Candidate>, engines: &[&FakeEngine]) -> wir
                 digest: digest(1).to_string(),
             }),
             candidate,
+            fallback: String::new(),
         }],
         engines: engines
             .iter()

@@ -15,7 +15,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde_json::json;
 
-use super::fleet::Fleet;
+use super::fleet::{Fleet, fallback};
 use super::observed::{Names, Observed, children_names};
 use super::validate::Valid;
 use super::{KIND, ServedBase};
@@ -140,6 +140,7 @@ impl<'a> Builder<'a> {
                         name: adapter.name.clone(),
                         version: stable.version,
                         digest: stable.digest.parse().ok()?,
+                        fallback: fallback(&self.cr.spec.adapters, &adapter.name),
                     })
                 })
                 .collect(),

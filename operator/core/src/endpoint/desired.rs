@@ -222,6 +222,7 @@ mod tests {
             name: "alias".to_owned(),
             adapter_ref: graftwork_api::ObjectReference::new("a"),
             version,
+            fallback: None,
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use graftwork_api::serving_endpoint::{AdapterEntry, RolloutState, ServedAdapter};
+use graftwork_api::serving_endpoint::{AdapterEntry, FALLBACK_STABLE, RolloutState, ServedAdapter};
 use graftwork_api::{ServingEndpoint, VersionedDigest};
 use graftwork_contract::endpoint::{EngineAdapter, EngineConfig};
 use graftwork_contract::proto::engine::v1::{AdapterState, AdapterVersion, SyncReply, SyncRequest};
@@ -228,6 +228,7 @@ fn routing_table(
                 name: adapter.name.clone(),
                 stable: Some(version(stable)),
                 candidate,
+                fallback: fallback(&cr.spec.adapters, &adapter.name).unwrap_or_default(),
             })
         })
         .collect();
@@ -251,6 +252,18 @@ fn routing_table(
         engines: targets,
         base_name,
     }
+}
+
+/// The model whose stable version answers where a model's own is unavailable; its own name for `Stable`.
+pub fn fallback(entries: &[AdapterEntry], name: &str) -> Option<String> {
+    let entry = entries.iter().find(|entry| entry.name == name)?;
+    let fallback = entry.fallback.as_deref()?;
+    let model = if fallback == FALLBACK_STABLE {
+        name
+    } else {
+        fallback
+    };
+    Some(model.to_owned())
 }
 
 /// An IPv6 address stands in brackets before a port.
@@ -367,4 +380,28 @@ fn engine_list(
     }
     list.sort_by(|a, b| (&a.name, a.version, &a.digest).cmp(&(&b.name, b.version, &b.digest)));
     list
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fallback_names_the_model_whose_stable_version_answers() {
+        let entry = |name: &str, fallback: Option<&str>| AdapterEntry {
+            name: name.to_owned(),
+            fallback: fallback.map(str::to_owned),
+            ..AdapterEntry::default()
+        };
+        let entries = [
+            entry("a", Some(FALLBACK_STABLE)),
+            entry("b", Some("a")),
+            entry("c", None),
+        ];
+        let names = ["a", "b", "c", "gone"].map(|name| fallback(&entries, name));
+        assert_eq!(
+            names,
+            [Some("a".to_owned()), Some("a".to_owned()), None, None]
+        );
+    }
 }

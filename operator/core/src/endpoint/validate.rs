@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 
 use graftwork_api::conditions::reason;
 use graftwork_api::serving_endpoint::{
-    AdapterEntry, AnalysisMetric, AnalysisRule, CanaryStep, Rollout, RolloutStrategy,
+    AdapterEntry, AnalysisMetric, AnalysisRule, CanaryStep, FALLBACK_STABLE, Rollout,
+    RolloutStrategy,
 };
 use graftwork_api::uri::PvcUri;
 use graftwork_api::{Decimal, ServingEndpointSpec};
@@ -168,7 +169,9 @@ pub fn validate<'a>(
 ) -> Result<Valid<'a>, Invalid> {
     let base = PvcUri::parse(&spec.base_model.uri)
         .map_err(|error| Invalid::new("spec.baseModel.uri", error.to_string()))?;
-    check_names(spec.base_model.name.as_deref(), &spec.adapters)?;
+    let base_name = spec.base_model.name.as_deref();
+    check_names(base_name, &spec.adapters)?;
+    check_fallbacks(base_name, &spec.adapters)?;
     let profile = settings
         .profile(&spec.engine.compute_profile)
         .map_err(|error| Invalid {
@@ -191,6 +194,39 @@ fn check_names(base: Option<&str>, entries: &[AdapterEntry]) -> Result<(), Inval
                 format!("the model name \"{}\" stands twice", entry.name),
             ));
         }
+    }
+    Ok(())
+}
+
+/// A fallback is another model of the endpoint. One may lead to one that has a fallback itself: only the first
+/// is followed, so that there is no circle.
+fn check_fallbacks(base: Option<&str>, entries: &[AdapterEntry]) -> Result<(), Invalid> {
+    let names: BTreeSet<&str> = entries
+        .iter()
+        .map(|entry| entry.name.as_str())
+        .chain(base)
+        .collect();
+    for (index, entry) in entries.iter().enumerate() {
+        let Some(fallback) = entry.fallback.as_deref() else {
+            continue;
+        };
+        let problem = if fallback == FALLBACK_STABLE {
+            continue;
+        } else if fallback == entry.name {
+            format!(
+                "\"{fallback}\" is the model itself; for its stable version say {FALLBACK_STABLE}"
+            )
+        } else if names.contains(fallback) {
+            continue;
+        } else {
+            format!(
+                "the endpoint has no model \"{fallback}\"; say {FALLBACK_STABLE} or one of its models"
+            )
+        };
+        return Err(Invalid::new(
+            format!("spec.adapters[{index}].fallback"),
+            problem,
+        ));
     }
     Ok(())
 }
@@ -363,6 +399,18 @@ mod tests {
     }
 
     #[test]
+    fn a_fallback_is_stable_or_another_model_of_the_endpoint() {
+        let settings = settings();
+        for fallback in ["Stable", "b", "tiny"] {
+            let adapters = json!([
+                {"name": "a", "adapterRef": {"name": "a"}, "fallback": fallback},
+                {"name": "b", "adapterRef": {"name": "b"}, "fallback": "a"},
+            ]);
+            validate(&spec(&json!({"adapters": adapters})), &settings).unwrap();
+        }
+    }
+
+    #[test]
     fn what_cannot_work_is_named() {
         let settings = settings();
         let steps = |steps: Value| json!({"rollout": {"canary": {"steps": steps}}});
@@ -379,6 +427,14 @@ mod tests {
             (
                 json!({"baseModel": {"uri": "pvc://m/x", "name": "a"}}),
                 "spec.adapters[0].name",
+            ),
+            (
+                json!({"adapters": [{"name": "a", "adapterRef": {"name": "a"}, "fallback": "b"}]}),
+                "spec.adapters[0].fallback",
+            ),
+            (
+                json!({"adapters": [{"name": "a", "adapterRef": {"name": "a"}, "fallback": "a"}]}),
+                "spec.adapters[0].fallback",
             ),
             (
                 json!({"rollout": {"strategy": "Hope"}}),
