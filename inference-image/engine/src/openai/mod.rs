@@ -14,5 +14,7 @@ pub mod tokens;
 
 #[cfg(test)]
 mod described;
+#[cfg(test)]
+mod properties;
 
 pub use error::ApiError;
