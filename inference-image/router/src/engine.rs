@@ -185,7 +185,18 @@ impl Registry {
     }
 }
 
-/// Picks the engine for a request of `version` that was not `tried` yet.
+/// What an engine is looked for.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted<'a> {
+    /// What is to run.
+    pub version: &'a Version,
+    /// Whether it is on trial.
+    pub is_candidate: bool,
+    /// Who asks, where somebody is named.
+    pub caller: Option<&'a str>,
+}
+
+/// Picks the engine for a request that was not `tried` yet.
 ///
 /// Engines of the operator's list that have the version come first. Those that DNS alone knows (`found`)
 /// help out where none of the list is left, and for stable versions only: they hold the mounted
@@ -193,21 +204,20 @@ impl Registry {
 pub fn pick(
     table: &Table,
     found: &[Arc<Engine>],
-    version: &Version,
-    is_candidate: bool,
+    wanted: Wanted<'_>,
     tried: &[Arc<Engine>],
 ) -> Option<Arc<Engine>> {
     let untried = |engine: &&Arc<Engine>| !tried.iter().any(|tried| Arc::ptr_eq(tried, engine));
     let listed: Vec<_> = table
         .engines
         .iter()
-        .filter(|target| target.has(version))
+        .filter(|target| target.has(wanted.version))
         .map(|target| &target.engine)
         .filter(untried)
         .collect();
     let others: Vec<_> = found
         .iter()
-        .filter(|_| !is_candidate)
+        .filter(|_| !wanted.is_candidate)
         .filter(untried)
         .filter(|engine| {
             !table
@@ -226,7 +236,7 @@ pub fn pick(
     let tiers = [healthy(&listed), healthy(&others)];
     tiers
         .iter()
-        .find_map(|engines| balance(engines, version))
+        .find_map(|engines| balance(engines, wanted))
         .or_else(|| {
             balance(
                 &[listed, others]
@@ -234,39 +244,39 @@ pub fn pick(
                     .into_iter()
                     .cloned()
                     .collect::<Vec<_>>(),
-                version,
+                wanted,
             )
         })
 }
 
 /// The engine that this version always goes to (rendezvous hashing, so that few versions move when engines
 /// come and go, and each engine keeps few adapters warm), unless it carries more than 1.25 times the
-/// average: then the one with the least in flight. The bare base is warm everywhere and goes to the least.
-fn balance(engines: &[Arc<Engine>], version: &Version) -> Option<Arc<Engine>> {
-    let least = || {
-        engines
-            .iter()
-            .min_by_key(|engine| (engine.in_flight(), u64::MAX - score(engine, version)))
+/// average: then the next in the version's own order that does not, where it was sent before in such a case
+/// (Mirrokni et al. 2018, arXiv:1608.01350). The bare base is warm everywhere: its callers have orders of their own,
+/// so that an engine still knows what their conversations began with; who is nobody goes to the least.
+fn balance(engines: &[Arc<Engine>], wanted: Wanted<'_>) -> Option<Arc<Engine>> {
+    let key = match (&*wanted.version.digest, wanted.caller) {
+        ("", caller) => caller,
+        (digest, _) => Some(digest),
     };
-    if version.digest.is_empty() {
-        return least().cloned();
-    }
-    let home = engines.iter().max_by_key(|engine| score(engine, version))?;
+    let Some(key) = key else {
+        let least = engines.iter().min_by_key(|engine| engine.in_flight());
+        return least.cloned();
+    };
     let running: usize = engines.iter().map(|engine| engine.in_flight()).sum();
-    // In quarters, with this request counted in: load <= ceil(1.25 * (running + 1) / engines).
-    let limit = (5 * (running + 1)).div_ceil(4 * engines.len());
-    if home.in_flight() < limit {
-        Some(home.clone())
-    } else {
-        least().cloned()
-    }
+    // In quarters, with this request counted in: load <= ceil(1.25 * (running + 1) / engines). Not all can be there.
+    let limit = (5 * (running + 1)).div_ceil(4 * engines.len().max(1));
+    engines
+        .iter()
+        .max_by_key(|engine| (engine.in_flight() < limit, score(engine, key)))
+        .cloned()
 }
 
-fn score(engine: &Engine, version: &Version) -> u64 {
+fn score(engine: &Engine, key: &str) -> u64 {
     // Fixed keys: every router of an endpoint comes to the same order.
     let mut hasher = std::hash::DefaultHasher::new();
     engine.authority.as_str().hash(&mut hasher);
-    version.digest.hash(&mut hasher);
+    key.hash(&mut hasher);
     hasher.finish()
 }
 
@@ -306,8 +316,16 @@ mod tests {
         Table::from_push(&push, Fence::default(), registry, clock::now()).unwrap()
     }
 
+    fn stable<'a>(table: &'a Table, model: &str) -> Wanted<'a> {
+        Wanted {
+            version: &table.models[model].stable,
+            is_candidate: false,
+            caller: None,
+        }
+    }
+
     fn home(table: &Table, model: &str, tried: &[Arc<Engine>]) -> Option<Arc<Engine>> {
-        pick(table, &[], &table.models[model].stable, false, tried)
+        pick(table, &[], stable(table, model), tried)
     }
 
     #[test]
@@ -350,6 +368,47 @@ mod tests {
     }
 
     #[test]
+    fn what_overflows_goes_where_it_overflowed_before() {
+        let registry = Registry::default();
+        let table = table(&registry, 8, &[]);
+        let mut order = Vec::new();
+        while let Some(next) = home(&table, "m1", &order) {
+            order.push(next);
+        }
+        // Every engine is busy but the last in this version's order.
+        let _others: Vec<_> = order.iter().take(7).map(Engine::begin).collect();
+        for _ in 0..20 {
+            let mut running = Vec::new();
+            for expected in order.iter().take(3) {
+                let engine = home(&table, "m1", &[]).unwrap();
+                assert!(Arc::ptr_eq(&engine, expected));
+                running.push(engine.begin());
+            }
+        }
+    }
+
+    #[test]
+    fn a_caller_of_the_base_stays_on_its_engine_while_there_is_room() {
+        let registry = Registry::default();
+        let table = table(&registry, 4, &[]);
+        let engine = |caller: &str| {
+            let wanted = Wanted {
+                caller: Some(caller),
+                ..stable(&table, "tiny")
+            };
+            pick(&table, &[], wanted, &[]).unwrap()
+        };
+        let used: std::collections::HashSet<_> = (0..40)
+            .map(|n| engine(&format!("user-{n}")).authority().clone())
+            .collect();
+        assert_eq!(used.len(), 4, "40 callers use all 4 engines");
+        let before = engine("ann");
+        assert!(Arc::ptr_eq(&before, &engine("ann")));
+        let _running: Vec<_> = (0..3).map(|_| before.begin()).collect();
+        assert!(!Arc::ptr_eq(&before, &engine("ann")), "it has too much");
+    }
+
+    #[test]
     fn the_base_goes_to_the_least_loaded() {
         let registry = Registry::default();
         let table = table(&registry, 3, &[]);
@@ -383,18 +442,22 @@ mod tests {
         let registry = Registry::default();
         let table = table(&registry, 1, &[0]);
         let found = [registry.engine(&"10.0.0.9:8080".parse().unwrap())];
-        let version = &table.models["m1"].stable;
-        let picked = pick(&table, &found, version, false, &[]).unwrap();
+        let wanted = stable(&table, "m1");
+        let picked = pick(&table, &found, wanted, &[]).unwrap();
         assert_eq!(picked.authority(), "10.0.0.9:8080");
-        assert!(pick(&table, &found, version, true, &[]).is_none());
-        let listed = pick(&table, &found, &table.models["m2"].stable, false, &[]).unwrap();
+        let candidate = Wanted {
+            is_candidate: true,
+            ..wanted
+        };
+        assert!(pick(&table, &found, candidate, &[]).is_none());
+        let listed = pick(&table, &found, stable(&table, "m2"), &[]).unwrap();
         assert_eq!(
             listed.authority(),
             "10.0.0.0:8080",
             "the operator's list comes first"
         );
         listed.note_failure(clock::now());
-        let picked = pick(&table, &found, &table.models["m2"].stable, false, &[]).unwrap();
+        let picked = pick(&table, &found, stable(&table, "m2"), &[]).unwrap();
         assert_eq!(picked.authority(), "10.0.0.9:8080");
     }
 

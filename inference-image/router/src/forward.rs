@@ -21,7 +21,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use crate::choice::{Side, choose};
 use crate::clock;
-use crate::engine::{Engine, pick};
+use crate::engine::{Engine, Wanted, pick};
 use crate::failure::Failure;
 use crate::relay::{Broken, Kind, next_data, relay};
 use crate::request::{Probe, caller, onward_headers, request_id, strip_hop_by_hop, wanted_side};
@@ -201,8 +201,11 @@ impl Pinned {
             let next = pick(
                 &shared.table.load(),
                 &shared.found.load(),
-                &self.version,
-                self.is_candidate,
+                Wanted {
+                    version: &self.version,
+                    is_candidate: self.is_candidate,
+                    caller: self.caller.as_deref(),
+                },
                 &tried,
             );
             let Some(engine) = next else { break };
