@@ -60,6 +60,14 @@ pub struct Options {
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     pub adapter_memory_mib: Option<u32>,
 
+    /// Folder on the node's own disk for copies of adapters, where the store is far away.
+    #[arg(long)]
+    pub adapter_cache: Option<PathBuf>,
+
+    /// Bytes of these copies at most, in MiB.
+    #[arg(long, default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..))]
+    pub adapter_cache_mib: u32,
+
     /// Also export gauges under vLLM's names, for the Gateway API inference extension and others that
     /// read those.
     #[arg(long)]

@@ -26,6 +26,7 @@ use crate::health::{self, Health, Readiness};
 use crate::http::{self, Engine};
 use crate::metrics::Metrics;
 use crate::options::Options;
+use crate::registry::disk_cache::DiskCache;
 use crate::registry::files::AdapterFiles;
 use crate::registry::state::Budget;
 use crate::registry::{self, AdapterRegistry};
@@ -138,7 +139,8 @@ impl Running {
                 options.store.clone(),
                 config.base_digest.clone(),
                 Arc::clone(&base.config),
-            ),
+            )
+            .with_cache(open_cache(&options)?),
             metrics: Arc::clone(&metrics),
         });
         let permits = permit_count(&options, &config);
@@ -333,6 +335,17 @@ fn start_device(
         tokenizer_eos: base.tokenizer.eos(),
     };
     Device::start(base.llama.clone(), pool, &settings, Arc::clone(metrics))
+}
+
+/// The disk cache, where a folder for it is named.
+fn open_cache(options: &Options) -> anyhow::Result<Option<DiskCache>> {
+    let Some(dir) = &options.adapter_cache else {
+        return Ok(None);
+    };
+    let budget = u64::from(options.adapter_cache_mib) << 20;
+    let cache = DiskCache::open(dir.clone(), budget)
+        .with_context(|| format!("--adapter-cache {}", dir.display()))?;
+    Ok(Some(cache))
 }
 
 /// Requests that run or wait.

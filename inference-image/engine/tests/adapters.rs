@@ -121,6 +121,38 @@ async fn requests_for_more_adapters_than_fit_in_memory_take_turns() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn copies_on_disk_serve_without_the_store_and_a_broken_one_is_read_from_it_again() {
+    let mut files = Files::new();
+    files.config.maximum_loaded_adapters = 1;
+    files.config.adapters = vec![files.adapter("a", 1, 1), files.adapter("b", 1, 2)];
+    let cache = tempfile::tempdir().unwrap();
+    let mut options = files.options();
+    options.adapter_cache = Some(cache.path().join("adapters"));
+    let server = files.start_with(options).await;
+    server.settled().await;
+    let mut expected = vec![];
+    for name in ["a", "b"] {
+        expected.push(server.complete(request(name, "x", 12)).await.content());
+    }
+    let copies = || std::fs::read_dir(cache.path().join("adapters")).unwrap();
+    assert_eq!(copies().count(), 2);
+    for copy in copies() {
+        change_byte(&copy.unwrap().path().join(WEIGHTS_FILE), 3);
+    }
+    // Each takes the other's place in memory, and is loaded anew.
+    let check = async || {
+        for (name, expected) in ["a", "b", "a"].iter().zip(expected.iter().cycle()) {
+            let answer = server.complete(request(name, "x", 12)).await;
+            assert_eq!(answer.status, 200, "{}", answer.text);
+            assert_eq!(answer.content(), *expected, "{name}");
+        }
+    };
+    check().await;
+    std::fs::remove_dir_all(files.store()).unwrap();
+    check().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_swap_under_load_fails_nobody_and_mixes_no_versions() {
     let files = Files::new();
     let versions: Vec<_> = (1..=6)

@@ -11,6 +11,7 @@ use graftwork_model::lora::LoadedAdapter;
 use graftwork_model::peft::{Adapter, AdapterError, AdapterHeader};
 use graftwork_model::tensor_file::TensorFileError;
 
+use super::disk_cache::DiskCache;
 pub use super::state::REASON_INCOMPATIBLE;
 use super::state::{Fingerprint, HeaderRead, Refusal, Source};
 use crate::causes::with_causes;
@@ -37,6 +38,7 @@ pub struct AdapterFiles {
     store: PathBuf,
     base_digest: Digest,
     config: Arc<LlamaConfig>,
+    cache: Option<Arc<DiskCache>>,
 }
 
 impl AdapterFiles {
@@ -46,6 +48,16 @@ impl AdapterFiles {
             store,
             base_digest,
             config,
+            cache: None,
+        }
+    }
+
+    /// With copies on the node's own disk.
+    #[must_use]
+    pub fn with_cache(self, cache: Option<DiskCache>) -> Self {
+        Self {
+            cache: cache.map(Arc::new),
+            ..self
         }
     }
 
@@ -54,7 +66,9 @@ impl AdapterFiles {
         match self.folder(source) {
             Ok(folder) => HeaderRead {
                 fingerprint: fingerprint(&folder),
-                result: self.check_header(&folder, source),
+                result: self
+                    .check_inside(&folder)
+                    .and_then(|()| self.check_header(&folder, source)),
             },
             Err(refusal) => HeaderRead {
                 fingerprint: Vec::new(),
@@ -68,10 +82,31 @@ impl AdapterFiles {
     /// # Errors
     /// A [`Refusal`] naming the file.
     pub fn load(&self, source: &Source) -> Result<LoadedAdapter, Refusal> {
+        if let Some(cache) = &self.cache
+            && let Some(copy) = cache.get(&source.digest)
+        {
+            match self.load_from(&copy, source) {
+                Ok(adapter) => return Ok(adapter),
+                Err(refusal) => {
+                    let reason = refusal.message;
+                    tracing::warn!(digest = %source.digest, reason, "the copy on disk is not used");
+                    cache.remove(&source.digest);
+                }
+            }
+        }
         let folder = self.folder(source)?;
+        self.check_inside(&folder)?;
+        let adapter = self.load_from(&folder, source)?;
+        if let Some(cache) = &self.cache {
+            cache.put(&source.digest, &folder);
+        }
+        Ok(adapter)
+    }
+
+    fn load_from(&self, folder: &Path, source: &Source) -> Result<LoadedAdapter, Refusal> {
         // The files may have changed since the header was read.
-        self.check_header(&folder, source)?;
-        let adapter = Adapter::load(&folder).map_err(|error| refuse(&error))?;
+        self.check_header(folder, source)?;
+        let adapter = Adapter::load(folder).map_err(|error| refuse(&error))?;
         let digest = adapter.digest();
         if digest != source.digest.as_str() {
             return Err(refusal(
@@ -123,7 +158,6 @@ impl AdapterFiles {
 
     /// The bytes that the adapter takes in memory.
     fn check_header(&self, folder: &Path, source: &Source) -> Result<u64, Refusal> {
-        self.check_inside(folder)?;
         let manifest = read_manifest(folder)?;
         if manifest.digest != source.digest {
             return Err(refusal(

@@ -6,6 +6,7 @@
 
 #[cfg(test)]
 mod actor_tests;
+pub mod disk_cache;
 pub mod files;
 mod lease;
 mod list;

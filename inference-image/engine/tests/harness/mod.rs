@@ -152,6 +152,8 @@ impl Files {
             maximum_waiting: 64,
             kv_cache_mib: 64,
             adapter_memory_mib: None,
+            adapter_cache: None,
+            adapter_cache_mib: 64,
             vllm_metrics: false,
             drain_delay_seconds: 0,
             drain_limit_seconds: 20,
