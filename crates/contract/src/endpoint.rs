@@ -13,6 +13,11 @@ pub const HEADER_CALLER: &str = "x-graftwork-caller";
 pub const HEADER_VERSION: &str = "x-graftwork-version";
 /// Request and answer: correlates logs.
 pub const HEADER_REQUEST_ID: &str = "x-request-id";
+/// Answer: what computed it (base model, build, instruction set). Equal values give the same answer to the same
+/// request that leaves nothing to chance.
+pub const HEADER_ENGINE: &str = "x-graftwork-engine";
+/// Answer: `hit` where a router had it.
+pub const HEADER_CACHE: &str = "x-graftwork-cache";
 /// `error.code` of an engine's 404: the version that [`HEADER_ADAPTER`] names is not on this engine. A
 /// router tries another one.
 pub const CODE_VERSION_NOT_HERE: &str = "version_not_here";

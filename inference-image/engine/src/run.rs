@@ -11,6 +11,7 @@ use graftwork_contract::endpoint::EngineConfig;
 use graftwork_contract::signing::{Addressee, Guard};
 use graftwork_model::base::{BaseModel, base_digest};
 use graftwork_model::config::LlamaConfig;
+use graftwork_model::kernel::Isa;
 use graftwork_model::kv::{KV_BLOCK_TOKENS, KvPool};
 use graftwork_model::tokenizer::TextTokenizer;
 use graftwork_model::transformer::Llama;
@@ -157,6 +158,12 @@ impl Running {
             health: health.clone(),
             abort: abort.clone(),
             started: clock::unix_seconds(),
+            revision: format!(
+                "{}-{}-{}",
+                config.base_digest.short(),
+                env!("CARGO_PKG_VERSION"),
+                Isa::detect().name()
+            ),
         });
         let (http_address, http_listener) = bind(options.listen_http).await?;
         let http_task = serve_http(http_listener, http::router(engine), stop_http.clone());

@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use graftwork_contract::endpoint::HEADER_ENGINE;
 use http::uri::Authority;
+use http::{HeaderMap, HeaderValue};
 
 use crate::table::{Table, Version};
 
@@ -35,6 +37,8 @@ struct Health {
     strikes: u32,
     probe_at: Option<Instant>,
     busy_until: Option<Instant>,
+    /// What it said of itself with its last answer.
+    revision: Option<HeaderValue>,
 }
 
 /// One request that runs on an engine; counted until dropped.
@@ -87,6 +91,16 @@ impl Engine {
         self.health().busy_until = Some(now + BUSY);
     }
 
+    /// What computes there, by its last answer; none: it has not said so since it failed.
+    pub fn revision(&self) -> Option<HeaderValue> {
+        self.health().revision.clone()
+    }
+
+    /// It answered with these headers.
+    pub fn note_revision(&self, headers: &HeaderMap) {
+        self.health().revision = headers.get(HEADER_ENGINE).cloned();
+    }
+
     /// A request was answered: all is forgotten.
     pub fn note_answer(&self) {
         self.proven.store(true, Ordering::Relaxed);
@@ -114,6 +128,8 @@ impl Engine {
     /// death count once.
     pub fn note_failure(&self, now: Instant) -> bool {
         let mut health = self.health();
+        // Another process may come back in its place.
+        health.revision = None;
         if health.probe_at.is_some() {
             return false;
         }

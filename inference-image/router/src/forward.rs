@@ -12,13 +12,16 @@ use std::time::{Duration, Instant};
 use axum::body::Body;
 use axum::extract::State;
 use bytes::{Bytes, BytesMut};
-use graftwork_contract::endpoint::{CODE_VERSION_NOT_HERE, HEADER_ADAPTER, HEADER_REQUEST_ID};
+use graftwork_contract::endpoint::{
+    CODE_VERSION_NOT_HERE, HEADER_ADAPTER, HEADER_ENGINE, HEADER_REQUEST_ID,
+};
 use http::uri::{PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header, response};
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use tokio::sync::OwnedSemaphorePermit;
 
+use crate::cache::{Key, is_deterministic};
 use crate::choice::{Side, choose};
 use crate::clock;
 use crate::engine::{Engine, Wanted, pick};
@@ -61,6 +64,8 @@ struct Pinned {
     is_candidate: bool,
     /// What answers where the version is unavailable.
     fallback: Option<Arc<Version>>,
+    /// Whether there is but one answer, and it may be kept.
+    is_kept: bool,
     caller: Option<String>,
 }
 
@@ -150,12 +155,43 @@ impl Pinned {
                 .unwrap_or(PathAndQuery::from_static("/")),
             headers: onward_headers(&head.headers, &version.header, request_id),
             caller: caller.map(str::to_owned),
+            is_kept: shared.answers.is_on() && is_deterministic(&body),
             body,
             _room: room,
             version,
             is_candidate,
             fallback,
         })
+    }
+
+    /// All that the answer depends on where `revision` computes it.
+    fn key(&self, revision: &HeaderValue) -> Key {
+        Key::of(&[
+            revision.as_bytes(),
+            self.version.header.as_bytes(),
+            self.version.digest.as_bytes(),
+            self.path.as_str().as_bytes(),
+            self.caller.as_deref().unwrap_or_default().as_bytes(),
+            &self.body,
+        ])
+    }
+
+    /// What was answered to this request before.
+    fn kept(&self, shared: &Shared) -> Option<Response<Bytes>> {
+        if !self.is_kept {
+            return None;
+        }
+        shared.answers.get(self.key(&shared.agreed_revision()?))
+    }
+
+    /// Keeps the answer for the next such request.
+    fn keep(&self, shared: &Shared, answer: &Answer) {
+        if let (true, Answer::Whole(response)) = (self.is_kept, answer)
+            && let Some(revision) = response.headers().get(HEADER_ENGINE)
+            && response.headers().get(HEADER_ADAPTER) == Some(&self.version.header)
+        {
+            shared.answers.put(self.key(revision), response);
+        }
     }
 
     /// Asks for the version, and for its fallback where it is unavailable.
@@ -169,6 +205,13 @@ impl Pinned {
                 began,
             );
             account.judges = self.generates();
+            if let Some(kept) = self.kept(&shared) {
+                // Its times say nothing about the version.
+                account.judges = false;
+                account.end(kept.status());
+                shared.metrics.cache_hit();
+                return kept.map(Body::from);
+            }
             let answer = match self.send(account).await {
                 Sent::Answered(answer) => return answer,
                 Sent::Unavailable(answer) => answer,
@@ -230,6 +273,7 @@ impl Pinned {
                             shared.note_outdone(engine);
                         }
                     }
+                    self.keep(&shared, &answer);
                     return Sent::Answered(self.deliver(answer, account));
                 }
                 Err(setback) => {
@@ -289,6 +333,9 @@ impl Pinned {
         let (head, mut upstream) = response.into_parts();
         if !head.status.is_server_error() {
             engine.note_answer();
+        }
+        if head.status.is_success() {
+            engine.note_revision(&head.headers);
         }
         let broken = |broken: Broken| match broken {
             Broken::Silent(_) => Setback::Silent,

@@ -6,10 +6,11 @@
 //! every later request and running ones finish where they began.
 //!
 //! It does not run a model, knows no Kubernetes API, holds no artifact, judges no rollout (the operator
-//! reads its counters and does), and never answers for a model other than the one that was named.
+//! reads its counters and does), and never answers for a model other than the one that was named or its fallback.
 
 #![forbid(unsafe_code)]
 
+pub mod cache;
 pub mod choice;
 pub mod clock;
 pub mod control;

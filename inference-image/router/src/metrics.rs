@@ -26,6 +26,7 @@ pub struct Metrics {
     in_flight: IntGauge,
     retries: IntCounterVec,
     fallbacks: IntCounterVec,
+    cache_hits: IntCounter,
     ejections: IntCounter,
     engines: IntGaugeVec,
     table_generation: IntGauge,
@@ -66,6 +67,11 @@ impl Metrics {
             "Engines taken out because a connection failed, or because others answer what they fail.",
         )?;
         registry.register(Box::new(ejections.clone()))?;
+        let cache_hits = IntCounter::new(
+            "graftwork_router_response_cache_hits_total",
+            "Requests that were answered from the response cache.",
+        )?;
+        registry.register(Box::new(cache_hits.clone()))?;
         Ok(Self {
             requests: counters(
                 "graftwork_router_requests_total",
@@ -94,6 +100,7 @@ impl Metrics {
                 "Requests that were passed on to a fallback, by the model and version that was unavailable.",
                 &["model", "version"],
             )?,
+            cache_hits,
             ejections,
             engines: gauges(
                 "graftwork_router_engines",
@@ -157,6 +164,11 @@ impl Metrics {
         self.fallbacks
             .with_label_values(&[&*version.model, &label(version)])
             .inc();
+    }
+
+    /// The response cache had the answer.
+    pub fn cache_hit(&self) {
+        self.cache_hits.inc();
     }
 
     /// An engine was ejected.

@@ -51,6 +51,10 @@ pub struct Settings {
     /// can't be retried.
     #[arg(long, default_value_t = Limits::default().answer_buffer_bytes)]
     pub answer_buffer_bytes: usize,
+    /// Answers that leave nothing to chance (temperature 0 or a seed, not streamed) are kept for their callers, up
+    /// to so many bytes; 0: none.
+    #[arg(long, default_value_t = Limits::default().cache_bytes)]
+    pub response_cache_bytes: usize,
     /// An engine that sends nothing for so long is given up (504).
     #[arg(long, default_value = "300s", value_parser = duration)]
     pub answer_timeout: Duration,
@@ -65,6 +69,7 @@ impl Settings {
             held_bytes: self.held_bytes.max(self.body_limit_bytes),
             answer_buffer_bytes: self.answer_buffer_bytes,
             answer_timeout: self.answer_timeout,
+            cache_bytes: self.response_cache_bytes,
             ..Limits::default()
         }
     }

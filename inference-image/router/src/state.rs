@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use http::StatusCode;
+use http::{HeaderValue, StatusCode};
 use http_body_util::Full;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -14,6 +14,7 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
+use crate::cache::AnswerCache;
 use crate::clock;
 use crate::engine::{Engine, InFlight, Registry};
 use crate::metrics::Metrics;
@@ -38,6 +39,8 @@ pub struct Limits {
     pub answer_buffer_bytes: usize,
     /// An engine that sends nothing for so long is given up.
     pub answer_timeout: Duration,
+    /// Bytes of answers that are kept; 0: none.
+    pub cache_bytes: usize,
 }
 
 impl Default for Limits {
@@ -48,6 +51,7 @@ impl Default for Limits {
             body_timeout: Duration::from_secs(60),
             answer_buffer_bytes: 16 << 20,
             answer_timeout: Duration::from_secs(300),
+            cache_bytes: 0,
         }
     }
 }
@@ -73,6 +77,8 @@ pub struct Shared {
     pub metrics: Metrics,
     /// Connections to engines.
     pub client: Client<HttpConnector, Full<Bytes>>,
+    /// Answers that were given before.
+    pub answers: AnswerCache,
     /// Bounds.
     pub limits: Limits,
     /// Cancelled when what still runs has to end, late in a drain.
@@ -110,6 +116,7 @@ impl Shared {
             stats: Stats::new(clock::now()),
             metrics: Metrics::new()?,
             client,
+            answers: AnswerCache::new(limits.cache_bytes),
             bodies: Arc::new(Semaphore::new(limits.held_bytes.div_ceil(BODY_UNIT))),
             limits,
             last_call: CancellationToken::new(),
@@ -147,6 +154,19 @@ impl Shared {
             }
         }
         engines
+    }
+
+    /// What computes, where all engines that may answer say the same of themselves.
+    pub fn agreed_revision(&self) -> Option<HeaderValue> {
+        let engines = self.engines();
+        let mut revisions = engines
+            .iter()
+            .filter(|engine| !engine.is_ejected())
+            .map(|engine| engine.revision());
+        let first = revisions.next()??;
+        revisions
+            .all(|other| other.as_ref() == Some(&first))
+            .then_some(first)
     }
 
     /// Ready from the first answer of an engine until the drain begins. An engine must have answered, so

@@ -7,7 +7,7 @@ use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::response::{IntoResponse as _, Response};
-use graftwork_contract::endpoint::{HEADER_ADAPTER, HEADER_REQUEST_ID, base_header};
+use graftwork_contract::endpoint::{HEADER_ADAPTER, HEADER_ENGINE, HEADER_REQUEST_ID, base_header};
 use graftwork_model::tokenizer::{ChatMessage, TokenizerError};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
@@ -54,6 +54,7 @@ async fn handle(engine: Arc<Engine>, endpoint: Endpoint, request: Request) -> Re
         .get(HEADER_REQUEST_ID)
         .and_then(|value| value.to_str().ok())
         .map_or_else(new_id, str::to_owned);
+    let engine_revision = engine.revision.clone();
     let mut record = Record::new(Arc::clone(&engine.metrics), request_id.clone());
     let begun = begin(&engine, endpoint, &parts.headers, body, &mut record).await;
     let ran = record.ran.clone();
@@ -69,6 +70,7 @@ async fn handle(engine: Arc<Engine>, endpoint: Endpoint, request: Request) -> Re
         Err(error) => refuse(error, &mut record),
     };
     set_header(&mut response, HEADER_REQUEST_ID, &request_id);
+    set_header(&mut response, HEADER_ENGINE, &engine_revision);
     if let Some(ran) = ran {
         set_header(&mut response, HEADER_ADAPTER, &ran);
     }

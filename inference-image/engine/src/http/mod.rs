@@ -59,6 +59,8 @@ pub struct Engine {
     pub abort: CancellationToken,
     /// Unix seconds of the start.
     pub started: u64,
+    /// What computes here: base model, build and instruction set.
+    pub revision: String,
 }
 
 impl Engine {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt as _;
-use graftwork_contract::endpoint::HEADER_ADAPTER;
+use graftwork_contract::endpoint::{HEADER_ADAPTER, HEADER_ENGINE};
 use http::{HeaderMap, Request, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full, StreamBody};
@@ -217,6 +217,7 @@ async fn answer(
     Ok(Response::builder()
         .status(status)
         .header("content-type", kind)
+        .header(HEADER_ENGINE, "base-build-isa")
         .header(HEADER_ADAPTER, adapter)
         .header("keep-alive", "timeout=5")
         .body(body)
