@@ -351,6 +351,7 @@ fn serving_endpoint() -> ServingEndpoint {
             }),
             ..Rollout::default()
         },
+        response_cache: None,
     };
     ServingEndpoint::new("assistants", spec)
 }
@@ -369,6 +370,7 @@ fn blue_green_endpoint() -> ServingEndpoint {
             },
             ..Rollout::default()
         },
+        response_cache: None,
     };
     ServingEndpoint::new("previewed", spec)
 }
@@ -481,6 +483,7 @@ fn quickstart() -> Result<Vec<Value>, serde_json::Error> {
             replicas: 1,
             engine: EngineSpec::default(),
             rollout: Rollout::default(),
+            response_cache: None,
         },
     );
     Ok(vec![

@@ -87,6 +87,17 @@ pub struct RouterConfig {
     pub base_name: Option<String>,
     /// Stable versions only.
     pub models: Vec<RouterModel>,
+    /// Answers that leave nothing to chance are kept up to so many bytes. Left out where 0: none is.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub response_cache_bytes: u64,
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde calls it with a reference"
+)]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// One model of a mounted routing table.

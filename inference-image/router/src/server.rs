@@ -65,10 +65,10 @@ pub struct Running {
 /// Where the configuration is unusable or an address is taken.
 pub async fn start(settings: &Settings) -> anyhow::Result<Running> {
     let (mounted, config) = Mounted::open(&settings.config)?;
-    let shared = Arc::new(Shared::new(
-        Table::from_config(&config)?,
-        settings.limits(),
-    )?);
+    let mut limits = settings.limits();
+    let configured = usize::try_from(config.response_cache_bytes).unwrap_or(usize::MAX);
+    limits.cache_bytes = limits.cache_bytes.max(configured);
+    let shared = Arc::new(Shared::new(Table::from_config(&config)?, limits)?);
     let publisher = Publisher::new(shared.clone(), &config, &settings.pod_uid)?;
 
     let http = bind("--listen-http", settings.listen_http).await?;

@@ -11,7 +11,7 @@ mod rig;
 
 use graftwork_contract::endpoint::HEADER_CACHE;
 use rig::engine::FakeEngine;
-use rig::{Rig, candidate, question, table};
+use rig::{Rig, candidate, config, question, table};
 use serde_json::{Value, json};
 
 const ON: [&str; 2] = ["--response-cache-bytes", "1000000"];
@@ -28,6 +28,19 @@ async fn one(flags: &[&str]) -> (FakeEngine, Rig) {
     let mut rig = Rig::start(flags).await;
     rig.push(&table(None, &[&engine])).await;
     (engine, rig)
+}
+
+#[tokio::test]
+async fn the_configuration_turns_it_on_too() {
+    let engine = FakeEngine::start().await;
+    let mut mounted = config("nowhere");
+    mounted.response_cache_bytes = 100_000;
+    let mut rig = Rig::start_with(&mounted, &[]).await;
+    rig.push(&table(None, &[&engine])).await;
+    for _ in 0..3 {
+        assert_eq!(rig.ask(greedy("u")).await.status, 200);
+    }
+    assert_eq!(engine.seen().len(), 1);
 }
 
 #[tokio::test]

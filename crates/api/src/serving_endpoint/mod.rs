@@ -66,10 +66,22 @@ pub struct ServingEndpointSpec {
     /// How a new version takes over.
     #[serde(default)]
     pub rollout: Rollout,
+    /// Whether answers are given twice; left out, none is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub response_cache: Option<ResponseCache>,
 }
 
 const fn one() -> u32 {
     1
+}
+
+/// Answers that are given twice.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ResponseCache {
+    /// Whether routers keep answers that leave nothing to chance (temperature 0 or a seed, not streamed), each for
+    /// the caller who got it.
+    pub enabled: bool,
 }
 
 /// The base model that is served.

@@ -87,6 +87,7 @@ pub fn config(engines_host: &str) -> RouterConfig {
             digest: digest(1),
             fallback: None,
         }],
+        response_cache_bytes: 0,
     }
 }
 

@@ -23,6 +23,10 @@ use crate::plan::Child;
 use crate::settings::Settings;
 use crate::workload::{Owner, Placement, Recipe, StoreAccess, build_configuration, build_pod};
 
+/// Bytes of answers that a router keeps where the spec asks for it: thousands of them, and small beside a router's
+/// memory for request bodies.
+const RESPONSE_CACHE_BYTES: u64 = 32 << 20;
+
 /// Hash of everything that decides an engine, but for an image that the installation chose: an
 /// upgrade of the operator by itself restarts no engine.
 pub const REVISION_ANNOTATION: &str = "graftwork.dev/revision";
@@ -144,6 +148,10 @@ impl<'a> Builder<'a> {
                     })
                 })
                 .collect(),
+            response_cache_bytes: match &self.cr.spec.response_cache {
+                Some(cache) if cache.enabled => RESPONSE_CACHE_BYTES,
+                _ => 0,
+            },
         }
     }
 

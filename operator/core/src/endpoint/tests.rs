@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use graftwork_api::conditions::{condition, reason};
-use graftwork_api::serving_endpoint::RolloutState;
+use graftwork_api::serving_endpoint::{ResponseCache, RolloutState};
 use graftwork_api::{AnswerOutcome, LoRAAdapter, ServingEndpoint, ServingEndpointStatus};
 use graftwork_contract::Digest;
 use graftwork_contract::endpoint::{EngineConfig, RouterConfig};
@@ -847,6 +847,27 @@ fn trouble_is_said_and_running_children_stay() {
     let mut world = World::serving(&json!({}));
     world.cr.metadata.deletion_timestamp = Some(graftwork_api::Time(at(0)));
     assert_eq!(world.plan(), Plan::Act(Actions::default()));
+}
+
+#[test]
+fn routers_keep_answers_and_fall_back_where_the_spec_says_so() {
+    let written = |world: &World| {
+        let map: &ConfigMap = world.observed.router_configuration.ours().unwrap();
+        map.data.as_ref().unwrap()["config.json"].clone()
+    };
+    let mut world = World::serving(&json!({}));
+    let plain = written(&world);
+    assert!(!plain.contains("responseCache") && !plain.contains("fallback"));
+    world.cr.spec.response_cache = Some(ResponseCache { enabled: false });
+    world.settle();
+    assert!(!written(&world).contains("responseCache"));
+    world.cr.spec.response_cache = Some(ResponseCache { enabled: true });
+    world.cr.spec.adapters[0].fallback = Some("Stable".to_owned());
+    world.settle();
+    let config = world.router_config();
+    assert!(config.response_cache_bytes > 0);
+    let name = config.models[0].name.clone();
+    assert_eq!(config.models[0].fallback, Some(name));
 }
 
 #[test]
