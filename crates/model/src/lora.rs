@@ -427,6 +427,18 @@ impl LoadedAdapter {
     /// # Errors
     /// As [`Adapter::verify`].
     pub fn new(adapter: &Adapter, config: &LlamaConfig) -> Result<Self, AdapterError> {
+        Self::with_digest(adapter, &adapter.digest(), config)
+    }
+
+    /// [`Self::new`] for who has computed the adapter's digest already, which takes as long as packing does.
+    ///
+    /// # Errors
+    /// As [`Adapter::verify`].
+    pub fn with_digest(
+        adapter: &Adapter,
+        digest: &str,
+        config: &LlamaConfig,
+    ) -> Result<Self, AdapterError> {
         adapter.verify(config)?;
         let tensor = |name: &str| {
             adapter
@@ -435,7 +447,7 @@ impl LoadedAdapter {
                 .map_or(&[][..], |tensor| tensor.data.as_slice())
         };
         Ok(Self {
-            digest: adapter.digest().into(),
+            digest: digest.into(),
             model: config.clone(),
             layers: LoraLayers::pack(&adapter.config.plan(config)?, config, &tensor),
         })

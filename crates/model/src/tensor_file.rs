@@ -219,10 +219,11 @@ fn f32_from_bytes(bytes: &[u8]) -> Vec<f32> {
 
 /// The values as little-endian bytes.
 pub fn f32_to_bytes(values: &[f32]) -> Vec<u8> {
-    values
-        .iter()
-        .flat_map(|value| value.to_le_bytes())
-        .collect()
+    let mut bytes = vec![0; size_of_val(values)];
+    for (word, value) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(values) {
+        *word = value.to_le_bytes();
+    }
+    bytes
 }
 
 /// The values rounded to bf16 (nearest, ties to even) as little-endian bytes.

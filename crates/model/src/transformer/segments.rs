@@ -243,6 +243,7 @@ mod tests {
             let loaded = LoadedAdapter::new(&adapter, &config()).unwrap();
             let plan = adapter.config.plan(&config()).unwrap();
             assert_eq!(loaded.bytes(), plan.packed_bytes(&config()));
+            assert_eq!(&**loaded.digest(), adapter.digest());
         }
     }
 

@@ -117,7 +117,7 @@ impl AdapterFiles {
                 ),
             ));
         }
-        LoadedAdapter::new(&adapter, &self.config).map_err(|error| refuse(&error))
+        LoadedAdapter::with_digest(&adapter, &digest, &self.config).map_err(|error| refuse(&error))
     }
 
     fn folder(&self, source: &Source) -> Result<PathBuf, Refusal> {
