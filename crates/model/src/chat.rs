@@ -271,6 +271,8 @@ fn unmark(marked: &str) -> Transcript {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn message(role: &str, content: &str) -> ChatMessage {
@@ -409,5 +411,60 @@ mod tests {
         let template = ChatTemplate::parse(source.to_owned(), None, None).unwrap();
         assert!(template.render(&[], false).is_err());
         assert!(ChatTemplate::parse("{% if %}".to_owned(), None, None).is_err());
+    }
+
+    /// What templates are made of.
+    const PIECES: [&str; 24] = [
+        "{{",
+        "}}",
+        "{%",
+        "%}",
+        "{#",
+        "#}",
+        " for m in messages ",
+        " endfor ",
+        " if ",
+        " else ",
+        " endif ",
+        " set x = ",
+        "messages",
+        "m.content",
+        "m['role']",
+        "[0]",
+        "[1:]",
+        ".strip()",
+        " | upper",
+        " + ",
+        "'text'",
+        " loop.last ",
+        "\n",
+        "é",
+    ];
+
+    proptest! {
+        #[test]
+        fn what_a_user_writes_is_printed_and_never_run(
+            content in "([a-z]|\\{\\{|\\}\\}|\\{%|%\\}|\\{#|[ é\n'\"]){0,30}",
+        ) {
+            let source = "{% for m in messages %}[{{ m.content }}]{% endfor %}";
+            let template = ChatTemplate::parse(source.to_owned(), None, None).unwrap();
+            let text = template.render(&[message("user", &content)], true).unwrap();
+            prop_assert_eq!(text, format!("[{content}]"));
+        }
+
+        #[test]
+        fn any_template_prints_something_or_says_why_not(
+            pieces in prop::collection::vec(prop::sample::select(PIECES.to_vec()), 0..25),
+        ) {
+            let messages = [message("user", "a"), message("assistant", "b")];
+            match ChatTemplate::parse(pieces.concat(), Some("<s>"), Some("</s>")) {
+                Ok(template) => {
+                    if let Err(error) = template.render_with_answers(&messages) {
+                        prop_assert!(!error.to_string().is_empty());
+                    }
+                }
+                Err(error) => prop_assert!(matches!(error, ChatError::Syntax(_)), "{error}"),
+            }
+        }
     }
 }
