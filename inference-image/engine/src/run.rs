@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail, ensure};
-use axum::serve::ListenerExt as _;
 use graftwork_contract::endpoint::EngineConfig;
 use graftwork_contract::signing::{Addressee, Guard};
+use graftwork_listen::Listener;
 use graftwork_model::base::{BaseModel, base_digest};
 use graftwork_model::config::LlamaConfig;
 use graftwork_model::kernel::Isa;
@@ -259,16 +259,12 @@ fn serve_http(
     router: axum::Router,
     stop: CancellationToken,
 ) -> JoinHandle<std::io::Result<()>> {
-    let listener = listener.tap_io(|connection| {
-        // Small chunks must not wait for the acknowledgement of those before.
-        if let Err(error) = connection.set_nodelay(true) {
-            tracing::debug!(%error, "TCP_NODELAY can't be set");
-        }
-    });
+    let http = Listener::new(stop.clone());
+    http.serve(listener, router);
     tokio::spawn(async move {
-        axum::serve(listener, router)
-            .with_graceful_shutdown(stop.cancelled_owned())
-            .await
+        stop.cancelled().await;
+        http.finish().await;
+        Ok(())
     })
 }
 

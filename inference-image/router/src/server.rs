@@ -14,15 +14,13 @@ use axum::routing::{MethodRouter, get, post};
 use graftwork_contract::endpoint::adapter_header;
 use graftwork_contract::openapi;
 use graftwork_contract::proto::router::v1::router_server::RouterServer;
+use graftwork_listen::Listener;
 use http::{HeaderValue, Request, StatusCode, header};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use crate::clock;
 use crate::control::Publisher;
@@ -35,8 +33,6 @@ use crate::settings::Settings;
 use crate::state::Shared;
 use crate::table::{Model, Table};
 
-/// A connection that sends no request for so long is closed.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
 /// How long streams have to end once they must.
 const LAST_WORDS: Duration = Duration::from_secs(3);
 /// How often gRPC health follows readiness.
@@ -89,15 +85,15 @@ pub async fn start(settings: &Settings) -> anyhow::Result<Running> {
         tokio::spawn(probe_engines(shared.clone())),
         tokio::spawn(mounted.watch(shared.clone(), publisher.clone(), config.engines_host)),
     ];
-    let back = Listener::new();
-    let stop = back.stop.clone();
+    let back = Listener::new(CancellationToken::new());
+    let stop = back.stop().clone();
     let grpc_task = tokio::spawn(
         tonic::transport::Server::builder()
             .add_service(health)
             .add_service(RouterServer::new(publisher))
             .serve_with_incoming_shutdown(TcpListenerStream::new(grpc), stop.cancelled_owned()),
     );
-    let front = Listener::new();
+    let front = Listener::new(CancellationToken::new());
     front.serve(http, front_routes(shared.clone()));
     back.serve(metrics, back_routes(shared.clone()));
     tracing::info!(%http_address, %grpc_address, %metrics_address, endpoint = config.endpoint, "router started");
@@ -289,65 +285,6 @@ async fn report_health(shared: Arc<Shared>, reporter: tonic_health::server::Heal
             was_ready = is_ready;
         }
         tokio::time::sleep(HEALTH_INTERVAL).await;
-    }
-}
-
-/// Accepts HTTP/1.1 connections until stopped, then lets each finish its request.
-#[derive(Debug)]
-struct Listener {
-    stop: CancellationToken,
-    connections: TaskTracker,
-}
-
-impl Listener {
-    fn new() -> Self {
-        Self {
-            stop: CancellationToken::new(),
-            connections: TaskTracker::new(),
-        }
-    }
-
-    fn serve(&self, listener: TcpListener, routes: Router) {
-        let (stop, connections) = (self.stop.clone(), self.connections.clone());
-        self.connections.spawn(async move {
-            while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
-                match accepted {
-                    Ok((stream, _)) => {
-                        // Small events must not wait for the acknowledgement of those before.
-                        let _ = stream.set_nodelay(true);
-                        connections.spawn(connection(stream, routes.clone(), stop.clone()));
-                    }
-                    Err(error) => {
-                        tracing::warn!(%error, "connection can't be accepted");
-                        tokio::time::sleep(Duration::from_millis(50)).await;
-                    }
-                }
-            }
-        });
-    }
-
-    async fn finish(&self) {
-        self.stop.cancel();
-        self.connections.close();
-        self.connections.wait().await;
-    }
-}
-
-async fn connection(stream: tokio::net::TcpStream, routes: Router, stop: CancellationToken) {
-    let connection = hyper::server::conn::http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(IDLE_TIMEOUT)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes));
-    let mut connection = std::pin::pin!(connection);
-    let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        () = stop.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
-    };
-    if let Err(error) = ended {
-        tracing::debug!(%error, "connection broke");
     }
 }
 
