@@ -175,7 +175,7 @@ fn read_keep_best(spec: &TrainingRunSpec) -> Result<bool, Invalid> {
     if is_wanted && spec.hyperparameters.validate_every_steps.is_none() {
         return Err(Invalid::new(
             "spec.checkpoint.keepBest",
-            "it needs hyperparameters.validateEverySteps",
+            "it needs spec.hyperparameters.validateEverySteps",
         ));
     }
     Ok(is_wanted)
@@ -249,7 +249,7 @@ fn read_hyperparameters(spec: &TrainingRunSpec) -> Result<run::Hyperparameters, 
         patience: match (&given.early_stopping, given.validate_every_steps) {
             (None, _) => None,
             (Some(_), None) => {
-                let message = "it needs hyperparameters.validateEverySteps";
+                let message = "it needs spec.hyperparameters.validateEverySteps";
                 return Err(Invalid::new("spec.hyperparameters.earlyStopping", message));
             }
             (Some(early), Some(_)) => Some(at_least_one(

@@ -98,29 +98,29 @@ fn check(config: &TrainerConfig) -> Result<(), Failure> {
         }),
         match config.objective {
             Objective::Sft => Ok(()),
-            Objective::Dpo { beta } => positive("objective.beta", beta),
+            Objective::Dpo { beta } => positive("spec.objective.beta", beta),
         },
         rule(
             config.objective.is_default() || config.resolved.dataset.format == Format::Preference,
             || {
                 format!(
-                    "objective.type is DPO, which needs a dataset of format Preference; this one is {:?}",
+                    "spec.objective.type is DPO, which needs a dataset of format Preference; this one is {:?}",
                     config.resolved.dataset.format
                 )
             },
         ),
         rule(h.validate_every_steps != Some(0), || {
-            "hyperparameters.validateEverySteps is 0, must be at least 1".to_owned()
+            "spec.hyperparameters.validateEverySteps is 0, must be at least 1".to_owned()
         }),
         rule(h.patience != Some(0), || {
-            "hyperparameters.earlyStopping.patience is 0, must be at least 1".to_owned()
+            "spec.hyperparameters.earlyStopping.patience is 0, must be at least 1".to_owned()
         }),
         rule(
             h.validate_every_steps.is_some()
                 || (h.patience.is_none() && !config.checkpoint.keep_best),
             || {
-                "hyperparameters.earlyStopping and checkpoint.keepBest need \
-                 hyperparameters.validateEverySteps, which is not set"
+                "spec.hyperparameters.earlyStopping and spec.checkpoint.keepBest need \
+                 spec.hyperparameters.validateEverySteps, which is not set"
                     .to_owned()
             },
         ),

@@ -149,7 +149,7 @@ pub fn initial_parameters(
             .map_err(|error| Failure::bad_config(causes(&error)));
     };
     let named = format!(
-        "initialAdapterRef {} version {}",
+        "spec.initialAdapterRef {} version {}",
         resolved.adapter, resolved.version
     );
     let (adapter, _) = read_adapter(store, &named, resolved)?;
@@ -161,7 +161,7 @@ pub fn initial_parameters(
     );
     if has != wanted {
         return Err(Failure::bad_config(format!(
-            "{named} has rank {}, alpha {} or other modules than method.lora, which asks for rank {} \
+            "{named} has rank {}, alpha {} or other modules than spec.method.lora, which asks for rank {} \
              and alpha {}; a run that starts from an adapter has its shape",
             adapter.config.rank, adapter.config.alpha, lora.rank, lora.alpha
         )));
@@ -186,9 +186,9 @@ pub fn read_subject(
         .resolved
         .initial
         .clone()
-        .ok_or_else(|| Failure::bad_config("method.subject names no version to score"))?;
+        .ok_or_else(|| Failure::bad_config("spec.method.subject names no version to score"))?;
     let named = format!(
-        "method.subject {} version {}",
+        "spec.method.subject {} version {}",
         subject.adapter, subject.version
     );
     let (adapter, manifest) = read_adapter(store, &named, &subject)?;
@@ -337,7 +337,7 @@ fn read_validation(store: &Store, config: &TrainerConfig) -> Result<Vec<Row>, Fa
     if rows.is_empty() {
         return Err(Failure::bad_data(format!(
             "dataset {} version {} has no rows in its validation split, and \
-             hyperparameters.validateEverySteps needs some",
+             spec.hyperparameters.validateEverySteps needs some",
             config.resolved.dataset.name, config.resolved.dataset.version
         )));
     }

@@ -307,11 +307,11 @@ fn a_field_that_can_not_work_ends_the_run() {
             Box::new(|spec| {
                 spec.hyperparameters.early_stopping = Some(EarlyStopping { patience: 3 });
             }),
-            "spec.hyperparameters.earlyStopping: it needs hyperparameters.validateEverySteps",
+            "spec.hyperparameters.earlyStopping: it needs spec.hyperparameters.validateEverySteps",
         ),
         (
             Box::new(|spec| spec.checkpoint.keep_best = true),
-            "spec.checkpoint.keepBest: it needs hyperparameters.validateEverySteps",
+            "spec.checkpoint.keepBest: it needs spec.hyperparameters.validateEverySteps",
         ),
         (
             Box::new(|spec| spec.hyperparameters.batch_size = 12),
