@@ -32,6 +32,25 @@ pub struct Fence {
     pub generation: u64,
 }
 
+impl From<&SignedCall> for Fence {
+    fn from(call: &SignedCall) -> Self {
+        Self {
+            lease_epoch: call.lease_epoch,
+            generation: call.generation,
+        }
+    }
+}
+
+/// Whether an admitted call was here before.
+#[must_use = "a call that comes again must have no effect"]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Admission {
+    /// Its pair is above every one before.
+    New,
+    /// It is the very call that was admitted last, sent again.
+    Again,
+}
+
 /// Why a call was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
@@ -209,30 +228,31 @@ impl Guard {
     }
 
     /// Checks one call, and that its fence is above the highest seen, which it raises. The call that was
-    /// admitted last is admitted again, for an answer that was lost; it must have no other effect than
-    /// the first time, since whoever saw it go by can send it.
+    /// admitted last is admitted [`Admission::Again`], for an answer that was lost; it must have no effect,
+    /// since whoever saw it go by can send it.
+    ///
+    /// A receiver reads the body that [`Self::verify`] gives before it admits the call: what can't be
+    /// read must not keep out a correct call of the same pair.
     ///
     /// # Errors
     /// See [`Refusal`].
-    pub fn admit<'a>(
+    pub fn admit(
         &mut self,
-        call: &'a SignedCall,
+        call: &SignedCall,
         method: &str,
         now: u64,
-    ) -> Result<&'a [u8], Refusal> {
-        let body = self.verify(call, method, now)?;
-        let got = Fence {
-            lease_epoch: call.lease_epoch,
-            generation: call.generation,
-        };
+    ) -> Result<Admission, Refusal> {
+        self.verify(call, method, now)?;
+        let got = Fence::from(call);
         let signed = signed_bytes(call);
-        if let Some((seen, last)) = &self.seen
-            && (got < *seen || (got == *seen && signed != *last))
-        {
-            return Err(Refusal::Stale { got, seen: *seen });
+        match &self.seen {
+            Some((seen, last)) if got == *seen && signed == *last => Ok(Admission::Again),
+            Some((seen, _)) if got <= *seen => Err(Refusal::Stale { got, seen: *seen }),
+            _ => {
+                self.seen = Some((got, signed));
+                Ok(Admission::New)
+            }
         }
-        self.seen = Some((got, signed));
-        Ok(body)
     }
 
     /// The UID of this pod, echoed in every answer.
@@ -285,9 +305,11 @@ mod tests {
     }
 
     #[test]
-    fn a_genuine_call_is_admitted_with_its_body() {
-        let call = sign(&key(1), "Sync", b"body".to_vec(), &me(), fence(1, 1), 100);
-        assert_eq!(guard(&key(1)).admit(&call, "Sync", 100), Ok(&b"body"[..]));
+    fn a_genuine_call_is_admitted_and_its_body_read() {
+        let mut guard = guard(&key(1));
+        let call = sign(&key(1), "Sync", b"body".to_vec(), &me(), fence(0, 0), 100);
+        assert_eq!(guard.verify(&call, "Sync", 100), Ok(&b"body"[..]));
+        assert_eq!(guard.admit(&call, "Sync", 100), Ok(Admission::New));
     }
 
     #[test]
@@ -377,9 +399,13 @@ mod tests {
     fn an_old_leader_can_not_undo_a_newer_ones_work() {
         let mut guard = guard(&key(1));
         let call = |f| sign(&key(1), "Sync", vec![], &me(), f, 100);
-        assert!(guard.admit(&call(fence(2, 1)), "Sync", 100).is_ok());
-        assert!(
-            guard.admit(&call(fence(2, 1)), "Sync", 100).is_ok(),
+        assert_eq!(
+            guard.admit(&call(fence(2, 1)), "Sync", 100),
+            Ok(Admission::New)
+        );
+        assert_eq!(
+            guard.admit(&call(fence(2, 1)), "Sync", 100),
+            Ok(Admission::Again),
             "a repeated push is harmless"
         );
         assert_eq!(
@@ -389,7 +415,10 @@ mod tests {
                 seen: fence(2, 1)
             })
         );
-        assert!(guard.admit(&call(fence(3, 0)), "Sync", 100).is_ok());
+        assert_eq!(
+            guard.admit(&call(fence(3, 0)), "Sync", 100),
+            Ok(Admission::New)
+        );
     }
 
     #[test]
@@ -397,7 +426,7 @@ mod tests {
         let mut guard = guard(&key(1));
         let call = |body: &[u8], at| sign(&key(1), "Sync", body.to_vec(), &me(), fence(2, 1), at);
         let first = call(b"a", 100);
-        assert_eq!(guard.admit(&first, "Sync", 100), Ok(&b"a"[..]));
+        assert_eq!(guard.admit(&first, "Sync", 100), Ok(Admission::New));
         for other in [call(b"b", 100), call(b"a", 101)] {
             assert_eq!(
                 guard.admit(&other, "Sync", 101),
@@ -407,6 +436,6 @@ mod tests {
                 })
             );
         }
-        assert_eq!(guard.admit(&first, "Sync", 102), Ok(&b"a"[..]));
+        assert_eq!(guard.admit(&first, "Sync", 102), Ok(Admission::Again));
     }
 }

@@ -7,7 +7,7 @@ use graftwork_contract::endpoint::RouterConfig;
 use graftwork_contract::proto::call::v1::SignedCall;
 use graftwork_contract::proto::router::v1 as wire;
 use graftwork_contract::proto::router::v1::router_server::Router;
-use graftwork_contract::signing::{Addressee, Fence, Guard, InvalidKey, Refusal};
+use graftwork_contract::signing::{Addressee, Admission, Fence, Guard, InvalidKey, Refusal};
 use prost::Message as _;
 use tonic::{Request, Response, Status};
 
@@ -65,24 +65,20 @@ impl Publisher {
     }
 
     fn push(&self, call: &SignedCall) -> Result<Fence, Status> {
-        let fence = Fence {
-            lease_epoch: call.lease_epoch,
-            generation: call.generation,
-        };
+        let fence = Fence::from(call);
+        let now = clock::unix_seconds();
         let mut guard = self.guard.lock().unwrap_or_else(PoisonError::into_inner);
-        let body = guard
-            .admit(call, SYNC, clock::unix_seconds())
-            .map_err(refused)?;
-        if self.shared.table.load().fence == Some(fence) {
-            // The very call that this table came with. Taking it again would renew the leases, which
-            // whoever saw it go by could then do for as long as it is valid.
-            return Ok(fence);
-        }
+        let body = guard.verify(call, SYNC, now).map_err(refused)?;
         let push = wire::RoutingTable::decode(body).map_err(|error| {
             Status::invalid_argument(format!("body is no RoutingTable: {error}"))
         })?;
         let table = Table::from_push(&push, fence, &self.shared.registry, clock::now())
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        if guard.admit(call, SYNC, now).map_err(refused)? == Admission::Again {
+            // Taking it again would renew the leases, which whoever saw it go by could then do for as
+            // long as it is valid.
+            return Ok(fence);
+        }
         let engines = table.engines.len();
         self.shared.table.store(Arc::new(table));
         tracing::info!(

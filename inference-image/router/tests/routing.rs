@@ -374,6 +374,9 @@ async fn a_push_that_is_not_the_operators_or_is_old_changes_nothing() {
         "the good table still serves"
     );
     assert!((rig.metric("graftwork_router_table_generation").await - 5.0).abs() < 0.1);
+    // The invalid table keeps out no good one of its pair.
+    rig.grpc.sync(call(&stable, fence(2, 6))).await.unwrap();
+    assert_eq!(rig.ask(question("u")).await.adapter(), "m@v1");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -53,12 +53,8 @@ impl Gatekeeper {
         // Records are create-only and imports repeat themselves, so the order of calls within a leader's term does not
         // matter; but no older leader may write.
         if call.lease_epoch < state.epoch {
-            let got = Fence {
-                lease_epoch: call.lease_epoch,
-                generation: call.generation,
-            };
             return Err(Refusal::Stale {
-                got,
+                got: Fence::from(call),
                 seen: Fence {
                     lease_epoch: state.epoch,
                     generation: 0,

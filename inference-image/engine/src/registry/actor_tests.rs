@@ -1,20 +1,36 @@
 //! What the actor does beside the rules of its state.
 
+use ed25519_dalek::SigningKey;
 use graftwork_contract::Digest;
-use graftwork_contract::signing::Addressee;
+use graftwork_contract::signing::{Addressee, print_key, sign};
 use graftwork_model::fixture::TinyShape;
 
 use super::*;
 
+fn key() -> SigningKey {
+    SigningKey::from_bytes(&[7; 32])
+}
+
+fn me() -> Addressee {
+    Addressee {
+        pod_uid: "pod".into(),
+        owner_uid: "endpoint".into(),
+    }
+}
+
+/// The files of the one version.
+fn source() -> Source {
+    Source {
+        digest: Digest::of(b"adapter"),
+        folder: "adapters/one".into(),
+    }
+}
+
 /// An actor with one version, whose files the storage did not give.
 fn actor(store: &std::path::Path, commands: &mpsc::Sender<Command>) -> Actor {
     let base = Digest::of(b"base");
-    let me = Addressee {
-        pod_uid: "pod".into(),
-        owner_uid: "endpoint".into(),
-    };
     let settings = Settings {
-        guard: Guard::new(me, &[]).unwrap(),
+        guard: Guard::new(me(), &[print_key(&key().verifying_key())]).unwrap(),
         boot_id: "boot".into(),
         base_digest: base.to_string(),
         budget: Budget {
@@ -26,14 +42,10 @@ fn actor(store: &std::path::Path, commands: &mpsc::Sender<Command>) -> Actor {
     };
     let (released, _) = mpsc::unbounded_channel();
     let mut actor = Actor::new(settings, commands.downgrade(), released);
-    let source = Source {
-        digest: Digest::of(b"adapter"),
-        folder: "adapters/one".into(),
-    };
     let version = Version {
         name: "one".into(),
         number: 1,
-        source: source.clone(),
+        source: source(),
         is_default: true,
     };
     let _ = actor.registry.replace(vec![version]);
@@ -46,7 +58,7 @@ fn actor(store: &std::path::Path, commands: &mpsc::Sender<Command>) -> Actor {
         fingerprint: Vec::new(),
         result: Err(refusal),
     };
-    actor.handle(Command::Headers(vec![(source, unread)], None));
+    actor.handle(Command::Headers(vec![(source(), unread)], None));
     actor
 }
 
@@ -79,4 +91,58 @@ async fn where_nothing_was_refused_nothing_is_looked_at() {
     actor.look_again();
     assert_eq!(actor.looks.available_permits(), 1);
     assert!(inbox.try_recv().is_err());
+}
+
+/// A signed list with the one version.
+fn push(generation: u64) -> SignedCall {
+    let Source { digest, folder } = source();
+    let list = proto::SyncRequest {
+        adapters: vec![proto::AdapterVersion {
+            name: "one".into(),
+            version: 1,
+            digest: digest.to_string(),
+            folder,
+            is_default: true,
+        }],
+    };
+    let fence = Fence {
+        lease_epoch: 0,
+        generation,
+    };
+    let body = prost::Message::encode_to_vec(&list);
+    sign(
+        &key(),
+        SYNC_METHOD,
+        body,
+        &me(),
+        fence,
+        clock::unix_seconds(),
+    )
+}
+
+/// What the actor answers at once.
+async fn sync(actor: &mut Actor, call: &SignedCall) -> proto::SyncReply {
+    let (reply, answer) = oneshot::channel();
+    actor.handle(Command::Sync(Box::new(call.clone()), reply));
+    actor.answer_read();
+    answer.await.unwrap().unwrap()
+}
+
+#[tokio::test]
+async fn a_push_that_is_sent_again_is_answered_and_takes_no_list() {
+    let dir = tempfile::tempdir().unwrap();
+    let (commands, _inbox) = mpsc::channel(COMMANDS);
+    let mut actor = actor(dir.path(), &commands);
+    let first = push(0);
+    assert_eq!(sync(&mut actor, &first).await.adapters.len(), 1);
+
+    // Whether a list is taken shows in an emptied registry.
+    let _ = actor.registry.replace(Vec::new());
+    let reply = sync(&mut actor, &first).await;
+    assert_eq!((reply.generation, reply.adapters.len()), (0, 0));
+
+    let (reply, _answer) = oneshot::channel();
+    actor.handle(Command::Sync(Box::new(push(1)), reply));
+    assert_eq!(actor.registry.standings().count(), 1);
+    assert_eq!(actor.status().generation, 1);
 }

@@ -22,7 +22,7 @@ use std::time::Duration;
 use graftwork_contract::endpoint::EngineAdapter;
 use graftwork_contract::proto::call::v1::SignedCall;
 use graftwork_contract::proto::engine::v1 as proto;
-use graftwork_contract::signing::{Fence, Guard, InvalidKey, Refusal as CallRefusal};
+use graftwork_contract::signing::{Admission, Fence, Guard, InvalidKey, Refusal as CallRefusal};
 use prost::Message as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
@@ -354,20 +354,13 @@ impl Actor {
     /// Checks a pushed list: signature and order by the guard, then each entry. None where it is the
     /// very call that was taken last, which makes the engine read nothing again.
     fn admit(&mut self, call: &SignedCall) -> Result<Option<Vec<Version>>, SyncError> {
-        // The body is read before the fence is raised: what can't be read must not keep out a
-        // correct list of the same pair.
         let now = clock::unix_seconds();
         let body = self.settings.guard.verify(call, SYNC_METHOD, now)?;
         let request = proto::SyncRequest::decode(body).map_err(|_| SyncError::Body)?;
         let versions = read_list(request)?;
-        self.settings.guard.admit(call, SYNC_METHOD, now)?;
-        let fence = Fence {
-            lease_epoch: call.lease_epoch,
-            generation: call.generation,
-        };
-        let is_repeated = self.pushed && self.fence == fence;
-        self.fence = fence;
-        Ok((!is_repeated).then_some(versions))
+        let admission = self.settings.guard.admit(call, SYNC_METHOD, now)?;
+        self.fence = Fence::from(call);
+        Ok((admission == Admission::New).then_some(versions))
     }
 
     fn perform(&mut self, actions: Actions<Adapter, Waiter>) {
