@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use graftwork_contract::proto::store::v1::{DescribeBaseReply, ImportReply, VerifyReply};
 use graftwork_operator_core::observed::Record;
@@ -11,13 +12,75 @@ use graftwork_operator_core::workload::STORE_CLAIM;
 use jiff::Timestamp;
 use kube::Client;
 
+use crate::api::Clients;
 use crate::apply::Writer;
 use crate::background::Background;
 use crate::cache::{Caches, Touches, find};
 use crate::calls::Calls;
+use crate::dial::Dialer;
+use crate::keys::Keys;
+use crate::lease::Term;
 use crate::metrics::Metrics;
 use crate::progress::ProgressStreams;
 use crate::trail::Trail;
+
+/// What a process has before it leads.
+pub struct Parts {
+    /// Connections to the API server.
+    pub clients: Clients,
+    /// What the API server shows.
+    pub caches: Caches,
+    /// Asks for objects to be looked at.
+    pub touches: Touches,
+    /// The installation's settings.
+    pub settings: Settings,
+    /// Counters.
+    pub metrics: Metrics,
+    /// Name of this process in the Lease and in events.
+    pub identity: String,
+}
+
+impl Parts {
+    /// What reconciles share in this term, whose calls are signed with `keys`.
+    pub fn context(self, keys: Keys, term: Arc<Term>) -> Context {
+        let Self {
+            clients,
+            caches,
+            touches,
+            settings,
+            metrics,
+            identity,
+        } = self;
+        let forward = (!clients.in_cluster).then_some(clients.streams);
+        let client = clients.client;
+        let minute = Duration::from_mins(1);
+        let soon = Duration::from_secs(3);
+        Context {
+            client: client.clone(),
+            caches,
+            touches,
+            settings,
+            writer: Writer::new(client, Arc::clone(&term), metrics.clone(), identity),
+            calls: Arc::new(Calls::new(
+                Dialer::new(forward),
+                keys,
+                term,
+                metrics.clone(),
+            )),
+            progress: ProgressStreams::default(),
+            metrics,
+            bases: Background::new(5 * minute, soon),
+            verifications: Background::new(30 * minute, soon),
+            imports: Background::new(30 * minute, 10 * soon),
+            contents: Mutex::default(),
+            complaints: Mutex::default(),
+            results: Mutex::default(),
+            trail: Trail::default(),
+            unanswered: Spells::default(),
+            refused_storage: Mutex::default(),
+        }
+    }
+}
 
 /// Everything that reconciles share.
 pub struct Context {

@@ -12,20 +12,12 @@ use kube::Resource;
 use kube::runtime::reflector::Store;
 use tokio_util::sync::CancellationToken;
 
-use crate::api::{self, Clients};
-use crate::apply::Writer;
-use crate::background::Background;
 use crate::cache::Caches;
-use crate::calls::Calls;
-use crate::context::{Context, Spells};
-use crate::dial::Dialer;
-use crate::keys::{self, Keys};
+use crate::context::{Context, Parts};
 use crate::lease::{self, Elector, Term};
 use crate::metrics::Metrics;
-use crate::progress::ProgressStreams;
 use crate::serve::{self, Shown};
-use crate::trail::Trail;
-use crate::{controllers, plan_only, settings};
+use crate::{api, controllers, keys, plan_only, settings};
 
 /// Time for what is being done when the process is asked to stop. Giving back the lease comes after it: the
 /// chart's `terminationGracePeriodSeconds` has room for both.
@@ -62,20 +54,18 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         plan_only::check_definitions(&clients.client).await?;
     }
     let (caches, touches, receivers) = Caches::start(&clients.client);
+    let parts = Parts {
+        clients,
+        caches,
+        touches,
+        settings,
+        metrics,
+        identity: options.identity,
+    };
     if options.plan_only {
-        plan_only::fill(&caches, plan_only::FILL_WITHIN).await?;
-        let keys = keys::load_or_pretend(clients.client.clone(), &options.namespace).await?;
-        let term = Term::forever();
-        let context = context_for(
-            &clients,
-            &caches,
-            &touches,
-            settings,
-            keys,
-            &term,
-            &metrics,
-            &options.identity,
-        );
+        plan_only::fill(&parts.caches, plan_only::FILL_WITHIN).await?;
+        let keys = keys::load_or_pretend(parts.clients.client.clone(), &options.namespace).await?;
+        let context = parts.context(keys, Term::forever());
         plan_only::plan_all(&context, plan_only::print).await?;
         return Ok(());
     }
@@ -84,29 +74,29 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let term = Term::new();
     let shown = Shown {
         term: Arc::clone(&term),
-        metrics: metrics.clone(),
-        caches: caches.clone(),
-        touches: touches.clone(),
+        metrics: parts.metrics.clone(),
+        caches: parts.caches.clone(),
+        touches: parts.touches.clone(),
         ready: Arc::clone(&ready),
     };
     serve::serve(options.listen, shown).await?;
     let stop = CancellationToken::new();
     tokio::spawn(cancel_on_signal(stop.clone()));
     tokio::select! {
-        () = caches.ready() => ready.store(true, Ordering::Release),
+        () = parts.caches.ready() => ready.store(true, Ordering::Release),
         () = stop.cancelled() => return Ok(()),
     }
 
     // A follower has its caches warm and writes nothing.
     let mut elector = Elector::new(
-        clients.client.clone(),
+        parts.clients.client.clone(),
         &options.namespace,
-        options.identity.clone(),
-        settings.leader_election.into(),
+        parts.identity.clone(),
+        parts.settings.leader_election.into(),
         Arc::clone(&term),
-        metrics.clone(),
+        parts.metrics.clone(),
     );
-    tracing::info!(identity = options.identity, "waits to lead");
+    tracing::info!(identity = parts.identity, "waits to lead");
     if !elector.acquire(&stop).await {
         return Ok(());
     }
@@ -120,23 +110,13 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     });
 
     let work = async {
-        let client = clients.client.clone();
+        let client = parts.clients.client.clone();
         let keys = tokio::select! {
             biased;
             () = stop.cancelled() => return anyhow::Ok(()),
-            keys = keys::load_or_create(client, &options.namespace, &term, &metrics) => keys?,
+            keys = keys::load_or_create(client, &options.namespace, &term, &parts.metrics) => keys?,
         };
-        let context = context_for(
-            &clients,
-            &caches,
-            &touches,
-            settings,
-            keys,
-            &term,
-            &metrics,
-            &options.identity,
-        );
-        let context = Arc::new(context);
+        let context = Arc::new(parts.context(keys, Arc::clone(&term)));
         tokio::spawn(sweep(Arc::clone(&context)));
         let mut working = tokio::spawn(controllers::run_all(context, receivers, stop.clone()));
         tokio::select! {
@@ -157,55 +137,6 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     give_back.cancel();
     keeping.await?;
     outcome
-}
-
-/// What reconciles share, from its parts.
-#[expect(
-    clippy::too_many_arguments,
-    reason = "the one place where everything meets"
-)]
-pub fn context_for(
-    clients: &Clients,
-    caches: &Caches,
-    touches: &crate::cache::Touches,
-    settings: graftwork_operator_core::settings::Settings,
-    keys: Keys,
-    term: &Arc<Term>,
-    metrics: &Metrics,
-    identity: &str,
-) -> Context {
-    let forward = (!clients.in_cluster).then(|| clients.streams.clone());
-    let minute = Duration::from_mins(1);
-    let soon = Duration::from_secs(3);
-    Context {
-        client: clients.client.clone(),
-        caches: caches.clone(),
-        touches: touches.clone(),
-        settings,
-        writer: Writer::new(
-            clients.client.clone(),
-            Arc::clone(term),
-            metrics.clone(),
-            identity.to_owned(),
-        ),
-        calls: Arc::new(Calls::new(
-            Dialer::new(forward),
-            keys,
-            Arc::clone(term),
-            metrics.clone(),
-        )),
-        progress: ProgressStreams::default(),
-        metrics: metrics.clone(),
-        bases: Background::new(5 * minute, soon),
-        verifications: Background::new(30 * minute, soon),
-        imports: Background::new(30 * minute, 10 * soon),
-        contents: std::sync::Mutex::default(),
-        complaints: std::sync::Mutex::default(),
-        results: std::sync::Mutex::default(),
-        trail: Trail::default(),
-        unanswered: Spells::default(),
-        refused_storage: std::sync::Mutex::default(),
-    }
 }
 
 async fn sweep(context: Arc<Context>) {

@@ -10,10 +10,9 @@ use graftwork_operator::controllers::{Failure, carry_out, decide};
 use graftwork_operator::keys;
 use graftwork_operator::lease::Term;
 use graftwork_operator::metrics::Metrics;
-use graftwork_operator::run::context_for;
 use graftwork_operator::{
     cache::{Caches, Touch},
-    context::Context,
+    context::{Context, Parts},
 };
 use graftwork_operator_core::plan::{Actions, Child, ChildKind, Decision, Delete, Event};
 use graftwork_operator_core::settings::Settings;
@@ -51,17 +50,15 @@ pub async fn context_with_queues(
     caches.ready().await;
     let keys = keys::from_seed([7; 32], None);
     let metrics = Metrics::new().unwrap();
-    let context = context_for(
-        &clients,
-        &caches,
-        &touches,
-        settings(),
-        keys,
-        term,
-        &metrics,
-        "test",
-    );
-    (context, queues)
+    let parts = Parts {
+        clients,
+        caches,
+        touches,
+        settings: settings(),
+        metrics,
+        identity: "test".to_owned(),
+    };
+    (parts.context(keys, Arc::clone(term)), queues)
 }
 
 pub fn dataset() -> Dataset {
