@@ -1,0 +1,192 @@
+//! What serves comes up, stays up and says what is amiss.
+
+use super::*;
+
+#[test]
+fn an_endpoint_comes_up_and_serves_the_approved_version() {
+    let mut world = World::new(&json!({}));
+    world.settle();
+    assert_eq!(
+        world.condition(condition::READY),
+        ("False", reason::ENGINES_NOT_READY)
+    );
+    assert_eq!(
+        world.condition(condition::ADAPTERS_PENDING),
+        ("True", reason::LOADING)
+    );
+    assert_eq!(
+        world.engine_config().adapters.len(),
+        1,
+        "engines register it at their start"
+    );
+    world.start_pods();
+    world.settle();
+    assert_eq!(world.condition(condition::READY), ("True", reason::READY));
+    assert_eq!(
+        world.condition(condition::AVAILABLE),
+        ("True", reason::REPLICAS_AVAILABLE)
+    );
+    assert_eq!(
+        world.condition(condition::PROGRESSING),
+        ("False", reason::ALL_STABLE)
+    );
+    assert_eq!(
+        world.condition(condition::ADAPTERS_PENDING),
+        ("False", reason::ALL_SERVING)
+    );
+    let status = world.status();
+    assert_eq!(status.url.as_deref(), Some("http://assistants.team.svc:80"));
+    assert_eq!(status.ready_replicas, 1);
+    assert_eq!(status.columns.as_ref().unwrap().adapters, "1/1");
+    assert_eq!(status.columns.as_ref().unwrap().rollout, "-");
+    assert_eq!(status.adapters[0].verified_replicas, Some(1));
+    let table = world.table.clone().unwrap();
+    assert_eq!(table.models[0].stable.as_ref().unwrap().version, 1);
+    assert_eq!(table.base_name, "tiny");
+    assert_eq!(table.engines[0].address, "10.0.0.1:8080");
+    assert_eq!(world.router_config().models.len(), 1);
+    assert_eq!(
+        world.engine_config().adapters[0].folder,
+        format!("adapters/a/{}", digest(1).trim_start_matches("sha256:"))
+    );
+}
+
+#[test]
+fn at_rest_nothing_is_written_or_called() {
+    let mut world = World::serving(&json!({}));
+    let writes = world.writes;
+    world.after(100_000).after(100_000);
+    assert_eq!(world.writes, writes);
+    let actions = world.act();
+    assert_eq!((actions.calls.len(), actions.requeue_after), (0, None));
+}
+
+#[test]
+fn what_is_not_there_is_said_and_the_base_serves() {
+    let mut world = World::new(&json!({}));
+    world.observed.adapters.clear();
+    world.settle();
+    world.start_pods();
+    world.settle();
+    assert_eq!(world.condition(condition::READY), ("True", reason::READY));
+    assert_eq!(
+        world.condition(condition::ADAPTERS_PENDING),
+        ("True", reason::ADAPTER_NOT_FOUND)
+    );
+    assert_eq!(world.table.clone().unwrap().models, []);
+    world
+        .observed
+        .adapters
+        .insert("a".to_owned(), adapter("a", None));
+    world.settle();
+    assert_eq!(
+        world.condition(condition::ADAPTERS_PENDING),
+        ("True", reason::WAITING_FOR_VERSION)
+    );
+    world.approve(1).settle();
+    assert_eq!(world.stable(), 1);
+}
+
+#[test]
+fn an_adapter_that_leaves_the_spec_leaves_routers_first() {
+    let mut world = World::serving(&json!({}));
+    let mut status = world.status().clone();
+    status.commands.insert(
+        "adapter/a".to_owned(),
+        serde_json::from_value(
+            json!({"id": "x", "verb": "Pause", "digest": digest(1), "user": "ann"}),
+        )
+        .unwrap(),
+    );
+    status.commands.insert(
+        "adapter/never".to_owned(),
+        serde_json::from_value(
+            json!({"id": "x", "verb": "Pause", "digest": digest(1), "user": "ann"}),
+        )
+        .unwrap(),
+    );
+    world.cr.status = Some(status);
+    world.settle();
+    assert_eq!(
+        world.status().answers["adapter/never"].outcome,
+        AnswerOutcome::Refused
+    );
+    world.cr.spec.adapters.clear();
+    world.settle();
+    assert_eq!(world.table.clone().unwrap().models, []);
+    assert_eq!(world.engine_config().adapters, []);
+    let commands: Vec<_> = world.status().commands.keys().collect();
+    assert_eq!(
+        commands,
+        ["adapter/never"],
+        "commands for what is gone are cleared"
+    );
+}
+
+#[test]
+fn a_keeper_that_is_away_takes_nothing_down() {
+    let mut world = World::serving(&json!({}));
+    let writes = world.writes;
+    world.observed.base = Asked::Unreachable("no pod is ready".to_owned());
+    world.settle();
+    assert_eq!(world.writes, writes);
+    assert_eq!(world.engine_config().maximum_context_tokens, 512);
+    let mut new = World::new(&json!({}));
+    new.observed.base = Asked::Unreachable("no pod is ready".to_owned());
+    new.settle();
+    assert_eq!(
+        new.condition(condition::READY),
+        ("Unknown", reason::STORAGE_UNAVAILABLE)
+    );
+    assert_eq!(new.observed.engine_deployment, Found::Absent);
+}
+
+#[test]
+fn trouble_is_said_and_running_children_stay() {
+    let context = json!({"engine": {"maximumContextTokens": 4096}});
+    let mut world = World::serving(&json!({}));
+    let deployed = template(&world.observed.engine_deployment);
+    world.cr.spec.engine = serde_json::from_value(context["engine"].clone()).unwrap();
+    world.settle();
+    assert_eq!(
+        world.condition(condition::READY),
+        ("False", reason::INVALID_SPEC)
+    );
+    assert_eq!(template(&world.observed.engine_deployment), deployed);
+
+    let mut world = World::serving(&json!({}));
+    world.cr.spec.engine.compute_profile = "moon".to_owned();
+    world.settle();
+    assert_eq!(
+        world.condition(condition::STALLED),
+        ("True", reason::COMPUTE_PROFILE_NOT_FOUND)
+    );
+    assert_eq!(world.act().apply, []);
+
+    let mut world = World::new(&json!({}));
+    world.observed.engine_deployment = Found::Foreign;
+    world.settle();
+    assert_eq!(
+        world.condition(condition::READY),
+        ("False", reason::OBJECT_NOT_OURS)
+    );
+    let actions = world.act();
+    assert_eq!((actions.apply.len(), actions.calls.len()), (0, 0));
+    assert_eq!(
+        actions.requeue_after,
+        Some(crate::plan::NAME_TAKEN_PAUSE),
+        "nobody tells when the name becomes free"
+    );
+
+    let mut world = World::new(&json!({}));
+    world.observed.base_claim = ClaimState::NotBound;
+    world.settle();
+    assert_eq!(
+        world.condition(condition::READY),
+        ("False", reason::BASE_MODEL_NOT_FOUND)
+    );
+
+    let mut world = World::serving(&json!({}));
+    world.cr.metadata.deletion_timestamp = Some(graftwork_api::Time(at(0)));
+    assert_eq!(world.plan(), Plan::Act(Actions::default()));
+}

@@ -1,0 +1,188 @@
+//! Candidates that are taken back for what happened outside of their traffic: to the spec, to the version, to
+//! the adapter.
+
+use super::*;
+
+/// Children as they stand in the cluster.
+fn children(world: &World) -> String {
+    format!(
+        "{:?} {:?} {:?} {:?}",
+        world.observed.engine_configuration,
+        world.observed.router_configuration,
+        world.observed.engine_deployment,
+        world.observed.router_deployment
+    )
+}
+
+#[test]
+fn a_spec_that_turns_bad_takes_the_candidate_back_and_goes_on_serving() {
+    let mut world = World::serving(&json!({}));
+    world.approve(2).settle();
+    assert_eq!(world.state(), RolloutState::Paused);
+    let before = children(&world);
+    world.deaf_routers = true;
+    let (profile, base) = (
+        world.cr.spec.engine.compute_profile.clone(),
+        world.cr.spec.base_model.name.clone(),
+    );
+    world.cr.spec.engine.compute_profile = "moon".to_owned();
+    // Also what routers are told comes from the spec that worked.
+    world.cr.spec.base_model.name = Some("other".to_owned());
+    world.settle();
+    assert_eq!(
+        world.condition(condition::READY),
+        ("False", reason::COMPUTE_PROFILE_NOT_FOUND)
+    );
+    assert_eq!(
+        world.condition(condition::PROGRESSING),
+        ("True", reason::ROLLING_BACK)
+    );
+    let actions = world.act();
+    assert!(
+        matches!(&actions.calls[..], [Call::SyncRouter(_, table)] if table.models[0].candidate.is_none()),
+        "{:?}",
+        actions.calls
+    );
+    assert_eq!(actions.requeue_after, Some(SOON));
+    world.deaf_routers = false;
+    world.settle();
+    assert_eq!((world.rollout(), world.stable()), (None, 1));
+    assert_eq!(world.status().columns.as_ref().unwrap().rollout, "-");
+    assert_eq!(world.status().rejected, [], "it is nobody's fault");
+    assert_eq!(world.table.clone().unwrap().base_name, "tiny");
+    assert_eq!(children(&world), before, "children stay as they are");
+    let writes = world.writes;
+    world.after(100_000);
+    let actions = world.act();
+    assert_eq!(world.writes, writes);
+    assert_eq!((actions.calls.len(), actions.requeue_after), (0, None));
+
+    // A router that starts meanwhile hears what serves; an engine that goes leaves the table.
+    world.observed.routers[0].acknowledged = None;
+    world.observed.engines.push(EnginePod {
+        pod: pod("engine-2"),
+        status: Asked::Answered(SyncReply::default()),
+        acknowledged: None,
+    });
+    world.observed.engines.remove(0);
+    world.settle();
+    let table = world.table.clone().unwrap();
+    assert_eq!(table.engines.len(), 1);
+    assert_eq!(table.engines[0].pod, "engine-2");
+    assert_eq!(table.engines[0].lacks, [""; 0]);
+
+    // With its status lost as well, nobody knows what to tell them.
+    let mut lost = World::serving(&json!({}));
+    lost.cr.spec.engine.compute_profile = "moon".to_owned();
+    lost.cr.status = None;
+    lost.settle();
+    lost.observed.routers[0].acknowledged = None;
+    assert_eq!(lost.act().calls, []);
+
+    // Mended, the version is tried again.
+    world.cr.spec.engine.compute_profile = profile;
+    world.cr.spec.base_model.name = base;
+    world.settle();
+    assert_eq!(world.state(), RolloutState::Paused);
+    world.after(60);
+    assert_eq!(world.stable(), 2);
+}
+
+#[test]
+fn a_spec_that_turns_bad_before_the_first_version_serves_ends_nothing() {
+    let mut world = World::new(&json!({}));
+    world.settle();
+    assert_eq!(world.state(), RolloutState::Preparing);
+    world.cr.spec.engine.compute_profile = "moon".to_owned();
+    world.settle();
+    assert_eq!(world.state(), RolloutState::Preparing);
+    assert_eq!(world.act().requeue_after, None, "nothing is under way");
+    world.cr.spec.engine.compute_profile = "default".to_owned();
+    world.start_pods();
+    world.settle();
+    assert_eq!(world.stable(), 1);
+}
+
+#[test]
+fn a_candidate_that_a_person_rejects_is_taken_back_whether_followed_or_pinned() {
+    for pin in [None, Some(2)] {
+        let mut world = World::serving(&json!({}));
+        world.cr.spec.adapters[0].version = pin;
+        world.approve(2).settle();
+        assert_eq!(world.state(), RolloutState::Paused);
+        restage(&mut world, 2, "Rejected", reason::REJECTED_BY_USER);
+        let status = world
+            .observed
+            .adapters
+            .get_mut("a")
+            .unwrap()
+            .status
+            .as_mut();
+        // Nothing else may be served either: nothing is wanted in its place.
+        status.unwrap().approved = None;
+        restage(&mut world, 1, "Rejected", reason::BASE_MODEL_MISMATCH);
+        world.after(60).after(100_000);
+        assert_eq!((world.rollout(), world.stable()), (None, 1), "{pin:?}");
+        assert_eq!(world.table.clone().unwrap().models[0].candidate, None);
+        assert_eq!(
+            world.condition(condition::ADAPTERS_PENDING).0,
+            "True",
+            "what serves is not what the spec asks for"
+        );
+    }
+}
+
+#[test]
+fn a_candidate_goes_with_its_adapter_and_with_another_base() {
+    let losses: [fn(&mut World); 3] = [
+        |world| world.observed.adapters.clear(),
+        |world| {
+            let adapter = world.observed.adapters.get_mut("a").unwrap();
+            adapter.metadata.deletion_timestamp = Some(graftwork_api::Time(at(0)));
+        },
+        |world| {
+            let adapter = world.observed.adapters.get_mut("a").unwrap();
+            let base = &mut adapter.status.as_mut().unwrap().base_model;
+            base.as_mut().unwrap().digest = Digest::of(b"other").to_string();
+        },
+    ];
+    for lose in losses {
+        let mut world = World::serving(&json!({}));
+        world.approve(2).settle();
+        assert_eq!(world.state(), RolloutState::Paused);
+        lose(&mut world);
+        world.after(60).after(100_000);
+        assert_eq!((world.rollout(), world.stable()), (None, 1));
+    }
+}
+
+#[test]
+fn a_rollback_that_a_person_began_heeds_a_later_no_to_its_target() {
+    let mut world = World::serving(&json!({}));
+    world.approve(3).settle();
+    world.after(60);
+    assert_eq!(world.stable(), 3);
+    assert_eq!(world.say("Rollback", 2).0, AnswerOutcome::Accepted);
+    assert_eq!(world.state(), RolloutState::Paused);
+    restage(&mut world, 2, "Rejected", reason::REJECTED_BY_USER);
+    world.after(60).after(100_000);
+    assert_eq!((world.rollout(), world.stable()), (None, 3));
+    assert_eq!(
+        world.status().answers["adapter/a"].outcome,
+        AnswerOutcome::Failed
+    );
+}
+
+#[test]
+fn a_candidate_whose_settings_turn_back_to_those_it_failed_under_is_taken_back() {
+    let mut world = World::serving(&json!({}));
+    world.approve(2).settle();
+    world.say("Abort", 2);
+    assert_eq!(world.state(), RolloutState::RolledBack);
+    world.cr.spec.rollout.progress_deadline_seconds = 601;
+    world.settle();
+    assert_eq!(world.state(), RolloutState::Paused, "other settings: again");
+    world.cr.spec.rollout.progress_deadline_seconds = 600;
+    world.after(60).after(100_000);
+    assert_eq!((world.rollout(), world.stable()), (None, 1));
+}

@@ -1,0 +1,198 @@
+//! Attempts that are killed, stopped or fenced off.
+
+use super::*;
+
+#[test]
+fn killed_at_random_steps_it_ends_with_the_same_bits() {
+    let world = World::new();
+    let whole = world.config("whole");
+    assert_eq!(world.run(&whole), 0);
+    let expected = world.result(&whole);
+
+    let broken = world.config("broken");
+    // Fixed delays, which land on whatever step this machine has reached by then.
+    let mut kills = 0;
+    for delay in [30, 180, 90, 250, 140, 60, 320, 200, 110, 280] {
+        let mut child = world.start(&broken);
+        let end = Instant::now() + Duration::from_millis(delay);
+        while Instant::now() < end && child.try_wait().unwrap().is_none() {
+            std::thread::yield_now();
+        }
+        kills += usize::from(child.try_wait().unwrap().is_none());
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    // One more that is surely in the midst of it.
+    if !world.run_folder(&broken).join("result.json").exists() {
+        let mut child = world.start(&broken);
+        wait_until(&mut child, || has_checkpoint(&world.run_folder(&broken)));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        kills += 1;
+    }
+    assert!(kills > 0);
+    assert_eq!(world.run(&broken), 0);
+    let got = world.result(&broken);
+    assert_eq!(got.digest, expected.digest);
+    assert_eq!(got.metrics, expected.metrics);
+    assert_eq!(got.final_loss.to_bits(), expected.final_loss.to_bits());
+    assert!(
+        first_step_of_the_last_attempt(&world.run_folder(&broken)) > 1,
+        "it began anew instead of going on from a checkpoint"
+    );
+}
+
+/// The step of the first figures that the newest attempt wrote.
+fn first_step_of_the_last_attempt(run: &Path) -> u64 {
+    let numbers = |path: &Path| {
+        let stem = path.file_stem().unwrap().to_str().unwrap().to_owned();
+        let (epoch, part) = stem.split_once('-').unwrap();
+        let numbers: (u64, u64) = (epoch.parse().unwrap(), part.parse().unwrap());
+        numbers
+    };
+    let files = std::fs::read_dir(run.join("metrics")).unwrap();
+    let files: Vec<PathBuf> = files.map(|file| file.unwrap().path()).collect();
+    let last = files.iter().map(|file| numbers(file).0).max().unwrap();
+    let first = files
+        .iter()
+        .filter(|file| numbers(file).0 == last)
+        .min_by_key(|file| numbers(file))
+        .unwrap();
+    let text = std::fs::read_to_string(first).unwrap();
+    let line: Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
+    line["step"].as_u64().unwrap()
+}
+
+#[test]
+fn stopped_on_request_it_saves_and_goes_on_with_the_same_bits() {
+    let world = World::new();
+    let whole = world.config("whole");
+    assert_eq!(world.run(&whole), 0);
+
+    let mut stopped = world.config("stopped");
+    stopped["checkpoint"]["everySteps"] = json!(3);
+    for round in 0..3 {
+        let mut child = world.start(&stopped);
+        let before = checkpoint_steps(&world.run_folder(&stopped));
+        wait_until(&mut child, || {
+            checkpoint_steps(&world.run_folder(&stopped)) != before
+        });
+        let killed = Command::new("kill")
+            .args(["-TERM", &child.id().to_string()])
+            .status();
+        assert!(killed.unwrap().success());
+        let code = child.wait().unwrap().code();
+        if code == Some(0) {
+            assert!(round > 0, "it was too fast to be stopped even once");
+            break;
+        }
+        assert_eq!(code, Some(75));
+        let summary = world.summary(&stopped);
+        assert_eq!(summary.reason, "Restarting");
+        assert_eq!(
+            summary.checkpoint_step,
+            Some(summary.step),
+            "nothing is lost"
+        );
+    }
+    assert_eq!(world.run(&stopped), 0);
+    assert_eq!(world.result(&stopped).digest, world.result(&whole).digest);
+}
+
+fn terminate(child: &Child) {
+    let sent = Command::new("kill")
+        .args(["-TERM", &child.id().to_string()])
+        .status();
+    assert!(sent.unwrap().success());
+}
+
+/// Longest time that an attempt may take to stop: this is a tiny model.
+const STOP: Duration = Duration::from_secs(10);
+
+#[test]
+fn stopped_while_it_scores_it_leaves_at_once_and_the_next_attempt_only_scores() {
+    // So many rows that scoring takes some seconds at least.
+    let world = World::with_test_rows(6000);
+    let mut config = world.config("scoring");
+    config["hyperparameters"]["maximumSteps"] = json!(2);
+    config["checkpoint"]["everySteps"] = json!(2);
+    config["evaluation"]["maximumNewTokens"] = json!(400);
+    let mut child = world.start(&config);
+    // Its last step is saved: it scores.
+    wait_until(&mut child, || has_checkpoint(&world.run_folder(&config)));
+    let asked = Instant::now();
+    terminate(&child);
+    assert_eq!(child.wait().unwrap().code(), Some(75));
+    assert!(asked.elapsed() < STOP, "{:?}", asked.elapsed());
+    let summary = world.summary(&config);
+    assert_eq!(summary.reason, "Restarting");
+    assert_eq!((summary.step, summary.checkpoint_step), (2, Some(2)));
+    assert!(has_checkpoint(&world.run_folder(&config)));
+
+    config["evaluation"]["maximumRows"] = json!(8);
+    assert_eq!(world.run(&config), 0, "{:?}", world.summary(&config));
+}
+
+#[test]
+fn stopped_while_it_reads_its_inputs_it_leaves_at_once() {
+    let world = World::new();
+    let config = world.config("reading");
+    // A file that nobody ever writes to: who reads it waits for ever.
+    let file = world.dir.path().join("base/tokenizer.json");
+    std::fs::remove_file(&file).unwrap();
+    assert!(
+        Command::new("mkfifo")
+            .arg(&file)
+            .status()
+            .unwrap()
+            .success()
+    );
+    let mut child = world.start(&config);
+    wait_until(&mut child, || {
+        world.run_folder(&config).join("fence/1.json").exists()
+    });
+    let asked = Instant::now();
+    terminate(&child);
+    assert_eq!(child.wait().unwrap().code(), Some(75));
+    assert!(asked.elapsed() < STOP, "{:?}", asked.elapsed());
+    let summary = world.summary(&config);
+    assert_eq!(summary.reason, "Restarting");
+    assert_eq!(
+        summary.message,
+        "stopped on request before the first step; nothing is lost"
+    );
+    assert_eq!(summary.checkpoint_step, None);
+}
+
+fn checkpoint_steps(folder: &Path) -> Vec<PathBuf> {
+    let mut steps: Vec<PathBuf> = std::fs::read_dir(folder.join("checkpoints"))
+        .into_iter()
+        .flatten()
+        .flatten()
+        .flat_map(|epoch| {
+            std::fs::read_dir(epoch.path())
+                .into_iter()
+                .flatten()
+                .flatten()
+        })
+        .map(|entry| entry.path())
+        .collect();
+    steps.sort();
+    steps
+}
+
+#[test]
+fn a_newer_attempt_fences_the_older_off() {
+    let world = World::new();
+    let mut config = world.config("fenced");
+    config["hyperparameters"]["maximumSteps"] = json!(1_000_000);
+    let mut child = world.start(&config);
+    let folder = world.run_folder(&config);
+    wait_until(&mut child, || has_checkpoint(&folder));
+    let claim = json!({"pod": "other", "process": 1, "unixNanoseconds": 1});
+    std::fs::write(folder.join("fence/2.json"), claim.to_string()).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(76));
+    let summary = world.summary(&config);
+    assert!(summary.message.contains("attempt 2"), "{}", summary.message);
+    assert!(!folder.join("result.json").exists());
+}
