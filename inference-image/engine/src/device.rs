@@ -8,12 +8,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use graftwork_listen::clock;
 use graftwork_model::kv::KvPool;
 use graftwork_model::sampler::{self, Adjustments, SampleKey, SamplingParams};
 use graftwork_model::transformer::{Llama, LogitRows, RowLogits, SequenceStep};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
-use crate::clock;
 use crate::metrics::Metrics;
 use crate::openai::answer::FinishReason;
 use crate::registry::Lease;

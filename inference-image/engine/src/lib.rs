@@ -17,7 +17,6 @@
 #![forbid(unsafe_code)]
 
 mod causes;
-mod clock;
 pub mod device;
 pub mod grpc;
 pub mod health;

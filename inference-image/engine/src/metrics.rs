@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
+use graftwork_listen::clock;
 use prometheus::{
     Encoder as _, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
     TextEncoder,
 };
 
-use crate::clock;
 use crate::registry::state::{Registry, Standing};
 use crate::vllm::{Load, VllmMetrics};
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, anyhow, bail, ensure};
 use graftwork_contract::endpoint::EngineConfig;
 use graftwork_contract::signing::{Addressee, Guard};
-use graftwork_listen::Listener;
+use graftwork_listen::{Listener, clock};
 use graftwork_model::base::{BaseModel, base_digest};
 use graftwork_model::config::LlamaConfig;
 use graftwork_model::kernel::Isa;
@@ -21,7 +21,6 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use crate::clock;
 use crate::device::{self, Device, DeviceSettings};
 use crate::health::{self, Health, Readiness};
 use crate::http::{self, Engine};

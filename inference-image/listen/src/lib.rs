@@ -1,9 +1,11 @@
 //! HTTP/1.1 as engine and router speak it: connections that send no head in time are closed, and an end lets
-//! each finish its request.
+//! each finish its request; and the [`clock`] that both read.
 //!
 //! It reads no bodies and knows no routes.
 
 #![forbid(unsafe_code)]
+
+pub mod clock;
 
 use std::time::Duration;
 

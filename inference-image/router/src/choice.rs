@@ -84,10 +84,10 @@ mod tests {
 
     use graftwork_contract::proto::router::v1 as wire;
     use graftwork_contract::signing::Fence;
+    use graftwork_listen::clock;
     use proptest::prelude::*;
 
     use super::*;
-    use crate::clock;
     use crate::engine::Registry;
     use crate::table::Table;
 

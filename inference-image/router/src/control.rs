@@ -8,10 +8,10 @@ use graftwork_contract::proto::call::v1::SignedCall;
 use graftwork_contract::proto::router::v1 as wire;
 use graftwork_contract::proto::router::v1::router_server::Router;
 use graftwork_contract::signing::{Addressee, Admission, Fence, Guard, InvalidKey, Refusal};
+use graftwork_listen::clock;
 use prost::Message as _;
 use tonic::{Request, Response, Status};
 
-use crate::clock;
 use crate::state::Shared;
 use crate::table::{InvalidTable, Table};
 

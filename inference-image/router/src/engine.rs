@@ -299,9 +299,9 @@ fn score(engine: &Engine, key: &str) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clock;
     use graftwork_contract::proto::router::v1 as wire;
     use graftwork_contract::signing::Fence;
+    use graftwork_listen::clock;
 
     fn table(registry: &Registry, engines: usize, lacking: &[usize]) -> Table {
         let push = wire::RoutingTable {

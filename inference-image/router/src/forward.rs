@@ -15,6 +15,7 @@ use bytes::{Bytes, BytesMut};
 use graftwork_contract::endpoint::{
     CODE_VERSION_NOT_HERE, HEADER_ADAPTER, HEADER_ENGINE, HEADER_REQUEST_ID,
 };
+use graftwork_listen::clock;
 use http::uri::{PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header, response};
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
@@ -23,7 +24,6 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use crate::cache::{Key, is_deterministic};
 use crate::choice::{Side, choose};
-use crate::clock;
 use crate::engine::{Engine, Wanted, pick};
 use crate::failure::Failure;
 use crate::relay::{Broken, Kind, next_data, relay};

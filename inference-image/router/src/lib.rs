@@ -12,7 +12,6 @@
 
 pub mod cache;
 pub mod choice;
-pub mod clock;
 pub mod control;
 pub mod engine;
 pub mod failure;

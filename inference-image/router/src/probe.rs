@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use graftwork_listen::clock;
 use http::Request;
 use http_body_util::{BodyExt as _, Full};
 
-use crate::clock;
 use crate::engine::Engine;
 use crate::state::Shared;
 

@@ -14,7 +14,7 @@ use axum::routing::{MethodRouter, get, post};
 use graftwork_contract::endpoint::adapter_header;
 use graftwork_contract::openapi;
 use graftwork_contract::proto::router::v1::router_server::RouterServer;
-use graftwork_listen::Listener;
+use graftwork_listen::{Listener, clock};
 use http::{HeaderValue, Request, StatusCode, header};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -22,7 +22,6 @@ use tokio::task::JoinHandle;
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 
-use crate::clock;
 use crate::control::Publisher;
 use crate::failure::Failure;
 use crate::forward::forward;

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
+use graftwork_listen::clock;
 use http::{HeaderValue, StatusCode};
 use http_body_util::Full;
 use hyper_util::client::legacy::Client;
@@ -15,7 +16,6 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use crate::cache::AnswerCache;
-use crate::clock;
 use crate::engine::{Engine, InFlight, Registry};
 use crate::metrics::Metrics;
 use crate::stats::{Sample, Stats};

@@ -202,10 +202,10 @@ impl Cell {
 
 #[cfg(test)]
 mod tests {
+    use graftwork_listen::clock;
     use http::HeaderValue;
 
     use super::*;
-    use crate::clock;
 
     fn version(number: u32) -> Version {
         Version {

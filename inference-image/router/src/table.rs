@@ -331,8 +331,9 @@ fn version(
 
 #[cfg(test)]
 mod tests {
+    use graftwork_listen::clock;
+
     use super::*;
-    use crate::clock;
 
     fn candidate(weight: u32, lease_seconds: u32) -> wire::Candidate {
         wire::Candidate {

@@ -8,6 +8,7 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::response::{IntoResponse as _, Response};
 use graftwork_contract::endpoint::{HEADER_ADAPTER, HEADER_ENGINE, HEADER_REQUEST_ID, base_header};
+use graftwork_listen::clock;
 use graftwork_model::tokenizer::{ChatMessage, TokenizerError};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
@@ -16,7 +17,6 @@ use super::events::Events;
 use super::record::Record;
 use super::target::{Named, named, refused};
 use super::{Engine, body, stream};
-use crate::clock;
 use crate::device::{Event, Job};
 use crate::openai::ApiError;
 use crate::openai::answer::{AnswerHead, Choice, Endpoint, FinishReason, Usage};

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::clock;
+use graftwork_listen::clock;
+
 use crate::metrics::Metrics;
 
 /// The client closed the connection before the answer was complete (nginx's code for it).

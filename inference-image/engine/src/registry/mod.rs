@@ -23,6 +23,7 @@ use graftwork_contract::endpoint::EngineAdapter;
 use graftwork_contract::proto::call::v1::SignedCall;
 use graftwork_contract::proto::engine::v1 as proto;
 use graftwork_contract::signing::{Admission, Fence, Guard, InvalidKey, Refusal as CallRefusal};
+use graftwork_listen::clock;
 use prost::Message as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
@@ -32,7 +33,6 @@ use state::{
     Version,
 };
 
-use crate::clock;
 use crate::metrics::Metrics;
 use files::AdapterFiles;
 use graftwork_model::lora::LoadedAdapter;

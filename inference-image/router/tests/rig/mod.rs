@@ -140,7 +140,7 @@ pub fn call(table: &wire::RoutingTable, fence: Fence) -> SignedCall {
         table.encode_to_vec(),
         &to,
         fence,
-        router::clock::unix_seconds(),
+        graftwork_listen::clock::unix_seconds(),
     )
 }
 

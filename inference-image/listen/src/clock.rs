@@ -1,4 +1,5 @@
-//! The only module that reads clocks, so that whoever looks for a jump of time looks here.
+//! The only module of engine and router that reads clocks, so that whoever looks for a jump of time looks
+//! here.
 #![expect(clippy::disallowed_methods, reason = "this is that module")]
 
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
