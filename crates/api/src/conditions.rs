@@ -89,13 +89,13 @@ reasons! {
     WAITING_FOR_DATASET = "WaitingForDataset", "TrainingRun Succeeded (Unknown)", "The Dataset, or the version that the run names, is not there or not ready.", "Wait for the Dataset, or create it.";
     WAITING_FOR_ADAPTER = "WaitingForAdapter", "TrainingRun Succeeded (Unknown)", "The LoRAAdapter that the run publishes to is not there or not ready.", "Create it.";
     QUEUED = "Queued", "TrainingRun Succeeded (Unknown)", "The run's pod waits for a node or for a queue to let it in.", "Look at the pod's events, or at the queue.";
-    SUSPENDED = "Suspended", "TrainingRun Succeeded (Unknown)", "spec.suspend is set; a checkpoint was kept.", "Set spec.suspend to false to go on.";
+    SUSPENDED = "Suspended", "TrainingRun Succeeded (Unknown)", "spec.suspend is set; what was trained is in the newest checkpoint.", "Set spec.suspend to false to go on.";
     STARTING = "Starting", "TrainingRun Succeeded (Unknown)", "The run's pod is starting and reads model and data.", "Wait.";
     TRAINING = "Training", "TrainingRun Succeeded (Unknown)", "The run takes optimizer steps.", "Wait.";
     EVALUATING = "Evaluating", "TrainingRun Succeeded (Unknown)", "The run measures on the test rows.", "Wait.";
     RESTARTING = "Restarting", "TrainingRun Succeeded (Unknown)", "An attempt ended early; the next one goes on from the newest checkpoint.", "Wait; the message says why the attempt ended and when the next one starts.";
     COMPLETED = "Completed", "TrainingRun Succeeded (True)", "The result is in the store.", "None.";
-    DIVERGED = "Diverged", "TrainingRun Succeeded (False)", "The loss or a gradient is not finite.", "Lower learningRate or maximumGradientNorm in a new run.";
+    DIVERGED = "Diverged", "TrainingRun Succeeded (False)", "The loss, a gradient or a trained value is not finite, or the loss has exploded.", "Lower learningRate or maximumGradientNorm in a new run.";
     OUT_OF_MEMORY = "OutOfMemory", "TrainingRun Succeeded (False)", "The pod needed more memory than its profile gives.", "Lower microBatchSize or maximumSequenceLength, or name a larger profile, in a new run.";
     IMAGE_UNAVAILABLE = "ImageUnavailable", "TrainingRun Succeeded (False)", "The trainer's image cannot be pulled.", "Correct the image in the compute profile.";
     RETRIES_EXHAUSTED = "RetriesExhausted", "TrainingRun Succeeded (False)", "The run failed more often than limits.retries allows.", "Read the message; correct the cause and start a new run.";

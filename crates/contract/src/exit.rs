@@ -13,7 +13,7 @@ pub enum ExitCode {
     BadConfig,
     /// The data can't be used (`EX_DATAERR`).
     BadData,
-    /// The loss became NaN or infinite.
+    /// Something that is trained or its loss is no finite number any more, or the loss exploded.
     Diverged,
     /// The store or the network did not answer; worth another try (`EX_UNAVAILABLE`).
     Unavailable,
