@@ -33,6 +33,9 @@ use crate::{Error, MANIFEST_FILE, Result, Store};
 const BATCH_ROWS: usize = 1024;
 /// Text that is encoded at a time, in bytes.
 const BATCH_BYTES: usize = 8 << 20;
+/// Encoded bytes of a row group: a writer holds one (64 MiB). Parquet's own limit counts rows alone, and a
+/// million long ones are gigabytes.
+const ROW_GROUP_BYTES: usize = 64 << 20;
 
 /// One example.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -238,6 +241,9 @@ impl RowWriter {
         let batch = RecordBatch::try_new(Arc::clone(&self.schema), arrays)
             .map_err(|error| unusable(&self.name)(error.into()))?;
         self.writer.write(&batch).map_err(unusable(&self.name))?;
+        if self.writer.in_progress_size() >= ROW_GROUP_BYTES {
+            self.writer.flush().map_err(unusable(&self.name))?;
+        }
         self.rows.clear();
         self.groups.clear();
         self.pending_bytes = 0;
@@ -555,6 +561,35 @@ mod tests {
         let read: Result<Vec<_>> = RowReader::open(&a, Format::Text).unwrap().collect();
         assert_eq!(read.unwrap(), rows);
         assert_eq!(std::fs::read(a).unwrap(), std::fs::read(b).unwrap());
+    }
+
+    #[test]
+    fn long_rows_are_written_in_several_groups_of_bounded_size() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("train.parquet");
+        let mut writer = RowWriter::create(&path, Format::Text, None).unwrap();
+        // Letters that zstd can't shorten to nothing: a hash for each sixteen.
+        let text = |n: u64| -> String {
+            (0..1 << 16)
+                .map(|at: u64| {
+                    format!(
+                        "{:016x}",
+                        (n << 32 | at).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+                    )
+                })
+                .collect()
+        };
+        for n in 0..200 {
+            let held = writer.writer.in_progress_size();
+            assert!(held < ROW_GROUP_BYTES + 2 * BATCH_BYTES, "{held} bytes");
+            writer.push(Row::Text { text: text(n) }, None).unwrap();
+        }
+        writer.finish().unwrap();
+        let file = File::open(&path).unwrap();
+        let builder = ParquetRecordBatchReaderBuilder::try_new(file).unwrap();
+        assert!(builder.metadata().num_row_groups() > 1);
+        let read = RowReader::open(&path, Format::Text).unwrap();
+        assert_eq!(read.map(Result::unwrap).count(), 200);
     }
 
     #[test]

@@ -125,4 +125,18 @@ mod tests {
         assert_eq!((&lines[1].1, &lines[2].1), (&None, &None));
         assert_eq!(lines[3], (4, Some(b"end".to_vec())));
     }
+
+    #[test]
+    fn a_line_of_a_gibibyte_is_passed_over_without_being_held() {
+        use std::io::Read as _;
+        let line = io::repeat(b'x').take(1 << 30);
+        let mut lines = Lines::new(io::BufReader::with_capacity(
+            1 << 18,
+            line.chain(&b"\nend"[..]),
+        ));
+        assert_eq!(lines.next_line().unwrap(), Some((1, Line::TooLong)));
+        let held = lines.buffer.capacity();
+        assert!(held <= 4 * MAXIMUM_LINE_BYTES, "{held} bytes");
+        assert_eq!(lines.next_line().unwrap(), Some((2, Line::Whole(b"end"))));
+    }
 }

@@ -11,12 +11,16 @@ use arrow_cast::cast::cast;
 use arrow_schema::DataType;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
+use parquet::file::metadata::RowGroupMetaData;
 use serde_json::{Map, Value};
 
+use crate::lines::MAXIMUM_LINE_BYTES;
 use crate::streams::MAXIMUM_UNPACKED_BYTES;
 
-/// Rows that are decoded at a time.
+/// Rows that are decoded at a time, at most.
 const BATCH_ROWS: usize = 256;
+/// Bytes of the wanted columns that are decoded at a time, as far as the footer tells how long rows are.
+const BATCH_BYTES: u64 = 8 << 20;
 
 /// The rows of one file.
 pub struct ParquetRows {
@@ -51,9 +55,10 @@ impl ParquetRows {
                 })
                 .collect();
             let mask = ProjectionMask::roots(builder.parquet_schema(), indices);
+            let batch = batch_rows(builder.metadata().row_groups(), wanted)?;
             let batches = builder
                 .with_projection(mask)
-                .with_batch_size(BATCH_ROWS)
+                .with_batch_size(batch)
                 .build()
                 .map_err(|error| words(&error))?;
             Ok(Self { batches })
@@ -73,6 +78,35 @@ impl ParquetRows {
             Some(Err(error)) => Err(words(&error)),
         }
     }
+}
+
+/// How many rows are decoded at a time: fewer where they are long.
+///
+/// # Errors
+/// Rows that are longer on average than any may be.
+fn batch_rows(groups: &[RowGroupMetaData], wanted: &[&str]) -> Result<usize, String> {
+    let longest = groups.iter().map(|group| row_bytes(group, wanted)).max();
+    let longest = longest.unwrap_or(0).max(1);
+    if longest > MAXIMUM_LINE_BYTES as u64 {
+        return Err(format!(
+            "has rows of {longest} bytes on average; a row has at most {MAXIMUM_LINE_BYTES}"
+        ));
+    }
+    let rows = usize::try_from(BATCH_BYTES / longest).unwrap_or(BATCH_ROWS);
+    Ok(rows.clamp(1, BATCH_ROWS))
+}
+
+/// Bytes of the wanted columns of a row, on average of a group.
+fn row_bytes(group: &RowGroupMetaData, wanted: &[&str]) -> u64 {
+    let is_wanted = |name: &String| wanted.contains(&name.as_str());
+    let bytes: u64 = group
+        .columns()
+        .iter()
+        .filter(|column| column.column_path().parts().first().is_some_and(is_wanted))
+        .map(|column| u64::try_from(column.uncompressed_size()).unwrap_or(0))
+        .fold(0, u64::saturating_add);
+    let rows = u64::try_from(group.num_rows()).unwrap_or(0);
+    bytes / rows.max(1)
 }
 
 /// A decoder that gives up on bytes by panicking has found bad data, not a defect of ours.
@@ -260,5 +294,29 @@ mod tests {
             std::fs::write(file.path(), &whole[..length]).unwrap();
             assert!(read(&file, &["text"]).is_err());
         }
+    }
+
+    #[test]
+    fn long_rows_are_decoded_a_few_at_a_time_and_too_long_ones_not_at_all() {
+        let batch = |length: usize, rows: usize| {
+            let texts: Vec<String> = (0..rows).map(|n| format!("{n:x}").repeat(length)).collect();
+            let file = write(vec![column("text", StringArray::from(texts))]);
+            let file = File::open(file.path()).unwrap();
+            let builder = ParquetRecordBatchReaderBuilder::try_new(file).unwrap();
+            batch_rows(builder.metadata().row_groups(), &["text"])
+        };
+        assert_eq!(batch(10, 10), Ok(BATCH_ROWS));
+        let few = batch(2 << 20, 10).unwrap();
+        assert!((1..=4).contains(&few), "{few}");
+        let problem = batch(5 << 20, 3).unwrap_err();
+        assert!(problem.contains("at most 4194304"), "{problem}");
+        let file = write(vec![column(
+            "other",
+            StringArray::from(vec!["x".repeat(5 << 20)]),
+        )]);
+        let open = File::open(file.path()).unwrap();
+        let builder = ParquetRecordBatchReaderBuilder::try_new(open).unwrap();
+        let unwanted = batch_rows(builder.metadata().row_groups(), &["text"]);
+        assert_eq!(unwanted, Ok(BATCH_ROWS), "nobody decodes that column");
     }
 }
