@@ -1,28 +1,23 @@
 //! One build, from the configuration to a numbered version.
 
-use std::collections::HashSet;
 use std::path::Path;
 
-use graftwork_artifacts::rows::{self, RowWriter, file_name, schema_hash};
+use graftwork_artifacts::rows::{self, RowWriter, file_name};
 use graftwork_artifacts::{Error as StoreError, Put, Store};
 use graftwork_contract::dataset::{
-    BuildConfig, BuildRecord, Duplicates, Leakage, Manifest, NearDuplicates, Provenance, RowCounts,
-    Split, VersionRecord,
+    BuildConfig, BuildRecord, Manifest, Provenance, RowCounts, Split, VersionRecord,
 };
-use graftwork_contract::digest::PartsHasher;
 use graftwork_contract::{Digest, paths};
-use sha2::{Digest as _, Sha256};
 
-use crate::balance::balance;
 use crate::clock;
-use crate::duplicates::{self, Clusters};
+use crate::deal::{Dealt, deal};
 use crate::failure::Failure;
+use crate::order::order;
 use crate::privacy::Screen;
 use crate::report::{REPORT_FILE, report};
-use crate::row::GoodRow;
 use crate::sources::{Collected, collect, judge};
-use crate::split;
-use crate::statistics::{self, STATISTICS_FILE, SplitStatistics, Statistics};
+use crate::spill::Scratch;
+use crate::statistics::{self, Classes, STATISTICS_FILE, SplitStatistics, Statistics};
 
 /// The version that a build ended with.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,33 +28,43 @@ pub struct Built {
     pub created: bool,
 }
 
-/// Builds one version in the store at `store`, or finds that the latest one holds these very rows.
-/// Pseudonyms are made with the key in `key_file`.
+/// Where a build keeps its things.
+#[derive(Debug, Clone, Copy)]
+pub struct Places<'a> {
+    /// The namespace's folder of the artifact store.
+    pub store: &'a Path,
+    /// The key of pseudonyms.
+    pub key_file: &'a Path,
+    /// What does not fit in memory.
+    pub scratch: &'a Scratch,
+}
+
+/// Builds one version in the store, or finds that the latest one holds these very rows.
 ///
 /// # Errors
 /// See [`Failure`]; rows and the first bad ones are in it as far as they are known.
-pub fn build(config: &BuildConfig, store: &Path, key_file: &Path) -> Result<Built, Failure> {
-    let store = Store::open(store)?;
+pub fn build(config: &BuildConfig, places: Places<'_>) -> Result<Built, Failure> {
+    let store = Store::open(places.store)?;
     if let Some(built) = finished_before(config, &store)? {
         return Ok(built);
     }
-    let screen = Screen::new(config, key_file)?;
-    let mut collected = collect(config, screen.as_ref())?;
-    let (clusters, duplicates) = order(config, &mut collected.good);
-    collected.duplicates = duplicates;
-    let rejected_rows = collected.rejected_rows();
+    let scratch = places.scratch;
+    let screen = Screen::new(config, places.key_file)?;
+    let (rows, mut collected) = collect(config, screen.as_ref(), scratch)?;
+    let ordered = order(config, scratch, rows)?;
+    collected.good = ordered.kept_count;
+    collected.duplicates = ordered.duplicates();
     if let Err(mut failure) = judge(config, &collected) {
         failure.rows = Some(RowCounts {
-            rejected: rejected_rows,
-            duplicates,
+            rejected: collected.rejected_rows(),
+            duplicates: collected.duplicates,
             ..RowCounts::default()
         });
         failure.rejected = collected.rejected;
         return Err(failure);
     }
-    let good = std::mem::take(&mut collected.good);
-    let dealt = deal(config, good, &clusters, duplicates, rejected_rows);
-    let manifest = publish(config, &store, &dealt, &collected)?;
+    let dealt = deal(config, scratch, ordered, collected.rejected_rows())?;
+    let manifest = publish(config, &store, scratch, &dealt, &collected)?;
     let built = number(config, &store, &dealt, &manifest, collected)?;
     let version = built.record.version;
     tracing::info!(version, digest = %built.record.digest, created = built.created, "dataset built");
@@ -82,150 +87,11 @@ fn finished_before(config: &BuildConfig, store: &Store) -> Result<Option<Built>,
     }))
 }
 
-/// Rows in their splits and in canonical order.
-#[derive(Debug)]
-struct Dealt {
-    splits: [Vec<(Sha256Bytes, GoodRow)>; 3],
-    counts: RowCounts,
-    schema_hash: Digest,
-    digest: Digest,
-    leakage: Leakage,
-}
-
-type Sha256Bytes = [u8; 32];
-
-/// Orders rows by the hash of the canonical row, so that neither the order of rows nor that of sources
-/// matters, and leaves out duplicates where the configuration says so: how many. Equal rows that stay
-/// come each as often as they came.
-fn order(config: &BuildConfig, good: &mut Vec<GoodRow>) -> (Clusters, u64) {
-    good.sort_by_cached_key(canonical_order);
-    let validation = &config.validation;
-    let before = good.len();
-    let drops_near = validation.near_duplicates == NearDuplicates::Drop;
-    if drops_near || validation.duplicates == Duplicates::Drop {
-        let mut clusters = duplicates::equal(good);
-        if drops_near {
-            duplicates::near(good, &mut clusters);
-        }
-        let mut index = 0;
-        good.retain(|_| {
-            index += 1;
-            clusters.first_of(index - 1) == index - 1
-        });
-    }
-    let dropped = (before - good.len()) as u64;
-    let mut clusters = Clusters::single(good.len());
-    if validation.near_duplicates == NearDuplicates::Group {
-        clusters = duplicates::equal(good);
-        duplicates::near(good, &mut clusters);
-    }
-    (clusters, dropped)
-}
-
-fn hash(row: &GoodRow) -> Sha256Bytes {
-    Sha256::digest(&row.canonical).into()
-}
-
-/// By the canonical row, and among equal ones by what decides their split: which of them comes first
-/// must not depend on the order of sources either.
-fn canonical_order(row: &GoodRow) -> (Sha256Bytes, String, Option<i64>, Option<String>) {
-    (
-        hash(row),
-        row.split_key().to_owned(),
-        row.time,
-        row.class.clone(),
-    )
-}
-
-/// Deals every row to its split, and repeats rows of rare classes in train.
-fn deal(
-    config: &BuildConfig,
-    good: Vec<GoodRow>,
-    clusters: &Clusters,
-    duplicates: u64,
-    rejected: u64,
-) -> Dealt {
-    let sides = split::split(&config.split, &good, clusters);
-    let leakage = leakage(&good, &sides, clusters);
-    let mut rows: [Vec<GoodRow>; 3] = Default::default();
-    for (row, side) in good.into_iter().zip(sides) {
-        let [train, validation, test] = &mut rows;
-        match side {
-            Split::Train => train.push(row),
-            Split::Validation => validation.push(row),
-            Split::Test => test.push(row),
-        }
-    }
-    if let Some(config) = &config.balance {
-        let [train, ..] = &mut rows;
-        *train = balance(config, std::mem::take(train));
-    }
-    let mut splits = rows.map(|rows| -> Vec<(Sha256Bytes, GoodRow)> {
-        rows.into_iter().map(|row| (hash(&row), row)).collect()
-    });
-    let schema_hash = schema_hash(config.format, config.split.group_column.as_deref());
-    let mut hasher = PartsHasher::new();
-    hasher
-        .part("graftwork/dataset/v1")
-        .part(schema_hash.as_str());
-    for (split, rows) in Split::ALL.iter().zip(&mut splits) {
-        rows.sort_by_key(|(hash, _)| *hash);
-        hasher
-            .part(split.name())
-            .part((rows.len() as u64).to_le_bytes());
-        for (hash, _) in rows {
-            hasher.part(hash);
-        }
-    }
-    let [train, validation, test] = splits.each_ref().map(|rows| rows.len() as u64);
-    Dealt {
-        counts: RowCounts {
-            train,
-            validation,
-            test,
-            rejected,
-            duplicates,
-        },
-        digest: hasher.finish(),
-        schema_hash,
-        splits,
-        leakage,
-    }
-}
-
-/// Rows of other splits that are equal to a row of train, or of one cluster with it.
-fn leakage(rows: &[GoodRow], sides: &[Split], clusters: &Clusters) -> Leakage {
-    let marks: Vec<([u8; 32], usize)> = rows
-        .iter()
-        .enumerate()
-        .map(|(index, row)| (duplicates::identity(row), clusters.first_of(index)))
-        .collect();
-    let (mut texts, mut firsts) = (HashSet::new(), HashSet::new());
-    for ((text, first), _) in marks
-        .iter()
-        .zip(sides)
-        .filter(|(_, side)| **side == Split::Train)
-    {
-        texts.insert(text);
-        firsts.insert(first);
-    }
-    let mut leakage = Leakage::default();
-    for ((text, first), side) in marks.iter().zip(sides) {
-        if texts.contains(text) || firsts.contains(first) {
-            match side {
-                Split::Train => {}
-                Split::Validation => leakage.validation += 1,
-                Split::Test => leakage.test += 1,
-            }
-        }
-    }
-    leakage
-}
-
 /// The version's folder with its manifest: the one that is there, or a new one.
 fn publish(
     config: &BuildConfig,
     store: &Store,
+    scratch: &Scratch,
     dealt: &Dealt,
     collected: &Collected,
 ) -> Result<Manifest, Failure> {
@@ -241,16 +107,14 @@ fn publish(
         Err(error) => return Err(error.into()),
     }
     let staged = store.stage(&paths::dataset(&config.dataset, &dealt.digest))?;
-    for (split, rows) in Split::ALL.iter().zip(&dealt.splits) {
-        let path = staged.dir().join(file_name(*split));
-        let mut writer =
-            RowWriter::create(&path, config.format, config.split.group_column.as_deref())?;
-        for (_, row) in rows {
-            writer.push(row.row.clone(), row.group.as_deref())?;
-        }
-        writer.finish()?;
-    }
-    let statistics = statistics(config, dealt, collected);
+    let statistics = Statistics {
+        dataset: config.dataset.clone(),
+        rows: dealt.counts,
+        leakage: dealt.leakage,
+        splits: write_rows(config, scratch, dealt, staged.dir())?,
+        findings: collected.findings.by_name(),
+        rejected: statistics::rejected(&collected.rules),
+    };
     let json = serde_json::to_vec_pretty(&statistics.to_json())
         .map_err(|error| Failure::bug(error.to_string()))?;
     staged.write(STATISTICS_FILE, &json)?;
@@ -284,21 +148,45 @@ fn publish(
     }
 }
 
-/// The version's numbers, for machines and people. No time stands in them: the same rows and sources
-/// have the same.
-fn statistics(config: &BuildConfig, dealt: &Dealt, collected: &Collected) -> Statistics {
-    let masks = config.privacy.is_some();
-    Statistics {
-        dataset: config.dataset.clone(),
-        rows: dealt.counts,
-        leakage: dealt.leakage,
-        splits: dealt
-            .splits
-            .each_ref()
-            .map(|rows| SplitStatistics::of(rows.iter().map(|(_, row)| row), masks)),
-        findings: collected.findings.by_name(),
-        rejected: statistics::rejected(&collected.rules),
+/// Writes the files of all splits, and counts what the rows are like. No time stands in the numbers: the
+/// same rows and sources have the same.
+fn write_rows(
+    config: &BuildConfig,
+    scratch: &Scratch,
+    dealt: &Dealt,
+    dir: &Path,
+) -> Result<[SplitStatistics; 3], Failure> {
+    let group_column = config.split.group_column.as_deref();
+    let create =
+        |split: Split| RowWriter::create(&dir.join(file_name(split)), config.format, group_column);
+    let [train, validation, test] = Split::ALL.map(create);
+    let mut writers = [train?, validation?, test?];
+    let mut splits: [SplitStatistics; 3] = Default::default();
+    let mut classes = Classes::new(scratch, config.privacy.is_some());
+    dealt.for_each(|stored, split, times| {
+        let (row, group) = stored.row(config.format, group_column)?;
+        let index = split as usize;
+        if let Some((writer, statistics)) = writers.get_mut(index).zip(splits.get_mut(index)) {
+            statistics.add(&row, times);
+            for _ in 1..times {
+                writer.push(row.clone(), group.as_deref())?;
+            }
+            if times > 0 {
+                writer.push(row, group.as_deref())?;
+            }
+        }
+        match &stored.class {
+            Some(class) => classes.add(split, class, times),
+            None => Ok(()),
+        }
+    })?;
+    for writer in writers {
+        writer.finish()?;
     }
+    for (split, classes) in splits.iter_mut().zip(classes.finish()?) {
+        split.classes = classes;
+    }
+    Ok(splits)
 }
 
 /// Gives the version the next number, unless the latest one has these rows.

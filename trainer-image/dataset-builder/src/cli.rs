@@ -7,10 +7,11 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use graftwork_contract::{exit, pod};
 
-use crate::build::build;
+use crate::build::{Places, build};
 use crate::config;
 use crate::detect::detect;
 use crate::failure::Failure;
+use crate::spill::{DEFAULT_MEMORY_BYTES, Scratch};
 use crate::termination::{self, succeeded};
 
 const EXAMPLES: &str = "Examples:
@@ -41,6 +42,12 @@ pub struct Cli {
     /// The key of pseudonyms, where the configuration asks for them
     #[arg(long, value_name = "FILE", default_value = pod::PSEUDONYM_KEY_FILE)]
     pub pseudonym_key: PathBuf,
+    /// Where rows go that don't fit in memory; files there have no name, and go with the process
+    #[arg(long, value_name = "FOLDER", default_value = pod::SCRATCH_DIR)]
+    pub scratch: PathBuf,
+    /// Rows and tables that are held in memory, in bytes; the outcome is the same with any
+    #[arg(long, value_name = "BYTES", default_value_t = DEFAULT_MEMORY_BYTES)]
+    pub memory_bytes: u64,
     /// Something else than a build
     #[command(subcommand)]
     pub command: Option<Command>,
@@ -87,7 +94,12 @@ fn build_version(cli: &Cli) -> ExitCode {
     }));
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         let config = config::load(&cli.config)?;
-        build(&config, &cli.store, &cli.pseudonym_key)
+        let places = Places {
+            store: &cli.store,
+            key_file: &cli.pseudonym_key,
+            scratch: &Scratch::new(&cli.scratch, cli.memory_bytes),
+        };
+        build(&config, places)
     }))
     .unwrap_or_else(|_| {
         Err(Failure::bug(

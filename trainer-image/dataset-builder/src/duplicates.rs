@@ -9,13 +9,20 @@
 //!
 //! Nearly equal is not transitive, clusters are: rows that a chain of nearly equal rows joins are one
 //! cluster. Rows come in canonical order, so the first one of a cluster is the same everywhere.
-
-use std::collections::HashMap;
+//!
+//! Hashes and keys of bands are sorted, on the scratch volume where they are many; texts that are compared
+//! are read from there.
 
 use graftwork_artifacts::rows::Row;
+use graftwork_contract::dataset::Format;
 use sha2::{Digest as _, Sha256};
 
-use crate::row::GoodRow;
+use crate::clusters::Clusters;
+use crate::failure::Failure;
+use crate::spill::Scratch;
+use crate::spill::sorter::Sorter;
+use crate::spill::texts::Texts;
+use crate::stored::{Hash, Rows, array, take_number};
 
 /// Characters that follow each other.
 const SHINGLE: usize = 5;
@@ -26,87 +33,120 @@ const BAND_ROWS: usize = 6;
 /// The least similarity, in percent.
 const SIMILAR_PERCENT: usize = 80;
 /// Rows of a bucket that others are compared with.
-const BUCKET: usize = 32;
-
-/// Clusters of rows, by their position.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Clusters(Vec<usize>);
-
-impl Clusters {
-    /// Each row alone.
-    pub fn single(rows: usize) -> Self {
-        Self((0..rows).collect())
-    }
-
-    /// The first row of a row's cluster.
-    pub fn first_of(&self, row: usize) -> usize {
-        let mut at = row;
-        while let Some(next) = self.0.get(at).filter(|next| **next != at) {
-            at = *next;
-        }
-        at
-    }
-
-    /// Makes one cluster of two.
-    pub fn join(&mut self, a: usize, b: usize) {
-        let firsts = [self.first_of(a), self.first_of(b)];
-        // The row that comes first stays the first; the others point at it, so that chains stay short.
-        let first = firsts.into_iter().min().unwrap_or(a);
-        for row in [a, b].into_iter().chain(firsts) {
-            if let Some(of) = self.0.get_mut(row) {
-                *of = first;
-            }
-        }
-    }
-}
+pub const BUCKET: usize = 32;
+/// Shingles of a bucket's rows that are held (16 MiB); those of longer rows are made anew each time.
+const HELD_SHINGLES: usize = 2 << 20;
 
 /// What is the same for equal rows.
-pub fn identity(row: &GoodRow) -> [u8; 32] {
+pub fn identity(row: &Row) -> Hash {
     Sha256::digest(normal(row)).into()
 }
 
 /// Clusters of equal rows.
-pub fn equal(rows: &[GoodRow]) -> Clusters {
-    let mut clusters = Clusters::single(rows.len());
-    let mut first: HashMap<[u8; 32], usize> = HashMap::with_capacity(rows.len());
-    for (index, row) in rows.iter().enumerate() {
-        let known = *first.entry(identity(row)).or_insert(index);
-        clusters.join(known, index);
+///
+/// # Errors
+/// Those of the scratch volume.
+pub fn equal(scratch: &Scratch, rows: &Rows) -> Result<Clusters, Failure> {
+    let mut sorter = Sorter::new(scratch);
+    let mut reader = rows.read()?;
+    while let Some((position, row)) = reader.next_row()? {
+        sorter.push(&[&row.identity[..], &position.to_be_bytes()].concat())?;
     }
-    clusters
+    let mut clusters = Clusters::single(scratch, rows.count())?;
+    clusters.join_equal(&sorter.finish()?)?;
+    Ok(clusters)
 }
 
-/// Adds nearly equal rows to clusters.
-pub fn near(rows: &[GoodRow], clusters: &mut Clusters) {
-    let mut buckets: HashMap<(usize, u64), Vec<usize>> = HashMap::new();
-    for (index, row) in rows.iter().enumerate() {
-        if clusters.first_of(index) != index {
-            // An equal row stands for this one.
+/// Adds nearly equal rows to clusters of equal ones, whose first rows stand for them.
+///
+/// # Errors
+/// Those of the scratch volume.
+pub fn near(
+    scratch: &Scratch,
+    rows: &Rows,
+    format: Format,
+    clusters: &mut Clusters,
+) -> Result<(), Failure> {
+    let mut texts = Texts::new(scratch, rows.count())?;
+    let mut sorter = Sorter::new(scratch);
+    let mut reader = rows.read()?;
+    while let Some((position, row)) = reader.next_row()? {
+        if clusters.first_of(position)? != position {
             continue;
         }
-        let shingles = shingles(&normal(row));
-        for (band, key) in bands(&shingles).into_iter().enumerate() {
-            let bucket = buckets.entry((band, key)).or_default();
-            for other in bucket.iter().copied() {
-                let known = clusters.first_of(other) == clusters.first_of(index);
-                let is_similar = || {
-                    let other = rows.get(other).map(normal).unwrap_or_default();
-                    similar(&shingles, &self::shingles(&other))
-                };
-                if !known && is_similar() {
-                    clusters.join(other, index);
-                }
+        let text = normal(&row.row(format, None)?.0);
+        texts.add(position, &text)?;
+        for (band, key) in bands(&shingles(&text)).into_iter().enumerate() {
+            let band = [band as u8];
+            let record = [&band[..], &key.to_be_bytes(), &position.to_be_bytes()];
+            sorter.push(&record.concat())?;
+        }
+    }
+    drop(reader);
+    // Buckets come one after the other, and the rows of each in canonical order.
+    let sorted = sorter.finish()?;
+    let mut records = sorted.records()?;
+    let mut bucket = Bucket::default();
+    while let Some(mut record) = records.next_record()? {
+        let key: BucketKey = array(&mut record)?;
+        if bucket.key != Some(key) {
+            bucket = Bucket {
+                key: Some(key),
+                ..Bucket::default()
+            };
+        }
+        bucket.add(take_number(&mut record)?, &texts, clusters)?;
+    }
+    Ok(())
+}
+
+/// Number of a band and its key.
+type BucketKey = [u8; 9];
+
+/// The first rows of a bucket.
+#[derive(Debug, Default)]
+struct Bucket {
+    key: Option<BucketKey>,
+    /// Rows, each with its shingles where somebody asked for them and there was room.
+    rows: Vec<(u64, Option<Vec<u64>>)>,
+    /// Shingles that are held.
+    held: usize,
+}
+
+impl Bucket {
+    /// Compares a row with those that came before it, unless they are of one cluster already.
+    fn add(&mut self, row: u64, texts: &Texts, clusters: &mut Clusters) -> Result<(), Failure> {
+        let mut own: Option<Vec<u64>> = None;
+        for (other, held) in &mut self.rows {
+            if clusters.first_of(*other)? == clusters.first_of(row)? {
+                continue;
             }
-            if bucket.len() < BUCKET {
-                bucket.push(index);
+            if own.is_none() {
+                own = Some(shingles(&texts.get(row)?));
+            }
+            let fresh = match held {
+                Some(_) => None,
+                None => Some(shingles(&texts.get(*other)?)),
+            };
+            let known = fresh.as_deref().or(held.as_deref()).unwrap_or_default();
+            if similar(own.as_deref().unwrap_or_default(), known) {
+                clusters.join(*other, row)?;
+            }
+            if let Some(fresh) = fresh.filter(|it| self.held + it.len() <= HELD_SHINGLES) {
+                self.held += fresh.len();
+                *held = Some(fresh);
             }
         }
+        if self.rows.len() < BUCKET {
+            self.rows.push((row, None));
+        }
+        Ok(())
     }
 }
 
-/// The texts of a row, in lower case, with one space for all white space.
-fn normal(row: &GoodRow) -> String {
-    let texts: Vec<&str> = match &row.row {
+/// The texts of a row, in lower case, with one space for all white space. Equal rows have the same.
+pub fn normal(row: &Row) -> String {
+    let texts: Vec<&str> = match row {
         Row::Text { text } => vec![text],
         Row::Completion { prompt, completion } => vec![prompt, completion],
         Row::Preference {
@@ -130,7 +170,7 @@ fn normal(row: &GoodRow) -> String {
 
 /// Hashes of each [`SHINGLE`] characters that follow each other, sorted, each once. A shorter text is
 /// one.
-fn shingles(text: &str) -> Vec<u64> {
+pub fn shingles(text: &str) -> Vec<u64> {
     let letters: Vec<char> = text.chars().collect();
     let mut hashes: Vec<u64> = if letters.len() < SHINGLE {
         vec![hash(&letters)]
@@ -158,7 +198,7 @@ fn stir(value: u64) -> u64 {
 }
 
 /// A key for each band of the signature.
-fn bands(shingles: &[u64]) -> [u64; BANDS] {
+pub fn bands(shingles: &[u64]) -> [u64; BANDS] {
     std::array::from_fn(|band| {
         (0..BAND_ROWS).fold(0, |key, row| {
             let seed = stir((band * BAND_ROWS + row + 1) as u64);
@@ -169,7 +209,7 @@ fn bands(shingles: &[u64]) -> [u64; BANDS] {
 }
 
 /// Whether two sorted lists share enough.
-fn similar(a: &[u64], b: &[u64]) -> bool {
+pub fn similar(a: &[u64], b: &[u64]) -> bool {
     let (mut left, mut right) = (a.iter().peekable(), b.iter().peekable());
     let mut both = 0;
     while let (Some(x), Some(y)) = (left.peek(), right.peek()) {
@@ -193,18 +233,41 @@ fn similar(a: &[u64], b: &[u64]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
     use proptest::prelude::*;
 
     use super::*;
     use crate::row::tests_support::text_row;
+    use crate::stored::RowSorter;
 
+    /// For each text the first one of its cluster, whatever the memory.
     fn firsts(texts: &[&str], with_near: bool) -> Vec<usize> {
-        let rows: Vec<GoodRow> = texts.iter().map(|text| text_row(text)).collect();
-        let mut clusters = equal(&rows);
-        if with_near {
-            near(&rows, &mut clusters);
-        }
-        (0..rows.len()).map(|row| clusters.first_of(row)).collect()
+        let dir = tempfile::tempdir().unwrap();
+        let [small, large] = [0, 1 << 30].map(|memory| {
+            let scratch = Scratch::new(dir.path(), memory);
+            let mut sorter = RowSorter::new(&scratch);
+            for text in texts {
+                sorter.push(&text_row(text)).unwrap();
+            }
+            let rows = sorter.finish().unwrap();
+            let mut clusters = equal(&scratch, &rows).unwrap();
+            if with_near {
+                near(&scratch, &rows, Format::Text, &mut clusters).unwrap();
+            }
+            let mut of_text = HashMap::new();
+            let mut reader = rows.read().unwrap();
+            while let Some((position, row)) = reader.next_row().unwrap() {
+                let first = clusters.first_of(position).unwrap();
+                of_text.insert(row.canonical.to_owned(), first);
+            }
+            let cluster_of = |text: &&str| of_text[&text_row(text).canonical];
+            let clusters: Vec<u64> = texts.iter().map(cluster_of).collect();
+            let first = |it: &u64| clusters.iter().position(|other| other == it).unwrap();
+            clusters.iter().map(first).collect::<Vec<usize>>()
+        });
+        assert_eq!(small, large);
+        large
     }
 
     #[test]
@@ -266,20 +329,6 @@ mod tests {
             let slow = a.intersection(&b).count() * 100 >= a.union(&b).count() * SIMILAR_PERCENT;
             let (a, b): (Vec<u64>, Vec<u64>) = (a.into_iter().collect(), b.into_iter().collect());
             prop_assert_eq!(similar(&a, &b), slow);
-        }
-
-        #[test]
-        fn the_first_row_of_a_cluster_comes_before_the_others(
-            joins in prop::collection::vec((0_usize..20, 0_usize..20), 0..30)
-        ) {
-            let mut clusters = Clusters::single(20);
-            for (a, b) in &joins {
-                clusters.join(*a, *b);
-            }
-            for (a, b) in joins {
-                prop_assert_eq!(clusters.first_of(a), clusters.first_of(b));
-                prop_assert!(clusters.first_of(a) <= a);
-            }
         }
     }
 }

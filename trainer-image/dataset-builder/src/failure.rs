@@ -6,6 +6,8 @@ use graftwork_artifacts::{Category, Error as StoreError};
 use graftwork_contract::dataset::{BuildSummary, RejectedRow, RowCounts};
 use graftwork_contract::exit::ExitCode;
 
+use crate::spill::{is_full, room};
+
 /// A build without a version.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
@@ -81,6 +83,14 @@ impl Failure {
 impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
         let message = causes(&error);
+        if let StoreError::Io { path, source, .. } = &error
+            && is_full(source)
+        {
+            return Self::unavailable(format!(
+                "{message}; the artifact store's volume is full ({}): make its claim larger, or keep fewer versions",
+                room(path)
+            ));
+        }
         match (error.category(), &error) {
             (Category::Transient, _) => Self::unavailable(message),
             // The store holds what nobody of us writes: the rows are not to blame, people are
@@ -104,4 +114,30 @@ pub fn causes(error: &dyn Error) -> String {
         source = cause.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_store_is_named_with_its_size_and_what_to_do() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("train.parquet");
+        let failure = Failure::from(StoreError::Io {
+            action: "write",
+            path: path.clone(),
+            source: std::io::ErrorKind::StorageFull.into(),
+        });
+        assert_eq!(failure.reason, "StorageUnavailable");
+        let path = path.display().to_string();
+        for words in [
+            path.as_str(),
+            "it has ",
+            " MiB free",
+            "make its claim larger",
+        ] {
+            assert!(failure.message.contains(words), "{words}: {failure}");
+        }
+    }
 }

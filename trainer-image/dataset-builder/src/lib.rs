@@ -1,7 +1,8 @@
 //! The dataset builder: one Job that turns files into one immutable version of a Dataset.
 //!
 //! It reads top to bottom in [`build::build`]: configuration -> sources, with personal data masked or
-//! refused row by row -> judgement of the bad rows -> split and order -> files, manifest, number. The same rows in any order and in any number of
+//! refused row by row -> order and duplicates -> judgement of the bad rows -> splits and balance ->
+//! files, manifest, number. The same rows in any order and in any number of
 //! sources give the same digest; nothing of the outcome depends on when or where it ran.
 //!
 //! Killed at any instant and started again, it ends in the same state: files appear whole, a
@@ -10,8 +11,12 @@
 //! It does not talk to Kubernetes or to any network, does not tokenise, and never prints data: logs
 //! and messages name source, line and rule.
 //!
-//! Limits: a packed file unpacks to at most [`streams::MAXIMUM_UNPACKED_BYTES`], a line has at most [`lines::MAXIMUM_LINE_BYTES`], and all good rows are held in memory
-//! until they are written (about the size of the sources plus 200 bytes a row).
+//! Rows stream: whatever the size of the sources, memory holds [`spill::DEFAULT_MEMORY_BYTES`] of rows and
+//! tables (`--memory-bytes`), what decoders and Parquet need, and three bits a row. The rest is sorted on
+//! the scratch volume. The outcome is the same whatever the memory.
+//!
+//! Limits: a packed file unpacks to at most [`streams::MAXIMUM_UNPACKED_BYTES`], a line has at most
+//! [`lines::MAXIMUM_LINE_BYTES`].
 
 #![forbid(unsafe_code)]
 
@@ -19,21 +24,28 @@ mod balance;
 pub mod build;
 pub mod cli;
 mod clock;
+mod clusters;
 pub mod config;
 pub mod csv;
+mod deal;
 pub mod detect;
 mod duplicates;
 pub mod failure;
 pub mod files;
 pub mod lines;
+mod order;
 pub mod parquet_rows;
 pub mod privacy;
 pub mod reader;
+#[cfg(test)]
+mod reference;
 pub mod report;
 pub mod row;
 pub mod shapes;
 pub mod sources;
+pub mod spill;
 mod split;
 pub mod statistics;
+mod stored;
 pub mod streams;
 pub mod termination;

@@ -12,8 +12,8 @@ use crate::failure::Failure;
 use crate::files::SourceFile;
 use crate::lines::{Line, Lines, MAXIMUM_LINE_BYTES};
 use crate::parquet_rows::ParquetRows;
-use crate::row::{self, Wanted};
-use crate::sources::Collected;
+use crate::row::{self, GoodRow, Wanted};
+use crate::sources::Collecting;
 use crate::streams::{Packing, hash, is_of_volume, unpacked};
 
 /// What a Parquet file begins with.
@@ -68,7 +68,7 @@ pub fn read(
     source: &Source,
     file: &SourceFile,
     wanted: Wanted<'_>,
-    collected: &mut Collected,
+    collecting: &mut Collecting,
 ) -> Result<(Digest, u64), Failure> {
     let place = Place { source, file };
     let bytes = |line| move |error: io::Error| place.failed(line, &error);
@@ -81,7 +81,7 @@ pub fn read(
         .map_err(bytes(0))?;
     if head.starts_with(PARQUET) {
         let again = opened.try_clone().map_err(bytes(0))?;
-        read_parquet(place, again, wanted, collected)?;
+        read_parquet(place, again, wanted, collecting)?;
         opened.rewind().map_err(bytes(0))?;
         return hash(opened).map_err(bytes(0));
     }
@@ -98,7 +98,7 @@ pub fn read(
         Some(first) => first,
         None => {
             let rule = format!("is longer than {MAXIMUM_LINE_BYTES} bytes");
-            collected.reject(place.row(number, rule));
+            collecting.noted.reject(place.row(number, rule));
             Vec::new()
         }
     };
@@ -109,13 +109,13 @@ pub fn read(
         }
     }
     match Header::read(&first, &wanted.columns()) {
-        Some(header) => read_csv(place, &header, &mut lines, wanted, collected)?,
+        Some(header) => read_csv(place, &header, &mut lines, wanted, collecting)?,
         None => {
             if !first.is_empty() {
-                let row = row::parse(&first, wanted, &mut collected.findings);
-                collected.take(row, |rule| place.row(number, rule));
+                let row = row::parse(&first, wanted, &mut collecting.noted.findings);
+                collecting.take(row, |rule| place.row(number, rule))?;
             }
-            read_jsonl(place, &mut lines, wanted, collected)?;
+            read_jsonl(place, &mut lines, wanted, collecting)?;
         }
     }
     Ok(seen.finish())
@@ -140,7 +140,7 @@ fn read_jsonl(
     place: Place<'_>,
     lines: &mut Lines<impl BufRead>,
     wanted: Wanted<'_>,
-    collected: &mut Collected,
+    collecting: &mut Collecting,
 ) -> Result<(), Failure> {
     let mut last = 0;
     while let Some((number, line)) = lines
@@ -150,10 +150,10 @@ fn read_jsonl(
         last = number;
         let row = match line {
             Line::Whole(line) if line.trim_ascii().is_empty() => continue,
-            Line::Whole(line) => row::parse(line, wanted, &mut collected.findings),
+            Line::Whole(line) => row::parse(line, wanted, &mut collecting.noted.findings),
             Line::TooLong => Err(format!("is longer than {MAXIMUM_LINE_BYTES} bytes")),
         };
-        collected.take(row, |rule| place.row(number, rule));
+        collecting.take(row, |rule| place.row(number, rule))?;
     }
     Ok(())
 }
@@ -163,7 +163,7 @@ fn read_csv(
     header: &Header,
     lines: &mut Lines<impl BufRead>,
     wanted: Wanted<'_>,
-    collected: &mut Collected,
+    collecting: &mut Collecting,
 ) -> Result<(), Failure> {
     if let Some(name) = header.repeated() {
         return Err(place.bad(0, &format!("has two columns named {name:?}")));
@@ -174,8 +174,9 @@ fn read_csv(
         .map_err(|error| place.failed(last, &error))?
     {
         last = number;
-        let row = record.and_then(|record| row::read(&record, wanted, &mut collected.findings));
-        collected.take(row, |rule| place.row(number, rule));
+        let row =
+            record.and_then(|record| row::read(&record, wanted, &mut collecting.noted.findings));
+        collecting.take(row, |rule| place.row(number, rule))?;
     }
     Ok(())
 }
@@ -184,7 +185,7 @@ fn read_parquet(
     place: Place<'_>,
     file: File,
     wanted: Wanted<'_>,
-    collected: &mut Collected,
+    collecting: &mut Collecting,
 ) -> Result<(), Failure> {
     let mut number = 0;
     let mut rows = ParquetRows::open(file, &wanted.columns())
@@ -195,9 +196,18 @@ fn read_parquet(
     {
         for record in batch {
             number += 1;
-            let row = row::read(&record, wanted, &mut collected.findings);
-            collected.take(row, |rule| place.row(number, rule));
+            // Lines and records of CSV are bounded before they are read.
+            let row = row::read(&record, wanted, &mut collecting.noted.findings)
+                .and_then(|good| bounded(good, MAXIMUM_LINE_BYTES));
+            collecting.take(row, |rule| place.row(number, rule))?;
         }
     }
     Ok(())
+}
+
+fn bounded(row: GoodRow, limit: usize) -> Result<GoodRow, String> {
+    if row.row.text_bytes() > limit {
+        return Err(format!("is longer than {limit} bytes"));
+    }
+    Ok(row)
 }

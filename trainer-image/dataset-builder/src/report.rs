@@ -181,7 +181,7 @@ mod tests {
                 test: 5,
             },
             splits: [
-                SplitStatistics::of([row].iter(), false),
+                crate::statistics::tests_support::of([row].iter(), false),
                 SplitStatistics::default(),
                 SplitStatistics::default(),
             ],

@@ -33,6 +33,11 @@ impl GoodRow {
     pub fn split_key(&self) -> &str {
         self.source_group.as_deref().unwrap_or(&self.canonical)
     }
+
+    /// The group as the source has it, before anything is masked.
+    pub fn source_group(&self) -> Option<&str> {
+        self.source_group.as_deref()
+    }
 }
 
 /// What is asked of a row.

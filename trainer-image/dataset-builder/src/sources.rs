@@ -14,16 +14,46 @@ use crate::files::files;
 use crate::privacy::Screen;
 use crate::reader;
 use crate::row::{GoodRow, Wanted};
+use crate::spill::Scratch;
+use crate::stored::{RowSorter, Rows};
 use crate::streams::hash;
 
 /// How many different rules a message names.
 const NAMED_RULES: usize = 3;
 
-/// What the sources hold.
+/// Sources on their way: the good rows, and what is noted of all.
+#[derive(Debug)]
+pub struct Collecting {
+    rows: RowSorter,
+    /// What is noted.
+    pub noted: Collected,
+}
+
+impl Collecting {
+    /// Keeps a good row; of a bad one where it was and why.
+    ///
+    /// # Errors
+    /// Those of the scratch volume.
+    pub fn take(
+        &mut self,
+        row: Result<GoodRow, String>,
+        at: impl FnOnce(String) -> RejectedRow,
+    ) -> Result<(), Failure> {
+        match row {
+            Ok(good) => self.rows.push(&good),
+            Err(rule) => {
+                self.noted.reject(at(rule));
+                Ok(())
+            }
+        }
+    }
+}
+
+/// What the sources hold, apart from the rows themselves.
 #[derive(Debug, Default)]
 pub struct Collected {
-    /// Good rows, in the order of the sources.
-    pub good: Vec<GoodRow>,
+    /// Good rows that are no duplicates, or all where those stay.
+    pub good: u64,
     /// The first bad rows.
     pub rejected: Vec<RejectedRow>,
     /// How often each rule was broken, in the order of first occurrence.
@@ -49,14 +79,6 @@ impl Collected {
     /// The number of bad rows.
     pub fn rejected_rows(&self) -> u64 {
         self.rules.iter().map(|broken| broken.rows).sum()
-    }
-
-    /// Keeps a good row; of a bad one where it was and why.
-    pub fn take(&mut self, row: Result<GoodRow, String>, at: impl FnOnce(String) -> RejectedRow) {
-        match row {
-            Ok(good) => self.good.push(good),
-            Err(rule) => self.reject(at(rule)),
-        }
     }
 
     /// Counts a bad row.
@@ -109,8 +131,15 @@ const MAXIMUM_RULES: usize = 1000;
 /// # Errors
 /// A source that is not there, can't be read, or holds other bytes than the build was planned for.
 /// Bad rows are no error here, see [`judge`].
-pub fn collect(config: &BuildConfig, screen: Option<&Screen>) -> Result<Collected, Failure> {
-    let mut collected = Collected::default();
+pub fn collect(
+    config: &BuildConfig,
+    screen: Option<&Screen>,
+    scratch: &Scratch,
+) -> Result<(Rows, Collected), Failure> {
+    let mut collecting = Collecting {
+        rows: RowSorter::new(scratch),
+        noted: Collected::default(),
+    };
     for source in &config.sources {
         let wanted = Wanted {
             format: config.format,
@@ -120,21 +149,21 @@ pub fn collect(config: &BuildConfig, screen: Option<&Screen>) -> Result<Collecte
             renamed: &source.columns,
             screen,
         };
-        read(source, wanted, &mut collected)?;
+        read(source, wanted, &mut collecting)?;
         tracing::info!(
             source = source.name,
-            good = collected.good.len(),
-            rejected = collected.rejected_rows(),
+            good = collecting.rows.count(),
+            rejected = collecting.noted.rejected_rows(),
             "source read"
         );
     }
-    Ok(collected)
+    Ok((collecting.rows.finish()?, collecting.noted))
 }
 
 /// Reads the files of a source, one after the other.
-fn read(source: &Source, wanted: Wanted<'_>, collected: &mut Collected) -> Result<(), Failure> {
+fn read(source: &Source, wanted: Wanted<'_>, collecting: &mut Collecting) -> Result<(), Failure> {
     for file in files(source)? {
-        let outcome = reader::read(source, &file, wanted, collected);
+        let outcome = reader::read(source, &file, wanted, collecting);
         let (digest, size_bytes) = match (outcome, &source.digest) {
             (Ok(seen), _) => seen,
             // Bytes that the build was not planned for say nothing of the source.
@@ -153,7 +182,7 @@ fn read(source: &Source, wanted: Wanted<'_>, collected: &mut Collected) -> Resul
                 source.name, source.uri
             )));
         }
-        collected.provenance.push(SourceProvenance {
+        collecting.noted.provenance.push(SourceProvenance {
             name: source.name.clone(),
             uri: file.uri,
             digest,
@@ -169,7 +198,7 @@ fn read(source: &Source, wanted: Wanted<'_>, collected: &mut Collected) -> Resul
 /// Too many bad rows or too few good ones, with numbers, limits and the rules that were broken.
 pub fn judge(config: &BuildConfig, collected: &Collected) -> Result<(), Failure> {
     let validation = &config.validation;
-    let (good, rejected) = (collected.good.len() as u64, collected.rejected_rows());
+    let (good, rejected) = (collected.good, collected.rejected_rows());
     let duplicates = collected.duplicates;
     let total = good + rejected + duplicates;
     let limit = &validation.maximum_invalid_percent;

@@ -3,20 +3,51 @@
 use graftwork_contract::dataset::{HashSplit, Split, SplitMethod};
 use sha2::{Digest as _, Sha256};
 
-use crate::duplicates::Clusters;
-use crate::row::GoodRow;
+use crate::clusters::Clusters;
+use crate::failure::Failure;
+use crate::order::Ordered;
+use crate::spill::Scratch;
+use crate::spill::numbers::Bits;
+use crate::spill::sorter::{Sorted, Sorter};
+use crate::stored::{Hash, array, number, sortable, take_number};
 
-/// Rows that must not be parted.
-#[derive(Debug)]
-struct Bundle<'a> {
-    /// What decides: the split key of its first row.
-    key: &'a str,
-    /// The time of its latest row.
-    time: i64,
-    rows: Vec<usize>,
+/// The split of each row, by its position.
+#[derive(Debug, Clone)]
+pub struct Sides {
+    validation: Bits,
+    test: Bits,
 }
 
-/// The split of each row. Rows of one cluster, and rows of one group, stay together.
+impl Sides {
+    fn new(rows: u64) -> Self {
+        Self {
+            validation: Bits::new(rows),
+            test: Bits::new(rows),
+        }
+    }
+
+    /// The split of a row.
+    pub fn get(&self, row: u64) -> Split {
+        if self.validation.get(row) {
+            Split::Validation
+        } else if self.test.get(row) {
+            Split::Test
+        } else {
+            Split::Train
+        }
+    }
+
+    /// A row is set once.
+    fn set(&mut self, row: u64, split: Split) {
+        match split {
+            Split::Train => {}
+            Split::Validation => self.validation.set(row),
+            Split::Test => self.test.set(row),
+        }
+    }
+}
+
+/// The split of each row that is kept. Rows of one cluster, and rows of one group, stay together.
 ///
 /// - Hash: by the key alone, see [`HashSplit::split_of`]; where clusters or groups were joined, by that of
 ///   their first row.
@@ -24,200 +55,209 @@ struct Bundle<'a> {
 /// - Time: in the order of time, cut at the percents of all rows; equal times stay together, and what
 ///   stays together goes by its latest row. No row is later than one of a later split, but for rows that
 ///   follow a later one.
-pub fn split(config: &HashSplit, rows: &[GoodRow], clusters: &Clusters) -> Vec<Split> {
-    let mut bundles = bundles(rows, clusters);
-    let mut splits = vec![Split::Train; rows.len()];
-    let mut place = |bundle: &Bundle<'_>, split: Split| {
-        for row in &bundle.rows {
-            if let Some(of) = splits.get_mut(*row) {
-                *of = split;
-            }
-        }
-    };
-    let order = |bundle: &Bundle<'_>| -> [u8; 32] {
-        Sha256::new()
-            .chain_update(config.seed.to_le_bytes())
-            .chain_update(bundle.key)
-            .finalize()
-            .into()
-    };
-    match config.method {
-        SplitMethod::Hash => {
-            for bundle in &bundles {
-                place(bundle, config.split_of(bundle.key));
-            }
-        }
-        SplitMethod::Random => {
-            bundles.sort_by_cached_key(order);
-            cut(config, rows.len(), &bundles, |_, _| false, place);
-        }
-        SplitMethod::Time => {
-            bundles.sort_by_cached_key(|bundle| (bundle.time, order(bundle)));
-            let same = |a: &Bundle<'_>, b: &Bundle<'_>| a.time == b.time;
-            cut(config, rows.len(), &bundles, same, place);
-        }
-    }
-    splits
-}
-
-/// Rows that a cluster or a group joins, in the order of their first rows.
-fn bundles<'a>(rows: &'a [GoodRow], clusters: &Clusters) -> Vec<Bundle<'a>> {
-    let mut joined = clusters.clone();
-    let mut first = std::collections::HashMap::new();
-    for (index, row) in rows.iter().enumerate() {
-        joined.join(*first.entry(row.split_key()).or_insert(index), index);
-    }
-    let mut bundles: std::collections::BTreeMap<usize, Bundle<'a>> =
-        std::collections::BTreeMap::new();
-    for (index, row) in rows.iter().enumerate() {
-        let bundle = bundles.entry(joined.first_of(index)).or_insert(Bundle {
-            key: row.split_key(),
-            time: i64::MIN,
-            rows: Vec::new(),
-        });
-        bundle.time = bundle.time.max(row.time.unwrap_or(i64::MIN));
-        bundle.rows.push(index);
-    }
-    bundles.into_values().collect()
-}
-
-/// Cuts an order at the percents. Bundles that are the `same` as the one before stay with it.
-fn cut<'a>(
+///
+/// # Errors
+/// Those of the scratch volume.
+pub fn split(
     config: &HashSplit,
-    all: usize,
-    bundles: &[Bundle<'a>],
-    same: impl Fn(&Bundle<'a>, &Bundle<'a>) -> bool,
-    mut place: impl FnMut(&Bundle<'a>, Split),
-) {
-    let share = |percent: u32| (all as u64 * u64::from(percent) + 50) / 100;
+    scratch: &Scratch,
+    ordered: &mut Ordered,
+) -> Result<Sides, Failure> {
+    let mut bundles = bundles(config, scratch, ordered)?;
+    match config.method {
+        SplitMethod::Hash => by_hash(config, ordered, &mut bundles),
+        SplitMethod::Random | SplitMethod::Time => {
+            let order = bundle_order(config, scratch, ordered, &mut bundles)?;
+            let firsts = cut(config, ordered, &order)?;
+            let mut sides = Sides::new(ordered.rows.count());
+            for row in 0..ordered.rows.count() {
+                if ordered.kept.get(row) {
+                    sides.set(row, firsts.get(bundles.first_of(row)?));
+                }
+            }
+            Ok(sides)
+        }
+    }
+}
+
+/// Rows that a cluster or a group joins.
+fn bundles(
+    config: &HashSplit,
+    scratch: &Scratch,
+    ordered: &mut Ordered,
+) -> Result<Clusters, Failure> {
+    let mut bundles = Clusters::single(scratch, ordered.rows.count())?;
+    if ordered.is_grouped {
+        for row in 0..ordered.rows.count() {
+            if ordered.kept.get(row) {
+                bundles.join(ordered.clusters.first_of(row)?, row)?;
+            }
+        }
+    }
+    let mut keys = Sorter::new(scratch);
+    let mut last: Option<(Hash, u64)> = None;
+    let mut reader = ordered.rows.read()?;
+    while let Some((position, row)) = reader.next_row()? {
+        if !ordered.kept.get(position) {
+            continue;
+        }
+        if config.group_column.is_some() {
+            let key: Hash = Sha256::digest(row.split_key()).into();
+            keys.push(&[&key[..], &position.to_be_bytes()].concat())?;
+        } else {
+            // The key is the row itself, and equal rows come one after the other.
+            match last {
+                Some((hash, first)) if hash == row.hash => bundles.join(first, position)?,
+                _ => last = Some((row.hash, position)),
+            }
+        }
+    }
+    bundles.join_equal(&keys.finish()?)?;
+    Ok(bundles)
+}
+
+fn by_hash(
+    config: &HashSplit,
+    ordered: &Ordered,
+    bundles: &mut Clusters,
+) -> Result<Sides, Failure> {
+    let mut sides = Sides::new(ordered.rows.count());
+    let mut reader = ordered.rows.read()?;
+    while let Some((position, row)) = reader.next_row()? {
+        if !ordered.kept.get(position) {
+            continue;
+        }
+        let first = bundles.first_of(position)?;
+        let split = if first == position {
+            config.split_of(row.split_key())
+        } else {
+            // The first row of a bundle comes before its others.
+            sides.get(first)
+        };
+        sides.set(position, split);
+    }
+    Ok(sides)
+}
+
+/// A bundle on its way to [`bundle_order`].
+struct Bundle {
+    first: u64,
+    order: Hash,
+    /// The time of its latest row.
+    time: i64,
+    rows: u64,
+}
+
+/// Bundles in the order that is cut: records of time, order, first row and number of rows.
+fn bundle_order(
+    config: &HashSplit,
+    scratch: &Scratch,
+    ordered: &Ordered,
+    bundles: &mut Clusters,
+) -> Result<Sorted, Failure> {
+    let members = members(config, scratch, ordered, bundles)?;
+    let mut sorter = Sorter::new(scratch);
+    let mut push = |bundle: Bundle| {
+        sorter.push(
+            &[
+                &sortable(bundle.time)[..],
+                &bundle.order,
+                &bundle.first.to_be_bytes(),
+                &bundle.rows.to_be_bytes(),
+            ]
+            .concat(),
+        )
+    };
+    let mut bundle: Option<Bundle> = None;
+    let mut records = members.records()?;
+    while let Some(mut record) = records.next_record()? {
+        let first = take_number(&mut record)?;
+        let _row = take_number(&mut record)?;
+        let time = number(array(&mut record)?);
+        match &mut bundle {
+            Some(bundle) if bundle.first == first => {
+                bundle.time = bundle.time.max(time);
+                bundle.rows += 1;
+            }
+            _ => {
+                let next = Bundle {
+                    first,
+                    order: array(&mut record)?,
+                    time,
+                    rows: 1,
+                };
+                if let Some(done) = bundle.replace(next) {
+                    push(done)?;
+                }
+            }
+        }
+    }
+    if let Some(done) = bundle {
+        push(done)?;
+    }
+    sorter.finish()
+}
+
+/// Records of a bundle's first row, a row of it, and that row's time; of the first row also what orders
+/// the bundle.
+fn members(
+    config: &HashSplit,
+    scratch: &Scratch,
+    ordered: &Ordered,
+    bundles: &mut Clusters,
+) -> Result<Sorted, Failure> {
+    let by_time = config.method == SplitMethod::Time;
+    let mut sorter = Sorter::new(scratch);
+    let mut reader = ordered.rows.read()?;
+    let mut record = Vec::new();
+    while let Some((position, row)) = reader.next_row()? {
+        if !ordered.kept.get(position) {
+            continue;
+        }
+        let first = bundles.first_of(position)?;
+        let time = row.time.filter(|_| by_time).unwrap_or(i64::MIN);
+        record.clear();
+        record.extend_from_slice(&first.to_be_bytes());
+        record.extend_from_slice(&position.to_be_bytes());
+        record.extend_from_slice(&sortable(time));
+        if first == position {
+            let order: Hash = Sha256::new()
+                .chain_update(config.seed.to_le_bytes())
+                .chain_update(row.split_key())
+                .finalize()
+                .into();
+            record.extend_from_slice(&order);
+        }
+        sorter.push(&record)?;
+    }
+    sorter.finish()
+}
+
+/// Cuts an order at the percents: the split of each bundle's first row. By time, bundles of the same time
+/// as the one before stay with it.
+fn cut(config: &HashSplit, ordered: &Ordered, order: &Sorted) -> Result<Sides, Failure> {
+    let share = |percent: u32| (ordered.kept_count * u64::from(percent) + 50) / 100;
     let train = share(config.train_percent);
     let validation = share(config.train_percent + config.validation_percent);
+    let by_time = config.method == SplitMethod::Time;
+    let mut firsts = Sides::new(ordered.rows.count());
     let mut before = 0;
-    let mut last: Option<(&Bundle<'a>, Split)> = None;
-    for bundle in bundles {
+    let mut last: Option<(i64, Split)> = None;
+    let mut records = order.records()?;
+    while let Some(mut record) = records.next_record()? {
+        let time = number(array(&mut record)?);
+        let _order: Hash = array(&mut record)?;
+        let first = take_number(&mut record)?;
+        let rows = take_number(&mut record)?;
         let split = match last {
-            Some((other, split)) if same(other, bundle) => split,
+            Some((other, split)) if by_time && other == time => split,
             _ if before < train => Split::Train,
             _ if before < validation => Split::Validation,
             _ => Split::Test,
         };
-        place(bundle, split);
-        before += bundle.rows.len() as u64;
-        last = Some((bundle, split));
+        firsts.set(first, split);
+        before += rows;
+        last = Some((time, split));
     }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::collections::BTreeMap;
-
-    use super::*;
-    use crate::duplicates;
-    use crate::row::tests_support::{row_of, text_row};
-
-    fn config(method: SplitMethod) -> HashSplit {
-        HashSplit {
-            method,
-            time_column: None,
-            group_column: None,
-            train_percent: 80,
-            validation_percent: 10,
-            test_percent: 10,
-            seed: 7,
-        }
-    }
-
-    fn rows(count: usize) -> Vec<GoodRow> {
-        (0..count).map(|n| text_row(&format!("row {n}"))).collect()
-    }
-
-    fn counts(splits: &[Split]) -> [usize; 3] {
-        Split::ALL.map(|split| splits.iter().filter(|it| **it == split).count())
-    }
-
-    #[test]
-    fn a_random_split_has_exactly_its_shares_whatever_the_order_of_the_rows() {
-        let rows = rows(1000);
-        let alone = Clusters::single(rows.len());
-        let splits = split(&config(SplitMethod::Random), &rows, &alone);
-        assert_eq!(counts(&splits), [800, 100, 100]);
-        let of: BTreeMap<_, _> = rows.iter().map(|row| &row.canonical).zip(&splits).collect();
-        let turned: Vec<GoodRow> = rows.iter().rev().cloned().collect();
-        let again = split(&config(SplitMethod::Random), &turned, &alone);
-        for (row, split) in turned.iter().zip(&again) {
-            assert_eq!(of[&row.canonical], split);
-        }
-        let mut other = config(SplitMethod::Random);
-        other.seed = 8;
-        assert_ne!(split(&other, &rows, &alone), splits);
-    }
-
-    #[test]
-    fn a_hash_split_goes_by_the_row_alone() {
-        let rows = rows(200);
-        let config = config(SplitMethod::Hash);
-        let splits = split(&config, &rows, &Clusters::single(rows.len()));
-        for (row, split) in rows.iter().zip(splits) {
-            assert_eq!(config.split_of(&row.canonical), split);
-        }
-    }
-
-    #[test]
-    fn no_later_row_is_in_an_earlier_split_and_equal_times_stay_together() {
-        // Times 0, 0, 1, 1, 2, 2, ...: the cut at 80 % falls within none.
-        let rows: Vec<GoodRow> = (0..105)
-            .map(|n| row_of(&format!("row {n}"), None, Some(n / 7)))
-            .collect();
-        let splits = split(
-            &config(SplitMethod::Time),
-            &rows,
-            &Clusters::single(rows.len()),
-        );
-        let times = |wanted: Split| -> Vec<i64> {
-            let of = rows
-                .iter()
-                .zip(&splits)
-                .filter(|(_, split)| **split == wanted);
-            of.map(|(row, _)| row.time.unwrap()).collect()
-        };
-        let [train, validation, test] = Split::ALL.map(times);
-        assert!(train.iter().max() < validation.iter().min());
-        assert!(validation.iter().max() < test.iter().min());
-        assert_eq!((train.len(), validation.len(), test.len()), (84, 14, 7));
-    }
-
-    #[test]
-    fn a_group_follows_its_latest_row() {
-        let mut rows: Vec<GoodRow> = (0..100)
-            .map(|n| row_of(&format!("row {n}"), None, Some(n)))
-            .collect();
-        rows.push(row_of("early", Some("claim"), Some(0)));
-        rows.push(row_of("late", Some("claim"), Some(1000)));
-        let splits = split(
-            &config(SplitMethod::Time),
-            &rows,
-            &Clusters::single(rows.len()),
-        );
-        assert_eq!(splits[100..], [Split::Test, Split::Test]);
-        assert_eq!(splits[0], Split::Train);
-    }
-
-    #[test]
-    fn a_cluster_and_the_groups_that_it_joins_stay_in_one_split() {
-        let mut rows = rows(300);
-        // Each hundred rows that are equal but for their case, in two groups.
-        for n in 0..40 {
-            let text = if n % 2 == 0 { "Same" } else { "SAME" };
-            let group = format!("group {}", n % 4);
-            rows.push(row_of(text, Some(&group), Some(0)));
-        }
-        let clusters = duplicates::equal(&rows);
-        for method in [SplitMethod::Hash, SplitMethod::Random, SplitMethod::Time] {
-            let splits = split(&config(method), &rows, &clusters);
-            assert!(
-                splits[300..].iter().all(|it| *it == splits[300]),
-                "{method:?}"
-            );
-        }
-    }
+    Ok(firsts)
 }

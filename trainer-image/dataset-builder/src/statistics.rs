@@ -2,15 +2,19 @@
 //! [`crate::report`]. It holds counts and lengths and, where classes are balanced, their names; texts
 //! stand nowhere in it.
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
 
 use graftwork_artifacts::rows::Row;
 use graftwork_contract::dataset::{Leakage, RowCounts, Split};
 use graftwork_privacy::{Counts, Masker, mask};
 use serde_json::{Value, json};
 
-use crate::row::GoodRow;
+use crate::failure::Failure;
 use crate::sources::BrokenRule;
+use crate::spill::Scratch;
+use crate::spill::sorter::Sorter;
+use crate::stored::{array, put_text, take_number, take_text};
 
 /// File name in the version's folder.
 pub const STATISTICS_FILE: &str = "statistics.json";
@@ -56,28 +60,119 @@ pub struct SplitStatistics {
 }
 
 impl SplitStatistics {
-    /// Of the rows of one split. Names of classes are masked where `masks` says so.
-    pub fn of<'a>(rows: impl Iterator<Item = &'a GoodRow>, masks: bool) -> Self {
-        let mut statistics = Self::default();
-        for row in rows {
-            let mut characters = 0;
-            for (column, text) in texts(&row.row) {
-                let count = text.chars().count() as u64;
-                characters += count;
-                statistics.words += text.split_whitespace().count() as u64;
-                *statistics.columns.entry(column).or_default() += count;
+    /// Counts a row that comes so often. Its class is counted by [`Classes`].
+    pub fn add(&mut self, row: &Row, times: u64) {
+        if times == 0 {
+            return;
+        }
+        let mut characters = 0;
+        for (column, text) in texts(row) {
+            let count = text.chars().count() as u64;
+            characters += count;
+            self.words += text.split_whitespace().count() as u64 * times;
+            *self.columns.entry(column).or_default() += count * times;
+        }
+        self.rows += times;
+        self.characters += characters * times;
+        self.longest = self.longest.max(characters);
+        let below = (characters + 1).next_power_of_two();
+        *self.lengths.entry(below).or_default() += times;
+    }
+}
+
+/// Rows by class: names are sorted, and of each split only the most frequent ones are held.
+#[derive(Debug)]
+pub struct Classes {
+    sorter: Sorter,
+    record: Vec<u8>,
+    masks: bool,
+}
+
+impl Classes {
+    /// No rows yet. Names of classes are masked where `masks` says so.
+    pub fn new(scratch: &Scratch, masks: bool) -> Self {
+        Self {
+            sorter: Sorter::new(scratch),
+            record: Vec::new(),
+            masks,
+        }
+    }
+
+    /// Counts a row of a class that comes so often.
+    ///
+    /// # Errors
+    /// Those of the scratch volume.
+    pub fn add(&mut self, split: Split, class: &str, times: u64) -> Result<(), Failure> {
+        if times == 0 {
+            return Ok(());
+        }
+        self.record.clear();
+        self.record.push(split as u8);
+        put_text(Some(&named(class, self.masks)), &mut self.record);
+        self.record.extend_from_slice(&times.to_be_bytes());
+        self.sorter.push(&self.record)
+    }
+
+    /// Rows of the classes of each split.
+    ///
+    /// # Errors
+    /// Those of the scratch volume.
+    pub fn finish(self) -> Result<[BTreeMap<String, u64>; 3], Failure> {
+        let mut splits: [MostFrequent; 3] = Default::default();
+        let mut note = |(split, name, rows): (u8, String, u64)| {
+            if let Some(classes) = splits.get_mut(usize::from(split)) {
+                classes.add(name, rows);
             }
-            statistics.rows += 1;
-            statistics.characters += characters;
-            statistics.longest = statistics.longest.max(characters);
-            let below = (characters + 1).next_power_of_two();
-            *statistics.lengths.entry(below).or_default() += 1;
-            if let Some(class) = &row.class {
-                *statistics.classes.entry(named(class, masks)).or_default() += 1;
+        };
+        let sorted = self.sorter.finish()?;
+        let mut records = sorted.records()?;
+        let mut last: Option<(u8, String, u64)> = None;
+        while let Some(mut record) = records.next_record()? {
+            let [split] = array::<1>(&mut record)?;
+            let name = take_text(&mut record)?.unwrap_or_default();
+            let times = take_number(&mut record)?;
+            match &mut last {
+                Some((of, known, rows)) if *of == split && *known == name => *rows += times,
+                _ => {
+                    if let Some(done) = last.replace((split, name, times)) {
+                        note(done);
+                    }
+                }
             }
         }
-        statistics.classes = most_frequent(statistics.classes);
-        statistics
+        if let Some(done) = last {
+            note(done);
+        }
+        Ok(splits.map(MostFrequent::finish))
+    }
+}
+
+/// The most frequent classes, and how many rows the others have.
+#[derive(Debug, Default)]
+struct MostFrequent {
+    classes: BTreeSet<(Reverse<u64>, String)>,
+    others: Option<u64>,
+}
+
+impl MostFrequent {
+    /// Adds a class that was not added before.
+    fn add(&mut self, name: String, rows: u64) {
+        self.classes.insert((Reverse(rows), name));
+        if self.classes.len() > MAXIMUM_CLASSES
+            && let Some((Reverse(rows), _)) = self.classes.pop_last()
+        {
+            *self.others.get_or_insert(0) += rows;
+        }
+    }
+
+    fn finish(self) -> BTreeMap<String, u64> {
+        let named = self.classes.into_iter();
+        let mut classes: BTreeMap<String, u64> =
+            named.map(|(Reverse(rows), name)| (name, rows)).collect();
+        if let Some(rows) = self.others {
+            *classes.entry("(others)".to_owned()).or_default() += rows;
+        }
+        classes
     }
 }
 
@@ -86,23 +181,6 @@ fn named(class: &str, masks: bool) -> String {
     let masked = masks.then(|| mask(class, &Masker::Redact, &mut Counts::default()));
     let name = masked.flatten().unwrap_or_else(|| class.to_owned());
     name.chars().take(80).collect()
-}
-
-fn most_frequent(classes: BTreeMap<String, u64>) -> BTreeMap<String, u64> {
-    if classes.len() <= MAXIMUM_CLASSES {
-        return classes;
-    }
-    let mut sorted: Vec<(String, u64)> = classes.into_iter().collect();
-    sorted.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
-    let rest: u64 = sorted
-        .iter()
-        .skip(MAXIMUM_CLASSES)
-        .map(|(_, rows)| rows)
-        .sum();
-    sorted.truncate(MAXIMUM_CLASSES);
-    let mut classes: BTreeMap<String, u64> = sorted.into_iter().collect();
-    *classes.entry("(others)".to_owned()).or_default() += rest;
-    classes
 }
 
 fn texts(row: &Row) -> Vec<(&'static str, &str)> {
@@ -194,15 +272,45 @@ fn numbered(counts: &BTreeMap<u64, u64>) -> serde_json::Map<String, Value> {
         .collect()
 }
 
+/// Numbers of rows that are all held, for the tests of other modules.
+#[cfg(test)]
+pub mod tests_support {
+    use super::*;
+    use crate::row::GoodRow;
+
+    /// The numbers of rows of one split, which are all held.
+    pub fn of<'a>(rows: impl Iterator<Item = &'a GoodRow>, masks: bool) -> SplitStatistics {
+        let mut statistics = SplitStatistics::default();
+        let mut classes: BTreeMap<String, u64> = BTreeMap::new();
+        for row in rows {
+            statistics.add(&row.row, 1);
+            if let Some(class) = &row.class {
+                *classes.entry(named(class, masks)).or_default() += 1;
+            }
+        }
+        if classes.len() > MAXIMUM_CLASSES {
+            let mut sorted: Vec<(String, u64)> = classes.into_iter().collect();
+            sorted.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
+            let rest: u64 = sorted[MAXIMUM_CLASSES..].iter().map(|it| it.1).sum();
+            sorted.truncate(MAXIMUM_CLASSES);
+            classes = sorted.into_iter().collect();
+            *classes.entry("(others)".to_owned()).or_default() += rest;
+        }
+        statistics.classes = classes;
+        statistics
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use super::tests_support::of;
     use super::*;
     use crate::row::tests_support::text_row;
 
     #[test]
     fn characters_words_and_lengths_are_counted() {
         let rows = [text_row("é b"), text_row("abcd"), text_row("one two three")];
-        let statistics = SplitStatistics::of(rows.iter(), false);
+        let statistics = of(rows.iter(), false);
         assert_eq!(
             (
                 statistics.rows,
@@ -221,23 +329,47 @@ mod tests {
     }
 
     #[test]
+    fn a_row_that_comes_several_times_is_counted_as_often() {
+        let (mut once, mut repeated) = (SplitStatistics::default(), SplitStatistics::default());
+        let rows = [
+            (text_row("a b"), 3),
+            (text_row("abcdef"), 1),
+            (text_row("x"), 0),
+        ];
+        for (row, times) in &rows {
+            repeated.add(&row.row, *times);
+            (0..*times).for_each(|_| once.add(&row.row, 1));
+        }
+        assert_eq!(repeated, once);
+        assert_eq!(once.rows, 4);
+    }
+
+    #[test]
     fn many_classes_are_counted_together_and_masked_where_texts_are() {
-        let rows: Vec<GoodRow> = (0..200)
-            .map(|n| {
-                let mut row = text_row("x");
-                row.class = Some(match n {
-                    0..100 => "often".to_owned(),
-                    _ => format!("p{n}@example.com"),
-                });
-                row
+        let dir = tempfile::tempdir().unwrap();
+        let rows: Vec<String> = (0..200)
+            .map(|n| match n {
+                0..100 => "often".to_owned(),
+                _ => format!("p{n}@example.com"),
             })
             .collect();
-        let plain = SplitStatistics::of(rows.iter(), false).classes;
+        let count = |masks| {
+            // So little memory that names are sorted on disk.
+            let mut classes = Classes::new(&Scratch::new(dir.path(), 0), masks);
+            for class in &rows {
+                classes.add(Split::Train, class, 1).unwrap();
+            }
+            classes.add(Split::Test, "other", 7).unwrap();
+            classes.finish().unwrap()
+        };
+        let [train, validation, test] = count(false);
         assert_eq!(
-            (plain.len(), plain["often"], plain["(others)"]),
+            (train.len(), train["often"], train["(others)"]),
             (51, 100, 51)
         );
-        let masked = SplitStatistics::of(rows.iter(), true).classes;
+        assert!(validation.is_empty());
+        assert_eq!(test, BTreeMap::from([("other".to_owned(), 7)]));
+        let [masked, ..] = count(true);
         let expected =
             [("[EMAIL]", 100), ("often", 100)].map(|(name, rows)| (name.to_owned(), rows));
         assert_eq!(masked, BTreeMap::from(expected));

@@ -12,6 +12,7 @@
 mod dealing;
 mod privacy;
 mod sources;
+mod streaming;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -31,12 +32,15 @@ use graftwork_contract::{Digest, paths};
 struct Bench {
     dir: tempfile::TempDir,
     config: BuildConfig,
+    /// Bytes that may be held in memory; none: as many as a Job's builder may.
+    memory: Option<u64>,
 }
 
 impl Bench {
     fn new(format: Format) -> Self {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("store")).unwrap();
+        fs::create_dir(dir.path().join("scratch")).unwrap();
         let config = BuildConfig {
             dataset: "topics".into(),
             fingerprint: Digest::of(b"first"),
@@ -61,7 +65,11 @@ impl Bench {
             privacy: None,
             balance: None,
         };
-        Self { dir, config }
+        Self {
+            dir,
+            config,
+            memory: None,
+        }
     }
 
     fn source(&mut self, name: &str, text: &str) {
@@ -138,7 +146,16 @@ impl Bench {
     fn start(&self) -> Child {
         let path = self.dir.path().join("config.json");
         fs::write(&path, serde_json::to_vec(&self.config).unwrap()).unwrap();
-        start(&path, &self.store_dir(), &self.summary_file())
+        let mut command = command(&path, &self.store_dir(), &self.summary_file());
+        command.args([Path::new("--scratch"), self.scratch_dir().as_path()]);
+        if let Some(bytes) = self.memory {
+            command.args(["--memory-bytes", &bytes.to_string()]);
+        }
+        command.spawn().unwrap()
+    }
+
+    fn scratch_dir(&self) -> PathBuf {
+        self.dir.path().join("scratch")
     }
 
     fn summary_file(&self) -> PathBuf {
@@ -162,8 +179,9 @@ impl Bench {
     }
 }
 
-fn start(config: &Path, store: &Path, summary: &Path) -> Child {
-    Command::new(env!("CARGO_BIN_EXE_dataset-builder"))
+fn command(config: &Path, store: &Path, summary: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_dataset-builder"));
+    command
         .args([Path::new("--config"), config, Path::new("--store"), store])
         .args([Path::new("--termination-file"), summary])
         .args([
@@ -171,9 +189,8 @@ fn start(config: &Path, store: &Path, summary: &Path) -> Child {
             store.with_file_name("key").as_path(),
         ])
         .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap()
+        .stderr(Stdio::null());
+    command
 }
 
 fn read_summary(path: &Path) -> BuildSummary {
@@ -515,7 +532,9 @@ fn what_is_missing_or_wrong_is_named_with_its_reason() {
     assert_eq!((code, summary.reason.as_str()), (69, "StorageUnavailable"));
 
     let nowhere = bench.dir.path().join("absent.json");
-    let code = start(&nowhere, &bench.store_dir(), &bench.summary_file())
+    let code = command(&nowhere, &bench.store_dir(), &bench.summary_file())
+        .spawn()
+        .unwrap()
         .wait()
         .unwrap()
         .code();

@@ -1,0 +1,136 @@
+//! What does not fit in memory, on the scratch volume: sorted records, and numbers by row.
+//!
+//! Files of the scratch volume have no name: the kernel frees them with the process, however it ends.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::failure::Failure;
+
+pub mod numbers;
+pub mod runs;
+pub mod sorter;
+pub mod texts;
+
+/// Bytes that are held in memory unless the command line says otherwise (512 MiB). What else a build
+/// needs (decoders, row groups of Parquet, long rows) comes on top.
+pub const DEFAULT_MEMORY_BYTES: u64 = 512 << 20;
+/// The least that is held (4 KiB); with less nothing could be sorted.
+const MINIMUM_MEMORY_BYTES: u64 = 4 << 10;
+/// Sorts and tables that may be at work at the same time.
+const SHARES: u64 = 4;
+
+/// The scratch volume, and how much may be held in memory before it is used. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Scratch {
+    dir: PathBuf,
+    memory_bytes: u64,
+}
+
+impl Scratch {
+    /// Scratch space in `dir`. Nothing is created there until the memory is full.
+    pub fn new(dir: &Path, memory_bytes: u64) -> Self {
+        Self {
+            dir: dir.to_path_buf(),
+            memory_bytes: memory_bytes.max(MINIMUM_MEMORY_BYTES),
+        }
+    }
+
+    /// Bytes that one sort or table may hold.
+    pub fn share_bytes(&self) -> usize {
+        usize::try_from(self.memory_bytes / SHARES).unwrap_or(usize::MAX)
+    }
+
+    /// A new file that nobody else can see.
+    ///
+    /// # Errors
+    /// A volume that is full, is not there, or can't be written.
+    pub fn file(&self) -> Result<File, Failure> {
+        tempfile::tempfile_in(&self.dir).map_err(|error| self.failed(&error))
+    }
+
+    /// An error of the scratch volume. Another attempt may find more room: on a node, pods share it.
+    pub fn failed(&self, error: &io::Error) -> Failure {
+        let dir = self.dir.display();
+        if is_full(error) {
+            return Failure::unavailable(format!(
+                "the scratch volume {dir} is full ({}), and the rows don't fit in {} of memory; give the node more disk, raise datasetBuilder.resources.limits.ephemeral-storage of the chart where it is set, or build from fewer rows",
+                room(&self.dir),
+                mebibytes(self.memory_bytes)
+            ));
+        }
+        Failure::unavailable(format!(
+            "the scratch volume {dir} can't be used: {error}; rows that don't fit in memory are sorted there"
+        ))
+    }
+}
+
+/// Whether a volume, or its quota, has no more room.
+pub fn is_full(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+    )
+}
+
+/// How large the volume below a path is, and how much of it is free.
+pub fn room(path: &Path) -> String {
+    // A file that could not be written may not be there; its folder is.
+    let found = path.ancestors().find_map(|it| rustix::fs::statvfs(it).ok());
+    match found {
+        Some(volume) => format!(
+            "it has {}, {} free",
+            mebibytes(volume.f_blocks.saturating_mul(volume.f_frsize)),
+            mebibytes(volume.f_bavail.saturating_mul(volume.f_frsize))
+        ),
+        None => "its size is not known".to_owned(),
+    }
+}
+
+fn mebibytes(bytes: u64) -> String {
+    format!("{} MiB", bytes >> 20)
+}
+
+/// A record of ours that can't be read back.
+pub fn damaged() -> Failure {
+    Failure::bug("a record of the scratch volume is not what was written there")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_named_with_its_size_and_what_to_do() {
+        let dir = tempfile::tempdir().unwrap();
+        let scratch = Scratch::new(dir.path(), 64 << 20);
+        let full = scratch.failed(&io::Error::from(io::ErrorKind::StorageFull));
+        assert_eq!(full.reason, "StorageUnavailable");
+        let name = dir.path().display().to_string();
+        for words in [
+            name.as_str(),
+            "it has ",
+            " MiB free",
+            "64 MiB of memory",
+            "ephemeral-storage",
+        ] {
+            assert!(full.message.contains(words), "{words}: {full}");
+        }
+        let missing = Scratch::new(&dir.path().join("absent"), 0);
+        let failure = missing.file().unwrap_err();
+        assert!(
+            failure.message.contains("absent can't be used"),
+            "{failure}"
+        );
+    }
+
+    #[test]
+    fn files_have_no_name_that_could_outlive_the_process() {
+        let dir = tempfile::tempdir().unwrap();
+        let scratch = Scratch::new(dir.path(), 0);
+        let file = scratch.file().unwrap();
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        drop(file);
+    }
+}
