@@ -12,7 +12,7 @@ REGISTRY ?=
 STORIES ?=
 export CLUSTER IMAGES REGISTRY STORIES
 
-.PHONY: help setup build demo demo-down test unit e2e lint fmt deny generate base-model parity privacy-figures
+.PHONY: help setup build demo demo-down test unit e2e lint fmt deny generate base-model parity privacy-figures build-memory
 
 help: ## This list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 20
@@ -54,6 +54,10 @@ generate: ## Writes what is generated: crds, examples, docs/conditions.md, the c
 
 privacy-figures: ## Recall and precision of the detectors of personal data, on what PyPI's Faker makes
 	@crates/privacy/figures
+
+build-memory: ## Peak memory of dataset builds against their sources' size (SIZES="0.5 1 2 5" GB, NEAR=Keep|Group|Drop)
+	cargo build --package dataset-builder
+	@python3 trainer-image/dataset-builder/memory.py "$(CARGO_TARGET_DIR)/$$(rustc -vV | sed -n 's/^host: //p')/debug/dataset-builder"
 
 base-model: ## Pre-trains the demo's base model (ten minutes to half an hour)
 	@e2e/demo-data/build-base-model
