@@ -2,13 +2,18 @@
 
 use crate::failure::Failure;
 use crate::spill::Scratch;
-use crate::spill::numbers::Numbers;
+use crate::spill::numbers::{Bits, Numbers};
 use crate::spill::sorter::Sorted;
 use crate::stored::{Hash, array, take_number};
 
 /// Clusters of rows. The first row of one stands for it.
 #[derive(Debug)]
-pub struct Clusters(Numbers);
+pub struct Clusters {
+    /// A row before it in its cluster, of each row that was joined to one.
+    earlier: Numbers,
+    /// Rows that were. Most were not, and are told apart without a look at the volume.
+    joined: Bits,
+}
 
 impl Clusters {
     /// Each row alone.
@@ -16,7 +21,10 @@ impl Clusters {
     /// # Errors
     /// Those of the scratch volume.
     pub fn single(scratch: &Scratch, rows: u64) -> Result<Self, Failure> {
-        Numbers::counting(scratch, rows).map(Self)
+        Ok(Self {
+            earlier: Numbers::new(scratch, rows)?,
+            joined: Bits::new(rows),
+        })
     }
 
     /// The first row of a row's cluster. What it goes past is made to point further on the way.
@@ -25,18 +33,16 @@ impl Clusters {
     /// Those of the scratch volume.
     pub fn first_of(&mut self, row: u64) -> Result<u64, Failure> {
         let mut at = row;
-        loop {
-            let next = self.0.get(at)?;
-            if next == at {
-                return Ok(at);
-            }
-            let over = self.0.get(next)?;
-            if over == next {
+        while self.joined.get(at) {
+            let next = self.earlier.get(at)?;
+            if !self.joined.get(next) {
                 return Ok(next);
             }
-            self.0.set(at, over)?;
+            let over = self.earlier.get(next)?;
+            self.earlier.set(at, over)?;
             at = over;
         }
+        Ok(at)
     }
 
     /// Makes one cluster of two.
@@ -45,11 +51,12 @@ impl Clusters {
     /// Those of the scratch volume.
     pub fn join(&mut self, a: u64, b: u64) -> Result<(), Failure> {
         let (a, b) = (self.first_of(a)?, self.first_of(b)?);
-        if a == b {
-            return Ok(());
+        if a != b {
+            // The row that comes first stays the first.
+            self.earlier.set(a.max(b), a.min(b))?;
+            self.joined.set(a.max(b));
         }
-        // The row that comes first stays the first.
-        self.0.set(a.max(b), a.min(b))
+        Ok(())
     }
 
     /// Joins the rows of sorted records that begin with the same hash; each is a hash and a position.

@@ -32,7 +32,7 @@ impl Texts {
     pub fn new(scratch: &Scratch, rows: u64) -> Result<Self, Failure> {
         Ok(Self {
             scratch: scratch.clone(),
-            starts: Numbers::counting(scratch, rows)?,
+            starts: Numbers::new(scratch, rows)?,
             held: Vec::new(),
             file: None,
             written: 0,
