@@ -11,7 +11,7 @@ use crate::build::{Places, build};
 use crate::config;
 use crate::detect::detect;
 use crate::failure::Failure;
-use crate::spill::{DEFAULT_MEMORY_BYTES, Scratch};
+use crate::spill::{Scratch, default_memory_bytes};
 use crate::termination::{self, succeeded};
 
 const EXAMPLES: &str = "Examples:
@@ -45,9 +45,10 @@ pub struct Cli {
     /// Where rows go that don't fit in memory; files there have no name, and go with the process
     #[arg(long, value_name = "FOLDER", default_value = pod::SCRATCH_DIR)]
     pub scratch: PathBuf,
-    /// Rows and tables that are held in memory, in bytes; the outcome is the same with any
-    #[arg(long, value_name = "BYTES", default_value_t = DEFAULT_MEMORY_BYTES)]
-    pub memory_bytes: u64,
+    /// Rows and tables that are held in memory, in bytes; the outcome is the same with any [default: a
+    /// quarter of the container's memory, at most 512 MiB]
+    #[arg(long, value_name = "BYTES")]
+    pub memory_bytes: Option<u64>,
     /// Something else than a build
     #[command(subcommand)]
     pub command: Option<Command>,
@@ -94,10 +95,12 @@ fn build_version(cli: &Cli) -> ExitCode {
     }));
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         let config = config::load(&cli.config)?;
+        let memory = cli.memory_bytes.unwrap_or_else(default_memory_bytes);
+        let scratch = Scratch::new(&cli.scratch, memory);
         let places = Places {
             store: &cli.store,
             key_file: &cli.pseudonym_key,
-            scratch: &Scratch::new(&cli.scratch, cli.memory_bytes),
+            scratch: &scratch,
         };
         build(&config, places)
     }))

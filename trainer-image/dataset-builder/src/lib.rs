@@ -11,8 +11,8 @@
 //! It does not talk to Kubernetes or to any network, does not tokenise, and never prints data: logs
 //! and messages name source, line and rule.
 //!
-//! Rows stream: whatever the size of the sources, memory holds [`spill::DEFAULT_MEMORY_BYTES`] of rows and
-//! tables (`--memory-bytes`), what decoders and Parquet need, and less than a byte a row. The rest is sorted on
+//! Rows stream: whatever the size of the sources, memory holds at most [`spill::DEFAULT_MEMORY_BYTES`] of
+//! rows and tables (`--memory-bytes`), what decoders and Parquet need, and less than a byte a row. The rest is sorted on
 //! the scratch volume. The outcome is the same whatever the memory.
 //!
 //! Limits: a packed file unpacks to at most [`streams::MAXIMUM_UNPACKED_BYTES`], a line has at most

@@ -13,13 +13,28 @@ pub mod runs;
 pub mod sorter;
 pub mod texts;
 
-/// Bytes that are held in memory unless the command line says otherwise (512 MiB). What else a build
-/// needs (decoders, row groups of Parquet, long rows) comes on top.
+/// Bytes that are held in memory at most, unless the command line says otherwise (512 MiB). What else a
+/// build needs (decoders, row groups of Parquet, long rows) comes on top.
 pub const DEFAULT_MEMORY_BYTES: u64 = 512 << 20;
+/// What the container may hold, in bytes, or `max` (cgroup v2).
+const LIMIT_FILE: &str = "/sys/fs/cgroup/memory.max";
 /// The least that is held (4 KiB); with less nothing could be sorted.
 const MINIMUM_MEMORY_BYTES: u64 = 4 << 10;
 /// Sorts and tables that may be at work at the same time.
 const SHARES: u64 = 4;
+
+/// Bytes that are held in memory where nobody says otherwise: a quarter of what the container may hold, and
+/// at most [`DEFAULT_MEMORY_BYTES`].
+pub fn default_memory_bytes() -> u64 {
+    part_of_limit(std::fs::read_to_string(LIMIT_FILE).ok().as_deref())
+}
+
+fn part_of_limit(limit: Option<&str>) -> u64 {
+    let limit = limit.and_then(|text| text.trim().parse::<u64>().ok());
+    limit.map_or(DEFAULT_MEMORY_BYTES, |bytes| {
+        (bytes / 4).min(DEFAULT_MEMORY_BYTES)
+    })
+}
 
 /// The scratch volume, and how much may be held in memory before it is used. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -123,6 +138,19 @@ mod tests {
             failure.message.contains("absent can't be used"),
             "{failure}"
         );
+    }
+
+    #[test]
+    fn a_small_container_holds_a_quarter_of_its_memory() {
+        for (limit, bytes) in [
+            (Some("268435456\n"), 64 << 20),
+            (Some("2147483648\n"), DEFAULT_MEMORY_BYTES),
+            (Some("17179869184\n"), DEFAULT_MEMORY_BYTES),
+            (Some("max\n"), DEFAULT_MEMORY_BYTES),
+            (None, DEFAULT_MEMORY_BYTES),
+        ] {
+            assert_eq!(part_of_limit(limit), bytes, "{limit:?}");
+        }
     }
 
     #[test]
