@@ -45,8 +45,8 @@ pub struct Cli {
     /// Where rows go that don't fit in memory; files there have no name, and go with the process
     #[arg(long, value_name = "FOLDER", default_value = pod::SCRATCH_DIR)]
     pub scratch: PathBuf,
-    /// Rows and tables that are held in memory, in bytes; the outcome is the same with any [default: a
-    /// quarter of the container's memory, at most 512 MiB]
+    /// Rows and tables that are held in memory, in bytes; the outcome is the same with any. Left out: a
+    /// quarter of the container's memory, and at most 512 MiB
     #[arg(long, value_name = "BYTES")]
     pub memory_bytes: Option<u64>,
     /// Something else than a build

@@ -2,8 +2,8 @@
 //!
 //! It reads top to bottom in [`build::build`]: configuration -> sources, with personal data masked or
 //! refused row by row -> order and duplicates -> judgement of the bad rows -> splits and balance ->
-//! files, manifest, number. The same rows in any order and in any number of
-//! sources give the same digest; nothing of the outcome depends on when or where it ran.
+//! files, manifest, number. The same rows in any order and in any number of sources give the same digest;
+//! nothing of the outcome depends on when or where it ran.
 //!
 //! Killed at any instant and started again, it ends in the same state: files appear whole, a
 //! number is given once, and what was finished before is found and not done again.
@@ -12,8 +12,8 @@
 //! and messages name source, line and rule.
 //!
 //! Rows stream: whatever the size of the sources, memory holds at most [`spill::DEFAULT_MEMORY_BYTES`] of
-//! rows and tables (`--memory-bytes`), what decoders and Parquet need, and less than a byte a row. The rest is sorted on
-//! the scratch volume. The outcome is the same whatever the memory.
+//! rows and tables (`--memory-bytes`), what decoders and Parquet need, and less than a byte a row. The rest
+//! is sorted on the scratch volume. The outcome is the same whatever the memory.
 //!
 //! Limits: a packed file unpacks to at most [`streams::MAXIMUM_UNPACKED_BYTES`], a line has at most
 //! [`lines::MAXIMUM_LINE_BYTES`].
