@@ -20,8 +20,9 @@ pub const DEFAULT_MEMORY_BYTES: u64 = 512 << 20;
 const LIMIT_FILE: &str = "/sys/fs/cgroup/memory.max";
 /// The least that is held (4 KiB); with less nothing could be sorted.
 const MINIMUM_MEMORY_BYTES: u64 = 4 << 10;
-/// Sorts and tables that may be at work at the same time.
-const SHARES: u64 = 4;
+/// Sorts and tables that hold something at the same time, at most: rows, two tables, and the sort that
+/// follows another.
+const SHARES: u64 = 5;
 
 /// Bytes that are held in memory where nobody says otherwise: a quarter of what the container may hold, and
 /// at most [`DEFAULT_MEMORY_BYTES`].

@@ -186,7 +186,7 @@ proptest! {
     ) {
         let rows = asked_for(&config, rows);
         let expected = slow(&config, &rows);
-        // The least memory is four kibibytes: every sort is on disk, and tables of more than 128 rows.
+        // The least memory is four kibibytes: every sort is on disk, and tables of more than 102 rows.
         for memory in [0, 40 << 10, 1 << 30] {
             prop_assert_eq!(&streamed(&config, &rows, memory), &expected);
         }

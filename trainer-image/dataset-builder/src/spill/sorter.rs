@@ -240,7 +240,7 @@ mod tests {
         let records: Vec<Vec<u8>> = (0..5000_u32)
             .map(|n| n.wrapping_mul(2_654_435_761).to_be_bytes().to_vec())
             .collect();
-        // A kibibyte holds 36 records of 28 bytes: about 139 runs, four at a time.
+        // A share of 819 bytes holds 29 records of 28 bytes: 173 runs, four at a time.
         let sorted = sorted(&Scratch::new(dir.path(), 0), &records);
         let Sorted::Disk(_) = &sorted else {
             panic!("nothing was spilled");
