@@ -10,6 +10,10 @@ use jiff::civil::DateTime;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, Error, ErrorKind, Value, context};
 use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use crate::chat_json::{to_template, tojson};
+use crate::tool_calls::{ToolCall, ToolFormat};
 
 /// Instructions that a template may take: far above any real one, and an endless loop ends here.
 const FUEL: u64 = 1_000_000;
@@ -29,6 +33,56 @@ pub struct ChatMessage {
     pub role: String,
     /// The text.
     pub content: String,
+    /// Tools that the assistant called in this turn.
+    #[serde(skip)]
+    pub tool_calls: Vec<ToolCall>,
+    /// Which call a turn of role `tool` answers.
+    #[serde(skip)]
+    pub tool_call_id: Option<String>,
+    /// Which tool that was, for templates that print it.
+    #[serde(skip)]
+    pub name: Option<String>,
+}
+
+impl ChatMessage {
+    /// A turn without tools.
+    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
+        Self {
+            role: role.into(),
+            content: content.into(),
+            tool_calls: Vec::new(),
+            tool_call_id: None,
+            name: None,
+        }
+    }
+
+    /// As templates see it: only what is there, since some ask whether `tool_calls` is defined.
+    fn to_template(&self) -> Result<Value, ChatError> {
+        let mut fields = vec![
+            ("role", Value::from(self.role.as_str())),
+            ("content", Value::from(self.content.as_str())),
+        ];
+        if !self.tool_calls.is_empty() {
+            let calls = self
+                .tool_calls
+                .iter()
+                .map(|call| {
+                    // Templates print the arguments with `tojson`, so that they must be no text.
+                    let arguments: serde_json::Value = serde_json::from_str(&call.arguments)
+                        .map_err(|error| ChatError::Arguments(error.to_string()))?;
+                    let function = json!({"name": call.name, "arguments": arguments});
+                    let call = json!({"id": call.id, "type": "function", "function": function});
+                    Ok(to_template(&call))
+                })
+                .collect::<Result<Value, ChatError>>()?;
+            fields.push(("tool_calls", calls));
+        }
+        let names = [("tool_call_id", &self.tool_call_id), ("name", &self.name)];
+        for (field, text) in names {
+            fields.extend(text.as_deref().map(|text| (field, Value::from(text))));
+        }
+        Ok(Value::from_pairs(fields))
+    }
 }
 
 /// A template that does not work, or refuses its messages.
@@ -50,6 +104,9 @@ pub enum ChatError {
         "the model's chat template changes earlier turns when a later one is added (some drop earlier thinking), so that the assistant's tokens are unknown; it works with one answer in a row, or with a template that has {{% generation %}}"
     )]
     NotIncremental,
+    /// A call's arguments are no JSON.
+    #[error("a tool call's arguments are not valid JSON: {0}")]
+    Arguments(String),
     /// A message holds a character that the marks need.
     #[error("a message holds U+FDD0 or U+FDD1, which are no characters")]
     Mark,
@@ -83,6 +140,7 @@ impl Transcript {
 /// A parsed template with the tokens that it may print.
 pub struct ChatTemplate {
     environment: Environment<'static>,
+    tool_format: Option<ToolFormat>,
     has_generation: bool,
     bos: String,
     eos: String,
@@ -122,11 +180,13 @@ impl ChatTemplate {
             jiff::fmt::strtime::format(&format, DATE)
                 .map_err(|error| Error::new(ErrorKind::InvalidOperation, error.to_string()))
         });
+        environment.add_filter("tojson", tojson);
         environment.add_filter("graftwork_plain", |body: String| body);
         let [start, end] = MARKS;
         environment.add_filter("graftwork_marked", move |body: String| {
             format!("{start}{body}{end}")
         });
+        let tool_format = ToolFormat::of_template(&source);
         let marked = with_generation(&source, "graftwork_marked");
         let has_generation = marked != source;
         for (name, text) in [
@@ -139,10 +199,16 @@ impl ChatTemplate {
         }
         Ok(Self {
             environment,
+            tool_format,
             has_generation,
             bos: bos.unwrap_or_default().to_owned(),
             eos: eos.unwrap_or_default().to_owned(),
         })
+    }
+
+    /// How a model that was trained with this template calls tools; none: it does not.
+    pub fn tool_format(&self) -> Option<ToolFormat> {
+        self.tool_format
     }
 
     /// The text of `messages`; with `add_generation_prompt` up to where the assistant begins.
@@ -154,27 +220,44 @@ impl ChatTemplate {
         messages: &[ChatMessage],
         add_generation_prompt: bool,
     ) -> Result<String, ChatError> {
-        self.render_template(NAME, messages, add_generation_prompt)
+        self.render_template(NAME, messages, &[], add_generation_prompt)
+    }
+
+    /// As [`Self::render`], with tools that the assistant may call, as OpenAI's API describes them.
+    ///
+    /// # Errors
+    /// [`ChatError::Render`].
+    pub fn render_with_tools(
+        &self,
+        messages: &[ChatMessage],
+        tools: &[serde_json::Value],
+        add_generation_prompt: bool,
+    ) -> Result<String, ChatError> {
+        self.render_template(NAME, messages, tools, add_generation_prompt)
     }
 
     fn render_template(
         &self,
         name: &str,
         messages: &[ChatMessage],
+        tools: &[serde_json::Value],
         add_generation_prompt: bool,
     ) -> Result<String, ChatError> {
         let refuse = |error: Error| ChatError::Render(error.to_string());
         let template = self.environment.get_template(name).map_err(refuse)?;
-        let messages: Vec<Value> = messages
+        let messages = messages
             .iter()
-            .map(|message| {
-                context! { role => message.role.as_str(), content => message.content.as_str() }
-            })
-            .collect();
+            .map(ChatMessage::to_template)
+            .collect::<Result<Value, ChatError>>()?;
+        let tools: Value = if tools.is_empty() {
+            Value::from(())
+        } else {
+            tools.iter().map(to_template).collect()
+        };
         template
             .render(context! {
                 messages => messages,
-                tools => (),
+                tools => tools,
                 documents => (),
                 add_generation_prompt => add_generation_prompt,
                 bos_token => self.bos.as_str(),
@@ -195,7 +278,12 @@ impl ChatTemplate {
             if messages.iter().any(|turn| turn.content.contains(MARKS)) {
                 return Err(ChatError::Mark);
             }
-            return Ok(unmark(&self.render_template(MARKED, messages, false)?));
+            return Ok(unmark(&self.render_template(
+                MARKED,
+                messages,
+                &[],
+                false,
+            )?));
         }
         let text = self.render(messages, false)?;
         let mut answers = Vec::new();
@@ -276,10 +364,7 @@ mod tests {
     use super::*;
 
     fn message(role: &str, content: &str) -> ChatMessage {
-        ChatMessage {
-            role: role.to_owned(),
-            content: content.to_owned(),
-        }
+        ChatMessage::new(role, content)
     }
 
     const CHATML: &str = "{% for message in messages %}\n\
@@ -382,6 +467,37 @@ mod tests {
         let source = "{{ strftime_now('%') }}";
         let template = ChatTemplate::parse(source.to_owned(), None, None).unwrap();
         assert!(template.render(&[], false).is_err());
+    }
+
+    /// As Qwen 2.5's, shortened; the text is what jinja2 3.1 makes of it with transformers' settings.
+    #[test]
+    fn tools_their_calls_and_their_answers_are_printed_as_the_template_says() {
+        let source = "{%- if tools %}{{- '<tools>' }}{%- for tool in tools %}{{- '\\n' }}{{- tool | tojson }}{%- endfor %}\
+            {{- '\\n</tools>\\n' }}{%- endif %}{%- for message in messages %}\
+            {%- if message.tool_calls is defined %}{%- for call in message.tool_calls %}\
+            {%- set call = call.function %}{{- '<tool_call>{\"name\": \"' ~ call.name ~ '\", \"arguments\": ' }}\
+            {{- call.arguments | tojson }}{{- '}</tool_call>\\n' }}{%- endfor %}\
+            {%- elif message.role == 'tool' %}{{- '[' ~ message.tool_call_id ~ ' ' ~ message.name ~ ']' ~ message.content ~ '\\n' }}\
+            {%- else %}{{- message.content ~ '\\n' }}{%- endif %}{%- endfor %}";
+        let template = ChatTemplate::parse(source.to_owned(), None, None).unwrap();
+        assert_eq!(template.tool_format(), Some(ToolFormat::Hermes));
+        let mut asked = message("assistant", "");
+        asked.tool_calls = vec![ToolCall {
+            id: "c1".into(),
+            name: "f".into(),
+            arguments: r#"{"b":"<é>","a":1}"#.into(),
+        }];
+        let mut answered = message("tool", "7");
+        answered.tool_call_id = Some("c1".into());
+        answered.name = Some("f".into());
+        let tools = [json!({"type": "function", "function": {"name": "f"}})];
+        let turns = [message("user", "hi"), asked, answered];
+        let text = template.render_with_tools(&turns, &tools, true).unwrap();
+        assert_eq!(
+            text,
+            "<tools>\n{\"type\": \"function\", \"function\": {\"name\": \"f\"}}\n</tools>\nhi\n\
+            <tool_call>{\"name\": \"f\", \"arguments\": {\"b\": \"<é>\", \"a\": 1}}</tool_call>\n[c1 f]7\n"
+        );
     }
 
     #[test]

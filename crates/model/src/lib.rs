@@ -32,6 +32,7 @@
 pub mod base;
 pub mod category;
 pub mod chat;
+mod chat_json;
 pub mod config;
 pub mod fixture;
 pub mod gguf;
@@ -46,6 +47,7 @@ pub mod sampler;
 pub mod targets;
 pub mod tensor_file;
 pub mod tokenizer;
+pub mod tool_calls;
 pub mod transformer;
 
 mod base_files;

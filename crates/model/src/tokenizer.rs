@@ -9,6 +9,7 @@ use tokenizers::Tokenizer;
 use crate::category::Category;
 use crate::chat::ChatTemplate;
 pub use crate::chat::{ChatError, ChatMessage};
+use crate::tool_calls::ToolFormat;
 
 /// The vocabulary and how text is cut.
 pub const TOKENIZER_FILE: &str = "tokenizer.json";
@@ -87,6 +88,8 @@ pub struct TextTokenizer {
     /// Whether encoding with special tokens ends with EOS, which no prompt may.
     appends_eos: bool,
     template: Option<ChatTemplate>,
+    /// The one for requests with tools, where the model has one of its own for them.
+    tool_template: Option<ChatTemplate>,
 }
 
 impl TextTokenizer {
@@ -117,10 +120,16 @@ impl TextTokenizer {
         };
         let bos_text = special_token(&config, "bos_token");
         let eos_text = special_token(&config, "eos_token");
-        let template = read(dir, CHAT_TEMPLATE_FILE)?
-            .or_else(|| default_template(&config))
-            .map(|source| ChatTemplate::parse(source, bos_text, eos_text))
-            .transpose()?;
+        let parse = |source: String| ChatTemplate::parse(source, bos_text, eos_text);
+        let (template, tool_template) = match read(dir, CHAT_TEMPLATE_FILE)? {
+            Some(source) => (Some(source), None),
+            None => (
+                template_named(&config, "default"),
+                template_named(&config, "tool_use"),
+            ),
+        };
+        let template = template.map(parse).transpose()?;
+        let tool_template = tool_template.map(parse).transpose()?;
         let id = |text: Option<&str>| text.and_then(|text| tokenizer.token_to_id(text));
         let (bos, eos) = (id(bos_text), id(eos_text));
         let empty = encode(&tokenizer, "", true)?;
@@ -132,6 +141,7 @@ impl TextTokenizer {
             eos,
             appends_eos,
             template,
+            tool_template,
         })
     }
 
@@ -162,6 +172,18 @@ impl TextTokenizer {
     /// [`TokenizerError::Chat`] where the template refuses the messages.
     pub fn encode_chat_prompt(&self, messages: &[ChatMessage]) -> Result<Vec<u32>, TokenizerError> {
         self.encode(&self.render_chat(messages, true)?, false)
+    }
+
+    /// As [`Self::encode_chat_prompt`], with tools that the assistant may call.
+    ///
+    /// # Errors
+    /// [`TokenizerError::Chat`] where the template refuses the messages or the tools.
+    pub fn encode_tool_prompt(
+        &self,
+        messages: &[ChatMessage],
+        tools: &[Value],
+    ) -> Result<Vec<u32>, TokenizerError> {
+        self.encode(&self.render_tools(messages, tools, true)?, false)
     }
 
     /// Text of `tokens`; bytes that are no UTF-8 become U+FFFD.
@@ -220,6 +242,44 @@ impl TextTokenizer {
     ) -> Result<String, ChatError> {
         let template = self.template.as_ref().ok_or(ChatError::None)?;
         template.render(messages, add_generation_prompt)
+    }
+
+    /// The text of a conversation with tools that the assistant may call, as OpenAI's API describes them.
+    ///
+    /// # Errors
+    /// [`ChatError`], also where the model has no template.
+    pub fn render_tools(
+        &self,
+        messages: &[ChatMessage],
+        tools: &[Value],
+        add_generation_prompt: bool,
+    ) -> Result<String, ChatError> {
+        if tools.is_empty() {
+            return self.render_chat(messages, add_generation_prompt);
+        }
+        let template = self.tool_template.as_ref().or(self.template.as_ref());
+        let template = template.ok_or(ChatError::None)?;
+        template.render_with_tools(messages, tools, add_generation_prompt)
+    }
+
+    /// How the model calls tools; none: it does not.
+    pub fn tool_format(&self) -> Option<ToolFormat> {
+        let template = self.tool_template.as_ref().or(self.template.as_ref());
+        template?.tool_format()
+    }
+
+    /// Marks of calls that are special tokens, which a text leaves out otherwise.
+    pub fn tool_marks(&self, format: ToolFormat) -> Vec<(u32, String)> {
+        let special = self.tokenizer.get_added_tokens_decoder();
+        format
+            .marks()
+            .iter()
+            .filter_map(|mark| {
+                let id = self.token_to_id(mark)?;
+                let is_special = special.get(&id).is_some_and(|token| token.special);
+                is_special.then(|| (id, (*mark).to_owned()))
+            })
+            .collect()
     }
 
     /// A Text row: every token is a target, the end included.
@@ -356,17 +416,20 @@ fn special_token<'a>(config: &'a Value, field: &str) -> Option<&'a str> {
     value.as_str().or_else(|| value.get("content")?.as_str())
 }
 
-/// `chat_template` is one template, or a list of named ones.
-fn default_template(config: &Value) -> Option<String> {
+/// `chat_template` is one template, the default, or a list of named ones.
+fn template_named(config: &Value, name: &str) -> Option<String> {
     let value = config.get("chat_template")?;
-    let text = value.as_str().or_else(|| {
-        let named = value
-            .as_array()?
-            .iter()
-            .find(|template| template["name"] == "default")?;
-        named.get("template")?.as_str()
-    })?;
-    Some(text.to_owned())
+    let text = match value.as_str() {
+        Some(text) => (name == "default").then_some(text),
+        None => {
+            let named = value
+                .as_array()?
+                .iter()
+                .find(|template| template["name"] == name)?;
+            named.get("template")?.as_str()
+        }
+    };
+    text.map(str::to_owned)
 }
 
 #[cfg(test)]
@@ -401,11 +464,10 @@ mod tests {
     #[test]
     fn a_chat_row_learns_the_answers_and_begins_with_the_tokens_that_serving_sees() {
         let tokenizer = tokenizer();
-        let message = |role: &str, content: &str| ChatMessage {
-            role: role.to_owned(),
-            content: content.to_owned(),
-        };
-        let turns = [message("user", "Colour?"), message("assistant", "blue")];
+        let turns = [
+            ChatMessage::new("user", "Colour?"),
+            ChatMessage::new("assistant", "blue"),
+        ];
         let row = tokenizer.example_chat(&turns).unwrap();
         let prompt = tokenizer.encode_chat_prompt(&turns[..1]).unwrap();
         assert_eq!(row.tokens[..prompt.len()], prompt);
@@ -430,10 +492,7 @@ mod tests {
             ("user", "!"),
             ("assistant", "ok"),
         ];
-        let turns = turns.map(|(role, content)| ChatMessage {
-            role: role.to_owned(),
-            content: content.to_owned(),
-        });
+        let turns = turns.map(|(role, content)| ChatMessage::new(role, content));
         let row = tokenizer.example_chat(&turns).unwrap();
         let targets: Vec<u32> = row
             .tokens
@@ -475,6 +534,42 @@ mod tests {
         assert_eq!(
             stream.finish(&tokenizer).unwrap().as_deref(),
             Some("\u{fffd}")
+        );
+    }
+
+    #[test]
+    fn a_model_may_have_a_template_of_its_own_for_tools() {
+        let dir = tempfile::tempdir().unwrap();
+        write_tiny_base(dir.path(), &TinyShape::default(), 1).unwrap();
+        let config = serde_json::json!({"bos_token": "<|bos|>", "eos_token": "<|eos|>", "chat_template": [
+            {"name": "default", "template": "plain"},
+            {"name": "tool_use", "template": "{{ tools[0].a }} arguments <tool_call>"},
+        ]});
+        std::fs::write(dir.path().join(TOKENIZER_CONFIG_FILE), config.to_string()).unwrap();
+        let tokenizer = TextTokenizer::load(dir.path()).unwrap();
+        assert_eq!(tokenizer.tool_format(), Some(ToolFormat::Hermes));
+        let tools = [serde_json::json!({"a": "first"})];
+        let render = |tools: &[Value]| tokenizer.render_tools(&[], tools, true).unwrap();
+        assert_eq!(render(&tools), "first arguments <tool_call>");
+        assert_eq!(render(&[]), "plain");
+    }
+
+    #[test]
+    fn marks_of_calls_that_are_special_tokens_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        write_tiny_base(dir.path(), &TinyShape::default(), 1).unwrap();
+        let path = dir.path().join(TOKENIZER_FILE);
+        let mut file: Tokenizer = std::fs::read_to_string(&path).unwrap().parse().unwrap();
+        let token = |text: &str, special| tokenizers::AddedToken::from(text, special);
+        file.add_special_tokens(vec![token("[TOOL_CALLS]", true)])
+            .unwrap();
+        file.add_tokens(vec![token("[ARGS]", false)]).unwrap();
+        std::fs::write(&path, file.to_string(false).unwrap()).unwrap();
+        let tokenizer = TextTokenizer::load(dir.path()).unwrap();
+        let id = tokenizer.token_to_id("[TOOL_CALLS]").unwrap();
+        assert_eq!(
+            tokenizer.tool_marks(ToolFormat::Mistral),
+            [(id, "[TOOL_CALLS]".to_owned())]
         );
     }
 

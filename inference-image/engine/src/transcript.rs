@@ -44,6 +44,8 @@ pub struct Transcript<'a> {
     tokenizer: &'a TextTokenizer,
     decoder: StreamDecoder,
     stops: StopMatcher,
+    /// Special tokens that are printed, with their texts.
+    marks: Vec<(u32, String)>,
     tokens: usize,
     /// Characters so far.
     characters: usize,
@@ -56,9 +58,17 @@ impl<'a> Transcript<'a> {
             tokenizer,
             decoder: tokenizer.stream(),
             stops: StopMatcher::new(stops),
+            marks: Vec::new(),
             tokens: 0,
             characters: 0,
         }
+    }
+
+    /// Prints these special tokens, which a text leaves out otherwise.
+    #[must_use]
+    pub fn with_marks(mut self, marks: Vec<(u32, String)>) -> Self {
+        self.marks = marks;
+        self
     }
 
     /// The prompt, given back before the answer; stop texts do not look at it. `logprobs` are those of its
@@ -105,7 +115,7 @@ impl<'a> Transcript<'a> {
                 self.characters,
             )?],
         };
-        let Some(text) = self.decoder.push(self.tokenizer, sampled.token)? else {
+        let Some(text) = self.decode(sampled.token)? else {
             return Ok(Piece {
                 tokens,
                 ..Piece::default()
@@ -118,6 +128,18 @@ impl<'a> Transcript<'a> {
             tokens,
             stopped: matched.stopped,
         })
+    }
+
+    fn decode(&mut self, token: u32) -> Result<Option<String>, TokenizerError> {
+        match self.marks.iter().find(|(id, _)| *id == token) {
+            None => self.decoder.push(self.tokenizer, token),
+            Some((_, mark)) => {
+                // A character that was cut off by it stays cut off.
+                let mut text = self.decoder.finish(self.tokenizer)?.unwrap_or_default();
+                text.push_str(mark);
+                Ok(Some(text))
+            }
+        }
     }
 
     /// What is left when no token comes any more.
@@ -208,6 +230,27 @@ mod tests {
             offsets.extend(piece.tokens.iter().map(|token| token.offset));
         }
         assert_eq!(offsets, [2, 3, 3, 4]);
+    }
+
+    #[test]
+    fn a_mark_is_printed_between_what_stands_around_it() {
+        let tokenizer = tokenizer();
+        let mark = tokenizer.token_to_id("<|user|>").unwrap();
+        let marks = vec![(mark, "<|user|>".to_owned())];
+        let mut transcript = Transcript::new(&tokenizer, vec![]).with_marks(marks);
+        let mut tokens = tokenizer.encode("a\u{e4}", false).unwrap();
+        tokens.push(mark);
+        tokens.extend(tokenizer.encode("b", false).unwrap());
+        tokens.push(tokenizer.token_to_id("<|assistant|>").unwrap());
+        let mut text = String::new();
+        for token in tokens {
+            let sampled = Sampled {
+                token,
+                logprobs: None,
+            };
+            text.push_str(&transcript.push(&sampled).unwrap().text);
+        }
+        assert_eq!(text, "a\u{e4}<|user|>b");
     }
 
     #[test]

@@ -193,10 +193,7 @@ fn the_folder_is_a_base_model_that_has_learnt_its_text() {
     let tokens = tokenizer.encode_prompt(text).unwrap();
     assert!(tokens.len() < text.len() / 2, "merges are used: {tokens:?}");
     assert_eq!(tokenizer.decode(&tokens, true).unwrap(), text);
-    let asked = [ChatMessage {
-        role: "user".to_owned(),
-        content: "who?".to_owned(),
-    }];
+    let asked = [ChatMessage::new("user", "who?")];
     assert!(tokenizer.encode_chat_prompt(&asked).is_ok());
 
     let card = std::fs::read_to_string(world.out("tiny").join("README.md")).unwrap();

@@ -10,12 +10,14 @@ use axum::response::{IntoResponse as _, Response};
 use graftwork_contract::endpoint::{HEADER_ADAPTER, HEADER_ENGINE, HEADER_REQUEST_ID, base_header};
 use graftwork_listen::clock;
 use graftwork_model::tokenizer::{ChatMessage, TokenizerError};
+use serde_json::Value;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::choices::{Choices, Shape, Step};
 use super::events::Events;
 use super::record::Record;
 use super::target::{Named, named, refused};
+use super::tools::tool_use;
 use super::{Engine, body, stream};
 use crate::device::{Event, Job};
 use crate::openai::ApiError;
@@ -105,15 +107,17 @@ async fn begin(
 ) -> Result<Running, ApiError> {
     let body = body::read(body).await?;
     let mut permit = engine.places(1)?;
-    let (parameters, input) = match endpoint {
+    let (parameters, input, tools) = match endpoint {
         Endpoint::Completion => {
             let request = CompletionRequest::parse(&body)?;
             let input = Input::Prompts(request.prompts, request.echo);
-            (request.parameters, input)
+            (request.parameters, input, None)
         }
         Endpoint::Chat => {
             let request = ChatRequest::parse(&body)?;
-            (request.parameters, Input::Chat(request.messages))
+            let (list, tools) = tool_use(engine, &request.messages, request.tools)?;
+            let input = Input::Chat(request.messages, list);
+            (request.parameters, input, tools)
         }
     };
     check_bias(&parameters, engine.vocabulary)?;
@@ -162,6 +166,7 @@ async fn begin(
             count,
             stops: parameters.stop,
             logprobs: parameters.logprobs.is_some(),
+            tools,
         },
         stream: parameters.stream,
         events,
@@ -290,14 +295,15 @@ async fn pin(
 enum Input {
     /// Whether they are given back is the second.
     Prompts(Vec<Prompt>, bool),
-    Chat(Vec<ChatMessage>),
+    /// With the tools that the answer may call.
+    Chat(Vec<ChatMessage>, Vec<Value>),
 }
 
 impl Input {
     fn prompts(&self) -> usize {
         match self {
             Self::Prompts(prompts, _) => prompts.len(),
-            Self::Chat(_) => 1,
+            Self::Chat(..) => 1,
         }
     }
 }
@@ -310,9 +316,9 @@ async fn tokenise(engine: &Arc<Engine>, input: Input) -> Result<Vec<Echo>, ApiEr
             .into_iter()
             .map(|prompt| read_prompt(&engine, prompt, is_echo))
             .collect::<Result<Vec<Echo>, ApiError>>(),
-        Input::Chat(messages) => engine
+        Input::Chat(messages, tools) => engine
             .tokenizer
-            .encode_chat_prompt(&messages)
+            .encode_tool_prompt(&messages, &tools)
             .map(|tokens| {
                 let text = String::new();
                 vec![Echo { text, tokens }]
@@ -372,6 +378,7 @@ async fn whole(
         }
         if let Some(so_far) = steps.get_mut(index) {
             so_far.text.push_str(&step.text);
+            so_far.calls.extend(step.calls);
             so_far.tokens.extend(step.tokens);
             so_far.finish = step.finish;
         }
@@ -380,6 +387,7 @@ async fn whole(
         .into_iter()
         .map(|step| Choice {
             text: step.text,
+            calls: step.calls,
             tokens: step.tokens,
             // Every sequence says how it ended before its channel closes.
             finish: step.finish.unwrap_or(FinishReason::Length),

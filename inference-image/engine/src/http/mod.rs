@@ -9,6 +9,7 @@ mod record;
 mod stream;
 mod target;
 mod tokens;
+mod tools;
 
 use std::sync::Arc;
 

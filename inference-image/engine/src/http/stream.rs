@@ -76,11 +76,14 @@ pub(super) fn response(engine: Arc<Engine>, running: Running, mut record: Record
     Sse::new(chunks).into_response()
 }
 
-/// The chunks of one step: text where there is some, and the end where it is one.
+/// The chunks of one step: text where there is some, then calls, and the end where it is one.
 fn chunks_of(head: &AnswerHead, index: usize, step: &Step) -> Vec<Value> {
-    let text = (!step.is_empty()).then(|| head.piece(index, &step.text, &step.tokens));
+    let text = step
+        .has_text()
+        .then(|| head.piece(index, &step.text, &step.tokens));
+    let calls = (!step.calls.is_empty()).then(|| head.calls(index, step.calls_before, &step.calls));
     let end = step.finish.map(|finish| head.closing(index, finish));
-    text.into_iter().chain(end).collect()
+    text.into_iter().chain(calls).chain(end).collect()
 }
 
 #[expect(clippy::unnecessary_wraps, reason = "the item type of Sse")]

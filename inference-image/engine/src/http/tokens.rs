@@ -11,6 +11,7 @@ use graftwork_model::tokenizer::TokenizerError;
 use serde_json::{Value, json};
 
 use super::target::{Named, named, refused};
+use super::tools::tool_format;
 use super::{Engine, body};
 use crate::openai::ApiError;
 use crate::openai::tokens::{DetokenizeRequest, Text, TokenizeRequest};
@@ -92,9 +93,11 @@ fn cut(engine: &Engine, request: &TokenizeRequest) -> Result<Value, ApiError> {
         } => ("prompt", tokenizer.encode(text, false)),
         Text::Chat {
             messages,
+            tools,
             opens_answer,
         } => {
-            let text = tokenizer.render_chat(messages, *opens_answer);
+            tool_format(engine, messages, !tools.is_empty())?;
+            let text = tokenizer.render_tools(messages, tools, *opens_answer);
             let tokens = text
                 .map_err(TokenizerError::from)
                 .and_then(|text| tokenizer.encode(&text, false));

@@ -1,5 +1,6 @@
 //! Answers: whole bodies and the chunks of a stream, for both endpoints.
 
+use graftwork_model::tool_calls::ToolCall;
 use serde_json::{Value, json};
 
 use crate::transcript::TokenText;
@@ -20,6 +21,8 @@ pub enum FinishReason {
     Stop,
     /// The token limit.
     Length,
+    /// The answer calls tools.
+    ToolCalls,
 }
 
 impl FinishReason {
@@ -27,6 +30,7 @@ impl FinishReason {
         match self {
             Self::Stop => "stop",
             Self::Length => "length",
+            Self::ToolCalls => "tool_calls",
         }
     }
 }
@@ -72,6 +76,8 @@ pub struct AnswerHead {
 pub struct Choice {
     /// The answer, behind its prompt where that is given back.
     pub text: String,
+    /// What it calls.
+    pub calls: Vec<ToolCall>,
     /// Where log-probabilities are asked for.
     pub tokens: Vec<TokenText>,
     /// Why it ended.
@@ -95,7 +101,7 @@ impl AnswerHead {
                     }),
                     Endpoint::Chat => json!({
                         "index": index,
-                        "message": {"role": "assistant", "content": choice.text, "refusal": null},
+                        "message": message(choice),
                         "logprobs": logprobs,
                         "finish_reason": choice.finish.as_str(),
                     }),
@@ -139,6 +145,23 @@ impl AnswerHead {
                 "index": index, "delta": {"content": text}, "logprobs": logprobs, "finish_reason": null,
             }]),
         })
+    }
+
+    /// A chunk with calls, each whole; `before` is how many the choice had so far.
+    pub fn calls(&self, index: usize, before: usize, calls: &[ToolCall]) -> Value {
+        let calls: Vec<Value> = (before..)
+            .zip(calls)
+            .map(|(position, call)| {
+                let mut call = call_json(call);
+                if let Some(call) = call.as_object_mut() {
+                    call.insert("index".to_owned(), json!(position));
+                }
+                call
+            })
+            .collect();
+        self.chunk(&json!([{
+            "index": index, "delta": {"tool_calls": calls}, "logprobs": null, "finish_reason": null,
+        }]))
     }
 
     /// The chunk that ends a choice.
@@ -214,6 +237,24 @@ impl AnswerHead {
     }
 }
 
+/// What the assistant says; no text where it only calls.
+fn message(choice: &Choice) -> Value {
+    if choice.calls.is_empty() {
+        return json!({"role": "assistant", "content": choice.text, "refusal": null});
+    }
+    let text = (!choice.text.is_empty()).then_some(&choice.text);
+    let calls: Vec<Value> = choice.calls.iter().map(call_json).collect();
+    json!({"role": "assistant", "content": text, "refusal": null, "tool_calls": calls})
+}
+
+fn call_json(call: &ToolCall) -> Value {
+    json!({
+        "id": call.id,
+        "type": "function",
+        "function": {"name": call.name, "arguments": call.arguments},
+    })
+}
+
 /// The most probable tokens and always the chosen one, by text. Tokens of one text (parts of characters)
 /// share an entry, which holds the best of them: who compares the chosen token with the greatest entry
 /// learns whether it was the most probable one.
@@ -262,9 +303,42 @@ mod tests {
     fn choice(text: &str) -> Choice {
         Choice {
             text: text.into(),
+            calls: vec![],
             tokens: vec![],
             finish: FinishReason::Length,
         }
+    }
+
+    fn call(id: &str) -> ToolCall {
+        ToolCall {
+            id: id.into(),
+            name: "f".into(),
+            arguments: "{}".into(),
+        }
+    }
+
+    #[test]
+    fn calls_stand_beside_the_text_and_in_a_stream_each_has_its_position() {
+        let calling = Choice {
+            calls: vec![call("a")],
+            finish: FinishReason::ToolCalls,
+            ..choice("")
+        };
+        let whole = head(Endpoint::Chat).whole(&[calling], Usage::default());
+        let expected = json!({"role": "assistant", "content": null, "refusal": null, "tool_calls": [
+            {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}},
+        ]});
+        assert_eq!(whole.pointer("/choices/0/message"), Some(&expected));
+        assert_eq!(
+            whole.pointer("/choices/0/finish_reason"),
+            Some(&json!("tool_calls"))
+        );
+        let chunk = head(Endpoint::Chat).calls(1, 2, &[call("c"), call("d")]);
+        assert_eq!(chunk.pointer("/choices/0/index"), Some(&json!(1)));
+        let positions: Vec<_> = (0..2)
+            .map(|i| chunk.pointer(&format!("/choices/0/delta/tool_calls/{i}/index")))
+            .collect();
+        assert_eq!(positions, [Some(&json!(2)), Some(&json!(3))]);
     }
 
     #[test]

@@ -1,19 +1,14 @@
 //! `POST /v1/chat/completions`.
 
 use graftwork_model::tokenizer::ChatMessage;
-use serde_json::Value;
 
 use super::ApiError;
 use super::fields::{Fields, Neutral};
+use super::messages::read_messages;
 use super::parameters::{Parameters, read_token_limit};
-
-/// Messages of one conversation.
-pub const MAXIMUM_MESSAGES: usize = 4096;
+use super::tools::{Tools, read_tools};
 
 const NEUTRAL: &[(&str, Neutral)] = &[
-    ("tools", Neutral::Empty),
-    ("tool_choice", Neutral::Text(&["none", "auto"])),
-    ("parallel_tool_calls", Neutral::Boolean),
     ("functions", Neutral::Empty),
     ("function_call", Neutral::Text(&["none", "auto"])),
     ("response_format", Neutral::TextType),
@@ -23,10 +18,6 @@ const NEUTRAL: &[(&str, Neutral)] = &[
     ("prediction", Neutral::Empty),
 ];
 
-/// Message fields at which nothing changes.
-const NEUTRAL_MESSAGE: &[(&str, Neutral)] =
-    &[("tool_calls", Neutral::Empty), ("refusal", Neutral::Empty)];
-
 /// A request.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ChatRequest {
@@ -34,6 +25,8 @@ pub struct ChatRequest {
     pub parameters: Parameters,
     /// The conversation.
     pub messages: Vec<ChatMessage>,
+    /// What the answer may call.
+    pub tools: Option<Tools>,
 }
 
 impl ChatRequest {
@@ -62,85 +55,14 @@ impl ChatRequest {
         }
         parameters.logprobs = wanted.then(|| top.unwrap_or(0) as usize);
         let messages = read_messages(&mut fields)?;
+        let tools = read_tools(&mut fields)?;
         fields.neutral(NEUTRAL)?;
         fields.finish()?;
         Ok(Self {
             parameters,
             messages,
+            tools,
         })
-    }
-}
-
-/// Takes a conversation.
-///
-/// # Errors
-/// 400 naming what is wrong with which message.
-pub(super) fn read_messages(fields: &mut Fields) -> Result<Vec<ChatMessage>, ApiError> {
-    let list = match fields.take("messages") {
-        Some(Value::Array(list)) if !list.is_empty() => list,
-        Some(Value::Array(_)) => return Err(fields.wrong("messages", "is empty")),
-        Some(other) => return Err(fields.wrong_type("messages", "a list", &other)),
-        None => return Err(fields.wrong("messages", "is missing")),
-    };
-    if list.len() > MAXIMUM_MESSAGES {
-        let problem = format!(
-            "has {} entries, the limit is {MAXIMUM_MESSAGES}; leave the oldest out",
-            list.len()
-        );
-        return Err(fields.wrong("messages", &problem));
-    }
-    list.into_iter()
-        .enumerate()
-        .map(|(index, value)| {
-            let mut message = fields.element("messages", index, value)?;
-            let role = match message.text("role")?.as_deref() {
-                // OpenAI's newer word for the same.
-                Some("developer" | "system") => "system",
-                Some("user") => "user",
-                Some("assistant") => "assistant",
-                Some(_) => {
-                    return Err(message.wrong(
-                        "role",
-                        "must be one of system, developer, user and assistant",
-                    ));
-                }
-                None => return Err(message.wrong("role", "is missing")),
-            };
-            let content = read_content(&mut message)?;
-            message.neutral(NEUTRAL_MESSAGE)?;
-            message.finish()?;
-            Ok(ChatMessage {
-                role: role.to_owned(),
-                content,
-            })
-        })
-        .collect()
-}
-
-/// A text, or a list of text parts, which are joined.
-fn read_content(message: &mut Fields) -> Result<String, ApiError> {
-    match message.take("content") {
-        Some(Value::String(text)) => Ok(text),
-        Some(Value::Array(parts)) => {
-            let mut text = String::new();
-            for (index, part) in parts.into_iter().enumerate() {
-                let mut part = message.element("content", index, part)?;
-                if part.text("type")?.as_deref() != Some("text") {
-                    return Err(part.wrong("type", "must be \"text\": the model reads text only"));
-                }
-                text.push_str(
-                    &part
-                        .text("text")?
-                        .ok_or_else(|| part.wrong("text", "is missing"))?,
-                );
-                part.finish()?;
-            }
-            Ok(text)
-        }
-        Some(other) => {
-            Err(message.wrong_type("content", "a string or a list of text parts", &other))
-        }
-        None => Err(message.wrong("content", "is missing")),
     }
 }
 
@@ -153,37 +75,6 @@ mod tests {
     }
 
     const HI: &str = r#""messages": [{"role": "user", "content": "hi"}]"#;
-
-    #[test]
-    fn messages_are_read_with_text_parts_joined() {
-        let request = parse(
-            r#""messages": [
-                {"role": "developer", "content": "be brief"},
-                {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
-                {"role": "assistant", "content": "c", "refusal": null, "tool_calls": []}
-            ]"#,
-        )
-        .unwrap();
-        let read: Vec<_> = request
-            .messages
-            .iter()
-            .map(|m| (m.role.as_str(), m.content.as_str()))
-            .collect();
-        assert_eq!(
-            read,
-            [("system", "be brief"), ("user", "ab"), ("assistant", "c")]
-        );
-    }
-
-    #[test]
-    fn a_conversation_has_a_limit_that_is_named() {
-        let messages = vec![r#"{"role": "user", "content": "x"}"#; 4097].join(",");
-        let error = parse(&format!(r#""messages": [{messages}]"#)).unwrap_err();
-        assert!(
-            error.message.contains("4097") && error.message.contains("4096"),
-            "{error}"
-        );
-    }
 
     #[test]
     fn both_names_of_the_token_limit_are_read() {
@@ -212,7 +103,9 @@ mod tests {
     #[test]
     fn what_can_not_be_done_is_named() {
         for (fields, param) in [
-            (r#""tools": [{"type": "function"}]"#, "tools"),
+            (r#""tools": [{"type": "function"}]"#, "tools[0].function"),
+            (r#""messages": []"#, "messages"),
+            (r#""tool_choice": "required""#, "tool_choice"),
             (
                 r#""response_format": {"type": "json_object"}"#,
                 "response_format",
@@ -229,24 +122,6 @@ mod tests {
             (r#""prompt": "x""#, "prompt"),
         ] {
             let error = parse(&format!("{HI}, {fields}")).unwrap_err();
-            assert_eq!(error.param.as_deref(), Some(param), "{error}");
-        }
-        for (messages, param) in [
-            ("[]", "messages"),
-            ("3", "messages"),
-            ("[3]", "messages[0]"),
-            (r#"[{"role": "tool", "content": "x"}]"#, "messages[0].role"),
-            (r#"[{"role": "user"}]"#, "messages[0].content"),
-            (
-                r#"[{"role": "user", "content": "x", "name": "y"}]"#,
-                "messages[0].name",
-            ),
-            (
-                r#"[{"role": "user", "content": [{"type": "image_url"}]}]"#,
-                "messages[0].content[0].type",
-            ),
-        ] {
-            let error = parse(&format!(r#""messages": {messages}"#)).unwrap_err();
             assert_eq!(error.param.as_deref(), Some(param), "{error}");
         }
     }

@@ -68,7 +68,13 @@ fn read_detokenize(body: &str) -> Result<(), ApiError> {
     DetokenizeRequest::parse(body.as_bytes()).map(|_| ())
 }
 
-const PARTS: &str = r#""messages": [{"role": "user", "content": [{"type": "text", "text": "x"}]}]"#;
+/// A conversation and tools with every field that there is.
+const PARTS: &str = r#""messages": [
+        {"role": "user", "content": [{"type": "text", "text": "x"}]},
+        {"role": "assistant", "tool_calls": [{"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}]},
+        {"role": "tool", "tool_call_id": "c", "content": "7"}
+    ],
+    "tools": [{"type": "function", "function": {"name": "f"}}]"#;
 
 #[test]
 fn every_field_that_is_read_is_described_and_no_other() {

@@ -21,8 +21,6 @@ pub enum Neutral {
     False,
     /// `true`.
     True,
-    /// `true` or `false`.
-    Boolean,
     /// An empty list, object or text.
     Empty,
     /// One of these texts.
@@ -41,7 +39,6 @@ impl Neutral {
             Self::One => value.as_i64() == Some(1),
             Self::False => value == &Value::Bool(false),
             Self::True => value == &Value::Bool(true),
-            Self::Boolean => value.is_boolean(),
             Self::Empty => match value {
                 Value::Array(items) => items.is_empty(),
                 Value::Object(items) => items.is_empty(),
@@ -67,7 +64,6 @@ impl Neutral {
             Self::One => "1".to_owned(),
             Self::False => "false".to_owned(),
             Self::True => "true".to_owned(),
-            Self::Boolean => "true or false".to_owned(),
             Self::Empty => "an empty one".to_owned(),
             Self::Text(allowed) => allowed
                 .iter()
@@ -228,13 +224,8 @@ impl Fields {
             if let Some(value) = self.take(name)
                 && !neutral.holds(&value)
             {
-                let path = self.path(name);
-                let message = format!(
-                    "{path} = {} is not supported by this engine; leave it out or send {}",
-                    shown(&value),
-                    neutral.accepted()
-                );
-                return Err(ApiError::unsupported(path, message));
+                let remedy = format!("leave it out or send {}", neutral.accepted());
+                return Err(self.unsupported(name, &value, &remedy));
             }
         }
         Ok(())
@@ -254,6 +245,16 @@ impl Fields {
             "{path} is not a parameter that this engine supports; leave it out (GET /openapi.json lists what there is)"
         );
         Err(ApiError::unsupported(path, message))
+    }
+
+    /// 400 for a value that this engine can't do anything with.
+    pub fn unsupported(&self, name: &str, value: &Value, remedy: &str) -> ApiError {
+        let path = self.path(name);
+        let message = format!(
+            "{path} = {} is not supported by this engine; {remedy}",
+            shown(value)
+        );
+        ApiError::unsupported(path, message)
     }
 
     /// 400 for a value of the wrong type.

@@ -9,8 +9,10 @@ pub mod chat;
 pub mod completion;
 pub mod error;
 pub mod fields;
+pub mod messages;
 pub mod parameters;
 pub mod tokens;
+pub mod tools;
 
 #[cfg(test)]
 mod described;

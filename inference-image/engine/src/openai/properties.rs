@@ -9,7 +9,7 @@ use super::completion::CompletionRequest;
 use super::parameters::{MAXIMUM_CHOICES, MAXIMUM_STOPS};
 use super::tokens::{DetokenizeRequest, TokenizeRequest};
 
-const NAMES: [&str; 24] = [
+const NAMES: [&str; 26] = [
     "model",
     "prompt",
     "messages",
@@ -33,6 +33,8 @@ const NAMES: [&str; 24] = [
     "ignore_eos",
     "repetition_penalty",
     "tools",
+    "tool_choice",
+    "parallel_tool_calls",
     "response_format",
 ];
 
@@ -46,8 +48,17 @@ fn value() -> impl Strategy<Value = Value> {
         (-3_i64..200).prop_map(Value::from),
         any::<f64>().prop_map(Value::from),
         ".{0,12}".prop_map(Value::from),
-        prop::sample::select(vec!["user", "assistant", "system", "text", "none", "auto"])
-            .prop_map(Value::from),
+        prop::sample::select(vec![
+            "user",
+            "assistant",
+            "system",
+            "tool",
+            "function",
+            "text",
+            "none",
+            "auto"
+        ])
+        .prop_map(Value::from),
     ];
     leaf.prop_recursive(4, 40, 6, |inner| {
         let name = prop_oneof![
@@ -55,6 +66,14 @@ fn value() -> impl Strategy<Value = Value> {
             Just("content".to_owned()),
             Just("type".to_owned()),
             Just("include_usage".to_owned()),
+            prop::sample::select(vec![
+                "tool_calls",
+                "tool_call_id",
+                "function",
+                "arguments",
+                "id"
+            ])
+            .prop_map(str::to_owned),
             "[0-9]{1,3}",
             ".{0,6}",
         ];

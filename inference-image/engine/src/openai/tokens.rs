@@ -4,8 +4,9 @@ use graftwork_model::tokenizer::ChatMessage;
 use serde_json::Value;
 
 use super::ApiError;
-use super::chat::read_messages;
 use super::fields::{Fields, Neutral};
+use super::messages::read_messages;
+use super::tools::read_list;
 
 /// What is to be cut into tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,6 +22,8 @@ pub enum Text {
     Chat {
         /// The conversation.
         messages: Vec<ChatMessage>,
+        /// What the answer may call.
+        tools: Vec<Value>,
         /// Whether the assistant's answer is opened at the end.
         opens_answer: bool,
     },
@@ -56,6 +59,7 @@ impl TokenizeRequest {
                 fields.neutral(&[("add_special_tokens", Neutral::False)])?;
                 Text::Chat {
                     messages: read_messages(&mut fields)?,
+                    tools: read_list(&mut fields)?.0,
                     opens_answer: fields.boolean("add_generation_prompt")?.unwrap_or(true),
                 }
             }

@@ -148,11 +148,10 @@ mod tests {
             "the cat, naïve 🦀"
         );
 
-        let message = |role: &str, content: &str| ChatMessage {
-            role: role.to_owned(),
-            content: content.to_owned(),
-        };
-        let chat = [message("user", "cat?"), message("assistant", "mat")];
+        let chat = [
+            ChatMessage::new("user", "cat?"),
+            ChatMessage::new("assistant", "mat"),
+        ];
         let text = tokenizer.render_chat(&chat, false).unwrap();
         assert_eq!(text, "<|bos|><|user|>cat?<|eos|><|assistant|>mat<|eos|>");
         let row = tokenizer.example_chat(&chat).unwrap();

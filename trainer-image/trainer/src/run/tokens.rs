@@ -197,10 +197,7 @@ fn shorten(example: &mut TokenizedExample, excess: usize, maximum: usize, bos: O
 fn chat(messages: &[graftwork_artifacts::rows::Message]) -> Vec<ChatMessage> {
     messages
         .iter()
-        .map(|message| ChatMessage {
-            role: message.role.clone(),
-            content: message.content.clone(),
-        })
+        .map(|message| ChatMessage::new(message.role.clone(), message.content.clone()))
         .collect()
 }
 

@@ -1,0 +1,121 @@
+//! Calls of tools in what a model writes: found in the growing text of an answer, in the format that
+//! the model's chat template names.
+//!
+//! What is no call of a tool that the request names stays text: nothing that the model wrote is lost,
+//! and nobody is asked to run what they don't have. Arguments are not compared with their schema.
+
+mod parser;
+
+pub use parser::{Called, Parsed, ToolCallParser};
+
+/// A call in a conversation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ToolCall {
+    /// What an answer to it names.
+    pub id: String,
+    /// The tool.
+    pub name: String,
+    /// A JSON object.
+    pub arguments: String,
+}
+
+/// How a model writes calls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ToolFormat {
+    /// `<tool_call>{"name": ..., "arguments": ...}</tool_call>`: Qwen, and Nous Research's Hermes.
+    Hermes,
+    /// `[TOOL_CALLS][{"name": ..., "arguments": ...}]`, or `[TOOL_CALLS]name[ARGS]{...}` since version 11
+    /// of Mistral's tokenizers.
+    Mistral,
+    /// The whole answer is `{"name": ..., "parameters": ...}`, or that follows `<|python_tag|>`: Llama 3.
+    Llama3,
+}
+
+impl ToolFormat {
+    /// The format of a model with this chat template.
+    pub(crate) fn of_template(source: &str) -> Option<Self> {
+        let has = |part: &str| source.contains(part);
+        if !has("tools") {
+            None
+        } else if has("<tool_call>") {
+            // Others write the same marks around something that is no JSON.
+            (has("arguments") && !has("<function=") && !has("<arg_key>")).then_some(Self::Hermes)
+        } else if has("[TOOL_CALLS]") {
+            Some(Self::Mistral)
+        } else {
+            (has("<|start_header_id|>") && has("ipython")).then_some(Self::Llama3)
+        }
+    }
+
+    /// Texts that stand around calls. Where they are special tokens, they must be printed for
+    /// [`ToolCallParser`].
+    pub fn marks(self) -> &'static [&'static str] {
+        match self {
+            Self::Hermes => &["<tool_call>", "</tool_call>"],
+            Self::Mistral => &["[TOOL_CALLS]", "[CALL_ID]", "[ARGS]"],
+            Self::Llama3 => &["<|python_tag|>"],
+        }
+    }
+
+    /// What stands before a call.
+    fn opening(self) -> &'static str {
+        match self {
+            Self::Hermes => "<tool_call>",
+            Self::Mistral => "[TOOL_CALLS]",
+            Self::Llama3 => "<|python_tag|>",
+        }
+    }
+
+    /// What ends a row of calls, so that text may follow.
+    fn closing(self) -> Option<&'static str> {
+        match self {
+            Self::Hermes => Some("</tool_call>"),
+            Self::Mistral | Self::Llama3 => None,
+        }
+    }
+
+    /// Whether this may stand between a mark and a call, or between two calls.
+    fn separates(self, character: char) -> bool {
+        character.is_whitespace()
+            || match self {
+                Self::Hermes => false,
+                Self::Mistral => matches!(character, '[' | ',' | ']'),
+                Self::Llama3 => matches!(character, ';' | ','),
+            }
+    }
+}
+
+/// What an answer may call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ToolUse {
+    /// How the model writes it.
+    pub format: ToolFormat,
+    /// The tools' names.
+    pub names: Vec<String>,
+    /// Whether the first call ends the answer.
+    pub only_one: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_models_format_is_known_by_its_template() {
+        let llama = "{%- if tools is not none %}<|start_header_id|>ipython<|end_header_id|>";
+        let qwen =
+            "{%- if tools %}<tool_call>{\"name\": <function-name>, \"arguments\": 1}</tool_call>";
+        let mistral = "{%- if tools %}[AVAILABLE_TOOLS][TOOL_CALLS]";
+        for (template, format) in [
+            (llama, Some(ToolFormat::Llama3)),
+            (qwen, Some(ToolFormat::Hermes)),
+            (mistral, Some(ToolFormat::Mistral)),
+            ("{{ messages[0].content }}", None),
+            ("<|start_header_id|>{{ messages[0].content }}", None),
+            ("{% if tools %}arguments <tool_call><function=f>", None),
+            ("{% if tools %}arguments <tool_call>f<arg_key>", None),
+        ] {
+            assert_eq!(ToolFormat::of_template(template), format, "{template}");
+        }
+    }
+}
