@@ -13,6 +13,7 @@
 //! | [`quant`], [`gguf`] | weights in GGUF's block formats, and GGUF files |
 //! | [`category`] | what an error about files asks of the caller |
 //! | [`tokenizer`], [`chat`] | `tokenizer.json`, chat template, training rows |
+//! | [`tool_calls`] | calls of tools in what a model writes |
 //! | [`kernel`] | packed weights and the fixed-order products |
 //! | [`transformer`] | the forward and backward pass |
 //! | [`lora`], [`targets`], [`peft`] | trainable low-rank parameters, which modules have them; adapter folders as PEFT writes them |
@@ -46,6 +47,7 @@ pub mod rope;
 pub mod sampler;
 pub mod targets;
 pub mod tensor_file;
+mod token_bytes;
 pub mod tokenizer;
 pub mod tool_calls;
 pub mod transformer;

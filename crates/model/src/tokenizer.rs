@@ -226,6 +226,12 @@ impl TextTokenizer {
         self.tokenizer.id_to_token(id)
     }
 
+    /// The bytes of each token below `count`; none for special and unknown ones. `None`: this
+    /// tokenizer's tokens are not bytes.
+    pub fn token_bytes(&self, count: usize) -> Option<Vec<Option<Vec<u8>>>> {
+        crate::token_bytes::token_bytes(&self.tokenizer, count)
+    }
+
     /// Whether the model can chat.
     pub fn has_chat_template(&self) -> bool {
         self.template.is_some()

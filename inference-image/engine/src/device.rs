@@ -5,15 +5,17 @@
 //! bounded channel of events back with room for its whole answer, so that no reader, however slow,
 //! holds up the others.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use graftwork_listen::clock;
 use graftwork_model::kv::KvPool;
-use graftwork_model::sampler::{self, Adjustments, SampleKey, SamplingParams};
+use graftwork_model::sampler::{self, Adjustments, SampleKey, SamplerError, SamplingParams};
 use graftwork_model::transformer::{Llama, LogitRows, RowLogits, SequenceStep};
+use rayon::iter::{IntoParallelRefMutIterator as _, ParallelIterator as _};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
+use crate::constraint::{Constraint, ConstraintError};
 use crate::metrics::Metrics;
 use crate::openai::answer::FinishReason;
 use crate::registry::Lease;
@@ -49,6 +51,8 @@ pub enum Event {
     Finished(FinishReason),
     /// There will be no answer.
     Failed(String),
+    /// There will be none, since the schema of the answer asks for too much.
+    Refused(String),
 }
 
 /// One answer to one prompt.
@@ -72,6 +76,8 @@ pub struct Job {
     pub logprobs: Option<usize>,
     /// Whether to report them for the prompt too: [`Event::Prompt`].
     pub prompt_logprobs: bool,
+    /// What the answer has to be; none: any text.
+    pub constraint: Option<Constraint>,
     /// The adapter; none: the bare base model.
     pub lease: Option<Arc<Lease>>,
     /// Where the answer goes, with room for `maximum_new_tokens` + 2 events. Closed: the client left, or
@@ -188,6 +194,35 @@ impl Request {
         }
     }
 
+    /// Draws the next token, behind `tokens`.
+    fn draw(&mut self, logits: &[f32], tokens: &[u32], key: SampleKey) -> Result<u32, Event> {
+        let job = &mut self.job;
+        let failed = |error: SamplerError| Event::Failed(error.to_string());
+        if job.adjustments.is_neutral() && job.constraint.is_none() {
+            return sampler::sample(logits, &job.sampling, key).map_err(failed);
+        }
+        let mut changed = logits.to_vec();
+        if !job.adjustments.is_neutral() {
+            let (prompt, generated) = tokens.split_at(self.prompt_tokens.min(tokens.len()));
+            job.adjustments.apply(&mut changed, prompt, generated);
+        }
+        if let Some(constraint) = &mut job.constraint {
+            constraint.mask(&mut changed).map_err(refused)?;
+        }
+        sampler::sample(&changed, &job.sampling, key).map_err(failed)
+    }
+
+    /// Goes on by a token; whether the answer is whole with it.
+    fn commit(&mut self, token: u32) -> Result<bool, Event> {
+        match &mut self.job.constraint {
+            None => Ok(false),
+            Some(constraint) => {
+                constraint.commit(token).map_err(refused)?;
+                Ok(constraint.is_complete())
+            }
+        }
+    }
+
     /// Takes the prompt's log-probabilities from a chunk's logits; gives them out once they are complete.
     /// A sequence that lost its cache is computed again, but scored once.
     fn score_prompt(&mut self, start: usize, tokens: &[u32], logits: &RowLogits) {
@@ -287,9 +322,10 @@ impl Worker {
         self.requests.remove(&id);
     }
 
-    fn fail(&mut self, id: SequenceId, message: &str) {
+    /// Tells a client its last event.
+    fn end(&mut self, id: SequenceId, last: Event) {
         if let Some(request) = self.requests.get(&id) {
-            send(&request.job.events, Event::Failed(message.to_owned()));
+            send(&request.job.events, last);
         }
         self.remove(id);
     }
@@ -329,13 +365,14 @@ impl Worker {
                 tracing::error!(%error, sequences = order.len(), "forward pass failed");
                 let message = format!("the forward pass failed: {error}");
                 for chunk in order {
-                    self.fail(chunk.id, &message);
+                    self.end(chunk.id, Event::Failed(message.clone()));
                 }
                 return;
             }
         };
         self.scheduler.computed(pass);
         self.scheduler.took(pass, seconds);
+        self.prepare_constraints(&order);
         for (chunk, logits) in order.iter().zip(&rows) {
             if let (Some(request), Some(tokens)) = (
                 self.requests.get_mut(&chunk.id),
@@ -349,50 +386,61 @@ impl Worker {
         }
     }
 
+    /// Finds out beside each other what may come next in the sequences that have a constraint.
+    fn prepare_constraints(&mut self, order: &[Chunk]) {
+        let sampling = order.iter().filter(|chunk| chunk.samples);
+        let sampling: BTreeSet<SequenceId> = sampling.map(|chunk| chunk.id).collect();
+        let mut constraints: Vec<&mut Constraint> = self
+            .requests
+            .iter_mut()
+            .filter(|(id, _)| sampling.contains(*id))
+            .filter_map(|(_, request)| request.job.constraint.as_mut())
+            .collect();
+        if !constraints.is_empty() {
+            self.compute.install(|| {
+                constraints
+                    .par_iter_mut()
+                    .for_each(|constraint| constraint.prepare());
+            });
+        }
+    }
+
     /// Draws the next token of a sequence, and tells the client.
     fn advance(&mut self, chunk: &Chunk, logits: &[f32]) {
-        let Some(request) = self.requests.get(&chunk.id) else {
+        let Some(request) = self.requests.get_mut(&chunk.id) else {
             return;
         };
-        let job = &request.job;
-        if job.maximum_new_tokens == 0 {
-            send(&job.events, Event::Finished(FinishReason::Length));
-            self.remove(chunk.id);
+        if request.job.maximum_new_tokens == 0 {
+            self.end(chunk.id, Event::Finished(FinishReason::Length));
             return;
         }
         let key = SampleKey {
-            seed: job.seed,
-            choice: job.choice,
+            seed: request.job.seed,
+            choice: request.job.choice,
             position: u32::try_from(chunk.start + chunk.count).unwrap_or(u32::MAX),
         };
-        let drawn = if job.adjustments.is_neutral() {
-            sampler::sample(logits, &job.sampling, key)
-        } else {
-            let tokens = self.scheduler.tokens(chunk.id).unwrap_or_default();
-            let (prompt, generated) = tokens.split_at(request.prompt_tokens.min(tokens.len()));
-            let mut adjusted = logits.to_vec();
-            job.adjustments.apply(&mut adjusted, prompt, generated);
-            sampler::sample(&adjusted, &job.sampling, key)
-        };
-        let token = match drawn {
+        let tokens = self.scheduler.tokens(chunk.id).unwrap_or_default();
+        let token = match request.draw(logits, tokens, key) {
             Ok(token) => token,
-            Err(error) => {
-                self.fail(chunk.id, &error.to_string());
-                return;
-            }
+            Err(last) => return self.end(chunk.id, last),
         };
-        if self.end_tokens.contains(&token) && !job.ignore_eos {
-            send(&job.events, Event::Finished(FinishReason::Stop));
-            self.remove(chunk.id);
-            return;
+        if self.end_tokens.contains(&token) && !request.job.ignore_eos {
+            return self.end(chunk.id, Event::Finished(FinishReason::Stop));
         }
+        let is_whole = match request.commit(token) {
+            Ok(is_whole) => is_whole,
+            Err(last) => return self.end(chunk.id, last),
+        };
+        let job = &request.job;
         let logprobs = job
             .logprobs
             .map(|count| token_logprobs(logits, token, count));
         send(&job.events, Event::Token(Sampled { token, logprobs }));
-        if self.scheduler.push_token(chunk.id, token) == Some(AfterToken::Length) {
-            send(&job.events, Event::Finished(FinishReason::Length));
-            self.remove(chunk.id);
+        let after = self.scheduler.push_token(chunk.id, token);
+        if is_whole {
+            self.end(chunk.id, Event::Finished(FinishReason::Stop));
+        } else if after == Some(AfterToken::Length) {
+            self.end(chunk.id, Event::Finished(FinishReason::Length));
         }
     }
 
@@ -428,6 +476,10 @@ impl Worker {
                 .collect(),
         }
     }
+}
+
+fn refused(error: ConstraintError) -> Event {
+    Event::Refused(error.to_string())
 }
 
 fn token_logprobs(logits: &[f32], token: u32, count: usize) -> TokenLogprobs {

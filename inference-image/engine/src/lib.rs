@@ -8,6 +8,7 @@
 //! | [`scheduler`] | continuous batching as a pure state machine |
 //! | [`device`] | the one thread that computes |
 //! | [`openai`], [`http`] | the API: reading and writing; serving |
+//! | [`constraint`] | answers that are JSON of a schema: which tokens may come next |
 //! | [`transcript`], [`stop`] | from tokens to an answer's text |
 //! | [`grpc`], [`health`], [`metrics`], [`vllm`] | what the operator, the kubelet and Prometheus ask |
 //!
@@ -17,6 +18,7 @@
 #![forbid(unsafe_code)]
 
 mod causes;
+pub mod constraint;
 pub mod device;
 pub mod grpc;
 pub mod health;

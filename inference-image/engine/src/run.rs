@@ -21,6 +21,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 
+use crate::constraint::Grammars;
 use crate::device::{self, Device, DeviceSettings};
 use crate::health::{self, Health, Readiness};
 use crate::http::{self, Engine};
@@ -148,6 +149,7 @@ impl Running {
             registry: registry.clone(),
             device,
             tokenizer: base.tokenizer,
+            grammars: base.grammars,
             vocabulary: base.config.vocab_size,
             context_tokens: base.context_tokens,
             base_name: config.base_name.clone(),
@@ -272,6 +274,7 @@ struct Base {
     config: Arc<LlamaConfig>,
     llama: Llama,
     tokenizer: TextTokenizer,
+    grammars: Option<Grammars>,
     context_tokens: usize,
 }
 
@@ -295,9 +298,11 @@ async fn load_base(config: &EngineConfig) -> anyhow::Result<Base> {
                 "maximumContextTokens is above what the model has; the model's counts"
             );
         }
+        let tokenizer = TextTokenizer::load(dir)?;
         Ok(Base {
             llama: Llama::new(&base),
-            tokenizer: TextTokenizer::load(dir)?,
+            grammars: grammars(&tokenizer, &model),
+            tokenizer,
             context_tokens: match wanted_context {
                 0 => positions,
                 wanted => wanted.min(positions),
@@ -308,6 +313,19 @@ async fn load_base(config: &EngineConfig) -> anyhow::Result<Base> {
     tokio::task::spawn_blocking(load)
         .await?
         .with_context(|| format!("base model in {}", config.base_path))
+}
+
+/// What makes answers JSON of a schema. A model whose tokenizer does not allow it is served without.
+fn grammars(tokenizer: &TextTokenizer, model: &LlamaConfig) -> Option<Grammars> {
+    let mut end_tokens = model.eos_token_ids.clone();
+    end_tokens.extend(tokenizer.eos());
+    match Grammars::new(tokenizer, model.vocab_size, &end_tokens) {
+        Ok(grammars) => Some(grammars),
+        Err(error) => {
+            tracing::warn!(%error, "response_format is refused");
+            None
+        }
+    }
 }
 
 fn start_device(

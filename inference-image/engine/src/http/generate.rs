@@ -15,10 +15,12 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::choices::{Choices, Shape, Step};
 use super::events::Events;
+use super::json::compile;
 use super::record::Record;
 use super::target::{Named, named, refused};
 use super::tools::tool_use;
 use super::{Engine, body, stream};
+use crate::constraint::Constraint;
 use crate::device::{Event, Job};
 use crate::openai::ApiError;
 use crate::openai::answer::{AnswerHead, Choice, Endpoint, FinishReason, Usage};
@@ -107,17 +109,17 @@ async fn begin(
 ) -> Result<Running, ApiError> {
     let body = body::read(body).await?;
     let mut permit = engine.places(1)?;
-    let (parameters, input, tools) = match endpoint {
+    let (parameters, input, tools, schema) = match endpoint {
         Endpoint::Completion => {
             let request = CompletionRequest::parse(&body)?;
             let input = Input::Prompts(request.prompts, request.echo);
-            (request.parameters, input, None)
+            (request.parameters, input, None, None)
         }
         Endpoint::Chat => {
             let request = ChatRequest::parse(&body)?;
             let (list, tools) = tool_use(engine, &request.messages, request.tools)?;
             let input = Input::Chat(request.messages, list);
-            (request.parameters, input, tools)
+            (request.parameters, input, tools, request.schema)
         }
     };
     check_bias(&parameters, engine.vocabulary)?;
@@ -141,6 +143,7 @@ async fn begin(
     let wanted = Wanted {
         parameters: &parameters,
         is_echo,
+        constraint: compile(engine, schema).await?,
         lease: lease.map(Arc::new),
         permit: Arc::clone(&permit),
     };
@@ -178,6 +181,7 @@ async fn begin(
 struct Wanted<'a> {
     parameters: &'a Parameters,
     is_echo: bool,
+    constraint: Option<Constraint>,
     lease: Option<Arc<Lease>>,
     permit: Arc<OwnedSemaphorePermit>,
 }
@@ -185,7 +189,7 @@ struct Wanted<'a> {
 impl Wanted<'_> {
     /// Hands all answers to the device, those of one prompt after each other; where they are heard of.
     async fn submit(
-        &self,
+        self,
         engine: &Engine,
         prompts: &[Echo],
     ) -> Result<Vec<mpsc::Receiver<Event>>, ApiError> {
@@ -229,6 +233,7 @@ impl Wanted<'_> {
             ignore_eos: parameters.ignore_eos,
             logprobs: parameters.logprobs,
             prompt_logprobs: self.is_echo && parameters.logprobs.is_some(),
+            constraint: self.constraint.as_ref().map(Constraint::copy),
             lease: self.lease.clone(),
             events,
             permit: Arc::clone(&self.permit),

@@ -4,6 +4,7 @@ mod body;
 mod choices;
 mod events;
 mod generate;
+mod json;
 mod models;
 mod record;
 mod stream;
@@ -24,6 +25,7 @@ use graftwork_model::tokenizer::TextTokenizer;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
+use crate::constraint::Grammars;
 use crate::device::Device;
 use crate::health::Health;
 use crate::metrics::Metrics;
@@ -42,6 +44,8 @@ pub struct Engine {
     pub device: Device,
     /// Cuts prompts and joins answers.
     pub tokenizer: TextTokenizer,
+    /// Makes answers JSON of a schema; none: the model's tokenizer does not allow it.
+    pub grammars: Option<Grammars>,
     /// Token ids below this are the model's.
     pub vocabulary: usize,
     /// Tokens of prompt and answer together.

@@ -1,9 +1,11 @@
 //! `POST /v1/chat/completions`.
 
 use graftwork_model::tokenizer::ChatMessage;
+use serde_json::Value;
 
 use super::ApiError;
 use super::fields::{Fields, Neutral};
+use super::format::read_format;
 use super::messages::read_messages;
 use super::parameters::{Parameters, read_token_limit};
 use super::tools::{Tools, read_tools};
@@ -11,7 +13,6 @@ use super::tools::{Tools, read_tools};
 const NEUTRAL: &[(&str, Neutral)] = &[
     ("functions", Neutral::Empty),
     ("function_call", Neutral::Text(&["none", "auto"])),
-    ("response_format", Neutral::TextType),
     ("modalities", Neutral::TextList),
     ("reasoning_effort", Neutral::Text(&["none"])),
     ("verbosity", Neutral::Text(&["medium"])),
@@ -27,6 +28,8 @@ pub struct ChatRequest {
     pub messages: Vec<ChatMessage>,
     /// What the answer may call.
     pub tools: Option<Tools>,
+    /// The schema that the answer is to be JSON of.
+    pub schema: Option<Value>,
 }
 
 impl ChatRequest {
@@ -56,12 +59,23 @@ impl ChatRequest {
         parameters.logprobs = wanted.then(|| top.unwrap_or(0) as usize);
         let messages = read_messages(&mut fields)?;
         let tools = read_tools(&mut fields)?;
+        let schema = read_format(&mut fields)?;
+        if schema.is_some() && tools.is_some() {
+            let problem = "leaves no place for calls of tools; leave one of them out, or send tool_choice = \"none\"";
+            return Err(fields.wrong("response_format", problem));
+        }
+        if schema.is_some() && parameters.ignore_eos {
+            let problem =
+                "is true, but JSON ends where it is whole; leave it out, or response_format";
+            return Err(fields.wrong("ignore_eos", problem));
+        }
         fields.neutral(NEUTRAL)?;
         fields.finish()?;
         Ok(Self {
             parameters,
             messages,
             tools,
+            schema,
         })
     }
 }
@@ -107,7 +121,16 @@ mod tests {
             (r#""messages": []"#, "messages"),
             (r#""tool_choice": "required""#, "tool_choice"),
             (
-                r#""response_format": {"type": "json_object"}"#,
+                r#""response_format": {"type": "regex"}"#,
+                "response_format.type",
+            ),
+            (
+                r#""response_format": {"type": "json_object"}, "ignore_eos": true"#,
+                "ignore_eos",
+            ),
+            (
+                r#""response_format": {"type": "json_object"},
+                "tools": [{"type": "function", "function": {"name": "f"}}]"#,
                 "response_format",
             ),
             (r#""reasoning_effort": "high""#, "reasoning_effort"),

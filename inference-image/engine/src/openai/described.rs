@@ -50,6 +50,10 @@ fn without_positions(path: &str) -> String {
         .collect()
 }
 
+/// A format with every field that there is; it does not go together with tools.
+const JSON: &str = r#""messages": [{"role": "user", "content": "x"}], "response_format":
+    {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "object"}}}"#;
+
 type Reader = fn(&str) -> Result<(), ApiError>;
 
 fn read_completion(body: &str) -> Result<(), ApiError> {
@@ -88,7 +92,10 @@ fn every_field_that_is_read_is_described_and_no_other() {
         (
             "ChatCompletionRequest",
             read_chat,
-            vec![format!(r#"{{"model": "a", {PARTS}, {streams}}}"#)],
+            vec![
+                format!(r#"{{"model": "a", {PARTS}, {streams}}}"#),
+                format!(r#"{{"model": "a", {JSON}}}"#),
+            ],
         ),
         (
             "TokenizeRequest",

@@ -25,8 +25,6 @@ pub enum Neutral {
     Empty,
     /// One of these texts.
     Text(&'static [&'static str]),
-    /// `{"type": "text"}`.
-    TextType,
     /// `["text"]`.
     TextList,
 }
@@ -46,10 +44,6 @@ impl Neutral {
                 _ => false,
             },
             Self::Text(allowed) => value.as_str().is_some_and(|text| allowed.contains(&text)),
-            Self::TextType => {
-                value.get("type").and_then(Value::as_str) == Some("text")
-                    && value.as_object().is_some_and(|object| object.len() == 1)
-            }
             Self::TextList => value
                 .as_array()
                 .is_some_and(|items| items.iter().all(|item| item == "text")),
@@ -70,7 +64,6 @@ impl Neutral {
                 .map(|text| format!("{text:?}"))
                 .collect::<Vec<_>>()
                 .join(" or "),
-            Self::TextType => r#"{"type": "text"}"#.to_owned(),
             Self::TextList => r#"["text"]"#.to_owned(),
         }
     }
@@ -386,10 +379,10 @@ mod tests {
             ("tools", Neutral::Empty),
             ("presence_penalty", Neutral::Zero),
             ("store", Neutral::False),
-            ("response_format", Neutral::TextType),
+            ("modalities", Neutral::TextList),
         ];
         let mut read = fields(
-            r#"{"tools": [], "presence_penalty": 0.0, "store": false, "response_format": {"type": "text"}}"#,
+            r#"{"tools": [], "presence_penalty": 0.0, "store": false, "modalities": ["text"]}"#,
         );
         read.neutral(&table).unwrap();
         read.finish().unwrap();
@@ -397,10 +390,7 @@ mod tests {
             (r#"{"tools": [1]}"#, "tools"),
             (r#"{"presence_penalty": 0.1}"#, "presence_penalty"),
             (r#"{"store": true}"#, "store"),
-            (
-                r#"{"response_format": {"type": "json_object"}}"#,
-                "response_format",
-            ),
+            (r#"{"modalities": ["audio"]}"#, "modalities"),
         ] {
             let error = fields(body).neutral(&table).unwrap_err();
             assert_eq!(error.param.as_deref(), Some(param));

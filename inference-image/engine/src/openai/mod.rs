@@ -9,6 +9,7 @@ pub mod chat;
 pub mod completion;
 pub mod error;
 pub mod fields;
+pub mod format;
 pub mod messages;
 pub mod parameters;
 pub mod tokens;

@@ -1,0 +1,147 @@
+use graftwork_model::fixture::{TinyShape, write_tiny_base};
+use graftwork_model::sampler::{SampleKey, SamplingParams, sample};
+
+use super::*;
+
+/// A byte-level tokenizer of 256 bytes and four special tokens, of which the second ends a text.
+fn grammars() -> (TextTokenizer, Grammars) {
+    let dir = tempfile::tempdir().unwrap();
+    let config = write_tiny_base(dir.path(), &TinyShape::default(), 1).unwrap();
+    let tokenizer = TextTokenizer::load(dir.path()).unwrap();
+    let grammars = Grammars::new(&tokenizer, config.vocab_size, &config.eos_token_ids).unwrap();
+    (tokenizer, grammars)
+}
+
+fn logits(tokenizer: &TextTokenizer) -> Vec<f32> {
+    vec![0.0; tokenizer.vocab_size()]
+}
+
+/// An answer that is drawn evenly from what may come next.
+fn drawn(tokenizer: &TextTokenizer, mut constraint: Constraint, seed: u64, limit: u32) -> String {
+    let mut tokens = vec![];
+    for position in 0..limit {
+        let mut logits = logits(tokenizer);
+        constraint.mask(&mut logits).unwrap();
+        let key = SampleKey {
+            seed,
+            choice: 0,
+            position,
+        };
+        let token = sample(&logits, &SamplingParams::default(), key).unwrap();
+        if Some(token) == tokenizer.eos() {
+            break;
+        }
+        constraint.commit(token).unwrap();
+        tokens.push(token);
+        if constraint.is_complete() {
+            break;
+        }
+    }
+    tokenizer.decode(&tokens, false).unwrap()
+}
+
+fn schema() -> Value {
+    json!({
+        "type": "object",
+        "properties": {
+            "n": {"type": "integer", "minimum": 0, "maximum": 99},
+            "w": {"enum": ["x", "\u{e4}y"]},
+        },
+        "required": ["n", "w"], "additionalProperties": false,
+    })
+}
+
+#[test]
+fn whatever_is_drawn_is_json_of_the_schema() {
+    let (tokenizer, grammars) = grammars();
+    let constraint = grammars.constraint(&schema()).unwrap();
+    for seed in 0..20 {
+        let text = drawn(&tokenizer, constraint.copy(), seed, 1000);
+        let json: Value = serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"));
+        assert!(json["n"].as_u64().is_some_and(|n| n < 100), "{text}");
+        assert!(
+            ["x", "\u{e4}y"].contains(&json["w"].as_str().unwrap()),
+            "{text}"
+        );
+        assert_eq!(json.as_object().unwrap().len(), 2, "{text}");
+    }
+}
+
+#[test]
+fn the_same_seed_gives_the_same_answer_and_copies_share_nothing() {
+    let (tokenizer, grammars) = grammars();
+    let constraint = grammars.constraint(&schema()).unwrap();
+    let first = drawn(&tokenizer, constraint.copy(), 7, 1000);
+    let _ = drawn(&tokenizer, constraint.copy(), 8, 5);
+    assert_eq!(drawn(&tokenizer, constraint.copy(), 7, 1000), first);
+    let anew = grammars.constraint(&schema()).unwrap();
+    assert_eq!(drawn(&tokenizer, anew, 7, 1000), first);
+}
+
+#[test]
+fn an_end_of_text_may_come_only_where_the_json_is_whole() {
+    let (tokenizer, grammars) = grammars();
+    let mut constraint = grammars.constraint(&json!({"type": "object"})).unwrap();
+    let end = tokenizer.eos().unwrap() as usize;
+    let text = tokenizer.encode("{\"a\": 1}", false).unwrap();
+    for token in text {
+        let mut logits = logits(&tokenizer);
+        constraint.mask(&mut logits).unwrap();
+        assert_eq!(logits[end], f32::NEG_INFINITY);
+        assert_eq!(logits[token as usize], 0.0);
+        // No special token is ever text.
+        assert!(
+            logits[256..]
+                .iter()
+                .all(|logit| *logit == f32::NEG_INFINITY)
+        );
+        constraint.commit(token).unwrap();
+    }
+    if !constraint.is_complete() {
+        let mut logits = logits(&tokenizer);
+        constraint.mask(&mut logits).unwrap();
+        assert_eq!(logits[end], 0.0);
+    }
+}
+
+#[test]
+fn a_schema_that_nothing_meets_is_refused() {
+    let (_, grammars) = grammars();
+    let schema = json!({
+        "type": "object", "properties": {"a": {"type": "string", "minLength": 3, "maxLength": 2}},
+        "required": ["a"],
+    });
+    assert_eq!(check(&schema), Ok(()));
+    let error = grammars.constraint(&schema).unwrap_err();
+    assert!(matches!(error, ConstraintError::Schema(_)), "{error}");
+    assert!(error.to_string().len() <= MAXIMUM_MESSAGE, "{error}");
+}
+
+#[test]
+fn a_grammar_above_its_limit_is_refused() {
+    let (_, mut grammars) = grammars();
+    grammars.factory.limits_mut().max_grammar_size = 10;
+    let error = grammars.constraint(&schema()).unwrap_err();
+    assert!(matches!(error, ConstraintError::Schema(_)), "{error}");
+    assert!(error.to_string().contains("too big"), "{error}");
+}
+
+#[test]
+fn a_model_without_an_end_has_no_constraints() {
+    let (tokenizer, _) = grammars();
+    let error = Grammars::new(&tokenizer, 260, &[]).unwrap_err();
+    assert!(matches!(error, ConstraintError::Unsupported(_)), "{error}");
+}
+
+#[test]
+fn messages_of_the_library_are_short_and_about_the_schema() {
+    assert_eq!(
+        shown("a\n  while processing b\n<non-verbose/>"),
+        "a while processing b"
+    );
+    assert_eq!(
+        shown("panic: x\n<backtrace>"),
+        "it can't be made into a grammar"
+    );
+    assert_eq!(shown(&"x".repeat(1000)).len(), MAXIMUM_MESSAGE);
+}
