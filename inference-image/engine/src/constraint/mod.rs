@@ -23,14 +23,17 @@ const WHITE_SPACE: &str = r"[\x20\x0A\x0D\x09]{1,32}";
 /// Characters of the library's messages that are given on.
 const MAXIMUM_MESSAGE: usize = 300;
 
-/// What one answer's grammar may cost. A compilation of so much fuel takes tens of milliseconds, a
-/// step of so much a few; a state of the lexer is one to two KiB.
+/// What one answer's grammar may cost. A compilation of so much fuel takes milliseconds, as does a
+/// step of so much; a state of the lexer is one to two KiB.
 fn limits() -> ParserLimits {
     ParserLimits {
         max_grammar_size: 100_000,
         max_lexer_states: 10_000,
+        initial_lexer_fuel: 250_000,
         step_lexer_fuel: 100_000,
         step_max_items: 20_000,
+        // It would cost each request what few of them need: steps pay for what they look at.
+        precompute_large_lexemes: false,
         verbose_errors: false,
         ..ParserLimits::default()
     }

@@ -168,7 +168,7 @@ fn text_is_given_out_at_once_and_a_call_when_it_is_complete() {
     assert_eq!(parser.push("Hello <b").text, "Hello <b");
     assert_eq!(parser.push(" <tool").text, "");
     assert_eq!(parser.push("s>").text, " <tools>");
-    assert_eq!(parser.push("<tool_call>{\"name\": \"f\"").calls, []);
+    assert!(parser.push("<tool_call>{\"name\": \"f\"").calls.is_empty());
     assert_eq!(parser.push("}").calls.len(), 1);
 }
 
