@@ -59,6 +59,14 @@ pub mod proto {
             include!(concat!(env!("OUT_DIR"), "/graftwork.router.v1.rs"));
         }
     }
+    /// The Open Inference Protocol, as its clients know it.
+    pub mod inference {
+        include!(concat!(env!("OUT_DIR"), "/inference.rs"));
+
+        /// What gRPC reflection shows of it.
+        pub const FILE_DESCRIPTOR_SET: &[u8] =
+            include_bytes!(concat!(env!("OUT_DIR"), "/inference.bin"));
+    }
 }
 
 pub use digest::Digest;

@@ -1,4 +1,5 @@
-//! gRPC: `graftwork.engine.v1.Engine` and `grpc.health.v1.Health`.
+//! gRPC for the operator and the kubelet: `graftwork.engine.v1.Engine` and `grpc.health.v1.Health`. What clients call
+//! over gRPC is on the port of the HTTP API.
 
 use graftwork_contract::proto::call::v1::SignedCall;
 use graftwork_contract::proto::engine::v1::engine_server::{Engine, EngineServer, SERVICE_NAME};

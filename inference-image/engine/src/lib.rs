@@ -1,4 +1,4 @@
-//! The engine: one base model, many LoRA adapters, OpenAI's HTTP API.
+//! The engine: one base model, many LoRA adapters, OpenAI's HTTP API and the Open Inference Protocol.
 //!
 //! | module | holds |
 //! |---|---|

@@ -28,11 +28,11 @@ pub struct Options {
     #[arg(long, default_value = pod::STORE_DIR)]
     pub store: PathBuf,
 
-    /// Address of the OpenAI API.
+    /// Address of the OpenAI API, and of the Open Inference Protocol (gRPC).
     #[arg(long, default_value_t = SocketAddr::from(([0, 0, 0, 0], pod::HTTP_PORT)))]
     pub listen_http: SocketAddr,
 
-    /// Address of gRPC: adapters and health.
+    /// Address of the operator's gRPC: adapters and health.
     #[arg(long, default_value_t = SocketAddr::from(([0, 0, 0, 0], pod::GRPC_PORT)))]
     pub listen_grpc: SocketAddr,
 

@@ -167,7 +167,10 @@ impl Running {
             ),
         });
         let (http_address, http_listener) = bind(options.listen_http).await?;
-        let http_task = serve_http(http_listener, http::router(engine), stop_http.clone());
+        let readiness = health.clone();
+        let is_ready = move || readiness.get() == Readiness::Ready;
+        let routes = graftwork_open_inference::serve(http::router(engine), is_ready)?;
+        let http_task = serve_http(http_listener, routes, stop_http.clone());
         let (grpc_address, grpc_listener) = bind(options.listen_grpc).await?;
         let grpc_task = tokio::spawn(grpc::serve(
             grpc_listener,

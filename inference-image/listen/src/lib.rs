@@ -1,5 +1,5 @@
-//! HTTP/1.1 as engine and router speak it: connections that send no head in time are closed, and an end lets
-//! each finish its request; and the [`clock`] that both read.
+//! HTTP/1.1, and HTTP/2 without TLS (which gRPC needs), as engine and router speak them on one port: connections that
+//! send no head in time are closed, and an end lets each finish its requests; and the [`clock`] that both read.
 //!
 //! It reads no bodies and knows no routes.
 
@@ -10,7 +10,7 @@ pub mod clock;
 use std::time::Duration;
 
 use axum::Router;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
@@ -20,6 +20,16 @@ use tokio_util::task::TaskTracker;
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
 /// How long to wait where no connection can be accepted (too many open files).
 const PAUSE: Duration = Duration::from_millis(50);
+/// What a client of HTTP/2 sends first (RFC 9113, section 3.4).
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// How often a connection is looked at whose preface comes in parts.
+const PREFACE_PAUSE: Duration = Duration::from_millis(20);
+/// A client of HTTP/2 may keep its connection open without a request, as long as it answers pings.
+const PING_INTERVAL: Duration = Duration::from_secs(30);
+/// How long an answer to a ping may take.
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
+/// Requests of one connection at a time.
+const STREAMS: u32 = 256;
 
 /// Accepts connections until stopped, then lets each finish its request.
 #[derive(Debug)]
@@ -89,20 +99,73 @@ async fn connection(
     stop: CancellationToken,
     idle_timeout: Duration,
 ) {
+    let begun = tokio::select! {
+        biased;
+        begun = tokio::time::timeout(idle_timeout, speaks_http2(&stream)) => begun,
+        () = stop.cancelled() => return,
+    };
+    let ended = match begun {
+        Ok(Ok(true)) => http2(stream, routes, stop).await,
+        Ok(Ok(false)) => http1(stream, routes, stop, idle_timeout).await,
+        // It broke, or nothing came.
+        Ok(Err(_)) | Err(_) => return,
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "connection broke");
+    }
+}
+
+/// Looks at the first bytes and takes none of them.
+async fn speaks_http2(stream: &TcpStream) -> std::io::Result<bool> {
+    let mut head = [0; PREFACE.len()];
+    loop {
+        let seen = stream.peek(&mut head).await?;
+        let begun = head.get(..seen).unwrap_or_default();
+        if seen == 0 || !PREFACE.starts_with(begun) {
+            return Ok(false);
+        }
+        if seen == PREFACE.len() {
+            return Ok(true);
+        }
+        // At once there would be the same bytes again.
+        tokio::time::sleep(PREFACE_PAUSE).await;
+    }
+}
+
+async fn http1(
+    stream: TcpStream,
+    routes: Router,
+    stop: CancellationToken,
+    idle_timeout: Duration,
+) -> hyper::Result<()> {
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(idle_timeout)
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes));
     let mut connection = std::pin::pin!(connection);
-    let ended = tokio::select! {
+    tokio::select! {
         ended = connection.as_mut() => ended,
         () = stop.cancelled() => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }
-    };
-    if let Err(error) = ended {
-        tracing::debug!(%error, "connection broke");
+    }
+}
+
+async fn http2(stream: TcpStream, routes: Router, stop: CancellationToken) -> hyper::Result<()> {
+    let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .keep_alive_interval(PING_INTERVAL)
+        .keep_alive_timeout(PING_TIMEOUT)
+        .max_concurrent_streams(STREAMS)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes));
+    let mut connection = std::pin::pin!(connection);
+    tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
     }
 }
 
@@ -141,12 +204,57 @@ mod tests {
         let listener =
             Listener::new(CancellationToken::new()).with_idle_timeout(Duration::from_millis(200));
         let address = start(&listener).await;
-        for begun in ["", "GET", "GET / HTTP/1.1\r\nhost: x\r\nx-slow: "] {
+        for begun in [
+            "",
+            "GET",
+            "GET / HTTP/1.1\r\nhost: x\r\nx-slow: ",
+            "PRI * HTT",
+        ] {
             let answer = talk(address, begun.as_bytes()).await;
             assert!(!answer.contains("200 OK"), "{answer}");
         }
         let whole = b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
         assert!(talk(address, whole).await.ends_with("here"));
+    }
+
+    /// A client that speaks HTTP/2 from its first byte on.
+    async fn http2_client(
+        address: std::net::SocketAddr,
+    ) -> hyper::client::conn::http2::SendRequest<axum::body::Body> {
+        let stream = TokioIo::new(TcpStream::connect(address).await.unwrap());
+        let (client, connection) =
+            hyper::client::conn::http2::handshake(TokioExecutor::new(), stream)
+                .await
+                .unwrap();
+        tokio::spawn(connection);
+        client
+    }
+
+    async fn ask(
+        client: &mut hyper::client::conn::http2::SendRequest<axum::body::Body>,
+        uri: String,
+    ) -> String {
+        let request = axum::http::Request::get(uri).body(axum::body::Body::empty());
+        let answer = client.send_request(request.unwrap()).await.unwrap();
+        let body = axum::body::Body::new(answer.into_body());
+        let bytes = axum::body::to_bytes(body, 1 << 10).await.unwrap();
+        String::from_utf8(bytes.to_vec()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn the_same_port_speaks_http2_to_who_begins_with_it_and_lets_its_requests_end() {
+        let listener = Listener::new(CancellationToken::new());
+        let address = start(&listener).await;
+        let mut client = http2_client(address).await;
+        let mut other = client.clone();
+        let slow =
+            tokio::spawn(async move { ask(&mut other, format!("http://{address}/slow")).await });
+        let answer = ask(&mut client, format!("http://{address}/")).await;
+        assert_eq!(answer, "here");
+        assert!(!slow.is_finished(), "one waits for the other");
+        let finished = tokio::time::timeout(Duration::from_secs(10), listener.finish()).await;
+        assert!(finished.is_ok(), "something stays open");
+        assert_eq!(slow.await.unwrap(), "done");
     }
 
     #[tokio::test]

@@ -40,7 +40,7 @@ const HEALTH_INTERVAL: Duration = Duration::from_millis(200);
 /// A router that runs.
 #[derive(Debug)]
 pub struct Running {
-    /// Address of the OpenAI API.
+    /// Address of the OpenAI API, and of the Open Inference Protocol (gRPC).
     pub http: SocketAddr,
     /// Address of gRPC.
     pub grpc: SocketAddr,
@@ -93,7 +93,11 @@ pub async fn start(settings: &Settings) -> anyhow::Result<Running> {
             .serve_with_incoming_shutdown(TcpListenerStream::new(grpc), stop.cancelled_owned()),
     );
     let front = Listener::new(CancellationToken::new());
-    front.serve(http, front_routes(shared.clone()));
+    let readiness = shared.clone();
+    let routes = graftwork_open_inference::serve(front_routes(shared.clone()), move || {
+        readiness.is_ready()
+    })?;
+    front.serve(http, routes);
     back.serve(metrics, back_routes(shared.clone()));
     tracing::info!(%http_address, %grpc_address, %metrics_address, endpoint = config.endpoint, "router started");
     Ok(Running {

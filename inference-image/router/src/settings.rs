@@ -23,7 +23,7 @@ pub struct Settings {
     /// The mounted configuration.
     #[arg(long, default_value = pod::CONFIG_FILE)]
     pub config: PathBuf,
-    /// OpenAI API.
+    /// OpenAI API, and Open Inference Protocol (gRPC).
     #[arg(long, default_value_t = any(pod::HTTP_PORT))]
     pub listen_http: SocketAddr,
     /// gRPC for the operator.

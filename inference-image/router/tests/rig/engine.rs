@@ -157,7 +157,13 @@ async fn answer(
         json!({"choices": [{"delta": {"content": text}}]})
     );
     let done = "data: [DONE]\n\n".to_owned();
-    let unary = json!({"choices": [{"message": {"content": text}}]}).to_string();
+    // Both endpoints' shapes at once.
+    let unary = json!({
+        "model": body["model"],
+        "choices": [{"text": text, "message": {"content": text}, "finish_reason": "length"}],
+        "usage": {"prompt_tokens": 1, "completion_tokens": 2},
+    })
+    .to_string();
     let half = |text: &str| text[..text.len() / 2].to_owned();
 
     let (status, body) = match behaviour {
