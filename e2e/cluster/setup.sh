@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Installs what the local cluster takes from the distribution, where it is missing. Changes
+# Installs what the local cluster takes from the distribution, where it is missing, and a browser for the demo. Changes
 # nothing on a machine that has it all.
 #
 #   setup.sh          install
-#   setup.sh --check  only say what is missing (exit code 1)
+#   setup.sh --check  only say what of the cluster's is missing (exit code 1)
 #
 # Exit code 4: this machine cannot run the local cluster.
 set -euo pipefail
@@ -48,19 +48,37 @@ missing_packages() {
 	done | sort -u
 }
 
+# What e2e/clients/page.py looks for.
+has_browser() {
+	local browser
+	for browser in chromium-headless-shell chromium chromium-browser google-chrome; do
+		! command -v "$browser" >/dev/null || return 0
+	done
+	return 1
+}
+
 [ "$(uname -s)/$(uname -m)" = Linux/x86_64 ] || refuse "it needs Linux on x86-64"
+[ ! -r /etc/os-release ] || . /etc/os-release
+is_debian_12() { [ "${ID:-}" = debian ] && [ "${VERSION_ID:-}" = 12 ]; }
 mapfile -t packages < <(missing_packages)
+if [ "${1:-}" = --check ]; then
+	[ "${#packages[@]}" -eq 0 ] || {
+		echo "setup: not installed: ${packages[*]}" >&2
+		exit 1
+	}
+	exit 0
+fi
+if [ "${#packages[@]}" -gt 0 ]; then
+	[ "$(id -u)" -eq 0 ] || refuse "installing ${packages[*]} needs root"
+	is_debian_12 || refuse "${packages[*]} is not installed, and this installs on Debian 12 only"
+fi
+# The cluster runs without it: the demo then says that nobody has opened the page.
+if ! has_browser && [ "$(id -u)" -eq 0 ] && is_debian_12; then
+	packages+=(chromium-headless-shell)
+fi
 if [ "${#packages[@]}" -eq 0 ]; then
 	exit 0
 fi
-if [ "${1:-}" = --check ]; then
-	echo "setup: not installed: ${packages[*]}" >&2
-	exit 1
-fi
-[ "$(id -u)" -eq 0 ] || refuse "installing ${packages[*]} needs root"
-[ -r /etc/os-release ] && . /etc/os-release
-[ "${ID:-}" = debian ] && [ "${VERSION_ID:-}" = 12 ] ||
-	refuse "${packages[*]} is not installed, and this installs on Debian 12 only"
 
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT

@@ -1,4 +1,5 @@
-//! Asking the endpoint as people do: `curl` and the `openai` Python client, through a port-forward.
+//! Asking the endpoint as people do: with `curl`, the `openai` and the Triton client of Python, and a browser, through a
+//! port-forward.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -9,6 +10,13 @@ use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
 
 use crate::cluster::Cluster;
+
+/// What asks over gRPC.
+const OPEN_INFERENCE: &str = include_str!("../../clients/open_inference.py");
+/// What opens the page at `/`.
+const PAGE: &str = include_str!("../../clients/page.py");
+/// Exit code of these where the machine lacks what they need.
+const LACKING: i32 = 3;
 
 /// A `kubectl port-forward` that ends with this value.
 pub struct Forward {
@@ -126,4 +134,57 @@ print(answer.choices[0].text.strip())
         );
         Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
     }
+
+    /// Asks over gRPC with Triton's Python client; `None` where this Python has none.
+    pub async fn triton(
+        &self,
+        python: &Path,
+        model: &str,
+        prompt: &str,
+    ) -> anyhow::Result<Option<String>> {
+        let address = format!("127.0.0.1:{}", self.port);
+        run(python, OPEN_INFERENCE, &[&address, model, prompt])
+            .await
+            .context("tritonclient")
+    }
+
+    /// Types into the page at `/` in a headless Chromium and takes a picture; `None` where there is no Chromium.
+    pub async fn page(
+        &self,
+        model: &str,
+        prompt: &str,
+        picture: &Path,
+    ) -> anyhow::Result<Option<String>> {
+        let url = format!("http://127.0.0.1:{}/", self.port);
+        let picture = picture.display().to_string();
+        run(Path::new("python3"), PAGE, &[&url, model, prompt, &picture])
+            .await
+            .context("the page at /")
+    }
+}
+
+/// What a Python program prints; `None` where the machine lacks what it needs.
+async fn run(python: &Path, program: &str, arguments: &[&str]) -> anyhow::Result<Option<String>> {
+    let ran = Command::new(python)
+        .args(["-c", program])
+        .args(arguments)
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output()
+        .await;
+    let output = match ran {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        ran => ran?,
+    };
+    if output.status.code() == Some(LACKING) {
+        return Ok(None);
+    }
+    ensure!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr).trim()
+    );
+    Ok(Some(
+        String::from_utf8_lossy(&output.stdout).trim().to_owned(),
+    ))
 }

@@ -19,9 +19,12 @@ pub struct Demo {
     /// Namespace of the demo's objects; what an earlier demo left in it goes first.
     #[arg(long, default_value = "graftwork-demo")]
     namespace: String,
-    /// A Python with the package `openai`, to ask as its users do.
+    /// A Python with the packages `openai` and `tritonclient`, to ask as their users do.
     #[arg(long, env = "GRAFTWORK_OPENAI_PYTHON")]
     openai_python: Option<std::path::PathBuf>,
+    /// Folder for a picture of the endpoint's page.
+    #[arg(long, env = "GRAFTWORK_LOGS", default_value = "/tmp")]
+    logs: std::path::PathBuf,
 }
 
 impl Demo {
@@ -43,7 +46,8 @@ impl Demo {
         say("\n2. A run trains on it");
         walk.first_run().await?;
         say("\n3. Its adapter passes the gate and is served beside the base and a second adapter");
-        walk.serve(self.openai_python.as_deref()).await?;
+        walk.serve(self.openai_python.as_deref(), &self.logs)
+            .await?;
         say("\n4. A better version is canaried under live traffic and promoted");
         walk.better_version().await?;
         say("\n5. A run on shuffled labels is rejected by the gate");

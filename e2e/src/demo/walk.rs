@@ -280,7 +280,7 @@ impl<'a> Walk<'a> {
         Ok(version)
     }
 
-    pub async fn serve(&mut self, python: Option<&Path>) -> anyhow::Result<()> {
+    pub async fn serve(&mut self, python: Option<&Path>, logs: &Path) -> anyhow::Result<()> {
         let version = step("The gate judges v1", self.judged("topics-1")).await?;
         let first = exact_match(&version)?;
         ensure!(
@@ -334,11 +334,29 @@ impl<'a> Walk<'a> {
                 say(&format!(
                     "   openai Python client, model topics: {answer:?}"
                 ));
+                say(&match forward.triton(python, "topics", PROMPT).await? {
+                    Some(over_grpc) => {
+                        ensure!(
+                            over_grpc == answer,
+                            "over gRPC {over_grpc:?}, over HTTP {answer:?}"
+                        );
+                        format!("   tritonclient over gRPC, model topics: {over_grpc:?}")
+                    }
+                    None => "   (tritonclient is not asked: this Python has none)".to_owned(),
+                });
             }
             None => say(
-                "   (the openai Python client is not asked: GRAFTWORK_OPENAI_PYTHON names none)",
+                "   (the openai and Triton clients are not asked: GRAFTWORK_OPENAI_PYTHON names no Python)",
             ),
         }
+        let picture = logs.join("page.png");
+        say(&match forward.page("topics", PROMPT, &picture).await? {
+            Some(said) => format!(
+                "   the page at / in Chromium: {said}; {}",
+                picture.display()
+            ),
+            None => "   (the page at / is not opened: there is no Chromium here)".to_owned(),
+        });
         Ok(())
     }
 

@@ -58,7 +58,7 @@ async fn ask(
     client
         .model_infer(request)
         .await
-        .map(|answer| answer.into_inner())
+        .map(tonic::Response::into_inner)
 }
 
 #[tokio::test]
