@@ -26,9 +26,9 @@ pub const ENV_POD_UID: &str = "POD_UID";
 /// Environment: the pod's name, from the downward API.
 pub const ENV_POD_NAME: &str = "POD_NAME";
 
-/// gRPC of keepers, trainers, engines and routers.
+/// gRPC of keepers, trainers, engines and routers, for the operator.
 pub const GRPC_PORT: u16 = 9090;
-/// OpenAI HTTP of engines and routers.
+/// OpenAI HTTP of engines and routers, and gRPC for clients.
 pub const HTTP_PORT: u16 = 8080;
 /// `/metrics`, `/healthz` and `/readyz` of engines and routers.
 pub const METRICS_PORT: u16 = 8081;
