@@ -12,7 +12,7 @@ REGISTRY ?=
 STORIES ?=
 export CLUSTER IMAGES REGISTRY STORIES
 
-.PHONY: help setup build demo demo-down test unit e2e lint fmt deny generate base-model parity privacy-figures build-memory
+.PHONY: help setup build demo demo-down test unit e2e lint fmt deny generate base-model parity lm-eval privacy-figures build-memory
 
 help: ## This list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 20
@@ -61,6 +61,19 @@ build-memory: ## Peak memory of dataset builds against their sources' size (SIZE
 
 base-model: ## Pre-trains the demo's base model (ten minutes to half an hour)
 	@e2e/demo-data/build-base-model
+
+LM_EVAL_PYTHON := $(CACHE)/lm-eval
+URL ?= http://localhost:8080
+MODEL ?= topics
+TOKENIZER ?= e2e/demo-data/base-model
+ROWS ?=
+lm-eval: ## Scores ROWS (JSONL of prompt, completion) with lm_eval over an endpoint, and by our own rules
+	@[ -n "$(ROWS)" ] || { echo "error: name the rows: ROWS=test.jsonl" >&2; exit 1; }
+	@[ -e $(LM_EVAL_PYTHON)/complete ] || { \
+	    rm -rf $(LM_EVAL_PYTHON) && python3 -m venv $(LM_EVAL_PYTHON) && \
+	    $(LM_EVAL_PYTHON)/bin/pip install -q 'lm_eval[api]>=0.4.9,<0.5' 'transformers<6' && \
+	    touch $(LM_EVAL_PYTHON)/complete; }
+	HF_HUB_OFFLINE=1 $(LM_EVAL_PYTHON)/bin/python e2e/clients/lm_eval_score.py $(URL) $(MODEL) $(TOKENIZER) $(ROWS)
 
 PARITY_PYTHON := $(CACHE)/parity
 parity: ## Records what torch, transformers and peft compute (several GB of packages, some minutes)
