@@ -5,19 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import (
-    AutoModelForCausalLM,
-    LlamaConfig,
-    MistralConfig,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen3Config,
-)
+from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
-from lines import mixed_lines
-
-SPECIAL = ["<|bos|>", "<|eos|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
 VOCABULARY = 512
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 SHAPE = dict(
@@ -41,19 +30,6 @@ LLAMA3_ROPE = dict(
     original_max_position_embeddings=64,
 )
 
-# The answer's end token stands in the generation block: it is trained.
-CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for m in messages %}{{ '<|' + m.role + '|>' }}"
-    "{% if m.role == 'assistant' %}{% generation %}{{ m.content }}<|end|>{% endgeneration %}"
-    "{% else %}{{ m.content | trim }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
-)
-# What Llama 3's and Qwen's tokenisers cut by.
-SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
-    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-
 
 @dataclass
 class Case:
@@ -75,10 +51,11 @@ def cases() -> list[Case]:
         Case(
             "llama-3.1",
             LlamaConfig(**SHAPE, rope_parameters=LLAMA3_ROPE, tie_word_embeddings=True),
-            2,
+            12,
             lora=dict(
                 target_modules=LINEAR,
                 use_rslora=True,
+                lora_alpha=3,
                 rank_pattern={"down_proj": 2, r"layers\.1\.self_attn\..*": 6},
                 alpha_pattern={"mlp.up_proj": 3},
                 exclude_modules=["gate_proj"],
@@ -89,6 +66,7 @@ def cases() -> list[Case]:
             LlamaConfig(**SHAPE, attention_bias=True, mlp_bias=True),
             3,
             lora=dict(target_modules=r".*\.(?:q|v)_proj"),
+            dtype=torch.bfloat16,
         ),
         Case(
             "mistral",
@@ -106,6 +84,7 @@ def cases() -> list[Case]:
             "qwen2-window",
             Qwen2Config(**SHAPE, use_sliding_window=True, sliding_window=7, max_window_layers=1),
             6,
+            dtype=torch.bfloat16,
         ),
         Case("qwen3", Qwen3Config(**SHAPE, head_dim=12, tie_word_embeddings=True), 7, shard="40KB"),
     ]
@@ -133,30 +112,3 @@ def save_model(model: torch.nn.Module, case: Case, folder: Path) -> None:
     stored = AutoModelForCausalLM.from_config(case.config, dtype=case.dtype)
     stored.load_state_dict(model.state_dict())
     stored.save_pretrained(folder, max_shard_size=case.shard)
-
-
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        special_tokens=SPECIAL,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(mixed_lines(), trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<|bos|> $A", pair="<|bos|> $A $B", special_tokens=[("<|bos|>", 0)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token="<|bos|>",
-        eos_token="<|end|>",
-        chat_template=CHAT_TEMPLATE,
-    )

@@ -1,41 +1,39 @@
-"""Records what torch, transformers and peft compute on tiny models, as fixtures for our tests.
+"""Records what torch, transformers, peft and TRL compute on tiny models, as fixtures for our tests.
 
     python record.py FOLDER
 
 Each case becomes a folder: `base/` (the model), `adapter/` (LoRA with non-zero B, as peft writes it),
 `trained/` (the same after training), `expected.safetensors` (logits with and without the adapter,
-gradients, norms) and `expected.json` (rows, losses, versions). `tokens.json` holds token ids.
+gradients) and `expected.json` (rows, losses). Beside them `preference/` (DPO on the first case's model and
+adapter), `tokens/` (tokenisers, lines, conversations) and `versions.json`.
 """
 
+import copy
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
 
+import datasets
 import peft
+import tokenizers
 import torch
 import transformers
+import trl
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import save_file
 
-from lines import mixed_lines
-from models import VOCABULARY, Case, build_model, build_tokenizer, cases, save_model
+import preference
+from models import VOCABULARY, Case, build_model, cases, save_model
+from tokens import llama_3, record_tokens
 
 STEPS = 100
-LEARNING_RATE = 1e-2
+# Higher ones train faster and amplify rounding until no two programs agree: see `check_sensitivity`.
+LEARNING_RATE = 5e-3
 WEIGHT_DECAY = 0.01
 # Longer than the sliding windows, of different lengths, none a multiple of a block of 16.
 LENGTHS = [41, 9, 23, 30]
-CONVERSATIONS = [
-    [{"role": "user", "content": "What colour is it?"}, {"role": "assistant", "content": "blå 🦀"}],
-    [
-        {"role": "system", "content": " Be brief. "},
-        {"role": "user", "content": "a\n\nb"},
-        {"role": "assistant", "content": "\n\nfirst"},
-        {"role": "user", "content": "報銷單"},
-        {"role": "assistant", "content": "second"},
-    ],
-]
 
 
 def rows(case: Case) -> list[dict]:
@@ -78,14 +76,28 @@ def lora_parameters(model: PeftModel) -> dict[str, torch.nn.Parameter]:
     return dict(sorted(named.items()))
 
 
+def values(model: PeftModel) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in lora_parameters(model).items()}
+
+
+def lora_config(case: Case) -> LoraConfig:
+    made = dict(r=4, lora_alpha=8, lora_dropout=0.0, task_type="CAUSAL_LM") | copy.deepcopy(case.lora)
+    return LoraConfig(**made)
+
+
 def adapt(model: torch.nn.Module, case: Case) -> PeftModel:
-    config = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0, task_type="CAUSAL_LM", **case.lora)
-    adapted = get_peft_model(model, config)
+    adapted = get_peft_model(model, lora_config(case))
     generator = torch.Generator().manual_seed(200 + case.seed)
     with torch.no_grad():
         for parameter in lora_parameters(adapted).values():
             parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
     return adapted
+
+
+def save_adapter(model: PeftModel, folder: Path) -> None:
+    model.save_pretrained(folder)
+    # An empty model card.
+    (folder / "README.md").unlink()
 
 
 def train(model: PeftModel, batch: list[dict]) -> list[float]:
@@ -104,6 +116,20 @@ def train(model: PeftModel, batch: list[dict]) -> list[float]:
     return losses
 
 
+def check_sensitivity(case: Case, batch: list[dict], losses: list[float], deltas: dict) -> None:
+    """The same in f64 stays within a fifth of our tests' bars: else what is recorded is rounding."""
+    adapted = adapt(build_model(case), case).double()
+    before = values(adapted)
+    exact = train(adapted, batch)
+    worst = max(abs(a - b) for a, b in zip(losses, exact))
+    after = values(adapted)
+    apart = max(
+        ((deltas[name] - (after[name] - before[name])).norm() / deltas[name].norm()).item() for name in deltas
+    )
+    if worst > 2e-3 or apart > 2e-3:
+        raise SystemExit(f"{case.name}: f64 has other losses by {worst:.1e} and deltas by {apart:.1e}")
+
+
 def record_case(case: Case, folder: Path) -> None:
     model = build_model(case)
     save_model(model, case, folder / "base")
@@ -112,7 +138,7 @@ def record_case(case: Case, folder: Path) -> None:
     with torch.no_grad():
         expected["logits.base"] = logits(model, batch[0]["tokens"])
     adapted = adapt(model, case)
-    adapted.save_pretrained(folder / "adapter")
+    save_adapter(adapted, folder / "adapter")
     with torch.no_grad():
         expected["logits.adapter"] = logits(adapted, batch[0]["tokens"])
     mean_loss(adapted, batch).backward()
@@ -120,50 +146,41 @@ def record_case(case: Case, folder: Path) -> None:
         if not parameter.grad.abs().max() > 0:
             raise SystemExit(f"{case.name}: {name} has no gradient")
         expected[f"gradient.{name}"] = parameter.grad.clone()
+    before = values(adapted)
     losses = train(adapted, batch)
     if not losses[-1] <= 0.7 * losses[0]:
         raise SystemExit(f"{case.name}: the loss fell from {losses[0]} to {losses[-1]} only")
-    adapted.save_pretrained(folder / "trained")
-    save_file({name: tensor.contiguous() for name, tensor in expected.items()}, folder / "expected.safetensors")
-    write_json(
-        folder / "expected.json",
-        {
-            "rows": batch,
-            "losses": losses,
-            "learningRate": LEARNING_RATE,
-            "weightDecay": WEIGHT_DECAY,
-            "versions": versions(),
-        },
+    deltas = {name: after - before[name] for name, after in values(adapted).items()}
+    check_sensitivity(case, batch, losses, deltas)
+    save_adapter(adapted, folder / "trained")
+    save_tensors(expected, folder)
+    run = {"rows": batch, "losses": losses, "learningRate": LEARNING_RATE, "weightDecay": WEIGHT_DECAY}
+    write_json(folder / "expected.json", run)
+    print(f"{case.name}: loss {losses[0]:.4f} -> {losses[-1]:.4f}, {len(deltas)} gradients", flush=True)
+
+
+def record_preference(case: Case, folder: Path) -> None:
+    folder.mkdir()
+    start = values(adapt(build_model(case), case))
+    alphabet = sorted(set(rows(case)[0]["tokens"]))
+    made = preference.pairs(alphabet, 300 + case.seed)
+    kept, gradients = preference.record(
+        build_model(case), lora_config(case), llama_3(), made, lora_parameters, start, LEARNING_RATE, WEIGHT_DECAY
     )
-    print(f"{case.name}: loss {losses[0]:.4f} -> {losses[-1]:.4f}, {len(expected) - 2} gradients")
+    for name, gradient in gradients.items():
+        if not gradient.abs().max() > 0:
+            raise SystemExit(f"preference: {name} has no gradient")
+    losses = kept["losses"]
+    if not losses[-1] <= 0.7 * losses[0]:
+        raise SystemExit(f"preference: the loss fell from {losses[0]} to {losses[-1]} only")
+    save_tensors({f"gradient.{name}": gradient for name, gradient in gradients.items()}, folder)
+    kept |= {"case": case.name, "learningRate": LEARNING_RATE, "weightDecay": WEIGHT_DECAY}
+    write_json(folder / "expected.json", kept)
+    print(f"preference: loss {kept['fresh']:.6f} fresh, {losses[0]:.4f} -> {losses[-1]:.4f}", flush=True)
 
 
-def record_tokens(folder: Path) -> None:
-    tokenizer = build_tokenizer()
-    tokenizer.save_pretrained(folder / "tokenizer")
-    lines = mixed_lines()
-    chats = []
-    for messages in CONVERSATIONS:
-        whole = tokenizer.apply_chat_template(
-            messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
-        )
-        prompt = tokenizer.apply_chat_template(messages[:-1], tokenize=True, add_generation_prompt=True)
-        chats.append(
-            {
-                "messages": messages,
-                "text": tokenizer.apply_chat_template(messages, tokenize=False),
-                "tokens": list(whole["input_ids"]),
-                "mask": list(whole["assistant_masks"]),
-                "prompt": list(prompt["input_ids"]),
-            }
-        )
-    ids = [tokenizer(line)["input_ids"] for line in lines]
-    write_json(folder / "tokens.json", {"lines": lines, "ids": ids, "chats": chats, "versions": versions()})
-    print(f"tokens: {len(lines)} lines, {sum(map(len, ids))} ids")
-
-
-def versions() -> dict[str, str]:
-    return {"torch": torch.__version__, "transformers": transformers.__version__, "peft": peft.__version__}
+def save_tensors(tensors: dict[str, torch.Tensor], folder: Path) -> None:
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "expected.safetensors")
 
 
 def write_json(path: Path, value: object) -> None:
@@ -173,7 +190,12 @@ def write_json(path: Path, value: object) -> None:
 def main() -> None:
     if len(sys.argv) != 2:
         raise SystemExit(__doc__)
+    if os.environ.get("PYTHONHASHSEED") != "0":
+        # peft keeps names in sets, whose order it writes.
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | {"PYTHONHASHSEED": "0"})
     out = Path(sys.argv[1])
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
     # One thread: the order of sums, and with it the last digits, stay the same.
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
@@ -182,7 +204,10 @@ def main() -> None:
         folder = out / case.name
         folder.mkdir(parents=True)
         record_case(case, folder)
-    record_tokens(out)
+    record_preference(cases()[0], out / "preference")
+    record_tokens(out / "tokens", write_json)
+    used = (torch, transformers, peft, trl, tokenizers)
+    write_json(out / "versions.json", {module.__name__: module.__version__ for module in used})
 
 
 if __name__ == "__main__":
