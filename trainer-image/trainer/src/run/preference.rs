@@ -136,13 +136,22 @@ fn score(
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use graftwork_contract::exit::ExitCode;
+    use graftwork_contract::run::Schedule;
     use graftwork_model::base::BaseModel;
     use graftwork_model::fixture::TinyShape;
     use graftwork_model::lora::{LoraConfig, Module};
+    use graftwork_model::peft::Adapter;
     use graftwork_model::targets::Targets;
+    use serde::Deserialize;
 
     use super::*;
+    use crate::optimizer::AdamWConfig;
+    use crate::order::{Batches, Length, Size};
+    use crate::schedule::LearningRate;
+    use crate::train::{Outcome, Plan, Training};
 
     fn example(tokens: std::ops::Range<u32>) -> TokenizedExample {
         let tokens: Vec<u32> = tokens.collect();
@@ -198,5 +207,98 @@ mod tests {
         let stop = || Err(Failure::checkpointed("stopped"));
         let stopped = add_references(&mut pairs(), &model, None, &stop).unwrap_err();
         assert_eq!(stopped.code, ExitCode::Checkpointed);
+    }
+
+    /// What TRL was recorded to do (parity/preference.py).
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Recorded {
+        pairs: Vec<RecordedPair>,
+        beta: f64,
+        references: Vec<f64>,
+        /// Before each step, and after the last.
+        losses: Vec<f64>,
+        learning_rate: f64,
+        weight_decay: f64,
+    }
+
+    #[derive(Deserialize)]
+    struct RecordedPair {
+        prompt_ids: Vec<u32>,
+        chosen_ids: Vec<u32>,
+        rejected_ids: Vec<u32>,
+    }
+
+    impl RecordedPair {
+        fn with(&self, answer: &[u32]) -> TokenizedExample {
+            let tokens = [self.prompt_ids.as_slice(), answer].concat();
+            let prompt = self.prompt_ids.len();
+            TokenizedExample {
+                loss_mask: (0..tokens.len()).map(|index| index >= prompt).collect(),
+                tokens,
+            }
+        }
+
+        fn pair(&self) -> Pair {
+            Pair {
+                chosen: self.with(&self.chosen_ids),
+                rejected: self.with(&self.rejected_ids),
+                reference: 0.0,
+            }
+        }
+    }
+
+    #[test]
+    fn a_run_of_twenty_steps_is_that_of_trl() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../parity/fixtures");
+        let text = std::fs::read_to_string(dir.join("preference/expected.json")).unwrap();
+        let recorded: Recorded = serde_json::from_str(&text).unwrap();
+        let model = Llama::new(&BaseModel::load(&dir.join("llama/base")).unwrap());
+        let start = Adapter::load(&dir.join("llama/adapter")).unwrap();
+        let params = LoraParams::from_adapter(&start, model.config()).unwrap();
+        let mut pairs: Vec<Pair> = recorded.pairs.iter().map(RecordedPair::pair).collect();
+        add_references(&mut pairs, &model, None, &|| Ok(())).unwrap();
+        assert_eq!(pairs.len(), recorded.references.len());
+        for (pair, reference) in pairs.iter().zip(&recorded.references) {
+            assert!((pair.reference - reference).abs() < 1e-3, "{pair:?}");
+        }
+
+        let objective = PreferenceObjective {
+            model: &model,
+            params: &params,
+            beta: recorded.beta,
+        };
+        let steps = recorded.losses.len() as u64 - 1;
+        assert!(steps >= 20);
+        let lengths = pairs.iter().map(|pair| pair.tokens() as u32).collect();
+        let whole = Size::Examples(pairs.len());
+        let batches = Batches::new(0, lengths, whole, Length::Steps(steps));
+        let plan = Plan {
+            micro_batch: Size::Examples(3),
+            rate: LearningRate {
+                peak: recorded.learning_rate,
+                schedule: Schedule::Constant,
+                warmup_steps: 0,
+                total_steps: steps,
+            },
+            optimizer: AdamWConfig {
+                weight_decay: recorded.weight_decay,
+                ..AdamWConfig::default()
+            },
+            maximum_gradient_norm: 0.0,
+            seed: 0,
+        };
+        let mut training = Training::start(&objective, &pairs, batches, plan).unwrap();
+        let mut losses = Vec::new();
+        while !training.is_finished() {
+            let Outcome::Stepped { loss, .. } = training.step(|| false).unwrap() else {
+                panic!("nobody asked to stop");
+            };
+            losses.push(loss);
+        }
+        assert!(losses[losses.len() - 1] < 0.7 * losses[0], "{losses:?}");
+        for (loss, expected) in losses.iter().zip(&recorded.losses) {
+            assert!((loss - expected).abs() < 1e-2, "{losses:?}");
+        }
     }
 }
