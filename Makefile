@@ -12,7 +12,7 @@ REGISTRY ?=
 STORIES ?=
 export CLUSTER IMAGES REGISTRY STORIES
 
-.PHONY: help setup build demo demo-down test unit e2e lint fmt deny generate base-model parity lm-eval privacy-figures build-memory
+.PHONY: help setup build demo demo-down test unit e2e lint fmt deny generate base-model parity parity-fixtures lm-eval privacy-figures build-memory
 
 help: ## This list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 20
@@ -75,10 +75,8 @@ lm-eval: ## Scores ROWS (JSONL of prompt, completion) with lm_eval over an endpo
 	    touch $(LM_EVAL_PYTHON)/complete; }
 	HF_HUB_OFFLINE=1 $(LM_EVAL_PYTHON)/bin/python e2e/clients/lm_eval_score.py $(URL) $(MODEL) $(TOKENIZER) $(ROWS)
 
-PARITY_PYTHON := $(CACHE)/parity
-parity: ## Records what torch, transformers and peft compute (several GB of packages, some minutes)
-	@cmp -s parity/requirements.txt $(PARITY_PYTHON)/requirements.txt || { \
-	    rm -rf $(PARITY_PYTHON) && python3 -m venv $(PARITY_PYTHON) && \
-	    $(PARITY_PYTHON)/bin/pip install -q -r parity/requirements.txt && \
-	    cp parity/requirements.txt $(PARITY_PYTHON)/; }
-	$(PARITY_PYTHON)/bin/python parity/record.py parity/fixtures
+parity: ## Compares ours with torch, transformers, peft and TRL, both ways (several GB of packages, some minutes)
+	@parity/run
+
+parity-fixtures: ## Records anew what the parity tests compare with
+	@parity/run record
