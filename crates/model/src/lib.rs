@@ -54,5 +54,6 @@ pub mod transformer;
 
 mod base_files;
 mod config_keys;
+mod cuts;
 mod digest;
 mod peft_config;

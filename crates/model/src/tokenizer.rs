@@ -9,6 +9,7 @@ use tokenizers::Tokenizer;
 use crate::category::Category;
 use crate::chat::ChatTemplate;
 pub use crate::chat::{ChatError, ChatMessage};
+use crate::cuts::Cuts;
 use crate::tool_calls::ToolFormat;
 
 /// The vocabulary and how text is cut.
@@ -83,6 +84,7 @@ pub struct TokenizedExample {
 #[derive(Debug)]
 pub struct TextTokenizer {
     tokenizer: Tokenizer,
+    cuts: Cuts,
     bos: Option<u32>,
     eos: Option<u32>,
     /// Whether encoding with special tokens ends with EOS, which no prompt may.
@@ -100,12 +102,14 @@ impl TextTokenizer {
     pub fn load(dir: &Path) -> Result<Self, TokenizerError> {
         let file =
             read(dir, TOKENIZER_FILE)?.ok_or_else(|| TokenizerError::Missing(dir.to_path_buf()))?;
-        let mut tokenizer: Tokenizer =
-            file.parse()
-                .map_err(|error: tokenizers::Error| TokenizerError::Format {
-                    file: TOKENIZER_FILE,
-                    problem: error.to_string(),
-                })?;
+        let format_error = |problem: String| TokenizerError::Format {
+            file: TOKENIZER_FILE,
+            problem,
+        };
+        let mut tokenizer: Tokenizer = file
+            .parse()
+            .map_err(|error: tokenizers::Error| format_error(error.to_string()))?;
+        let cuts = Cuts::parse(&file).map_err(format_error)?;
         // A limit or a filler of somebody's training setup has no place in ours.
         tokenizer.with_padding(None);
         tokenizer
@@ -137,6 +141,7 @@ impl TextTokenizer {
             eos.is_some() && empty.last() == eos.as_ref() && (empty.len() > 1 || bos != eos);
         Ok(Self {
             tokenizer,
+            cuts,
             bos,
             eos,
             appends_eos,
@@ -148,8 +153,9 @@ impl TextTokenizer {
     /// Tokens of `text`. With `add_special_tokens`, with what `tokenizer.json` puts around a text.
     ///
     /// # Errors
-    /// [`TokenizerError::Tokenize`].
+    /// [`TokenizerError::Tokenize`], also where a regular expression gives up: never other tokens.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, TokenizerError> {
+        self.cuts.check(text).map_err(TokenizerError::Tokenize)?;
         encode(&self.tokenizer, text, add_special_tokens)
     }
 
@@ -330,6 +336,9 @@ impl TextTokenizer {
     ) -> Result<TokenizedExample, TokenizerError> {
         let template = self.template.as_ref().ok_or(ChatError::None)?;
         let transcript = template.render_with_answers(messages)?;
+        self.cuts
+            .check(&transcript.text)
+            .map_err(TokenizerError::Tokenize)?;
         let encoding = self
             .tokenizer
             .encode(transcript.text.as_str(), false)
@@ -465,6 +474,22 @@ mod tests {
         assert_eq!(tokenizer.decode(&targets, true).unwrap(), " blue");
         assert_eq!(targets.last().copied(), tokenizer.eos());
         assert_eq!(tokenizer.decode(&prompt, true).unwrap(), "Colour:");
+    }
+
+    #[test]
+    fn where_a_regular_expression_gives_up_there_is_an_error_and_never_other_tokens() {
+        let tokenizer = tokenizer();
+        let blanks = |count: usize| " ".repeat(count) + "x";
+        let tokens = tokenizer.encode(&blanks(100_000), false).unwrap();
+        assert_eq!(tokens.len(), 100_001);
+        let error = tokenizer.encode(&blanks(2_000_000), false).unwrap_err();
+        assert!(error.to_string().contains("gives up"), "{error}");
+        let turn = ChatMessage {
+            role: "assistant".to_owned(),
+            content: blanks(2_000_000),
+        };
+        let error = tokenizer.example_chat(&[turn]).unwrap_err();
+        assert!(error.to_string().contains("gives up"), "{error}");
     }
 
     #[test]
