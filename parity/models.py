@@ -21,14 +21,16 @@ SHAPE = dict(
     eos_token_id=[1, 2],
     attn_implementation="eager",
 )
+# Of the four components one is fast, one between and two are slow.
 LLAMA3_ROPE = dict(
     rope_type="llama3",
     rope_theta=500_000.0,
     factor=8.0,
     low_freq_factor=1.0,
     high_freq_factor=4.0,
-    original_max_position_embeddings=64,
+    original_max_position_embeddings=256,
 )
+STRETCHED = SHAPE | dict(max_position_embeddings=2048)
 
 
 @dataclass
@@ -50,7 +52,7 @@ def cases() -> list[Case]:
         Case("llama", LlamaConfig(**SHAPE), 1),
         Case(
             "llama-3.1",
-            LlamaConfig(**SHAPE, rope_parameters=LLAMA3_ROPE, tie_word_embeddings=True),
+            LlamaConfig(**STRETCHED, rope_parameters=LLAMA3_ROPE, tie_word_embeddings=True),
             12,
             lora=dict(
                 target_modules=LINEAR,
@@ -63,7 +65,7 @@ def cases() -> list[Case]:
         ),
         Case(
             "llama-bias",
-            LlamaConfig(**SHAPE, attention_bias=True, mlp_bias=True),
+            LlamaConfig(**SHAPE, attention_bias=True, mlp_bias=True, rms_norm_eps=1e-3),
             3,
             lora=dict(target_modules=r".*\.(?:q|v)_proj"),
             dtype=torch.bfloat16,
