@@ -237,6 +237,17 @@ impl fmt::Display for Reach {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Guard(pub Vec<Allowed>);
 
+impl Guard {
+    /// Reads the entries that the chart gives.
+    ///
+    /// # Errors
+    /// The first one that is neither a network nor a name.
+    pub fn parse(entries: &[String]) -> Result<Self, InvalidAllowed> {
+        let read = entries.iter().map(|entry| entry.parse());
+        Ok(Self(read.collect::<Result<_, _>>()?))
+    }
+}
+
 /// A URI and the addresses that were checked for it: what a client connects to, and in its `Host` header
 /// and certificate the name.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -288,27 +299,40 @@ impl Guard {
     /// # Errors
     /// See [`Refused`].
     pub fn check(&self, uri: WebUri, resolved: &[IpAddr]) -> Result<Checked, Refused> {
-        self.check_host(&uri.host)?;
-        let literal = match &uri.host {
-            Host::Address(address) => Some(*address),
-            Host::Name(_) => None,
-        };
-        let addresses = literal.map_or_else(|| resolved.to_vec(), |address| vec![address]);
-        if addresses.is_empty() {
-            return Err(Refused::Nowhere(uri.host.to_string()));
-        }
-        for address in &addresses {
-            self.check_address(&uri.host, *address)?;
-        }
-        let port = uri.port;
+        let addresses = self.check_addresses(&uri.host, uri.port, resolved)?;
         Ok(Checked {
             uri,
-            addresses: addresses
-                .into_iter()
-                .map(|it| SocketAddr::new(it, port))
-                .collect(),
+            addresses,
             redirects: 0,
         })
+    }
+
+    /// Checks a host with the addresses that it has, as [`Guard::check`] does: where a client may connect
+    /// to, which does not look up the name again.
+    ///
+    /// # Errors
+    /// See [`Refused`].
+    pub fn check_addresses(
+        &self,
+        host: &Host,
+        port: u16,
+        resolved: &[IpAddr],
+    ) -> Result<Vec<SocketAddr>, Refused> {
+        self.check_host(host)?;
+        let addresses = match host {
+            Host::Address(address) => vec![*address],
+            Host::Name(_) => resolved.to_vec(),
+        };
+        if addresses.is_empty() {
+            return Err(Refused::Nowhere(host.to_string()));
+        }
+        for address in &addresses {
+            self.check_address(host, *address)?;
+        }
+        Ok(addresses
+            .into_iter()
+            .map(|address| SocketAddr::new(address, port))
+            .collect())
     }
 
     /// Checks where a redirect leads, as if it had been the first URI.

@@ -117,17 +117,21 @@ pub struct BuildConfig {
     /// Whether rare classes are repeated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub balance: Option<Balance>,
+    /// Networks and names that sources may be at beside what everybody reaches (see [`crate::address`]).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allowed_hosts: Vec<String>,
 }
 
-/// One source: a mounted file, or several.
+/// One source: a mounted file, or several, or a query.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Source {
     /// Its name in the spec, used in messages.
     pub name: String,
-    /// The URI or `configmap://NAME/KEY`, for provenance.
+    /// The URI, `configmap://NAME/KEY`, or of a query `secret://NAME/KEY`, for provenance.
     pub uri: String,
-    /// The mounted file, or a pattern of such (see [`crate::glob`]) where there is a `root`.
+    /// The mounted file, or a pattern of such (see [`crate::glob`]) where there is a `root`. Of a query
+    /// the folder of the mounted Secret.
     pub path: String,
     /// The mounted folder that no file may lie outside of, where it is a volume's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -140,6 +144,56 @@ pub struct Source {
     /// belong to another fingerprint.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub digest: Option<Digest>,
+    /// What a database is asked; none: the source is files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub query: Option<Query>,
+}
+
+/// Kinds of databases.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DatabaseKind {
+    /// PostgreSQL, and what speaks its protocol.
+    Postgres,
+}
+
+/// A question to a database, whose answer is the source's rows. Where the database is and who asks, the
+/// mounted Secret says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Query {
+    /// Which kind of database.
+    pub database: DatabaseKind,
+    /// The SQL.
+    pub text: String,
+    /// The build fails where the answer takes longer.
+    pub timeout_seconds: u32,
+    /// The build fails where the answer has more rows.
+    pub maximum_rows: u64,
+}
+
+/// Entries of the Secret of a query's database. Either [`URI`](database_secret::URI) is there, or the
+/// parts are; the certificates may stand beside both.
+pub mod database_secret {
+    /// A connection URI: the file that the Secret's key is mounted as.
+    pub const URI: &str = "uri";
+    /// The certificates that the server's has to come from, as PEM.
+    pub const AUTHORITY: &str = "ca.crt";
+    /// Host name or address.
+    pub const HOST: &str = "host";
+    /// Port, the database's own where it is left out.
+    pub const PORT: &str = "port";
+    /// Database, the user's name where it is left out.
+    pub const DATABASE: &str = "dbname";
+    /// User.
+    pub const USER: &str = "user";
+    /// User, as other operators write it.
+    pub const USERNAME: &str = "username";
+    /// Password.
+    pub const PASSWORD: &str = "password";
+    /// `disable`, `require` or `verify-full`.
+    pub const TLS: &str = "sslmode";
+    /// The parts.
+    pub const PARTS: [&str; 7] = [HOST, PORT, DATABASE, USER, USERNAME, PASSWORD, TLS];
 }
 
 /// Rules for rows.
@@ -399,10 +453,25 @@ pub struct SourceProvenance {
     pub name: String,
     /// Its URI.
     pub uri: String,
-    /// SHA-256 of the bytes.
+    /// SHA-256 of the bytes; of a query's rows as lines of JSON, in the order in which they came.
     pub digest: Digest,
     /// Number of bytes.
     pub size_bytes: u64,
+    /// What a database was asked, and when.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub query: Option<QueryProvenance>,
+}
+
+/// What a database was asked, and what it looked like then.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct QueryProvenance {
+    /// SHA-256 of the query's text.
+    pub digest: Digest,
+    /// RFC 3339 time of the snapshot that the query saw, by the database's clock.
+    pub snapshot_time: String,
+    /// Rows of the answer.
+    pub rows: u64,
 }
 
 /// `versions/<n>.json`: number `n` of a dataset, create-only.
@@ -526,6 +595,26 @@ mod tests {
         };
         let written = serde_json::to_string(&validation).unwrap();
         assert_eq!(written, r#"{"minimumRows":1,"maximumInvalidPercent":"0"}"#);
+    }
+
+    #[test]
+    fn a_source_of_files_is_written_as_before_there_were_queries() {
+        let source = Source {
+            name: "faq".into(),
+            uri: "configmap://faq/rows.jsonl".into(),
+            path: "/rows.jsonl".into(),
+            root: None,
+            columns: BTreeMap::new(),
+            digest: None,
+            query: None,
+        };
+        let written = serde_json::to_string(&source).unwrap();
+        assert_eq!(
+            written,
+            r#"{"name":"faq","uri":"configmap://faq/rows.jsonl","path":"/rows.jsonl"}"#
+        );
+        let read: Source = serde_json::from_str(&written).unwrap();
+        assert_eq!(read, source);
     }
 
     #[test]

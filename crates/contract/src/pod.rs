@@ -12,6 +12,9 @@ pub const CLAIMS_DIR: &str = "/var/lib/graftwork/claims";
 /// Below this, one folder for each `ConfigMap` source of a dataset:
 /// `/var/lib/graftwork/sources/<source name>/<key>`.
 pub const SOURCES_DIR: &str = "/var/lib/graftwork/sources";
+/// Below this, one folder for each source of a dataset that is a query, with the entries of its Secret:
+/// `/var/lib/graftwork/secrets/<source name>/<entry>`.
+pub const SECRETS_DIR: &str = "/var/lib/graftwork/secrets";
 /// The key of pseudonyms, where a Dataset names a Secret for it.
 pub const PSEUDONYM_KEY_FILE: &str = "/var/lib/graftwork/keys/pseudonym";
 /// Scratch space (an `emptyDir`).

@@ -356,6 +356,19 @@ fn check_web_path(path: &str) -> Result<(), UriError> {
     check_path(&decoded.replace(|letter: char| !letter.is_ascii(), "x"))
 }
 
+impl Host {
+    /// Reads a host that stands alone: a name, or an address without brackets.
+    ///
+    /// # Errors
+    /// [`UriError::Host`]
+    pub fn parse(text: &str) -> Result<Self, UriError> {
+        match text.parse::<Ipv6Addr>() {
+            Ok(address) => Ok(Self::Address(address.into())),
+            Err(_) => name_or_address(text),
+        }
+    }
+}
+
 impl fmt::Display for Host {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -411,3 +411,25 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_host_that_stands_alone_is_a_name_or_an_address_and_nothing_that_readers_disagree_about() {
+    for (text, expected) in [
+        (
+            "Warehouse.Databases.svc",
+            Some(Host::Name("warehouse.databases.svc".to_owned())),
+        ),
+        ("10.1.2.3", Some(Host::Address([10, 1, 2, 3].into()))),
+        ("::1", Some(Host::Address(IpAddr::V6(Ipv6Addr::LOCALHOST)))),
+        ("127.1", None),
+        ("0x7f.1", None),
+        ("2130706433", None),
+        ("[::1]", None),
+        ("a,b", None),
+        ("/var/run/postgresql", None),
+        ("a b", None),
+        ("", None),
+    ] {
+        assert_eq!(Host::parse(text).ok(), expected, "{text}");
+    }
+}

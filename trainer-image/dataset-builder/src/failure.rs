@@ -56,6 +56,22 @@ impl Failure {
         Self::new(ExitCode::Unavailable, "StorageUnavailable", message)
     }
 
+    /// A database refuses who asks, or may not be asked at all. Its Secret or the chart's values have to
+    /// change, and nobody tells the operator when they do.
+    pub fn source_denied(message: impl Into<String>) -> Self {
+        Self::new(ExitCode::BadConfig, "SourceDenied", message)
+    }
+
+    /// A database does not answer, or went away; worth another attempt.
+    pub fn source_unavailable(message: impl Into<String>) -> Self {
+        Self::new(ExitCode::Unavailable, "SourceUnavailable", message)
+    }
+
+    /// A query can't be answered, or its answer can't be used: another query or limit is needed.
+    pub fn query_failed(message: impl Into<String>) -> Self {
+        Self::new(ExitCode::BadConfig, "QueryFailed", message)
+    }
+
     /// A source holds other bytes than the build was planned for. Another attempt finds the two
     /// together: the operator plans again once it has seen the change, and the mount catches up.
     pub fn source_changed(message: impl Into<String>) -> Self {

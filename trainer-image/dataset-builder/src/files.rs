@@ -187,6 +187,7 @@ mod tests {
             root: Some(root.display().to_string()),
             columns: std::collections::BTreeMap::new(),
             digest: None,
+            query: None,
         }
     }
 

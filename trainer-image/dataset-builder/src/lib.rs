@@ -1,4 +1,4 @@
-//! The dataset builder: one Job that turns files into one immutable version of a Dataset.
+//! The dataset builder: one Job that turns files and answers of databases into one immutable version of a Dataset.
 //!
 //! It reads top to bottom in [`build::build`]: configuration -> sources, with personal data masked or
 //! refused row by row -> order and duplicates -> judgement of the bad rows -> splits and balance ->
@@ -8,8 +8,8 @@
 //! Killed at any instant and started again, it ends in the same state: files appear whole, a
 //! number is given once, and what was finished before is found and not done again.
 //!
-//! It does not talk to Kubernetes or to any network, does not tokenise, and never prints data: logs
-//! and messages name source, line and rule.
+//! It does not talk to Kubernetes, and to no network but the databases that sources name; it does not
+//! tokenise, and never prints data: logs and messages name source, line and rule.
 //!
 //! Rows stream: whatever the size of the sources, memory holds at most [`spill::DEFAULT_MEMORY_BYTES`] of
 //! rows and tables (`--memory-bytes`), what decoders and Parquet need, and less than a byte a row. The rest
@@ -36,6 +36,7 @@ pub mod lines;
 mod order;
 pub mod parquet_rows;
 pub mod privacy;
+pub mod query;
 pub mod reader;
 #[cfg(test)]
 mod reference;

@@ -12,6 +12,7 @@ use crate::config;
 use crate::failure::Failure;
 use crate::files::files;
 use crate::privacy::Screen;
+use crate::query;
 use crate::reader;
 use crate::row::{GoodRow, Wanted};
 use crate::spill::Scratch;
@@ -149,7 +150,13 @@ pub fn collect(
             renamed: &source.columns,
             screen,
         };
-        read(source, wanted, &mut collecting)?;
+        match &source.query {
+            Some(asked) => {
+                let seen = query::read(config, source, asked, wanted, &mut collected)?;
+                collected.provenance.push(seen);
+            }
+            None => read(source, wanted, &mut collected)?,
+        }
         tracing::info!(
             source = source.name,
             good = collecting.rows.count(),
@@ -187,6 +194,7 @@ fn read(source: &Source, wanted: Wanted<'_>, collecting: &mut Collecting) -> Res
             uri: file.uri,
             digest,
             size_bytes,
+            query: None,
         });
     }
     Ok(())

@@ -10,6 +10,7 @@
 )]
 
 mod dealing;
+mod postgres;
 mod privacy;
 mod sources;
 mod streaming;
@@ -64,6 +65,7 @@ impl Bench {
             classification: None,
             privacy: None,
             balance: None,
+            allowed_hosts: Vec::new(),
         };
         Self {
             dir,
@@ -88,6 +90,7 @@ impl Bench {
             root: None,
             columns: BTreeMap::new(),
             digest: None,
+            query: None,
         });
     }
 
@@ -106,6 +109,7 @@ impl Bench {
             root: Some(root.to_str().unwrap().into()),
             columns: BTreeMap::new(),
             digest: None,
+            query: None,
         }];
     }
 
