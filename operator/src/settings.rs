@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use graftwork_contract::address::Guard;
 use graftwork_operator_core::settings::Settings;
 
 /// Why settings can't be used.
@@ -66,6 +67,8 @@ fn check(settings: &Settings) -> Result<(), String> {
             lease.retry_seconds, lease.renew_deadline_seconds, lease.lease_seconds
         ));
     }
+    Guard::parse(&settings.data_sources.allow)
+        .map_err(|error| format!("dataSources.allow: {error}"))?;
     if settings.compute_profiles.is_empty() {
         return Err("computeProfiles: at least one profile is needed".to_owned());
     }
@@ -107,6 +110,10 @@ mod tests {
             (
                 &format!("{GOOD}leaderElection: {{leaseSeconds: 5}}\n"),
                 "leaseSeconds 5",
+            ),
+            (
+                &format!("{GOOD}dataSources: {{allow: [10.0.0.0/33]}}\n"),
+                "dataSources.allow: \"10.0.0.0/33\"",
             ),
         ] {
             let message = load_text(text).unwrap_err().to_string();

@@ -82,8 +82,11 @@ reasons! {
     INTERNAL_ERROR = "InternalError", "Ready, Succeeded", "A bug of graftwork.", "Report the message and the operator's log; the operator tries again by itself.";
 
     BUILDING = "Building", "Dataset Ready, Reconciling", "A Job builds a version, or is about to.", "Wait.";
-    SOURCE_NOT_FOUND = "SourceNotFound", "Dataset Ready", "A ConfigMap, key, claim or file that a source names, or the Secret with the key of pseudonyms, is not there.", "Create it, or correct the field that the message names; the operator looks again by itself.";
+    SOURCE_NOT_FOUND = "SourceNotFound", "Dataset Ready", "A ConfigMap, key, claim, file or Secret that a source names, or the Secret with the key of pseudonyms, is not there.", "Create it, or correct the field that the message names; the operator looks again by itself.";
     DATA_ERROR = "DataError", "Dataset Ready, TrainingRun Succeeded", "The rows break the spec's validation: too many invalid or too few valid; the message names source, line and rule.", "Correct the rows, or relax spec.validation.";
+    SOURCE_DENIED = "SourceDenied", "Dataset Ready", "A source's database refuses the user of its Secret, or its certificate or address is not allowed; the message says which.", "Correct the Secret, the user's grants or dataSources.allow in the chart's values, then change the annotation graftwork.dev/refresh.";
+    SOURCE_UNAVAILABLE = "SourceUnavailable", "Dataset Ready", "A source's database does not answer, or went away in the middle of its rows; nothing of them is kept.", "Look at the database; the operator tries again by itself, at growing intervals.";
+    QUERY_FAILED = "QueryFailed", "Dataset Ready", "A source's query cannot be answered, takes longer or has more rows than it may, or has a column of a type that is not taken; the message names line and column, limit or type.", "Correct the query, or raise timeoutSeconds or maximumRows of the source.";
     BUILD_FAILED = "BuildFailed", "Dataset Ready", "The Job that builds a version failed for a reason other than the rows.", "Read the message and the Job's log. The operator tries again by itself, at growing intervals, where the message names the time of the next attempt; otherwise change the annotation graftwork.dev/refresh.";
 
     WAITING_FOR_DATASET = "WaitingForDataset", "TrainingRun Succeeded (Unknown)", "The Dataset, or the version that the run names, is not there or not ready.", "Wait for the Dataset, or create it.";

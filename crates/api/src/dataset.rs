@@ -86,14 +86,20 @@ pub struct DatasetSpec {
     pub split: Split,
 }
 
-/// One place that rows come from: JSONL, CSV with a header, or Parquet; plain, .gz or .zst. Content
-/// decides, not the name.
+/// One place that rows come from: JSONL, CSV with a header, or Parquet, plain, .gz or .zst, where content
+/// decides and not the name; or what a database answers.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-#[schemars(extend("x-kubernetes-validations" = rules(&[(
-    "has(self.configMapRef) != has(self.uri)",
-    "a source has exactly one of configMapRef and uri",
-)])))]
+#[schemars(extend("x-kubernetes-validations" = rules(&[
+    (
+        "[has(self.configMapRef), has(self.uri), has(self.postgres)].filter(given, given).size() == 1",
+        "a source has exactly one of configMapRef, uri and postgres",
+    ),
+    (
+        "has(self.postgres) || !(has(self.timeoutSeconds) || has(self.maximumRows))",
+        "timeoutSeconds and maximumRows are limits of a query",
+    ),
+])))]
 pub struct Source {
     /// Name of the source, as it appears in status and messages.
     #[schemars(
@@ -109,6 +115,18 @@ pub struct Source {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 1024), regex(pattern = r"^pvc://"))]
     pub uri: Option<String>,
+    /// A query to a PostgreSQL server, in one read-only transaction. Asked again when the annotation
+    /// `graftwork.dev/refresh` changes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub postgres: Option<PostgresSource>,
+    /// Seconds that the query may take; left out, 3600.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 86_400))]
+    pub timeout_seconds: Option<u32>,
+    /// Rows that the query may have; left out, 10000000. With more, no version is made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000_000))]
+    pub maximum_rows: Option<u64>,
     /// Keys of the format, or the split's groupColumn, that have another name in this source: the
     /// format's name, then the source's.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -129,6 +147,35 @@ pub struct ConfigMapKeyReference {
     /// Key in `data` or `binaryData`.
     #[schemars(length(min = 1, max = 253), regex(pattern = r"^[-._a-zA-Z0-9]+$"))]
     pub key: String,
+}
+
+/// A query, and the Secret that says where to and as whom.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PostgresSource {
+    /// Server, user and password. A change is seen when the annotation `graftwork.dev/refresh` changes.
+    pub secret_ref: ConnectionSecretReference,
+    /// One SELECT; its columns are the rows' keys.
+    #[schemars(length(min = 1, max = 16_384))]
+    pub query: String,
+}
+
+/// Names a Secret in the same namespace that says how to connect to a database. Certificates in its key
+/// `ca.crt` are those that the server's has to come from.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ConnectionSecretReference {
+    /// Name of the Secret.
+    #[schemars(
+        length(min = 1, max = 253),
+        regex(pattern = r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$")
+    )]
+    pub name: String,
+    /// Key that holds a connection URI; left out, the keys `host`, `port`, `dbname`, `user` (or
+    /// `username`), `password` and `sslmode` say the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[-._a-zA-Z0-9]+$"))]
+    pub key: Option<String>,
 }
 
 /// What a row must hold.

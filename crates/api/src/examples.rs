@@ -5,8 +5,8 @@ use serde_json::{Value, json};
 
 use crate::crds::CrdError;
 use crate::dataset::{
-    Classification, ConfigMapKeyReference, DatasetFormat, FormatType, Privacy, PrivacyMode, Source,
-    Split, Validation,
+    Classification, ConfigMapKeyReference, ConnectionSecretReference, DatasetFormat, FormatType,
+    PostgresSource, Privacy, PrivacyMode, Source, Split, Validation,
 };
 use crate::lora_adapter::{Approval, Gate, GateMetric, GateRule, Import};
 use crate::serving_endpoint::{
@@ -50,6 +50,11 @@ pub fn all() -> Result<Vec<Example>, serde_json::Error> {
             "dataset.yaml",
             "Rows from a file on a volume and from a ConfigMap, split by a hash.",
             vec![object(&dataset())?],
+        ),
+        example(
+            "postgres-dataset.yaml",
+            "Rows from a PostgreSQL server; the Secret warehouse holds a connection URI in its key url.",
+            vec![object(&postgres_dataset())?],
         ),
         example(
             "training-run.yaml",
@@ -167,6 +172,45 @@ fn dataset() -> Dataset {
         },
     };
     Dataset::new("topics", spec)
+}
+
+fn postgres_dataset() -> Dataset {
+    let query = "SELECT prompt, completion, claim_id\nFROM decisions\nWHERE record_date > now() - interval '90 days'";
+    let spec = DatasetSpec {
+        description: Some("Human decisions on expense claims".to_owned()),
+        classification: Some(Classification::Restricted),
+        sources: vec![Source {
+            name: "decisions".to_owned(),
+            postgres: Some(PostgresSource {
+                secret_ref: ConnectionSecretReference {
+                    name: "warehouse".to_owned(),
+                    key: Some("url".to_owned()),
+                },
+                query: query.to_owned(),
+            }),
+            timeout_seconds: Some(600),
+            maximum_rows: Some(1_000_000),
+            ..Source::default()
+        }],
+        format: DatasetFormat {
+            type_: FormatType::Completion,
+        },
+        privacy: Some(Privacy {
+            mode: PrivacyMode::Redact,
+            columns: Vec::new(),
+            pseudonym_key_ref: None,
+        }),
+        validation: Validation {
+            minimum_rows: 1000,
+            ..Validation::default()
+        },
+        balance: None,
+        split: Split {
+            group_column: Some("claim_id".to_owned()),
+            ..Split::default()
+        },
+    };
+    Dataset::new("expense-decisions", spec)
 }
 
 fn training_run() -> TrainingRun {

@@ -105,12 +105,13 @@ fn dataset_cases() -> Vec<Case> {
     let restricted = "Restricted data needs privacy with a mode other than Allow";
     let keyed = "pseudonymKeyRef is needed with mode Pseudonymise, and with no other";
     let key = json!({"name": "pseudonyms", "key": "key"});
+    let query = json!({"secretRef": {"name": "warehouse"}, "query": "SELECT 1"});
     let invalid =
         |percent: &str| json!({"spec": {"validation": {"maximumInvalidPercent": percent}}});
     vec![
         case(
             "datasets",
-            "a source has exactly one of configMapRef and uri",
+            "a source has exactly one of configMapRef, uri and postgres",
             source(json!({"name": "a", "configMapRef": {"name": "rows", "key": "a.jsonl"}})),
             source(
                 json!({"name": "a", "configMapRef": {"name": "rows", "key": "a.jsonl"}, "uri": "pvc://data/a"}),
@@ -118,9 +119,29 @@ fn dataset_cases() -> Vec<Case> {
         ),
         case(
             "datasets",
-            "a source has exactly one of configMapRef and uri",
+            "a source has exactly one of configMapRef, uri and postgres",
             source(json!({"name": "a", "uri": "pvc://data/a"})),
             source(json!({"name": "a"})),
+        ),
+        case(
+            "datasets",
+            "a source has exactly one of configMapRef, uri and postgres",
+            source(json!({"name": "a", "postgres": query})),
+            source(json!({"name": "a", "postgres": query, "uri": "pvc://data/a"})),
+        ),
+        case(
+            "datasets",
+            "timeoutSeconds and maximumRows are limits of a query",
+            source(
+                json!({"name": "a", "postgres": query, "timeoutSeconds": 60, "maximumRows": 10}),
+            ),
+            source(json!({"name": "a", "uri": "pvc://data/a", "timeoutSeconds": 60})),
+        ),
+        case(
+            "datasets",
+            "timeoutSeconds and maximumRows are limits of a query",
+            source(json!({"name": "a", "uri": "pvc://data/a"})),
+            source(json!({"name": "a", "uri": "pvc://data/a", "maximumRows": 10})),
         ),
         case(
             "datasets",

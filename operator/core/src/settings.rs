@@ -33,6 +33,9 @@ pub struct Settings {
     /// Resources of dataset builders.
     #[serde(default)]
     pub dataset_builder: ContainerSettings,
+    /// Where rows may come from over the network.
+    #[serde(default)]
+    pub data_sources: DataSources,
     /// Engines of an endpoint; where they run, a compute profile says.
     #[serde(default)]
     pub engine: EngineSettings,
@@ -109,6 +112,15 @@ impl Default for StoreClaim {
 pub struct ContainerSettings {
     /// Of the container.
     pub resources: ResourceRequirements,
+}
+
+/// Where rows may come from over the network.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct DataSources {
+    /// Networks such as `10.1.0.0/16` and names such as `warehouse.databases.svc` or `.corp.example`, beside
+    /// what everybody reaches.
+    pub allow: Vec<String>,
 }
 
 /// Engines of an endpoint.

@@ -96,6 +96,9 @@ async fn observe_source(
     if let Some(reference) = &source.config_map_ref {
         return observe_key(context, namespace, reference).await;
     }
+    if source.postgres.is_some() {
+        return Ok(SourceState::Present(None));
+    }
     let uri = source
         .uri
         .as_deref()

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use graftwork_operator_core::settings::{
-    ComputeProfile, ContainerSettings, EngineSettings, LeaderElection, ProfileImages,
+    ComputeProfile, ContainerSettings, DataSources, EngineSettings, LeaderElection, ProfileImages,
     RouterSettings, StoreClaim,
 };
 use serde_json::Value;
@@ -96,6 +96,10 @@ fn the_schema_has_the_fields_that_the_operator_reads() {
         (
             "/properties/store",
             serde_json::to_value(StoreClaim::default()),
+        ),
+        (
+            "/properties/dataSources",
+            serde_json::to_value(DataSources::default()),
         ),
         (
             "/properties/engine",

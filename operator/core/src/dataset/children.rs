@@ -2,19 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use graftwork_api::dataset::SecretKeyReference;
 use graftwork_api::{Dataset, DatasetStatus, labels, names};
 use graftwork_contract::{Digest, dataset::BuildConfig, dataset::Source as BuildSource, pod};
 use jiff::Timestamp;
 use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{
-    KeyToPath, PodTemplateSpec, SecretVolumeSource, Volume, VolumeMount,
-};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::step::{Step, attempt_of, attempts, is_of, uri};
 use super::validate::{Place, Valid};
-use super::{KIND, Observed, SourceState};
+use super::{KIND, Observed, SourceState, secrets};
 use crate::jobs;
 use crate::plan::{Actions, Child, ChildKind, Delete};
 use crate::settings::Settings;
@@ -72,7 +68,7 @@ pub fn build(
             .iter()
             .any(|job| job.metadata.name.as_deref() == Some(name.as_str()));
         if !exists {
-            let config = build_config(cr, valid, fingerprint, &observed.sources);
+            let config = build_config(cr, valid, fingerprint, &observed.sources, settings);
             start(cr, valid, &config, *attempt, settings, actions);
         }
     }
@@ -140,6 +136,7 @@ fn build_config(
     valid: &Valid,
     fingerprint: &Digest,
     states: &BTreeMap<String, SourceState>,
+    settings: &Settings,
 ) -> BuildConfig {
     BuildConfig {
         dataset: cr.metadata.name.clone().unwrap_or_default(),
@@ -158,15 +155,20 @@ fn build_config(
                     Place::File(uri) => {
                         format!("{}/{}", pod::claim_dir(uri.claim()), uri.path())
                     }
+                    Place::Query { .. } => secrets::folder(&source.name),
                 },
                 columns: source.columns.clone(),
                 root: match &source.place {
-                    Place::Key { .. } => None,
+                    Place::Key { .. } | Place::Query { .. } => None,
                     Place::File(uri) => Some(pod::claim_dir(uri.claim())),
                 },
                 digest: match states.get(&source.name) {
                     Some(SourceState::Present(digest)) => digest.clone(),
                     _ => None,
+                },
+                query: match &source.place {
+                    Place::Query { query, .. } => Some(query.clone()),
+                    Place::Key { .. } | Place::File(_) => None,
                 },
             })
             .collect(),
@@ -175,45 +177,8 @@ fn build_config(
         balance: valid.balance.clone(),
         classification: valid.classification,
         privacy: valid.privacy.clone(),
+        allowed_hosts: settings.data_sources.allow.clone(),
     }
-}
-
-/// Mounts the key of pseudonyms. A Secret that is not there is no hindrance for the pod: the builder
-/// says what is missing, and is started again.
-fn mount_key(mut template: PodTemplateSpec, key: &SecretKeyReference) -> PodTemplateSpec {
-    const NAME: &str = "pseudonym-key";
-    let file = std::path::Path::new(pod::PSEUDONYM_KEY_FILE);
-    let text = |part: Option<&str>| part.unwrap_or_default().to_owned();
-    let Some(spec) = template.spec.as_mut() else {
-        return template;
-    };
-    spec.volumes.get_or_insert_default().push(Volume {
-        name: NAME.to_owned(),
-        secret: Some(SecretVolumeSource {
-            secret_name: Some(key.name.clone()),
-            items: Some(vec![KeyToPath {
-                key: key.key.clone(),
-                path: text(file.file_name().and_then(std::ffi::OsStr::to_str)),
-                // The process's group may read it, nobody else.
-                mode: Some(0o440),
-            }]),
-            optional: Some(true),
-            ..SecretVolumeSource::default()
-        }),
-        ..Volume::default()
-    });
-    for container in &mut spec.containers {
-        container
-            .volume_mounts
-            .get_or_insert_default()
-            .push(VolumeMount {
-                name: NAME.to_owned(),
-                mount_path: text(file.parent().and_then(std::path::Path::to_str)),
-                read_only: Some(true),
-                ..VolumeMount::default()
-            });
-    }
-    template
 }
 
 fn build_attempt(
@@ -238,7 +203,7 @@ fn build_attempt(
             .iter()
             .filter_map(|source| match &source.place {
                 Place::File(uri) => Some(uri.claim().to_owned()),
-                Place::Key { .. } => None,
+                Place::Key { .. } | Place::Query { .. } => None,
             })
             .collect(),
         keys: valid
@@ -250,7 +215,7 @@ fn build_attempt(
                     config_map: config_map.clone(),
                     key: key.clone(),
                 }),
-                Place::File(_) => None,
+                Place::File(_) | Place::Query { .. } => None,
             })
             .collect(),
         ports: Vec::new(),
@@ -271,9 +236,5 @@ fn build_attempt(
         fingerprint.hex().to_owned(),
     );
     let template = build_pod(recipe, Placement::default(), settings);
-    let template = match &valid.pseudonym_key {
-        Some(key) => mount_key(template, key),
-        None => template,
-    };
-    jobs::build_job(metadata, template)
+    jobs::build_job(metadata, secrets::mount(valid, template))
 }

@@ -2,6 +2,7 @@
 //! fingerprint that the store does not know is built by a Job.
 
 mod children;
+mod secrets;
 mod status;
 mod step;
 mod validate;
@@ -63,7 +64,8 @@ pub enum SourceState {
     KeyAbsent,
     /// The claim has no volume.
     NotBound,
-    /// It can be mounted; a `ConfigMap`'s key with the digest of its bytes.
+    /// It can be mounted, or is a Secret, which the operator may not look at; a `ConfigMap`'s key with the
+    /// digest of its bytes.
     Present(Option<Digest>),
 }
 

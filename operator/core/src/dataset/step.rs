@@ -327,6 +327,10 @@ fn missing_source(valid: &Valid, states: &BTreeMap<String, SourceState>) -> Opti
                 ("configMapRef.name", format!("ConfigMap \"{config_map}\""))
             }
             Place::File(uri) => ("uri", format!("PersistentVolumeClaim \"{}\"", uri.claim())),
+            // The operator may not look at Secrets: the builder says what is missing.
+            Place::Query { secret, .. } => {
+                ("postgres.secretRef", format!("Secret \"{}\"", secret.name))
+            }
         };
         let at = |field: &str| format!("spec.sources[{}].{field}", source.name);
         match (state, &source.place) {
@@ -382,6 +386,9 @@ pub fn fingerprint(
             (Some(digest), Place::Key { .. }) => hasher.part(digest.as_str()),
             (None, Place::Key { .. }) => return None,
             (_, Place::File(_)) => hasher.part(""),
+            (_, Place::Query { query, .. }) => hasher
+                .part("query")
+                .part(Digest::of_json(query).ok()?.as_str()),
         };
         if !source.columns.is_empty() {
             hasher
@@ -397,5 +404,9 @@ pub fn uri(place: &Place) -> String {
     match place {
         Place::Key { config_map, key } => format!("configmap://{config_map}/{key}"),
         Place::File(uri) => uri.to_string(),
+        Place::Query { secret, .. } => match &secret.key {
+            Some(key) => format!("secret://{}/{key}", secret.name),
+            None => format!("secret://{}", secret.name),
+        },
     }
 }

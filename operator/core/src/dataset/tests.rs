@@ -4,6 +4,7 @@ mod attempts;
 mod bad_input;
 mod building;
 mod dealing;
+mod postgres;
 mod privacy;
 mod properties;
 
@@ -82,17 +83,15 @@ impl World {
                 name: "faq".to_owned(),
                 key: "rows.jsonl".to_owned(),
             }),
-            uri: None,
-            columns: BTreeMap::new(),
+            ..Source::default()
         }])
     }
 
     fn from_claim() -> Self {
         Self::new(vec![Source {
             name: "bulk".to_owned(),
-            config_map_ref: None,
             uri: Some("pvc://text/rows.jsonl".to_owned()),
-            columns: BTreeMap::new(),
+            ..Source::default()
         }])
     }
 

@@ -4,11 +4,13 @@ use std::collections::BTreeMap;
 
 use graftwork_api::DatasetSpec;
 use graftwork_api::dataset::{
-    Duplicates, FormatType, NearDuplicates, PrivacyMode, SecretKeyReference, SplitMethod,
+    ConnectionSecretReference, Duplicates, FormatType, NearDuplicates, PrivacyMode,
+    SecretKeyReference, SplitMethod,
 };
 use graftwork_api::uri::PvcUri;
 use graftwork_contract::dataset::{
-    self as contract, Balance, Classification, Format, HashSplit, Percent, Privacy, Validation,
+    self as contract, Balance, Classification, DatabaseKind, Format, HashSplit, Percent, Privacy,
+    Query, Validation,
 };
 use graftwork_contract::glob::{Glob, is_pattern};
 
@@ -56,7 +58,19 @@ pub enum Place {
     },
     /// A file on a claim.
     File(PvcUri),
+    /// A query.
+    Query {
+        /// The Secret that says where to and as whom.
+        secret: ConnectionSecretReference,
+        /// What is asked.
+        query: Query,
+    },
 }
+
+/// Seconds that a query may take where the spec does not say.
+const TIMEOUT_SECONDS: u32 = 3600;
+/// Rows that a query may have where the spec does not say.
+const MAXIMUM_ROWS: u64 = 10_000_000;
 
 /// A field that can't work.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -220,12 +234,20 @@ fn known_columns(spec: &DatasetSpec, format: Format) -> Vec<&str> {
 
 fn read_source(source: &graftwork_api::dataset::Source, known: &[&str]) -> Result<Source, Invalid> {
     let field = |rest: &str| format!("spec.sources[{}]{rest}", source.name);
-    let place = match (&source.config_map_ref, &source.uri) {
-        (Some(reference), None) => Place::Key {
+    if source.postgres.is_none()
+        && (source.timeout_seconds.is_some() || source.maximum_rows.is_some())
+    {
+        return Err(Invalid::new(
+            field(""),
+            "timeoutSeconds and maximumRows are limits of a query",
+        ));
+    }
+    let place = match (&source.config_map_ref, &source.uri, &source.postgres) {
+        (Some(reference), None, None) => Place::Key {
             config_map: reference.name.clone(),
             key: reference.key.clone(),
         },
-        (None, Some(text)) => {
+        (None, Some(text), None) => {
             let uri = PvcUri::parse(text)
                 .map_err(|error| Invalid::new(field(".uri"), error.to_string()))?;
             if text.ends_with('/') && !uri.path().is_empty() {
@@ -246,10 +268,17 @@ fn read_source(source: &graftwork_api::dataset::Source, known: &[&str]) -> Resul
             }
             Place::File(uri)
         }
+        (None, None, Some(postgres)) => Place::Query {
+            secret: postgres.secret_ref.clone(),
+            query: read_query(source, postgres).map_err(|(rest, problem)| {
+                let message = format!("{problem}, must be at least 1");
+                Invalid::new(field(rest), message)
+            })?,
+        },
         _ => {
             return Err(Invalid::new(
                 field(""),
-                "exactly one of configMapRef and uri is needed",
+                "exactly one of configMapRef, uri and postgres is needed",
             ));
         }
     };
@@ -265,6 +294,27 @@ fn read_source(source: &graftwork_api::dataset::Source, known: &[&str]) -> Resul
         place,
         columns: source.columns.clone(),
     })
+}
+
+/// What a database is asked.
+///
+/// # Errors
+/// A field below the source, and what is wrong with it.
+fn read_query(
+    source: &graftwork_api::dataset::Source,
+    postgres: &graftwork_api::dataset::PostgresSource,
+) -> Result<Query, (&'static str, &'static str)> {
+    let query = Query {
+        database: DatabaseKind::Postgres,
+        text: postgres.query.clone(),
+        timeout_seconds: source.timeout_seconds.unwrap_or(TIMEOUT_SECONDS),
+        maximum_rows: source.maximum_rows.unwrap_or(MAXIMUM_ROWS),
+    };
+    match (query.timeout_seconds, query.maximum_rows) {
+        (0, _) => Err((".timeoutSeconds", "is 0")),
+        (_, 0) => Err((".maximumRows", "is 0")),
+        _ => Ok(query),
+    }
 }
 
 fn read_duplicates(

@@ -48,9 +48,8 @@ fn dataset() -> Dataset {
             description: None,
             sources: vec![Source {
                 name: "bulk".to_owned(),
-                config_map_ref: None,
                 uri: Some("pvc://text/rows.jsonl".to_owned()),
-                columns: std::collections::BTreeMap::new(),
+                ..Source::default()
             }],
             format: DatasetFormat {
                 type_: FormatType::Completion,

@@ -1,0 +1,81 @@
+//! Secrets in a build's pod: the key of pseudonyms, and the logins of databases. They are mounted as files;
+//! neither the operator nor the build's configuration holds anything of them.
+//!
+//! A Secret that is not there is no hindrance for the pod: the builder says what is missing, and is started
+//! again.
+
+use std::path::Path;
+
+use graftwork_contract::dataset::database_secret as entry;
+use graftwork_contract::pod;
+use k8s_openapi::api::core::v1::{
+    KeyToPath, PodSpec, PodTemplateSpec, SecretVolumeSource, Volume, VolumeMount,
+};
+
+use super::validate::{Place, Valid};
+
+/// The folder of a source's Secret.
+pub fn folder(source: &str) -> String {
+    format!("{}/{source}", pod::SECRETS_DIR)
+}
+
+/// Mounts every Secret that a build needs, and of each the entries that are read.
+pub fn mount(valid: &Valid, mut template: PodTemplateSpec) -> PodTemplateSpec {
+    let Some(spec) = template.spec.as_mut() else {
+        return template;
+    };
+    if let Some(key) = &valid.pseudonym_key {
+        let file = Path::new(pod::PSEUDONYM_KEY_FILE);
+        let text = |part: Option<&str>| part.unwrap_or_default().to_owned();
+        let name = text(file.file_name().and_then(std::ffi::OsStr::to_str));
+        let folder = text(file.parent().and_then(Path::to_str));
+        let items = vec![item(&key.key, &name)];
+        add(spec, "pseudonym-key".to_owned(), folder, &key.name, items);
+    }
+    for (index, source) in valid.sources.iter().enumerate() {
+        let Place::Query { secret, .. } = &source.place else {
+            continue;
+        };
+        let mut items: Vec<KeyToPath> = match &secret.key {
+            Some(key) => vec![item(key, entry::URI)],
+            None => entry::PARTS.map(|part| item(part, part)).to_vec(),
+        };
+        items.push(item(entry::AUTHORITY, entry::AUTHORITY));
+        let volume = format!("secret-{index}");
+        add(spec, volume, folder(&source.name), &secret.name, items);
+    }
+    template
+}
+
+fn item(key: &str, path: &str) -> KeyToPath {
+    KeyToPath {
+        key: key.to_owned(),
+        path: path.to_owned(),
+        // The process's group may read it, nobody else.
+        mode: Some(0o440),
+    }
+}
+
+fn add(spec: &mut PodSpec, volume: String, folder: String, secret: &str, items: Vec<KeyToPath>) {
+    spec.volumes.get_or_insert_default().push(Volume {
+        name: volume.clone(),
+        secret: Some(SecretVolumeSource {
+            secret_name: Some(secret.to_owned()),
+            items: Some(items),
+            optional: Some(true),
+            ..SecretVolumeSource::default()
+        }),
+        ..Volume::default()
+    });
+    for container in &mut spec.containers {
+        container
+            .volume_mounts
+            .get_or_insert_default()
+            .push(VolumeMount {
+                name: volume.clone(),
+                mount_path: folder.clone(),
+                read_only: Some(true),
+                ..VolumeMount::default()
+            });
+    }
+}
