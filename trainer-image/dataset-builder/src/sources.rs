@@ -14,9 +14,7 @@ use crate::files::files;
 use crate::privacy::Screen;
 use crate::query;
 use crate::reader;
-use crate::row::{GoodRow, Wanted};
-use crate::spill::Scratch;
-use crate::stored::{RowSorter, Rows};
+use crate::row::{self, GoodRow, Wanted};
 use crate::streams::hash;
 
 /// How many different rules a message names.
@@ -152,7 +150,17 @@ pub fn collect(
         };
         match &source.query {
             Some(asked) => {
-                let seen = query::read(config, source, asked, wanted, &mut collected)?;
+                let seen = query::read(config, source, asked, &mut |line, record| {
+                    let row = record
+                        .and_then(|object| row::read(&object, wanted, &mut collected.findings));
+                    collected.take(row, |rule| RejectedRow {
+                        source: source.name.clone(),
+                        file: None,
+                        line,
+                        rule,
+                    });
+                    Ok(())
+                })?;
                 collected.provenance.push(seen);
             }
             None => read(source, wanted, &mut collected)?,

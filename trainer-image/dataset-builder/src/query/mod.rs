@@ -6,15 +6,13 @@ mod postgres;
 use graftwork_contract::Digest;
 use graftwork_contract::address::Guard;
 use graftwork_contract::dataset::{
-    BuildConfig, DatabaseKind, Query, QueryProvenance, RejectedRow, Source, SourceProvenance,
+    BuildConfig, DatabaseKind, Query, QueryProvenance, Source, SourceProvenance,
 };
 use graftwork_contract::digest::canonical_json;
 use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 
 use crate::failure::Failure;
-use crate::row::{self, Wanted};
-use crate::sources::Collected;
 use postgres::Postgres;
 
 /// A row as an object with the names of the query's columns, or the rule that it breaks: in words and
@@ -38,7 +36,10 @@ pub trait Database {
     fn ask(&self, query: &Query, take: &mut Take<'_>) -> Result<String, Failure>;
 }
 
-/// Reads a source that is a query.
+/// What takes the rows of a source, each with its number in the answer, from 1.
+pub type TakeRow<'a> = dyn FnMut(u64, Record) -> Result<(), Failure> + 'a;
+
+/// Reads a source that is a query, row by row: what it was asked, when, and the digest of the answer.
 ///
 /// # Errors
 /// See [`Database::ask`]; too many rows. Bad rows are no error.
@@ -46,11 +47,10 @@ pub fn read(
     config: &BuildConfig,
     source: &Source,
     query: &Query,
-    wanted: Wanted<'_>,
-    collected: &mut Collected,
+    take: &mut TakeRow<'_>,
 ) -> Result<SourceProvenance, Failure> {
     let database = open(source, query.database, &config.allowed_hosts)?;
-    read_from(database.as_ref(), source, query, wanted, collected)
+    read_from(database.as_ref(), source, query, take)
 }
 
 /// The database of a source, which is connected to with the first question: where its Secret says, if that
@@ -75,8 +75,7 @@ fn read_from(
     database: &dyn Database,
     source: &Source,
     query: &Query,
-    wanted: Wanted<'_>,
-    collected: &mut Collected,
+    take: &mut TakeRow<'_>,
 ) -> Result<SourceProvenance, Failure> {
     let (mut rows, mut size_bytes) = (0_u64, 0_u64);
     let mut hasher = Sha256::new();
@@ -95,14 +94,7 @@ fn read_from(
             hasher.update(b"\n");
             size_bytes += line.len() as u64 + 1;
         }
-        let row = record.and_then(|object| row::read(&object, wanted, &mut collected.findings));
-        collected.take(row, |rule| RejectedRow {
-            source: source.name.clone(),
-            file: None,
-            line: rows,
-            rule,
-        });
-        Ok(())
+        take(rows, record)
     })?;
     Ok(SourceProvenance {
         name: source.name.clone(),
@@ -121,7 +113,6 @@ fn read_from(
 mod tests {
     use std::collections::BTreeMap;
 
-    use graftwork_contract::dataset::Format;
     use graftwork_contract::exit::ExitCode;
     use serde_json::json;
 
@@ -155,57 +146,39 @@ mod tests {
         }
     }
 
-    fn read(
-        rows: Vec<Record>,
-        maximum_rows: u64,
-    ) -> (Collected, Result<SourceProvenance, Failure>) {
+    /// The numbers of the rows that were taken, good ones and those that break a rule.
+    type Taken = (Vec<u64>, Vec<(u64, String)>);
+
+    fn read(rows: Vec<Record>, maximum_rows: u64) -> (Taken, Result<SourceProvenance, Failure>) {
         let query = Query {
             database: DatabaseKind::Postgres,
             text: "SELECT text FROM decisions".to_owned(),
             timeout_seconds: 60,
             maximum_rows,
         };
-        let columns = BTreeMap::new();
-        let wanted = Wanted {
-            format: Format::Text,
-            group_column: None,
-            time_column: None,
-            class_column: None,
-            renamed: &columns,
-            screen: None,
-        };
-        let mut collected = Collected::default();
-        let outcome = read_from(&Rows(rows), &source(), &query, wanted, &mut collected);
-        (collected, outcome)
+        let (mut good, mut bad) = (Vec::new(), Vec::new());
+        let outcome = read_from(&Rows(rows), &source(), &query, &mut |number, record| {
+            match record {
+                Ok(_) => good.push(number),
+                Err(rule) => bad.push((number, rule)),
+            }
+            Ok(())
+        });
+        ((good, bad), outcome)
     }
 
     #[test]
-    fn rows_that_break_a_rule_are_named_by_their_number_and_the_rest_is_kept() {
-        let rows = vec![
-            text(json!("a")),
-            text(Value::Null),
-            Err("column at is no finite time".to_owned()),
-            text(json!("b")),
-        ];
-        let (collected, outcome) = read(rows, 10);
-        assert_eq!(collected.good.len(), 2);
-        let rejected: Vec<(u64, &str)> = collected
-            .rejected
-            .iter()
-            .map(|row| (row.line, row.rule.as_str()))
-            .collect();
-        assert_eq!(
-            rejected,
-            [
-                (2, "text is not a string"),
-                (3, "column at is no finite time")
-            ]
-        );
+    fn rows_are_numbered_and_one_that_breaks_a_rule_does_not_end_the_answer() {
+        let rule = "column at is no finite time";
+        let rows = vec![text(json!("a")), Err(rule.to_owned()), text(json!("b"))];
+        let ((good, bad), outcome) = read(rows, 10);
+        assert_eq!(good, [1, 3]);
+        assert_eq!(bad, [(2, rule.to_owned())]);
         let query = outcome.unwrap().query.unwrap();
         assert_eq!(query.digest, Digest::of(b"SELECT text FROM decisions"));
         assert_eq!(
             (query.rows, query.snapshot_time.as_str()),
-            (4, "2026-11-20T01:00:00Z")
+            (3, "2026-11-20T01:00:00Z")
         );
     }
 
