@@ -34,6 +34,9 @@ needed=(
 	"python3 python3"
 	"/usr/lib/python3.11/ensurepip python3-venv"
 	"/usr/share/wordnet/data.noun wordnet-base"
+	"/usr/lib/postgresql/15/bin/initdb postgresql-15"
+	"/usr/lib/postgresql/15/bin/psql postgresql-client-15"
+	"openssl openssl"
 )
 
 missing_packages() {
@@ -78,6 +81,13 @@ if ! has_browser && [ "$(id -u)" -eq 0 ] && is_debian_12; then
 fi
 if [ "${#packages[@]}" -eq 0 ]; then
 	exit 0
+fi
+
+# Debian's package makes a server and starts it, unless it is told not to: tests start their own.
+if [[ " ${packages[*]} " == *" postgresql-15 "* ]] && [ ! -e /etc/postgresql-common/createcluster.conf ]; then
+	mkdir -p /etc/postgresql-common
+	echo 'create_main_cluster = false' >/etc/postgresql-common/createcluster.conf
+	export UCF_FORCE_CONFFOLD=1
 fi
 
 log=$(mktemp)

@@ -2,6 +2,7 @@
 
 mod fixture;
 mod inventory;
+mod postgres;
 mod progress;
 mod seen;
 mod shell;
@@ -20,8 +21,11 @@ mod helm_cycle;
 mod hot_swap;
 mod live_rollback;
 mod manual_approval_and_verbs;
+mod nightly_postgres_to_version;
 mod operator_killed;
+mod pii_rejected;
 mod quiet;
+mod source_fails_mid_build;
 mod train_then_serve;
 mod trainer_killed;
 
@@ -83,6 +87,9 @@ const CONTROL: &[Story] = stories![
     argo_style,
     from_git_again,
     trainer_killed,
+    nightly_postgres_to_version,
+    source_fails_mid_build,
+    pii_rejected,
     delete_everything,
 ];
 

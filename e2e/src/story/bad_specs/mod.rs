@@ -126,7 +126,7 @@ async fn refused_by_the_api_server(stage: &Stage) -> anyhow::Result<()> {
             no_source,
             &[
                 "spec.sources[0]",
-                "a source has exactly one of configMapRef and uri",
+                "a source has exactly one of configMapRef, uri and postgres",
             ],
         ),
         (split, &["spec.split", "sum to 100"]),
