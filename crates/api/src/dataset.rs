@@ -550,7 +550,7 @@ pub struct RejectedRow {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 4096))]
     pub file: Option<String>,
-    /// Line in the source, counted from 1; of a Parquet file the row.
+    /// Line in the source, counted from 1; of a Parquet file or a query the row.
     pub line: u64,
     /// Name of the rule that the row broke.
     #[schemars(length(max = 253))]

@@ -243,7 +243,7 @@ impl Guard {
     /// # Errors
     /// The first one that is neither a network nor a name.
     pub fn parse(entries: &[String]) -> Result<Self, InvalidAllowed> {
-        let read = entries.iter().map(|entry| entry.parse());
+        let read = entries.iter().map(|entry| entry.parse::<Allowed>());
         Ok(Self(read.collect::<Result<_, _>>()?))
     }
 }

@@ -384,7 +384,7 @@ pub struct RejectedRow {
     /// The file's path in its volume, where the source has several.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub file: Option<String>,
-    /// Line, from 1; of a Parquet file the row.
+    /// Line, from 1; of a Parquet file or a query the row.
     pub line: u64,
     /// The rule that it broke, for example `prompt is missing`.
     pub rule: String,

@@ -333,6 +333,96 @@ fn values_of_every_type_arrive_as_the_server_has_them() {
     assert_eq!(row, expected);
 }
 
+const GOOD: &str = "SELECT prompt, completion FROM decisions";
+
+/// Whose login, the query, the reason, and words of the message.
+const REFUSED: [(&str, &str, &str, &[&str]); 15] = [
+    (
+        "ann",
+        "SELECT prompt,\n  completio\nFROM decisions",
+        "QueryFailed",
+        &[
+            "spec.sources[decisions].postgres.query, line 2, column 3 (completio)",
+            "column \"completio\" does not exist",
+            "42703",
+        ],
+    ),
+    (
+        "ann",
+        "SELEC 1",
+        "QueryFailed",
+        &["line 1, column 1 (SELEC 1)", "syntax error", "42601"],
+    ),
+    (
+        "ann",
+        "SELECT * FROM nowhere",
+        "QueryFailed",
+        &["relation \"nowhere\" does not exist"],
+    ),
+    (
+        "ann",
+        "SELECT * FROM decisions",
+        "QueryFailed",
+        &["column secret of type bytea"],
+    ),
+    (
+        "ann",
+        "SELECT now() - now() AS age",
+        "QueryFailed",
+        &["column age of type interval"],
+    ),
+    (
+        "ann",
+        "SELECT 1 AS a, 2 AS a",
+        "QueryFailed",
+        &["two columns named a"],
+    ),
+    (
+        "ann",
+        "SELECT $1::text AS prompt",
+        "QueryFailed",
+        &["parameters"],
+    ),
+    ("ann", "COMMIT", "QueryFailed", &["has no columns"]),
+    (
+        "ann",
+        "SELECT 1; DROP TABLE decisions",
+        "QueryFailed",
+        &["multiple commands"],
+    ),
+    (
+        "ann",
+        "INSERT INTO numbers VALUES ('x') RETURNING prompt",
+        "QueryFailed",
+        &["read-only transaction"],
+    ),
+    (
+        "ann",
+        "SELECT prompt::int AS prompt FROM numbers",
+        "QueryFailed",
+        &["22P02", "the database's log"],
+    ),
+    (
+        "wrong",
+        GOOD,
+        "SourceDenied",
+        &["user and password", "secretRef", "28P01"],
+    ),
+    (
+        "nowhere",
+        GOOD,
+        "SourceDenied",
+        &["no such database", "3D000"],
+    ),
+    (
+        "bob",
+        GOOD,
+        "SourceDenied",
+        &["permission denied for table decisions"],
+    ),
+    ("tls", GOOD, "SourceDenied", &["does not support TLS"]),
+];
+
 #[test]
 fn what_can_not_be_answered_is_named_and_leaves_no_version() {
     let Some(server) = Server::start("", &[]) else {
@@ -341,125 +431,20 @@ fn what_can_not_be_answered_is_named_and_leaves_no_version() {
     server.sql(DECISIONS);
     server.sql("CREATE USER bob PASSWORD 'bob'; CREATE TABLE numbers (prompt text); INSERT INTO numbers VALUES ('ann@example.com')");
     let ann = server.uri(PLAIN);
-    let bob = format!(
-        "postgres://bob:bob@127.0.0.1:{}/postgres{PLAIN}",
-        server.port
-    );
-    let wrong = ann.replace(ENCODED, "wrong");
-    let nowhere = ann.replace("/postgres?", "/nowhere?");
-    let tls = server.uri("");
-    let good = "SELECT prompt, completion FROM decisions";
-    for (uri, text, code, reason, words) in [
-        (
-            &ann,
-            "SELECT prompt,\n  completio\nFROM decisions",
-            64,
-            "QueryFailed",
-            &[
-                "spec.sources[decisions].postgres.query, line 2, column 3 (completio)",
-                "column \"completio\" does not exist",
-                "42703",
-            ][..],
-        ),
-        (
-            &ann,
-            "SELEC 1",
-            64,
-            "QueryFailed",
-            &["line 1, column 1 (SELEC 1)", "syntax error", "42601"][..],
-        ),
-        (
-            &ann,
-            "SELECT * FROM nowhere",
-            64,
-            "QueryFailed",
-            &["relation \"nowhere\" does not exist"][..],
-        ),
-        (
-            &ann,
-            "SELECT * FROM decisions",
-            64,
-            "QueryFailed",
-            &["column secret of type bytea"][..],
-        ),
-        (
-            &ann,
-            "SELECT now() - now() AS age",
-            64,
-            "QueryFailed",
-            &["column age of type interval"][..],
-        ),
-        (
-            &ann,
-            "SELECT 1 AS a, 2 AS a",
-            64,
-            "QueryFailed",
-            &["two columns named a"][..],
-        ),
-        (
-            &ann,
-            "SELECT $1::text AS prompt",
-            64,
-            "QueryFailed",
-            &["parameters"][..],
-        ),
-        (&ann, "COMMIT", 64, "QueryFailed", &["has no columns"][..]),
-        (
-            &ann,
-            "SELECT 1; DROP TABLE decisions",
-            64,
-            "QueryFailed",
-            &["multiple commands"][..],
-        ),
-        (
-            &ann,
-            "INSERT INTO numbers VALUES ('x') RETURNING prompt",
-            64,
-            "QueryFailed",
-            &["read-only transaction"][..],
-        ),
-        (
-            &ann,
-            "SELECT prompt::int AS prompt FROM numbers",
-            64,
-            "QueryFailed",
-            &["22P02", "the database's log"][..],
-        ),
-        (
-            &wrong,
-            good,
-            64,
-            "SourceDenied",
-            &["user and password", "secretRef", "28P01"][..],
-        ),
-        (
-            &nowhere,
-            good,
-            64,
-            "SourceDenied",
-            &["no such database", "3D000"][..],
-        ),
-        (
-            &bob,
-            good,
-            64,
-            "SourceDenied",
-            &["permission denied for table decisions"][..],
-        ),
-        (
-            &tls,
-            good,
-            64,
-            "SourceDenied",
-            &["does not support TLS"][..],
-        ),
-    ] {
+    for (login, text, reason, words) in REFUSED {
+        let uri = match login {
+            "wrong" => ann.replace(ENCODED, "wrong"),
+            "nowhere" => ann.replace("/postgres?", "/nowhere?"),
+            "bob" => ann.replace(&format!("ann:{ENCODED}"), "bob:bob"),
+            "tls" => server.uri(""),
+            _ => ann.clone(),
+        };
         let mut bench = Bench::new(Format::Completion);
         bench.query(&[("uri", uri.as_str())], text);
-        let (ended, summary) = bench.build();
+        let (code, summary) = bench.build();
         assert_eq!(
-            (ended, summary.reason.as_str()),
-            (code, reason),
+            (code, summary.reason.as_str()),
+            (64, reason),
             "{text}: {summary:?}"
         );
         for word in words.iter().chain(&["source decisions"]) {
@@ -475,9 +460,17 @@ fn what_can_not_be_answered_is_named_and_leaves_no_version() {
         assert!(bench.version(1).is_none());
     }
     assert_eq!(server.answer("SELECT count(*) FROM numbers"), "1");
+}
 
+#[test]
+fn more_rows_or_time_than_allowed_end_a_build_and_leave_the_version_before() {
+    let Some(server) = Server::start("", &[]) else {
+        return;
+    };
+    server.sql(DECISIONS);
+    let ann = server.uri(PLAIN);
     let mut bench = Bench::new(Format::Completion);
-    bench.query(&[("uri", ann.as_str())], good);
+    bench.query(&[("uri", ann.as_str())], GOOD);
     bench.limits(60, 199);
     let (_, summary) = bench.build();
     assert!(
@@ -488,10 +481,8 @@ fn what_can_not_be_answered_is_named_and_leaves_no_version() {
     assert_eq!(bench.build().0, 0);
 
     bench.fingerprint("slow");
-    bench.query(
-        &[("uri", ann.as_str())],
-        "SELECT prompt, completion FROM decisions WHERE pg_sleep(30) IS NOT NULL",
-    );
+    let slow = format!("{GOOD} WHERE pg_sleep(30) IS NOT NULL");
+    bench.query(&[("uri", ann.as_str())], &slow);
     bench.limits(1, 200);
     let (code, summary) = bench.build();
     assert_eq!(
@@ -499,12 +490,8 @@ fn what_can_not_be_answered_is_named_and_leaves_no_version() {
         (64, "QueryFailed"),
         "{summary:?}"
     );
-    assert!(
-        summary
-            .message
-            .contains("longer than 1 s, which is spec.sources[decisions].timeoutSeconds"),
-        "{summary:?}"
-    );
+    let limit = "longer than 1 s, which is spec.sources[decisions].timeoutSeconds";
+    assert!(summary.message.contains(limit), "{summary:?}");
     assert!(bench.version(2).is_none() && bench.version(1).is_some());
 }
 
