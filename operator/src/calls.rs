@@ -327,6 +327,22 @@ impl Calls {
         self.ask(peer, METHOD, COPY, call, |it| &it.pod_uid).await
     }
 
+    /// Removes versions of a dataset that nothing in the store refers to.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub async fn prune(
+        &self,
+        peer: &Peer,
+        request: &store::PruneRequest,
+    ) -> Result<store::PruneReply, CallError> {
+        const METHOD: &str = "graftwork.store.v1.Keeper/Prune";
+        let mut client = self.keeper(peer).await?;
+        let call = self.signed(peer, METHOD, request.encode_to_vec(), UNORDERED)?;
+        let call = client.prune(call);
+        self.ask(peer, METHOD, SHORT, call, |it| &it.pod_uid).await
+    }
+
     async fn engine(&self, peer: &Peer) -> Result<EngineClient<Channel>, CallError> {
         let channel = self.connect(peer).await?;
         Ok(EngineClient::new(channel).max_decoding_message_size(LARGEST))

@@ -380,6 +380,10 @@ async fn make_call(
                 .await;
             Ok(answer.is_some())
         }
+        Call::Prune(request) => {
+            let reply = context.calls.prune(&keeper()?, request).await?;
+            Ok(!reply.removed.is_empty())
+        }
         Call::SyncEngine(target, request) => {
             context.calls.sync_engine(&peer(target), request).await?;
             Ok(false)

@@ -84,6 +84,19 @@ pub struct DatasetSpec {
     /// How rows are divided into train, validation and test.
     #[serde(default)]
     pub split: Split,
+    /// Which versions are kept; left out, all of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retention: Option<Retention>,
+}
+
+/// How many versions are kept. Those that a run, a version of an adapter or a gate's evidence refers to stay
+/// beside them, and so does the one that the sources are now.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Retention {
+    /// Newest versions that are kept.
+    #[schemars(range(min = 1, max = 1000))]
+    pub versions: u32,
 }
 
 /// One place that rows come from: JSONL, CSV with a header, or Parquet, plain, .gz or .zst, where content

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use crate::crds::CrdError;
 use crate::dataset::{
     Classification, ConfigMapKeyReference, ConnectionSecretReference, DatasetFormat, FormatType,
-    PostgresSource, Privacy, PrivacyMode, Source, Split, Validation,
+    PostgresSource, Privacy, PrivacyMode, Retention, Source, Split, Validation,
 };
 use crate::lora_adapter::{Approval, Gate, GateMetric, GateRule, Import};
 use crate::serving_endpoint::{
@@ -165,6 +165,7 @@ fn dataset() -> Dataset {
             ..Validation::default()
         },
         balance: None,
+        retention: None,
         split: Split {
             group_column: Some("word".to_owned()),
             seed: 7,
@@ -205,6 +206,7 @@ fn postgres_dataset() -> Dataset {
             ..Validation::default()
         },
         balance: None,
+        retention: Some(Retention { versions: 14 }),
         split: Split {
             group_column: Some("claim_id".to_owned()),
             ..Split::default()
@@ -460,6 +462,7 @@ fn quickstart() -> Result<Vec<Value>, serde_json::Error> {
             },
             privacy: None,
             balance: None,
+            retention: None,
             validation: Validation::default(),
             split: Split {
                 train_percent: 60,

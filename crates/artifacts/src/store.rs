@@ -188,6 +188,16 @@ impl Store {
         Ok(Staged::new(self.clone(), path.to_owned(), temp))
     }
 
+    /// Takes a record away. Nothing there is fine.
+    pub fn remove(&self, path: &str) -> Result<()> {
+        let full = resolve(&self.root, path)?;
+        match self.volume.remove_file(&full) {
+            Ok(()) => self.sync_parent(&full),
+            Err(error) if is_absent(&error) => Ok(()),
+            Err(error) => Err(Error::io("remove", &full)(error)),
+        }
+    }
+
     /// Takes a folder away: it disappears at once, then its files are removed. Nothing there is fine.
     pub fn remove_folder(&self, path: &str) -> Result<()> {
         let full = resolve(&self.root, path)?;

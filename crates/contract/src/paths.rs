@@ -25,6 +25,11 @@ pub fn dataset_build(name: &str, fingerprint: &Digest) -> String {
     format!("datasets/{name}/builds/{}.json", fingerprint.hex())
 }
 
+/// `datasets/<name>/builds`: what its builds ended with.
+pub fn dataset_builds(name: &str) -> String {
+    format!("datasets/{name}/builds")
+}
+
 /// `runs/<name>/<digest of the resolved spec>`.
 pub fn run(name: &str, inputs: &Digest) -> String {
     format!("runs/{name}/{}", inputs.hex())

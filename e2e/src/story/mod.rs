@@ -25,6 +25,7 @@ mod nightly_postgres_to_version;
 mod operator_killed;
 mod pii_rejected;
 mod quiet;
+mod retention_keeps_referenced;
 mod source_fails_mid_build;
 mod train_then_serve;
 mod trainer_killed;
@@ -90,6 +91,7 @@ const CONTROL: &[Story] = stories![
     nightly_postgres_to_version,
     source_fails_mid_build,
     pii_rejected,
+    retention_keeps_referenced,
     delete_everything,
 ];
 

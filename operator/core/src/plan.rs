@@ -217,6 +217,8 @@ pub enum Call {
     /// Copies a PEFT folder into the namespace's store through its keeper. It may take long: it runs
     /// in the background, and the answer comes with the next observation.
     Import(store::v1::ImportRequest),
+    /// Removes versions of a dataset through the namespace's keeper, which keeps those that the store refers to.
+    Prune(store::v1::PruneRequest),
     /// Gives an engine its full list.
     SyncEngine(Target, engine::v1::SyncRequest),
     /// Gives a router its full table.
@@ -229,6 +231,7 @@ impl Call {
         match self {
             Self::Publish(_) => "graftwork.store.v1.Keeper/Publish",
             Self::Import(_) => "graftwork.store.v1.Keeper/Import",
+            Self::Prune(_) => "graftwork.store.v1.Keeper/Prune",
             Self::SyncEngine(..) => "graftwork.engine.v1.Engine/Sync",
             Self::SyncRouter(..) => "graftwork.router.v1.Router/Sync",
         }

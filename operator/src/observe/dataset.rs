@@ -38,6 +38,7 @@ pub async fn observe(context: &Context, cr: &Dataset) -> Result<Observed, ApiErr
     let mut observed = Observed {
         storage: keeper::problem(context, &namespace).await?,
         pinned: pinned(context, &namespace, &name),
+        referenced: referenced(context, &namespace, &name),
         configurations: owned(&context.caches.config_maps, &namespace, &uid),
         pods: pods::of(
             context,
@@ -86,6 +87,30 @@ fn pinned(context: &Context, namespace: &str, name: &str) -> BTreeSet<u32> {
         .filter(|run| run.spec.dataset_ref.name == name && !is_finished(run))
         .filter_map(|run| run.spec.dataset_ref.version)
         .collect()
+}
+
+/// Versions of a Dataset that any run was made for, and that a version of an adapter was trained or scored on.
+fn referenced(context: &Context, namespace: &str, name: &str) -> BTreeSet<u32> {
+    let mut versions = BTreeSet::new();
+    for run in in_namespace(&context.caches.runs, namespace) {
+        let Ok(run) = &run.0 else { continue };
+        if run.spec.dataset_ref.name == name {
+            let resolved = run.status.as_ref().and_then(|it| it.resolved.as_ref());
+            versions.extend(run.spec.dataset_ref.version);
+            versions.extend(resolved.map(|resolved| resolved.dataset.version));
+        }
+    }
+    for adapter in in_namespace(&context.caches.adapters, namespace) {
+        let Ok(adapter) = &adapter.0 else { continue };
+        let listed = adapter.status.iter().flat_map(|status| &status.versions);
+        let datasets = listed.filter_map(|version| version.dataset.as_ref());
+        versions.extend(
+            datasets
+                .filter(|dataset| dataset.name == name)
+                .map(|dataset| dataset.version),
+        );
+    }
+    versions
 }
 
 async fn observe_source(

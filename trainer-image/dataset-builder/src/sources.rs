@@ -15,6 +15,8 @@ use crate::privacy::Screen;
 use crate::query;
 use crate::reader;
 use crate::row::{self, GoodRow, Wanted};
+use crate::spill::Scratch;
+use crate::stored::{RowSorter, Rows};
 use crate::streams::hash;
 
 /// How many different rules a message names.
@@ -151,19 +153,19 @@ pub fn collect(
         match &source.query {
             Some(asked) => {
                 let seen = query::read(config, source, asked, &mut |line, record| {
-                    let row = record
-                        .and_then(|object| row::read(&object, wanted, &mut collected.findings));
-                    collected.take(row, |rule| RejectedRow {
+                    let row = record.and_then(|object| {
+                        row::read(&object, wanted, &mut collecting.noted.findings)
+                    });
+                    collecting.take(row, |rule| RejectedRow {
                         source: source.name.clone(),
                         file: None,
                         line,
                         rule,
-                    });
-                    Ok(())
+                    })
                 })?;
-                collected.provenance.push(seen);
+                collecting.noted.provenance.push(seen);
             }
-            None => read(source, wanted, &mut collected)?,
+            None => read(source, wanted, &mut collecting)?,
         }
         tracing::info!(
             source = source.name,

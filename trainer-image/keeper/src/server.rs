@@ -1,6 +1,7 @@
 //! gRPC: `graftwork.store.v1.Keeper` and `grpc.health.v1.Health`.
 
 use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use graftwork_artifacts::{Category, Put, Store};
@@ -23,6 +24,7 @@ use crate::config::Gatekeeper;
 use crate::folders::Claims;
 use crate::ledger::{self, RecordError};
 use crate::problem::{Failure, causes, problem};
+use crate::retention;
 use crate::turns::{Call, Turns};
 
 /// Records above this are listed without their content.
@@ -40,6 +42,9 @@ pub struct Keeper {
     gatekeeper: Gatekeeper,
     bases: BaseModels,
     turns: Turns,
+    /// Held while a record is written that may refer to a dataset's version, and while versions are removed that
+    /// none refers to.
+    references: Arc<Mutex<()>>,
 }
 
 impl Keeper {
@@ -51,6 +56,7 @@ impl Keeper {
             gatekeeper,
             bases: BaseModels::default(),
             turns: Turns::default(),
+            references: Arc::default(),
         }
     }
 
@@ -188,10 +194,15 @@ impl Keeper {
             RecordError::Path(_) => Status::permission_denied(error.to_string()),
             RecordError::Content { .. } => Status::invalid_argument(error.to_string()),
         })?;
-        let put = self
-            .store
-            .put_new(&request.path, &request.content)
-            .map_err(|error| status(&error))?;
+        let put = {
+            let _held = self
+                .references
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            self.store
+                .put_new(&request.path, &request.content)
+                .map_err(|error| status(&error))?
+        };
         tracing::info!(
             path = request.path,
             created = put == Put::Created,
@@ -199,6 +210,28 @@ impl Keeper {
         );
         Ok(proto::PublishReply {
             created: put == Put::Created,
+            pod_uid: self.gatekeeper.pod_uid(),
+        })
+    }
+
+    fn prune(&self, request: &proto::PruneRequest) -> Result<proto::PruneReply, Status> {
+        let dataset = &request.dataset;
+        if !ledger::is_name(dataset) {
+            return Err(Status::invalid_argument(format!(
+                "{dataset:?} is not the name of a Dataset"
+            )));
+        }
+        let removed = {
+            let _held = self
+                .references
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            retention::prune(&self.store, dataset, &request.versions)
+                .map_err(|error| status(&error))?
+        };
+        tracing::info!(dataset, ?removed, "pruned");
+        Ok(proto::PruneReply {
+            removed,
             pod_uid: self.gatekeeper.pod_uid(),
         })
     }
@@ -261,7 +294,7 @@ impl Keeper {
 }
 
 /// Records are JSON; weights and rows are not listed.
-fn is_record(path: &str) -> bool {
+pub(crate) fn is_record(path: &str) -> bool {
     std::path::Path::new(path)
         .extension()
         .is_some_and(|extension| extension == "json")
@@ -367,6 +400,16 @@ impl proto::keeper_server::Keeper for Keeper {
     ) -> Result<Response<proto::ImportReply>, Status> {
         let request = self.admitted(&request.into_inner(), "graftwork.store.v1.Keeper/Import")?;
         self.import(request).await.map(Response::new)
+    }
+
+    async fn prune(
+        &self,
+        request: Request<SignedCall>,
+    ) -> Result<Response<proto::PruneReply>, Status> {
+        let request = self.admitted(&request.into_inner(), "graftwork.store.v1.Keeper/Prune")?;
+        self.blocking(move |keeper| keeper.prune(&request))
+            .await?
+            .map(Response::new)
     }
 }
 

@@ -22,7 +22,7 @@ use graftwork_contract::proto::call::v1::SignedCall;
 use graftwork_contract::proto::store::v1::keeper_client::KeeperClient;
 use graftwork_contract::proto::store::v1::{
     DescribeBaseReply, DescribeBaseRequest, GetRequest, ImportReply, ImportRequest, ListRequest,
-    PublishReply, PublishRequest, VerifyReply, VerifyRequest,
+    PruneRequest, PublishReply, PublishRequest, VerifyReply, VerifyRequest,
 };
 use graftwork_contract::signing::{Addressee, Fence, print_key, sign};
 use graftwork_model::fixture::{TinyShape, random_adapter, write_tiny_base};
@@ -38,6 +38,7 @@ use serving::serve;
 
 const PUBLISH: &str = "graftwork.store.v1.Keeper/Publish";
 const IMPORT: &str = "graftwork.store.v1.Keeper/Import";
+const PRUNE: &str = "graftwork.store.v1.Keeper/Prune";
 
 fn key(seed: u8) -> SigningKey {
     SigningKey::from_bytes(&[seed; 32])
@@ -348,6 +349,30 @@ async fn a_changed_key_is_taken_over_from_the_mounted_file() {
         .unwrap();
     let old = bench.publish(APPROVED_PATH, APPROVED).await.unwrap_err();
     assert_eq!(old.code(), Code::Unauthenticated);
+}
+
+#[tokio::test]
+async fn versions_are_removed_for_the_operator_and_for_nobody_else() {
+    let mut bench = Bench::start().await;
+    let body = |dataset: &str| {
+        let request = PruneRequest {
+            dataset: dataset.into(),
+            versions: vec![1],
+        };
+        request.encode_to_vec()
+    };
+    for (seed, method, dataset, expected) in [
+        (2, PRUNE, "topics", Code::Unauthenticated),
+        (1, PUBLISH, "topics", Code::FailedPrecondition),
+        (1, PRUNE, "../runs", Code::InvalidArgument),
+    ] {
+        let call = signed(&key(seed), method, body(dataset), &me(), 1);
+        let refused = bench.client.prune(call).await.unwrap_err();
+        assert_eq!(refused.code(), expected, "{dataset}: {refused}");
+    }
+    let call = signed(&key(1), PRUNE, body("topics"), &me(), 1);
+    let reply = bench.client.prune(call).await.unwrap().into_inner();
+    assert_eq!((reply.pod_uid.as_str(), reply.removed.len()), ("pod", 0));
 }
 
 #[tokio::test]

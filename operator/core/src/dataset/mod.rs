@@ -2,6 +2,7 @@
 //! fingerprint that the store does not know is built by a Job.
 
 mod children;
+mod retention;
 mod secrets;
 mod status;
 mod step;
@@ -41,6 +42,8 @@ pub struct Observed {
     pub versions: Asked<Vec<Record>>,
     /// Versions that unfinished runs pin: they look them up in status.
     pub pinned: BTreeSet<u32>,
+    /// Versions that a run or an adapter's version refers to.
+    pub referenced: BTreeSet<u32>,
     /// Jobs of this Dataset.
     pub jobs: Vec<Job>,
     /// The Job of the next attempt has somebody else's name.
@@ -108,5 +111,8 @@ pub fn plan(
     let step = step::step(cr, &valid, observed, now);
     let mut actions = status::report(cr, &step, observed, now);
     children::build(cr, &valid, &step, observed, settings, now, &mut actions);
+    actions
+        .calls
+        .extend(retention::prune(cr, &valid, &step, observed));
     Plan::Act(actions)
 }

@@ -7,6 +7,7 @@ mod dealing;
 mod postgres;
 mod privacy;
 mod properties;
+mod retention;
 
 use graftwork_api::conditions::{condition, reason};
 use graftwork_api::dataset::{
@@ -49,6 +50,7 @@ impl World {
                 balance: None,
                 classification: None,
                 privacy: None,
+                retention: None,
                 validation: Validation::default(),
                 split: Split::default(),
             },

@@ -33,6 +33,8 @@ pub struct Valid {
     pub privacy: Option<Privacy>,
     /// The Secret that holds the key of pseudonyms.
     pub pseudonym_key: Option<SecretKeyReference>,
+    /// How many versions are kept, apart from those that somebody needs; none: all.
+    pub kept_versions: Option<u32>,
 }
 
 /// One source.
@@ -131,10 +133,18 @@ pub fn validate(spec: &DatasetSpec) -> Result<Valid, Invalid> {
     }
     let classification = read_classification(spec)?;
     let (privacy, pseudonym_key) = read_privacy(spec, format)?;
+    let kept_versions = spec.retention.as_ref().map(|retention| retention.versions);
+    if kept_versions == Some(0) {
+        return Err(Invalid::new(
+            "spec.retention.versions",
+            "is 0, must be at least 1",
+        ));
+    }
     Ok(Valid {
         classification,
         privacy,
         pseudonym_key,
+        kept_versions,
         format,
         sources,
         validation: Validation {

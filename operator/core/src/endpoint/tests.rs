@@ -315,7 +315,9 @@ impl World {
                 router.acknowledged = acknowledged(table_digest(&table));
                 self.table = Some(table);
             }
-            Call::Publish(_) | Call::Import(_) => panic!("an endpoint writes no store"),
+            Call::Publish(_) | Call::Import(_) | Call::Prune(_) => {
+                panic!("an endpoint writes no store")
+            }
         }
         true
     }

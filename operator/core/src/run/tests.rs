@@ -55,6 +55,7 @@ fn dataset() -> Dataset {
                 type_: FormatType::Completion,
             },
             validation: graftwork_api::dataset::Validation::default(),
+            retention: None,
             balance: None,
             classification: None,
             privacy: None,

@@ -151,6 +151,7 @@ fn config() -> impl Strategy<Value = BuildConfig> {
                 column: "class".into(),
                 maximum_upsample,
             }),
+            allowed_hosts: Vec::new(),
         },
     )
 }
