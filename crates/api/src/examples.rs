@@ -14,9 +14,9 @@ use crate::serving_endpoint::{
     EngineSpec, Rollout, RolloutStrategy, ServedBaseModel,
 };
 use crate::training_run::{
-    CheckpointPolicy, Compute, EarlyStopping, Evaluation, EvaluationMetric, Hyperparameters,
-    LoraMethod, Method, MethodType, Objective, ObjectiveType, Quantization, RunLimits, Schedule,
-    Subject,
+    Benchmark, CheckpointPolicy, Compute, EarlyStopping, Evaluation, EvaluationMetric,
+    Hyperparameters, LoraMethod, Method, MethodType, Objective, ObjectiveType, Quantization,
+    RunLimits, Schedule, Subject,
 };
 use crate::{
     BaseModelSource, Dataset, DatasetSpec, Decimal, LoRAAdapter, LoRAAdapterSpec, ObjectReference,
@@ -293,6 +293,10 @@ fn evaluate_training_run() -> TrainingRun {
         adapter_ref: ObjectReference::new("topics"),
         version: 6,
     });
+    spec.evaluation.benchmarks = vec![Benchmark {
+        name: "critical".to_owned(),
+        uri: "pvc://benchmarks/critical.jsonl".to_owned(),
+    }];
     TrainingRun::new("topics-6-evaluated", spec)
 }
 

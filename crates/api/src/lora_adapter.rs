@@ -134,7 +134,21 @@ open_enum! {
         TokenAccuracy = "token_accuracy",
         /// Mean ROUGE-L F1 of answers; higher is better.
         RougeL = "rouge_l",
+        /// Mean F1 of the labels; higher is better.
+        MacroF1 = "macro_f1",
     }
+}
+
+/// What a rule's metric may be: a known one, a benchmark's, or a label's; higher is better for both.
+fn gate_metric(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    let known = GateMetric::KNOWN.join("|");
+    let benchmark = "benchmark/[a-z0-9]([-a-z0-9]*[a-z0-9])?(/acc_norm|/acc_bytes)?";
+    let label = "label/.+/(precision|recall|f1)";
+    schemars::json_schema!({
+        "type": "string",
+        "maxLength": 253,
+        "pattern": format!("^({known}|{benchmark}|{label})$"),
+    })
 }
 
 /// One rule of a gate: a metric and exactly one limit.
@@ -145,7 +159,9 @@ open_enum! {
     "a rule has exactly one of minimum, maximum, minimumImprovementPoints and maximumRegressionPoints",
 )])))]
 pub struct GateRule {
-    /// The metric that is judged.
+    /// The metric that is judged: `loss`, `exact_match`, `token_accuracy`, `rouge_l`, `macro_f1`,
+    /// `label/<label>/f1` (or `precision`, `recall`), or `benchmark/<name>`.
+    #[schemars(schema_with = "gate_metric")]
     pub metric: GateMetric,
     /// Value that must be reached.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -293,6 +293,7 @@ impl Default for CheckpointPolicy {
 pub struct Evaluation {
     /// Loss and TokenAccuracy: mean over learnt tokens. ExactMatch: share of rows answered exactly,
     /// greedily. RougeL: mean F1 of the longest common subsequence of words, of the same answers.
+    /// ClassificationReport: precision, recall and F1 of each label, of the same answers.
     #[schemars(length(min = 1, max = 8), extend("x-kubernetes-list-type" = "set"))]
     pub metrics: Vec<EvaluationMetric>,
     /// Tokens that an answer may have.
@@ -302,6 +303,29 @@ pub struct Evaluation {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 10_000_000))]
     pub maximum_rows: Option<u32>,
+    /// Files of questions that adapter and reference are asked beside the test rows;
+    /// docs/training.md has their shape.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(
+        length(max = 8),
+        extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"])
+    )]
+    pub benchmarks: Vec<Benchmark>,
+}
+
+/// A file of questions.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Benchmark {
+    /// Stands in its metrics' names: `benchmark/<name>`.
+    #[schemars(
+        length(min = 1, max = 63),
+        regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
+    )]
+    pub name: String,
+    /// The file, as `pvc://CLAIM/PATH`; JSON Lines.
+    #[schemars(length(min = 1, max = 1024), regex(pattern = r"^pvc://[^/]+/."))]
+    pub uri: String,
 }
 
 impl Default for Evaluation {
@@ -310,6 +334,7 @@ impl Default for Evaluation {
             metrics: vec![EvaluationMetric::Loss],
             maximum_new_tokens: 32,
             maximum_rows: None,
+            benchmarks: Vec::new(),
         }
     }
 }
@@ -326,6 +351,9 @@ open_enum! {
         TokenAccuracy = "TokenAccuracy",
         /// Metric `rouge_l`: mean ROUGE-L F1 of answer and completion, without stemming.
         RougeL = "RougeL",
+        /// Metrics `label/<label>/precision`, `/recall` and `/f1` and `macro_f1`: the first lines of
+        /// completions, at most ten different ones, are the labels.
+        ClassificationReport = "ClassificationReport",
     }
 }
 
@@ -515,7 +543,8 @@ pub struct CheckpointStatus {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Metric {
-    /// Name: `loss`, `exact_match`, `token_accuracy`, `rouge_l`.
+    /// Name: `loss`, `exact_match`, `token_accuracy`, `rouge_l`, `macro_f1`, `label/<label>/f1`,
+    /// `benchmark/<name>`.
     #[schemars(length(max = 253))]
     pub name: String,
     /// Split that was measured on.
@@ -533,6 +562,9 @@ pub struct Metric {
     pub interval: Option<Vec<Decimal>>,
     /// Rows that were looked at.
     pub samples: u64,
+    /// Rows that were left out, because the adapter or the reference was trained on them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub excluded: Option<u64>,
 }
 
 /// What a run produced.

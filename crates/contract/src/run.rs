@@ -273,7 +273,32 @@ pub struct Evaluation {
     pub maximum_new_tokens: u32,
     /// The first rows of the split that are scored; none: all.
     pub maximum_rows: Option<u64>,
+    /// Files of questions that are asked beside them; left out where there are none, as
+    /// [`RunKey::quantization`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub benchmarks: Vec<Benchmark>,
 }
+
+/// A file of questions in a mounted claim.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Benchmark {
+    /// Stands in its metrics' names.
+    pub name: String,
+    /// As in the spec.
+    pub uri: String,
+    /// The mounted file.
+    pub path: String,
+}
+
+/// What the names of benchmarks' metrics begin with.
+pub const BENCHMARK_PREFIX: &str = "benchmark/";
+/// What the names of single labels' metrics begin with.
+pub const LABEL_PREFIX: &str = "label/";
+/// Largest number of labels that are reported one by one.
+pub const MAXIMUM_LABELS: usize = 10;
+/// Largest number of characters of a label.
+pub const MAXIMUM_LABEL_CHARACTERS: usize = 63;
 
 /// A measure of the test split.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -288,16 +313,20 @@ pub enum MetricKind {
     /// `rouge_l`: mean F1 of the longest common subsequence of words (Lin 2004) of greedy answer and
     /// completion, as PyPI's rouge-score without stemming.
     RougeL,
+    /// `macro_f1`, and for each label `label/<label>/precision`, `/recall` and `/f1`: the first lines of
+    /// completions are the labels, those of greedy answers what is predicted.
+    ClassificationReport,
 }
 
 impl MetricKind {
-    /// The metric's name in results and gate rules.
+    /// The metric's name in results and gate rules; of a report, its summary's.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Loss => "loss",
             Self::ExactMatch => "exact_match",
             Self::TokenAccuracy => "token_accuracy",
             Self::RougeL => "rouge_l",
+            Self::ClassificationReport => "macro_f1",
         }
     }
 
@@ -308,7 +337,10 @@ impl MetricKind {
 
     /// Whether answers are generated for it; the others look at the tokens that should come.
     pub const fn needs_answers(self) -> bool {
-        matches!(self, Self::ExactMatch | Self::RougeL)
+        matches!(
+            self,
+            Self::ExactMatch | Self::RougeL | Self::ClassificationReport
+        )
     }
 }
 
@@ -381,9 +413,20 @@ pub struct Metric {
     pub difference_interval: Option<[f64; 2]>,
     /// Rows.
     pub samples: u64,
+    /// Rows that were left out, because one of the two was trained on them.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub excluded: u64,
     /// Groups of rows that are independent of each other; none: every row is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub groups: Option<u64>,
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde calls it with a reference"
+)]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 impl Metric {

@@ -5,7 +5,7 @@
 
 use graftwork_contract::dataset::Split;
 use graftwork_contract::ledger::{Created, RuleOutcome, Verdict};
-use graftwork_contract::run::Metric as Measured;
+use graftwork_contract::run::{LABEL_PREFIX, Metric as Measured};
 use statrs::distribution::{ContinuousCDF, StudentsT};
 
 use super::validate::{Gate, Limit, Metric, Rule};
@@ -30,7 +30,7 @@ pub fn judge(gate: &Gate, created: &Created, production: Option<u32>) -> Judgeme
     let rules: Vec<_> = gate
         .rules
         .iter()
-        .map(|rule| judge_rule(*rule, gate.confidence, created, production))
+        .map(|rule| judge_rule(rule, gate.confidence, created, production))
         .collect();
     let has = |verdict| rules.iter().any(|rule| rule.verdict == verdict);
     let verdict = if has(Verdict::Fail) {
@@ -55,7 +55,7 @@ pub fn explain(judgement: &Judgement) -> String {
 }
 
 fn judge_rule(
-    rule: Rule,
+    rule: &Rule,
     confidence: f64,
     created: &Created,
     production: Option<u32>,
@@ -69,16 +69,16 @@ fn judge_rule(
         let message = if created.training_run.is_none() {
             format!("{name} is not known: the version was imported and never evaluated")
         } else {
-            format!("{name} was not measured: name it in the run's evaluation.metrics")
+            not_measured(&rule.metric)
         };
         return undecided(name, message);
     };
     match rule.limit {
         Limit::Minimum(limit) => {
-            judge_value(rule.metric, measured, confidence, "minimum", limit, 1.0)
+            judge_value(&rule.metric, measured, confidence, "minimum", limit, 1.0)
         }
         Limit::Maximum(limit) => {
-            judge_value(rule.metric, measured, confidence, "maximum", limit, -1.0)
+            judge_value(&rule.metric, measured, confidence, "maximum", limit, -1.0)
         }
         Limit::MinimumImprovement(points) => {
             let wanted = Difference {
@@ -87,7 +87,7 @@ fn judge_rule(
                 points,
             };
             judge_difference(
-                rule.metric,
+                &rule.metric,
                 measured,
                 confidence,
                 created,
@@ -102,7 +102,7 @@ fn judge_rule(
                 points: -points,
             };
             judge_difference(
-                rule.metric,
+                &rule.metric,
                 measured,
                 confidence,
                 created,
@@ -111,6 +111,19 @@ fn judge_rule(
             )
         }
     }
+}
+
+fn not_measured(metric: &Metric) -> String {
+    let name = metric.name();
+    let place = match metric {
+        Metric::MacroF1 => "ClassificationReport in the run's evaluation.metrics",
+        Metric::Named(name) if name.starts_with(LABEL_PREFIX) => {
+            "ClassificationReport in the run's evaluation.metrics, and a label of the test rows"
+        }
+        Metric::Named(_) => "the benchmark in the run's evaluation.benchmarks",
+        _ => "it in the run's evaluation.metrics",
+    };
+    format!("{name} was not measured: name {place}")
 }
 
 fn undecided(name: &str, message: String) -> RuleOutcome {
@@ -126,7 +139,7 @@ fn undecided(name: &str, message: String) -> RuleOutcome {
 
 /// `sign` is 1 where the value must be above the limit, and -1 where it must be below.
 fn judge_value(
-    metric: Metric,
+    metric: &Metric,
     measured: &Measured,
     confidence: f64,
     key: &str,
@@ -179,7 +192,7 @@ struct Difference {
 }
 
 fn judge_difference(
-    metric: Metric,
+    metric: &Metric,
     measured: &Measured,
     confidence: f64,
     created: &Created,
@@ -255,7 +268,7 @@ fn describe_reference(reference: &str) -> String {
     }
 }
 
-fn too_few(metric: Metric, measured: &Measured) -> RuleOutcome {
+fn too_few(metric: &Metric, measured: &Measured) -> RuleOutcome {
     RuleOutcome {
         value: Some(print(measured.value)),
         ..undecided(
@@ -288,7 +301,7 @@ fn verdict(near: f64, far: f64) -> Verdict {
 /// A share of which every row says the same has a standard error of 0, which is no certainty: its
 /// interval is at least as wide as the one of a share of which no row was seen in n, -ln(a/2)/n
 /// (the "rule of three": Hanley and Lippman-Hand 1983).
-fn half_width(metric: Metric, standard_error: f64, samples: u64, confidence: f64) -> Option<f64> {
+fn half_width(metric: &Metric, standard_error: f64, samples: u64, confidence: f64) -> Option<f64> {
     if samples < 2 || !standard_error.is_finite() || standard_error < 0.0 {
         return None;
     }
@@ -304,7 +317,7 @@ fn half_width(metric: Metric, standard_error: f64, samples: u64, confidence: f64
     Some(half.max(unseen))
 }
 
-fn clamp(metric: Metric, low: f64, high: f64) -> (f64, f64) {
+fn clamp(metric: &Metric, low: f64, high: f64) -> (f64, f64) {
     if metric.is_share() {
         (low.clamp(0.0, 1.0), high.clamp(0.0, 1.0))
     } else {
@@ -338,6 +351,7 @@ mod tests {
             difference_interval: None,
             samples,
             groups: None,
+            excluded: 0,
         }
     }
 
@@ -534,6 +548,25 @@ mod tests {
             judge(&rule, &created(vec![validation], None), None).verdict,
             Verdict::Inconclusive
         );
+    }
+
+    #[test]
+    fn a_benchmark_is_judged_by_its_own_name() {
+        let rule = gate(
+            Metric::Named("benchmark/critical".to_owned()),
+            Limit::MaximumRegression(1.0),
+        );
+        let verdict = |metrics| judge(&rule, &created(metrics, None), None);
+        let kept = verdict(vec![measured("benchmark/critical", 0.8, 0.7, 2000)]);
+        assert_eq!(kept.verdict, Verdict::Pass);
+        let other = verdict(vec![measured("benchmark/other", 0.8, 0.7, 2000)]);
+        assert_eq!(other.verdict, Verdict::Inconclusive);
+        assert_eq!(
+            explain(&other),
+            "benchmark/critical was not measured: name the benchmark in the run's evaluation.benchmarks"
+        );
+        let worse = verdict(vec![measured("benchmark/critical", 0.5, 0.7, 2000)]);
+        assert_eq!(worse.verdict, Verdict::Fail);
     }
 
     #[test]

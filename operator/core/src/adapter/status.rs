@@ -433,6 +433,7 @@ fn print_version(view: &VersionView) -> AdapterVersion {
                             .collect()
                     }),
                     samples: metric.samples,
+                    excluded: Some(metric.excluded).filter(|rows| *rows > 0),
                 })
             })
             .take(16)

@@ -110,6 +110,7 @@ impl World {
                 difference_interval: Some([0.4, 0.7]),
                 samples: 2000,
                 groups: None,
+                excluded: 0,
             }],
             train_rows: graftwork_contract::run::RowsUsed::default(),
             test_rows: graftwork_contract::run::RowsUsed::default(),

@@ -4,6 +4,7 @@ use graftwork_api::lora_adapter::{Approval, GateMetric, GateRule};
 use graftwork_api::uri::PvcUri;
 use graftwork_api::{Decimal, LoRAAdapterSpec};
 use graftwork_contract::Digest;
+use graftwork_contract::run::{BENCHMARK_PREFIX, LABEL_PREFIX};
 use serde_json::json;
 
 /// A spec that can be acted on.
@@ -29,7 +30,7 @@ pub struct Gate {
 }
 
 /// One rule.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Rule {
     /// What is judged.
     pub metric: Metric,
@@ -38,7 +39,7 @@ pub struct Rule {
 }
 
 /// A metric that a gate can judge.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Metric {
     /// Lower is better.
     Loss,
@@ -48,29 +49,60 @@ pub enum Metric {
     TokenAccuracy,
     /// As [`Self::ExactMatch`].
     RougeL,
+    /// As [`Self::ExactMatch`].
+    MacroF1,
+    /// A benchmark's or a label's, by its name; as [`Self::ExactMatch`].
+    Named(String),
 }
 
 impl Metric {
     /// The metric's name.
-    pub const fn name(self) -> &'static str {
+    pub fn name(&self) -> &str {
         match self {
             Self::Loss => "loss",
             Self::ExactMatch => "exact_match",
             Self::TokenAccuracy => "token_accuracy",
             Self::RougeL => "rouge_l",
+            Self::MacroF1 => "macro_f1",
+            Self::Named(name) => name,
         }
     }
 
+    /// A metric that has a part of its own in its name: `benchmark/<name>`, with `/acc_norm` or
+    /// `/acc_bytes` behind it or not, or `label/<label>/f1`, `/precision` or `/recall`.
+    fn named(name: &str) -> Option<Self> {
+        let is_benchmark = || {
+            let rest = name.strip_prefix(BENCHMARK_PREFIX)?;
+            let mut parts = rest.split('/');
+            let benchmark = parts.next().filter(|benchmark| !benchmark.is_empty());
+            let kind = parts.next();
+            let fits = matches!(kind, None | Some("acc_norm" | "acc_bytes"));
+            (benchmark.is_some() && fits && parts.next().is_none()).then_some(())
+        };
+        let is_label = || {
+            let (label, kind) = name.strip_prefix(LABEL_PREFIX)?.rsplit_once('/')?;
+            let fits = matches!(kind, "precision" | "recall" | "f1");
+            (!label.is_empty() && fits).then_some(())
+        };
+        is_benchmark()
+            .or_else(is_label)
+            .map(|()| Self::Named(name.to_owned()))
+    }
+
     /// Whether the metric is a mean of what is from 0 to 1 in every row.
-    pub const fn is_share(self) -> bool {
+    pub const fn is_share(&self) -> bool {
         !matches!(self, Self::Loss)
     }
 
     /// The sign that makes a difference an improvement.
-    pub const fn sign(self) -> f64 {
+    pub const fn sign(&self) -> f64 {
         match self {
             Self::Loss => -1.0,
-            Self::ExactMatch | Self::TokenAccuracy | Self::RougeL => 1.0,
+            Self::ExactMatch
+            | Self::TokenAccuracy
+            | Self::RougeL
+            | Self::MacroF1
+            | Self::Named(_) => 1.0,
         }
     }
 }
@@ -166,13 +198,12 @@ fn read_rule(field: &str, rule: &GateRule) -> Result<Rule, Invalid> {
         GateMetric::ExactMatch => Metric::ExactMatch,
         GateMetric::TokenAccuracy => Metric::TokenAccuracy,
         GateMetric::RougeL => Metric::RougeL,
-        GateMetric::Other(other) => {
-            return Err(unknown(
-                &format!("{field}.metric"),
-                other,
-                GateMetric::KNOWN,
-            ));
-        }
+        GateMetric::MacroF1 => Metric::MacroF1,
+        GateMetric::Other(other) => Metric::named(other).ok_or_else(|| {
+            let mut known = GateMetric::KNOWN.to_vec();
+            known.extend(["benchmark/NAME", "label/LABEL/f1"]);
+            unknown(&format!("{field}.metric"), other, &known)
+        })?,
     };
     let limits = [
         ("minimum", &rule.minimum, Limit::Minimum as fn(f64) -> Limit),
@@ -260,6 +291,43 @@ mod tests {
                 },
             ]
         );
+    }
+
+    #[test]
+    fn benchmarks_and_labels_are_named_in_full() {
+        let read = |metric: &str| {
+            let rules = json!({"rules": [{"metric": metric, "minimum": "0.5"}]});
+            validate(&spec(&rules)).map(|valid| valid.gate.rules[0].metric.clone())
+        };
+        for name in [
+            "benchmark/critical",
+            "benchmark/critical/acc_norm",
+            "benchmark/critical/acc_bytes",
+            "label/approve/f1",
+            "label/yes/no/recall",
+            "label/no/precision",
+        ] {
+            assert_eq!(read(name), Ok(Metric::Named(name.to_owned())), "{name}");
+        }
+        assert_eq!(read("macro_f1"), Ok(Metric::MacroF1));
+        for name in [
+            "benchmark/",
+            "benchmark//acc_norm",
+            "benchmark/critical/f1",
+            "benchmark/critical/acc_norm/x",
+            "label/f1",
+            "label//f1",
+            "label/approve",
+            "critical",
+        ] {
+            let invalid = read(name).unwrap_err();
+            assert_eq!(invalid.field, "spec.gate.rules[0].metric", "{name}");
+            assert!(
+                invalid.message.contains("benchmark/NAME"),
+                "{}",
+                invalid.message
+            );
+        }
     }
 
     #[test]

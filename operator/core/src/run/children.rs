@@ -97,7 +97,7 @@ fn make(
         resources: profile.resources.clone(),
         configuration,
         store: Some(StoreAccess::ReadWrite),
-        claims: [valid.base.claim().to_owned()].into(),
+        claims: claims(valid),
         keys: Vec::new(),
         ports: vec![("grpc", pod::GRPC_PORT)],
         readiness: None,
@@ -122,6 +122,13 @@ fn make(
         metadata,
         build_pod(recipe, Placement::from(profile), settings),
     ))
+}
+
+/// The claims that a trainer reads: the base model's, and those of benchmarks.
+fn claims(valid: &Valid) -> std::collections::BTreeSet<String> {
+    let mut claims = valid.benchmark_claims.clone();
+    claims.insert(valid.base.claim().to_owned());
+    claims
 }
 
 /// Jobs of attempts that are over must not run; a few finished ones stay for their logs. A pod that

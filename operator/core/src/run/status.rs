@@ -20,6 +20,8 @@ use crate::plan::{Actions, Decision, Event, NAME_TAKEN_PAUSE, Plan};
 
 /// Seconds between two writes of progress.
 const PROGRESS_SECONDS: u64 = 3;
+/// Measurements that a status has room for.
+const MOST_METRICS: usize = 64;
 
 /// Whether the run is over, well or badly.
 pub fn is_finished(cr: &TrainingRun) -> bool {
@@ -385,8 +387,10 @@ fn complete(
                         .collect()
                 }),
                 samples: metric.samples,
+                excluded: Some(metric.excluded).filter(|rows| *rows > 0),
             })
         })
+        .take(MOST_METRICS)
         .collect();
     status.result = Some(RunResultStatus {
         digest: result.digest.to_string(),

@@ -364,6 +364,7 @@ impl World {
                 difference_interval: Some([0.4, 0.7]),
                 samples: 400,
                 groups: None,
+                excluded: 0,
             }],
             train_rows: self.train_rows,
             test_rows: RowsUsed { rows: 400, cut: 0 },

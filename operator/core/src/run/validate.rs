@@ -1,11 +1,13 @@
 //! A run's spec, read once: after this nothing can fail for what it says.
 
+use std::collections::BTreeSet;
+
 use graftwork_api::training_run::{
     EvaluationMetric, MethodType, ObjectiveType, Quantization, Schedule,
 };
 use graftwork_api::uri::PvcUri;
 use graftwork_api::{Decimal, TrainingRunSpec};
-use graftwork_contract::run;
+use graftwork_contract::{pod, run};
 
 /// A spec that can be run.
 #[derive(Debug, Clone, PartialEq)]
@@ -26,6 +28,8 @@ pub struct Valid {
     pub checkpoint: run::Checkpoint,
     /// What is scored.
     pub evaluation: run::Evaluation,
+    /// Claims that hold the files of benchmarks.
+    pub benchmark_claims: BTreeSet<String>,
 }
 
 /// A field that can't work.
@@ -54,6 +58,7 @@ impl Invalid {
 pub fn validate(spec: &TrainingRunSpec) -> Result<Valid, Invalid> {
     let base = PvcUri::parse(&spec.base_model.uri)
         .map_err(|error| Invalid::new("spec.baseModel.uri", error.to_string()))?;
+    let (benchmarks, benchmark_claims) = read_benchmarks(spec)?;
     Ok(Valid {
         base,
         objective: read_objective(spec)?,
@@ -69,7 +74,8 @@ pub fn validate(spec: &TrainingRunSpec) -> Result<Valid, Invalid> {
             keep: at_least_one("spec.checkpoint.keep", spec.checkpoint.keep)?,
             keep_best: read_keep_best(spec)?,
         },
-        evaluation: read_evaluation(spec)?,
+        evaluation: read_evaluation(spec, benchmarks)?,
+        benchmark_claims,
     })
 }
 
@@ -260,7 +266,46 @@ fn read_hyperparameters(spec: &TrainingRunSpec) -> Result<run::Hyperparameters, 
     })
 }
 
-fn read_evaluation(spec: &TrainingRunSpec) -> Result<run::Evaluation, Invalid> {
+/// The benchmarks, and the claims that hold their files.
+fn read_benchmarks(
+    spec: &TrainingRunSpec,
+) -> Result<(Vec<run::Benchmark>, BTreeSet<String>), Invalid> {
+    const NAME: &str = "spec.evaluation.benchmarks.name";
+    const URI: &str = "spec.evaluation.benchmarks.uri";
+    let mut benchmarks: Vec<run::Benchmark> = Vec::new();
+    let mut claims = BTreeSet::new();
+    for given in &spec.evaluation.benchmarks {
+        if given.name.is_empty() || given.name.contains('/') {
+            return Err(Invalid::new(
+                NAME,
+                format!("\"{}\" is not a name", given.name),
+            ));
+        }
+        if benchmarks.iter().any(|known| known.name == given.name) {
+            return Err(Invalid::new(
+                NAME,
+                format!("\"{}\" stands there twice", given.name),
+            ));
+        }
+        let uri =
+            PvcUri::parse(&given.uri).map_err(|error| Invalid::new(URI, error.to_string()))?;
+        if uri.path().is_empty() {
+            return Err(Invalid::new(URI, format!("\"{uri}\" names no file")));
+        }
+        benchmarks.push(run::Benchmark {
+            name: given.name.clone(),
+            uri: uri.to_string(),
+            path: format!("{}/{}", pod::claim_dir(uri.claim()), uri.path()),
+        });
+        claims.insert(uri.claim().to_owned());
+    }
+    Ok((benchmarks, claims))
+}
+
+fn read_evaluation(
+    spec: &TrainingRunSpec,
+    benchmarks: Vec<run::Benchmark>,
+) -> Result<run::Evaluation, Invalid> {
     let metrics = spec
         .evaluation
         .metrics
@@ -270,6 +315,7 @@ fn read_evaluation(spec: &TrainingRunSpec) -> Result<run::Evaluation, Invalid> {
             EvaluationMetric::ExactMatch => Ok(run::MetricKind::ExactMatch),
             EvaluationMetric::TokenAccuracy => Ok(run::MetricKind::TokenAccuracy),
             EvaluationMetric::RougeL => Ok(run::MetricKind::RougeL),
+            EvaluationMetric::ClassificationReport => Ok(run::MetricKind::ClassificationReport),
             EvaluationMetric::Other(other) => Err(unknown(
                 "spec.evaluation.metrics",
                 other,
@@ -284,6 +330,7 @@ fn read_evaluation(spec: &TrainingRunSpec) -> Result<run::Evaluation, Invalid> {
             spec.evaluation.maximum_new_tokens,
         )?,
         maximum_rows: spec.evaluation.maximum_rows.map(u64::from),
+        benchmarks,
     })
 }
 

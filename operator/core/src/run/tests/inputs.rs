@@ -1,7 +1,7 @@
 //! What a run is made from: pinned, waited for, or refused.
 
 use graftwork_api::training_run::{
-    EarlyStopping, MethodType, ObjectiveType, Quantization, Subject,
+    Benchmark, EarlyStopping, MethodType, ObjectiveType, Quantization, Subject,
 };
 use graftwork_contract::run::TrainerConfig;
 
@@ -71,6 +71,73 @@ fn what_the_base_is_quantised_to_is_pinned_and_names_another_run() {
     assert_eq!(quantised["quantization"], "Q4_K");
     assert_eq!(plain["digest"], quantised["digest"]);
     assert_ne!(plain_key, quantised_key);
+}
+
+fn benchmark(name: &str, uri: &str) -> Benchmark {
+    Benchmark {
+        name: name.to_owned(),
+        uri: uri.to_owned(),
+    }
+}
+
+#[test]
+fn benchmarks_are_mounted_and_name_another_run() {
+    let mut world = World::new();
+    let base = Digest::of(b"base");
+    let key = |world: &World| {
+        let valid = validate(&world.cr.spec).unwrap();
+        pins::key(&valid, &world.cr, &base).unwrap()
+    };
+    let without = key(&world);
+    world.cr.spec.evaluation.benchmarks = vec![
+        benchmark("critical", "pvc://benchmarks/critical.jsonl"),
+        benchmark("arc", "pvc://models/arc/easy.jsonl"),
+    ];
+    assert_ne!(key(&world), without);
+    let valid = validate(&world.cr.spec).unwrap();
+    assert_eq!(
+        valid.evaluation.benchmarks[0].path,
+        "/var/lib/graftwork/claims/benchmarks/critical.jsonl"
+    );
+    let claims: Vec<&str> = valid.benchmark_claims.iter().map(String::as_str).collect();
+    assert_eq!(claims, ["benchmarks", "models"]);
+
+    let mut made = None;
+    for _ in 0..6 {
+        match world.plan() {
+            Plan::Decide(decision) => world.cr.status = Some(decision.status),
+            Plan::Act(actions) => {
+                made = actions.create.first().cloned().or(made);
+                world.act(&actions);
+            }
+        }
+    }
+    let pod = made.unwrap().spec.unwrap().template.spec.unwrap();
+    let mounts = pod.containers[0].volume_mounts.iter().flatten();
+    let paths: Vec<&str> = mounts.map(|mount| mount.mount_path.as_str()).collect();
+    for path in ["models", "benchmarks"] {
+        let path = format!("/var/lib/graftwork/claims/{path}");
+        assert!(paths.contains(&path.as_str()), "{paths:?}");
+    }
+}
+
+#[test]
+fn benchmarks_that_cannot_work_are_named() {
+    for (benchmarks, field) in [
+        (vec![benchmark("a", "s3://x/a.jsonl")], "uri"),
+        (vec![benchmark("a", "pvc://benchmarks")], "uri"),
+        (vec![benchmark("a", "pvc://benchmarks/../a")], "uri"),
+        (vec![benchmark("a/b", "pvc://benchmarks/a")], "name"),
+        (
+            vec![benchmark("a", "pvc://x/a"), benchmark("a", "pvc://x/b")],
+            "name",
+        ),
+    ] {
+        let mut world = World::new();
+        world.cr.spec.evaluation.benchmarks = benchmarks;
+        let invalid = validate(&world.cr.spec).unwrap_err();
+        assert_eq!(invalid.field, format!("spec.evaluation.benchmarks.{field}"));
+    }
 }
 
 fn subject() -> Subject {
