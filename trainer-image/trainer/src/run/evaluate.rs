@@ -9,6 +9,7 @@ use graftwork_model::transformer::{Llama, LogitRows, ModelError, PackedBatch, Se
 use serde::Serialize;
 
 use crate::failure::{Failure, causes};
+use crate::run::labels;
 use crate::run::rouge::rouge_l;
 use crate::run::statistics::{Scores, metric};
 use crate::run::tokens::{Question, first_line};
@@ -19,31 +20,37 @@ const ROWS_TOGETHER: usize = 128;
 /// to stop is heard.
 const TOKENS_TOGETHER: usize = 8192;
 
-/// Answers that are kept for people to read.
-const SAMPLES: usize = 25;
+/// Answers that are kept for people to read. Where no metric needs answers, so many are generated for
+/// this alone.
+pub const SAMPLES: usize = 25;
+
+/// Whether the answer to the prompt of this number, as far as it is generated, is all that is wanted.
+pub type IsDone<'a> = &'a dyn Fn(usize, &str) -> bool;
 
 /// The test rows, as far as they are scored.
 #[derive(Debug, Default)]
 pub struct TestRows {
     /// With their targets, for what is teacher forced.
     pub examples: Vec<TokenizedExample>,
+    /// The number of each example's row, from 0.
+    pub rows: Vec<usize>,
     /// Prompts and right answers, for what is generated.
     pub questions: Vec<Question>,
     /// The number of each row's group; empty: every row is one.
     pub groups: Vec<usize>,
+    /// Rows that are left out, because one of the models was trained on them.
+    pub excluded: u64,
 }
 
 impl TestRows {
     /// The groups of the rows that a metric looks at.
     fn groups_of(&self, kind: MetricKind) -> Vec<usize> {
+        let group = |row: &usize| self.groups.get(*row).copied();
         if kind.needs_answers() {
-            let groups = self
-                .questions
-                .iter()
-                .filter_map(|it| self.groups.get(it.row));
-            groups.copied().collect()
+            let rows = self.questions.iter().map(|it| &it.row);
+            rows.filter_map(group).collect()
         } else {
-            self.groups.clone()
+            self.rows.iter().filter_map(group).collect()
         }
     }
 }
@@ -76,30 +83,48 @@ struct Scored {
 }
 
 impl Scored {
-    fn of(&self, kind: MetricKind, questions: &[Question]) -> Scores {
-        let answers = |score: &dyn Fn(&Question, &str) -> f64| Scores {
-            sums: questions
-                .iter()
-                .zip(&self.answers)
-                .map(|(question, answer)| score(question, answer))
-                .collect(),
-            weights: vec![1.0; questions.len()],
-        };
-        let targets = |sums: &[f64]| Scores {
+    /// What is summed over targets.
+    fn per_target(&self, sums: &[f64]) -> Scores {
+        Scores {
             sums: sums.to_vec(),
             weights: self.targets.clone(),
-        };
-        match kind {
-            MetricKind::Loss => targets(&self.losses),
-            MetricKind::TokenAccuracy => targets(&self.hits),
-            MetricKind::ExactMatch => answers(&|question, answer| {
-                f64::from(u8::from(first_line(answer) == question.answer))
-            }),
-            MetricKind::RougeL => {
-                answers(&|question, answer| rouge_l(&question.completion, answer))
-            }
         }
     }
+
+    /// What each answer scores.
+    fn per_answer(&self, questions: &[Question], score: impl Fn(&Question, &str) -> f64) -> Scores {
+        let answers = questions.iter().zip(&self.answers);
+        Scores::of_rows(answers.map(|(question, it)| score(question, it)).collect())
+    }
+}
+
+/// The metrics of this kind, of the new adapter and of its reference.
+fn measured(kind: MetricKind, rows: &TestRows, new: &Scored, old: &Scored) -> Vec<Metric> {
+    let (questions, groups) = (&rows.questions, rows.groups_of(kind));
+    let one = |score: &dyn Fn(&Scored) -> Scores| {
+        vec![metric(kind.name(), &[score(new)], &[score(old)], &groups)]
+    };
+    let mut metrics = match kind {
+        MetricKind::Loss => one(&|it| it.per_target(&it.losses)),
+        MetricKind::TokenAccuracy => one(&|it| it.per_target(&it.hits)),
+        MetricKind::ExactMatch => one(&|it| {
+            it.per_answer(questions, |question, answer| {
+                f64::from(u8::from(first_line(answer) == question.answer))
+            })
+        }),
+        MetricKind::RougeL => one(&|it| {
+            it.per_answer(questions, |question, answer| {
+                rouge_l(&question.completion, answer)
+            })
+        }),
+        MetricKind::ClassificationReport => {
+            labels::report(questions, &new.answers, &old.answers, &groups)
+        }
+    };
+    for metric in &mut metrics {
+        metric.excluded = rows.excluded;
+    }
+    metrics
 }
 
 /// Scores one base model.
@@ -129,14 +154,10 @@ impl Evaluator<'_> {
     ) -> Result<(Vec<Metric>, Vec<Sample>), Failure> {
         let new = self.scored(metrics, rows, Some(adapter))?;
         let old = self.scored(metrics, rows, reference)?;
-        let metrics = metrics.iter().map(|kind| {
-            let (value, baseline) = (
-                new.of(*kind, &rows.questions),
-                old.of(*kind, &rows.questions),
-            );
-            metric(*kind, &value, &baseline, &rows.groups_of(*kind))
-        });
-        let metrics = metrics.collect();
+        let metrics = metrics.iter();
+        let metrics = metrics
+            .flat_map(|kind| measured(*kind, rows, &new, &old))
+            .collect();
         let answers = rows.questions.iter().zip(&new.answers).zip(&old.answers);
         let samples = answers
             .take(SAMPLES)
@@ -156,10 +177,9 @@ impl Evaluator<'_> {
 
     /// Rows times models that [`Self::evaluate`] goes through, for the progress.
     pub fn work(metrics: &[MetricKind], rows: &TestRows) -> u64 {
-        let answers = metrics.iter().any(|kind| kind.needs_answers());
         let targets = metrics.iter().any(|kind| !kind.needs_answers());
-        let of = |wanted: bool, rows: usize| if wanted { 2 * rows as u64 } else { 0 };
-        of(targets, rows.examples.len()) + of(answers, rows.questions.len())
+        let examples = if targets { rows.examples.len() } else { 0 };
+        2 * (examples + rows.questions.len()) as u64
     }
 
     /// Goes through the rows once for all metrics.
@@ -173,10 +193,16 @@ impl Evaluator<'_> {
         if metrics.iter().any(|kind| !kind.needs_answers()) {
             self.score_targets(&rows.examples, adapter, &mut scored)?;
         }
-        if metrics.iter().any(|kind| kind.needs_answers()) {
+        if !rows.questions.is_empty() {
+            let prompts: Vec<&[u32]> = rows
+                .questions
+                .iter()
+                .map(|it| it.prompt.as_slice())
+                .collect();
             // Where nothing looks at more than the first line, an answer ends with it.
             let whole = metrics.contains(&MetricKind::RougeL);
-            scored.answers = self.score_answers(&rows.questions, adapter, whole)?;
+            let is_done = |_: usize, text: &str| !whole && text.trim_start().contains('\n');
+            scored.answers = self.answers(&prompts, adapter, &is_done)?;
         }
         Ok(scored)
     }
@@ -192,7 +218,7 @@ impl Evaluator<'_> {
     ) -> Result<Scores, Failure> {
         let mut scored = Scored::default();
         self.score_targets(examples, adapter, &mut scored)?;
-        Ok(scored.of(MetricKind::Loss, &[]))
+        Ok(scored.per_target(&scored.losses))
     }
 
     fn score_targets(
@@ -228,19 +254,22 @@ impl Evaluator<'_> {
         Ok(())
     }
 
-    fn score_answers(
+    /// The greedy answers to `prompts`, in their order.
+    ///
+    /// # Errors
+    /// The forward pass's, or what `on_rows` says.
+    pub fn answers(
         &self,
-        questions: &[Question],
+        prompts: &[&[u32]],
         adapter: Option<&LoadedAdapter>,
-        whole: bool,
+        is_done: IsDone<'_>,
     ) -> Result<Vec<String>, Failure> {
         // Prompts of like length finish together; the answers do not depend on their company.
-        let mut order: Vec<(usize, &Question)> = questions.iter().enumerate().collect();
-        order.sort_by_key(|(_, question)| question.prompt.len());
-        let mut answers = vec![String::new(); questions.len()];
-        for rows in together(&order, |(_, row)| row.prompt.len()) {
-            let prompts: Vec<&[u32]> = rows.iter().map(|(_, row)| row.prompt.as_slice()).collect();
-            for ((index, _), answer) in rows.iter().zip(self.answer(&prompts, adapter, whole)?) {
+        let mut order: Vec<(usize, &[u32])> = prompts.iter().copied().enumerate().collect();
+        order.sort_by_key(|(_, prompt)| prompt.len());
+        let mut answers = vec![String::new(); prompts.len()];
+        for rows in together(&order, |(_, prompt)| prompt.len()) {
+            for ((index, _), answer) in rows.iter().zip(self.answer(rows, adapter, is_done)?) {
                 if let Some(slot) = answers.get_mut(*index) {
                     *slot = answer;
                 }
@@ -250,25 +279,22 @@ impl Evaluator<'_> {
         Ok(answers)
     }
 
-    /// The greedy answers to `prompts`, by the same batched forward pass that serves: all of them, or
-    /// as far as their first lines.
-    ///
-    /// # Errors
-    /// The forward pass's, or what `on_rows` says.
-    pub fn answer(
+    /// The greedy answers to numbered prompts, by the same batched forward pass that serves.
+    fn answer(
         &self,
-        prompts: &[&[u32]],
+        prompts: &[(usize, &[u32])],
         adapter: Option<&LoadedAdapter>,
-        whole: bool,
+        is_done: IsDone<'_>,
     ) -> Result<Vec<String>, Failure> {
         let blocks = prompts
             .iter()
-            .map(|prompt| (prompt.len() + self.maximum_new_tokens).div_ceil(KV_BLOCK_TOKENS))
+            .map(|(_, prompt)| (prompt.len() + self.maximum_new_tokens).div_ceil(KV_BLOCK_TOKENS))
             .sum();
         let mut pool = KvPool::new(self.model.config(), blocks);
         let mut answers: Vec<Answer> = prompts
             .iter()
-            .map(|prompt| Answer {
+            .map(|(number, prompt)| Answer {
+                number: *number,
                 kv: pool.sequence(),
                 next: prompt.to_vec(),
                 tokens: Vec::new(),
@@ -298,16 +324,15 @@ impl Evaluator<'_> {
                 .forward_rows(&mut steps, &mut pool)
                 .map_err(|error| bug(&error))?;
             for (answer, logits) in running.into_iter().zip(&logits) {
-                self.take(answer, argmax(logits.last()), whole)?;
+                self.take(answer, argmax(logits.last()), is_done)?;
             }
             (self.on_rows)(0)?;
         }
         Ok(answers.into_iter().map(|answer| answer.text).collect())
     }
 
-    /// Adds a token; an answer is done at its end, or at the end of its first line where no more of it
-    /// is wanted.
-    fn take(&self, answer: &mut Answer, token: u32, whole: bool) -> Result<(), Failure> {
+    /// Adds a token; an answer is done at its end, or where no more of it is wanted.
+    fn take(&self, answer: &mut Answer, token: u32, is_done: IsDone<'_>) -> Result<(), Failure> {
         if self.model.config().eos_token_ids.contains(&token) || self.tokenizer.eos() == Some(token)
         {
             answer.is_done = true;
@@ -319,7 +344,7 @@ impl Evaluator<'_> {
             .tokenizer
             .decode(&answer.tokens, true)
             .map_err(|error| Failure::bug(causes(&error)))?;
-        answer.is_done = (!whole && answer.text.trim_start().contains('\n'))
+        answer.is_done = is_done(answer.number, &answer.text)
             || answer.kv.len() + 1 >= self.model.config().max_position_embeddings;
         Ok(())
     }
@@ -345,6 +370,8 @@ pub(super) fn together<T>(rows: &[T], tokens: impl Fn(&T) -> usize) -> impl Iter
 }
 
 struct Answer {
+    /// Of its prompt.
+    number: usize,
     kv: KvSequence,
     next: Vec<u32>,
     tokens: Vec<u32>,
@@ -401,7 +428,7 @@ mod tests {
         };
         let prompt = tokenizer.encode_prompt("Item 1").unwrap();
         let stopped = evaluator
-            .answer(&[&prompt, &prompt], None, true)
+            .answers(&[&prompt, &prompt], None, &|_, _| false)
             .unwrap_err();
         assert_eq!(stopped.code, ExitCode::Checkpointed);
         assert_eq!(asked.get(), 3, "of 400 tokens");

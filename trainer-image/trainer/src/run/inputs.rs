@@ -20,9 +20,11 @@ use graftwork_model::quant;
 use graftwork_model::tokenizer::{TextTokenizer, TokenizedExample};
 use graftwork_model::transformer::Llama;
 
+use super::benchmark::Benchmark;
 use super::evaluate::TestRows;
 use super::preference::Pair;
-use super::tokens::{examples, pairs, question};
+use super::test_rows::read_test;
+use super::tokens::{examples, pairs};
 use crate::failure::{Failure, causes};
 
 /// The frozen model.
@@ -46,6 +48,8 @@ pub struct Inputs {
     pub validation_pairs: Vec<Pair>,
     /// To score.
     pub test: TestRows,
+    /// Files of questions to score beside them.
+    pub benchmarks: Vec<Benchmark>,
     /// How many there are to train on, and how many of them were cut.
     pub train_rows: RowsUsed,
     /// How many there are to score, and how many of them were cut.
@@ -249,17 +253,7 @@ pub fn read_rows(
             config.resolved.dataset.name, config.resolved.dataset.version
         )));
     }
-    let mut test = read_split(store, config, Split::Test)?;
-    if let Some(maximum) = config.evaluation.maximum_rows {
-        test.truncate(maximum as usize);
-    }
-    let metrics = &config.evaluation.metrics;
-    if test.is_empty() && !metrics.is_empty() {
-        return Err(Failure::bad_data(format!(
-            "dataset {} version {} has no rows in its test split, and spec.evaluation.metrics needs some",
-            config.resolved.dataset.name, config.resolved.dataset.version
-        )));
-    }
+    let (test, test_rows) = read_test(store, config, tokenizer, base, length)?;
     let validation = read_validation(store, config)?;
     let mut inputs = match config.objective {
         Objective::Sft => {
@@ -281,32 +275,7 @@ pub fn read_rows(
             }
         }
     };
-    let mut was_cut = vec![false; test.len()];
-    if metrics.iter().any(|metric| !metric.needs_answers()) {
-        let test = examples(&test, tokenizer, length)?;
-        inputs.test.examples = test.examples;
-        was_cut = test.was_cut;
-    }
-    if metrics.iter().any(|metric| metric.needs_answers()) {
-        let new_tokens = config.evaluation.maximum_new_tokens as usize;
-        let room = base
-            .max_position_embeddings
-            .saturating_sub(new_tokens)
-            .min(length);
-        if room == 0 {
-            return Err(Failure::bad_config(format!(
-                "spec.evaluation.maximumNewTokens is {new_tokens}, must be below the base model's context {}",
-                base.max_position_embeddings
-            )));
-        }
-        for (index, (row, was_cut)) in test.iter().zip(&mut was_cut).enumerate() {
-            let question = question(row, index, tokenizer, room)?;
-            *was_cut |= question.as_ref().is_some_and(|question| question.was_cut);
-            inputs.test.questions.extend(question);
-        }
-    }
-    inputs.test.groups = read_groups(store, config, test.len())?;
-    inputs.test_rows = used(&was_cut);
+    (inputs.test, inputs.test_rows) = (test, test_rows);
     if inputs.train_rows.cut + inputs.test_rows.cut > 0 {
         tracing::warn!(
             train_rows = inputs.train_rows.cut,
@@ -322,7 +291,8 @@ pub fn read_rows(
             .iter()
             .map(|it| u64::from(*it))
             .sum::<u64>(),
-        test_rows = test.len(),
+        test_rows = inputs.test_rows.rows,
+        excluded_rows = inputs.test.excluded,
         "rows read"
     );
     Ok(inputs)
@@ -344,27 +314,23 @@ fn read_validation(store: &Store, config: &TrainerConfig) -> Result<Vec<Row>, Fa
     Ok(rows)
 }
 
-fn used(was_cut: &[bool]) -> RowsUsed {
+/// How many rows there are, and how many of them were cut.
+pub fn used(was_cut: &[bool]) -> RowsUsed {
     RowsUsed {
         rows: was_cut.len() as u64,
         cut: was_cut.iter().filter(|was_cut| **was_cut).count() as u64,
     }
 }
 
-/// The number of each test row's group; empty where there are none.
-fn read_groups(store: &Store, config: &TrainerConfig, rows: usize) -> Result<Vec<usize>, Failure> {
-    let dataset = &config.resolved.dataset;
-    let names = rows::groups(store, &dataset.name, &dataset.digest, Split::Test)
-        .map_err(|error| Failure::unavailable(causes(&error)))?;
-    let mut numbers = std::collections::HashMap::new();
-    let numbered = names.into_iter().take(rows).map(|name| {
-        let next = numbers.len();
-        *numbers.entry(name).or_insert(next)
-    });
-    Ok(numbered.collect())
-}
-
-fn read_split(store: &Store, config: &TrainerConfig, split: Split) -> Result<Vec<Row>, Failure> {
+/// The rows of a split.
+///
+/// # Errors
+/// [`Failure`]: the store's, or `BadData` where its files can't be used.
+pub fn read_split(
+    store: &Store,
+    config: &TrainerConfig,
+    split: Split,
+) -> Result<Vec<Row>, Failure> {
     let dataset = &config.resolved.dataset;
     rows::read(store, &dataset.name, &dataset.digest, split).map_err(|error| {
         match error.category() {

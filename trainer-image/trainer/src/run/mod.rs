@@ -1,19 +1,23 @@
 //! One attempt of a training run: config -> base model -> dataset -> tokens -> packed batches ->
 //! train -> evaluate -> package -> report.
 
+mod benchmark;
 mod card;
 mod config;
 mod evaluate;
 mod fence;
 mod inputs;
+mod labels;
 mod package;
 mod patience;
 mod preference;
 mod progress;
 mod report;
 mod rouge;
+mod seen;
 mod session;
 mod statistics;
+mod test_rows;
 mod tokens;
 
 use std::net::{Ipv4Addr, SocketAddr};
@@ -38,6 +42,7 @@ use crate::schedule::LearningRate;
 use crate::signals::StopFlag;
 use crate::train::{Plan, TrainError};
 
+use benchmark::Benchmark;
 use config::{lora_config, read_config, sequence_length, sizes};
 use evaluate::{Evaluator, Sample};
 use fence::Fence;
@@ -128,6 +133,7 @@ fn attempt(
     let length = sequence_length(&config.hyperparameters, base.model.config())?;
     let reference = read_reference(&store, config.resolved.reference.as_ref(), &base)?;
     let mut inputs = read_rows(&store, config, &base.tokenizer, base.model.config(), length)?;
+    inputs.benchmarks = benchmark::read(&config.evaluation, &base.tokenizer, base.model.config())?;
 
     let mut session = Session {
         store: &store,
@@ -310,7 +316,9 @@ fn score(
     let reporter = session.reporter;
     reporter.enter(Stage::Evaluate);
     reporter.update(|progress| {
-        progress.rows_to_evaluate = Evaluator::work(&config.evaluation.metrics, &inputs.test);
+        let benchmarks: u64 = inputs.benchmarks.iter().map(Benchmark::work).sum();
+        let rows = Evaluator::work(&config.evaluation.metrics, &inputs.test);
+        progress.rows_to_evaluate = rows + benchmarks;
     });
     // An adapter that is not finite is never scored, and so never packaged.
     let loaded = LoadedAdapter::new(adapter, base.model.config()).map_err(|error| match error {
@@ -335,9 +343,12 @@ fn score(
         maximum_new_tokens: config.evaluation.maximum_new_tokens as usize,
         on_rows: &on_rows,
     };
-    let (metrics, samples) =
+    let (mut metrics, samples) =
         evaluator.evaluate(&config.evaluation.metrics, &inputs.test, &loaded, reference)?;
     keep_samples(session.store, config, &samples);
+    for benchmark in &inputs.benchmarks {
+        metrics.extend(benchmark.evaluate(&evaluator, &loaded, reference)?);
+    }
     for metric in &metrics {
         tracing::info!(
             name = metric.name,

@@ -1,21 +1,30 @@
 //! Means with their standard errors, of one model and of the difference of two on the same rows.
 
 use graftwork_contract::dataset::Split;
-use graftwork_contract::run::{Metric, MetricKind};
+use graftwork_contract::run::Metric;
 use graftwork_model::random::Stream;
 use rayon::prelude::*;
 
 /// A measure of each row as a sum and a weight: the mean is all sums over all weights. A loss is
-/// summed over tokens and weighs their number; an exact match is 0 or 1 and weighs 1.
+/// summed over tokens and weighs their number; an exact match is 0 or 1 and weighs 1; a label's
+/// precision is 0 or 1 and weighs 1 where the label was predicted.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Scores {
     /// One sum per row.
     pub sums: Vec<f64>,
-    /// One weight per row, the same for every model.
+    /// One weight per row.
     pub weights: Vec<f64>,
 }
 
 impl Scores {
+    /// Rows that weigh the same.
+    pub fn of_rows(sums: Vec<f64>) -> Self {
+        Self {
+            weights: vec![1.0; sums.len()],
+            sums,
+        }
+    }
+
     /// Sums and weights of whole groups, each of which is one observation.
     fn by_group(&self, groups: &[usize]) -> Self {
         if groups.is_empty() {
@@ -33,97 +42,133 @@ impl Scores {
 
     /// All sums over all weights; 0 without any.
     pub fn mean(&self) -> f64 {
-        estimate(self).0
+        ratio(self.sums.iter().sum(), self.weights.iter().sum())
     }
 }
 
 /// Resamples of the bootstrap.
 const RESAMPLES: u64 = 2000;
 
-/// The metric of the new adapter (`value`), compared with its reference on the same rows. `groups`
-/// numbers the group of each row; empty: every row is one.
-pub fn metric(kind: MetricKind, value: &Scores, baseline: &Scores, groups: &[usize]) -> Metric {
-    let differences = Scores {
-        sums: value
-            .sums
-            .iter()
-            .zip(&baseline.sums)
-            .map(|(new, old)| new - old)
-            .collect(),
-        weights: value.weights.clone(),
+/// The metric of the new adapter (`value`), compared with its reference on the same rows: the mean of
+/// these scores' means, of which all metrics but averages over labels have one. `groups` numbers the
+/// group of each row; empty: every row is one.
+pub fn metric(name: &str, value: &[Scores], baseline: &[Scores], groups: &[usize]) -> Metric {
+    let samples = value.first().map_or(0, |scores| scores.sums.len());
+    let by_group = |scores: &[Scores]| -> Vec<Scores> {
+        scores.iter().map(|it| it.by_group(groups)).collect()
     };
-    let (value_totals, totals) = (value.by_group(groups), differences.by_group(groups));
-    let (mean, standard_error) = estimate(&value_totals);
-    let (difference, difference_standard_error) = estimate(&totals);
+    let (value, baseline) = (by_group(value), by_group(baseline));
+    let (new, old) = (Estimate::of(&value), Estimate::of(&baseline));
+    let differences = new.residuals.iter().zip(&old.residuals);
+    let differences: Vec<f64> = differences.map(|(new, old)| new - old).collect();
     Metric {
-        name: kind.name().to_owned(),
+        name: name.to_owned(),
         split: Split::Test,
-        value: mean,
-        standard_error,
-        baseline: estimate(baseline).0,
-        difference,
-        difference_standard_error,
-        difference_interval: bootstrap(&totals),
-        samples: value.sums.len() as u64,
-        groups: (!groups.is_empty()).then_some(totals.sums.len() as u64),
+        value: new.mean,
+        standard_error: standard_error(&new.residuals),
+        baseline: old.mean,
+        difference: new.mean - old.mean,
+        difference_standard_error: standard_error(&differences),
+        difference_interval: bootstrap(&value, &baseline),
+        samples: samples as u64,
+        groups: (!groups.is_empty()).then_some(new.residuals.len() as u64),
+        excluded: 0,
     }
 }
 
-/// The middle 95 % of the mean over resampled observations (Efron and Tibshirani 1993, chapter 13),
-/// with the same draws every time; none of fewer than two observations.
-fn bootstrap(scores: &Scores) -> Option<[f64; 2]> {
-    let count = scores.sums.len();
+/// The middle 95 % of the difference over resampled observations, the same ones of both models (Efron
+/// and Tibshirani 1993, chapter 13), with the same draws every time; none of fewer than two
+/// observations.
+fn bootstrap(value: &[Scores], baseline: &[Scores]) -> Option<[f64; 2]> {
+    let count = value.first().map_or(0, |scores| scores.sums.len());
     if count < 2 {
         return None;
     }
-    let mut means: Vec<f64> = (0..RESAMPLES)
+    let mut differences: Vec<f64> = (0..RESAMPLES)
         .into_par_iter()
         .map(|resample| {
             let draws = Stream::new(0, &[resample]);
-            let (mut sum, mut weight) = (0.0, 0.0);
-            for draw in 0..count as u64 {
-                let chosen = (draws.uniform(draw) * count as f64) as usize;
-                sum += scores.sums.get(chosen).copied().unwrap_or_default();
-                weight += scores.weights.get(chosen).copied().unwrap_or_default();
-            }
-            if weight > 0.0 { sum / weight } else { 0.0 }
+            let chosen: Vec<usize> = (0..count as u64)
+                .map(|draw| (draws.uniform(draw) * count as f64) as usize)
+                .collect();
+            mean_of(value, &chosen) - mean_of(baseline, &chosen)
         })
         .collect();
-    means.sort_by(f64::total_cmp);
+    differences.sort_by(f64::total_cmp);
     let at = |share: f64| {
         // Between the two nearest, as numpy's `linear`.
-        let place = share * (means.len() - 1) as f64;
-        let below = means.get(place.floor() as usize).copied()?;
-        let above = means.get(place.ceil() as usize).copied()?;
+        let place = share * (differences.len() - 1) as f64;
+        let below = differences.get(place.floor() as usize).copied()?;
+        let above = differences.get(place.ceil() as usize).copied()?;
         Some(below + (above - below) * place.fract())
     };
     Some([at(0.025)?, at(0.975)?])
 }
 
-/// Mean and standard error of a ratio of sums over independent observations, rows or groups of them
-/// (Cochran 1977, Sampling Techniques, sections 6.3 and 9A.2); with equal weights the usual ones.
-fn estimate(scores: &Scores) -> (f64, f64) {
-    let rows = scores.sums.len() as f64;
-    let weight: f64 = scores.weights.iter().sum();
-    if rows < 1.0 || weight <= 0.0 {
-        return (0.0, 0.0);
-    }
-    let mean = scores.sums.iter().sum::<f64>() / weight;
-    if rows < 2.0 {
-        return (mean, 0.0);
-    }
-    let squares: f64 = scores
-        .sums
+/// The mean of the scores' means over the chosen observations.
+fn mean_of(scores: &[Scores], chosen: &[usize]) -> f64 {
+    let total = |values: &[f64]| -> f64 { chosen.iter().filter_map(|it| values.get(*it)).sum() };
+    let means = scores
         .iter()
-        .zip(&scores.weights)
-        .map(|(sum, weight)| (sum - mean * weight).powi(2))
-        .sum();
-    (mean, (squares * rows / (rows - 1.0)).sqrt() / weight)
+        .map(|it| ratio(total(&it.sums), total(&it.weights)));
+    ratio(means.sum(), scores.len() as f64)
+}
+
+/// 0 over nothing.
+fn ratio(sum: f64, weight: f64) -> f64 {
+    if weight > 0.0 { sum / weight } else { 0.0 }
+}
+
+/// The mean of ratios of sums over independent observations, rows or groups of them, and what each
+/// observation moves it by (Cochran 1977, Sampling Techniques, sections 6.3 and 9A.2); with one ratio of
+/// equal weights the usual ones.
+struct Estimate {
+    mean: f64,
+    residuals: Vec<f64>,
+}
+
+impl Estimate {
+    fn of(scores: &[Scores]) -> Self {
+        let observations = scores.first().map_or(0, |it| it.sums.len());
+        let mut residuals = vec![0.0; observations];
+        let mut mean = 0.0;
+        let share = 1.0 / scores.len().max(1) as f64;
+        for it in scores {
+            let own = it.mean();
+            mean += own * share;
+            let weight: f64 = it.weights.iter().sum();
+            for (residual, (sum, each)) in residuals.iter_mut().zip(it.sums.iter().zip(&it.weights))
+            {
+                *residual += ratio(sum - own * each, weight) * share;
+            }
+        }
+        Self { mean, residuals }
+    }
+}
+
+/// The standard error of what has these residuals; 0 of fewer than two.
+fn standard_error(residuals: &[f64]) -> f64 {
+    let count = residuals.len() as f64;
+    if count < 2.0 {
+        return 0.0;
+    }
+    let squares: f64 = residuals.iter().map(|residual| residual.powi(2)).sum();
+    (squares * count / (count - 1.0)).sqrt()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn metric(new: &Scores, old: &Scores, groups: &[usize]) -> Metric {
+        let (new, old) = (std::slice::from_ref(new), std::slice::from_ref(old));
+        super::metric("exact_match", new, old, groups)
+    }
+
+    fn estimate(scores: &Scores) -> (f64, f64) {
+        let estimate = Estimate::of(std::slice::from_ref(scores));
+        (estimate.mean, standard_error(&estimate.residuals))
+    }
 
     fn scores(sums: &[f64], weights: &[f64]) -> Scores {
         Scores {
@@ -136,7 +181,7 @@ mod tests {
     fn a_share_has_the_binomial_standard_error() {
         let new = scores(&[1.0, 1.0, 1.0, 0.0], &[1.0; 4]);
         let old = scores(&[1.0, 0.0, 0.0, 0.0], &[1.0; 4]);
-        let metric = metric(MetricKind::ExactMatch, &new, &old, &[]);
+        let metric = metric(&new, &old, &[]);
         // sqrt(0.75 * 0.25 / (4 - 1)); differences 0, 1, 1, 0: sqrt(0.25 / 3).
         assert!((metric.value - 0.75).abs() < 1e-12);
         assert!((metric.standard_error - 0.25).abs() < 1e-12);
@@ -164,7 +209,7 @@ mod tests {
             .map(|i| f64::from(u8::from(i % 2 == 0)))
             .collect();
         let (new, old) = (scores(&new, &[1.0; 400]), scores(&old, &[1.0; 400]));
-        let metric = metric(MetricKind::ExactMatch, &new, &old, &[]);
+        let metric = metric(&new, &old, &[]);
         let [low, high] = metric.difference_interval.unwrap();
         let half = 1.96 * metric.difference_standard_error;
         assert!(
@@ -187,8 +232,8 @@ mod tests {
             .map(|g| f64::from(u8::from(g % 3 != 0)))
             .collect();
         let (new, old) = (scores(&new, &[1.0; 400]), scores(&[0.0; 400], &[1.0; 400]));
-        let apart = metric(MetricKind::ExactMatch, &new, &old, &[]);
-        let together = metric(MetricKind::ExactMatch, &new, &old, &groups);
+        let apart = metric(&new, &old, &[]);
+        let together = metric(&new, &old, &groups);
         assert!((apart.value - together.value).abs() < 1e-12);
         assert_eq!((together.samples, together.groups), (400, Some(10)));
         // sqrt(0.6 * 0.4 / (10 - 1)), and of 400 independent rows sqrt(0.6 * 0.4 / 399).
@@ -199,6 +244,38 @@ mod tests {
             high - low
         };
         assert!(width(&together) > 4.0 * width(&apart));
+    }
+
+    #[test]
+    fn a_mean_of_ratios_takes_each_by_its_own_weights() {
+        // 1 of 2, and 1 of 4: their mean is 3/8.
+        let halves = scores(&[1.0, 0.0, 0.0, 0.0], &[1.0, 1.0, 0.0, 0.0]);
+        let quarters = scores(&[0.0, 0.0, 0.0, 1.0], &[1.0; 4]);
+        let estimate = Estimate::of(&[halves.clone(), quarters.clone()]);
+        assert!((estimate.mean - 0.375).abs() < 1e-12);
+        // (1 - 0.5) / 2 and (0 - 0.25) / 4, and half of their sum.
+        let first = f64::midpoint(0.25, -0.0625);
+        assert!((estimate.residuals[0] - first).abs() < 1e-12);
+        let both = [halves, quarters];
+        let same = super::metric("macro_f1", &both, &both, &[]);
+        assert!(same.difference.abs() < 1e-12);
+        assert!(same.difference_standard_error.abs() < 1e-12);
+        let [low, high] = same.difference_interval.unwrap();
+        assert!(
+            low.abs() < 1e-12 && high.abs() < 1e-12,
+            "the same rows of both"
+        );
+    }
+
+    #[test]
+    fn two_models_with_other_weights_are_compared_by_their_ratios() {
+        // Precision: 2 of 4 predictions were right, and 1 of 1.
+        let new = scores(&[1.0, 1.0, 0.0, 0.0], &[1.0; 4]);
+        let old = scores(&[1.0, 0.0, 0.0, 0.0], &[1.0, 0.0, 0.0, 0.0]);
+        let metric = metric(&new, &old, &[]);
+        assert!((metric.value - 0.5).abs() < 1e-12);
+        assert!((metric.baseline - 1.0).abs() < 1e-12);
+        assert!((metric.difference + 0.5).abs() < 1e-12);
     }
 
     #[test]

@@ -169,7 +169,7 @@ pub fn first_line(text: &str) -> &str {
 
 /// Shortens an example to `maximum` tokens: at the start of what comes before the first target
 /// (behind the beginning of sequence), and only where that is not enough at the end.
-fn cut(example: &mut TokenizedExample, maximum: usize, bos: Option<u32>) -> bool {
+pub fn cut(example: &mut TokenizedExample, maximum: usize, bos: Option<u32>) -> bool {
     let excess = example.tokens.len().saturating_sub(maximum);
     if excess == 0 {
         return false;

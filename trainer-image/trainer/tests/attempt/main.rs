@@ -9,7 +9,7 @@
     reason = "a failed step is a failed test, and tests watch the clock"
 )]
 
-mod interrupted;
+mod evaluation;
 mod methods;
 mod refused;
 mod results;
@@ -177,22 +177,39 @@ impl World {
 
 const ANSWERS: [&str; 3] = ["red", "sky", "bolt"];
 
+/// A prompt to train on.
 fn prompt(index: usize) -> String {
-    format!("Item {} {}", index % 8, index % 3)
+    prompt_of(index, false)
+}
+
+/// A prompt to test with: its digits are known from others, the pair of them is not.
+fn test_prompt(index: usize) -> String {
+    prompt_of(index, true)
+}
+
+fn prompt_of(index: usize, is_test: bool) -> String {
+    let second = index % 3;
+    let firsts = (0..8_usize).filter(|first| (first + second).is_multiple_of(4) == is_test);
+    let firsts: Vec<usize> = firsts.collect();
+    format!("Item {} {second}", firsts[index / 3 % firsts.len()])
 }
 
 /// A dataset as the builder writes it: the last digit of a prompt decides the answer, and in the
 /// answers each letter decides the next, which even a tiny random base can be taught. What is learnt
 /// is wrong for the rows to validate: their loss falls, then rises.
 fn write_dataset(store: &Store, test_rows: usize, validation_rows: usize) -> Digest {
-    let rows = |count: usize, shift: usize| -> Vec<Row> {
+    let rows = |count: usize, prompt: fn(usize) -> String, shift: usize| -> Vec<Row> {
         let row = |index: usize| Row::Completion {
             prompt: prompt(index),
             completion: ANSWERS[(index + shift) % 3].to_owned(),
         };
         (0..count).map(row).collect()
     };
-    let splits = [rows(48, 0), rows(validation_rows, 1), rows(test_rows, 0)];
+    let splits = [
+        rows(48, prompt, 0),
+        rows(validation_rows, prompt, 1),
+        rows(test_rows, test_prompt, 0),
+    ];
     write_rows(store, "colours", Format::Completion, splits)
 }
 

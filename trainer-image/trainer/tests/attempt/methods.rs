@@ -145,7 +145,7 @@ fn a_run_starts_from_the_version_that_it_names() {
 /// A run that learns which of two answers is the better one.
 fn preferences(world: &World, run: &str, microbatch: u32) -> Value {
     let store = Store::open(world.store()).unwrap();
-    let rows = |count: usize| -> Vec<Row> {
+    let rows = |count: usize, prompt: fn(usize) -> String| -> Vec<Row> {
         let row = |index: usize| Row::Preference {
             prompt: prompt(index),
             chosen: ANSWERS[index % 3].to_owned(),
@@ -153,7 +153,7 @@ fn preferences(world: &World, run: &str, microbatch: u32) -> Value {
         };
         (0..count).map(row).collect()
     };
-    let splits = [rows(48), rows(6), rows(12)];
+    let splits = [rows(48, prompt), rows(6, prompt), rows(12, test_prompt)];
     let digest = Digest::of(b"preferred");
     if !world
         .store()
@@ -277,7 +277,7 @@ fn every_metric_is_measured_on_the_same_answers_and_some_are_kept() {
     assert_eq!(samples.len(), 24, "there are no more rows");
     assert_eq!(samples[1]["row"], 2);
     assert_eq!(samples[1]["expected"], ANSWERS[1]);
-    assert!(samples[1]["prompt"].as_str().unwrap().contains("Item 1 1"));
+    assert!(samples[1]["prompt"].as_str().unwrap().contains("Item 3 1"));
 }
 
 #[test]

@@ -1,0 +1,144 @@
+//! What is scored: rows that nobody has seen, benchmarks, labels, and what is kept for people to read.
+
+use super::*;
+
+fn row(prompt: String, index: usize) -> Row {
+    Row::Completion {
+        prompt,
+        completion: ANSWERS[index % 3].to_owned(),
+    }
+}
+
+/// The configuration of a run on these rows.
+fn on(world: &World, name: &str, splits: [Vec<Row>; 3]) -> Value {
+    let store = Store::open(world.store()).unwrap();
+    let digest = write_rows(&store, name, Format::Completion, splits);
+    let mut config = world.config(name);
+    config["resolved"]["dataset"] = json!({
+        "name": name, "version": 1, "digest": digest, "format": "Completion",
+    });
+    config["hyperparameters"]["maximumSteps"] = json!(2);
+    config
+}
+
+fn samples(world: &World, config: &Value) -> Vec<Value> {
+    let path = world.run_folder(config).join("samples.jsonl");
+    let text = std::fs::read_to_string(path).unwrap();
+    text.lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
+
+#[test]
+fn rows_that_the_run_trains_on_are_left_out_and_counted() {
+    let world = World::new();
+    let train: Vec<Row> = (0..18).map(|index| row(prompt(index), index)).collect();
+    let mut test = train[..4].to_vec();
+    test.extend((0..6).map(|index| row(test_prompt(index), index)));
+    let mut config = on(&world, "leaky", [train.clone(), vec![], test]);
+    config["evaluation"]["metrics"] = json!(["Loss", "ExactMatch", "TokenAccuracy"]);
+    assert_eq!(world.run(&config), 0, "{:?}", world.summary(&config));
+    let result = world.result(&config);
+    assert_eq!(result.metrics.len(), 3);
+    for metric in &result.metrics {
+        assert_eq!((metric.samples, metric.excluded), (6, 4), "{metric:?}");
+    }
+    assert_eq!(result.test_rows, RowsUsed { rows: 6, cut: 0 });
+    let rows: Vec<u64> = samples(&world, &config)
+        .iter()
+        .map(|sample| sample["row"].as_u64().unwrap())
+        .collect();
+    assert_eq!(rows, [5, 6, 7, 8, 9, 10], "numbered as in the split");
+
+    let known = on(&world, "known", [train.clone(), vec![], train]);
+    let (code, reason, message) = world.failure(&known);
+    assert_eq!((code, reason.as_str()), (65, "DataError"));
+    assert!(message.contains("all 18 rows to score"), "{message}");
+}
+
+#[test]
+fn rows_that_a_scored_version_was_trained_on_are_left_out_of_other_data_too() {
+    let world = World::new();
+    let made = world.config("made");
+    assert_eq!(world.run(&made), 0);
+    let mut test: Vec<Row> = (0..3).map(|index| row(prompt(index), index)).collect();
+    test.extend((0..2).map(|index| row(test_prompt(index), index)));
+    let mut config = on(&world, "others", [vec![], vec![], test]);
+    config["evaluateOnly"] = json!(true);
+    config["adapter"] = Value::Null;
+    config["resolved"]["initial"] = json!({
+        "adapter": "colours", "version": 1, "digest": world.result(&made).digest,
+    });
+    assert_eq!(world.run(&config), 0, "{:?}", world.summary(&config));
+    for metric in &world.result(&config).metrics {
+        assert_eq!((metric.samples, metric.excluded), (2, 3), "{metric:?}");
+    }
+}
+
+#[test]
+fn answers_are_kept_where_no_metric_needs_them() {
+    let world = World::with_test_rows(40);
+    let mut config = world.config("read");
+    config["hyperparameters"]["maximumSteps"] = json!(2);
+    config["evaluation"]["metrics"] = json!(["Loss"]);
+    assert_eq!(world.run(&config), 0, "{:?}", world.summary(&config));
+    let samples = samples(&world, &config);
+    assert_eq!(samples.len(), 25);
+    assert_eq!(samples[0]["expected"], ANSWERS[0]);
+    let names: Vec<String> = world
+        .result(&config)
+        .metrics
+        .into_iter()
+        .map(|metric| metric.name)
+        .collect();
+    assert_eq!(names, ["loss"]);
+}
+
+#[test]
+fn labels_and_benchmarks_stand_among_the_metrics() {
+    let world = World::new();
+    let mut config = world.config("labelled");
+    config["hyperparameters"]["maximumSteps"] = json!(200);
+    config["evaluation"]["metrics"] = json!(["ExactMatch", "ClassificationReport"]);
+    let file = world.dir.path().join("critical.jsonl");
+    let lines: Vec<String> = (0..6)
+        .map(|index| {
+            let question = json!({
+                "context": test_prompt(index), "choices": ANSWERS, "answer": index % 3, "delimiter": "",
+            });
+            question.to_string()
+        })
+        .collect();
+    std::fs::write(&file, lines.join("\n")).unwrap();
+    config["evaluation"]["benchmarks"] =
+        json!([{"name": "critical", "uri": "pvc://benchmarks/critical.jsonl", "path": file}]);
+    assert_eq!(world.run(&config), 0, "{:?}", world.summary(&config));
+    let result = world.result(&config);
+    let metric = |name: &str| result.metrics.iter().find(|it| it.name == name).unwrap();
+    let critical = metric("benchmark/critical");
+    assert_eq!(critical.samples, 6);
+    assert!(critical.value > critical.baseline, "{critical:?}");
+    assert_eq!(metric("benchmark/critical/acc_norm").samples, 6);
+    // The mean recall of labels that are equally frequent is the share of right answers.
+    let recalls: f64 = ANSWERS
+        .iter()
+        .map(|label| metric(&format!("label/{label}/recall")).value / 3.0)
+        .sum();
+    let exact = metric("exact_match");
+    assert!((recalls - exact.value).abs() < 1e-9, "{recalls} {exact:?}");
+    let f1: f64 = ANSWERS
+        .iter()
+        .map(|label| metric(&format!("label/{label}/f1")).value / 3.0)
+        .sum();
+    assert!((metric("macro_f1").value - f1).abs() < 1e-9);
+
+    std::fs::write(&file, "{}").unwrap();
+    config["run"] = json!("odd");
+    config["key"] = json!(Digest::of(b"odd"));
+    let (code, _, message) = world.failure(&config);
+    assert_eq!(code, 65);
+    assert!(
+        message.starts_with("benchmark critical line 1: "),
+        "{message}"
+    );
+}
