@@ -307,6 +307,7 @@ fn rule(metric: GateMetric) -> GateRule {
         maximum: None,
         minimum_improvement_points: None,
         maximum_regression_points: None,
+        maximum_increase_percent: None,
     }
 }
 

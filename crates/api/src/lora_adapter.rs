@@ -136,6 +136,10 @@ open_enum! {
         RougeL = "rouge_l",
         /// Mean F1 of the labels; higher is better.
         MacroF1 = "macro_f1",
+        /// Median of the seconds per generated token; lower is better.
+        LatencyP50 = "latency_p50",
+        /// 95th percentile of the seconds per generated token; lower is better.
+        LatencyP95 = "latency_p95",
     }
 }
 
@@ -155,12 +159,13 @@ fn gate_metric(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = rules(&[(
-    "[has(self.minimum), has(self.maximum), has(self.minimumImprovementPoints), has(self.maximumRegressionPoints)].filter(given, given).size() == 1",
-    "a rule has exactly one of minimum, maximum, minimumImprovementPoints and maximumRegressionPoints",
+    "[has(self.minimum), has(self.maximum), has(self.minimumImprovementPoints), has(self.maximumRegressionPoints), has(self.maximumIncreasePercent)].filter(given, given).size() == 1",
+    "a rule has exactly one of minimum, maximum, minimumImprovementPoints, maximumRegressionPoints and maximumIncreasePercent",
 )])))]
 pub struct GateRule {
     /// The metric that is judged: `loss`, `exact_match`, `token_accuracy`, `rouge_l`, `macro_f1`,
-    /// `label/<label>/f1` (or `precision`, `recall`), or `benchmark/<name>`.
+    /// `latency_p50`, `latency_p95`, `label/<label>/f1` (or `precision`, `recall`), or
+    /// `benchmark/<name>`.
     #[schemars(schema_with = "gate_metric")]
     pub metric: GateMetric,
     /// Value that must be reached.
@@ -179,6 +184,11 @@ pub struct GateRule {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("pattern" = UNSIGNED_PATTERN))]
     pub maximum_regression_points: Option<Decimal>,
+    /// Percent by which the value may be above the production version's, or the bare base model's
+    /// where there is none; for latencies.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("pattern" = UNSIGNED_PATTERN))]
+    pub maximum_increase_percent: Option<Decimal>,
 }
 
 /// What the operator knows of a LoRAAdapter.

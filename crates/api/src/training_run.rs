@@ -293,7 +293,8 @@ impl Default for CheckpointPolicy {
 pub struct Evaluation {
     /// Loss and TokenAccuracy: mean over learnt tokens. ExactMatch: share of rows answered exactly,
     /// greedily. RougeL: mean F1 of the longest common subsequence of words, of the same answers.
-    /// ClassificationReport: precision, recall and F1 of each label, of the same answers.
+    /// ClassificationReport: precision, recall and F1 of each label, of the same answers. Latency:
+    /// seconds per generated token.
     #[schemars(length(min = 1, max = 8), extend("x-kubernetes-list-type" = "set"))]
     pub metrics: Vec<EvaluationMetric>,
     /// Tokens that an answer may have.
@@ -354,6 +355,8 @@ open_enum! {
         /// Metrics `label/<label>/precision`, `/recall` and `/f1` and `macro_f1`: the first lines of
         /// completions, at most ten different ones, are the labels.
         ClassificationReport = "ClassificationReport",
+        /// Metrics `latency_p50` and `latency_p95`: seconds per generated token, one sequence at a time.
+        Latency = "Latency",
     }
 }
 
@@ -544,7 +547,7 @@ pub struct CheckpointStatus {
 #[serde(rename_all = "camelCase", default)]
 pub struct Metric {
     /// Name: `loss`, `exact_match`, `token_accuracy`, `rouge_l`, `macro_f1`, `label/<label>/f1`,
-    /// `benchmark/<name>`.
+    /// `benchmark/<name>`, `latency_p50`, `latency_p95`.
     #[schemars(length(max = 253))]
     pub name: String,
     /// Split that was measured on.

@@ -362,7 +362,7 @@ fn run_cases() -> Vec<Case> {
 fn adapter_cases() -> Vec<Case> {
     let rule = |rule: Value| json!({"spec": {"gate": {"rules": [rule]}}});
     let confidence = |text: &str| json!({"spec": {"gate": {"confidence": text}}});
-    let limits = "a rule has exactly one of minimum, maximum, minimumImprovementPoints and maximumRegressionPoints";
+    let limits = "a rule has exactly one of minimum, maximum, minimumImprovementPoints, maximumRegressionPoints and maximumIncreasePercent";
     vec![
         case(
             "loraadapters",
@@ -375,6 +375,12 @@ fn adapter_cases() -> Vec<Case> {
             limits,
             rule(json!({"metric": "loss", "maximumRegressionPoints": "2"})),
             rule(json!({"metric": "loss", "minimum": "1", "maximum": "2"})),
+        ),
+        case(
+            "loraadapters",
+            limits,
+            rule(json!({"metric": "latency_p95", "maximumIncreasePercent": "5"})),
+            rule(json!({"metric": "latency_p95", "maximumIncreasePercent": "5", "maximum": "2"})),
         ),
         case(
             "loraadapters",

@@ -291,6 +291,10 @@ pub struct Benchmark {
     pub path: String,
 }
 
+/// The median of the seconds per generated token.
+pub const LATENCY_P50: &str = "latency_p50";
+/// What 95 % of the tokens take at most, in seconds.
+pub const LATENCY_P95: &str = "latency_p95";
 /// What the names of benchmarks' metrics begin with.
 pub const BENCHMARK_PREFIX: &str = "benchmark/";
 /// What the names of single labels' metrics begin with.
@@ -316,6 +320,8 @@ pub enum MetricKind {
     /// `macro_f1`, and for each label `label/<label>/precision`, `/recall` and `/f1`: the first lines of
     /// completions are the labels, those of greedy answers what is predicted.
     ClassificationReport,
+    /// `latency_p50` and `latency_p95`: seconds per generated token, one sequence at a time.
+    Latency,
 }
 
 impl MetricKind {
@@ -327,19 +333,20 @@ impl MetricKind {
             Self::TokenAccuracy => "token_accuracy",
             Self::RougeL => "rouge_l",
             Self::ClassificationReport => "macro_f1",
+            Self::Latency => LATENCY_P95,
         }
     }
 
     /// Whether a larger value is a better one.
     pub const fn higher_is_better(self) -> bool {
-        !matches!(self, Self::Loss)
+        !matches!(self, Self::Loss | Self::Latency)
     }
 
-    /// Whether answers are generated for it; the others look at the tokens that should come.
+    /// Whether it needs questions that can be answered; the others look at the tokens that should come.
     pub const fn needs_answers(self) -> bool {
         matches!(
             self,
-            Self::ExactMatch | Self::RougeL | Self::ClassificationReport
+            Self::ExactMatch | Self::RougeL | Self::ClassificationReport | Self::Latency
         )
     }
 }

@@ -4,7 +4,7 @@ use graftwork_api::lora_adapter::{Approval, GateMetric, GateRule};
 use graftwork_api::uri::PvcUri;
 use graftwork_api::{Decimal, LoRAAdapterSpec};
 use graftwork_contract::Digest;
-use graftwork_contract::run::{BENCHMARK_PREFIX, LABEL_PREFIX};
+use graftwork_contract::run::{BENCHMARK_PREFIX, LABEL_PREFIX, LATENCY_P50, LATENCY_P95};
 use serde_json::json;
 
 /// A spec that can be acted on.
@@ -51,6 +51,10 @@ pub enum Metric {
     RougeL,
     /// As [`Self::ExactMatch`].
     MacroF1,
+    /// Lower is better; in seconds.
+    LatencyP50,
+    /// As [`Self::LatencyP50`].
+    LatencyP95,
     /// A benchmark's or a label's, by its name; as [`Self::ExactMatch`].
     Named(String),
 }
@@ -64,6 +68,8 @@ impl Metric {
             Self::TokenAccuracy => "token_accuracy",
             Self::RougeL => "rouge_l",
             Self::MacroF1 => "macro_f1",
+            Self::LatencyP50 => LATENCY_P50,
+            Self::LatencyP95 => LATENCY_P95,
             Self::Named(name) => name,
         }
     }
@@ -91,13 +97,13 @@ impl Metric {
 
     /// Whether the metric is a mean of what is from 0 to 1 in every row.
     pub const fn is_share(&self) -> bool {
-        !matches!(self, Self::Loss)
+        !matches!(self, Self::Loss | Self::LatencyP50 | Self::LatencyP95)
     }
 
     /// The sign that makes a difference an improvement.
     pub const fn sign(&self) -> f64 {
         match self {
-            Self::Loss => -1.0,
+            Self::Loss | Self::LatencyP50 | Self::LatencyP95 => -1.0,
             Self::ExactMatch
             | Self::TokenAccuracy
             | Self::RougeL
@@ -118,6 +124,8 @@ pub enum Limit {
     MinimumImprovement(f64),
     /// Points by which the version may be worse than production, or than the bare base.
     MaximumRegression(f64),
+    /// Percent by which the value may be above production's, or the bare base's.
+    MaximumIncrease(f64),
 }
 
 /// A field that can't work.
@@ -199,6 +207,8 @@ fn read_rule(field: &str, rule: &GateRule) -> Result<Rule, Invalid> {
         GateMetric::TokenAccuracy => Metric::TokenAccuracy,
         GateMetric::RougeL => Metric::RougeL,
         GateMetric::MacroF1 => Metric::MacroF1,
+        GateMetric::LatencyP50 => Metric::LatencyP50,
+        GateMetric::LatencyP95 => Metric::LatencyP95,
         GateMetric::Other(other) => Metric::named(other).ok_or_else(|| {
             let mut known = GateMetric::KNOWN.to_vec();
             known.extend(["benchmark/NAME", "label/LABEL/f1"]);
@@ -218,6 +228,11 @@ fn read_rule(field: &str, rule: &GateRule) -> Result<Rule, Invalid> {
             &rule.maximum_regression_points,
             Limit::MaximumRegression,
         ),
+        (
+            "maximumIncreasePercent",
+            &rule.maximum_increase_percent,
+            Limit::MaximumIncrease,
+        ),
     ];
     let mut given = limits
         .into_iter()
@@ -229,7 +244,8 @@ fn read_rule(field: &str, rule: &GateRule) -> Result<Rule, Invalid> {
         }),
         _ => Err(Invalid::new(
             field,
-            "exactly one of minimum, maximum, minimumImprovementPoints and maximumRegressionPoints is needed",
+            "exactly one of minimum, maximum, minimumImprovementPoints, maximumRegressionPoints and \
+             maximumIncreasePercent is needed",
         )),
     }
 }

@@ -316,6 +316,7 @@ fn read_evaluation(
             EvaluationMetric::TokenAccuracy => Ok(run::MetricKind::TokenAccuracy),
             EvaluationMetric::RougeL => Ok(run::MetricKind::RougeL),
             EvaluationMetric::ClassificationReport => Ok(run::MetricKind::ClassificationReport),
+            EvaluationMetric::Latency => Ok(run::MetricKind::Latency),
             EvaluationMetric::Other(other) => Err(unknown(
                 "spec.evaluation.metrics",
                 other,

@@ -138,8 +138,8 @@ fn check(config: &TrainerConfig) -> Result<(), Failure> {
                     .iter()
                     .any(|it| it.needs_answers()),
             || {
-                "spec.evaluation.metrics names ExactMatch or RougeL, which need a dataset of format \
-                 Completion, Chat or Preference; this one is Text"
+                "spec.evaluation.metrics names ExactMatch, RougeL, ClassificationReport or Latency, which \
+                 need a dataset of format Completion, Chat or Preference; this one is Text"
                     .to_owned()
             },
         ),

@@ -9,10 +9,10 @@ use graftwork_model::transformer::{Llama, LogitRows, ModelError, PackedBatch, Se
 use serde::Serialize;
 
 use crate::failure::{Failure, causes};
-use crate::run::labels;
 use crate::run::rouge::rouge_l;
 use crate::run::statistics::{Scores, metric};
 use crate::run::tokens::{Question, first_line};
+use crate::run::{labels, latency};
 
 /// Rows that go through the model together, at most.
 const ROWS_TOGETHER: usize = 128;
@@ -120,6 +120,8 @@ fn measured(kind: MetricKind, rows: &TestRows, new: &Scored, old: &Scored) -> Ve
         MetricKind::ClassificationReport => {
             labels::report(questions, &new.answers, &old.answers, &groups)
         }
+        // Answers that are generated together tell nothing about it.
+        MetricKind::Latency => Vec::new(),
     };
     for metric in &mut metrics {
         metric.excluded = rows.excluded;
@@ -154,10 +156,14 @@ impl Evaluator<'_> {
     ) -> Result<(Vec<Metric>, Vec<Sample>), Failure> {
         let new = self.scored(metrics, rows, Some(adapter))?;
         let old = self.scored(metrics, rows, reference)?;
-        let metrics = metrics.iter();
-        let metrics = metrics
+        let mut measurements: Vec<Metric> = metrics
+            .iter()
             .flat_map(|kind| measured(*kind, rows, &new, &old))
             .collect();
+        if metrics.contains(&MetricKind::Latency) {
+            let latencies = latency::measure(self, &rows.questions, adapter, reference)?;
+            measurements.extend(latencies);
+        }
         let answers = rows.questions.iter().zip(&new.answers).zip(&old.answers);
         let samples = answers
             .take(SAMPLES)
@@ -172,7 +178,7 @@ impl Evaluator<'_> {
                 })
             })
             .collect::<Result<_, Failure>>()?;
-        Ok((metrics, samples))
+        Ok((measurements, samples))
     }
 
     /// Rows times models that [`Self::evaluate`] goes through, for the progress.

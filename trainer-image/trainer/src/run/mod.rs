@@ -8,6 +8,7 @@ mod evaluate;
 mod fence;
 mod inputs;
 mod labels;
+mod latency;
 mod package;
 mod patience;
 mod preference;

@@ -98,7 +98,7 @@ fn answers_are_kept_where_no_metric_needs_them() {
 fn labels_and_benchmarks_stand_among_the_metrics() {
     let world = World::new();
     let mut config = world.config("labelled");
-    config["hyperparameters"]["maximumSteps"] = json!(200);
+    config["hyperparameters"]["maximumSteps"] = json!(400);
     config["evaluation"]["metrics"] = json!(["ExactMatch", "ClassificationReport"]);
     let file = world.dir.path().join("critical.jsonl");
     let lines: Vec<String> = (0..6)
