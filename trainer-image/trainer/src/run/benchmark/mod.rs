@@ -156,7 +156,7 @@ impl Asked {
 impl Benchmark {
     /// Sequences times models that [`Self::evaluate`] goes through, for the progress.
     pub fn work(&self) -> u64 {
-        let sequences = match &self.asked {
+        let sequences: usize = match &self.asked {
             Asked::Choices(questions) => questions.iter().map(|(_, choices)| choices.len()).sum(),
             Asked::Prompted(questions) => questions.len(),
         };
