@@ -153,6 +153,7 @@ fn dataset() -> Dataset {
         ],
         format: DatasetFormat {
             type_: FormatType::Completion,
+            reward: false,
         },
         privacy: Some(Privacy {
             mode: PrivacyMode::Redact,
@@ -464,6 +465,7 @@ fn quickstart() -> Result<Vec<Value>, serde_json::Error> {
             }],
             format: DatasetFormat {
                 type_: FormatType::Completion,
+                reward: false,
             },
             privacy: None,
             balance: None,

@@ -140,6 +140,8 @@ open_enum! {
         LatencyP50 = "latency_p50",
         /// 95th percentile of the seconds per generated token; lower is better.
         LatencyP95 = "latency_p95",
+        /// Mean of rewards; higher is better.
+        MeanReward = "mean_reward",
     }
 }
 
@@ -164,7 +166,7 @@ fn gate_metric(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
 )])))]
 pub struct GateRule {
     /// The metric that is judged: `loss`, `exact_match`, `token_accuracy`, `rouge_l`, `macro_f1`,
-    /// `latency_p50`, `latency_p95`, `label/<label>/f1` (or `precision`, `recall`), or
+    /// `mean_reward`, `latency_p50`, `latency_p95`, `label/<label>/f1` (or `precision`, `recall`), or
     /// `benchmark/<name>`.
     #[schemars(schema_with = "gate_metric")]
     pub metric: GateMetric,

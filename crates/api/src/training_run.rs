@@ -294,7 +294,7 @@ pub struct Evaluation {
     /// Loss and TokenAccuracy: mean over learnt tokens. ExactMatch: share of rows answered exactly,
     /// greedily. RougeL: mean F1 of the longest common subsequence of words, of the same answers.
     /// ClassificationReport: precision, recall and F1 of each label, of the same answers. Latency:
-    /// seconds per generated token.
+    /// seconds per generated token. MeanReward: of a dataset that keeps rewards.
     #[schemars(length(min = 1, max = 8), extend("x-kubernetes-list-type" = "set"))]
     pub metrics: Vec<EvaluationMetric>,
     /// Tokens that an answer may have.
@@ -357,6 +357,9 @@ open_enum! {
         ClassificationReport = "ClassificationReport",
         /// Metrics `latency_p50` and `latency_p95`: seconds per generated token, one sequence at a time.
         Latency = "Latency",
+        /// Metric `mean_reward`: mean over rows of the row's reward where the answer is the row's, and
+        /// of 0 elsewhere.
+        MeanReward = "MeanReward",
     }
 }
 
@@ -547,7 +550,7 @@ pub struct CheckpointStatus {
 #[serde(rename_all = "camelCase", default)]
 pub struct Metric {
     /// Name: `loss`, `exact_match`, `token_accuracy`, `rouge_l`, `macro_f1`, `label/<label>/f1`,
-    /// `benchmark/<name>`, `latency_p50`, `latency_p95`.
+    /// `benchmark/<name>`, `latency_p50`, `latency_p95`, `mean_reward`.
     #[schemars(length(max = 253))]
     pub name: String,
     /// Split that was measured on.

@@ -7,7 +7,8 @@
 //! | Chat | `messages: List<Struct<role: Utf8, content: Utf8>>` |
 //! | Preference | `prompt: Utf8`, `chosen: Utf8`, `rejected: Utf8` |
 //!
-//! and, where the split has a group column that is none of these, that column as `Utf8`.
+//! and, where the split has a group column that is none of these, that column as `Utf8`, and, where the
+//! dataset keeps rewards, `reward: Float64`.
 
 use std::fs::File;
 use std::path::Path;
@@ -15,11 +16,14 @@ use std::sync::Arc;
 
 use arrow_array::builder::StringBuilder;
 use arrow_array::cast::AsArray as _;
-use arrow_array::{Array, ArrayRef, ListArray, RecordBatch, StringArray, StructArray};
+use arrow_array::types::Float64Type;
+use arrow_array::{
+    Array, ArrayRef, Float64Array, ListArray, RecordBatch, StringArray, StructArray,
+};
 use arrow_buffer::OffsetBuffer;
 use arrow_schema::{DataType, Field, Fields, Schema, SchemaRef};
 use graftwork_contract::Digest;
-use graftwork_contract::dataset::{Format, Manifest, Split};
+use graftwork_contract::dataset::{Format, Manifest, REWARD_COLUMN, Split};
 use graftwork_contract::paths;
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
@@ -131,13 +135,32 @@ fn message_item() -> Arc<Field> {
     ))
 }
 
-/// The group column that needs a column of its own.
-fn own_group_column(format: Format, group_column: Option<&str>) -> Option<&str> {
-    group_column.filter(|name| !columns(format).contains(name))
+/// Columns beside those of the format.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Beside<'a> {
+    /// The column that groups rows.
+    pub group: Option<&'a str>,
+    /// Whether there are rewards.
+    pub reward: bool,
+}
+
+impl<'a> Beside<'a> {
+    /// A group column at most.
+    pub const fn grouped(group: Option<&'a str>) -> Self {
+        Self {
+            group,
+            reward: false,
+        }
+    }
+
+    /// The group column that needs a column of its own.
+    fn own_group(self, format: Format) -> Option<&'a str> {
+        self.group.filter(|name| !columns(format).contains(name))
+    }
 }
 
 /// The schema of a dataset's files.
-pub fn schema(format: Format, group_column: Option<&str>) -> Schema {
+pub fn schema(format: Format, beside: Beside<'_>) -> Schema {
     let mut fields: Vec<Field> = columns(format)
         .iter()
         .map(|name| {
@@ -148,14 +171,17 @@ pub fn schema(format: Format, group_column: Option<&str>) -> Schema {
             Field::new(*name, kind, false)
         })
         .collect();
-    if let Some(name) = own_group_column(format, group_column) {
+    if let Some(name) = beside.own_group(format) {
         fields.push(Field::new(name, DataType::Utf8, false));
+    }
+    if beside.reward {
+        fields.push(Field::new(REWARD_COLUMN, DataType::Float64, false));
     }
     Schema::new(fields)
 }
 
 /// Identity of a schema: format, column names and column types, independent of library versions.
-pub fn schema_hash(format: Format, group_column: Option<&str>) -> Digest {
+pub fn schema_hash(format: Format, beside: Beside<'_>) -> Digest {
     let kind = match format {
         Format::Chat => "list<role: utf8, content: utf8>",
         Format::Text | Format::Completion | Format::Preference => "utf8",
@@ -165,8 +191,11 @@ pub fn schema_hash(format: Format, group_column: Option<&str>) -> Digest {
     for name in columns(format) {
         hasher.part(name).part(kind);
     }
-    if let Some(name) = own_group_column(format, group_column) {
+    if let Some(name) = beside.own_group(format) {
         hasher.part(name).part("utf8");
+    }
+    if beside.reward {
+        hasher.part(REWARD_COLUMN).part("float64");
     }
     hasher.finish()
 }
@@ -178,18 +207,20 @@ pub struct RowWriter {
     format: Format,
     schema: SchemaRef,
     has_group: bool,
+    has_reward: bool,
     writer: ArrowWriter<File>,
     rows: Vec<Row>,
     groups: Vec<String>,
+    rewards: Vec<f64>,
     pending_bytes: usize,
 }
 
 impl RowWriter {
     /// Creates the file at `path`, which must not exist.
-    pub fn create(path: &Path, format: Format, group_column: Option<&str>) -> Result<Self> {
+    pub fn create(path: &Path, format: Format, beside: Beside<'_>) -> Result<Self> {
         let name = path.display().to_string();
         let file = File::create_new(path).map_err(Error::io("create", path))?;
-        let schema = Arc::new(schema(format, group_column));
+        let schema = Arc::new(schema(format, beside));
         let properties = WriterProperties::builder()
             .set_compression(Compression::ZSTD(ZstdLevel::default()))
             .build();
@@ -198,18 +229,21 @@ impl RowWriter {
         Ok(Self {
             name,
             format,
-            has_group: own_group_column(format, group_column).is_some(),
+            has_group: beside.own_group(format).is_some(),
+            has_reward: beside.reward,
             schema,
             writer,
             rows: Vec::new(),
             groups: Vec::new(),
+            rewards: Vec::new(),
             pending_bytes: 0,
         })
     }
 
-    /// Adds a row, with the text of its group column where the schema has one.
-    pub fn push(&mut self, row: Row, group: Option<&str>) -> Result<()> {
-        if row.format() != self.format || (self.has_group && group.is_none()) {
+    /// Adds a row, with the text of its group column and with its reward where the schema has them.
+    pub fn push(&mut self, row: Row, group: Option<&str>, reward: Option<f64>) -> Result<()> {
+        let lacks = (self.has_group && group.is_none()) || (self.has_reward && reward.is_none());
+        if row.format() != self.format || lacks {
             return Err(misfit(&self.name, self.format));
         }
         self.pending_bytes += row.text_bytes();
@@ -217,6 +251,7 @@ impl RowWriter {
         if let Some(group) = group.filter(|_| self.has_group) {
             self.groups.push(group.to_owned());
         }
+        self.rewards.extend(reward.filter(|_| self.has_reward));
         if self.rows.len() >= BATCH_ROWS || self.pending_bytes >= BATCH_BYTES {
             self.flush()?;
         }
@@ -238,6 +273,10 @@ impl RowWriter {
         if self.has_group {
             arrays.push(Arc::new(StringArray::from_iter_values(&self.groups)));
         }
+        if self.has_reward {
+            let rewards = self.rewards.iter().copied();
+            arrays.push(Arc::new(Float64Array::from_iter_values(rewards)));
+        }
         let batch = RecordBatch::try_new(Arc::clone(&self.schema), arrays)
             .map_err(|error| unusable(&self.name)(error.into()))?;
         self.writer.write(&batch).map_err(unusable(&self.name))?;
@@ -246,6 +285,7 @@ impl RowWriter {
         }
         self.rows.clear();
         self.groups.clear();
+        self.rewards.clear();
         self.pending_bytes = 0;
         Ok(())
     }
@@ -448,7 +488,10 @@ fn read_groups(reader: RowReader) -> Result<Vec<String>> {
     for batch in reader.batches {
         let batch = batch.map_err(|error| unusable(&reader.name)(error.into()))?;
         let schema = batch.schema();
-        let is_own = |field: &Arc<Field>| !columns(format).contains(&field.name().as_str());
+        let is_own = |field: &Arc<Field>| {
+            *field.data_type() == DataType::Utf8
+                && !columns(format).contains(&field.name().as_str())
+        };
         let Some(own) = schema.fields().iter().position(is_own) else {
             return Ok(Vec::new());
         };
@@ -456,6 +499,31 @@ fn read_groups(reader: RowReader) -> Result<Vec<String>> {
         groups.extend(texts(column.ok_or_else(|| misfit(&reader.name, format))?));
     }
     Ok(groups)
+}
+
+/// The reward of each row of one split; empty where the dataset keeps none. To be called after [`open`],
+/// which checks the file's SHA-256.
+pub fn rewards(store: &Store, dataset: &str, digest: &Digest, split: Split) -> Result<Vec<f64>> {
+    let format = manifest(store, dataset, digest)?.format;
+    let folder = paths::dataset(dataset, digest);
+    let path = store.locate(&format!("{folder}/{}", file_name(split)))?;
+    read_rewards(RowReader::open(&path, format)?)
+}
+
+fn read_rewards(reader: RowReader) -> Result<Vec<f64>> {
+    let mut rewards = Vec::new();
+    for batch in reader.batches {
+        let batch = batch.map_err(|error| unusable(&reader.name)(error.into()))?;
+        let Some(column) = batch.column_by_name(REWARD_COLUMN) else {
+            return Ok(Vec::new());
+        };
+        // A group column may have this name; it is text.
+        let Some(column) = column.as_primitive_opt::<Float64Type>() else {
+            return Ok(Vec::new());
+        };
+        rewards.extend(column.values().iter().copied());
+    }
+    Ok(rewards)
 }
 
 fn misfit(path: &str, format: Format) -> Error {
@@ -530,9 +598,9 @@ mod tests {
         ) {
             let dir = tempfile::tempdir().unwrap();
             let path = dir.path().join("train.parquet");
-            let mut writer = RowWriter::create(&path, format, group).unwrap();
+            let mut writer = RowWriter::create(&path, format, Beside::grouped(group)).unwrap();
             for row in &rows {
-                writer.push(row.clone(), group).unwrap();
+                writer.push(row.clone(), group, None).unwrap();
             }
             writer.finish().unwrap();
             let read: Result<Vec<_>> = RowReader::open(&path, format).unwrap().collect();
@@ -550,9 +618,10 @@ mod tests {
             .collect();
         let write = |name: &str| {
             let path = dir.path().join(name);
-            let mut writer = RowWriter::create(&path, Format::Text, Some("id")).unwrap();
+            let mut writer =
+                RowWriter::create(&path, Format::Text, Beside::grouped(Some("id"))).unwrap();
             for row in &rows {
-                writer.push(row.clone(), Some("g")).unwrap();
+                writer.push(row.clone(), Some("g"), None).unwrap();
             }
             writer.finish().unwrap();
             path
@@ -601,11 +670,12 @@ mod tests {
             ("none", None, vec![]),
         ] {
             let path = dir.path().join(name);
-            let mut writer = RowWriter::create(&path, Format::Text, column).unwrap();
+            let mut writer =
+                RowWriter::create(&path, Format::Text, Beside::grouped(column)).unwrap();
             for group in ["a", "b", "a"] {
                 let text = group.to_owned();
                 writer
-                    .push(Row::Text { text }, column.map(|_| group))
+                    .push(Row::Text { text }, column.map(|_| group), None)
                     .unwrap();
             }
             writer.finish().unwrap();
@@ -615,11 +685,50 @@ mod tests {
     }
 
     #[test]
+    fn rewards_are_read_back_beside_groups_and_rows() {
+        let dir = tempfile::tempdir().unwrap();
+        let both = Beside {
+            group: Some("claim"),
+            reward: true,
+        };
+        for (name, beside, expected) in [
+            ("both", both, vec![0.0, -1.5, 3.0]),
+            ("none", Beside::grouped(Some("claim")), vec![]),
+            ("namesake", Beside::grouped(Some(REWARD_COLUMN)), vec![]),
+        ] {
+            let path = dir.path().join(name);
+            let mut writer = RowWriter::create(&path, Format::Text, beside).unwrap();
+            for reward in [0.0, -1.5, 3.0] {
+                let text = "a".to_owned();
+                let row = Row::Text { text };
+                writer.push(row, Some("g"), Some(reward)).unwrap();
+            }
+            writer.finish().unwrap();
+            let open = || RowReader::open(&path, Format::Text).unwrap();
+            let read: Vec<String> = read_rewards(open())
+                .unwrap()
+                .iter()
+                .map(f64::to_string)
+                .collect();
+            let expected: Vec<String> = expected.iter().map(f64::to_string).collect();
+            assert_eq!(read, expected, "{name}");
+            assert_eq!(read_groups(open()).unwrap(), ["g"; 3], "{name}");
+            assert_eq!(open().count(), 3, "{name}");
+        }
+        let path = dir.path().join("lacking");
+        let mut writer = RowWriter::create(&path, Format::Text, both).unwrap();
+        let row = Row::Text { text: "a".into() };
+        assert!(writer.push(row, Some("g"), None).is_err());
+    }
+
+    #[test]
     fn a_file_of_another_format_is_an_error_that_names_the_columns() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("train.parquet");
-        let mut writer = RowWriter::create(&path, Format::Text, None).unwrap();
-        writer.push(Row::Text { text: "a".into() }, None).unwrap();
+        let mut writer = RowWriter::create(&path, Format::Text, Beside::default()).unwrap();
+        writer
+            .push(Row::Text { text: "a".into() }, None, None)
+            .unwrap();
         writer.finish().unwrap();
         let error = RowReader::open(&path, Format::Completion)
             .unwrap()
@@ -639,12 +748,17 @@ mod tests {
             (Format::Preference, None),
         ]
         .into_iter()
-        .map(|(format, group)| schema_hash(format, group))
+        .map(|(format, group)| schema_hash(format, Beside::grouped(group)))
         .collect();
-        let same = schema_hash(Format::Completion, Some("prompt"));
+        let same = schema_hash(Format::Completion, Beside::grouped(Some("prompt")));
         assert_eq!(same, hashes[1], "the group column adds none");
+        let rewarded = Beside {
+            group: Some("synset"),
+            reward: true,
+        };
+        hashes.push(schema_hash(Format::Completion, rewarded));
         hashes.sort();
         hashes.dedup();
-        assert_eq!(hashes.len(), 5);
+        assert_eq!(hashes.len(), 6);
     }
 }

@@ -102,6 +102,9 @@ pub struct BuildConfig {
     pub fingerprint: Digest,
     /// Shape of the rows.
     pub format: Format,
+    /// Whether [`REWARD_COLUMN`] is kept.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub reward: bool,
     /// Where the rows come from, in order.
     pub sources: Vec<Source>,
     /// Which rows are good, and how many must be.
@@ -122,7 +125,10 @@ pub struct BuildConfig {
     pub allowed_hosts: Vec<String>,
 }
 
-/// One source: a mounted file, or several, or a query.
+/// The column that says what answering as a row does is worth: a number.
+pub const REWARD_COLUMN: &str = "reward";
+
+/// One source: a mounted file, or several.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Source {

@@ -322,6 +322,9 @@ pub enum MetricKind {
     ClassificationReport,
     /// `latency_p50` and `latency_p95`: seconds per generated token, one sequence at a time.
     Latency,
+    /// `mean_reward`: mean over rows of the row's reward where the greedy answer is the row's, as
+    /// [`Self::ExactMatch`] compares them, and of 0 elsewhere.
+    MeanReward,
 }
 
 impl MetricKind {
@@ -334,6 +337,7 @@ impl MetricKind {
             Self::RougeL => "rouge_l",
             Self::ClassificationReport => "macro_f1",
             Self::Latency => LATENCY_P95,
+            Self::MeanReward => "mean_reward",
         }
     }
 
@@ -344,10 +348,7 @@ impl MetricKind {
 
     /// Whether it needs questions that can be answered; the others look at the tokens that should come.
     pub const fn needs_answers(self) -> bool {
-        matches!(
-            self,
-            Self::ExactMatch | Self::RougeL | Self::ClassificationReport | Self::Latency
-        )
+        !matches!(self, Self::Loss | Self::TokenAccuracy)
     }
 }
 

@@ -3,7 +3,9 @@
 use std::path::Path;
 
 use graftwork_artifacts::rows::columns;
-use graftwork_contract::dataset::{BuildConfig, Classification, Format, Percent, PrivacyMode};
+use graftwork_contract::dataset::{
+    BuildConfig, Classification, Format, Percent, PrivacyMode, REWARD_COLUMN,
+};
 
 use crate::failure::Failure;
 
@@ -52,6 +54,11 @@ fn validate(config: &BuildConfig) -> Result<(), Failure> {
     {
         return Err(Failure::bad_config(
             "spec.split.groupColumn: messages is a list and can't group rows; name a column of text",
+        ));
+    }
+    if config.reward && split.group_column.as_deref() == Some(REWARD_COLUMN) {
+        return Err(Failure::bad_config(
+            "spec.split.groupColumn: reward is kept as a number and can't group rows",
         ));
     }
     let masked = config

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use graftwork_artifacts::rows::{Row, columns};
-use graftwork_contract::dataset::Format;
+use graftwork_contract::dataset::{Format, REWARD_COLUMN};
 use graftwork_contract::digest::canonical_json;
 use graftwork_privacy::Counts;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Number, Value, json};
 
 use crate::privacy::Screen;
 use crate::shapes::{self, Fields};
@@ -24,6 +24,8 @@ pub struct GoodRow {
     pub time: Option<i64>,
     /// The class, where classes are balanced.
     pub class: Option<String>,
+    /// The reward, where rewards are kept.
+    pub reward: Option<Number>,
     /// The group as the source has it, which decides the split whatever is masked.
     source_group: Option<String>,
 }
@@ -51,6 +53,8 @@ pub struct Wanted<'a> {
     pub time_column: Option<&'a str>,
     /// The column that names the class.
     pub class_column: Option<&'a str>,
+    /// Whether the column of rewards is kept.
+    pub reward: bool,
     /// Columns that have another name in this source.
     pub renamed: &'a BTreeMap<String, String>,
     /// What is done about personal data.
@@ -63,7 +67,13 @@ impl<'a> Wanted<'a> {
         let renamed = self.renamed;
         let name = |name: &'a str| renamed.get(name).map_or(name, String::as_str);
         let format = columns(self.format).iter().copied();
-        let dealing = [self.group_column, self.time_column, self.class_column];
+        let reward = self.reward.then_some(REWARD_COLUMN);
+        let dealing = [
+            self.group_column,
+            self.time_column,
+            self.class_column,
+            reward,
+        ];
         let others = shapes::other_columns(self.format);
         format
             .chain(dealing.into_iter().flatten())
@@ -118,6 +128,10 @@ pub fn read(
         .class_column
         .map(|name| fields.scalar(name))
         .transpose()?;
+    let reward = wanted
+        .reward
+        .then(|| fields.number(REWARD_COLUMN))
+        .transpose()?;
     let mut group = source_group.clone();
     // A group column that the format has is kept, and screened, as the format's.
     let own = wanted
@@ -130,12 +144,16 @@ pub fn read(
     if let (Some(name), Some(text), Value::Object(kept)) = (own, &group, &mut kept) {
         kept.insert(name.to_owned(), Value::String(text.clone()));
     }
+    if let (Some(reward), Value::Object(kept)) = (&reward, &mut kept) {
+        kept.insert(REWARD_COLUMN.to_owned(), Value::Number(reward.clone()));
+    }
     Ok(GoodRow {
         row,
         group,
         canonical: canonical_json(&kept),
         time,
         class,
+        reward,
         source_group,
     })
 }
@@ -178,6 +196,7 @@ pub mod tests_support {
             group: group.map(str::to_owned),
             time,
             class: None,
+            reward: None,
             source_group: group.map(str::to_owned),
         }
     }
@@ -198,6 +217,7 @@ mod tests {
             group_column,
             time_column: None,
             class_column: None,
+            reward: false,
             renamed: &BTreeMap::new(),
             screen: None,
         };
@@ -259,6 +279,48 @@ mod tests {
     }
 
     #[test]
+    fn a_reward_is_kept_as_a_number_and_makes_another_row() {
+        let renamed = BTreeMap::from([("reward".to_owned(), "kpi".to_owned())]);
+        let wanted = Wanted {
+            format: Format::Text,
+            group_column: None,
+            time_column: None,
+            class_column: None,
+            reward: true,
+            renamed: &renamed,
+            screen: None,
+        };
+        let parse = |line: &str| super::parse(line.as_bytes(), wanted, &mut Counts::default());
+        for line in [
+            r#"{"text": "a", "kpi": 1}"#,
+            r#"{"text": "a", "kpi": 1.0}"#,
+            r#"{"text": "a", "kpi": " 1e0 "}"#,
+        ] {
+            let good = parse(line).unwrap();
+            assert_eq!(good.canonical, r#"{"reward":1.0,"text":"a"}"#, "{line}");
+            assert_eq!(good.reward.and_then(|it| it.as_f64()), Some(1.0));
+        }
+        for (line, rule) in [
+            (r#"{"text": "a"}"#, "reward (column kpi) is missing"),
+            (
+                r#"{"text": "a", "kpi": "much"}"#,
+                "reward (column kpi) is not a number",
+            ),
+            (
+                r#"{"text": "a", "kpi": "nan"}"#,
+                "reward (column kpi) is not a number",
+            ),
+            (
+                r#"{"text": "a", "kpi": true}"#,
+                "reward (column kpi) is not a number",
+            ),
+        ] {
+            assert_eq!(parse(line).unwrap_err(), rule, "{line}");
+        }
+        assert!(wanted.columns().contains(&"kpi"));
+    }
+
+    #[test]
     fn columns_with_another_name_are_read_and_named_by_it() {
         let renamed = BTreeMap::from([
             ("prompt".to_owned(), "question".to_owned()),
@@ -269,6 +331,7 @@ mod tests {
             group_column: Some("id"),
             time_column: None,
             class_column: None,
+            reward: false,
             renamed: &renamed,
             screen: None,
         };

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use graftwork_artifacts::rows::{Message, Row};
 use graftwork_contract::dataset::Format;
-use serde_json::{Map, Value};
+use serde_json::{Map, Number, Value};
 
 /// Roles of a conversation.
 const ROLES: [&str; 3] = ["system", "user", "assistant"];
@@ -61,6 +61,16 @@ impl<'a> Fields<'a> {
             )),
             _ => self.string(name),
         }
+    }
+
+    /// A number, or a text that is one; the same number is written in one way.
+    ///
+    /// # Errors
+    /// The broken rule.
+    pub fn number(&self, name: &str) -> Result<Number, String> {
+        let text = self.scalar(name)?;
+        let number = text.trim().parse().ok().and_then(Number::from_f64);
+        number.ok_or_else(|| format!("{} is not a number", self.title(name)))
     }
 
     /// A time: RFC 3339, a date with or without a time of day (in UTC), or seconds since 1970. In

@@ -147,6 +147,7 @@ pub fn collect(
             group_column: config.split.group_column.as_deref(),
             time_column: config.split.time_column.as_deref(),
             class_column: config.balance.as_ref().map(|it| it.column.as_str()),
+            reward: config.reward,
             renamed: &source.columns,
             screen,
         };

@@ -114,6 +114,7 @@ fn not_measured(metric: &Metric) -> String {
     let name = metric.name();
     let place = match metric {
         Metric::LatencyP50 | Metric::LatencyP95 => "Latency in the run's evaluation.metrics",
+        Metric::MeanReward => "MeanReward in the run's evaluation.metrics",
         Metric::MacroF1 => "ClassificationReport in the run's evaluation.metrics",
         Metric::Named(name) if name.starts_with(LABEL_PREFIX) => {
             "ClassificationReport in the run's evaluation.metrics, and a label of the test rows"

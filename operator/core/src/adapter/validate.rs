@@ -55,6 +55,8 @@ pub enum Metric {
     LatencyP50,
     /// As [`Self::LatencyP50`].
     LatencyP95,
+    /// Higher is better.
+    MeanReward,
     /// A benchmark's or a label's, by its name; as [`Self::ExactMatch`].
     Named(String),
 }
@@ -70,6 +72,7 @@ impl Metric {
             Self::MacroF1 => "macro_f1",
             Self::LatencyP50 => LATENCY_P50,
             Self::LatencyP95 => LATENCY_P95,
+            Self::MeanReward => "mean_reward",
             Self::Named(name) => name,
         }
     }
@@ -97,7 +100,10 @@ impl Metric {
 
     /// Whether the metric is a mean of what is from 0 to 1 in every row.
     pub const fn is_share(&self) -> bool {
-        !matches!(self, Self::Loss | Self::LatencyP50 | Self::LatencyP95)
+        !matches!(
+            self,
+            Self::Loss | Self::LatencyP50 | Self::LatencyP95 | Self::MeanReward
+        )
     }
 
     /// The sign that makes a difference an improvement.
@@ -108,6 +114,7 @@ impl Metric {
             | Self::TokenAccuracy
             | Self::RougeL
             | Self::MacroF1
+            | Self::MeanReward
             | Self::Named(_) => 1.0,
         }
     }
@@ -209,6 +216,7 @@ fn read_rule(field: &str, rule: &GateRule) -> Result<Rule, Invalid> {
         GateMetric::MacroF1 => Metric::MacroF1,
         GateMetric::LatencyP50 => Metric::LatencyP50,
         GateMetric::LatencyP95 => Metric::LatencyP95,
+        GateMetric::MeanReward => Metric::MeanReward,
         GateMetric::Other(other) => Metric::named(other).ok_or_else(|| {
             let mut known = GateMetric::KNOWN.to_vec();
             known.extend(["benchmark/NAME", "label/LABEL/f1"]);

@@ -142,6 +142,7 @@ fn build_config(
         dataset: cr.metadata.name.clone().unwrap_or_default(),
         fingerprint: fingerprint.clone(),
         format: valid.format,
+        reward: valid.reward,
         sources: valid
             .sources
             .iter()

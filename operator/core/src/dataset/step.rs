@@ -364,6 +364,9 @@ pub fn fingerprint(
         .part(Digest::of_json(&valid.split).ok()?.as_str())
         .part(refresh.unwrap_or_default());
     // What was built before there was such a thing keeps its fingerprint.
+    if valid.reward {
+        hasher.part("reward");
+    }
     if let Some(privacy) = &valid.privacy {
         hasher
             .part("privacy")

@@ -9,8 +9,8 @@ use graftwork_api::dataset::{
 };
 use graftwork_api::uri::PvcUri;
 use graftwork_contract::dataset::{
-    self as contract, Balance, Classification, DatabaseKind, Format, HashSplit, Percent, Privacy,
-    Query, Validation,
+    self as contract, Balance, Classification, Format, HashSplit, Percent, Privacy, REWARD_COLUMN,
+    Validation,
 };
 use graftwork_contract::glob::{Glob, is_pattern};
 
@@ -19,6 +19,8 @@ use graftwork_contract::glob::{Glob, is_pattern};
 pub struct Valid {
     /// Shape of the rows.
     pub format: Format,
+    /// Whether the column of rewards is kept.
+    pub reward: bool,
     /// Where they come from.
     pub sources: Vec<Source>,
     /// Which are good.
@@ -113,9 +115,12 @@ pub fn validate(spec: &DatasetSpec) -> Result<Valid, Invalid> {
             "at least one source is needed",
         ));
     }
+    let reward = read_reward(spec)?;
+    let mut known = known_columns(spec, format);
+    known.extend(reward.then_some(REWARD_COLUMN));
     let mut sources: Vec<Source> = Vec::with_capacity(spec.sources.len());
     for source in &spec.sources {
-        let source = read_source(source, &known_columns(spec, format))?;
+        let source = read_source(source, &known)?;
         if sources.iter().any(|known| known.name == source.name) {
             return Err(Invalid::new(
                 "spec.sources",
@@ -146,6 +151,7 @@ pub fn validate(spec: &DatasetSpec) -> Result<Valid, Invalid> {
         pseudonym_key,
         kept_versions,
         format,
+        reward,
         sources,
         validation: Validation {
             minimum_rows: spec.validation.minimum_rows,
@@ -240,6 +246,18 @@ fn known_columns(spec: &DatasetSpec, format: Format) -> Vec<&str> {
     let group = spec.split.group_column.as_deref();
     let own = group.filter(|name| !format.columns().contains(name));
     format.columns().iter().copied().chain(own).collect()
+}
+
+/// Whether rewards are kept.
+fn read_reward(spec: &DatasetSpec) -> Result<bool, Invalid> {
+    let is_kept = spec.format.reward;
+    if is_kept && spec.split.group_column.as_deref() == Some(REWARD_COLUMN) {
+        return Err(Invalid::new(
+            "spec.split.groupColumn",
+            "\"reward\" is kept as a number by spec.format.reward and can't group rows",
+        ));
+    }
+    Ok(is_kept)
 }
 
 fn read_source(source: &graftwork_api::dataset::Source, known: &[&str]) -> Result<Source, Invalid> {

@@ -53,6 +53,7 @@ fn dataset() -> Dataset {
             }],
             format: DatasetFormat {
                 type_: FormatType::Completion,
+                reward: false,
             },
             validation: graftwork_api::dataset::Validation::default(),
             retention: None,

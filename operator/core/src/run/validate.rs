@@ -317,6 +317,7 @@ fn read_evaluation(
             EvaluationMetric::RougeL => Ok(run::MetricKind::RougeL),
             EvaluationMetric::ClassificationReport => Ok(run::MetricKind::ClassificationReport),
             EvaluationMetric::Latency => Ok(run::MetricKind::Latency),
+            EvaluationMetric::MeanReward => Ok(run::MetricKind::MeanReward),
             EvaluationMetric::Other(other) => Err(unknown(
                 "spec.evaluation.metrics",
                 other,

@@ -46,6 +46,7 @@ impl Bench {
             dataset: "topics".into(),
             fingerprint: Digest::of(b"first"),
             format,
+            reward: false,
             sources: Vec::new(),
             validation: Validation {
                 minimum_rows: 1,
@@ -352,7 +353,7 @@ fn the_schema_hash_changes_with_the_schema_and_with_nothing_else() {
         let manifest = rows::manifest(&bench.store(), "topics", &record.digest).unwrap();
         assert_eq!(manifest.schema_hash, record.schema_hash);
         (
-            rows::schema(format, group_column),
+            rows::schema(format, rows::Beside::grouped(group_column)),
             record.schema_hash,
             record.digest,
         )

@@ -138,7 +138,7 @@ fn check(config: &TrainerConfig) -> Result<(), Failure> {
                     .iter()
                     .any(|it| it.needs_answers()),
             || {
-                "spec.evaluation.metrics names ExactMatch, RougeL, ClassificationReport or Latency, which \
+                "spec.evaluation.metrics names what needs answers, which \
                  need a dataset of format Completion, Chat or Preference; this one is Text"
                     .to_owned()
             },

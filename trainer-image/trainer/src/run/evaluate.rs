@@ -38,6 +38,8 @@ pub struct TestRows {
     pub questions: Vec<Question>,
     /// The number of each row's group; empty: every row is one.
     pub groups: Vec<usize>,
+    /// The reward of each row; empty where nothing looks at them.
+    pub rewards: Vec<f64>,
     /// Rows that are left out, because one of the models was trained on them.
     pub excluded: u64,
 }
@@ -98,6 +100,11 @@ impl Scored {
     }
 }
 
+/// 1 where the answer's first line is the right one's.
+fn exact_match(question: &Question, answer: &str) -> f64 {
+    f64::from(u8::from(first_line(answer) == question.answer))
+}
+
 /// The metrics of this kind, of the new adapter and of its reference.
 fn measured(kind: MetricKind, rows: &TestRows, new: &Scored, old: &Scored) -> Vec<Metric> {
     let (questions, groups) = (&rows.questions, rows.groups_of(kind));
@@ -107,9 +114,11 @@ fn measured(kind: MetricKind, rows: &TestRows, new: &Scored, old: &Scored) -> Ve
     let mut metrics = match kind {
         MetricKind::Loss => one(&|it| it.per_target(&it.losses)),
         MetricKind::TokenAccuracy => one(&|it| it.per_target(&it.hits)),
-        MetricKind::ExactMatch => one(&|it| {
+        MetricKind::ExactMatch => one(&|it| it.per_answer(questions, exact_match)),
+        MetricKind::MeanReward => one(&|it| {
             it.per_answer(questions, |question, answer| {
-                f64::from(u8::from(first_line(answer) == question.answer))
+                let reward = rows.rewards.get(question.row).copied();
+                exact_match(question, answer) * reward.unwrap_or_default()
             })
         }),
         MetricKind::RougeL => one(&|it| {

@@ -44,6 +44,9 @@ pub fn read_test(
         excluded: (rows.len() - unseen.len()) as u64,
         ..TestRows::default()
     };
+    if metrics.contains(&MetricKind::MeanReward) {
+        test.rewards = read_rewards(store, config)?;
+    }
     let mut was_cut = vec![false; rows.len()];
     if metrics.iter().any(|metric| !metric.needs_answers()) {
         let scored = examples(&rows, tokenizer, length)?;
@@ -116,6 +119,24 @@ pub fn room_for_prompts(evaluation: &Evaluation, base: &LlamaConfig) -> Result<u
         )));
     }
     Ok(room)
+}
+
+/// The reward of each test row.
+///
+/// # Errors
+/// [`Failure`]: the store's, or `BadData` where the dataset keeps none.
+fn read_rewards(store: &Store, config: &TrainerConfig) -> Result<Vec<f64>, Failure> {
+    let dataset = &config.resolved.dataset;
+    let rewards = rows::rewards(store, &dataset.name, &dataset.digest, Split::Test)
+        .map_err(|error| Failure::unavailable(causes(&error)))?;
+    if rewards.is_empty() {
+        return Err(Failure::bad_data(format!(
+            "dataset {} version {} keeps no rewards, which MeanReward in spec.evaluation.metrics needs: set \
+             spec.format.reward of the Dataset",
+            dataset.name, dataset.version
+        )));
+    }
+    Ok(rewards)
 }
 
 /// The number of each test row's group; empty where there are none.

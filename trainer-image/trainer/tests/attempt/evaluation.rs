@@ -142,3 +142,41 @@ fn labels_and_benchmarks_stand_among_the_metrics() {
         "{message}"
     );
 }
+
+#[test]
+fn a_reward_is_earned_by_answering_as_the_row_does() {
+    let world = World::new();
+    let store = Store::open(world.store()).unwrap();
+    let rows = |count: usize, prompt: fn(usize) -> String| -> Vec<Row> {
+        (0..count).map(|index| row(prompt(index), index)).collect()
+    };
+    let splits = [rows(18, prompt), vec![], rows(6, test_prompt)];
+    let format = Format::Completion;
+    let digest = write_rewarded(&store, "rewarded", format, splits, Some(|_| 2.5));
+    let mut config = world.config("rewarded");
+    config["resolved"]["dataset"] = json!({
+        "name": "rewarded", "version": 1, "digest": digest, "format": "Completion",
+    });
+    config["hyperparameters"]["maximumSteps"] = json!(400);
+    config["evaluation"]["metrics"] = json!(["ExactMatch", "MeanReward"]);
+    assert_eq!(world.run(&config), 0, "{:?}", world.summary(&config));
+    let result = world.result(&config);
+    let [exact, reward] = result.metrics.as_slice() else {
+        panic!("two metrics: {:?}", result.metrics)
+    };
+    assert_eq!(
+        (exact.name.as_str(), reward.name.as_str()),
+        ("exact_match", "mean_reward")
+    );
+    assert!(
+        (reward.value - 2.5 * exact.value).abs() < 1e-9,
+        "{reward:?}"
+    );
+    assert!(reward.value > 0.0, "something was learnt: {reward:?}");
+
+    let mut without = world.config("unrewarded");
+    without["evaluation"]["metrics"] = json!(["MeanReward"]);
+    let (code, reason, message) = world.failure(&without);
+    assert_eq!((code, reason.as_str()), (65, "DataError"));
+    assert!(message.contains("spec.format.reward"), "{message}");
+}

@@ -19,7 +19,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use graftwork_artifacts::Store;
-use graftwork_artifacts::rows::{Row, RowWriter, file_name, schema_hash};
+use graftwork_artifacts::rows::{Beside, Row, RowWriter, file_name, schema_hash};
 use graftwork_contract::dataset::{Format, Manifest, Provenance, RowCounts, Split};
 use graftwork_contract::run::{RunResult, RunSummary, TrainerConfig};
 use graftwork_contract::{Digest, paths};
@@ -215,6 +215,21 @@ fn write_dataset(store: &Store, test_rows: usize, validation_rows: usize) -> Dig
 
 /// Writes rows to train on, to validate and to test as one version of a dataset.
 fn write_rows(store: &Store, name: &str, format: Format, splits: [Vec<Row>; 3]) -> Digest {
+    write_rewarded(store, name, format, splits, None)
+}
+
+/// The same with the rewards of each split's rows by number.
+fn write_rewarded(
+    store: &Store,
+    name: &str,
+    format: Format,
+    splits: [Vec<Row>; 3],
+    reward: Option<fn(usize) -> f64>,
+) -> Digest {
+    let beside = Beside {
+        group: None,
+        reward: reward.is_some(),
+    };
     let digest = Digest::of(name.as_bytes());
     let staged = store.stage(&paths::dataset(name, &digest)).unwrap();
     let [train, validation, test] = splits.each_ref().map(|rows| rows.len() as u64);
@@ -223,9 +238,10 @@ fn write_rows(store: &Store, name: &str, format: Format, splits: [Vec<Row>; 3]) 
         .zip(splits)
     {
         let path = staged.dir().join(file_name(split));
-        let mut writer = RowWriter::create(&path, format, None).unwrap();
-        for row in rows {
-            writer.push(row, None).unwrap();
+        let mut writer = RowWriter::create(&path, format, beside).unwrap();
+        for (index, row) in rows.into_iter().enumerate() {
+            let reward = reward.map(|reward| reward(index));
+            writer.push(row, None, reward).unwrap();
         }
         writer.finish().unwrap();
     }
@@ -239,7 +255,7 @@ fn write_rows(store: &Store, name: &str, format: Format, splits: [Vec<Row>; 3]) 
     };
     let manifest = Manifest {
         digest: digest.clone(),
-        schema_hash: schema_hash(format, None),
+        schema_hash: schema_hash(format, beside),
         format,
         rows: RowCounts {
             train,

@@ -15,6 +15,7 @@ fn another_split_another_balance_or_another_rule_is_another_fingerprint() {
             spec.split.column = Some("day".to_owned());
         },
         |spec| spec.validation.near_duplicates = NearDuplicates::Group,
+        |spec| spec.format.reward = true,
         |spec| {
             spec.balance = Some(Balance {
                 column: "topic".to_owned(),
