@@ -175,3 +175,42 @@ fn numbers_and_a_report_lie_beside_the_rows_and_hold_no_text_of_them() {
         assert!(!text.contains("entry") && !text.contains("ENTRY"), "{text}");
     }
 }
+
+#[test]
+fn rewards_stand_beside_the_rows_that_they_belong_to() {
+    let mut bench = Bench::new(Format::Completion);
+    let lines: String = (0..50)
+        .map(|n| {
+            let row =
+                serde_json::json!({"prompt": format!("row {n}"), "completion": "a", "reward": n});
+            format!("{row}\n")
+        })
+        .collect();
+    bench.source(
+        "rows",
+        &format!("{lines}{{\"prompt\": \"x\", \"completion\": \"a\"}}\n"),
+    );
+    let without = built(&bench);
+    bench.config.reward = true;
+    bench.fingerprint("second");
+    let record = built(&bench);
+    assert_eq!(without.rows.rejected, 0);
+    assert_eq!(record.rows.rejected, 1, "one has no reward");
+    assert_ne!(record.schema_hash, without.schema_hash);
+    let mut seen = 0;
+    for split in Split::ALL {
+        let rewards = rows::rewards(&bench.store(), "topics", &record.digest, split).unwrap();
+        let rows = bench.rows(&record.digest, split);
+        assert_eq!(rewards.len(), rows.len());
+        for (row, reward) in rows.iter().zip(&rewards) {
+            let Row::Completion { prompt, .. } = row else {
+                panic!("{row:?}")
+            };
+            assert_eq!(*prompt, format!("row {reward}"));
+            seen += 1;
+        }
+    }
+    assert_eq!(seen, 50);
+    let none = rows::rewards(&bench.store(), "topics", &without.digest, Split::Train).unwrap();
+    assert!(none.is_empty());
+}
