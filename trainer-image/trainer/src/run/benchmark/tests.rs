@@ -11,6 +11,41 @@ use serde_json::{Value, json};
 
 use super::*;
 
+/// Lines, figures and scores of tasks in six shapes, by lm-eval 0.4.13 (parity/benchmarks.py).
+const RECORDED: &str = include_str!("../../../tests/fixtures/benchmarks.json");
+
+#[test]
+fn every_recorded_task_scores_as_lm_evaluation_harness_says() {
+    let tasks: Vec<Value> = serde_json::from_str(RECORDED).unwrap();
+    assert_eq!(tasks.len(), 6);
+    for task in &tasks {
+        let name = task["task"].as_str().unwrap();
+        let lines = task["lines"].as_array().unwrap().iter();
+        let lines: Vec<String> = lines.map(Value::to_string).collect();
+        let expected = |metric: &str| task["expected"][metric].as_f64().unwrap();
+        match parse(name, &lines.join("\n")).unwrap().0 {
+            Questions::Choices(questions) => {
+                let values: Vec<Vec<f64>> =
+                    serde_json::from_value(task["logLikelihoods"].clone()).unwrap();
+                let metrics = ["acc", "acc_norm", "acc_bytes"];
+                for ((length, _), metric) in Length::ALL.into_iter().zip(metrics) {
+                    let rows = questions.iter().zip(&values);
+                    let rows = rows.map(|(question, values)| accuracy(question, values, length));
+                    let got = Scores::of_rows(rows.collect()).mean();
+                    assert!(close(got, expected(metric)), "{name} {metric} {got}");
+                }
+            }
+            Questions::Prompted(questions) => {
+                let texts: Vec<String> = serde_json::from_value(task["generated"].clone()).unwrap();
+                let rows = questions.iter().zip(&texts);
+                let rows = rows.map(|(question, text)| question.exact_match(text));
+                let got = Scores::of_rows(rows.collect()).mean();
+                assert!(close(got, expected("exact_match")), "{name} {got}");
+            }
+        }
+    }
+}
+
 /// A tiny random model, an adapter of it, and a folder for files.
 struct World {
     dir: tempfile::TempDir,
