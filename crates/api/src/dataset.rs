@@ -128,6 +128,18 @@ pub struct Source {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 1024), regex(pattern = r"^pvc://"))]
     pub uri: Option<String>,
+    /// A query to a PostgreSQL server, in one read-only transaction. Asked again when the annotation
+    /// `graftwork.dev/refresh` changes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub postgres: Option<PostgresSource>,
+    /// Seconds that the query may take; left out, 3600.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 86_400))]
+    pub timeout_seconds: Option<u32>,
+    /// Rows that the query may have; left out, 10000000. With more, no version is made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000_000))]
+    pub maximum_rows: Option<u64>,
     /// Keys of the format, `reward`, or the split's groupColumn, that have another name in this source:
     /// the format's name, then the source's.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]

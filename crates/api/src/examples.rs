@@ -196,6 +196,7 @@ fn postgres_dataset() -> Dataset {
         }],
         format: DatasetFormat {
             type_: FormatType::Completion,
+            reward: false,
         },
         privacy: Some(Privacy {
             mode: PrivacyMode::Redact,

@@ -128,7 +128,7 @@ pub struct BuildConfig {
 /// The column that says what answering as a row does is worth: a number.
 pub const REWARD_COLUMN: &str = "reward";
 
-/// One source: a mounted file, or several.
+/// One source: a mounted file, or several, or a query.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Source {

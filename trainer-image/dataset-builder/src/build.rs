@@ -2,17 +2,15 @@
 
 use std::path::Path;
 
-use graftwork_artifacts::rows::{self, Beside, RowWriter, file_name, schema_hash};
+use graftwork_artifacts::rows::{self, RowWriter, file_name};
 use graftwork_artifacts::{Error as StoreError, Put, Store};
 use graftwork_contract::dataset::{
     BuildConfig, BuildRecord, Manifest, Provenance, RowCounts, Split, VersionRecord,
 };
 use graftwork_contract::{Digest, paths};
-use serde_json::Number;
-use sha2::{Digest as _, Sha256};
 
 use crate::clock;
-use crate::deal::{Dealt, deal};
+use crate::deal::{Dealt, beside, deal};
 use crate::failure::Failure;
 use crate::order::order;
 use crate::privacy::Screen;
@@ -89,154 +87,6 @@ fn finished_before(config: &BuildConfig, store: &Store) -> Result<Option<Built>,
     }))
 }
 
-/// Rows in their splits and in canonical order.
-#[derive(Debug)]
-struct Dealt {
-    splits: [Vec<(Sha256Bytes, GoodRow)>; 3],
-    counts: RowCounts,
-    schema_hash: Digest,
-    digest: Digest,
-    leakage: Leakage,
-}
-
-type Sha256Bytes = [u8; 32];
-
-/// Orders rows by the hash of the canonical row, so that neither the order of rows nor that of sources
-/// matters, and leaves out duplicates where the configuration says so: how many. Equal rows that stay
-/// come each as often as they came.
-fn order(config: &BuildConfig, good: &mut Vec<GoodRow>) -> (Clusters, u64) {
-    good.sort_by_cached_key(canonical_order);
-    let validation = &config.validation;
-    let before = good.len();
-    let drops_near = validation.near_duplicates == NearDuplicates::Drop;
-    if drops_near || validation.duplicates == Duplicates::Drop {
-        let mut clusters = duplicates::equal(good);
-        if drops_near {
-            duplicates::near(good, &mut clusters);
-        }
-        let mut index = 0;
-        good.retain(|_| {
-            index += 1;
-            clusters.first_of(index - 1) == index - 1
-        });
-    }
-    let dropped = (before - good.len()) as u64;
-    let mut clusters = Clusters::single(good.len());
-    if validation.near_duplicates == NearDuplicates::Group {
-        clusters = duplicates::equal(good);
-        duplicates::near(good, &mut clusters);
-    }
-    (clusters, dropped)
-}
-
-fn hash(row: &GoodRow) -> Sha256Bytes {
-    Sha256::digest(&row.canonical).into()
-}
-
-/// By the canonical row, and among equal ones by what decides their split: which of them comes first
-/// must not depend on the order of sources either.
-fn canonical_order(row: &GoodRow) -> (Sha256Bytes, String, Option<i64>, Option<String>) {
-    (
-        hash(row),
-        row.split_key().to_owned(),
-        row.time,
-        row.class.clone(),
-    )
-}
-
-/// The columns that are kept beside the format's.
-fn beside(config: &BuildConfig) -> Beside<'_> {
-    Beside {
-        group: config.split.group_column.as_deref(),
-        reward: config.reward,
-    }
-}
-
-/// Deals every row to its split, and repeats rows of rare classes in train.
-fn deal(
-    config: &BuildConfig,
-    good: Vec<GoodRow>,
-    clusters: &Clusters,
-    duplicates: u64,
-    rejected: u64,
-) -> Dealt {
-    let sides = split::split(&config.split, &good, clusters);
-    let leakage = leakage(&good, &sides, clusters);
-    let mut rows: [Vec<GoodRow>; 3] = Default::default();
-    for (row, side) in good.into_iter().zip(sides) {
-        let [train, validation, test] = &mut rows;
-        match side {
-            Split::Train => train.push(row),
-            Split::Validation => validation.push(row),
-            Split::Test => test.push(row),
-        }
-    }
-    if let Some(config) = &config.balance {
-        let [train, ..] = &mut rows;
-        *train = balance(config, std::mem::take(train));
-    }
-    let mut splits = rows.map(|rows| -> Vec<(Sha256Bytes, GoodRow)> {
-        rows.into_iter().map(|row| (hash(&row), row)).collect()
-    });
-    let schema_hash = schema_hash(config.format, beside(config));
-    let mut hasher = PartsHasher::new();
-    hasher
-        .part("graftwork/dataset/v1")
-        .part(schema_hash.as_str());
-    for (split, rows) in Split::ALL.iter().zip(&mut splits) {
-        rows.sort_by_key(|(hash, _)| *hash);
-        hasher
-            .part(split.name())
-            .part((rows.len() as u64).to_le_bytes());
-        for (hash, _) in rows {
-            hasher.part(hash);
-        }
-    }
-    let [train, validation, test] = splits.each_ref().map(|rows| rows.len() as u64);
-    Dealt {
-        counts: RowCounts {
-            train,
-            validation,
-            test,
-            rejected,
-            duplicates,
-        },
-        digest: hasher.finish(),
-        schema_hash,
-        splits,
-        leakage,
-    }
-}
-
-/// Rows of other splits that are equal to a row of train, or of one cluster with it.
-fn leakage(rows: &[GoodRow], sides: &[Split], clusters: &Clusters) -> Leakage {
-    let marks: Vec<([u8; 32], usize)> = rows
-        .iter()
-        .enumerate()
-        .map(|(index, row)| (duplicates::identity(row), clusters.first_of(index)))
-        .collect();
-    let (mut texts, mut firsts) = (HashSet::new(), HashSet::new());
-    for ((text, first), _) in marks
-        .iter()
-        .zip(sides)
-        .filter(|(_, side)| **side == Split::Train)
-    {
-        texts.insert(text);
-        firsts.insert(first);
-    }
-    let mut leakage = Leakage::default();
-    for ((text, first), side) in marks.iter().zip(sides) {
-        if texts.contains(text) || firsts.contains(first) {
-            match side {
-                Split::Train => {}
-                Split::Validation => leakage.validation += 1,
-                Split::Test => leakage.test += 1,
-            }
-        }
-    }
-    leakage
-}
-
 /// The version's folder with its manifest: the one that is there, or a new one.
 fn publish(
     config: &BuildConfig,
@@ -257,16 +107,14 @@ fn publish(
         Err(error) => return Err(error.into()),
     }
     let staged = store.stage(&paths::dataset(&config.dataset, &dealt.digest))?;
-    for (split, rows) in Split::ALL.iter().zip(&dealt.splits) {
-        let path = staged.dir().join(file_name(*split));
-        let mut writer = RowWriter::create(&path, config.format, beside(config))?;
-        for (_, row) in rows {
-            let reward = row.reward.as_ref().and_then(Number::as_f64);
-            writer.push(row.row.clone(), row.group.as_deref(), reward)?;
-        }
-        writer.finish()?;
-    }
-    let statistics = statistics(config, dealt, collected);
+    let statistics = Statistics {
+        dataset: config.dataset.clone(),
+        rows: dealt.counts,
+        leakage: dealt.leakage,
+        splits: write_rows(config, scratch, dealt, staged.dir())?,
+        findings: collected.findings.by_name(),
+        rejected: statistics::rejected(&collected.rules),
+    };
     let json = serde_json::to_vec_pretty(&statistics.to_json())
         .map_err(|error| Failure::bug(error.to_string()))?;
     staged.write(STATISTICS_FILE, &json)?;
@@ -309,22 +157,24 @@ fn write_rows(
     dir: &Path,
 ) -> Result<[SplitStatistics; 3], Failure> {
     let group_column = config.split.group_column.as_deref();
-    let create =
-        |split: Split| RowWriter::create(&dir.join(file_name(split)), config.format, group_column);
+    let create = |split: Split| {
+        RowWriter::create(&dir.join(file_name(split)), config.format, beside(config))
+    };
     let [train, validation, test] = Split::ALL.map(create);
     let mut writers = [train?, validation?, test?];
     let mut splits: [SplitStatistics; 3] = Default::default();
     let mut classes = Classes::new(scratch, config.privacy.is_some());
     dealt.for_each(|stored, split, times| {
         let (row, group) = stored.row(config.format, group_column)?;
+        let reward = config.reward.then(|| stored.reward()).transpose()?;
         let index = split as usize;
         if let Some((writer, statistics)) = writers.get_mut(index).zip(splits.get_mut(index)) {
             statistics.add(&row, times);
             for _ in 1..times {
-                writer.push(row.clone(), group.as_deref())?;
+                writer.push(row.clone(), group.as_deref(), reward)?;
             }
             if times > 0 {
-                writer.push(row, group.as_deref())?;
+                writer.push(row, group.as_deref(), reward)?;
             }
         }
         match &stored.class {

@@ -1,6 +1,6 @@
 //! Rows dealt to their splits, counted, and the digest that names them.
 
-use graftwork_artifacts::rows::schema_hash;
+use graftwork_artifacts::rows::{Beside, schema_hash};
 use graftwork_contract::Digest;
 use graftwork_contract::dataset::{BuildConfig, Leakage, RowCounts, Split};
 use graftwork_contract::digest::PartsHasher;
@@ -30,6 +30,14 @@ pub struct Dealt {
     pub leakage: Leakage,
 }
 
+/// The columns that are kept beside the format's.
+pub fn beside(config: &BuildConfig) -> Beside<'_> {
+    Beside {
+        group: config.split.group_column.as_deref(),
+        reward: config.reward,
+    }
+}
+
 /// Deals every row to its split, and repeats rows of rare classes in train.
 ///
 /// # Errors
@@ -52,7 +60,7 @@ pub fn deal(
             duplicates: ordered.duplicates(),
             ..RowCounts::default()
         },
-        schema_hash: schema_hash(config.format, config.split.group_column.as_deref()),
+        schema_hash: schema_hash(config.format, beside(config)),
         digest: Digest::of(b""),
         ordered,
         sides,

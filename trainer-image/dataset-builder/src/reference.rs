@@ -11,6 +11,7 @@ use graftwork_contract::digest::PartsHasher;
 use sha2::{Digest as _, Sha256};
 
 use self::balance::balance;
+use crate::deal::beside;
 use crate::duplicates::{BUCKET, bands, identity, normal, shingles, similar};
 use crate::row::GoodRow;
 
@@ -169,7 +170,7 @@ pub fn deal(
     let mut splits = rows.map(|rows| -> Vec<(Sha256Bytes, GoodRow)> {
         rows.into_iter().map(|row| (hash(&row), row)).collect()
     });
-    let schema_hash = schema_hash(config.format, config.split.group_column.as_deref());
+    let schema_hash = schema_hash(config.format, beside(config));
     let mut hasher = PartsHasher::new();
     hasher
         .part("graftwork/dataset/v1")

@@ -6,7 +6,7 @@ use graftwork_artifacts::rows::{Row, columns};
 use graftwork_contract::dataset::{Format, REWARD_COLUMN};
 use graftwork_contract::digest::canonical_json;
 use graftwork_privacy::Counts;
-use serde_json::{Map, Number, Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::privacy::Screen;
 use crate::shapes::{self, Fields};
@@ -24,8 +24,6 @@ pub struct GoodRow {
     pub time: Option<i64>,
     /// The class, where classes are balanced.
     pub class: Option<String>,
-    /// The reward, where rewards are kept.
-    pub reward: Option<Number>,
     /// The group as the source has it, which decides the split whatever is masked.
     source_group: Option<String>,
 }
@@ -144,8 +142,8 @@ pub fn read(
     if let (Some(name), Some(text), Value::Object(kept)) = (own, &group, &mut kept) {
         kept.insert(name.to_owned(), Value::String(text.clone()));
     }
-    if let (Some(reward), Value::Object(kept)) = (&reward, &mut kept) {
-        kept.insert(REWARD_COLUMN.to_owned(), Value::Number(reward.clone()));
+    if let (Some(reward), Value::Object(kept)) = (reward, &mut kept) {
+        kept.insert(REWARD_COLUMN.to_owned(), Value::Number(reward));
     }
     Ok(GoodRow {
         row,
@@ -153,7 +151,6 @@ pub fn read(
         canonical: canonical_json(&kept),
         time,
         class,
-        reward,
         source_group,
     })
 }
@@ -196,7 +193,6 @@ pub mod tests_support {
             group: group.map(str::to_owned),
             time,
             class: None,
-            reward: None,
             source_group: group.map(str::to_owned),
         }
     }
@@ -298,7 +294,6 @@ mod tests {
         ] {
             let good = parse(line).unwrap();
             assert_eq!(good.canonical, r#"{"reward":1.0,"text":"a"}"#, "{line}");
-            assert_eq!(good.reward.and_then(|it| it.as_f64()), Some(1.0));
         }
         for (line, rule) in [
             (r#"{"text": "a"}"#, "reward (column kpi) is missing"),

@@ -2,7 +2,7 @@
 //! ones by what decides their split. Which of them comes first must not depend on the order of sources.
 
 use graftwork_artifacts::rows::{Message, Row, columns};
-use graftwork_contract::dataset::Format;
+use graftwork_contract::dataset::{Format, REWARD_COLUMN};
 use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 
@@ -125,6 +125,16 @@ impl<'a> Stored<'a> {
             Some((row, group))
         };
         read().ok_or_else(damaged)
+    }
+
+    /// The number in the column of rewards.
+    ///
+    /// # Errors
+    /// A row that has none.
+    pub fn reward(&self) -> Result<f64, Failure> {
+        let kept: Value = serde_json::from_str(self.canonical).map_err(|_| damaged())?;
+        let reward = kept.get(REWARD_COLUMN).and_then(Value::as_f64);
+        reward.ok_or_else(damaged)
     }
 }
 
@@ -359,6 +369,18 @@ mod tests {
         assert_eq!(group.as_deref(), Some("masked"));
         assert_eq!(stored.row(Format::Text, Some("text")).unwrap().1, None);
         assert!(stored.row(Format::Completion, None).is_err());
+    }
+
+    #[test]
+    fn a_reward_is_read_from_the_row_that_has_one() {
+        let mut row = row_of("a", None, None);
+        let reward = |row: &GoodRow| {
+            let record = record(row);
+            Stored::decode(&record).unwrap().reward().ok()
+        };
+        assert_eq!(reward(&row), None);
+        row.canonical = r#"{"reward":-1.5,"text":"a"}"#.to_owned();
+        assert_eq!(reward(&row), Some(-1.5));
     }
 
     #[test]

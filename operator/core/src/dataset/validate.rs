@@ -9,8 +9,8 @@ use graftwork_api::dataset::{
 };
 use graftwork_api::uri::PvcUri;
 use graftwork_contract::dataset::{
-    self as contract, Balance, Classification, Format, HashSplit, Percent, Privacy, REWARD_COLUMN,
-    Validation,
+    self as contract, Balance, Classification, DatabaseKind, Format, HashSplit, Percent, Privacy,
+    Query, REWARD_COLUMN, Validation,
 };
 use graftwork_contract::glob::{Glob, is_pattern};
 

@@ -129,6 +129,7 @@ fn config() -> impl Strategy<Value = BuildConfig> {
             dataset: "topics".into(),
             fingerprint: Digest::of(b"any"),
             format: Format::Text,
+            reward: false,
             sources: Vec::new(),
             validation: Validation {
                 minimum_rows: 1,

@@ -1,5 +1,7 @@
 //! What is scored: rows that nobody has seen, benchmarks, labels, and what is kept for people to read.
 
+use graftwork_contract::run::RowsUsed;
+
 use super::*;
 
 fn row(prompt: String, index: usize) -> Row {

@@ -10,6 +10,7 @@
 )]
 
 mod evaluation;
+mod interrupted;
 mod methods;
 mod refused;
 mod results;

@@ -58,6 +58,13 @@ fn a_bad_field_is_named_and_nothing_is_touched() {
             "spec.format.type: \"Images\" is not known",
         ),
         (
+            Box::new(|spec| {
+                spec.format.reward = true;
+                spec.split.group_column = Some("reward".to_owned());
+            }),
+            "spec.split.groupColumn: \"reward\" is kept as a number",
+        ),
+        (
             Box::new(|spec| spec.sources[0].uri = Some("pvc://a/b".to_owned())),
             "spec.sources[faq]: exactly one",
         ),
