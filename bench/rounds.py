@@ -1,0 +1,61 @@
+"""Rounds: ours and every peer in turn, disturbed ones thrown away and done again."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+# As docs/performance.md says.
+FOREIGN_LIMIT = 0.03
+
+
+class TooBusy(Exception):
+    """Others take so much of the CPU that no rounds come about."""
+
+
+@dataclass
+class Rounds:
+    """The measurements of the rounds that count: by contender, one value after the other."""
+
+    values: dict[str, list[dict]] = field(default_factory=dict)
+    foreign: list[float] = field(default_factory=list)
+    discarded: list[dict] = field(default_factory=list)
+
+    def series(self, contender: str, metric: str) -> list[float]:
+        return [value[metric] for value in self.values[contender]]
+
+
+def run_rounds(contenders: dict[str, Callable[[], dict]], wanted: int, watch, *, limit: float = FOREIGN_LIMIT,
+               most_discarded: int | None = None, say: Callable[[str], None] = print) -> Rounds:
+    """Runs `wanted` rounds of all contenders.
+
+    A round counts only where every part of it was undisturbed: its values are divided by each other. The order
+    turns from round to round, so that nobody is always the one who finds a warm machine.
+
+    Raises TooBusy after `most_discarded` disturbed rounds (three times the wanted ones unless said).
+    """
+    most = 3 * wanted if most_discarded is None else most_discarded
+    rounds = Rounds({name: [] for name in contenders})
+    names = list(contenders)
+    while len(rounds.foreign) < wanted:
+        turn = (len(rounds.foreign) + len(rounds.discarded)) % len(names)
+        round_values, worst = {}, 0.0
+        for name in names[turn:] + names[:turn]:
+            watch.start()
+            round_values[name] = contenders[name]()
+            share = watch.stop()
+            worst = max(worst, share)
+            if share > limit:
+                break
+        if worst > limit:
+            rounds.discarded.append({"contender": name, "foreign": round(share, 4)})
+            say(f"   disturbed: others took {100 * share:.1f} % of the CPU beside {name}; the round is done again")
+            if len(rounds.discarded) > most:
+                raise TooBusy(
+                    f"{len(rounds.discarded)} rounds were disturbed by other load (limit {100 * limit:.0f} %), "
+                    f"{len(rounds.foreign)} of {wanted} came about: try again on a quieter machine"
+                )
+            continue
+        for name, value in round_values.items():
+            rounds.values[name].append(value)
+        rounds.foreign.append(round(worst, 4))
+        say(f"   round {len(rounds.foreign)} of {wanted} done, others took {100 * worst:.1f} %")
+    return rounds

@@ -1,0 +1,325 @@
+"""`make bench-serve`: our engine over HTTP beside llama.cpp and transformers + peft in process.
+
+The same random model and adapters for all; what is answered is checked before a time counts.
+"""
+
+import math
+import random
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import digests
+import machine
+import options
+import shapes
+from children import Child, run_to_end
+from engine import Engine
+from report import Report, Row, best_of, compare
+from rounds import TooBusy, run_rounds
+
+HERE = Path(__file__).resolve().parent
+STREAMS = 32
+ADAPTERS = 8
+# Of teacher-forced log-probabilities: an estimate from so many tokens is this exact at best.
+KL_MARGIN = 1.25
+
+
+class Work:
+    """Sizes of what is asked for, and requests that nobody has seen before: no prefix is in anybody's cache."""
+
+    def __init__(self, model: shapes.Shape, quick: bool) -> None:
+        self.model = model
+        self.new_tokens = 8 if quick else 64
+        self.lengths = [16 + (128 - 16) * index // (STREAMS - 1) for index in range(STREAMS)]
+        self.prefill = 128 if quick else 512
+        self.registered = 64 if quick else 1000
+        self.loaded = 40 if quick else 64
+        self.numbers = random.Random(3)
+
+    def prompt(self, length: int) -> list[int]:
+        return [0] + [self.numbers.randrange(2, self.model.vocabulary) for _ in range(length - 1)]
+
+    def streams(self, adapters: int) -> list[tuple[int | None, list[int]]]:
+        """All streams; row `i` asks for adapter `i` modulo `adapters`, or for none."""
+        return [(index % adapters if adapters else None, self.prompt(length)) for index, length in enumerate(self.lengths)]
+
+    def zipf(self) -> list[tuple[int, list[int]]]:
+        """Three waves of streams, each for an adapter drawn by Zipf's law from all that are registered."""
+        weights = [1 / (rank + 1) for rank in range(self.registered)]
+        return [
+            (self.numbers.choices(range(self.registered), weights)[0], self.prompt(length))
+            for length in self.lengths * 3
+        ]
+
+
+class Ours:
+    """What is measured of the engine."""
+
+    def __init__(self, engine: Engine, adapters: list[shapes.AdapterFolder], spare: list[shapes.AdapterFolder],
+                 work: Work) -> None:
+        self.engine, self.adapters, self.spare, self.work = engine, adapters, spare, work
+        self.registrations = 0
+
+    def name(self, adapter: int | None) -> str:
+        return "base" if adapter is None else self.adapters[adapter].name
+
+    def rate(self, streams: list[tuple[int | None, list[int]]]) -> float:
+        requests = [(self.name(adapter), prompt) for adapter, prompt in streams]
+        seconds = self.engine.generate(requests, self.work.new_tokens, STREAMS)
+        return len(streams) * self.work.new_tokens / seconds
+
+    def measure(self) -> dict:
+        work = self.work
+        registered, verified = self.register()
+        return {
+            "none": self.rate(work.streams(0)),
+            "adapters_8": self.rate(work.streams(ADAPTERS)),
+            "adapters_32": self.rate(work.streams(32)),
+            "zipf": self.rate(work.zipf()),
+            "single": self.rate([(0, work.prompt(64))]),
+            "prefill": work.prefill / self.engine.generate([(self.name(1), work.prompt(work.prefill))], 1),
+            "register_s": registered,
+            "verify_s": verified,
+        }
+
+    def register(self) -> tuple[float, float]:
+        """One adapter more: seconds until it can be asked for, and until all of it is verified."""
+        import time
+
+        added = self.spare[self.registrations % len(self.spare)]
+        self.registrations += 1
+        begun = time.perf_counter()
+        self.engine.sync([*self.adapters, added])
+        self.engine.wait_for([added], {"registered", "verified", "resident"}, 60)
+        registered = time.perf_counter() - begun
+        self.engine.wait_for([added], {"verified", "resident"}, 60)
+        verified = time.perf_counter() - begun
+        self.engine.sync(self.adapters)
+        return registered, verified
+
+
+def measure_peer(peer: Child, work: Work, registers: str | None) -> dict:
+    """What is measured of a peer in process. `registers`: the adapter that it loads once more, where it can."""
+
+    def rate(streams: list) -> float:
+        answer = peer.ask(do="generate", streams=streams, new_tokens=work.new_tokens)
+        if any(len(tokens) != work.new_tokens for tokens in answer["answers"]):
+            raise RuntimeError("a peer gave another number of tokens than it was asked for")
+        return len(streams) * work.new_tokens / answer["seconds"]
+
+    found = {
+        "none": rate(work.streams(0)),
+        "adapters_8": rate(work.streams(ADAPTERS)),
+        "single": rate([(0, work.prompt(64))]),
+        "prefill": work.prefill / peer.ask(do="prefill", adapter=1, prompt=work.prompt(work.prefill))["seconds"],
+    }
+    if registers:
+        found["register_s"] = peer.ask(do="register", path=registers)["seconds"]
+    return found
+
+
+def divergence(reference: list[float], other: list[float]) -> float:
+    """KL(reference || other) per token, from log-probabilities of tokens that were drawn from the reference.
+
+    `r - 1 - ln r` with `r = other / reference` has the expectation of `-ln r` and far less variance
+    (Schulman 2020, "Approximating KL divergence"): it is never negative.
+    """
+    ratios = [mine - theirs for theirs, mine in zip(reference, other)]
+    return sum(math.expm1(ratio) - ratio for ratio in ratios) / len(ratios)
+
+
+def check_answers(engine: Engine, adapters: list[shapes.AdapterFolder], reference: Child, peers: dict[str, Child],
+                  quick: bool) -> tuple[dict[str, float], dict[str, float]]:
+    """Teacher-forced divergence from f32, per token, of every side; and of the bare base, which must be far."""
+    samples = [
+        reference.ask(do="sample", adapter=adapter, length=48 if quick else 128, seed=adapter)
+        for adapter in range(2 if quick else 4)
+    ]
+    sides: dict[str, Callable[[int, list[int]], list[float]]] = {
+        "ours": lambda adapter, tokens: engine.logprobs(adapters[adapter].name, tokens),
+        "base": lambda _, tokens: engine.logprobs("base", tokens),
+    }
+    for name, peer in peers.items():
+        sides[name] = lambda adapter, tokens, peer=peer: peer.ask(do="logprobs", adapter=adapter, tokens=tokens)["logprobs"]
+    expected = [value for sample in samples for value in sample["logprobs"]]
+    found = {}
+    for name, logprobs in sides.items():
+        given = [value for adapter, sample in enumerate(samples) for value in logprobs(adapter, sample["tokens"])]
+        found[name] = divergence(expected, given)
+    base = found.pop("base")
+    return found, {"base": base}
+
+
+def judge_answers(found: dict[str, float], base: float, counterpart: str) -> list[str]:
+    """Where something is wrong: why nothing is timed."""
+    wrong = []
+    if found["ours"] > KL_MARGIN * found[counterpart] + 1e-9:
+        wrong.append(f"ours is farther from f32 ({found['ours']:.2e}) than {counterpart} ({found[counterpart]:.2e})")
+    for name, value in found.items():
+        if value > 0.1 * base:
+            wrong.append(f"{name} is as far from f32 ({value:.2e}) as if it had no adapter ({base:.2e})")
+    return wrong
+
+
+def rows(values, amx: bool, format_name: str) -> list[Row]:
+    """The table. Where AMX is there, the bars are against the peers without it."""
+    ours = lambda metric: values.series("ours", metric)
+    capped = " without AMX" if amx else ""
+    llamas = lambda metric, suffix: {
+        name: values.series(name, metric) for name in (f"llama.cpp BF16{suffix}", f"llama.cpp Q8_0{suffix}")
+    }
+    found = []
+    for suffix in [capped] + ([""] if amx else []):
+        bar = (lambda value: value) if suffix == capped else (lambda _: None)
+        for case, metric, llama_bar, peft_bar in (
+            (f"8 adapters, {format_name}", "adapters_8", 4.0, 3.0), (f"no adapter, {format_name}", "none", 1.25, None),
+        ):
+            name, series = best_of(llamas(metric, suffix), "higher")
+            found.append(compare(case, "tokens/s", ours(metric), name, series, "higher", bar(llama_bar)))
+            peft = f"peft bf16{suffix}"
+            found.append(compare(case, "tokens/s", ours(metric), peft, values.series(peft, metric), "higher", bar(peft_bar)))
+        q8, bf16 = f"llama.cpp Q8_0{suffix}", f"llama.cpp BF16{suffix}"
+        found.append(compare("1 stream with an adapter", "tokens/s", ours("single"), q8, values.series(q8, "single"), "higher", bar(1.0)))
+        found.append(compare("prefill with an adapter", "tokens/s", ours("prefill"), bf16, values.series(bf16, "prefill"), "higher", bar(1.0)))
+    peft = f"peft bf16{capped}"
+    found += [
+        compare("8 adapters against our own base", "tokens/s", ours("adapters_8"), "our base", ours("none"), "higher", 0.88),
+        compare("32 adapters against our own base", "tokens/s", ours("adapters_32"), "our base", ours("none"), "higher", 0.70),
+        compare("all registered ones by Zipf", "tokens/s", ours("zipf"), "our 8 adapters", ours("adapters_8"), "higher", 0.80),
+        compare("registering an adapter", "s", ours("register_s"), peft, values.series(peft, "register_s"), "lower", 1 / 20),
+        compare("registering and verifying it", "s", ours("verify_s"), peft, values.series(peft, "register_s"), "lower"),
+    ]
+    return found
+
+
+def main() -> int:
+    made = options.parser("serve", __doc__)
+    made.add_argument("--quantization", default="Q8_0", help="what our base is asked to be quantised to; '' for none")
+    made.add_argument("--llama-python", default=sys.executable, help="a Python with llama-cpp-python")
+    made.add_argument("--llama-python-without-amx", default=None, help="one whose llama.cpp was built without AMX")
+    made.add_argument("--no-llama", action="store_true", help="without llama.cpp: tries the rest")
+    args = options.parse(made)
+    model, amx = shapes.shape(args.quick), machine.has_amx()
+    work = Work(model, args.quick)
+    print("== model, adapters and their digests (once)")
+    base = shapes.base(args.work, model)
+    store = args.work / "store"
+    listed = shapes.adapters(store, model, work.registered + 8)
+    adapters, spare = listed[:work.registered], listed[work.registered:]
+
+    print("== ceilings")
+    described = machine.describe()
+    described["ceilings"] = machine.probe_ceilings(sys.executable, args.threads, args.quick)
+    report = Report("serve", described, options.settings(args) | {
+        "streams": STREAMS, "new_tokens": work.new_tokens, "prefill": work.prefill, "registered": work.registered,
+        "loaded": work.loaded, "quantization": args.quantization or None, "model": model.name,
+    }, {})
+
+    print("== engine and peers")
+    logs = args.work / "logs" / "serve"
+    engine = Engine(
+        options.binary(args, "engine"), args.work, base, digests.base_digest(base), store, adapters,
+        threads=args.threads, streams=STREAMS, loaded=work.loaded, quantization=args.quantization,
+    )
+    per_weight = engine.child.resident_bytes() / model.parameters()
+    report.notes.append(f"our engine at rest takes {per_weight:.1f} bytes a weight of the base, adapters included")
+    format_name = "8-bit base"
+    if args.quantization and per_weight > 3:
+        format_name = "base in f32"
+        report.notes.append(
+            f"this engine took no notice of quantization {args.quantization}: its base is f32, and rows of the 8-bit base are of that"
+        )
+    print(f"   {len(adapters)} adapters are verified")
+    engine.wait_for(adapters, {"verified", "resident"}, 1800)
+    peers, reference = start_peers(args, model, base, adapters, logs, amx, report)
+
+    print("== answers")
+    found, far = check_answers(engine, adapters, reference, peers, args.quick)
+    reference.stop()
+    for name, value in found.items():
+        report.checks.append(f"{name}: KL {value:.2e} a token from f32 (without the adapter {far['base']:.2e})")
+        print("   " + report.checks[-1])
+    counterpart = "llama.cpp Q8_0" if format_name == "8-bit base" and "llama.cpp Q8_0" in peers else "peft bf16"
+    wrong = judge_answers(found, far["base"], counterpart)
+    if wrong:
+        print("error: nothing is timed: " + "; ".join(wrong), file=sys.stderr)
+        return 1
+
+    ours = Ours(engine, adapters, spare, work)
+    contenders = {"ours": ours.measure}
+    for name, peer in peers.items():
+        extra = adapters[ADAPTERS].path if name.startswith("peft") else None
+        contenders[name] = lambda peer=peer, extra=extra: measure_peer(peer, work, extra)
+    print("== warm-up")
+    for name, measure in contenders.items():
+        print(f"   {name}: " + ", ".join(f"{metric} {value:.3g}" for metric, value in measure().items()))
+    print(f"== {args.rounds} rounds")
+    try:
+        values = run_rounds(contenders, args.rounds, machine.Watch(), limit=args.foreign / 100)
+    except TooBusy as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    report.rounds, report.discarded, report.foreign = args.rounds, values.discarded, values.foreign
+    report.versions["engine"] = engine.revision()
+    report.rows = rows(values, amx, format_name) if not args.no_llama else own_rows(values)
+    report.notes.append(f"our engine's most memory: {engine.child.peak_bytes() / 2**30:.2f} GiB")
+    report.write(args.out)
+    return 0
+
+
+def own_rows(values) -> list[Row]:
+    """Without llama.cpp."""
+    return [
+        compare(metric, "tokens/s", values.series("ours", metric), "peft bf16", values.series("peft bf16", metric), "higher")
+        for metric in ("adapters_8", "none", "single", "prefill")
+    ]
+
+
+def start_peers(args, model: shapes.Shape, base: Path, adapters: list[shapes.AdapterFolder], logs: Path, amx: bool,
+                report: Report) -> tuple[dict[str, Child], Child]:
+    """All peers, ready, and the f32 reference."""
+    few = adapters[:ADAPTERS]
+    threads = machine.thread_variables(args.threads)
+
+    def start(name: str, script: str, python: str, told: dict, env: dict[str, str]) -> Child:
+        import json
+
+        told = told | {"threads": args.threads}
+        log = logs / f"{name.replace(' ', '-')}.log"
+        child = Child([python, HERE / script, json.dumps(told)], log, threads | env, talks=True)
+        ready = child.ask()
+        report.versions[name] = ready["version"] if "info" not in ready else f"{ready['version']}: {ready['info']}"
+        print(f"   {name} is ready")
+        return child
+
+    def peft(name: str, dtype: str, env: dict[str, str]) -> Child:
+        told = {"model": str(base), "adapters": [adapter.path for adapter in few], "dtype": dtype}
+        return start(name, "peer_peft.py", sys.executable, told, env)
+
+    peers = {"peft bf16": peft("peft bf16", "bfloat16", {})}
+    if amx:
+        peers["peft bf16 without AMX"] = peft("peft bf16 without AMX", "bfloat16", machine.without_amx())
+    if not args.no_llama:
+        import gguf_files
+
+        folder = args.work / "gguf" / model.name
+        folder.mkdir(parents=True, exist_ok=True)
+        files = [str(gguf_files.write_adapter(a, folder / f"{a.name}.gguf", model)) for a in few]
+        builds = {"": args.llama_python}
+        if amx:
+            if not args.llama_python_without_amx:
+                sys.exit("error: this machine has AMX: name a Python whose llama.cpp was built without it")
+            builds[" without AMX"] = args.llama_python_without_amx
+        for kind in ("BF16", "Q8_0"):
+            file = gguf_files.write_base(base, folder / f"{kind}.gguf", model, kind)
+            for suffix, python in builds.items():
+                told = {"model": str(file), "adapters": files, "streams": STREAMS, "context": 256}
+                # A prefill alone is longer than a stream's share: all sequences have one buffer.
+                name = f"llama.cpp {kind}{suffix}"
+                peers[name] = start(name, "peer_llama.py", python, told, {})
+    return peers, peft("f32 reference", "float32", {})
+
+
+if __name__ == "__main__":
+    run_to_end(main)
