@@ -1,0 +1,195 @@
+"""`make bench-train`: our trainer beside transformers + peft, in speed, memory and time to the first step.
+
+Both train the same adapter from the same start on the same rows; their losses and gradients must agree.
+"""
+
+import json
+import math
+import statistics
+import sys
+from pathlib import Path
+
+import digests
+import machine
+import options
+import shapes
+import texts
+import trainer
+from children import Child, run_to_end
+from report import Report, compare
+from rounds import Rounds, TooBusy, run_rounds
+
+HERE = Path(__file__).resolve().parent
+# Of a log-normal distribution of lengths; the issue names its mean.
+MEAN_LENGTH = 175
+SIGMA = 0.8
+# How far a step's loss may be from peft's in f32: the same arithmetic, a rounded one, a quantised base.
+LOSS_TOLERANCE = {"ours f32": 0.01, "ours Q4_K": 0.05, "peft bf16": 0.02, "peft bf16 without AMX": 0.02}
+
+
+def log_normal_lengths(count: int, mean: int) -> list[int]:
+    """The quantiles of the distribution, so that a handful of rows has its shape; 3 at least."""
+    normal = statistics.NormalDist()
+    raw = [math.exp(SIGMA * normal.inv_cdf((index + 0.5) / count)) for index in range(count)]
+    scale = mean * count / sum(raw)
+    return [max(3, round(value * scale)) for value in raw]
+
+
+def jobs(args, base: Path, store: Path, model: shapes.Shape) -> dict[str, trainer.Job]:
+    """Packed: four rows that fill a batch exactly. Log-normal: sixteen rows, eight to a micro-batch."""
+    rows_of = {
+        "packed": [64] * 4 if args.quick else [256] * 4,
+        "lengths": log_normal_lengths(16, 40 if args.quick else MEAN_LENGTH),
+    }
+    found = {}
+    for name, lengths in rows_of.items():
+        written, ids = texts.rows_of_length(base, lengths, model.vocabulary, seed=len(lengths))
+        dataset = trainer.build_dataset(options.binary(args, "dataset-builder"), args.work, store, f"{model.name}-{name}", written)
+        found[name] = trainer.Job(
+            name=f"{model.name}-{name}", dataset=dataset, batch=len(lengths), micro_batch=4 if name == "packed" else 8,
+            longest=max(lengths), steps=3 if name == "packed" else 2, tokens_per_step=sum(lengths), rows=ids,
+        )
+    return found
+
+
+def peft(args, base: Path, start: shapes.AdapterFolder, job: trainer.Job, dtype: str, env: dict[str, str], seed: int) -> dict:
+    """One run of the peer in a process of its own."""
+    file = args.work / f"peft-{job.name}.json"
+    shapes.write_json(file, {
+        "model": str(base), "adapter": start.path, "dtype": dtype, "threads": args.threads, "rows": job.rows,
+        "micro_batch": job.micro_batch, "steps": job.steps, "learning_rate": trainer.LEARNING_RATE,
+        "clip": trainer.CLIP, "seed": seed,
+    })
+    log = args.work / "logs" / "train" / f"peft-{dtype}.log"
+    child = Child([sys.executable, HERE / "peer_train.py", file], log, machine.thread_variables(args.threads) | env, talks=True)
+    answer = child.ask()
+    if child.wait(600) != 0:
+        raise RuntimeError(f"peft failed:\n{child.tail()}")
+    return {
+        "first_step_s": answer["ends"][0] - child.begun_unix,
+        "tokens_per_s": job.tokens_per_step * (job.steps - 1) / (answer["ends"][-1] - answer["ends"][0]),
+        "peak_bytes": answer["peak_bytes"], "losses": answer["losses"], "gradient_norms": answer["gradient_norms"],
+        "versions": answer["versions"], "trainable": answer["trainable"],
+    }
+
+
+def check(name: str, job: str, measured: dict, reference: dict) -> str:
+    """What was compared; raises where losses disagree or nothing was learned."""
+    losses, expected = measured["losses"], reference["losses"]
+    if len(losses) != len(expected):
+        raise RuntimeError(f"{name}, {job}: {len(losses)} steps, peft f32 has {len(expected)}")
+    worst = max(abs(loss - other) / abs(other) for loss, other in zip(losses, expected))
+    tolerance = LOSS_TOLERANCE.get(name, 0.01)
+    norms = measured["gradient_norms"]
+    norm_off = max(abs(norm - other) / other for norm, other in zip(norms, reference["gradient_norms"]))
+    if not worst <= tolerance:
+        raise RuntimeError(f"{name}, {job}: a loss is {100 * worst:.2f} % from peft f32's: {losses} and {expected}")
+    if not all(math.isfinite(norm) and norm > 0 for norm in norms):
+        raise RuntimeError(f"{name}, {job}: gradient norms {norms}")
+    if name == "ours f32" and norm_off > 0.02:
+        raise RuntimeError(f"{name}, {job}: a gradient norm is {100 * norm_off:.1f} % from peft f32's")
+    if job == "packed" and not losses[-1] < losses[0]:
+        raise RuntimeError(f"{name}, {job}: the loss does not fall: {losses}")
+    return f"{name}, {job}: losses within {100 * worst:.3f} %, gradient norms within {100 * norm_off:.2f} % of peft f32's"
+
+
+def rows(values: Rounds, amx: bool) -> list:
+    capped = "peft bf16 without AMX" if amx else "peft bf16"
+    series = values.series
+    found = [
+        compare("packed 4x256, f32 base", "tokens/s", series("ours f32", "packed"), "peft f32", series("peft f32", "packed"), "higher", 1.0),
+        compare("packed 4x256, f32 base", "tokens/s", series("ours f32", "packed"), "peft bf16", series("peft bf16", "packed"), "higher"),
+        compare(f"log-normal lengths, mean {MEAN_LENGTH}", "useful tokens/s", series("ours f32", "lengths"), "peft f32", series("peft f32", "lengths"), "higher", 2.0),
+        compare("QLoRA Q4_K, packed 4x256", "tokens/s", series("ours Q4_K", "packed"), "peft f32", series("peft f32", "packed"), "higher", 0.8),
+        compare("peak memory, bf16-stored base", "bytes", series("ours f32", "peak"), capped, series(capped, "peak"), "lower", 0.6),
+        compare("peak memory, QLoRA Q4_K", "bytes", series("ours Q4_K", "peak"), capped, series(capped, "peak"), "lower", 0.3),
+        compare("start to first step", "s", series("ours f32", "first"), "peft f32", series("peft f32", "first"), "lower", 0.5),
+    ]
+    if amx:
+        found.insert(2, compare("packed 4x256, f32 base", "tokens/s", series("ours f32", "packed"), capped, series(capped, "packed"), "higher"))
+    return found
+
+
+def main() -> int:
+    args = options.parse(options.parser("train", __doc__))
+    model, amx = shapes.shape(args.quick), machine.has_amx()
+    print("== model, rows and the adapter to start from (once)")
+    base = shapes.base(args.work, model)
+    base_digest = digests.base_digest(base)
+    store = args.work / "store"
+    start = shapes.adapters(store, model, 1)[0]
+    trainer.put_start(store, start)
+    todo = jobs(args, base, store, model)
+    described = machine.describe()
+    print("== ceilings")
+    described["ceilings"] = machine.probe_ceilings(sys.executable, args.threads, args.quick)
+    report = Report("train", described, options.settings(args) | {
+        "model": model.name, "parameters": model.parameters(), "rank": shapes.RANK, "modules": shapes.LINEAR,
+        "sigma_of_lengths": SIGMA, "lengths": log_normal_lengths(16, MEAN_LENGTH),
+        "steps": {name: job.steps for name, job in todo.items()},
+    }, {})
+    count = 0
+    seen: dict[tuple[str, str], dict] = {}
+
+    def ours(quantization: str | None, job: str) -> dict:
+        nonlocal count
+        count += 1
+        found = trainer.train(
+            options.binary(args, "trainer"), args.work, store, base, base_digest, start, todo[job], quantization,
+            args.threads, f"{job} {quantization} {count}",
+        )
+        seen[(f"ours {quantization or 'f32'}", job)] = found
+        return found
+
+    def theirs(name: str, dtype: str, env: dict[str, str], job: str) -> dict:
+        nonlocal count
+        count += 1
+        found = peft(args, base, start, todo[job], dtype, env, count)
+        report.versions |= found["versions"]
+        seen[(name, job)] = found
+        return found
+
+    def one_side(run, with_lengths: bool) -> dict:
+        packed = run("packed")
+        found = {"packed": packed["tokens_per_s"], "first": packed["first_step_s"], "peak": packed["peak_bytes"]}
+        if with_lengths:
+            found["lengths"] = run("lengths")["tokens_per_s"]
+        return found
+
+    contenders = {
+        "peft f32": lambda: one_side(lambda job: theirs("peft f32", "float32", {}, job), True),
+        "ours f32": lambda: one_side(lambda job: ours(None, job), True),
+        "ours Q4_K": lambda: one_side(lambda job: ours("Q4_K", job), False),
+        "peft bf16": lambda: one_side(lambda job: theirs("peft bf16", "bfloat16", {}, job), False),
+    }
+    if amx:
+        contenders["peft bf16 without AMX"] = lambda: one_side(
+            lambda job: theirs("peft bf16 without AMX", "bfloat16", machine.without_amx(), job), False
+        )
+    # Once before the rounds: files are in the page cache of all alike, and what disagrees is not timed.
+    print("== warm-up, and whether they compute the same")
+    for name, measure in contenders.items():
+        print(f"   {name}: " + ", ".join(f"{metric} {value:.4g}" for metric, value in measure().items()))
+    try:
+        for (name, job), measured in seen.items():
+            if name != "peft f32":
+                report.checks.append(check(name, job, measured, seen[("peft f32", job)]))
+                print("   " + report.checks[-1])
+    except RuntimeError as error:
+        print(f"error: nothing is timed: {error}", file=sys.stderr)
+        return 1
+    print(f"== {args.rounds} rounds")
+    try:
+        values = run_rounds(contenders, args.rounds, machine.Watch(), limit=args.foreign / 100)
+    except TooBusy as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    report.rounds, report.discarded, report.foreign = args.rounds, values.discarded, values.foreign
+    report.rows = rows(values, amx)
+    report.notes.append("peft pads eight rows to their longest, in the order in which rows come; ours packs them")
+    report.write(args.out)
+    return 0
+
+
+if __name__ == "__main__":
+    run_to_end(main)
