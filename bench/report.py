@@ -80,6 +80,7 @@ class Report:
         lines = [
             f"## {self.name}, {datetime.now(timezone.utc):%Y-%m-%d}",
             "",
+            *(["A trial of the harness with small shapes: these are no figures.", ""] if self.settings.get("quick") else []),
             f"{self.machine['cpu']}, {self.machine['cores']} cores. Ceilings: {ceilings or 'none probed'}.",
             f"{self.rounds} rounds, {len(self.discarded)} thrown away; others took at most "
             f"{100 * max(self.foreign, default=0):.1f} % of the CPU in those that count.",

@@ -175,6 +175,8 @@ def main() -> int:
             if name != "peft f32":
                 report.checks.append(check(name, job, measured, seen[("peft f32", job)]))
                 print("   " + report.checks[-1])
+        if seen[("ours Q4_K", "packed")]["losses"] == seen[("ours f32", "packed")]["losses"]:
+            raise RuntimeError("the trainer took no notice of Q4_K: its losses are those of the f32 base")
     except RuntimeError as error:
         print(f"error: nothing is timed: {error}", file=sys.stderr)
         return 1

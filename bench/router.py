@@ -1,0 +1,145 @@
+"""`make bench-router`: our router beside nginx, haproxy and sglang-router, in front of a backend that costs next to nothing.
+
+And a million requests through a thousand changes of a canary's weight, each answer looked at.
+"""
+
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import machine
+import options
+import proxies
+from children import Child, run_to_end
+from report import Report, compare
+from rounds import TooBusy, run_rounds
+
+CONNECTIONS = 64
+WEIGHTS = [0, 5, 50, 100, 25, 0, 100, 75]
+
+
+def measure(wrk: str, work: Path, port: int, seconds: float, direct_us: float | None) -> dict:
+    """Requests a second from many connections; the median of one connection, less what the backend alone takes."""
+    full = proxies.load(wrk, work, port, connections=CONNECTIONS, seconds=seconds)
+    if full["errors"]:
+        raise RuntimeError(f"{full['errors']} of {full['requests']} requests failed under load")
+    alone = proxies.load(wrk, work, port, connections=1, seconds=max(1, seconds / 3))
+    found = {"rate": full["requests"] / full["seconds"], "p99_us": full["p99_us"], "alone_us": alone["p50_us"]}
+    if direct_us is not None:
+        found["added_us"] = max(1.0, alone["p50_us"] - direct_us)
+    return found
+
+
+def change_weights(router: proxies.Router, wrk: str, work: Path, requests: int, changes: int, rate: float) -> dict:
+    """Weights change while requests run; after each push a request of our own must follow it."""
+    done = wrong = 0
+    # A third of the time is left for requests after the last change.
+    pause = 0.65 * requests / rate / changes
+    due = time.monotonic()
+
+    def each() -> None:
+        nonlocal done, wrong, due
+        while done < changes and time.monotonic() >= due:
+            weight = WEIGHTS[done % len(WEIGHTS)]
+            router.push(weight)
+            done += 1
+            due += pause
+            expected = {0: "bench@v1", 100: "bench@v2"}.get(weight)
+            if expected and proxies.complete(router.port)[1] != expected:
+                wrong += 1
+
+    found = proxies.load(wrk, work, router.port, connections=CONNECTIONS, seconds=10 * requests / rate + 30, most=requests, each=each)
+    router.push(None)
+    return found | {"changes": done, "against_the_table": wrong}
+
+
+def tool(name: str) -> str:
+    found = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
+    if not found:
+        sys.exit(f"error: {name} is not installed: `apt-get install {name}`; bench/run does it for root")
+    return found
+
+
+def version(command: list[str]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True)
+    return (done.stdout + done.stderr).strip().splitlines()[0]
+
+
+def main() -> int:
+    made = options.parser("router", __doc__)
+    made.add_argument("--sglang-python", default=sys.executable, help="a Python with sglang-router")
+    args = options.parse(made)
+    seconds = 2 if args.quick else 10
+    requests, changes = (20_000, 50) if args.quick else (1_000_000, 1_000)
+    work = args.work / "router"
+    work.mkdir(parents=True, exist_ok=True)
+    wrk, nginx, haproxy = tool("wrk"), tool("nginx"), tool("haproxy")
+    described = machine.describe()
+    described["ceilings"] = machine.probe_ceilings(sys.executable, args.threads, args.quick)
+    report = Report("router", described, options.settings(args) | {
+        "connections": CONNECTIONS, "seconds": seconds, "requests": requests, "weight_changes": changes,
+    }, {"nginx": version([nginx, "-v"]), "haproxy": version([haproxy, "-v"]), "wrk": version([wrk, "-v"])})
+
+    print("== backend and proxies")
+    _, backends = proxies.start_backends(nginx, work)
+    router = proxies.Router(options.binary(args, "router"), work, backends)
+    ports = {"ours": router.port}
+    starts = {
+        "nginx": lambda: proxies.start_nginx_proxy(nginx, work, backends, args.threads),
+        "haproxy": lambda: proxies.start_haproxy(haproxy, work, backends, args.threads),
+        "sglang-router": lambda: proxies.start_sglang(args.sglang_python, work, backends),
+    }
+    for name, start in starts.items():
+        ports[name] = start()[1]
+        print(f"   {name} answers")
+    report.versions["sglang-router"] = version([
+        args.sglang_python, "-c", "import importlib.metadata as m; print(m.version('sglang-router'))"
+    ])
+    if proxies.complete(router.port)[1] != "bench@v1":
+        raise RuntimeError("our router does not name the version that answered")
+
+    print("== warm-up")
+    warm = proxies.load(wrk, work, backends[0], connections=CONNECTIONS, seconds=2)
+    rates = {name: measure(wrk, work, port, 2, None)["rate"] for name, port in ports.items()}
+    print(f"   backend alone {warm['requests'] / warm['seconds']:,.0f} requests/s; " +
+          ", ".join(f"{name} {rate:,.0f}" for name, rate in rates.items()))
+
+    def direct() -> float:
+        return proxies.load(wrk, work, backends[0], connections=1, seconds=1)["p50_us"]
+
+    contenders = {
+        name: lambda port=port: measure(wrk, work, port, seconds, direct()) for name, port in ports.items()
+    }
+    print(f"== {args.rounds} rounds")
+    try:
+        values = run_rounds(contenders, args.rounds, machine.Watch(), limit=args.foreign / 100)
+    except TooBusy as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    report.rounds, report.discarded, report.foreign = args.rounds, values.discarded, values.foreign
+    case = f"{CONNECTIONS} connections"
+    for peer, bar in (("sglang-router", 1.5), ("nginx", 0.5), ("haproxy", None)):
+        report.rows.append(compare(case, "requests/s", values.series("ours", "rate"), peer, values.series(peer, "rate"), "higher", bar))
+    for peer in ("sglang-router", "nginx", "haproxy"):
+        report.rows.append(compare("1 connection", "added median, us", values.series("ours", "added_us"), peer, values.series(peer, "added_us"), "lower"))
+        report.rows.append(compare(case, "p99, us", values.series("ours", "p99_us"), peer, values.series(peer, "p99_us"), "lower"))
+
+    print(f"== {requests:,} requests through {changes:,} changes of weight")
+    found = change_weights(router, wrk, work, requests, changes, rates["ours"])
+    good = (found["answers"] >= requests and found["changes"] == changes
+            and not (found["failures"] or found["errors"] or found["mixed"] or found["against_the_table"]))
+    report.checks.append(
+        f"{found['answers']:,} answers through {found['changes']:,} changes of weight: {found['failures']} failures, "
+        f"{found['errors']} errors of connections, {found['mixed']} with mixed versions, {found['against_the_table']} against "
+        f"a table that was acknowledged; {found['stable']:,} of the stable version, {found['candidate']:,} of the candidate "
+        f"(bar: 0 of each, {'met' if good else 'missed'})"
+    )
+    report.notes.append("backend, proxy and load share the cores: these are figures of a whole machine, not of a proxy alone")
+    report.write(args.out)
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    run_to_end(main)
