@@ -8,11 +8,14 @@ CLUSTER ?= local
 # With CLUSTER=current, how images get there: kind, push (with REGISTRY=...) or loaded (they are there already).
 IMAGES ?=
 REGISTRY ?=
+# Options of a benchmark: `make bench-train BENCH=--quick`.
+BENCH ?=
 # Names of stories, or parts of them: `make e2e STORIES="canary rollback"`.
 STORIES ?=
 export CLUSTER IMAGES REGISTRY STORIES
 
-.PHONY: help setup build demo demo-down test unit e2e lint fmt deny generate base-model parity parity-fixtures lm-eval privacy-figures build-memory
+.PHONY: help setup build demo demo-down test unit e2e lint fmt deny generate base-model parity parity-fixtures lm-eval privacy-figures build-memory \
+	bench-train bench-serve bench-router bench-data
 
 help: ## This list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 20
@@ -80,3 +83,15 @@ parity: ## Compares ours with torch, transformers, peft and TRL, both ways (seve
 
 parity-fixtures: ## Records anew what the parity tests compare with
 	@parity/run record
+
+bench-train: ## The trainer beside transformers and peft: speed, memory, start (about an hour)
+	@bench/run train $(BENCH)
+
+bench-serve: ## The engine beside llama.cpp and peft: throughput with many adapters (about an hour)
+	@bench/run serve $(BENCH)
+
+bench-router: ## The router beside nginx, haproxy and sglang-router (a quarter of an hour)
+	@bench/run router $(BENCH)
+
+bench-data: ## Rows to token blocks, beside pyarrow and tokenizers (a quarter of an hour)
+	@bench/run data $(BENCH)

@@ -3,7 +3,6 @@
 The same random model and adapters for all; what is answered is checked before a time counts.
 """
 
-import math
 import random
 import sys
 from collections.abc import Callable
@@ -13,6 +12,7 @@ import digests
 import machine
 import options
 import shapes
+from answers import divergence, judge_answers
 from children import Child, run_to_end
 from engine import Engine
 from report import Report, Row, best_of, compare
@@ -21,8 +21,6 @@ from rounds import TooBusy, run_rounds
 HERE = Path(__file__).resolve().parent
 STREAMS = 32
 ADAPTERS = 8
-# Of teacher-forced log-probabilities: an estimate from so many tokens is this exact at best.
-KL_MARGIN = 1.25
 
 
 class Work:
@@ -119,16 +117,6 @@ def measure_peer(peer: Child, work: Work, registers: str | None) -> dict:
     return found
 
 
-def divergence(reference: list[float], other: list[float]) -> float:
-    """KL(reference || other) per token, from log-probabilities of tokens that were drawn from the reference.
-
-    `r - 1 - ln r` with `r = other / reference` has the expectation of `-ln r` and far less variance
-    (Schulman 2020, "Approximating KL divergence"): it is never negative.
-    """
-    ratios = [mine - theirs for theirs, mine in zip(reference, other)]
-    return sum(math.expm1(ratio) - ratio for ratio in ratios) / len(ratios)
-
-
 def check_answers(engine: Engine, adapters: list[shapes.AdapterFolder], reference: Child, peers: dict[str, Child],
                   quick: bool) -> tuple[dict[str, float], dict[str, float]]:
     """Teacher-forced divergence from f32, per token, of every side; and of the bare base, which must be far."""
@@ -149,17 +137,6 @@ def check_answers(engine: Engine, adapters: list[shapes.AdapterFolder], referenc
         found[name] = divergence(expected, given)
     base = found.pop("base")
     return found, {"base": base}
-
-
-def judge_answers(found: dict[str, float], base: float, counterpart: str) -> list[str]:
-    """Where something is wrong: why nothing is timed."""
-    wrong = []
-    if found["ours"] > KL_MARGIN * found[counterpart] + 1e-9:
-        wrong.append(f"ours is farther from f32 ({found['ours']:.2e}) than {counterpart} ({found[counterpart]:.2e})")
-    for name, value in found.items():
-        if value > 0.1 * base:
-            wrong.append(f"{name} is as far from f32 ({value:.2e}) as if it had no adapter ({base:.2e})")
-    return wrong
 
 
 def rows(values, amx: bool, format_name: str) -> list[Row]:

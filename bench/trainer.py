@@ -1,6 +1,5 @@
 """Our trainer and dataset builder as processes, on files and without a cluster."""
 
-import datetime
 import json
 import shutil
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from pathlib import Path
 import digests
 from children import Child
 from shapes import ALPHA, LINEAR, RANK, AdapterFolder, write_json
+from steplog import step_times
 
 
 @dataclass(frozen=True)
@@ -122,18 +122,3 @@ def train(binary: Path, work: Path, store: Path, base: Path, base_digest: str, s
         "losses": [record["loss"] for record in records],
         "gradient_norms": [record["gradientNorm"] for record in records],
     }
-
-
-def step_times(lines: list[str]) -> dict[int, float]:
-    """When a step was done, in seconds since the epoch, by the trainer's log: the first and the last are always there."""
-    found = {}
-    for line in lines:
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        fields = entry.get("fields", {})
-        if fields.get("message") == "training":
-            when = datetime.datetime.fromisoformat(entry["timestamp"].replace("Z", "+00:00"))
-            found.setdefault(int(fields["step"]), when.timestamp())
-    return found

@@ -1,0 +1,207 @@
+"""What decides whether a figure counts. Needs Python alone: `python3 -m unittest discover -s bench`."""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+from pathlib import Path
+
+import answers
+import children
+import digests
+import machine
+import report
+import rounds
+import steplog
+
+STAT = """cpu  100 0 100 1000 0 0 0 0 0 0
+cpu0 50 1 40 500 7 2 3 4 9 9
+cpu1 50 0 60 500 0 0 0 0 0 0
+intr 12
+"""
+
+
+class TheWatch(unittest.TestCase):
+    def test_counts_all_but_idle_and_waiting_and_only_our_cores(self):
+        self.assertEqual(machine.busy_ticks(STAT, {0}), 50 + 1 + 40 + 2 + 3 + 4)
+        self.assertEqual(machine.busy_ticks(STAT, {0, 1}), 100 + 110)
+
+    def test_takes_a_process_with_all_below_it_and_none_beside_it(self):
+        processes = {1: (0, 1000), 10: (1, 5), 11: (10, 7), 12: (11, 9), 20: (1, 100)}
+        self.assertEqual(machine.tree_ticks(processes, 10), 21)
+
+    def test_share_is_of_what_all_cores_could_do(self):
+        before, after = machine.Ticks(100, 50, 0.0), machine.Ticks(320, 250, 1.0)
+        self.assertAlmostEqual(machine.foreign_share(before, after, cores=2, hertz=100), 20 / 200)
+
+    def test_rounding_against_us_is_no_negative_share(self):
+        self.assertEqual(machine.foreign_share(machine.Ticks(0, 0, 0.0), machine.Ticks(9, 10, 1.0), 2, 100), 0.0)
+
+    def test_does_not_take_our_own_work_for_anothers(self):
+        watch = machine.Watch()
+        before = watch.now()
+        subprocess.run([sys.executable, "-c", burn(0.7)], check=True)
+        after = watch.now()
+        self.assertGreater(after.own - before.own, 0.3 * watch.hertz)
+
+    def test_sees_what_is_not_ours(self):
+        watch = machine.Watch()
+        before = watch.now()
+        # Its parent ends at once, and it goes to init.
+        subprocess.run(["sh", "-c", f"{sys.executable} -c '{burn(1.5)}' >/dev/null 2>&1 &"], check=True)
+        time.sleep(1.2)
+        after = watch.now()
+        foreign = (after.busy - before.busy) - (after.own - before.own)
+        self.assertGreater(foreign, 0.3 * watch.hertz)
+
+
+def burn(seconds: float) -> str:
+    return f"import time; end = time.time() + {seconds}\nwhile time.time() < end: pass"
+
+
+class FakeWatch:
+    """Says what a test wants it to."""
+
+    def __init__(self, shares):
+        self.shares = list(shares)
+
+    def start(self):
+        pass
+
+    def stop(self):
+        return self.shares.pop(0)
+
+
+class Rounds(unittest.TestCase):
+    def test_a_disturbed_round_is_thrown_away_whole_and_done_again(self):
+        calls = []
+
+        def contender(name):
+            def measure():
+                calls.append(name)
+                return {"x": len(calls)}
+            return measure
+
+        watch = FakeWatch([0.0, 0.2, 0.0, 0.01, 0.0, 0.0])
+        found = rounds.run_rounds({"a": contender("a"), "b": contender("b")}, 2, watch, limit=0.03, say=lambda _: None)
+        self.assertEqual(calls, ["a", "b", "b", "a", "a", "b"])
+        self.assertEqual(found.series("a", "x"), [4, 5])
+        self.assertEqual(found.series("b", "x"), [3, 6])
+        self.assertEqual(found.discarded, [{"contender": "b", "foreign": 0.2}])
+        self.assertEqual(found.foreign, [0.01, 0.0])
+
+    def test_a_machine_that_is_never_quiet_ends_it(self):
+        with self.assertRaises(rounds.TooBusy):
+            rounds.run_rounds({"a": lambda: {}}, 1, FakeWatch([0.5] * 9), limit=0.03, most_discarded=2, say=lambda _: None)
+
+
+class Ratios(unittest.TestCase):
+    def test_are_of_each_round_before_the_median_is_taken(self):
+        row = report.compare("c", "m", [10, 40, 30], "p", [10, 20, 10], "higher")
+        self.assertEqual((row.ours, row.peer_value, row.ratio, row.ratio_low, row.ratio_high), (30, 10, 2, 1, 3))
+
+    def test_of_values_that_can_not_be_are_refused(self):
+        for ours, theirs in (([1.0], [0.0]), ([float("nan")], [1.0]), ([1.0, 2.0], [1.0]), ([], [])):
+            with self.assertRaises(ValueError):
+                report.compare("c", "m", ours, "p", theirs, "higher")
+
+    def test_are_judged_by_their_median_and_say_where_a_round_missed(self):
+        verdict = lambda ours, better, bar: report.compare("c", "m", ours, "p", [1.0] * len(ours), better, bar).verdict()
+        self.assertEqual(verdict([2, 2, 2], "higher", 1.5), "met")
+        self.assertEqual(verdict([1, 2, 2], "higher", 1.5), "met, not in every round")
+        self.assertEqual(verdict([1, 1, 2], "higher", 1.5), "missed")
+        self.assertEqual(verdict([0.1, 0.1, 0.1], "lower", 0.3), "met")
+        self.assertEqual(verdict([0.1, 0.1, 0.9], "lower", 0.3), "met, not in every round")
+        self.assertEqual(verdict([0.5, 0.5, 0.1], "lower", 0.3), "missed")
+        self.assertEqual(verdict([1.0], "lower", None), "")
+
+    def test_the_better_peer_is_the_one_with_the_better_median(self):
+        series = {"a": [1.0, 9.0, 1.0], "b": [2.0, 2.0, 2.0]}
+        self.assertEqual(report.best_of(series, "higher")[0], "b")
+        self.assertEqual(report.best_of(series, "lower")[0], "a")
+
+    def test_a_report_has_its_rows_its_bars_and_what_was_thrown_away(self):
+        made = report.Report("x", {"cpu": "c", "cores": 2}, {"quick": True}, {}, rounds=1, discarded=[{"foreign": 0.5}])
+        made.rows.append(report.compare("case", "tokens/s", [1234.5], "peer", [1000.0], "higher", 2.0))
+        text = made.markdown()
+        self.assertIn("| case | tokens/s | 1,234 | peer | 1,000 | 1.23 | 1.23 to 1.23 | >= 2 | missed |", text)
+        self.assertIn("1 thrown away", text)
+        self.assertIn("no figures", text)
+        self.assertEqual(made.document()["rows"][0]["bar"], 2.0)
+
+    def test_numbers_have_three_digits(self):
+        self.assertEqual([report.number(value) for value in (0.0123456, 1.5, 12345.6, 0)], ["0.0123", "1.50", "12,346", "0"])
+
+
+class Answers(unittest.TestCase):
+    def test_equal_ones_are_no_distance_away_and_others_are(self):
+        self.assertEqual(answers.divergence([-1.0, -2.0], [-1.0, -2.0]), 0.0)
+        self.assertAlmostEqual(answers.divergence([-1.0, -1.0], [-1.1, -0.9]), 0.005, places=4)
+
+    def test_the_estimate_is_the_divergence(self):
+        import math
+        import random
+
+        p, q = [0.5, 0.3, 0.2], [0.4, 0.4, 0.2]
+        drawn = random.Random(1).choices(range(3), p, k=200_000)
+        found = answers.divergence([math.log(p[i]) for i in drawn], [math.log(q[i]) for i in drawn])
+        self.assertAlmostEqual(found, sum(a * math.log(a / b) for a, b in zip(p, q)), places=3)
+
+    def test_nothing_is_timed_that_is_farther_than_its_counterpart_or_has_no_adapter(self):
+        judge = lambda ours, peer: answers.judge_answers({"ours": ours, "peer": peer}, 1.0, "peer")
+        self.assertEqual(judge(0.001, 0.001), [])
+        self.assertEqual(len(judge(0.002, 0.001)), 1)
+        self.assertEqual(len(judge(0.001, 0.9)), 1)
+
+
+class Messages(unittest.TestCase):
+    def test_numbers_and_texts_are_read_back_and_zeros_left_out(self):
+        inner = digests.encode([(1, "a"), (2, 0), (3, 300), (5, True), (6, ""), (7, None)])
+        self.assertEqual(digests.decode(inner), [(1, b"a"), (3, 300), (5, 1)])
+        self.assertEqual(digests.decode(digests.encode([(4, inner), (4, b"")])), [(4, inner), (4, b"")])
+
+    def test_parts_do_not_run_into_each_other(self):
+        one = digests.FieldHasher().field(b"ab").field(b"c").finish()
+        other = digests.FieldHasher().field(b"a").field(b"bc").finish()
+        self.assertNotEqual(one, other)
+
+    def test_the_order_of_keys_does_not_change_a_digest(self):
+        self.assertEqual(digests.of_json({"b": 1, "a": [{"y": 2, "x": 3}]}), digests.of_json({"a": [{"x": 3, "y": 2}], "b": 1}))
+
+
+class Logs(unittest.TestCase):
+    def test_the_first_line_of_a_step_counts_and_other_lines_do_not(self):
+        line = lambda time, message, step: json.dumps({"timestamp": time, "fields": {"message": message, "step": step}})
+        found = steplog.step_times([
+            "not JSON", line("2026-01-01T00:00:01.500000Z", "training", 1), line("2026-01-01T00:00:02Z", "saved", 2),
+            line("2026-01-01T00:00:04.000000Z", "training", 3), line("2026-01-01T00:00:09Z", "training", 3),
+        ])
+        self.assertEqual(set(found), {1, 3})
+        self.assertEqual(found[3] - found[1], 2.5)
+
+
+class Children(unittest.TestCase):
+    def test_are_ended_with_what_they_started(self):
+        with tempfile.TemporaryDirectory() as folder:
+            child = children.Child(["sh", "-c", "sleep 60 & echo $!; wait"], Path(folder) / "log")
+            limit = time.monotonic() + 10
+            while not (text := child.log.read_text().strip()) and time.monotonic() < limit:
+                time.sleep(0.02)
+            children.stop_all()
+            self.assertIsNotNone(child.process.returncode)
+            time.sleep(0.1)
+            state = Path(f"/proc/{text}/stat")
+            self.assertTrue(not state.exists() or " Z " in state.read_text())
+
+    def test_one_that_fails_while_one_waits_for_it_says_why(self):
+        with tempfile.TemporaryDirectory() as folder:
+            child = children.Child(["sh", "-c", "echo no such model; exit 3"], Path(folder) / "log")
+            with self.assertRaisesRegex(RuntimeError, "no such model"):
+                children.wait_until_answers(child, "http://127.0.0.1:1/", 10)
+            children.stop_all()
+
+
+if __name__ == "__main__":
+    unittest.main()
