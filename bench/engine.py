@@ -45,11 +45,15 @@ class Engine:
     def call(self, method: str, message: bytes) -> bytes:
         return self.channel.unary_unary(f"/graftwork.engine.v1.Engine/{method}")(message, timeout=120)
 
-    def sync(self, adapters: list[AdapterFolder]) -> dict[str, str]:
-        """Pushes the whole list; the states that the engine answers with."""
-        body = encode_list(adapters)
-        reply = self.call("Sync", self.operator.sign("graftwork.engine.v1.Engine/Sync", body))
-        return read_states(reply)
+    def sync(self, adapters: list[AdapterFolder]) -> tuple[float, dict[str, str]]:
+        """Pushes the whole list: seconds of the call alone, and the states that the engine answers with.
+
+        Python takes longer to write and to read a list of a thousand than the engine takes for it.
+        """
+        push = self.operator.sign("graftwork.engine.v1.Engine/Sync", encode_list(adapters))
+        begun = time.perf_counter()
+        reply = self.call("Sync", push)
+        return time.perf_counter() - begun, read_states(reply)
 
     def states(self) -> dict[str, str]:
         return read_states(self.call("Status", b""))

@@ -156,6 +156,11 @@ class Answers(unittest.TestCase):
         self.assertEqual(len(judge(0.001, 0.9)), 1)
 
 
+    def test_an_engine_that_took_no_notice_of_a_quantisation_is_found_out(self):
+        self.assertFalse(answers.is_quantised({"ours": 1e-9, "peft bf16": 4e-5}))
+        self.assertTrue(answers.is_quantised({"ours": 1e-4, "peft bf16": 4e-5}))
+
+
 class Messages(unittest.TestCase):
     def test_numbers_and_texts_are_read_back_and_zeros_left_out(self):
         inner = digests.encode([(1, "a"), (2, 0), (3, 300), (5, True), (6, ""), (7, None)])
