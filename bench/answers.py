@@ -28,5 +28,5 @@ def judge_answers(found: dict[str, float], base: float, counterpart: str) -> lis
 
 
 def is_quantised(found: dict[str, float]) -> bool:
-    """Whether our answers are those of rounded weights: exact ones are thousands of times nearer to f32 than bf16 is."""
+    """Whether our answers are those of rounded weights: exact ones are thousands of times nearer to f32 than bf16."""
     return found["ours"] > 0.01 * found["peft bf16"]

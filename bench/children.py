@@ -21,6 +21,8 @@ class Child:
     def __init__(self, command: list, log: Path, env: dict[str, str] | None = None, talks: bool = False) -> None:
         log.parent.mkdir(parents=True, exist_ok=True)
         self.log = log
+        # The script, where Python runs one.
+        self.name = next((Path(part).name for part in map(str, command) if part.endswith(".py")), Path(command[0]).name)
         self.begun = time.monotonic()
         self.begun_unix = time.time()
         with log.open("wb") as file:
@@ -33,15 +35,9 @@ class Child:
 
     def peak_bytes(self) -> int:
         """The most memory that it had at a time; of the program itself, not of what forked it."""
-        return self.memory("VmHWM:")
-
-    def resident_bytes(self) -> int:
-        return self.memory("VmRSS:")
-
-    def memory(self, field: str) -> int:
         try:
             for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
-                if line.startswith(field):
+                if line.startswith("VmHWM:"):
                     return int(line.split()[1]) << 10
         except OSError:
             pass
@@ -55,7 +51,7 @@ class Child:
         line = self.process.stdout.readline()
         if not line:
             self.process.wait(30)
-            raise RuntimeError(f"{self.process.args[1]} ended with {self.process.returncode}:\n{self.tail()}")
+            raise RuntimeError(f"{self.name} ended with {self.process.returncode}:\n{self.tail()}")
         return json.loads(line)
 
     def wait(self, seconds: float, each: Callable[[], None] = lambda: None) -> int:
@@ -65,7 +61,7 @@ class Child:
             each()
             if time.monotonic() > limit:
                 self.stop()
-                raise TimeoutError(f"{self.process.args[0]} did not end within {seconds:.0f} s; log: {self.log}")
+                raise TimeoutError(f"{self.name} did not end within {seconds:.0f} s; log: {self.log}")
             time.sleep(0.02)
         Child.alive.remove(self)
         return self.process.returncode
@@ -126,7 +122,7 @@ def wait_until_answers(child: Child, url: str, seconds: float) -> None:
         except (urllib.error.URLError, OSError):
             pass
         if child.process.poll() is not None:
-            raise RuntimeError(f"{child.process.args[0]} ended with {child.process.returncode}:\n{child.tail()}")
+            raise RuntimeError(f"{child.name} ended with {child.process.returncode}:\n{child.tail()}")
         if time.monotonic() > limit:
             raise TimeoutError(f"{url} does not answer after {seconds:.0f} s:\n{child.tail()}")
         time.sleep(0.1)

@@ -1,7 +1,7 @@
 """`make bench-data`: conversations from JSONL and Parquet to packed blocks of token ids, beside the same in Python.
 
-Ours: the dataset builder, then the trainer's own reading, template, tokenizer and packing. The peer: pyarrow, jinja2 and
-tokenizers' `encode_batch_fast`. Both give the same ids.
+Ours: the dataset builder, then the trainer's own reading, template, tokenizer and packing. The peer: pyarrow, jinja2
+and tokenizers' `encode_batch_fast`. Both give the same ids.
 """
 
 import json
@@ -32,13 +32,16 @@ def write_conversations(target: Path, megabytes: int, vocabulary: int) -> Path:
     lexicon, numbers = texts.Lexicon(vocabulary), random.Random(5)
     # Drawing words is slow: whole sentences are drawn once and come again in other orders.
     sentences = [lexicon.sentence(numbers) for _ in range(100_000 if megabytes > 10 else 5_000)]
+
+    def message(role: str, most: int) -> dict:
+        return {"role": role, "content": " ".join(numbers.choices(sentences, k=numbers.randint(1, most)))}
+
     beside, written = target.with_suffix(".part"), 0
     with beside.open("w") as file:
         while written < megabytes << 20:
-            messages = [{"role": "system", "content": numbers.choice(sentences)}] if numbers.random() < 0.3 else []
+            messages = [message("system", 1)] if numbers.random() < 0.3 else []
             for _ in range(numbers.randint(1, 3)):
-                messages.append({"role": "user", "content": " ".join(numbers.choices(sentences, k=numbers.randint(1, 3)))})
-                messages.append({"role": "assistant", "content": " ".join(numbers.choices(sentences, k=numbers.randint(1, 8)))})
+                messages += [message("user", 3), message("assistant", 8)]
             if numbers.randrange(1000) < BAD_PER_THOUSAND:
                 messages[-1]["content"] = "  "
             line = json.dumps({"messages": messages}, ensure_ascii=False) + "\n"
@@ -137,7 +140,8 @@ def check(ours: dict, peer: dict) -> str:
         raise RuntimeError(f"rows differ: {ours['rows']} of ours, the peer keeps {peer['built_rows']}")
     if ours["blocks"] != peer["blocks"]:
         raise RuntimeError(f"blocks differ: {ours['blocks']} of ours, {peer['blocks']} of the peer")
-    return f"{ours['rows']:,} rows ({ours['rejected']} bad ones left out), {ours['tokens']:,} ids, {ours['blocks']:,} blocks: the same"
+    return (f"{ours['rows']:,} rows ({ours['rejected']} bad ones left out), {ours['tokens']:,} ids, "
+            f"{ours['blocks']:,} blocks: the same")
 
 
 def main() -> int:
@@ -201,8 +205,10 @@ def main() -> int:
             f"{kind}: peak memory", "bytes", values.series(f"ours {kind}", "peak_bytes"), "pyarrow, jinja2, tokenizers",
             values.series(f"peer {kind}", "peak_bytes"), "lower",
         ))
-    report.notes.append("MB/s are of the JSONL's bytes, for Parquet too; ours also hashes, orders, describes and publishes the version")
-    report.notes.append("ours makes the mask of what the assistant says within its token ids; the peer makes none")
+    report.notes += [
+        "MB/s are of the JSONL's bytes, for Parquet too; ours also hashes, orders, describes and publishes the version",
+        "ours makes the mask of what the assistant says within its token ids; the peer makes none",
+    ]
     report.write(args.out)
     return 0
 

@@ -1,4 +1,4 @@
-"""Digests and signed calls as crates/contract and crates/model make them, so that our binaries take what is made here."""
+"""Digests and signed calls as crates/contract and crates/model make them: our binaries take what is made here."""
 
 import hashlib
 import json

@@ -17,7 +17,8 @@ class Engine:
     """A running engine."""
 
     def __init__(self, binary: Path, work: Path, base: Path, base_digest: str, store: Path,
-                 adapters: list[AdapterFolder], *, threads: int, streams: int, loaded: int, quantization: str | None) -> None:
+                 adapters: list[AdapterFolder], *, threads: int, streams: int, loaded: int,
+                 quantization: str | None) -> None:
         self.operator = digests.Operator("bench-pod", "bench-owner")
         self.http_port, grpc_port, metrics_port = free_ports(3)
         config = {

@@ -47,7 +47,7 @@ def probe_ceilings(python: str, threads: int, quick: bool) -> dict:
     if has_amx():
         variants["_without_amx"] = without_amx()
     for suffix, more in variants.items():
-        command = [python, str(HERE / "ceilings.py"), str(threads), "quick" if quick else "full"]
+        command = [python, "-P", str(HERE / "ceilings.py"), str(threads), "quick" if quick else "full"]
         done = subprocess.run(
             command, env={**os.environ, **more, **thread_variables(threads)}, capture_output=True, text=True
         )

@@ -18,7 +18,7 @@ def parser(name: str, about: str, rounds: int = 5) -> argparse.ArgumentParser:
         prog=f"make bench-{name}", description=about,
         epilog=f"Examples: make bench-{name}; make bench-{name} BENCH='--quick'; make bench-{name} BENCH='--rounds 7'",
     )
-    made.add_argument("--quick", action="store_true", help="a small shape and two rounds: tries the harness, says nothing")
+    made.add_argument("--quick", action="store_true", help="a small shape, two rounds: tries the harness, says nothing")
     made.add_argument("--rounds", type=int, default=None, help=f"rounds that count (default {rounds}, 2 with --quick)")
     made.add_argument("--threads", type=int, default=2, help="compute threads of each side (default 2)")
     made.add_argument("--foreign", type=float, default=3.0, metavar="PERCENT",

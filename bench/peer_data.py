@@ -81,8 +81,9 @@ def blocks(source: Path, base: Path) -> dict:
     for row in ids:
         hasher.field(b"".join(token.to_bytes(4, "little") for token in row))
     return {
-        "read_s": read - begun, "template_s": rendered - read, "tokens_s": tokenised - rendered, "pack_s": done - tokenised,
-        "rows": len(ids), "tokens": sum(map(len, ids)), "blocks": len(packed), "ids": hasher.finish(),
+        "read_s": read - begun, "template_s": rendered - read, "tokens_s": tokenised - rendered,
+        "pack_s": done - tokenised, "rows": len(ids), "tokens": sum(map(len, ids)), "blocks": len(packed),
+        "ids": hasher.finish(),
     }
 
 

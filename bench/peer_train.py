@@ -11,7 +11,10 @@ import transformers
 from peft import PeftModel
 
 
-def batches(rows: list[list[int]], micro_batch: int, seed: int) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def batches(rows: list[list[int]], micro_batch: int, seed: int) -> list[Batch]:
     """Ids, mask and labels of a step's micro-batches, each padded to its longest row. Rows come as they come."""
     order = list(range(len(rows)))
     random.Random(seed).shuffle(order)

@@ -1,7 +1,9 @@
-"""The proxies beside ours, a backend that costs next to nothing, and wrk in front: each as a child in the foreground."""
+"""The proxies beside ours, a backend that costs next to nothing, and wrk: each a child in the foreground."""
 
 import json
 import sys
+import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -11,7 +13,8 @@ from shapes import write_json
 
 # What an engine answers, with the version that it was asked for. sglang-router looks for the last names.
 ANSWER = (
-    '{"id": "cmpl-1", "object": "text_completion", "created": 1, "model": "bench", "asked": "$http_x_graftwork_adapter", '
+    '{"id": "cmpl-1", "object": "text_completion", "created": 1, "model": "bench", '
+    '"asked": "$http_x_graftwork_adapter", '
     '"choices": [{"index": 0, "text": " a few words of an answer", "logprobs": null, "finish_reason": "length"}], '
     '"usage": {"prompt_tokens": 64, "completion_tokens": 16, "total_tokens": 80}, "data": [], '
     '"model_path": "bench", "served_model_name": "bench", "is_generation": true, "status": "ok"}'
@@ -135,7 +138,8 @@ class Router:
         })
         self.child = Child(
             [binary, "--config", file, "--pod-uid", "bench-router", "--listen-http", f"127.0.0.1:{self.port}",
-             "--listen-grpc", f"127.0.0.1:{grpc_port}", "--listen-metrics", f"127.0.0.1:{metrics}", "--drain-delay", "0s"],
+             "--listen-grpc", f"127.0.0.1:{grpc_port}", "--listen-metrics", f"127.0.0.1:{metrics}",
+             "--drain-delay", "0s"],
             work / "router.log", {"RUST_LOG": "warn"},
         )
         wait_until_answers(self.child, f"http://127.0.0.1:{metrics}/readyz", 30)
@@ -173,9 +177,6 @@ def complete(port: int) -> tuple[int, str | None]:
 
 
 def wait_until_completes(child: Child, port: int, seconds: float) -> None:
-    import time
-    import urllib.error
-
     limit = time.monotonic() + seconds
     while True:
         try:
@@ -183,11 +184,12 @@ def wait_until_completes(child: Child, port: int, seconds: float) -> None:
                 return
         except (urllib.error.URLError, OSError) as error:
             if child.process.poll() is not None or time.monotonic() > limit:
-                raise RuntimeError(f"no completion through {child.process.args[0]}: {error}\n{child.tail()}") from error
+                raise RuntimeError(f"no completion through {child.name}: {error}\n{child.tail()}") from error
         time.sleep(0.1)
 
 
-def load(wrk: str, work: Path, port: int, *, connections: int, seconds: float, most: int = 0, each=lambda: None) -> dict:
+def load(wrk: str, work: Path, port: int, *, connections: int, seconds: float, most: int = 0,
+         each=lambda: None) -> dict:
     """wrk with one thread: what it found. With `most`, it looks at every answer and ends after so many."""
     script = Path(__file__).resolve().parent / "post.lua"
     child = Child(

@@ -80,7 +80,7 @@ class Report:
         lines = [
             f"## {self.name}, {datetime.now(timezone.utc):%Y-%m-%d}",
             "",
-            *(["A trial of the harness with small shapes: these are no figures.", ""] if self.settings.get("quick") else []),
+            *self.warning(),
             f"{self.machine['cpu']}, {self.machine['cores']} cores. Ceilings: {ceilings or 'none probed'}.",
             f"{self.rounds} rounds, {len(self.discarded)} thrown away; others took at most "
             f"{100 * max(self.foreign, default=0):.1f} % of the CPU in those that count.",
@@ -97,6 +97,11 @@ class Report:
             )
         lines += [""] + [f"- checked: {check}" for check in self.checks] + [f"- {note}" for note in self.notes]
         return "\n".join(lines) + "\n"
+
+    def warning(self) -> list[str]:
+        if not self.settings.get("quick"):
+            return []
+        return ["A trial of the harness with small shapes: these are no figures.", ""]
 
     def document(self) -> dict:
         return {

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from report import Row, compare
+
 # As docs/performance.md says.
 FOREIGN_LIMIT = 0.03
 
@@ -21,6 +23,11 @@ class Rounds:
 
     def series(self, contender: str, metric: str) -> list[float]:
         return [value[metric] for value in self.values[contender]]
+
+    def row(self, case: str, unit: str, ours: tuple[str, str], peer: tuple[str, str], bar: float | None = None,
+            better: str = "higher", called: str | None = None) -> Row:
+        """A row from two (contender, metric); the peer is called by its contender's name, or as said."""
+        return compare(case, unit, self.series(*ours), called or peer[0], self.series(*peer), better, bar)
 
 
 def run_rounds(contenders: dict[str, Callable[[], dict]], wanted: int, watch, *, limit: float = FOREIGN_LIMIT,

@@ -1,4 +1,4 @@
-"""`make bench-router`: our router beside nginx, haproxy and sglang-router, in front of a backend that costs next to nothing.
+"""`make bench-router`: our router beside nginx, haproxy and sglang-router, before a backend that costs next to nothing.
 
 And a million requests through a thousand changes of a canary's weight, each answer looked at.
 """
@@ -13,7 +13,7 @@ import machine
 import options
 import proxies
 from children import Child, run_to_end
-from report import Report, compare
+from report import Report
 from rounds import TooBusy, run_rounds
 
 CONNECTIONS = 64
@@ -50,7 +50,10 @@ def change_weights(router: proxies.Router, wrk: str, work: Path, requests: int, 
             if expected and proxies.complete(router.port)[1] != expected:
                 wrong += 1
 
-    found = proxies.load(wrk, work, router.port, connections=CONNECTIONS, seconds=10 * requests / rate + 30, most=requests, each=each)
+    limit = 10 * requests / rate + 30
+    found = proxies.load(
+        wrk, work, router.port, connections=CONNECTIONS, seconds=limit, most=requests, each=each
+    )
     router.push(None)
     return found | {"changes": done, "against_the_table": wrong}
 
@@ -121,10 +124,10 @@ def main() -> int:
     report.rounds, report.discarded, report.foreign = args.rounds, values.discarded, values.foreign
     case = f"{CONNECTIONS} connections"
     for peer, bar in (("sglang-router", 1.5), ("nginx", 0.5), ("haproxy", None)):
-        report.rows.append(compare(case, "requests/s", values.series("ours", "rate"), peer, values.series(peer, "rate"), "higher", bar))
-    for peer in ("sglang-router", "nginx", "haproxy"):
-        report.rows.append(compare("1 connection", "added median, us", values.series("ours", "added_us"), peer, values.series(peer, "added_us"), "lower"))
-        report.rows.append(compare(case, "p99, us", values.series("ours", "p99_us"), peer, values.series(peer, "p99_us"), "lower"))
+        report.rows.append(values.row(case, "requests/s", ("ours", "rate"), (peer, "rate"), bar))
+    for peer in starts:
+        for where, unit, metric in (("1 connection", "added median, us", "added_us"), (case, "p99, us", "p99_us")):
+            report.rows.append(values.row(where, unit, ("ours", metric), (peer, metric), None, "lower"))
 
     print(f"== {requests:,} requests through {changes:,} changes of weight")
     found = change_weights(router, wrk, work, requests, changes, rates["ours"])
@@ -132,11 +135,12 @@ def main() -> int:
             and not (found["failures"] or found["errors"] or found["mixed"] or found["against_the_table"]))
     report.checks.append(
         f"{found['answers']:,} answers through {found['changes']:,} changes of weight: {found['failures']} failures, "
-        f"{found['errors']} errors of connections, {found['mixed']} with mixed versions, {found['against_the_table']} against "
-        f"a table that was acknowledged; {found['stable']:,} of the stable version, {found['candidate']:,} of the candidate "
-        f"(bar: 0 of each, {'met' if good else 'missed'})"
+        f"{found['errors']} errors of connections, {found['mixed']} with mixed versions, "
+        f"{found['against_the_table']} against a table that was acknowledged (bar: 0 of each, "
+        f"{'met' if good else 'missed'}); {found['stable']:,} of the stable version, "
+        f"{found['candidate']:,} of the candidate"
     )
-    report.notes.append("backend, proxy and load share the cores: these are figures of a whole machine, not of a proxy alone")
+    report.notes.append("backend, proxy and load share the cores: figures of a whole machine, not of a proxy alone")
     report.write(args.out)
     return 0 if good else 1
 

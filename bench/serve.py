@@ -3,9 +3,11 @@
 The same random model and adapters for all; what is answered is checked before a time counts.
 """
 
+import json
 import random
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import digests
@@ -15,8 +17,8 @@ import shapes
 from answers import divergence, is_quantised, judge_answers
 from children import Child, run_to_end
 from engine import Engine
-from report import Report, Row, best_of, compare
-from rounds import TooBusy, run_rounds
+from report import Report, Row, best_of
+from rounds import Rounds, TooBusy, run_rounds
 
 HERE = Path(__file__).resolve().parent
 STREAMS = 32
@@ -40,7 +42,8 @@ class Work:
 
     def streams(self, adapters: int) -> list[tuple[int | None, list[int]]]:
         """All streams; row `i` asks for adapter `i` modulo `adapters`, or for none."""
-        return [(index % adapters if adapters else None, self.prompt(length)) for index, length in enumerate(self.lengths)]
+        wanted = [index % adapters if adapters else None for index in range(STREAMS)]
+        return [(adapter, self.prompt(length)) for adapter, length in zip(wanted, self.lengths)]
 
     def zipf(self) -> list[tuple[int, list[int]]]:
         """Three waves of streams, each for an adapter drawn by Zipf's law from all that are registered."""
@@ -120,12 +123,14 @@ def check_answers(engine: Engine, adapters: list[shapes.AdapterFolder], referenc
         reference.ask(do="sample", adapter=adapter, length=48 if quick else 128, seed=adapter)
         for adapter in range(2 if quick else 4)
     ]
-    sides: dict[str, Callable[[int, list[int]], list[float]]] = {
+
+    def asking(peer: Child) -> Callable[[int, list[int]], list[float]]:
+        return lambda adapter, tokens: peer.ask(do="logprobs", adapter=adapter, tokens=tokens)["logprobs"]
+
+    sides = {
         "ours": lambda adapter, tokens: engine.logprobs(adapters[adapter].name, tokens),
         "base": lambda _, tokens: engine.logprobs("base", tokens),
-    }
-    for name, peer in peers.items():
-        sides[name] = lambda adapter, tokens, peer=peer: peer.ask(do="logprobs", adapter=adapter, tokens=tokens)["logprobs"]
+    } | {name: asking(peer) for name, peer in peers.items()}
     expected = [value for sample in samples for value in sample["logprobs"]]
     found = {}
     for name, logprobs in sides.items():
@@ -135,35 +140,33 @@ def check_answers(engine: Engine, adapters: list[shapes.AdapterFolder], referenc
     return found, base
 
 
-def rows(values, amx: bool, format_name: str) -> list[Row]:
+def rows(values: Rounds, amx: bool, format_name: str) -> list[Row]:
     """The table. Where AMX is there, the bars are against the peers without it."""
-    ours = lambda metric: values.series("ours", metric)
     capped = " without AMX" if amx else ""
-    llamas = lambda metric, suffix: {
-        name: values.series(name, metric) for name in (f"llama.cpp BF16{suffix}", f"llama.cpp Q8_0{suffix}")
-    }
     found = []
-    for suffix in [capped] + ([""] if amx else []):
-        bar = (lambda value: value) if suffix == capped else (lambda _: None)
+    for suffix in dict.fromkeys([capped, ""]):
+        has_bars = suffix == capped
+        peft, q8, bf16 = f"peft bf16{suffix}", f"llama.cpp Q8_0{suffix}", f"llama.cpp BF16{suffix}"
         for case, metric, llama_bar, peft_bar in (
-            (f"8 adapters, {format_name}", "adapters_8", 4.0, 3.0), (f"no adapter, {format_name}", "none", 1.25, None),
+            ("8 adapters", "adapters_8", 4.0, 3.0),
+            ("no adapter", "none", 1.25, None),
         ):
-            name, series = best_of(llamas(metric, suffix), "higher")
-            found.append(compare(case, "tokens/s", ours(metric), name, series, "higher", bar(llama_bar)))
-            peft = f"peft bf16{suffix}"
-            found.append(compare(case, "tokens/s", ours(metric), peft, values.series(peft, metric), "higher", bar(peft_bar)))
-        q8, bf16 = f"llama.cpp Q8_0{suffix}", f"llama.cpp BF16{suffix}"
-        found.append(compare(f"1 stream with an adapter, {format_name}", "tokens/s", ours("single"), q8, values.series(q8, "single"), "higher", bar(1.0)))
-        found.append(compare(f"prefill with an adapter, {format_name}", "tokens/s", ours("prefill"), bf16, values.series(bf16, "prefill"), "higher", bar(1.0)))
-    peft = f"peft bf16{capped}"
-    found += [
-        compare("8 adapters against our own base", "tokens/s", ours("adapters_8"), "our base", ours("none"), "higher", 0.88),
-        compare("32 adapters against our own base", "tokens/s", ours("adapters_32"), "our base", ours("none"), "higher", 0.70),
-        compare("all registered ones by Zipf", "tokens/s", ours("zipf"), "our 8 adapters", ours("adapters_8"), "higher", 0.80),
-        compare("registering an adapter", "s", ours("register_s"), peft, values.series(peft, "register_s"), "lower", 1 / 20),
-        compare("registering and verifying it", "s", ours("verify_s"), peft, values.series(peft, "register_s"), "lower"),
+            llama, _ = best_of({name: values.series(name, metric) for name in (q8, bf16)}, "higher")
+            for peer, bar in ((llama, llama_bar), (peft, peft_bar)):
+                row = values.row(f"{case}, {format_name}", "tokens/s", ("ours", metric), (peer, metric))
+                found.append(replace(row, bar=bar if has_bars else None))
+        for case, metric, peer in (("1 stream", "single", q8), ("prefill", "prefill", bf16)):
+            row = values.row(f"{case} with an adapter, {format_name}", "tokens/s", ("ours", metric), (peer, metric))
+            found.append(replace(row, bar=1.0 if has_bars else None))
+    eight, many, none = ("ours", "adapters_8"), ("ours", "adapters_32"), ("ours", "none")
+    loads = (f"peft bf16{capped}", "register_s")
+    return found + [
+        values.row("8 adapters against our own base", "tokens/s", eight, none, 0.88, called="our base"),
+        values.row("32 adapters against our own base", "tokens/s", many, none, 0.70, called="our base"),
+        values.row("all registered, by Zipf", "tokens/s", ("ours", "zipf"), eight, 0.80, called="our 8 adapters"),
+        values.row("registering an adapter", "s", ("ours", "register_s"), loads, 1 / 20, "lower"),
+        values.row("registering and verifying it", "s", ("ours", "verify_s"), loads, None, "lower"),
     ]
-    return found
 
 
 def main() -> int:
@@ -209,8 +212,8 @@ def main() -> int:
     format_name = f"base in {args.quantization}" if quantised else "base in f32"
     if args.quantization and not quantised:
         report.notes.append(
-            f"by its answers this engine's base is f32: it took no notice of quantization {args.quantization}, and bars of "
-            "the 8-bit base are held against that"
+            f"by its answers this engine's base is f32: it took no notice of quantization {args.quantization}, "
+            "and bars of the 8-bit base are held against that"
         )
     counterpart = "llama.cpp Q8_0" if quantised and "llama.cpp Q8_0" in peers else "peft bf16"
     wrong = judge_answers(found, far, counterpart)
@@ -234,18 +237,15 @@ def main() -> int:
         return 1
     report.rounds, report.discarded, report.foreign = args.rounds, values.discarded, values.foreign
     report.versions["engine"] = engine.revision()
-    report.rows = rows(values, amx, format_name) if not args.no_llama else own_rows(values)
+    report.rows = rows(values, amx, format_name) if not args.no_llama else rows_without_llama(values)
     report.notes.append(f"our engine's most memory: {engine.child.peak_bytes() / 2**30:.2f} GiB")
     report.write(args.out)
     return 0
 
 
-def own_rows(values) -> list[Row]:
-    """Without llama.cpp."""
-    return [
-        compare(metric, "tokens/s", values.series("ours", metric), "peft bf16", values.series("peft bf16", metric), "higher")
-        for metric in ("adapters_8", "none", "single", "prefill")
-    ]
+def rows_without_llama(values: Rounds) -> list[Row]:
+    metrics = ("adapters_8", "none", "single", "prefill")
+    return [values.row(metric, "tokens/s", ("ours", metric), ("peft bf16", metric)) for metric in metrics]
 
 
 def start_peers(args, model: shapes.Shape, base: Path, adapters: list[shapes.AdapterFolder], logs: Path, amx: bool,
@@ -255,11 +255,9 @@ def start_peers(args, model: shapes.Shape, base: Path, adapters: list[shapes.Ada
     threads = machine.thread_variables(args.threads)
 
     def start(name: str, script: str, python: str, told: dict, env: dict[str, str]) -> Child:
-        import json
-
         told = told | {"threads": args.threads}
         log = logs / f"{name.replace(' ', '-')}.log"
-        child = Child([python, HERE / script, json.dumps(told)], log, threads | env, talks=True)
+        child = Child([python, "-P", HERE / script, json.dumps(told)], log, threads | env, talks=True)
         ready = child.ask()
         report.versions[name] = ready["version"] if "info" not in ready else f"{ready['version']}: {ready['info']}"
         print(f"   {name} is ready")

@@ -55,7 +55,8 @@ class Shape:
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
         vocabulary = (self.vocabulary, self.hidden)
-        found = {"model.embed_tokens.weight": vocabulary, "model.norm.weight": (self.hidden,), "lm_head.weight": vocabulary}
+        found = {name: vocabulary for name in ("model.embed_tokens.weight", "lm_head.weight")}
+        found["model.norm.weight"] = (self.hidden,)
         for layer in range(self.layers):
             for norm in ("input_layernorm", "post_attention_layernorm"):
                 found[f"model.layers.{layer}.{norm}.weight"] = (self.hidden,)

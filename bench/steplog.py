@@ -5,7 +5,7 @@ import json
 
 
 def step_times(lines: list[str]) -> dict[int, float]:
-    """When a step was done, in seconds since the epoch, by the trainer's log: the first and the last are always there."""
+    """When a step was done, in seconds since the epoch: the first and the last are always in the trainer's log."""
     found = {}
     for line in lines:
         try:

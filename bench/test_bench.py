@@ -94,7 +94,7 @@ class Rounds(unittest.TestCase):
 
     def test_a_machine_that_is_never_quiet_ends_it(self):
         with self.assertRaises(rounds.TooBusy):
-            rounds.run_rounds({"a": lambda: {}}, 1, FakeWatch([0.5] * 9), limit=0.03, most_discarded=2, say=lambda _: None)
+            rounds.run_rounds({"a": dict}, 1, FakeWatch([0.5] * 9), limit=0.03, most_discarded=2, say=lambda _: None)
 
 
 class Ratios(unittest.TestCase):
@@ -108,7 +108,9 @@ class Ratios(unittest.TestCase):
                 report.compare("c", "m", ours, "p", theirs, "higher")
 
     def test_are_judged_by_their_median_and_say_where_a_round_missed(self):
-        verdict = lambda ours, better, bar: report.compare("c", "m", ours, "p", [1.0] * len(ours), better, bar).verdict()
+        def verdict(ours, better, bar):
+            return report.compare("c", "m", ours, "p", [1.0] * len(ours), better, bar).verdict()
+
         self.assertEqual(verdict([2, 2, 2], "higher", 1.5), "met")
         self.assertEqual(verdict([1, 2, 2], "higher", 1.5), "met, not in every round")
         self.assertEqual(verdict([1, 1, 2], "higher", 1.5), "missed")
@@ -132,7 +134,8 @@ class Ratios(unittest.TestCase):
         self.assertEqual(made.document()["rows"][0]["bar"], 2.0)
 
     def test_numbers_have_three_digits(self):
-        self.assertEqual([report.number(value) for value in (0.0123456, 1.5, 12345.6, 0)], ["0.0123", "1.50", "12,346", "0"])
+        found = [report.number(value) for value in (0.0123456, 1.5, 12345.6, 0)]
+        self.assertEqual(found, ["0.0123", "1.50", "12,346", "0"])
 
 
 class Answers(unittest.TestCase):
@@ -173,7 +176,8 @@ class Messages(unittest.TestCase):
         self.assertNotEqual(one, other)
 
     def test_the_order_of_keys_does_not_change_a_digest(self):
-        self.assertEqual(digests.of_json({"b": 1, "a": [{"y": 2, "x": 3}]}), digests.of_json({"a": [{"x": 3, "y": 2}], "b": 1}))
+        one, other = {"b": 1, "a": [{"y": 2, "x": 3}]}, {"a": [{"x": 3, "y": 2}], "b": 1}
+        self.assertEqual(digests.of_json(one), digests.of_json(other))
 
 
 class Logs(unittest.TestCase):

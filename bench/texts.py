@@ -5,9 +5,9 @@ import json
 import random
 from pathlib import Path
 
-ONSETS = ["", "b", "br", "c", "ch", "d", "f", "g", "gr", "h", "j", "k", "l", "m", "n", "p", "qu", "r", "s", "st", "t", "v", "w", "z"]
-NUCLEI = ["a", "ai", "e", "ea", "i", "o", "oo", "u", "é"]
-CODAS = ["", "", "l", "n", "nd", "r", "s", "t", "x"]
+ONSETS = ["", *"b br c ch d f g gr h j k l m n p qu r s st t v w z".split()]
+NUCLEI = "a ai e ea i o oo u é".split()
+CODAS = ["", "", *"l n nd r s t x".split()]
 SPECIAL = ["<s>", "</s>"]
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}"

@@ -16,7 +16,7 @@ import shapes
 import texts
 import trainer
 from children import Child, run_to_end
-from report import Report, compare
+from report import Report, Row
 from rounds import Rounds, TooBusy, run_rounds
 
 HERE = Path(__file__).resolve().parent
@@ -44,7 +44,8 @@ def jobs(args, base: Path, store: Path, model: shapes.Shape) -> dict[str, traine
     found = {}
     for name, lengths in rows_of.items():
         written, ids = texts.rows_of_length(base, lengths, model.vocabulary, seed=len(lengths))
-        dataset = trainer.build_dataset(options.binary(args, "dataset-builder"), args.work, store, f"{model.name}-{name}", written)
+        builder = options.binary(args, "dataset-builder")
+        dataset = trainer.build_dataset(builder, args.work, store, f"{model.name}-{name}", written)
         found[name] = trainer.Job(
             name=f"{model.name}-{name}", dataset=dataset, batch=len(lengths), micro_batch=4 if name == "packed" else 8,
             longest=max(lengths), steps=3 if name == "packed" else 2, tokens_per_step=sum(lengths), rows=ids,
@@ -52,7 +53,8 @@ def jobs(args, base: Path, store: Path, model: shapes.Shape) -> dict[str, traine
     return found
 
 
-def peft(args, base: Path, start: shapes.AdapterFolder, job: trainer.Job, dtype: str, env: dict[str, str], seed: int) -> dict:
+def peft(args, base: Path, start: shapes.AdapterFolder, job: trainer.Job, dtype: str, env: dict[str, str],
+         seed: int) -> dict:
     """One run of the peer in a process of its own."""
     file = args.work / f"peft-{job.name}.json"
     shapes.write_json(file, {
@@ -61,7 +63,8 @@ def peft(args, base: Path, start: shapes.AdapterFolder, job: trainer.Job, dtype:
         "clip": trainer.CLIP, "seed": seed,
     })
     log = args.work / "logs" / "train" / f"peft-{dtype}.log"
-    child = Child([sys.executable, HERE / "peer_train.py", file], log, machine.thread_variables(args.threads) | env, talks=True)
+    env = machine.thread_variables(args.threads) | env
+    child = Child([sys.executable, "-P", HERE / "peer_train.py", file], log, env, talks=True)
     answer = child.ask()
     if child.wait(600) != 0:
         raise RuntimeError(f"peft failed:\n{child.tail()}")
@@ -90,24 +93,24 @@ def check(name: str, job: str, measured: dict, reference: dict) -> str:
         raise RuntimeError(f"{name}, {job}: a gradient norm is {100 * norm_off:.1f} % from peft f32's")
     if job == "packed" and not losses[-1] < losses[0]:
         raise RuntimeError(f"{name}, {job}: the loss does not fall: {losses}")
-    return f"{name}, {job}: losses within {100 * worst:.3f} %, gradient norms within {100 * norm_off:.2f} % of peft f32's"
+    return (f"{name}, {job}: losses within {100 * worst:.3f} %, "
+            f"gradient norms within {100 * norm_off:.2f} % of peft f32's")
 
 
-def rows(values: Rounds, amx: bool) -> list:
+def rows(values: Rounds, amx: bool) -> list[Row]:
+    """The table. Where AMX is there, bars are against the peer without it."""
     capped = "peft bf16 without AMX" if amx else "peft bf16"
-    series = values.series
-    found = [
-        compare("packed 4x256, f32 base", "tokens/s", series("ours f32", "packed"), "peft f32", series("peft f32", "packed"), "higher", 1.0),
-        compare("packed 4x256, f32 base", "tokens/s", series("ours f32", "packed"), "peft bf16", series("peft bf16", "packed"), "higher"),
-        compare(f"log-normal lengths, mean {MEAN_LENGTH}", "useful tokens/s", series("ours f32", "lengths"), "peft f32", series("peft f32", "lengths"), "higher", 2.0),
-        compare("QLoRA Q4_K, packed 4x256", "tokens/s", series("ours Q4_K", "packed"), "peft f32", series("peft f32", "packed"), "higher", 0.8),
-        compare("peak memory, bf16-stored base", "bytes", series("ours f32", "peak"), capped, series(capped, "peak"), "lower", 0.6),
-        compare("peak memory, QLoRA Q4_K", "bytes", series("ours Q4_K", "peak"), capped, series(capped, "peak"), "lower", 0.3),
-        compare("start to first step", "s", series("ours f32", "first"), "peft f32", series("peft f32", "first"), "lower", 0.5),
+    f32, q4, peft = ("ours f32", "packed"), ("ours Q4_K", "packed"), ("peft f32", "packed")
+    packed, lengths = "packed 4x256, f32 base", f"log-normal lengths, mean {MEAN_LENGTH}"
+    found = [values.row(packed, "tokens/s", f32, peft, 1.0)]
+    found += [values.row(packed, "tokens/s", f32, (name, "packed")) for name in dict.fromkeys(["peft bf16", capped])]
+    return found + [
+        values.row(lengths, "useful tokens/s", ("ours f32", "lengths"), ("peft f32", "lengths"), 2.0),
+        values.row("QLoRA Q4_K, packed 4x256", "tokens/s", q4, peft, 0.8),
+        values.row("peak memory, bf16-stored base", "bytes", ("ours f32", "peak"), (capped, "peak"), 0.6, "lower"),
+        values.row("peak memory, QLoRA Q4_K", "bytes", ("ours Q4_K", "peak"), (capped, "peak"), 0.3, "lower"),
+        values.row("start to first step", "s", ("ours f32", "first"), ("peft f32", "first"), 0.5, "lower"),
     ]
-    if amx:
-        found.insert(2, compare("packed 4x256, f32 base", "tokens/s", series("ours f32", "packed"), capped, series(capped, "packed"), "higher"))
-    return found
 
 
 def main() -> int:

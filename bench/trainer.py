@@ -80,7 +80,10 @@ def train(binary: Path, work: Path, store: Path, base: Path, base_digest: str, s
         "run": run, "key": key, "adapter": None, "threads": threads,
         "resolved": {
             "base": resolved_base,
-            "dataset": {"name": job.dataset.name, "version": job.dataset.version, "digest": job.dataset.digest, "format": "Text"},
+            "dataset": {
+                "name": job.dataset.name, "version": job.dataset.version, "digest": job.dataset.digest,
+                "format": "Text",
+            },
             "reference": None,
             "initial": {"adapter": "start", "version": 1, "digest": start.digest},
         },
