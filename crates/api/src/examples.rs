@@ -271,7 +271,7 @@ fn qlora_training_run() -> TrainingRun {
 
 fn dpo_training_run() -> TrainingRun {
     let mut spec = training_run().spec;
-    spec.dataset_ref.name = "topics-preferred".to_owned();
+    "topics-preferred".clone_into(&mut spec.dataset_ref.name);
     spec.initial_adapter_ref = Some(VersionReference {
         name: "topics".to_owned(),
         version: 6,
@@ -450,6 +450,45 @@ fn quickstart_rows() -> String {
     rows
 }
 
+fn quickstart_run() -> TrainingRun {
+    TrainingRun::new(
+        "expenses-1",
+        TrainingRunSpec {
+            base_model: base(),
+            dataset_ref: VersionedReference {
+                name: "expenses".to_owned(),
+                version: None,
+            },
+            adapter_ref: Some(ObjectReference::new("expenses")),
+            initial_adapter_ref: None,
+            objective: Objective::default(),
+            method: Method {
+                lora: LoraMethod {
+                    rank: 8,
+                    alpha: Decimal::from("16"),
+                    ..LoraMethod::default()
+                },
+                ..Method::default()
+            },
+            hyperparameters: Hyperparameters {
+                learning_rate: Decimal::from("1e-3"),
+                maximum_steps: Some(40),
+                batch_size: 8,
+                maximum_sequence_length: 128,
+                ..Hyperparameters::default()
+            },
+            compute: Compute::default(),
+            checkpoint: CheckpointPolicy::default(),
+            evaluation: Evaluation {
+                metrics: vec![EvaluationMetric::Loss, EvaluationMetric::ExactMatch],
+                ..Evaluation::default()
+            },
+            limits: RunLimits::default(),
+            suspend: false,
+        },
+    )
+}
+
 fn quickstart() -> Result<Vec<Value>, serde_json::Error> {
     let dataset = Dataset::new(
         "expenses",
@@ -494,42 +533,7 @@ fn quickstart() -> Result<Vec<Value>, serde_json::Error> {
             },
         },
     );
-    let run = TrainingRun::new(
-        "expenses-1",
-        TrainingRunSpec {
-            base_model: base(),
-            dataset_ref: VersionedReference {
-                name: "expenses".to_owned(),
-                version: None,
-            },
-            adapter_ref: Some(ObjectReference::new("expenses")),
-            initial_adapter_ref: None,
-            objective: Objective::default(),
-            method: Method {
-                lora: LoraMethod {
-                    rank: 8,
-                    alpha: Decimal::from("16"),
-                    ..LoraMethod::default()
-                },
-                ..Method::default()
-            },
-            hyperparameters: Hyperparameters {
-                learning_rate: Decimal::from("1e-3"),
-                maximum_steps: Some(40),
-                batch_size: 8,
-                maximum_sequence_length: 128,
-                ..Hyperparameters::default()
-            },
-            compute: Compute::default(),
-            checkpoint: CheckpointPolicy::default(),
-            evaluation: Evaluation {
-                metrics: vec![EvaluationMetric::Loss, EvaluationMetric::ExactMatch],
-                ..Evaluation::default()
-            },
-            limits: RunLimits::default(),
-            suspend: false,
-        },
-    );
+    let run = quickstart_run();
     let endpoint = ServingEndpoint::new(
         "quickstart",
         ServingEndpointSpec {

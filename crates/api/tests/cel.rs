@@ -97,17 +97,9 @@ fn steps(steps: Value) -> Value {
     json!({"spec": {"rollout": {"canary": {"steps": steps}}}})
 }
 
-fn dataset_cases() -> Vec<Case> {
+fn source_cases() -> Vec<Case> {
     let source = |source: Value| json!({"spec": {"sources": [source]}});
-    let split = |train: u32| json!({"spec": {"split": {"trainPercent": train, "validationPercent": 10, "testPercent": 10}}});
-    let privacy = |classification: &str, privacy: Value| json!({"spec": {"classification": classification, "privacy": privacy}});
-    let timed = "column is needed with method Time, and with no other";
-    let restricted = "Restricted data needs privacy with a mode other than Allow";
-    let keyed = "pseudonymKeyRef is needed with mode Pseudonymise, and with no other";
-    let key = json!({"name": "pseudonyms", "key": "key"});
     let query = json!({"secretRef": {"name": "warehouse"}, "query": "SELECT 1"});
-    let invalid =
-        |percent: &str| json!({"spec": {"validation": {"maximumInvalidPercent": percent}}});
     vec![
         case(
             "datasets",
@@ -143,6 +135,19 @@ fn dataset_cases() -> Vec<Case> {
             source(json!({"name": "a", "uri": "pvc://data/a"})),
             source(json!({"name": "a", "uri": "pvc://data/a", "maximumRows": 10})),
         ),
+    ]
+}
+
+fn dataset_cases() -> Vec<Case> {
+    let split = |train: u32| json!({"spec": {"split": {"trainPercent": train, "validationPercent": 10, "testPercent": 10}}});
+    let privacy = |classification: &str, privacy: Value| json!({"spec": {"classification": classification, "privacy": privacy}});
+    let timed = "column is needed with method Time, and with no other";
+    let restricted = "Restricted data needs privacy with a mode other than Allow";
+    let keyed = "pseudonymKeyRef is needed with mode Pseudonymise, and with no other";
+    let key = json!({"name": "pseudonyms", "key": "key"});
+    let invalid =
+        |percent: &str| json!({"spec": {"validation": {"maximumInvalidPercent": percent}}});
+    vec![
         case(
             "datasets",
             "trainPercent, validationPercent and testPercent sum to 100",
@@ -207,7 +212,6 @@ fn run_cases() -> Vec<Case> {
     let lora = |lora: Value| json!({"spec": {"method": {"lora": lora}}});
     let objective = |objective: Value| json!({"spec": {"objective": objective}});
     let method = |method: Value| json!({"spec": {"method": method}});
-    let hyper = |hyper: Value| json!({"spec": {"hyperparameters": hyper}});
     vec![
         case(
             "trainingruns",
@@ -261,6 +265,12 @@ fn run_cases() -> Vec<Case> {
             method(json!({"type": "LoRA"})),
             method(json!({"type": "LoRA", "quantization": "Q8_0"})),
         ),
+    ]
+}
+
+fn hyperparameter_cases() -> Vec<Case> {
+    let hyper = |hyper: Value| json!({"spec": {"hyperparameters": hyper}});
+    vec![
         case(
             "trainingruns",
             "epochs and maximumSteps exclude each other",
@@ -317,6 +327,14 @@ fn run_cases() -> Vec<Case> {
             hyper(json!({"maximumGradientNorm": "0"})),
             hyper(json!({"maximumGradientNorm": "1e4"})),
         ),
+    ]
+}
+
+fn immutable_run_cases() -> Vec<Case> {
+    let lora = |lora: Value| json!({"spec": {"method": {"lora": lora}}});
+    let objective = |objective: Value| json!({"spec": {"objective": objective}});
+    let hyper = |hyper: Value| json!({"spec": {"hyperparameters": hyper}});
+    vec![
         immutable(
             "baseModel is immutable",
             json!({"spec": {"baseModel": {"uri": "pvc://models/other"}}}),
@@ -460,8 +478,11 @@ fn endpoint_cases() -> Vec<Case> {
 
 fn cases() -> Vec<Case> {
     [
+        source_cases(),
         dataset_cases(),
         run_cases(),
+        hyperparameter_cases(),
+        immutable_run_cases(),
         adapter_cases(),
         endpoint_cases(),
     ]

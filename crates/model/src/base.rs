@@ -191,7 +191,7 @@ impl BaseModel {
             .enumerate()
             .map(|(index, (name, shape))| {
                 let elements: usize = shape.iter().product();
-                let values = if name.ends_with(".bias") {
+                let values = if name.rsplit('.').next() == Some("bias") {
                     vec![0.0; elements]
                 } else if shape.len() == 1 {
                     vec![1.0; elements]

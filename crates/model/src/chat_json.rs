@@ -5,7 +5,7 @@ use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Error, ErrorKind, Value};
 use serde_json::Value as Json;
 
-/// Levels of a value that `tojson` prints: serde_json reads no deeper ones.
+/// Levels of a value that `tojson` prints: `serde_json` reads no deeper ones.
 const MAXIMUM_DEPTH: usize = 130;
 
 /// A JSON value as a template sees it, keys in their order.

@@ -9,7 +9,7 @@ use tokenizers::Tokenizer;
 /// the tokenizer does not know it. `None`: the tokenizer's decoder is not one whose tokens are bytes.
 ///
 /// Decoders of the two kinds that models of our families have: `ByteLevel` (GPT-2, Llama 3, Qwen) and
-/// `ByteFallback` (SentencePiece: Llama 2, Mistral).
+/// `ByteFallback` (`SentencePiece`: Llama 2, Mistral).
 pub(crate) fn token_bytes(tokenizer: &Tokenizer, count: usize) -> Option<Vec<Option<Vec<u8>>>> {
     let mut kind = Kind::default();
     kind.read(&serde_json::to_value(tokenizer.get_decoder()).ok()?);
@@ -52,7 +52,10 @@ impl Kind {
             Some("ByteLevel") => self.is_byte_level = true,
             Some("ByteFallback") => self.has_byte_fallback = true,
             Some("Replace") if decoder["content"] == " " => {
-                self.space = decoder["pattern"]["String"].as_str().map(str::to_owned);
+                self.space = decoder
+                    .pointer("/pattern/String")
+                    .and_then(Value::as_str)
+                    .map(str::to_owned);
             }
             Some("Sequence") => {
                 let decoders = decoder["decoders"].as_array().into_iter().flatten();
@@ -70,7 +73,7 @@ impl Kind {
     }
 }
 
-/// `<0x0A>` as SentencePiece writes a byte.
+/// `<0x0A>` as `SentencePiece` writes a byte.
 fn byte(text: &str) -> Option<u8> {
     let digits = text.strip_prefix("<0x")?.strip_suffix('>')?;
     (digits.len() == 2)
@@ -116,6 +119,7 @@ mod tests {
         text.to_string().parse().unwrap()
     }
 
+    #[expect(clippy::unnecessary_wraps, reason = "as the table holds them")]
     fn bytes(text: &str) -> Option<Vec<u8>> {
         Some(text.as_bytes().to_vec())
     }

@@ -484,10 +484,7 @@ mod tests {
         assert_eq!(tokens.len(), 100_001);
         let error = tokenizer.encode(&blanks(2_000_000), false).unwrap_err();
         assert!(error.to_string().contains("gives up"), "{error}");
-        let turn = ChatMessage {
-            role: "assistant".to_owned(),
-            content: blanks(2_000_000),
-        };
+        let turn = ChatMessage::new("assistant", blanks(2_000_000));
         let error = tokenizer.example_chat(&[turn]).unwrap_err();
         assert!(error.to_string().contains("gives up"), "{error}");
     }

@@ -211,7 +211,7 @@ fn inputs() -> Vec<Case> {
     }
     let many = format!(
         "[{}]",
-        [r#"{"role": "user", "content": ""}"#; 5000].join(",")
+        vec![r#"{"role": "user", "content": ""}"#; 5000].join(",")
     );
     for value in [
         "null",

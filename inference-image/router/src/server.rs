@@ -148,8 +148,11 @@ impl Running {
     }
 }
 
+/// A path and what answers each of its methods.
+type Route = (&'static str, fn() -> MethodRouter<Arc<Shared>>);
+
 /// Every route that `/openapi.json` describes.
-const ROUTES: [(&str, fn() -> MethodRouter<Arc<Shared>>); 7] = [
+const ROUTES: [Route; 7] = [
     ("/v1/chat/completions", || post(forward)),
     ("/v1/completions", || post(forward)),
     ("/tokenize", || post(forward)),

@@ -113,11 +113,10 @@ fn conversation(row: Row) -> Result<Vec<ChatMessage>, Failure> {
     let Row::Chat { messages } = row else {
         return Err("the dataset's format is not Chat".into());
     };
-    let messages = messages.into_iter().map(|message| ChatMessage {
-        role: message.role,
-        content: message.content,
-    });
-    Ok(messages.collect())
+    Ok(messages
+        .into_iter()
+        .map(|message| ChatMessage::new(message.role, message.content))
+        .collect())
 }
 
 /// Whole rows, in their order: a block ends where the next one does not fit.

@@ -6,7 +6,7 @@
 //! needed, and the one that was let go longest ago goes first.
 //!
 //! A sequence lets its last block go first. So a block never goes before the blocks that are found through it,
-//! and whoever holds a published block holds all those before it (radix-tree reuse as in SGLang: Zheng et al. 2024,
+//! and whoever holds a published block holds all those before it (radix-tree reuse as in `SGLang`: Zheng et al. 2024,
 //! arXiv:2312.07104, section 3, over the blocks of Kwon et al. 2023).
 
 use std::collections::{BTreeMap, HashMap};

@@ -3,6 +3,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::fixture::TinyShape;
 
+#[expect(clippy::unnecessary_wraps, reason = "as sequences name theirs")]
 fn owner(name: &str) -> Owner {
     Some(name.into())
 }

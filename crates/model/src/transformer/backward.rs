@@ -205,6 +205,44 @@ impl Pass<'_> {
             &mut dattended,
             gradients,
         );
+        let (dquery, dkey, dvalue) = self.attention_backward(index, tape, &dattended, gradients);
+        let mut dnormed = vec![0.0; tape.normed.len()];
+        for (module, dy) in [
+            (Module::QProj, &dquery),
+            (Module::KProj, &dkey),
+            (Module::VProj, &dvalue),
+        ] {
+            self.project_backward(
+                (index, module),
+                (&tape.normed, inner(module)),
+                dy,
+                &mut dnormed,
+                gradients,
+            );
+        }
+        let name = layer_tensor_name(index, INPUT_NORM);
+        gradients.norm(
+            &name,
+            (&tape.input, &layer.input_norm, eps),
+            &dnormed,
+            stream,
+        );
+    }
+
+    /// Through attention, rotation and head norms of one layer: the gradients of what its projections made
+    /// for queries, keys and values, each as wide as its projection.
+    fn attention_backward(
+        &self,
+        index: usize,
+        tape: &LayerTape,
+        dattended: &[f32],
+        gradients: &mut Gradients<'_>,
+    ) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
+        let Some(layer) = self.weights.layers.get(index) else {
+            return Default::default();
+        };
+        let config = &self.weights.config;
+        let eps = config.rms_norm_eps;
         let mut dquery = vec![0.0; tape.query.len()];
         let mut dkey = vec![0.0; tape.key.len()];
         let mut dvalue = vec![0.0; tape.value.len()];
@@ -223,7 +261,7 @@ impl Pass<'_> {
             key: &mut dkey,
             value: &mut dvalue,
         };
-        attend_segments_backward(self.weights, self.segments, &forward, &dattended, into);
+        attend_segments_backward(self.weights, self.segments, &forward, dattended, into);
         rotate_rows(
             self.weights,
             self.segments,
@@ -249,27 +287,7 @@ impl Pass<'_> {
                 *heads = draw;
             }
         }
-        let mut dnormed = vec![0.0; tape.normed.len()];
-        for (module, dy) in [
-            (Module::QProj, &dquery),
-            (Module::KProj, &dkey),
-            (Module::VProj, &dvalue),
-        ] {
-            self.project_backward(
-                (index, module),
-                (&tape.normed, inner(module)),
-                dy,
-                &mut dnormed,
-                gradients,
-            );
-        }
-        let name = layer_tensor_name(index, INPUT_NORM);
-        gradients.norm(
-            &name,
-            (&tape.input, &layer.input_norm, eps),
-            &dnormed,
-            stream,
-        );
+        (dquery, dkey, dvalue)
     }
 
     /// All layers, given the gradient of the last hidden states.

@@ -9,16 +9,19 @@ use crate::{Case, check_gradients, fixture, read_json};
 
 #[derive(Deserialize)]
 struct Pair {
-    prompt_ids: Vec<u32>,
-    chosen_ids: Vec<u32>,
-    rejected_ids: Vec<u32>,
+    #[serde(rename = "prompt_ids")]
+    prompt: Vec<u32>,
+    #[serde(rename = "chosen_ids")]
+    chosen: Vec<u32>,
+    #[serde(rename = "rejected_ids")]
+    rejected: Vec<u32>,
 }
 
 impl Pair {
     /// Tokens of the prompt with one of the answers, and which of them are the answer's.
     fn sequence(&self, answer: &[u32]) -> (Vec<u32>, Vec<bool>) {
-        let tokens = [self.prompt_ids.as_slice(), answer].concat();
-        let mask = (0..tokens.len()).map(|index| index >= self.prompt_ids.len());
+        let tokens = [self.prompt.as_slice(), answer].concat();
+        let mask = (0..tokens.len()).map(|index| index >= self.prompt.len());
         let mask = mask.collect();
         (tokens, mask)
     }
@@ -40,8 +43,8 @@ impl Recorded {
     fn batch(&self, references: &[f64]) -> PreferenceBatch {
         let mut batch = PreferenceBatch::default();
         for (pair, reference) in self.pairs.iter().zip(references) {
-            let chosen = pair.sequence(&pair.chosen_ids);
-            let rejected = pair.sequence(&pair.rejected_ids);
+            let chosen = pair.sequence(&pair.chosen);
+            let rejected = pair.sequence(&pair.rejected);
             batch.push(
                 (&chosen.0, &chosen.1),
                 (&rejected.0, &rejected.1),

@@ -225,7 +225,7 @@ fn is_national(lengths: &[usize], digits: &str, parted_by: impl Fn(&[char]) -> b
         // Italian mobile numbers have no trunk prefix.
         ('2'..='9', [10]) | ('3', [9 | 11]) | (_, [3, 3, 4]) => true,
         ('4'..='9', [3, 3, 3]) => spaced(),
-        (_, [2, 2, 2, 2] | [3, 2, 3] | [2, 3, 2, 2] | [2, 4, 4]) if spaced() => true,
+        (_, [2, 2 | 3, 2, 2] | [3, 2, 3] | [2, 4, 4]) if spaced() => true,
         // Japan without its trunk prefix.
         (_, [2 | 3, 4, 4]) if parted_by(&['-']) => true,
         // Brazil: the area, a space, and a hyphen within the number.

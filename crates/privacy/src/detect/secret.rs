@@ -265,7 +265,6 @@ fn entropy(value: &str) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use crate::find::find as find_all;
 
     /// The secrets of a text, without overlaps.

@@ -87,8 +87,8 @@ fn an_end_of_text_may_come_only_where_the_json_is_whole() {
     for token in text {
         let mut logits = logits(&tokenizer);
         constraint.mask(&mut logits).unwrap();
-        assert_eq!(logits[end], f32::NEG_INFINITY);
-        assert_eq!(logits[token as usize], 0.0);
+        assert!(logits[end] == f32::NEG_INFINITY);
+        assert!(logits[token as usize].is_finite());
         // No special token is ever text.
         assert!(
             logits[256..]
@@ -100,7 +100,7 @@ fn an_end_of_text_may_come_only_where_the_json_is_whole() {
     if !constraint.is_complete() {
         let mut logits = logits(&tokenizer);
         constraint.mask(&mut logits).unwrap();
-        assert_eq!(logits[end], 0.0);
+        assert!(logits[end].is_finite());
     }
 }
 

@@ -98,8 +98,11 @@ impl Engine {
     }
 }
 
+/// A path and what answers each of its methods.
+type Route = (&'static str, fn() -> MethodRouter<Arc<Engine>>);
+
 /// Every route. What `/openapi.json` describes is compared with it.
-const ROUTES: [(&str, fn() -> MethodRouter<Arc<Engine>>); 7] = [
+const ROUTES: [Route; 7] = [
     ("/v1/models", || get(models::list)),
     ("/v1/models/{*model}", || get(models::one)),
     ("/v1/completions", || post(generate::completions)),

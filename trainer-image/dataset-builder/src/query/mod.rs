@@ -130,6 +130,7 @@ mod tests {
         }
     }
 
+    #[expect(clippy::unnecessary_wraps, reason = "as a database hands rows over")]
     fn text(text: Value) -> Record {
         Ok(Map::from_iter([("text".to_owned(), text)]))
     }

@@ -34,7 +34,6 @@ fn rule(holds: bool, message: impl FnOnce() -> String) -> Rule {
 }
 
 fn check(config: &TrainerConfig) -> Result<(), Failure> {
-    let h = &config.hyperparameters;
     let rules = [
         rule(config.lora.rank > 0, || {
             "spec.method.lora.rank is 0, must be at least 1".to_owned()
@@ -47,6 +46,56 @@ fn check(config: &TrainerConfig) -> Result<(), Failure> {
                 known_modules()
             )
         }),
+        rule(config.checkpoint.every_steps > 0, || {
+            "spec.checkpoint.everySteps is 0, must be at least 1".to_owned()
+        }),
+        rule(config.checkpoint.keep > 0, || {
+            "spec.checkpoint.keep is 0, must be at least 1".to_owned()
+        }),
+        match config.objective {
+            Objective::Sft => Ok(()),
+            Objective::Dpo { beta } => positive("spec.objective.beta", beta),
+        },
+        rule(
+            config.objective.is_default() || config.resolved.dataset.format == Format::Preference,
+            || {
+                format!(
+                    "spec.objective.type is DPO, which needs a dataset of format Preference; this one is {:?}",
+                    config.resolved.dataset.format
+                )
+            },
+        ),
+        rule(config.evaluation.maximum_new_tokens > 0, || {
+            "spec.evaluation.maximumNewTokens is 0, must be at least 1".to_owned()
+        }),
+        rule(config.evaluation.maximum_rows != Some(0), || {
+            "spec.evaluation.maximumRows is 0, must be at least 1".to_owned()
+        }),
+        rule(
+            config.resolved.dataset.format != Format::Text
+                || !config
+                    .evaluation
+                    .metrics
+                    .iter()
+                    .any(|it| it.needs_answers()),
+            || {
+                "spec.evaluation.metrics names what needs answers, which \
+                 need a dataset of format Completion, Chat or Preference; this one is Text"
+                    .to_owned()
+            },
+        ),
+    ];
+    rules
+        .into_iter()
+        .chain(learning(&config.hyperparameters))
+        .chain(validation(config))
+        .collect::<Rule>()
+        .map_err(Failure::bad_config)
+}
+
+/// How steps are taken.
+fn learning(h: &Hyperparameters) -> [Rule; 10] {
+    [
         positive("spec.hyperparameters.learningRate", h.learning_rate),
         rule(h.learning_rate <= 1.0, || {
             format!(
@@ -90,25 +139,13 @@ fn check(config: &TrainerConfig) -> Result<(), Failure> {
             "spec.hyperparameters.maximumGradientNorm",
             h.maximum_gradient_norm,
         ),
-        rule(config.checkpoint.every_steps > 0, || {
-            "spec.checkpoint.everySteps is 0, must be at least 1".to_owned()
-        }),
-        rule(config.checkpoint.keep > 0, || {
-            "spec.checkpoint.keep is 0, must be at least 1".to_owned()
-        }),
-        match config.objective {
-            Objective::Sft => Ok(()),
-            Objective::Dpo { beta } => positive("spec.objective.beta", beta),
-        },
-        rule(
-            config.objective.is_default() || config.resolved.dataset.format == Format::Preference,
-            || {
-                format!(
-                    "spec.objective.type is DPO, which needs a dataset of format Preference; this one is {:?}",
-                    config.resolved.dataset.format
-                )
-            },
-        ),
+    ]
+}
+
+/// How often is looked at the loss of the validation rows, and what follows.
+fn validation(config: &TrainerConfig) -> [Rule; 3] {
+    let h = &config.hyperparameters;
+    [
         rule(h.validate_every_steps != Some(0), || {
             "spec.hyperparameters.validateEverySteps is 0, must be at least 1".to_owned()
         }),
@@ -124,30 +161,7 @@ fn check(config: &TrainerConfig) -> Result<(), Failure> {
                     .to_owned()
             },
         ),
-        rule(config.evaluation.maximum_new_tokens > 0, || {
-            "spec.evaluation.maximumNewTokens is 0, must be at least 1".to_owned()
-        }),
-        rule(config.evaluation.maximum_rows != Some(0), || {
-            "spec.evaluation.maximumRows is 0, must be at least 1".to_owned()
-        }),
-        rule(
-            config.resolved.dataset.format != Format::Text
-                || !config
-                    .evaluation
-                    .metrics
-                    .iter()
-                    .any(|it| it.needs_answers()),
-            || {
-                "spec.evaluation.metrics names what needs answers, which \
-                 need a dataset of format Completion, Chat or Preference; this one is Text"
-                    .to_owned()
-            },
-        ),
-    ];
-    rules
-        .into_iter()
-        .collect::<Rule>()
-        .map_err(Failure::bad_config)
+    ]
 }
 
 fn positive(field: &str, value: f64) -> Rule {

@@ -224,15 +224,18 @@ mod tests {
 
     #[derive(Deserialize)]
     struct RecordedPair {
-        prompt_ids: Vec<u32>,
-        chosen_ids: Vec<u32>,
-        rejected_ids: Vec<u32>,
+        #[serde(rename = "prompt_ids")]
+        prompt: Vec<u32>,
+        #[serde(rename = "chosen_ids")]
+        chosen: Vec<u32>,
+        #[serde(rename = "rejected_ids")]
+        rejected: Vec<u32>,
     }
 
     impl RecordedPair {
         fn with(&self, answer: &[u32]) -> TokenizedExample {
-            let tokens = [self.prompt_ids.as_slice(), answer].concat();
-            let prompt = self.prompt_ids.len();
+            let tokens = [self.prompt.as_slice(), answer].concat();
+            let prompt = self.prompt.len();
             TokenizedExample {
                 loss_mask: (0..tokens.len()).map(|index| index >= prompt).collect(),
                 tokens,
@@ -241,8 +244,8 @@ mod tests {
 
         fn pair(&self) -> Pair {
             Pair {
-                chosen: self.with(&self.chosen_ids),
-                rejected: self.with(&self.rejected_ids),
+                chosen: self.with(&self.chosen),
+                rejected: self.with(&self.rejected),
                 reference: 0.0,
             }
         }

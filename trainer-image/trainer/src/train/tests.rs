@@ -188,7 +188,7 @@ fn a_loss_that_explodes_ends_the_training_before_it_changes_anything() {
         (vec![-1.0; 4], false),
         (vec![5.0; 5], false),
     ] {
-        let state = with_losses(&training, losses);
+        let state = with_losses(&training, &losses);
         let before = state.parameters.clone();
         training.restore(state).unwrap();
         let outcome = training.step(|| false);

@@ -164,7 +164,7 @@ fn stopped_while_it_reads_its_inputs_it_leaves_at_once() {
     assert_eq!(summary.checkpoint_step, None);
 }
 
-fn checkpoint_steps(folder: &Path) -> Vec<PathBuf> {
+pub fn checkpoint_steps(folder: &Path) -> Vec<PathBuf> {
     let mut steps: Vec<PathBuf> = std::fs::read_dir(folder.join("checkpoints"))
         .into_iter()
         .flatten()

@@ -1,6 +1,7 @@
 //! What is trained and from where: a quantised base, preferences, a version that is there; and what
 //! validation does on the way.
 
+use super::interrupted::checkpoint_steps;
 use super::*;
 
 #[test]

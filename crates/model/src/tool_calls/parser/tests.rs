@@ -36,12 +36,7 @@ fn call(name: &str, arguments: &str) -> Call {
 }
 
 /// Format, what the model writes, the text of it, its calls.
-fn cases() -> Vec<(
-    ToolFormat,
-    &'static str,
-    &'static str,
-    Vec<(String, String)>,
-)> {
+fn cases() -> Vec<Case> {
     use ToolFormat::{Hermes, Llama3, Mistral};
     vec![
         (

@@ -145,7 +145,7 @@ proptest! {
         pass_tokens in 1_usize..12,
         gone in prop::collection::vec(any::<bool>(), 25),
     ) {
-        let mut scheduler = Bounds { blocks, pass_tokens, ..limits() }.machine();
+        let mut scheduler = Bounds { pass_tokens, blocks, ..limits() }.machine();
         let mut computed = std::collections::BTreeMap::<u64, usize>::new();
         let mut left = std::collections::BTreeMap::<u64, usize>::new();
         let mut arrivals: VecDeque<_> = (0_u64..).zip(arrivals).collect();
@@ -163,8 +163,9 @@ proptest! {
                 scheduler.add(sequence).unwrap();
                 left.insert(id, answer);
             }
+            let first = scheduler.ids().next();
             if round % 5 == 4
-                && let Some(id) = scheduler.ids().next()
+                && let Some(id) = first
                 && gone[id.0 as usize]
             {
                 scheduler.remove(id);

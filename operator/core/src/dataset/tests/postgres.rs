@@ -136,7 +136,7 @@ fn another_query_secret_or_word_to_look_again_is_another_build() {
                 .as_mut()
                 .unwrap()
                 .query
-                .push(' ')
+                .push(' ');
         },
         |cr| cr.spec.sources[0].postgres.as_mut().unwrap().secret_ref.key = None,
         |cr| {

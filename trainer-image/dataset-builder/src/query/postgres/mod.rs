@@ -181,9 +181,9 @@ impl Postgres {
             .query_one("SELECT transaction_timestamp()", &[])
             .await
             .map_err(began)?;
-        let snapshot_time = match cell(&now, 0).map(|raw| types::value(&Reading::Timestamp, raw)) {
-            Some(Ok(Value::String(time))) => time,
-            _ => return Err(Failure::bug("the database's clock can't be read")),
+        let time = cell(&now, 0).map(|raw| types::value(&Reading::Timestamp, raw));
+        let Some(Ok(Value::String(snapshot_time))) = time else {
+            return Err(Failure::bug("the database's clock can't be read"));
         };
         let statement = client
             .prepare(&query.text)

@@ -254,8 +254,9 @@ fn uuid(raw: &[u8]) -> Option<Value> {
     let bytes: [u8; 16] = raw.try_into().ok()?;
     let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
     let parts = [0..8, 8..12, 12..16, 16..20, 20..32].map(|range| digits.get(range));
-    let [a, b, c, d, e] = parts.map(Option::unwrap_or_default);
-    Some(Value::String(format!("{a}-{b}-{c}-{d}-{e}")))
+    Some(Value::String(
+        parts.map(Option::unwrap_or_default).join("-"),
+    ))
 }
 
 /// Dimensions, whether there are nulls, the type; of each dimension its length and first index; then the
