@@ -463,7 +463,7 @@ mod tests {
     fn the_date_is_the_same_on_any_day_and_tools_are_none() {
         let source = "{{ strftime_now('%d %b %Y') }} {{ tools is none }} {{ '%}' }}";
         let template = ChatTemplate::parse(source.to_owned(), None, None).unwrap();
-        assert_eq!(template.render(&[], false).unwrap(), "26 Jul 2024 true %}");
+        assert_eq!(template.render(&[], false).unwrap(), "26 Jul 2024 True %}");
         let source = "{{ strftime_now('%') }}";
         let template = ChatTemplate::parse(source.to_owned(), None, None).unwrap();
         assert!(template.render(&[], false).is_err());

@@ -212,7 +212,7 @@ mod tests {
         assert!((sum - scored).abs() < 1e-5, "{sum} {scored}");
         let norm = |values: &[f64]| values.iter().map(|v| v * v).sum::<f64>().sqrt();
         let difference: Vec<f64> = got.iter().zip(&expected).map(|(a, b)| a - b).collect();
-        assert!(norm(&expected) > 1e-3);
+        assert!(norm(&expected) > 1e-5, "{}", norm(&expected));
         assert!(
             norm(&difference) < 1e-4 * norm(&expected),
             "{} of {}",

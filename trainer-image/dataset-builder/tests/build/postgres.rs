@@ -58,8 +58,10 @@ impl Server {
         let dir = tempfile::tempdir().unwrap();
         let root = fs::metadata(dir.path()).unwrap().uid() == 0;
         // Free a moment ago; a server that can't have it does not start, and the test fails.
-        let port = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = port.local_addr().unwrap().port();
+        let port = {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            listener.local_addr().unwrap().port()
+        };
         let server = Self {
             dir,
             programs,

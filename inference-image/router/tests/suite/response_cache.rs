@@ -1,17 +1,8 @@
 //! Answers that are given twice.
-#![allow(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::disallowed_methods,
-    reason = "a failed step is a failed test, and tests watch the clock"
-)]
 
-mod rig;
-
+use crate::rig::engine::FakeEngine;
+use crate::rig::{Rig, candidate, config, question, table};
 use graftwork_contract::endpoint::HEADER_CACHE;
-use rig::engine::FakeEngine;
-use rig::{Rig, candidate, config, question, table};
 use serde_json::{Value, json};
 
 const ON: [&str; 2] = ["--response-cache-bytes", "1000000"];

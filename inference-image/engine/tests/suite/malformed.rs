@@ -1,20 +1,11 @@
 //! Broken adapters, all at once, beside one that is whole.
-#![allow(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::disallowed_methods,
-    reason = "a failed step is a failed test, and tests watch the clock"
-)]
-
-mod harness;
 
 use std::time::Duration;
 
+use crate::harness::Files;
 use graftwork_contract::adapter::{MANIFEST_FILE, WEIGHTS_FILE};
 use graftwork_contract::proto::engine::v1::AdapterState;
 use graftwork_model::fixture::malformed::MALFORMED;
-use harness::Files;
 use serde_json::json;
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,21 +1,11 @@
 //! Engines that die, refuse, hang and come back; clients that leave; routers that stop.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::disallowed_methods,
-    reason = "a failed step is a failed test, and tests watch the clock"
-)]
-
-mod rig;
 
 use std::time::{Duration, Instant};
 
+use crate::rig::engine::{Behaviour, FakeEngine};
+use crate::rig::{Rig, candidate, config, digest, question, stream_question, table, until};
 use graftwork_contract::endpoint::CODE_VERSION_NOT_HERE;
 use http_body_util::BodyExt as _;
-use rig::engine::{Behaviour, FakeEngine};
-use rig::{Rig, candidate, config, digest, question, stream_question, table, until};
 use serde_json::json;
 
 async fn two() -> ([FakeEngine; 2], Rig) {
@@ -294,7 +284,7 @@ async fn a_killed_engine_under_load_fails_no_unary_request_and_ends_streams_in_a
                         http::Request::post(format!("http://{address}/v1/chat/completions"))
                             .body(body.to_string().into())
                             .unwrap();
-                    let answer = rig::read(client.request(request).await.unwrap()).await;
+                    let answer = crate::rig::read(client.request(request).await.unwrap()).await;
                     assert_eq!(answer.status, 200, "{}", answer.text);
                 }
             })
@@ -356,7 +346,7 @@ async fn a_client_that_does_not_read_holds_the_engine_back() {
     let response = rig_small.open(rig_small.chat(&question("u"), &[])).await;
     tokio::time::sleep(Duration::from_millis(500)).await;
     assert_eq!(home.open(), 1, "64 MiB do not fit in between");
-    let answer = rig::read(response).await;
+    let answer = crate::rig::read(response).await;
     assert_eq!((answer.whole, answer.text.len()), (true, 64 << 20));
     drop(rig);
 }
@@ -451,7 +441,7 @@ async fn a_drain_accepts_for_a_while_finishes_what_runs_and_ends() {
             .body(body.to_string().into())
             .unwrap();
         let response = client.request(request).await?;
-        Ok::<_, hyper_util::client::legacy::Error>(rig::read(response).await)
+        Ok::<_, hyper_util::client::legacy::Error>(crate::rig::read(response).await)
     };
     engine.behave(Behaviour::Slow(Duration::from_secs(3)));
     let slow = ask(question("slow"));
@@ -495,7 +485,7 @@ async fn a_stream_that_outlives_the_drain_ends_in_an_error_event() {
     let mut rig = Rig::start(&[]).await;
     rig.push(&table(None, &[&engine])).await;
     let stream = rig.open(rig.chat(&stream_question("a"), &[])).await;
-    let reading = tokio::spawn(rig::read(stream));
+    let reading = tokio::spawn(crate::rig::read(stream));
     until("the stream runs", async || engine.open() == 1).await;
     rig.router
         .drain(Duration::from_millis(10), Duration::from_millis(200))

@@ -1,20 +1,9 @@
 //! The OpenAI API over HTTP, with a real tiny model.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::float_cmp,
-    clippy::disallowed_methods,
-    reason = "a failed step is a failed test, and tests watch the clock"
-)]
 
-mod harness;
-
+use crate::harness::{Answer, BASE, Files, Server};
 use futures::future::join_all;
 use graftwork_model::fixture::TinyShape;
 use graftwork_model::tokenizer::TextTokenizer;
-use harness::{Answer, BASE, Files, Server};
 use serde_json::{Value, json};
 
 fn request(model: &str, prompt: &str, tokens: usize) -> Value {
@@ -535,7 +524,7 @@ async fn vllms_names_are_there_where_asked_for_and_name_the_adapters_in_use() {
     let waits = server.complete(request("b", "x", 1));
     let seen = async {
         let info = "vllm:lora_requests_info{max_lora=\"8\",running_lora_adapters=\"a\",waiting_lora_adapters=\"b\"}";
-        harness::eventually(
+        crate::harness::eventually(
             || async {
                 let text = server.get(server.metrics, "/metrics").await.text;
                 text.contains(info)

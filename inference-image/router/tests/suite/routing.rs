@@ -1,19 +1,11 @@
 //! Versions, leases, tables and counters.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::disallowed_methods,
-    reason = "a failed step is a failed test, and tests watch the clock"
-)]
-
-mod rig;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::rig::engine::{Behaviour, FakeEngine};
+use crate::rig::{Rig, call, candidate, config, digest, question, read, table, until};
 use graftwork_contract::endpoint::{
     HEADER_ADAPTER, HEADER_CALLER, HEADER_REQUEST_ID, HEADER_VERSION,
 };
@@ -22,8 +14,6 @@ use graftwork_contract::signing::Fence;
 use graftwork_contract::{endpoint, latency};
 use http::Request;
 use http_body_util::Full;
-use rig::engine::{Behaviour, FakeEngine};
-use rig::{Rig, call, candidate, config, digest, question, read, table, until};
 use serde_json::json;
 
 #[tokio::test]
@@ -396,7 +386,7 @@ async fn tables_change_under_load_and_no_request_is_lost() {
                 let mut versions = BTreeMap::<String, u32>::new();
                 for turn in 0..100 {
                     let body = if turn % 3 == 0 {
-                        rig::stream_question(&format!("{caller}-{turn}"))
+                        crate::rig::stream_question(&format!("{caller}-{turn}"))
                     } else {
                         question(&format!("{caller}-{turn}"))
                     };
@@ -404,7 +394,7 @@ async fn tables_change_under_load_and_no_request_is_lost() {
                         http::Request::post(format!("http://{address}/v1/chat/completions"))
                             .body(body.to_string().into())
                             .unwrap();
-                    let answer = rig::read(client.request(request).await.unwrap()).await;
+                    let answer = crate::rig::read(client.request(request).await.unwrap()).await;
                     assert_eq!(answer.status, 200, "{}", answer.text);
                     assert!(turn % 3 != 0 || answer.text.ends_with("data: [DONE]\n\n"));
                     let said = format!("from {}", answer.adapter());

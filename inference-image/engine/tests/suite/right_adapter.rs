@@ -1,21 +1,12 @@
 //! Each answer is that of the version which its header names, whatever comes and goes meanwhile.
-#![allow(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::disallowed_methods,
-    reason = "a failed step is a failed test, and tests watch the clock"
-)]
-
-mod harness;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use crate::harness::{Answer, Files, Server};
 use futures::future::join_all;
 use graftwork_contract::endpoint::EngineAdapter;
-use harness::{Answer, Files, Server};
 use serde_json::{Value, json};
 
 const ADAPTERS: usize = 16;

@@ -1,19 +1,9 @@
 //! What a request may ask for: choices, batches, penalties, biases, scored prompts. With a real tiny model.
-#![allow(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::float_cmp,
-    clippy::disallowed_methods,
-    reason = "a failed step is a failed test, and tests watch the clock"
-)]
-
-mod harness;
 
 use std::path::Path;
 
+use crate::harness::{Answer, BASE, Files, Server};
 use graftwork_model::tokenizer::TextTokenizer;
-use harness::{Answer, BASE, Files, Server};
 use serde_json::{Value, json};
 
 /// A sampled request, the same each time, whose answers are all of the same length.

@@ -1,15 +1,6 @@
 //! What the KV cache remembers saves work and changes no answer.
-#![allow(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::disallowed_methods,
-    reason = "a failed step is a failed test, and tests watch the clock"
-)]
 
-mod harness;
-
-use harness::{Answer, Files, Server};
+use crate::harness::{Answer, Files, Server};
 use serde_json::{Value, json};
 
 const REUSED: &str = "graftwork_engine_prefix_reused_tokens_total";
@@ -51,7 +42,7 @@ async fn a_conversation_is_computed_once_and_every_turn_is_what_a_fresh_engine_s
     ];
     let mut before = 0.0;
     for (turn, turns) in turns.into_iter().enumerate() {
-        for model in ["a", "b", harness::BASE] {
+        for model in ["a", "b", crate::harness::BASE] {
             let warm = server
                 .post("/v1/chat/completions", &chat(model, turns))
                 .await;

@@ -1,13 +1,4 @@
 //! More questions about files than a keeper reads at one time, about a folder that hangs.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    reason = "a failed step is a failed test"
-)]
-
-mod serving;
 
 use std::fs;
 use std::path::PathBuf;
@@ -25,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 use tonic::{Code, Response, Status};
 
-use serving::serve;
+use crate::serving::serve;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 

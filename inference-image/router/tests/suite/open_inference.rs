@@ -1,17 +1,9 @@
 //! The Open Inference Protocol: the endpoint's weights and errors hold for it as for HTTP.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::disallowed_methods,
-    reason = "a failed step is a failed test"
-)]
-
-mod rig;
 
 use std::collections::BTreeMap;
 
+use crate::rig::engine::{Behaviour, FakeEngine};
+use crate::rig::{Rig, candidate, question, table, until};
 use graftwork_contract::endpoint::{HEADER_ADAPTER, HEADER_CALLER, HEADER_VERSION};
 use graftwork_contract::proto::inference::grpc_inference_service_client::GrpcInferenceServiceClient;
 use graftwork_contract::proto::inference::model_infer_request::InferInputTensor;
@@ -19,8 +11,6 @@ use graftwork_contract::proto::inference::{
     InferTensorContents, ModelInferRequest, ModelInferResponse, ModelMetadataRequest,
     ModelReadyRequest, ServerReadyRequest,
 };
-use rig::engine::{Behaviour, FakeEngine};
-use rig::{Rig, candidate, question, table, until};
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 

@@ -1,11 +1,4 @@
 //! The keeper's binary: it serves, and ends when it is asked to.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    reason = "a failed step is a failed test"
-)]
 
 use std::fs;
 use std::io::BufRead as _;

@@ -1,19 +1,10 @@
 //! Requests that nobody in their right mind sends: each is answered with what is wrong, or cut off, and the
 //! engine goes on as if it had not been there.
-#![allow(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::disallowed_methods,
-    reason = "a failed step is a failed test, and tests watch the clock"
-)]
-
-mod harness;
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use harness::{BASE, Files};
+use crate::harness::{BASE, Files};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;

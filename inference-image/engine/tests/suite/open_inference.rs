@@ -1,15 +1,6 @@
 //! The Open Inference Protocol, with a real tiny model.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::disallowed_methods,
-    reason = "a failed step is a failed test"
-)]
 
-mod harness;
-
+use crate::harness::{BASE, Files, Server};
 use graftwork_contract::proto::inference::grpc_inference_service_client::GrpcInferenceServiceClient;
 use graftwork_contract::proto::inference::infer_parameter::ParameterChoice;
 use graftwork_contract::proto::inference::model_infer_request::InferInputTensor;
@@ -17,7 +8,6 @@ use graftwork_contract::proto::inference::{
     InferParameter, InferTensorContents, ModelInferRequest, ModelReadyRequest, ServerReadyRequest,
 };
 use graftwork_model::fixture::TinyShape;
-use harness::{BASE, Files, Server};
 use serde_json::json;
 use tonic::Code;
 use tonic::transport::Channel;

@@ -1,14 +1,4 @@
 //! The keeper over a real socket: what it writes, what it refuses, what it says about files.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::disallowed_methods,
-    reason = "a failed step is a failed test, and tests watch the clock"
-)]
-
-mod serving;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -34,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
-use serving::serve;
+use crate::serving::serve;
 
 const PUBLISH: &str = "graftwork.store.v1.Keeper/Publish";
 const IMPORT: &str = "graftwork.store.v1.Keeper/Import";

@@ -1,19 +1,10 @@
 //! Tools: what the model is told of them, and what is refused. With a real tiny model, whose answers
 //! are noise: calls in answers are tested where they are parsed.
-#![allow(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::disallowed_methods,
-    reason = "a failed step is a failed test, and tests watch the clock"
-)]
-
-mod harness;
 
 use std::path::PathBuf;
 
+use crate::harness::{BASE, Files, Server};
 use graftwork_model::base::base_digest;
-use harness::{BASE, Files, Server};
 use serde_json::{Value, json};
 
 /// As Qwen's, shortened.

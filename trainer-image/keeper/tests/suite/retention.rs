@@ -1,9 +1,4 @@
 //! Which versions of a dataset are removed, and what is left behind.
-#![allow(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    reason = "a failed step is a failed test"
-)]
 
 use graftwork_artifacts::Store;
 use graftwork_contract::dataset::{BuildRecord, Leakage, RowCounts, VersionRecord};

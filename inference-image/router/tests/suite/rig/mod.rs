@@ -1,6 +1,5 @@
 //! A router with real local HTTP servers as engines.
 
-#![allow(dead_code, reason = "each test file uses its own part")]
 
 pub mod engine;
 

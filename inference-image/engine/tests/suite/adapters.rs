@@ -1,19 +1,10 @@
 //! Adapters come, change and go while requests run.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::disallowed_methods,
-    reason = "a failed step is a failed test, and tests watch the clock"
-)]
-
-mod harness;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use crate::harness::{Files, Server, eventually, fence, me, now, operator_key, read, sync_body};
 use ed25519_dalek::SigningKey;
 use engine::registry::SYNC_METHOD;
 use futures::future::join_all;
@@ -23,7 +14,6 @@ use graftwork_contract::proto::call::v1::SignedCall;
 use graftwork_contract::proto::engine::v1::AdapterState;
 use graftwork_contract::signing::{Addressee, Fence, sign};
 use graftwork_model::fixture::TinyShape;
-use harness::{Files, Server, eventually, fence, me, now, operator_key, read, sync_body};
 use serde_json::{Value, json};
 use tonic::Code;
 
@@ -61,7 +51,7 @@ async fn a_pushed_list_is_answered_with_states_and_ends_verified_or_resident() {
     let reply = server.sync(&list, 1).await.unwrap();
     assert_eq!(
         (reply.pod_uid.as_str(), reply.generation),
-        (harness::POD, 1)
+        (crate::harness::POD, 1)
     );
     assert_eq!(reply.base_digest, files.config.base_digest.as_str());
     for adapter in &reply.adapters {
@@ -267,7 +257,7 @@ fn change_byte(path: &std::path::Path, from_end: usize) {
     let mut bytes = std::fs::read(path).unwrap();
     let at = bytes.len() - from_end;
     bytes[at] ^= 0x55;
-    harness::write_whole(path, &bytes);
+    crate::harness::write_whole(path, &bytes);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -279,7 +269,7 @@ async fn broken_adapters_are_refused_by_reason_and_keep_nobody_out() {
     let cut = files.adapter("cut", 1, 3);
     let weights = files.folder(&cut).join(WEIGHTS_FILE);
     let bytes = std::fs::read(&weights).unwrap();
-    harness::write_whole(&weights, &bytes[..bytes.len() / 2]);
+    crate::harness::write_whole(&weights, &bytes[..bytes.len() / 2]);
     let missing = files.adapter("missing", 1, 4);
     let manifest = files.folder(&missing).join(MANIFEST_FILE);
     let late = std::fs::read(&manifest).unwrap();
@@ -337,8 +327,8 @@ async fn broken_adapters_are_refused_by_reason_and_keep_nobody_out() {
             .collect::<Vec<_>>(),
         ["missing"]
     );
-    harness::write_whole(&manifest, &late);
-    harness::eventually(
+    crate::harness::write_whole(&manifest, &late);
+    crate::harness::eventually(
         || async {
             states(&server.settled().await).contains(&("missing@v1".into(), AdapterState::Resident))
         },

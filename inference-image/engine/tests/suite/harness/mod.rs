@@ -1,11 +1,4 @@
 //! A tiny model, adapters in a store, an engine in this process, and its clients.
-#![allow(
-    dead_code,
-    missing_docs,
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    reason = "shared by test binaries that each use a part; a failed step is a failed test"
-)]
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

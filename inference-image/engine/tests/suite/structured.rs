@@ -1,16 +1,7 @@
 //! Answers that are JSON of a schema. With a real tiny model, which knows no JSON: what comes out is
 //! JSON because nothing else can.
-#![allow(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::disallowed_methods,
-    reason = "a failed step is a failed test, and tests watch the clock"
-)]
 
-mod harness;
-
-use harness::{Answer, BASE, Files, Server};
+use crate::harness::{Answer, BASE, Files, Server};
 use serde_json::{Value, json};
 
 const CHAT: &str = "/v1/chat/completions";

@@ -1,0 +1,24 @@
+//! An engine as its callers meet it: a real tiny model behind real connections. One program, since each
+//! that links the engine compiles for half a minute.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::disallowed_methods,
+    clippy::float_cmp,
+    reason = "a failed step is a failed test, and tests watch the clock"
+)]
+
+mod adapters;
+mod drain;
+mod harness;
+mod hostile;
+mod malformed;
+mod open_inference;
+mod requests;
+mod reuse;
+mod right_adapter;
+mod serving;
+mod structured;
+mod tools;
