@@ -6,7 +6,8 @@ quietly() { # what, command...
 	local what=$1 start=$SECONDS folder=${XDG_CACHE_HOME:-$HOME/.cache}/graftwork/logs log status=0
 	shift
 	mkdir -p "$folder"
-	log=$folder/${what//[^a-z0-9]/-}.log
+	log=${what,,}
+	log=$folder/${log//[^a-z0-9]/-}.log
 	echo "== $what"
 	# In a process group of its own, so that Ctrl-C ends what the command itself has started, too; and without a lock
 	# that this script may hold (descriptor 9), which must go with this script.
