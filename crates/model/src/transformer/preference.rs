@@ -175,7 +175,11 @@ mod tests {
         let llama = Llama::new(&BaseModel::random(config.clone(), 11));
         let adapter = random_adapter(&config, &lora(4, 0.0), 5);
         let params = LoraParams::from_adapter(&adapter, &config).unwrap();
-        let (beta, references) = (0.7, [1.5, -2.0]);
+        let loaded = LoadedAdapter::new(&adapter, &config).unwrap();
+        // Near the model's own margins: far from them the sigmoid leaves nothing of the gradient.
+        let bare = batch([0.0; 2]);
+        let margins = bare.margins(&llama.score(bare.sequences(), Some(&loaded)).unwrap());
+        let (beta, references) = (0.7, [margins[0] + 1.5, margins[1] - 2.0]);
         let pairs = batch(references);
         let loss = llama
             .forward_preference(&pairs, beta, &params, StepSeed::default())
@@ -206,13 +210,12 @@ mod tests {
         }
         let sum = f64::from(loss.sum.to_scalar::<f32>().unwrap());
         assert!((sum - expected_loss).abs() < 1e-4, "{sum} {expected_loss}");
-        let loaded = LoadedAdapter::new(&adapter, &config).unwrap();
         let scores = llama.score(pairs.sequences(), Some(&loaded)).unwrap();
         let scored: f64 = pairs.losses(&scores, beta).iter().sum();
         assert!((sum - scored).abs() < 1e-5, "{sum} {scored}");
         let norm = |values: &[f64]| values.iter().map(|v| v * v).sum::<f64>().sqrt();
         let difference: Vec<f64> = got.iter().zip(&expected).map(|(a, b)| a - b).collect();
-        assert!(norm(&expected) > 1e-5, "{}", norm(&expected));
+        assert!(norm(&expected) > 1e-4, "{}", norm(&expected));
         assert!(
             norm(&difference) < 1e-4 * norm(&expected),
             "{} of {}",

@@ -1,6 +1,5 @@
 //! A router with real local HTTP servers as engines.
 
-
 pub mod engine;
 
 use std::net::SocketAddr;
