@@ -339,8 +339,14 @@ async fn broken_adapters_are_refused_by_reason_and_keep_nobody_out() {
     // Mended files are taken with the next push; the others stay as they are.
     change_byte(&files.folder(&list[1]).join(WEIGHTS_FILE), 3);
     server.sync(&list, 1).await.unwrap();
+    crate::harness::eventually(
+        || async {
+            states(&server.settled().await).contains(&("flipped@v1".into(), AdapterState::Resident))
+        },
+        "the mended adapter",
+    )
+    .await;
     let states: BTreeMap<_, _> = states(&server.settled().await).into_iter().collect();
-    assert_eq!(states["flipped@v1"], AdapterState::Resident);
     assert_eq!(states["cut@v1"], AdapterState::Refused);
     assert_eq!(
         server.complete(request("flipped", "x", 2)).await.status,
