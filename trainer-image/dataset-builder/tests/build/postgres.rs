@@ -137,39 +137,20 @@ impl Server {
         assert!(status.success(), "{program} {arguments:?}: {status}\n{log}");
     }
 
+    /// What psql connects to; its password stands in the environment.
+    fn psql_url(&self) -> String {
+        format!("postgresql://ann@127.0.0.1:{}/postgres", self.port)
+    }
+
     fn sql(&self, text: &str) {
-        let port = self.port.to_string();
-        let connection = [
-            "-h",
-            "127.0.0.1",
-            "-p",
-            &port,
-            "-U",
-            "ann",
-            "-d",
-            "postgres",
-        ];
-        let arguments = [
-            &connection[..],
-            &["-q", "-v", "ON_ERROR_STOP=1", "-c", text],
-        ];
-        self.run("psql", &arguments.concat());
+        let url = self.psql_url();
+        self.run("psql", &[&url, "-q", "-v", "ON_ERROR_STOP=1", "-c", text]);
     }
 
     /// What somebody else asks, as text.
     fn answer(&self, text: &str) -> String {
-        let port = self.port.to_string();
-        let connection = [
-            "-h",
-            "127.0.0.1",
-            "-p",
-            &port,
-            "-U",
-            "ann",
-            "-d",
-            "postgres",
-        ];
-        let mut command = self.command("psql", &[&connection[..], &["-Atc", text]].concat());
+        let url = self.psql_url();
+        let mut command = self.command("psql", &[&url, "-Atc", text]);
         let output = command.stdout(Stdio::piped()).output().unwrap();
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     }

@@ -4,6 +4,20 @@
 use super::interrupted::checkpoint_steps;
 use super::*;
 
+/// Kills a run after each of three checkpoints, and lets it end with the bits of one that was left alone.
+fn killed_thrice_it_ends_as(world: &World, killed: &Value, whole: &Value) {
+    for _ in 0..3 {
+        let mut child = world.start(killed);
+        let folder = world.run_folder(killed);
+        let before = checkpoint_steps(&folder);
+        wait_until(&mut child, || checkpoint_steps(&folder) != before);
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    assert_eq!(world.run(killed), 0);
+    assert_eq!(world.result(killed).digest, world.result(whole).digest);
+}
+
 #[test]
 fn a_quantised_base_is_trained_on_and_named_in_the_provenance() {
     let world = World::new();
@@ -82,16 +96,7 @@ fn a_run_that_validates_goes_on_with_the_same_bits_after_it_was_killed() {
     let whole = config_of("whole");
     assert_eq!(world.run(&whole), 0);
     let killed = config_of("killed");
-    for _ in 0..3 {
-        let mut child = world.start(&killed);
-        let folder = world.run_folder(&killed);
-        let before = checkpoint_steps(&folder);
-        wait_until(&mut child, || checkpoint_steps(&folder) != before);
-        child.kill().unwrap();
-        child.wait().unwrap();
-    }
-    assert_eq!(world.run(&killed), 0);
-    assert_eq!(world.result(&killed).digest, world.result(&whole).digest);
+    killed_thrice_it_ends_as(&world, &killed, &whole);
 }
 
 #[test]
@@ -217,16 +222,7 @@ fn a_run_on_preferences_goes_on_with_the_same_bits_after_it_was_killed() {
     let whole = preferences(&world, "whole", 2);
     assert_eq!(world.run(&whole), 0);
     let killed = preferences(&world, "killed", 2);
-    for _ in 0..3 {
-        let mut child = world.start(&killed);
-        let folder = world.run_folder(&killed);
-        let before = checkpoint_steps(&folder);
-        wait_until(&mut child, || checkpoint_steps(&folder) != before);
-        child.kill().unwrap();
-        child.wait().unwrap();
-    }
-    assert_eq!(world.run(&killed), 0);
-    assert_eq!(world.result(&killed).digest, world.result(&whole).digest);
+    killed_thrice_it_ends_as(&world, &killed, &whole);
 }
 
 #[test]
