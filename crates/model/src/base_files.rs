@@ -4,6 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use safetensors::tensor::Dtype;
+
 use crate::base::{BaseError, OUTPUT, WEIGHTS_FILE, WEIGHTS_INDEX_FILE, tensor_shapes};
 use crate::config::LlamaConfig;
 use crate::gguf::GgufFile;
@@ -52,6 +54,16 @@ impl WeightFile {
         match self {
             Self::Safetensors(_) => Ok(None),
             Self::Gguf(file) => Ok(file.read_blocks(name)?),
+        }
+    }
+
+    fn is_bf16(&self, name: &str) -> bool {
+        match self {
+            Self::Safetensors(file) => {
+                let entry = file.entries().get(name);
+                entry.is_some_and(|entry| entry.dtype == Dtype::BF16)
+            }
+            Self::Gguf(file) => file.is_bf16(name),
         }
     }
 }
@@ -116,6 +128,24 @@ impl BaseFiles {
         Ok(self.file_of(name)?.read_f32(name)?.unwrap_or_default())
     }
 
+    /// Whether a tensor's numbers are bf16.
+    pub fn is_bf16(&self, name: &str) -> bool {
+        self.files.iter().any(|file| file.is_bf16(name))
+    }
+
+    /// A weight in blocks where the file has it so.
+    pub fn stored_blocks(&mut self, name: &str) -> Result<Option<Blocks>, BaseError> {
+        self.file_of(name)?.read_blocks(name)
+    }
+
+    /// Rows and columns of a matrix; none where the tensor is none.
+    pub fn matrix_shape(&self, name: &str) -> Option<(usize, usize)> {
+        match self.shapes.get(name).map(Vec::as_slice) {
+            Some([outputs, inputs]) => Some((*outputs, *inputs)),
+            _ => None,
+        }
+    }
+
     /// A weight in blocks: those of the file, or its values quantised. None where no format fits.
     pub fn read_blocks(
         &mut self,
@@ -123,14 +153,12 @@ impl BaseFiles {
         role: Role,
         quantization: Quantization,
     ) -> Result<Option<Blocks>, BaseError> {
-        if let Some(blocks) = self.file_of(name)?.read_blocks(name)? {
+        if let Some(blocks) = self.stored_blocks(name)? {
             return Ok(Some(blocks));
         }
-        let Some([outputs, inputs]) = self.shapes.get(name).and_then(|s| s.first_chunk::<2>())
-        else {
+        let Some((outputs, inputs)) = self.matrix_shape(name) else {
             return Ok(None);
         };
-        let (outputs, inputs) = (*outputs, *inputs);
         let format = match role {
             Role::Layer => quantization.of_layer(inputs),
             Role::Vocabulary => Quantization::of_vocabulary(inputs),

@@ -181,6 +181,12 @@ impl GgufFile {
         self.entries.get(name).map(|entry| entry.shape.as_slice())
     }
 
+    /// Whether a tensor's numbers are bf16.
+    pub fn is_bf16(&self, name: &str) -> bool {
+        let entry = self.entries.get(name);
+        entry.is_some_and(|entry| entry.stored == Stored::Bf16)
+    }
+
     fn read_bytes(&mut self, entry: &Entry) -> Result<Vec<u8>, GgufError> {
         let mut bytes = vec![0; entry.bytes];
         self.file

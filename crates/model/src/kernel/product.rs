@@ -1,16 +1,18 @@
 //! `y = x · Wᵀ` for packed weights, in tiles of rows by panels.
 
+use std::ffi::c_void;
 use std::ops::Range;
 
 use rayon::prelude::*;
 
 use super::dispatch::Isa;
+use super::halves::{HalfLine, HalfPanels};
 use super::panels::{LANES, Panels};
 #[cfg(target_arch = "x86_64")]
 use super::{x86_avx2, x86_avx512};
 
 /// Below this many multiply-adds a call is not worth waking another thread for.
-const PARALLEL_WORK: usize = 1 << 20;
+pub(super) const PARALLEL_WORK: usize = 1 << 20;
 
 /// What becomes of a product.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -28,8 +30,10 @@ pub enum Epilogue {
 pub(super) struct Tile {
     /// First row of the input, `[rows, inputs]`.
     pub x: *const f32,
-    /// First panel.
-    pub w: *const f32,
+    /// First panel: f32, or lines of bf16.
+    pub w: *const c_void,
+    /// Whether it is bf16.
+    pub half: bool,
     /// First output of the first row.
     pub y: *mut f32,
     /// Inner dimension: elements between rows of `x`, and a sixteenth of those between panels.
@@ -72,6 +76,51 @@ fn tile_shape(isa: Isa) -> TileShape {
     }
 }
 
+/// A packed weight, whatever its numbers are.
+#[derive(Clone, Copy)]
+pub(super) struct Packed<'a> {
+    outputs: usize,
+    inputs: usize,
+    values: Values<'a>,
+}
+
+#[derive(Clone, Copy)]
+enum Values<'a> {
+    Single(&'a [f32]),
+    Half(&'a [HalfLine]),
+}
+
+impl<'a> Packed<'a> {
+    fn single(w: &'a Panels) -> Self {
+        Self {
+            outputs: w.outputs(),
+            inputs: w.inputs(),
+            values: Values::Single(w.data()),
+        }
+    }
+
+    pub fn halves(w: &'a HalfPanels) -> Self {
+        Self {
+            outputs: w.outputs(),
+            inputs: w.inputs(),
+            values: Values::Half(w.lines()),
+        }
+    }
+
+    fn panels(self) -> usize {
+        self.outputs.div_ceil(LANES)
+    }
+
+    /// Where a panel begins, which is there, and whether it is bf16.
+    fn panel(self, panel: usize) -> (*const c_void, bool) {
+        let lines = panel * self.inputs;
+        match self.values {
+            Values::Single(values) => (values.as_ptr().wrapping_add(lines * LANES).cast(), false),
+            Values::Half(values) => (values.as_ptr().wrapping_add(lines).cast(), true),
+        }
+    }
+}
+
 /// Computes `x · Wᵀ` for `x: [rows, inputs]` into `y: [rows, outputs]` on this thread.
 ///
 /// # Panics
@@ -84,6 +133,7 @@ pub fn product(x: &[f32], w: &Panels, y: &mut [f32], epilogue: Epilogue) {
 pub(super) fn product_on(isa: Isa, x: &[f32], w: &Panels, y: &mut [f32], epilogue: Epilogue) {
     let rows = row_count(x, (w.outputs(), w.inputs()), y);
     let output = Output::of(y, w.outputs());
+    let w = Packed::single(w);
     part(isa, x, w, output, 0..rows, 0..w.panels(), epilogue);
 }
 
@@ -92,11 +142,16 @@ pub(super) fn product_on(isa: Isa, x: &[f32], w: &Panels, y: &mut [f32], epilogu
 /// # Panics
 /// As [`product`].
 pub fn product_parallel(x: &[f32], w: &Panels, y: &mut [f32], epilogue: Epilogue) {
-    let rows = row_count(x, (w.outputs(), w.inputs()), y);
+    parallel(x, Packed::single(w), y, epilogue);
+}
+
+/// [`product_parallel`] of whatever is packed.
+pub(super) fn parallel(x: &[f32], w: Packed<'_>, y: &mut [f32], epilogue: Epilogue) {
+    let rows = row_count(x, (w.outputs, w.inputs), y);
     let isa = Isa::detect();
     let threads = rayon::current_num_threads();
-    let output = Output::of(y, w.outputs());
-    if threads < 2 || rows * w.outputs() * w.inputs() < PARALLEL_WORK {
+    let output = Output::of(y, w.outputs);
+    if threads < 2 || rows * w.outputs * w.inputs < PARALLEL_WORK {
         part(isa, x, w, output, 0..rows, 0..w.panels(), epilogue);
     } else if rows >= 24 * threads {
         let step = rows.div_ceil(2 * threads).next_multiple_of(12);
@@ -142,19 +197,13 @@ pub(crate) fn product_tiled(
                 "the panels of outputs {range:?}"
             );
             let output = output.at_column(range.start);
-            part(
-                isa,
-                x,
-                &weight,
-                output,
-                0..rows,
-                0..weight.panels(),
-                epilogue,
-            );
+            let weight = Packed::single(&weight);
+            let panels = 0..weight.panels();
+            part(isa, x, weight, output, 0..rows, panels, epilogue);
         });
 }
 
-fn row_count(x: &[f32], (outputs, inputs): (usize, usize), y: &[f32]) -> usize {
+pub(super) fn row_count(x: &[f32], (outputs, inputs): (usize, usize), y: &[f32]) -> usize {
     let rows = x.len().checked_div(inputs).unwrap_or(0);
     assert_eq!(rows * inputs, x.len(), "x is not [rows, {inputs}]");
     assert_eq!(rows * outputs, y.len(), "y is not [{rows}, {outputs}]");
@@ -164,13 +213,13 @@ fn row_count(x: &[f32], (outputs, inputs): (usize, usize), y: &[f32]) -> usize {
 /// Where the outputs of the first row go, and the elements between rows; shared by tasks that write
 /// disjoint elements.
 #[derive(Clone, Copy)]
-struct Output {
-    start: *mut f32,
-    stride: usize,
+pub(super) struct Output {
+    pub start: *mut f32,
+    pub stride: usize,
 }
 
 impl Output {
-    fn of(y: &mut [f32], stride: usize) -> Self {
+    pub fn of(y: &mut [f32], stride: usize) -> Self {
         Self {
             start: y.as_mut_ptr(),
             stride,
@@ -191,7 +240,7 @@ impl Output {
     reason = "tasks write disjoint rows or columns of one slice"
 )]
 // SAFETY: `part` is given disjoint (rows, panels) by every task, and the slice outlives them all
-// because `product_parallel` and `product_tiled` return after the parallel loop.
+// because `product_parallel`, `product_tiled` and `product_integers` return after the parallel loop.
 unsafe impl Send for Output {}
 #[expect(
     unsafe_code,
@@ -205,16 +254,15 @@ unsafe impl Sync for Output {}
 fn part(
     isa: Isa,
     x: &[f32],
-    w: &Panels,
+    w: Packed<'_>,
     y: Output,
     rows: Range<usize>,
     panels: Range<usize>,
     epilogue: Epilogue,
 ) {
     let shape = tile_shape(isa);
-    let (inputs, outputs) = (w.inputs(), w.outputs());
+    let (inputs, outputs) = (w.inputs, w.outputs);
     assert!(rows.end * inputs <= x.len() && panels.end <= w.panels());
-    let panel_size = LANES * inputs;
     let full_rows = rows.start + rows.len() / shape.rows * shape.rows;
     for (from, to, height) in [
         (rows.start, full_rows, shape.rows),
@@ -228,6 +276,7 @@ fn part(
         while panel < panels.end {
             let width = if panel + wide <= panels.end { wide } else { 1 };
             let columns = (width * LANES).min(outputs - panel * LANES);
+            let (weights, half) = w.panel(panel);
             let mut row = from;
             while row < to {
                 #[expect(unsafe_code, reason = "tiles address rows and panels by pointer")]
@@ -237,7 +286,8 @@ fn part(
                 unsafe {
                     let tile = Tile {
                         x: x.as_ptr().add(row * inputs),
-                        w: w.data().as_ptr().add(panel * panel_size),
+                        w: weights,
+                        half,
                         y: y.start.add(row * y.stride + panel * LANES),
                         inputs,
                         stride: y.stride,
@@ -262,18 +312,30 @@ const PORTABLE_ROWS: usize = 4;
 #[expect(unsafe_code, reason = "tiles address rows and panels by pointer")]
 unsafe fn run_portable(rows: usize, _panels: usize, tile: &Tile) {
     for r in 0..rows {
-        // SAFETY: the caller's promise for row `r` and the first panel.
-        let (x, w, y) = unsafe {
+        // SAFETY: the caller's promise for row `r`.
+        let (x, y) = unsafe {
             (
                 std::slice::from_raw_parts(tile.x.add(r * tile.inputs), tile.inputs),
-                std::slice::from_raw_parts(tile.w, tile.inputs * LANES),
                 std::slice::from_raw_parts_mut(tile.y.add(r * tile.stride), tile.columns),
             )
         };
         let mut sums = [0.0_f32; LANES];
-        for (value, lanes) in x.iter().zip(w.as_chunks::<LANES>().0) {
-            for (sum, weight) in sums.iter_mut().zip(lanes) {
-                *sum += value * weight;
+        if tile.half {
+            // SAFETY: the caller's promise for the first panel.
+            let w = unsafe { std::slice::from_raw_parts(tile.w.cast::<HalfLine>(), tile.inputs) };
+            for (value, lanes) in x.iter().zip(w) {
+                for (sum, bits) in sums.iter_mut().zip(lanes.0) {
+                    *sum += value * f32::from_bits(u32::from(bits) << 16);
+                }
+            }
+        } else {
+            // SAFETY: the caller's promise for the first panel.
+            let w =
+                unsafe { std::slice::from_raw_parts(tile.w.cast::<[f32; LANES]>(), tile.inputs) };
+            for (value, lanes) in x.iter().zip(w) {
+                for (sum, weight) in sums.iter_mut().zip(lanes) {
+                    *sum += value * weight;
+                }
             }
         }
         finish(&sums, y, tile.epilogue);
@@ -295,19 +357,29 @@ pub(super) fn finish(sums: &[f32], y: &mut [f32], epilogue: Epilogue) {
     }
 }
 
+/// What this machine has.
+#[cfg(test)]
+pub(super) fn available() -> Vec<Isa> {
+    match Isa::detect() {
+        Isa::Avx512 => vec![Isa::Avx512, Isa::Avx2, Isa::Portable],
+        Isa::Avx2 => vec![Isa::Avx2, Isa::Portable],
+        Isa::Portable => vec![Isa::Portable],
+    }
+}
+
+/// The product with bf16 on a chosen instruction set.
+#[cfg(test)]
+pub(super) fn packed_on(isa: Isa, x: &[f32], w: &HalfPanels, y: &mut [f32]) {
+    let rows = row_count(x, (w.outputs(), w.inputs()), y);
+    let (output, w) = (Output::of(y, w.outputs()), Packed::halves(w));
+    part(isa, x, w, output, 0..rows, 0..w.panels(), Epilogue::Store);
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::reference;
     use super::*;
     use crate::random::Stream;
-
-    fn available() -> Vec<Isa> {
-        match Isa::detect() {
-            Isa::Avx512 => vec![Isa::Avx512, Isa::Avx2, Isa::Portable],
-            Isa::Avx2 => vec![Isa::Avx2, Isa::Portable],
-            Isa::Portable => vec![Isa::Portable],
-        }
-    }
 
     fn values(seed: u64, count: usize) -> Vec<f32> {
         let stream = Stream::new(seed, &[]);

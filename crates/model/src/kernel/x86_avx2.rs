@@ -2,7 +2,8 @@
 #![expect(unsafe_code, reason = "vector loads and stores through pointers")]
 
 use std::arch::x86_64::{
-    _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_set1_ps, _mm256_setzero_ps, _mm256_storeu_ps,
+    __m128i, __m256, _mm256_castsi256_ps, _mm256_cvtepu16_epi32, _mm256_fmadd_ps, _mm256_loadu_ps,
+    _mm256_set1_ps, _mm256_setzero_ps, _mm256_slli_epi32, _mm256_storeu_ps,
 };
 
 use super::dispatch::unrolled;
@@ -29,9 +30,15 @@ pub(super) fn panels(rows: usize) -> usize {
 pub(super) unsafe fn run(rows: usize, panels: usize, tile: &Tile) {
     macro_rules! choose {
         ($($rows:literal x $panels:literal),*) => {
-            match (rows, panels) {
+            match (rows, panels, tile.half) {
                 // SAFETY: the caller's promise.
-                $(($rows, $panels) => unsafe { product_tile::<$rows, $panels>(tile) },)*
+                $(($rows, $panels, false) => unsafe {
+                    product_tile::<$rows, $panels, false>(tile);
+                },
+                // SAFETY: the caller's promise.
+                ($rows, $panels, true) => unsafe {
+                    product_tile::<$rows, $panels, true>(tile);
+                },)*
                 _ => unreachable!("no tile of {rows} rows by {panels} panels"),
             }
         };
@@ -39,19 +46,43 @@ pub(super) unsafe fn run(rows: usize, panels: usize, tile: &Tile) {
     choose!(1 x 1, 2 x 1, 3 x 1, 4 x 1, 5 x 1, 6 x 1, 1 x 4, 2 x 2, 3 x 2);
 }
 
+/// Two times eight weights.
+///
+/// # Safety
+/// Line `line` of the tile's panels is there, of bf16 where `HALF`.
+#[target_feature(enable = "avx2")]
+#[inline]
+unsafe fn load<const HALF: bool>(tile: &Tile, line: usize) -> [__m256; 2] {
+    if HALF {
+        // SAFETY: the caller's promise; lines of bf16 are aligned to their 32 bytes.
+        let (low, high) = unsafe {
+            let at = tile.w.cast::<__m128i>().add(2 * line);
+            (*at, *at.add(1))
+        };
+        let [low, high] = [_mm256_cvtepu16_epi32(low), _mm256_cvtepu16_epi32(high)];
+        [
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(low)),
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(high)),
+        ]
+    } else {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let at = tile.w.cast::<f32>().add(line * LANES);
+            [_mm256_loadu_ps(at), _mm256_loadu_ps(at.add(8))]
+        }
+    }
+}
+
 #[target_feature(enable = "avx2,fma")]
-unsafe fn product_tile<const R: usize, const P: usize>(tile: &Tile) {
+unsafe fn product_tile<const R: usize, const P: usize, const HALF: bool>(tile: &Tile) {
     let k = tile.inputs;
     let mut low = [[_mm256_setzero_ps(); P]; R];
     let mut high = [[_mm256_setzero_ps(); P]; R];
     for i in 0..k {
         let mut weights = [[_mm256_setzero_ps(); 2]; P];
         unrolled!(PANEL < P, {
-            // SAFETY: each panel holds k times sixteen values.
-            weights[PANEL] = unsafe {
-                let at = tile.w.add((PANEL * k + i) * LANES);
-                [_mm256_loadu_ps(at), _mm256_loadu_ps(at.add(8))]
-            };
+            // SAFETY: each panel holds k lines.
+            weights[PANEL] = unsafe { load::<HALF>(tile, PANEL * k + i) };
         });
         unrolled!(ROW < R, {
             // SAFETY: each row holds k values.

@@ -2,8 +2,9 @@
 #![expect(unsafe_code, reason = "vector loads and stores through pointers")]
 
 use std::arch::x86_64::{
-    __mmask16, _mm512_add_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mask_storeu_ps,
-    _mm512_maskz_loadu_ps, _mm512_mul_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
+    __m256i, __m512, __mmask16, _mm512_add_ps, _mm512_castsi512_ps, _mm512_cvtepu16_epi32,
+    _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_mul_ps,
+    _mm512_set1_ps, _mm512_setzero_ps, _mm512_slli_epi32, _mm512_storeu_ps,
 };
 
 use super::dispatch::unrolled;
@@ -30,9 +31,15 @@ pub(super) fn panels(rows: usize) -> usize {
 pub(super) unsafe fn run(rows: usize, panels: usize, tile: &Tile) {
     macro_rules! choose {
         ($($rows:literal x $panels:literal),*) => {
-            match (rows, panels) {
+            match (rows, panels, tile.half) {
                 // SAFETY: the caller's promise.
-                $(($rows, $panels) => unsafe { product_tile::<$rows, $panels>(tile) },)*
+                $(($rows, $panels, false) => unsafe {
+                    product_tile::<$rows, $panels, false>(tile);
+                },
+                // SAFETY: the caller's promise.
+                ($rows, $panels, true) => unsafe {
+                    product_tile::<$rows, $panels, true>(tile);
+                },)*
                 _ => unreachable!("no tile of {rows} rows by {panels} panels"),
             }
         };
@@ -54,15 +61,32 @@ fn mask(columns: usize, p: usize) -> __mmask16 {
     ((1_u32 << left) - 1) as __mmask16
 }
 
+/// Sixteen weights.
+///
+/// # Safety
+/// Line `line` of the tile's panels is there, of bf16 where `HALF`.
 #[target_feature(enable = "avx512f")]
-unsafe fn product_tile<const R: usize, const P: usize>(tile: &Tile) {
+#[inline]
+unsafe fn load<const HALF: bool>(tile: &Tile, line: usize) -> __m512 {
+    if HALF {
+        // SAFETY: the caller's promise; lines of bf16 are aligned to their 32 bytes.
+        let bits = unsafe { *tile.w.cast::<__m256i>().add(line) };
+        _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(bits)))
+    } else {
+        // SAFETY: the caller's promise.
+        unsafe { _mm512_loadu_ps(tile.w.cast::<f32>().add(line * LANES)) }
+    }
+}
+
+#[target_feature(enable = "avx512f")]
+unsafe fn product_tile<const R: usize, const P: usize, const HALF: bool>(tile: &Tile) {
     let k = tile.inputs;
     let mut sums = [[_mm512_setzero_ps(); P]; R];
     for i in 0..k {
         let mut weights = [_mm512_setzero_ps(); P];
         unrolled!(PANEL < P, {
-            // SAFETY: each panel holds k times sixteen values.
-            weights[PANEL] = unsafe { _mm512_loadu_ps(tile.w.add((PANEL * k + i) * LANES)) };
+            // SAFETY: each panel holds k lines.
+            weights[PANEL] = unsafe { load::<HALF>(tile, PANEL * k + i) };
         });
         unrolled!(ROW < R, {
             // SAFETY: each row holds k values.

@@ -1,21 +1,11 @@
 //! A frozen weight of the base model: the one place that knows how it is stored. A faster kernel
 //! takes effect here, and no pass notices.
-//!
-//! A quantised weight is multiplied in tiles: some of its rows (forward) or columns (backward) are
-//! read as f32, packed, multiplied with all rows of the input, and let go. Both directions thus use
-//! the same values, so that the gradient is the function's own, with the bits that a packed f32
-//! weight of these values gives; that one is the plain reference.
-
-use std::sync::Arc;
 
 use rayon::prelude::*;
 
+use super::compact::Compact;
 use super::linear::Linear;
-use crate::kernel::{self, Epilogue, Panels, product_parallel, product_tiled};
-use crate::quant::Blocks;
-
-/// Outputs of one tile, of either direction: four registers' lanes, and two groups of a block.
-const TILE: usize = 64;
+use crate::kernel::{self, Epilogue, product_parallel};
 
 /// A weight `[outputs, inputs]` that is not trained, or not in this pass, and its bias.
 #[derive(Debug)]
@@ -28,7 +18,7 @@ pub(super) struct Frozen {
 #[derive(Debug)]
 enum Stored {
     Packed(Linear),
-    Blocks(Arc<Blocks>),
+    Compact(Compact),
 }
 
 impl Frozen {
@@ -40,10 +30,10 @@ impl Frozen {
         }
     }
 
-    /// A quantised weight, which stays as it is.
-    pub fn blocks(blocks: Arc<Blocks>) -> Self {
+    /// A weight that stays as it is.
+    pub fn compact(weight: Compact) -> Self {
         Self {
-            stored: Stored::Blocks(blocks),
+            stored: Stored::Compact(weight),
             bias: Vec::new(),
         }
     }
@@ -58,7 +48,7 @@ impl Frozen {
     pub fn outputs(&self) -> usize {
         match &self.stored {
             Stored::Packed(linear) => linear.forward.outputs(),
-            Stored::Blocks(blocks) => blocks.outputs(),
+            Stored::Compact(weight) => weight.outputs(),
         }
     }
 
@@ -66,22 +56,24 @@ impl Frozen {
     pub fn inputs(&self) -> usize {
         match &self.stored {
             Stored::Packed(linear) => linear.forward.inputs(),
-            Stored::Blocks(blocks) => blocks.inputs(),
+            Stored::Compact(weight) => weight.inputs(),
         }
+    }
+
+    /// Bytes held for forward passes, whoever shares them.
+    pub fn bytes(&self) -> usize {
+        let weight = match &self.stored {
+            Stored::Packed(linear) => linear.forward.bytes(),
+            Stored::Compact(weight) => weight.bytes(),
+        };
+        weight + size_of_val(&*self.bias)
     }
 
     /// `x · Wᵀ` of every row into `y: [rows, outputs]`, without the bias.
     pub fn forward(&self, x: &[f32], y: &mut [f32], epilogue: Epilogue) {
         match &self.stored {
             Stored::Packed(linear) => product_parallel(x, &linear.forward, y, epilogue),
-            Stored::Blocks(blocks) => {
-                let (outputs, inputs) = (blocks.outputs(), blocks.inputs());
-                let panels = |rows: std::ops::Range<usize>| {
-                    let values = blocks.read(rows.clone(), 0..inputs);
-                    Panels::pack(&values, rows.len(), inputs)
-                };
-                product_tiled(x, (outputs, inputs), (TILE, &panels), y, epilogue);
-            }
+            Stored::Compact(weight) => weight.forward(x, y, epilogue),
         }
     }
 
@@ -89,14 +81,7 @@ impl Frozen {
     pub fn backward(&self, dy: &[f32], dx: &mut [f32], epilogue: Epilogue) {
         match &self.stored {
             Stored::Packed(linear) => product_parallel(dy, linear.backward(), dx, epilogue),
-            Stored::Blocks(blocks) => {
-                let (outputs, inputs) = (blocks.outputs(), blocks.inputs());
-                let panels = |columns: std::ops::Range<usize>| {
-                    let values = blocks.read(0..outputs, columns.clone());
-                    Panels::pack_transposed(&values, outputs, columns.len())
-                };
-                product_tiled(dy, (inputs, outputs), (TILE, &panels), dx, epilogue);
-            }
+            Stored::Compact(weight) => weight.backward(dy, dx, epilogue),
         }
     }
 
@@ -119,10 +104,18 @@ pub(super) enum Embedding {
     /// Row-major.
     Plain { values: Vec<f32>, width: usize },
     /// Shared with the output projection where that is the embedding.
-    Blocks(Arc<Blocks>),
+    Compact(Compact),
 }
 
 impl Embedding {
+    /// Bytes held, whoever shares them.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Plain { values, .. } => size_of_val(&**values),
+            Self::Compact(weight) => weight.bytes(),
+        }
+    }
+
     /// The rows of `tokens`, one behind the other.
     pub fn rows(&self, tokens: impl Iterator<Item = u32>) -> Vec<f32> {
         let mut rows = Vec::new();
@@ -133,8 +126,8 @@ impl Embedding {
                     let row = values.get(token * width..(token + 1) * width);
                     rows.extend_from_slice(row.unwrap_or_default());
                 }
-                Self::Blocks(blocks) => {
-                    rows.extend(blocks.read(token..token + 1, 0..blocks.inputs()));
+                Self::Compact(weight) => {
+                    rows.extend(weight.read(token..token + 1, 0..weight.inputs()));
                 }
             }
         }
@@ -144,8 +137,11 @@ impl Embedding {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
-    use crate::quant::BlockFormat;
+    use crate::kernel::HalfPanels;
+    use crate::quant::{BlockFormat, Blocks};
     use crate::random::Stream;
 
     fn values(seed: u64, count: usize) -> Vec<f32> {
@@ -166,7 +162,8 @@ mod tests {
             let read = blocks.read(0..outputs, 0..inputs);
             let bias = values(2, outputs);
             let plain = Frozen::packed(&read, outputs, inputs).with_bias(bias.clone());
-            let quantised = Frozen::blocks(Arc::new(blocks)).with_bias(bias);
+            let quantised = Compact::Blocks(Arc::new(blocks));
+            let quantised = Frozen::compact(quantised).with_bias(bias);
             for rows in [1, 13, 40] {
                 let x = values(3, rows * inputs);
                 assert_eq!(quantised.apply(&x), plain.apply(&x), "{format:?} {rows}");
@@ -181,18 +178,56 @@ mod tests {
     }
 
     #[test]
-    fn embeddings_are_looked_up_in_either_form() {
-        let (tokens, width) = (10, 64);
+    fn gradients_of_served_forms_are_those_of_their_values() {
+        let (outputs, inputs, rows) = (40, 256, 5);
+        let weight = values(1, outputs * inputs);
+        let blocks = |format| Blocks::quantize(format, &weight, outputs, inputs).unwrap();
+        for served in [
+            Compact::served(blocks(BlockFormat::Q8_0)),
+            Compact::served(blocks(BlockFormat::Q4_0)),
+            Compact::served(blocks(BlockFormat::Q4K)),
+            Compact::Halves(Arc::new(HalfPanels::pack(&weight, outputs, inputs))),
+        ] {
+            let plain = Frozen::packed(&served.read(0..outputs, 0..inputs), outputs, inputs);
+            let served = Frozen::compact(served);
+            assert!(served.bytes() * 2 <= plain.bytes());
+            let dy = values(4, rows * outputs);
+            let (mut expected, mut dx) = (vec![0.0; rows * inputs], vec![0.0; rows * inputs]);
+            plain.backward(&dy, &mut expected, Epilogue::Store);
+            served.backward(&dy, &mut dx, Epilogue::Store);
+            assert!(dx == expected, "{served:?}");
+        }
+    }
+
+    #[test]
+    fn a_format_without_a_product_of_its_own_is_served_in_tiles() {
+        let weight = values(1, 16 * 256);
+        let blocks = Blocks::quantize(BlockFormat::Q6K, &weight, 16, 256).unwrap();
+        let plain = Frozen::packed(&blocks.read(0..16, 0..256), 16, 256);
+        let x = values(3, 3 * 256);
+        let served = Frozen::compact(Compact::served(blocks));
+        assert_eq!(served.apply(&x), plain.apply(&x));
+    }
+
+    #[test]
+    fn embeddings_are_looked_up_in_every_form() {
+        let (tokens, width) = (20, 64);
         let weight = values(1, tokens * width);
         let blocks = Blocks::quantize(BlockFormat::Q8_0, &weight, tokens, width).unwrap();
-        let plain = Embedding::Plain {
-            values: blocks.read(0..tokens, 0..width),
-            width,
-        };
-        let quantised = Embedding::Blocks(Arc::new(blocks));
-        let wanted = [7, 0, 9, 7];
-        let rows = plain.rows(wanted.into_iter());
-        assert_eq!(rows.len(), 4 * width);
-        assert_eq!(quantised.rows(wanted.into_iter()), rows);
+        for compact in [
+            Compact::Blocks(Arc::new(blocks.clone())),
+            Compact::served(blocks),
+            Compact::Halves(Arc::new(HalfPanels::pack(&weight, tokens, width))),
+        ] {
+            let plain = Embedding::Plain {
+                values: compact.read(0..tokens, 0..width),
+                width,
+            };
+            let wanted = [17, 0, 9, 17];
+            let rows = plain.rows(wanted.into_iter());
+            assert_eq!(rows.len(), 4 * width);
+            let embedding = Embedding::Compact(compact);
+            assert_eq!(embedding.rows(wanted.into_iter()), rows);
+        }
     }
 }

@@ -6,6 +6,7 @@
 
 mod attention;
 mod backward;
+mod compact;
 mod forward;
 mod frozen;
 pub(crate) mod linear;
@@ -13,12 +14,14 @@ mod loss;
 mod preference;
 mod segments;
 mod serve;
+mod served;
 mod train;
 mod weights;
 
 pub use loss::TokenScore;
 pub use preference::{Answer, PreferenceBatch};
 pub use serve::{LogitRows, RowLogits, SequenceStep};
+pub use served::Held;
 pub use train::{Loss, StepSeed, TrainableLlama};
 pub use weights::Llama;
 
@@ -136,5 +139,7 @@ mod families;
 mod quantised;
 #[cfg(test)]
 mod reference;
+#[cfg(test)]
+mod served_tests;
 #[cfg(test)]
 mod tests;

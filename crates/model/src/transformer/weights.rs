@@ -5,6 +5,7 @@ use std::convert::Infallible;
 use std::path::Path;
 use std::sync::Arc;
 
+use super::compact::Compact;
 use super::frozen::{Embedding, Frozen};
 use crate::base::{
     BaseError, BaseModel, EMBEDDING, FINAL_NORM, INPUT_NORM, KEY_NORM, OUTPUT, POST_NORM,
@@ -13,7 +14,7 @@ use crate::base::{
 use crate::base_files::{BaseFiles, Role};
 use crate::config::LlamaConfig;
 use crate::lora::Module;
-use crate::quant::{Blocks, Quantization};
+use crate::quant::Quantization;
 use crate::rope::frequencies;
 
 /// One transformer layer.
@@ -26,7 +27,7 @@ pub(super) struct Layer {
     pub key_norm: Vec<f32>,
     /// Tokens that a query sees, itself included; none: all before it.
     pub window: Option<usize>,
-    linears: [Frozen; Module::ALL.len()],
+    pub linears: [Frozen; Module::ALL.len()],
 }
 
 impl Layer {
@@ -65,8 +66,8 @@ pub(super) trait Tensors {
     /// The values of a tensor by its Hugging Face name.
     fn values(&mut self, name: &str) -> Result<Cow<'_, [f32]>, Self::Error>;
 
-    /// A weight in blocks, where it is to be used so; none: its values are asked for.
-    fn blocks(&mut self, _name: &str, _role: Role) -> Result<Option<Blocks>, Self::Error> {
+    /// A weight as it is to be held, where that is not f32; none: its values are asked for.
+    fn compact(&mut self, _name: &str, _role: Role) -> Result<Option<Compact>, Self::Error> {
         Ok(None)
     }
 }
@@ -96,8 +97,9 @@ impl Tensors for Quantised {
         Ok(self.files.read_f32(name)?.into())
     }
 
-    fn blocks(&mut self, name: &str, role: Role) -> Result<Option<Blocks>, BaseError> {
-        self.files.read_blocks(name, role, self.quantization)
+    fn compact(&mut self, name: &str, role: Role) -> Result<Option<Compact>, BaseError> {
+        let blocks = self.files.read_blocks(name, role, self.quantization)?;
+        Ok(blocks.map(|blocks| Compact::Blocks(Arc::new(blocks))))
     }
 }
 
@@ -108,13 +110,12 @@ impl Weights {
             .map(|index| layer(config, index, tensors))
             .collect::<Result<_, _>>()?;
         let (outputs, inputs) = (config.vocab_size, config.hidden_size);
-        let (embedding, tied) = match tensors.blocks(EMBEDDING, Role::Vocabulary)? {
-            Some(blocks) => {
-                let blocks = Arc::new(blocks);
+        let (embedding, tied) = match tensors.compact(EMBEDDING, Role::Vocabulary)? {
+            Some(weight) => {
                 let tied = config
                     .tie_word_embeddings
-                    .then(|| Frozen::blocks(Arc::clone(&blocks)));
-                (Embedding::Blocks(blocks), tied)
+                    .then(|| Frozen::compact(weight.clone()));
+                (Embedding::Compact(weight), tied)
             }
             None => {
                 let values = tensors.values(EMBEDDING)?.into_owned();
@@ -210,15 +211,15 @@ fn layer<T: Tensors>(
     })
 }
 
-/// A weight in blocks where that is what is wanted, packed otherwise.
+/// A weight as it is to be held, packed as f32 where nothing else is wanted.
 fn matrix<T: Tensors>(
     tensors: &mut T,
     name: &str,
     role: Role,
     (outputs, inputs): (usize, usize),
 ) -> Result<Frozen, T::Error> {
-    match tensors.blocks(name, role)? {
-        Some(blocks) => Ok(Frozen::blocks(Arc::new(blocks))),
+    match tensors.compact(name, role)? {
+        Some(weight) => Ok(Frozen::compact(weight)),
         None => Ok(Frozen::packed(&tensors.values(name)?, outputs, inputs)),
     }
 }

@@ -1,0 +1,169 @@
+//! Weights packed as bf16: half of the memory, and the bits of their values in f32.
+
+use std::ops::Range;
+
+use half::bf16;
+use rayon::prelude::*;
+
+use super::panels::LANES;
+use super::product::{Epilogue, Packed, parallel};
+
+/// One input of sixteen outputs.
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(32))]
+pub(super) struct HalfLine(pub [u16; LANES]);
+
+/// A weight `[n, k]` in bf16, packed as `[n/16][k][16]`; outputs past `n` in the last group are zero.
+#[derive(Debug)]
+pub(crate) struct HalfPanels {
+    outputs: usize,
+    inputs: usize,
+    lines: Vec<HalfLine>,
+}
+
+impl HalfPanels {
+    /// Packs a row-major weight `[outputs, inputs]`, each value rounded to the nearest bf16.
+    ///
+    /// # Panics
+    /// `weight` has another length, or no values.
+    pub fn pack(weight: &[f32], outputs: usize, inputs: usize) -> Self {
+        assert!(
+            weight.len() == outputs * inputs && !weight.is_empty(),
+            "weight is not [{outputs}, {inputs}]"
+        );
+        let mut lines = vec![HalfLine([0; LANES]); outputs.div_ceil(LANES) * inputs];
+        lines
+            .par_chunks_mut(inputs)
+            .zip(weight.par_chunks(LANES * inputs))
+            .for_each(|(lines, rows)| {
+                for (lane, row) in rows.chunks_exact(inputs).enumerate() {
+                    for (line, value) in lines.iter_mut().zip(row) {
+                        if let Some(slot) = line.0.get_mut(lane) {
+                            *slot = bf16::from_f32(*value).to_bits();
+                        }
+                    }
+                }
+            });
+        Self {
+            outputs,
+            inputs,
+            lines,
+        }
+    }
+
+    /// Rows of the weight.
+    pub fn outputs(&self) -> usize {
+        self.outputs
+    }
+
+    /// Columns of the weight.
+    pub fn inputs(&self) -> usize {
+        self.inputs
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        size_of_val(&*self.lines)
+    }
+
+    pub(super) fn lines(&self) -> &[HalfLine] {
+        &self.lines
+    }
+
+    /// The values of `rows` × `columns`, row-major; what lies outside is left out.
+    pub fn read(&self, rows: Range<usize>, columns: Range<usize>) -> Vec<f32> {
+        let mut values = Vec::with_capacity(rows.len() * columns.len());
+        for row in rows {
+            let start = row / LANES * self.inputs;
+            let lines = self.lines.get(start + columns.start..start + columns.end);
+            let lane = |line: &HalfLine| line.0.get(row % LANES).copied();
+            let bits = lines.unwrap_or_default().iter().filter_map(lane);
+            values.extend(bits.map(|bits| bf16::from_bits(bits).to_f32()));
+        }
+        values
+    }
+}
+
+/// Computes `x · Wᵀ` for `x: [rows, inputs]` into `y: [rows, outputs]` with the threads of the current
+/// rayon pool: the same bits as [`product_parallel`](super::product_parallel) with the values as f32.
+///
+/// # Panics
+/// The lengths of `x` and `y` do not belong to the same number of rows.
+pub(crate) fn product_halves(x: &[f32], w: &HalfPanels, y: &mut [f32], epilogue: Epilogue) {
+    parallel(x, Packed::halves(w), y, epilogue);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::product::{available, packed_on};
+    use super::*;
+    use crate::kernel::{Panels, product_parallel, reference};
+    use crate::random::Stream;
+
+    fn values(seed: u64, count: usize) -> Vec<f32> {
+        let stream = Stream::new(seed, &[]);
+        (0..count as u64).map(|i| stream.normal(i) as f32).collect()
+    }
+
+    fn rounded(values: &[f32]) -> Vec<f32> {
+        let round = |value: &f32| bf16::from_f32(*value).to_f32();
+        values.iter().map(round).collect()
+    }
+
+    #[test]
+    fn a_packed_weight_holds_each_value_rounded_once() {
+        let (n, k) = (37, 19);
+        let weight = values(1, n * k);
+        let halves = HalfPanels::pack(&weight, n, k);
+        assert_eq!(halves.read(0..n, 0..k), rounded(&weight));
+        assert_eq!(
+            halves.read(20..21, 3..5),
+            rounded(&weight[20 * k + 3..20 * k + 5])
+        );
+        assert_eq!(halves.bytes() * 2, Panels::pack(&weight, n, k).bytes());
+    }
+
+    #[test]
+    fn every_row_count_gives_the_bits_of_the_values_as_f32() {
+        for (n, k) in [(192, 64), (37, 19), (300, 8)] {
+            let weight = values(1, n * k);
+            let halves = HalfPanels::pack(&weight, n, k);
+            let x = values(2, 40 * k);
+            for isa in available() {
+                let whole = reference::product(isa, &x, &rounded(&weight), k);
+                for rows in 1..=40 {
+                    let mut y = vec![0.0; rows * n];
+                    packed_on(isa, &x[..rows * k], &halves, &mut y);
+                    assert!(y == whole[..rows * n], "{isa:?} {rows} rows of [{n}, {k}]");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn threads_and_epilogues_give_what_f32_gives() {
+        let (n, k) = (530, 200);
+        let weight = values(1, n * k);
+        let halves = HalfPanels::pack(&weight, n, k);
+        let panels = Panels::pack(&rounded(&weight), n, k);
+        for rows in [1, 13, 200] {
+            let (x, start) = (values(2, rows * k), values(3, rows * n));
+            for epilogue in [Epilogue::Store, Epilogue::Add, Epilogue::AddScaled(0.3)] {
+                let mut expected = start.clone();
+                product_parallel(&x, &panels, &mut expected, epilogue);
+                for threads in [1, 2, 3] {
+                    let pool = rayon::ThreadPoolBuilder::new()
+                        .num_threads(threads)
+                        .build()
+                        .unwrap();
+                    let mut y = start.clone();
+                    pool.install(|| product_halves(&x, &halves, &mut y, epilogue));
+                    assert!(
+                        y == expected,
+                        "{rows} rows, {threads} threads, {epilogue:?}"
+                    );
+                }
+            }
+        }
+    }
+}

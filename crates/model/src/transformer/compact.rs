@@ -1,0 +1,97 @@
+//! A weight that takes less memory than its values in f32 do.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::kernel::{
+    Epilogue, HalfPanels, IntegerPanels, Panels, product_halves, product_integers, product_tiled,
+};
+use crate::quant::Blocks;
+
+/// Outputs of one tile, of either direction: four registers' lanes, and two groups of a block.
+const TILE: usize = 64;
+
+/// A weight `[outputs, inputs]`. Cheap to clone: an embedding is shared with the output projection that it is.
+#[derive(Debug, Clone)]
+pub(super) enum Compact {
+    /// Multiplied in tiles: some of its rows (forward) or columns (backward) are read as f32, packed,
+    /// multiplied with all rows of the input, and let go. Both directions thus use the same values, so that the
+    /// gradient is the function's own, with the bits that a packed f32 weight of these values gives.
+    Blocks(Arc<Blocks>),
+    /// Multiplied as it is, with inputs in 8 bits: for serving. A gradient would be that of the exact inputs.
+    Integers(Arc<IntegerPanels>),
+    /// bf16, multiplied as it is, with the bits that its values in f32 give.
+    Halves(Arc<HalfPanels>),
+}
+
+impl Compact {
+    /// For serving: packed where there is a product for the format.
+    pub fn served(blocks: Blocks) -> Self {
+        match IntegerPanels::pack(&blocks) {
+            Some(panels) => Self::Integers(Arc::new(panels)),
+            None => Self::Blocks(Arc::new(blocks)),
+        }
+    }
+
+    /// Rows of the weight.
+    pub fn outputs(&self) -> usize {
+        match self {
+            Self::Blocks(blocks) => blocks.outputs(),
+            Self::Integers(panels) => panels.outputs(),
+            Self::Halves(panels) => panels.outputs(),
+        }
+    }
+
+    /// Columns of the weight.
+    pub fn inputs(&self) -> usize {
+        match self {
+            Self::Blocks(blocks) => blocks.inputs(),
+            Self::Integers(panels) => panels.inputs(),
+            Self::Halves(panels) => panels.inputs(),
+        }
+    }
+
+    /// Bytes held, whoever shares them.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Blocks(blocks) => blocks.bytes(),
+            Self::Integers(panels) => panels.bytes(),
+            Self::Halves(panels) => panels.bytes(),
+        }
+    }
+
+    /// The values of `rows` × `columns`, row-major. `columns` start and end at multiples of 32.
+    pub fn read(&self, rows: Range<usize>, columns: Range<usize>) -> Vec<f32> {
+        match self {
+            Self::Blocks(blocks) => blocks.read(rows, columns),
+            Self::Integers(panels) => panels.read(rows, columns),
+            Self::Halves(panels) => panels.read(rows, columns),
+        }
+    }
+
+    /// `x · Wᵀ` of every row into `y: [rows, outputs]`.
+    pub fn forward(&self, x: &[f32], y: &mut [f32], epilogue: Epilogue) {
+        match self {
+            Self::Blocks(blocks) => {
+                let (outputs, inputs) = (blocks.outputs(), blocks.inputs());
+                let panels = |rows: Range<usize>| {
+                    let values = blocks.read(rows.clone(), 0..inputs);
+                    Panels::pack(&values, rows.len(), inputs)
+                };
+                product_tiled(x, (outputs, inputs), (TILE, &panels), y, epilogue);
+            }
+            Self::Integers(panels) => product_integers(x, panels, y, epilogue),
+            Self::Halves(panels) => product_halves(x, panels, y, epilogue),
+        }
+    }
+
+    /// `g · W` of every row into `dx: [rows, inputs]`: the input gradient.
+    pub fn backward(&self, dy: &[f32], dx: &mut [f32], epilogue: Epilogue) {
+        let (outputs, inputs) = (self.outputs(), self.inputs());
+        let panels = |columns: Range<usize>| {
+            let values = self.read(0..outputs, columns.clone());
+            Panels::pack_transposed(&values, outputs, columns.len())
+        };
+        product_tiled(dy, (inputs, outputs), (TILE, &panels), dx, epilogue);
+    }
+}
