@@ -10,8 +10,8 @@ use crate::dataset::{
 };
 use crate::lora_adapter::{Approval, Gate, GateMetric, GateRule, Import};
 use crate::serving_endpoint::{
-    AdapterEntry, Analysis, AnalysisMetric, AnalysisRule, BlueGreen, Canary, CanaryStep,
-    EngineSpec, Rollout, RolloutStrategy, ServedBaseModel,
+    AdapterEntry, Analysis, AnalysisMetric, AnalysisRule, BaseQuantization, BlueGreen, Canary,
+    CanaryStep, EngineSpec, Rollout, RolloutStrategy, ServedBaseModel,
 };
 use crate::training_run::{
     Benchmark, CheckpointPolicy, Compute, EarlyStopping, Evaluation, EvaluationMetric,
@@ -19,9 +19,9 @@ use crate::training_run::{
     RunLimits, Schedule, Subject,
 };
 use crate::{
-    BaseModelSource, Dataset, DatasetSpec, Decimal, LoRAAdapter, LoRAAdapterSpec, ObjectReference,
-    ServingEndpoint, ServingEndpointSpec, TrainingRun, TrainingRunSpec, VersionReference,
-    VersionedReference,
+    Amount, BaseModelSource, Dataset, DatasetSpec, Decimal, LoRAAdapter, LoRAAdapterSpec,
+    ObjectReference, ServingEndpoint, ServingEndpointSpec, TrainingRun, TrainingRunSpec,
+    VersionReference, VersionedReference,
 };
 
 /// One file of examples.
@@ -88,7 +88,7 @@ pub fn all() -> Result<Vec<Example>, serde_json::Error> {
         ),
         example(
             "serving-endpoint.yaml",
-            "Two adapters beside the bare base; new versions of either are canaried.",
+            "Two adapters beside the bare base, which is held in 8 bits; new versions of either are canaried.",
             vec![object(&serving_endpoint())?],
         ),
         example(
@@ -374,7 +374,13 @@ fn serving_endpoint() -> ServingEndpoint {
         base_model: served_base(),
         adapters: vec![entry("topics", None), entry("style", Some(1))],
         replicas: 2,
-        engine: EngineSpec::default(),
+        engine: EngineSpec {
+            quantization: BaseQuantization::Q8_0,
+            adapter_memory: Some(Amount::from("512Mi")),
+            disk_cache: Some(Amount::from("4Gi")),
+            key_value_cache: Some(Amount::from("1Gi")),
+            ..EngineSpec::default()
+        },
         rollout: Rollout {
             strategy: RolloutStrategy::Canary,
             canary: Canary {

@@ -14,6 +14,7 @@ pub mod labels;
 pub mod names;
 pub mod uri;
 
+pub mod amount;
 mod command;
 mod decimal;
 mod enums;
@@ -26,6 +27,7 @@ pub mod serving_endpoint;
 mod training_method;
 pub mod training_run;
 
+pub use amount::Amount;
 pub use command::{Answer, AnswerOutcome};
 pub use dataset::{Dataset, DatasetSpec, DatasetStatus};
 pub use decimal::Decimal;

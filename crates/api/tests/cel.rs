@@ -476,6 +476,24 @@ fn endpoint_cases() -> Vec<Case> {
     ]
 }
 
+fn engine_cases() -> Vec<Case> {
+    let amounts = [
+        ("adapterMemory", "1Mi", "1023Ki"),
+        ("diskCache", "1.5Gi", "0"),
+        ("keyValueCache", "1048576", "1M"),
+    ];
+    let engine = |field: &str, amount: &str| json!({"spec": {"engine": {field: amount}}});
+    let cases = amounts.map(|(field, keeps, breaks)| {
+        case(
+            "servingendpoints",
+            "an amount of memory or disk is at least 1Mi",
+            engine(field, keeps),
+            engine(field, breaks),
+        )
+    });
+    cases.into()
+}
+
 fn cases() -> Vec<Case> {
     [
         source_cases(),
@@ -485,6 +503,7 @@ fn cases() -> Vec<Case> {
         immutable_run_cases(),
         adapter_cases(),
         endpoint_cases(),
+        engine_cases(),
     ]
     .into_iter()
     .flatten()

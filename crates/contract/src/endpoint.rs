@@ -53,6 +53,46 @@ pub struct EngineConfig {
     /// does not ask for it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub vllm_metrics: bool,
+    /// What the base model is held in. Left out, and so are the next ones, where the spec says nothing:
+    /// as its files have it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quantization: Option<BaseFormat>,
+    /// Memory of loaded adapters at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapter_memory_bytes: Option<u64>,
+    /// Copies of adapters on the node's own disk at most, in [`pod::ADAPTER_CACHE_DIR`](crate::pod::ADAPTER_CACHE_DIR).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_cache_bytes: Option<u64>,
+    /// Memory of the KV cache at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_value_cache_bytes: Option<u64>,
+}
+
+/// What a served base model is held in, where that is not what its files have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum BaseFormat {
+    /// 16 bits a weight.
+    #[serde(rename = "BF16")]
+    Bf16,
+    /// 8.5 bits a weight.
+    Q8_0,
+    /// 4.5 bits a weight, in blocks of 32.
+    Q4_0,
+    /// 4.5 bits a weight, in blocks of 256.
+    #[serde(rename = "Q4_K")]
+    Q4K,
+}
+
+impl BaseFormat {
+    /// Its name in the API.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Bf16 => "BF16",
+            Self::Q8_0 => "Q8_0",
+            Self::Q4_0 => "Q4_0",
+            Self::Q4K => "Q4_K",
+        }
+    }
 }
 
 /// One adapter version of an engine.
@@ -137,6 +177,19 @@ pub fn parse_adapter_header(value: &str) -> Option<(&str, Option<u32>)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn formats_are_written_as_the_api_names_them() {
+        for format in [
+            BaseFormat::Bf16,
+            BaseFormat::Q8_0,
+            BaseFormat::Q4_0,
+            BaseFormat::Q4K,
+        ] {
+            let written = serde_json::to_value(format).unwrap();
+            assert_eq!(written, format.name());
+        }
+    }
 
     #[test]
     fn headers_are_read_back() {

@@ -19,6 +19,8 @@ pub const SECRETS_DIR: &str = "/var/lib/graftwork/secrets";
 pub const PSEUDONYM_KEY_FILE: &str = "/var/lib/graftwork/keys/pseudonym";
 /// Scratch space (an `emptyDir`).
 pub const SCRATCH_DIR: &str = "/tmp";
+/// Copies of adapters on the node's own disk (an `emptyDir` with a limit), where an endpoint asks for them.
+pub const ADAPTER_CACHE_DIR: &str = "/var/lib/graftwork/adapter-cache";
 /// Where the kubelet reads the termination message.
 pub const TERMINATION_FILE: &str = "/dev/termination-log";
 /// A termination message is cut at this many bytes by the kubelet.

@@ -1,20 +1,22 @@
 //! Start, drain, end.
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail, ensure};
-use graftwork_contract::endpoint::EngineConfig;
+use graftwork_contract::endpoint::{BaseFormat, EngineConfig};
+use graftwork_contract::pod;
 use graftwork_contract::signing::{Addressee, Guard};
 use graftwork_listen::{Listener, clock};
-use graftwork_model::base::{BaseModel, base_digest};
+use graftwork_model::base::base_digest;
 use graftwork_model::config::LlamaConfig;
 use graftwork_model::kernel::Isa;
 use graftwork_model::kv::{KV_BLOCK_TOKENS, KvPool};
+use graftwork_model::quant::Quantization;
 use graftwork_model::tokenizer::TextTokenizer;
-use graftwork_model::transformer::Llama;
+use graftwork_model::transformer::{Held, Llama};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
@@ -132,16 +134,14 @@ impl Running {
             base_digest: config.base_digest.to_string(),
             budget: Budget {
                 adapters: config.maximum_loaded_adapters as usize,
-                bytes: options
-                    .adapter_memory_mib
-                    .map_or(u64::MAX, |mib| u64::from(mib) << 20),
+                bytes: adapter_memory(&options, &config),
             },
             files: AdapterFiles::new(
                 options.store.clone(),
                 config.base_digest.clone(),
                 Arc::clone(&base.config),
             )
-            .with_cache(open_cache(&options)?),
+            .with_cache(open_cache(&options, &config)?),
             metrics: Arc::clone(&metrics),
         });
         let permits = permit_count(&options, &config);
@@ -159,12 +159,7 @@ impl Running {
             health: health.clone(),
             abort: abort.clone(),
             started: clock::unix_seconds(),
-            revision: format!(
-                "{}-{}-{}",
-                config.base_digest.short(),
-                env!("CARGO_PKG_VERSION"),
-                Isa::detect().name()
-            ),
+            revision: revision(&config),
         });
         let (http_address, http_listener) = bind(options.listen_http).await?;
         let readiness = health.clone();
@@ -284,6 +279,7 @@ struct Base {
 async fn load_base(config: &EngineConfig) -> anyhow::Result<Base> {
     let (path, expected) = (config.base_path.clone(), config.base_digest.clone());
     let wanted_context = config.maximum_context_tokens as usize;
+    let held = config.quantization.map_or(Held::AsStored, held);
     let load = move || {
         let dir = Path::new(&path);
         let digest = base_digest(dir)?;
@@ -291,8 +287,9 @@ async fn load_base(config: &EngineConfig) -> anyhow::Result<Base> {
             digest == expected.as_str(),
             "the base model in {path} has digest {digest}, the configuration says {expected}"
         );
-        let base = BaseModel::load(dir)?;
-        let model = base.config().clone();
+        let llama = Llama::load_served(dir, held)?;
+        let model = llama.config().clone();
+        tracing::info!(?held, bytes = llama.bytes(), "the base model is loaded");
         let positions = model.max_position_embeddings;
         if wanted_context > positions {
             tracing::warn!(
@@ -303,7 +300,7 @@ async fn load_base(config: &EngineConfig) -> anyhow::Result<Base> {
         }
         let tokenizer = TextTokenizer::load(dir)?;
         Ok(Base {
-            llama: Llama::new(&base),
+            llama,
             grammars: grammars(&tokenizer, &model),
             tokenizer,
             context_tokens: match wanted_context {
@@ -316,6 +313,31 @@ async fn load_base(config: &EngineConfig) -> anyhow::Result<Base> {
     tokio::task::spawn_blocking(load)
         .await?
         .with_context(|| format!("base model in {}", config.base_path))
+}
+
+/// The configuration's word for it, as the model's crate has it.
+fn held(format: BaseFormat) -> Held {
+    match format {
+        BaseFormat::Bf16 => Held::Bf16,
+        BaseFormat::Q8_0 => Held::Blocks(Quantization::Q8_0),
+        BaseFormat::Q4_0 => Held::Blocks(Quantization::Q4_0),
+        BaseFormat::Q4K => Held::Blocks(Quantization::Q4K),
+    }
+}
+
+/// What computes answers here: engines of one revision give the same ones.
+fn revision(config: &EngineConfig) -> String {
+    let mut revision = format!(
+        "{}-{}-{}",
+        config.base_digest.short(),
+        env!("CARGO_PKG_VERSION"),
+        Isa::detect().name()
+    );
+    if let Some(format) = config.quantization {
+        revision.push('-');
+        revision.push_str(format.name());
+    }
+    revision
 }
 
 /// What makes answers JSON of a schema. A model whose tokenizer does not allow it is served without.
@@ -339,14 +361,21 @@ fn start_device(
 ) -> anyhow::Result<(Device, device::End)> {
     let sequences = config.maximum_batch_size.max(1) as usize;
     let blocks_of_context = base.context_tokens.div_ceil(KV_BLOCK_TOKENS);
-    let affordable =
-        (options.kv_cache_mib as usize * (1 << 20)) / KvPool::block_bytes(&base.config).max(1);
+    let (bytes, named) = match config.key_value_cache_bytes {
+        Some(bytes) => (bytes, format!("spec.engine.keyValueCache of {bytes} bytes")),
+        None => (
+            u64::from(options.kv_cache_mib) << 20,
+            format!("--kv-cache-mib {}", options.kv_cache_mib),
+        ),
+    };
+    let block_bytes = KvPool::block_bytes(&base.config).max(1);
+    let affordable = usize::try_from(bytes).unwrap_or(usize::MAX) / block_bytes;
     ensure!(
         affordable >= blocks_of_context,
-        "--kv-cache-mib {} holds {} tokens, the context has {}: give it more or lower maximumContextTokens",
-        options.kv_cache_mib,
+        "{named} holds {} tokens, the context has {}, which take {} bytes: give it more or lower maximumContextTokens",
         affordable * KV_BLOCK_TOKENS,
-        base.context_tokens
+        base.context_tokens,
+        blocks_of_context * block_bytes
     );
     let pool = KvPool::new(&base.config, affordable.min(sequences * blocks_of_context));
     let settings = DeviceSettings {
@@ -360,14 +389,25 @@ fn start_device(
     Device::start(base.llama.clone(), pool, &settings, Arc::clone(metrics))
 }
 
-/// The disk cache, where a folder for it is named.
-fn open_cache(options: &Options) -> anyhow::Result<Option<DiskCache>> {
-    let Some(dir) = &options.adapter_cache else {
-        return Ok(None);
+/// Bytes of loaded adapters at most. What the endpoint says counts before a flag.
+fn adapter_memory(options: &Options, config: &EngineConfig) -> u64 {
+    let by_flag = || options.adapter_memory_mib.map(|mib| u64::from(mib) << 20);
+    let said = config.adapter_memory_bytes.or_else(by_flag);
+    said.unwrap_or(u64::MAX)
+}
+
+/// The disk cache, where the endpoint asks for one or a folder for it is named.
+fn open_cache(options: &Options, config: &EngineConfig) -> anyhow::Result<Option<DiskCache>> {
+    let (dir, budget) = match (&options.adapter_cache, config.disk_cache_bytes) {
+        (None, None) => return Ok(None),
+        (Some(dir), None) => (dir.clone(), u64::from(options.adapter_cache_mib) << 20),
+        (dir, Some(bytes)) => {
+            let mounted = || PathBuf::from(pod::ADAPTER_CACHE_DIR);
+            (dir.clone().unwrap_or_else(mounted), bytes)
+        }
     };
-    let budget = u64::from(options.adapter_cache_mib) << 20;
     let cache = DiskCache::open(dir.clone(), budget)
-        .with_context(|| format!("--adapter-cache {}", dir.display()))?;
+        .with_context(|| format!("cache of adapters in {}", dir.display()))?;
     Ok(Some(cache))
 }
 

@@ -12,6 +12,7 @@ use k8s_openapi::api::core::v1::{
     PodSecurityContext, PodSpec, PodTemplateSpec, Probe, ResourceRequirements, SeccompProfile,
     SecurityContext, Toleration, Volume, VolumeMount, WeightedPodAffinityTerm,
 };
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{
     LabelSelector, LabelSelectorRequirement, ObjectMeta, OwnerReference,
 };
@@ -123,6 +124,8 @@ pub struct Recipe {
     pub claims: BTreeSet<String>,
     /// Keys mounted below [`pod::SOURCES_DIR`].
     pub keys: Vec<MountedKey>,
+    /// Size of an `emptyDir` at [`pod::ADAPTER_CACHE_DIR`], in bytes; none: there is no such volume.
+    pub adapter_cache_bytes: Option<u64>,
     /// Ports: name and number.
     pub ports: Vec<(&'static str, u16)>,
     /// Readiness.
@@ -312,6 +315,17 @@ fn build_volumes(recipe: &Recipe) -> (Vec<Volume>, Vec<VolumeMount>) {
         mount("config", pod::CONFIG_DIR, true),
         mount("scratch", pod::SCRATCH_DIR, false),
     ];
+    if let Some(bytes) = recipe.adapter_cache_bytes {
+        volumes.push(Volume {
+            name: "adapter-cache".to_owned(),
+            empty_dir: Some(EmptyDirVolumeSource {
+                size_limit: Some(Quantity(bytes.to_string())),
+                ..EmptyDirVolumeSource::default()
+            }),
+            ..Volume::default()
+        });
+        mounts.push(mount("adapter-cache", pod::ADAPTER_CACHE_DIR, false));
+    }
     let mut claims = recipe.claims.clone();
     if recipe.store.is_some() {
         claims.insert(STORE_CLAIM.to_owned());
@@ -435,6 +449,7 @@ mod tests {
                 config_map: "rows".to_owned(),
                 key: "rows.jsonl".to_owned(),
             }],
+            adapter_cache_bytes: None,
             ports: vec![("grpc", pod::GRPC_PORT)],
             readiness: None,
             liveness: None,
@@ -468,6 +483,23 @@ mod tests {
         );
         let names: BTreeSet<_> = spec.volumes.iter().flatten().map(|it| &it.name).collect();
         assert_eq!(names.len(), 5, "every mount has a volume of its own");
+    }
+
+    #[test]
+    fn an_adapter_cache_is_a_volume_that_cannot_outgrow_its_size() {
+        let mut recipe = recipe();
+        recipe.adapter_cache_bytes = Some(3 << 30);
+        let spec = build_pod(recipe, Placement::default(), &settings())
+            .spec
+            .unwrap();
+        let volumes = spec.volumes.unwrap();
+        let cache = volumes.iter().find(|it| it.name == "adapter-cache");
+        let size = cache.unwrap().empty_dir.clone().unwrap().size_limit;
+        assert_eq!(size, Some(Quantity("3221225472".to_owned())));
+        let mounts = spec.containers[0].volume_mounts.as_ref().unwrap();
+        let mounted = mounts.iter().find(|it| it.name == "adapter-cache").unwrap();
+        assert_eq!(mounted.mount_path, pod::ADAPTER_CACHE_DIR);
+        assert_eq!(mounted.read_only, None, "the engine writes there");
     }
 
     #[test]

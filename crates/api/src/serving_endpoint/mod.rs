@@ -1,8 +1,10 @@
 //! ServingEndpoint: one base model and many adapters behind one URL, and how versions roll out.
 
+mod engine;
 mod rollout;
 mod status;
 
+pub use engine::{BaseQuantization, EngineSpec};
 pub use rollout::{
     Analysis, AnalysisMetric, AnalysisRule, BlueGreen, Canary, CanaryStep, Pause, Rollout,
     RolloutStrategy,
@@ -129,37 +131,3 @@ pub struct AdapterEntry {
 
 /// The value of [`AdapterEntry::fallback`] that means the entry's own stable version.
 pub const FALLBACK_STABLE: &str = "Stable";
-
-/// What an engine is; a change rolls the engines one after the other.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default)]
-pub struct EngineSpec {
-    /// A compute profile of the installation: image, resources and place of the pod.
-    #[schemars(
-        length(min = 1, max = 63),
-        regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
-    )]
-    pub compute_profile: String,
-    /// Rows that share one forward pass.
-    #[schemars(range(min = 1, max = 1024))]
-    pub maximum_batch_size: u32,
-    /// Adapter versions that are in memory at once, at least the two of a rollout; others are
-    /// loaded on demand.
-    #[schemars(range(min = 2, max = 10_000))]
-    pub maximum_loaded_adapters: u32,
-    /// Tokens that prompt and answer may have together; left out, what the model allows.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 16, max = 1_048_576))]
-    pub maximum_context_tokens: Option<u32>,
-}
-
-impl Default for EngineSpec {
-    fn default() -> Self {
-        Self {
-            compute_profile: "default".to_owned(),
-            maximum_batch_size: 16,
-            maximum_loaded_adapters: 32,
-            maximum_context_tokens: None,
-        }
-    }
-}

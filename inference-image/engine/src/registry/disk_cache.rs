@@ -28,6 +28,8 @@ struct Entry {
 struct Index {
     entries: BTreeMap<String, Entry>,
     uses: u64,
+    /// Bytes of copies that are being written.
+    writing: u64,
 }
 
 impl Index {
@@ -46,7 +48,8 @@ impl Index {
 
     /// Takes out what was used longest ago until `bytes` more fit; what was taken out.
     fn make_room(&mut self, bytes: u64, budget: u64) -> Vec<String> {
-        let mut total: u64 = self.entries.values().map(|entry| entry.bytes).sum();
+        let kept: u64 = self.entries.values().map(|entry| entry.bytes).sum();
+        let mut total = kept.saturating_add(self.writing);
         let mut gone = Vec::new();
         while total.saturating_add(bytes) > budget {
             let oldest = self.entries.iter().min_by_key(|(_, entry)| entry.used);
@@ -58,6 +61,17 @@ impl Index {
             gone.push(name);
         }
         gone
+    }
+
+    /// Takes room for a copy that is about to be written, so that several at a time stay within the budget
+    /// together. What was taken out for it, or none where there is no room.
+    fn reserve(&mut self, bytes: u64, budget: u64) -> Option<Vec<String>> {
+        if self.writing.saturating_add(bytes) > budget {
+            return None;
+        }
+        let gone = self.make_room(bytes, budget);
+        self.writing += bytes;
+        Some(gone)
     }
 }
 
@@ -117,10 +131,10 @@ impl DiskCache {
 
     fn copy(&self, name: &str, folder: &Path) -> io::Result<()> {
         let bytes = size(folder)?;
-        if bytes > self.budget {
+        let Some(gone) = self.index().reserve(bytes, self.budget) else {
             return Ok(());
-        }
-        for gone in self.index().make_room(bytes, self.budget) {
+        };
+        for gone in gone {
             forget(&self.dir.join(gone));
         }
         let unfinished = self.dir.join(format!("{UNFINISHED}{name}"));
@@ -134,10 +148,13 @@ impl DiskCache {
                 })
             })
             .and_then(|()| std::fs::rename(&unfinished, &target));
-        if copied.is_ok() {
-            self.index().note(name, bytes);
-        } else {
+        if copied.is_err() {
             forget(&unfinished);
+        }
+        let mut index = self.index();
+        index.writing -= bytes;
+        if copied.is_ok() {
+            index.note(name, bytes);
         }
         copied
     }
@@ -222,6 +239,27 @@ mod tests {
         assert!(!dir.path().join("cache").join(digest(1).hex()).exists());
         cache.remove(&digest(2));
         assert_eq!(here(&cache), [0, 3]);
+    }
+
+    #[test]
+    fn copies_that_are_written_at_the_same_time_stay_within_the_budget_together() {
+        let mut index = Index::default();
+        index.note("old", 40);
+        assert_eq!(index.reserve(60, 100), Some(vec![]));
+        assert_eq!(index.reserve(30, 100), Some(vec!["old".to_owned()]));
+        assert_eq!(index.reserve(20, 100), None, "90 of 100 are being written");
+        index.writing -= 60;
+        assert_eq!(index.reserve(20, 100), Some(vec![]));
+    }
+
+    #[test]
+    fn a_copy_that_fails_gives_its_room_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = DiskCache::open(dir.path().join("cache"), 40).unwrap();
+        let from = folder(dir.path(), 1);
+        std::fs::remove_dir_all(dir.path().join("cache")).unwrap();
+        cache.put(&digest(1), &from);
+        assert_eq!(cache.index().writing, 0);
     }
 
     #[test]

@@ -219,6 +219,7 @@ fn build_attempt(
                 Place::File(_) | Place::Query { .. } => None,
             })
             .collect(),
+        adapter_cache_bytes: None,
         ports: Vec::new(),
         readiness: None,
         liveness: None,

@@ -123,6 +123,11 @@ impl<'a> Builder<'a> {
             adapters: self.fleet.list.clone(),
             threads: 0,
             vllm_metrics: self.settings.engine.vllm_metrics,
+            quantization: self.valid.engine.quantization,
+            adapter_memory_bytes: self.valid.engine.adapter_memory_bytes,
+            // The rest of the volume is for what the file system adds, and for a copy that is being written.
+            disk_cache_bytes: self.valid.engine.disk_cache_bytes.map(|size| size / 8 * 7),
+            key_value_cache_bytes: self.valid.engine.key_value_cache_bytes,
         }
     }
 
@@ -186,6 +191,7 @@ impl<'a> Builder<'a> {
             store: Some(StoreAccess::ReadOnly),
             claims: [self.valid.base.claim().to_owned()].into(),
             keys: Vec::new(),
+            adapter_cache_bytes: self.valid.engine.disk_cache_bytes,
             ports: ports(),
             readiness: Some(probe("/readyz", 1)),
             liveness: Some(probe("/healthz", 10)),
@@ -218,6 +224,7 @@ impl<'a> Builder<'a> {
             store: None,
             claims: std::collections::BTreeSet::new(),
             keys: Vec::new(),
+            adapter_cache_bytes: None,
             ports: ports(),
             readiness: Some(probe("/readyz", 1)),
             liveness: Some(probe("/healthz", 10)),

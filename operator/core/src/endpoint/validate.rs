@@ -12,6 +12,10 @@ use graftwork_api::{Decimal, ServingEndpointSpec};
 
 use crate::settings::{ComputeProfile, Settings};
 
+mod engine;
+
+pub use engine::EngineRoom;
+
 /// A spec that can be acted on.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Valid<'a> {
@@ -19,6 +23,8 @@ pub struct Valid<'a> {
     pub base: PvcUri,
     /// The compute profile of engines.
     pub profile: &'a ComputeProfile,
+    /// How engines hold their base model, and what they may take.
+    pub engine: EngineRoom,
     /// How versions take over.
     pub policy: Policy,
 }
@@ -181,6 +187,7 @@ pub fn validate<'a>(
     Ok(Valid {
         base,
         profile,
+        engine: engine::read(&spec.engine, profile)?,
         policy: read_policy(&spec.rollout)?,
     })
 }

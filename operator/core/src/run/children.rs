@@ -99,6 +99,7 @@ fn make(
         store: Some(StoreAccess::ReadWrite),
         claims: claims(valid),
         keys: Vec::new(),
+        adapter_cache_bytes: None,
         ports: vec![("grpc", pod::GRPC_PORT)],
         readiness: None,
         liveness: None,

@@ -63,6 +63,7 @@ pub fn build(observed: &Observed, claims: &BTreeSet<String>, settings: &Settings
         store: Some(StoreAccess::ReadWrite),
         claims: claims.clone(),
         keys: Vec::new(),
+        adapter_cache_bytes: None,
         ports: vec![("grpc", pod::GRPC_PORT)],
         readiness: Some(probe(1)),
         liveness: Some(probe(10)),

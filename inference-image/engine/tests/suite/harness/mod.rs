@@ -71,6 +71,10 @@ impl Files {
             adapters: vec![],
             threads: 2,
             vllm_metrics: false,
+            quantization: None,
+            adapter_memory_bytes: None,
+            disk_cache_bytes: None,
+            key_value_cache_bytes: None,
         };
         Self { dir, model, config }
     }

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use graftwork_api::serving_endpoint::ResponseCache;
+use graftwork_api::Amount;
+use graftwork_api::serving_endpoint::{BaseQuantization, EngineSpec, ResponseCache};
+use graftwork_contract::endpoint::BaseFormat;
 
 use super::*;
 
@@ -63,6 +65,55 @@ fn an_upgrade_restarts_no_engine_and_a_change_of_engine_does() {
     profile.images.inference = Some("registry/inference:mine".to_owned());
     world.settle();
     assert!(template(&world.observed.engine_deployment).contains("registry/inference:mine"));
+}
+
+#[test]
+fn what_an_engine_may_take_reaches_it_and_a_change_of_it_rolls_the_engines() {
+    let mut world = World::serving(&json!({}));
+    let map: &ConfigMap = world.observed.engine_configuration.ours().unwrap();
+    let plain = &map.data.as_ref().unwrap()["config.json"];
+    for key in [
+        "quantization",
+        "adapterMemory",
+        "diskCache",
+        "keyValueCache",
+    ] {
+        assert!(!plain.contains(key), "engines of before are not restarted");
+    }
+    assert!(!template(&world.observed.engine_deployment).contains("adapter-cache"));
+    let amount = |text: &str| Some(Amount::from(text));
+    let changes: [fn(&mut EngineSpec, Option<Amount>); 4] = [
+        |engine, _| engine.quantization = BaseQuantization::Q4K,
+        |engine, amount| engine.adapter_memory = amount,
+        |engine, amount| engine.disk_cache = amount,
+        |engine, amount| engine.key_value_cache = amount,
+    ];
+    for (number, change) in changes.into_iter().enumerate() {
+        let before = template(&world.observed.engine_deployment);
+        world.settings.images.inference = format!("registry/inference:{number}-newer");
+        change(&mut world.cr.spec.engine, amount("8Gi"));
+        world.settle();
+        let after = template(&world.observed.engine_deployment);
+        assert_ne!(after, before);
+        assert!(
+            after.contains(&format!(":{number}-newer")),
+            "a new revision takes the newest image"
+        );
+    }
+    let config = world.engine_config();
+    assert_eq!(config.quantization, Some(BaseFormat::Q4K));
+    assert_eq!(config.adapter_memory_bytes, Some(8 << 30));
+    assert_eq!(config.key_value_cache_bytes, Some(8 << 30));
+    assert_eq!(
+        config.disk_cache_bytes,
+        Some(7 << 30),
+        "the volume has an eighth more than the copies may fill"
+    );
+    let template = template(&world.observed.engine_deployment);
+    assert!(
+        template.contains("\"sizeLimit\":\"8589934592\""),
+        "{template}"
+    );
 }
 
 #[test]
