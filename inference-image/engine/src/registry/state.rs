@@ -514,7 +514,8 @@ fn too_large(bytes: u64, limit: u64) -> Refusal {
     Refusal {
         reason: REASON_INCOMPATIBLE,
         message: format!(
-            "the adapter takes {bytes} bytes in memory, the engine has {limit} for adapters"
+            "the adapter takes {bytes} bytes in memory, the engine has {limit} for adapters; raise \
+             spec.engine.adapterMemory or lower the adapter's rank"
         ),
         may_pass: false,
     }

@@ -368,7 +368,8 @@ fn an_adapter_that_could_never_be_loaded_is_refused_with_its_size() {
     };
     assert_eq!(
         refusal.message,
-        "the adapter takes 101 bytes in memory, the engine has 100 for adapters"
+        "the adapter takes 101 bytes in memory, the engine has 100 for adapters; raise \
+         spec.engine.adapterMemory or lower the adapter's rank"
     );
     assert_eq!(standings[1], Standing::Resident);
 }
