@@ -37,8 +37,12 @@ pub async fn run(stage: Stage) -> anyhow::Result<()> {
     stage.proved("kubectl scale took an engine away", start.elapsed());
     let before = stage.start_times(ENGINES).await?;
     let mut endpoint = manifests::endpoint("assistants", &["colours"], 1, &rollout);
-    endpoint.data["spec"]["engine"]["maximumBatchSize"] = json!(8);
-    endpoint.data["spec"]["engine"]["computeProfile"] = json!("other");
+    endpoint.data["spec"]["engine"] = json!({
+        "maximumBatchSize": 8, "maximumLoadedAdapters": 8, "computeProfile": "other",
+        // As the base is stored: the answers stay what they are.
+        "quantization": "BF16",
+        "adapterMemory": "64Mi", "diskCache": "64Mi", "keyValueCache": "64Mi",
+    });
     stage.apply(&endpoint).await?;
     engines(&stage, 1).await?;
     // The old one goes when the new one is ready and what it was asked is answered.
@@ -90,6 +94,15 @@ async fn has_other_profile(stage: &Stage) -> anyhow::Result<()> {
             requests.is_some_and(|quantity| quantity.0 == "210m"),
             "{resources:?}"
         );
+        let volumes = pod
+            .spec
+            .iter()
+            .flat_map(|spec| spec.volumes.iter().flatten());
+        let sizes: Vec<&str> = volumes
+            .filter_map(|volume| volume.empty_dir.as_ref()?.size_limit.as_ref())
+            .map(|size| size.0.as_str())
+            .collect();
+        ensure!(sizes == ["67108864"], "limits of emptyDirs: {sizes:?}");
     }
     Ok(())
 }

@@ -110,6 +110,16 @@ pub async fn serving(stage: &Stage) -> anyhow::Result<()> {
             ],
         ),
         (
+            bad(|spec| spec["engine"]["keyValueCache"] = json!("64Gi")),
+            SHOWN,
+            &[
+                "InvalidSpec",
+                "spec.engine.keyValueCache",
+                "64Gi",
+                "resources.limits.memory",
+            ],
+        ),
+        (
             bad(|spec| spec["baseModel"]["uri"] = json!("pvc://nowhere/base-model")),
             SHOWN,
             &["BaseModelNotFound", "spec.baseModel.uri", "nowhere"],
