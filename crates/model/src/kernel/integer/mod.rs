@@ -30,6 +30,8 @@ use panels::{Kind, Parts};
 
 /// Inputs of one group.
 pub(super) const GROUP: usize = 32;
+/// Bytes of inputs that stay in a core's second cache beside a panel.
+const SECOND_CACHE: usize = 384 << 10;
 
 /// The instruction sets that these products are written for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -121,6 +123,9 @@ pub(crate) fn product_integers(x: &[f32], w: &IntegerPanels, y: &mut [f32], epil
 /// [`product_integers`] on a chosen instruction set, which the caller knows to be there.
 fn product_on(isa: IntegerIsa, x: &[f32], w: &IntegerPanels, y: &mut [f32], epilogue: Epilogue) {
     let rows = row_count(x, (w.outputs(), w.inputs()), y);
+    if rows == 0 {
+        return;
+    }
     let groups = quantise(x, w.kind().zero());
     let output = Output::of(y, w.outputs());
     let panels = w.panels();
@@ -137,7 +142,8 @@ fn product_on(isa: IntegerIsa, x: &[f32], w: &IntegerPanels, y: &mut [f32], epil
     });
 }
 
-/// Computes all rows by some panels. Rows inside: a panel stays in the nearest cache while they pass by.
+/// Computes all rows by some panels. Rows inside: a panel stays in the nearest cache while they pass by, and they
+/// in the second.
 fn part(
     isa: IntegerIsa,
     x: &[Group],
@@ -147,32 +153,36 @@ fn part(
     epilogue: Epilogue,
 ) {
     let groups = w.groups();
-    let rows = x.len() / groups;
-    for panel in panels {
-        let Some(parts) = w.panel(panel) else { return };
-        let mut row = 0;
-        while row < rows {
-            let height = isa.rows(rows - row);
-            let Some(x) = x.get(row * groups..(row + height) * groups) else {
-                return;
-            };
-            #[expect(unsafe_code, reason = "tiles address their outputs by pointer")]
-            // SAFETY: `row + height <= rows` and columns end at the weight's outputs, which `row_count`
-            // has found in each row of `y`; the instruction set is there.
-            unsafe {
-                let tile = IntegerTile {
-                    kind: w.kind(),
-                    parts,
-                    x,
-                    groups,
-                    y: y.start.add(row * y.stride + panel * LANES),
-                    stride: y.stride,
-                    columns: (w.outputs() - panel * LANES).min(LANES),
-                    epilogue,
+    let rows = (SECOND_CACHE / (groups * size_of::<Group>())).max(12) / 12 * 12;
+    let first_rows = (0..).step_by(rows);
+    for (first, x) in first_rows.zip(x.chunks(rows * groups)) {
+        for panel in panels.clone() {
+            let Some(parts) = w.panel(panel) else { return };
+            let mut row = 0;
+            while row * groups < x.len() {
+                let height = isa.rows(x.len() / groups - row);
+                let Some(x) = x.get(row * groups..(row + height) * groups) else {
+                    return;
                 };
-                run(isa, height, &tile);
+                #[expect(unsafe_code, reason = "tiles address their outputs by pointer")]
+                // SAFETY: these rows of `x` are there, and as many of `y`, which `row_count` has found;
+                // columns end at the weight's outputs, which are the stride of `y`; the instruction
+                // set is there.
+                unsafe {
+                    let tile = IntegerTile {
+                        kind: w.kind(),
+                        parts,
+                        x,
+                        groups,
+                        y: y.start.add((first + row) * y.stride + panel * LANES),
+                        stride: y.stride,
+                        columns: (w.outputs() - panel * LANES).min(LANES),
+                        epilogue,
+                    };
+                    run(isa, height, &tile);
+                }
+                row += height;
             }
-            row += height;
         }
     }
 }

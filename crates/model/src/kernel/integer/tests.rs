@@ -89,6 +89,21 @@ fn every_row_count_gives_the_reference_bits() {
 }
 
 #[test]
+fn more_rows_than_a_cache_holds_are_each_what_they_are_alone() {
+    let (outputs, inputs) = (20, 8192);
+    let panels = IntegerPanels::pack(&blocks(BlockFormat::Q8_0, outputs, inputs)).unwrap();
+    let rows = 2 * SECOND_CACHE / (inputs / GROUP * size_of::<Group>()) + 5;
+    let x = values(2, rows * inputs);
+    let mut y = vec![0.0; rows * outputs];
+    product_integers(&x, &panels, &mut y, Epilogue::Store);
+    for (x, y) in x.chunks(inputs).zip(y.chunks(outputs)) {
+        let mut alone = vec![0.0; outputs];
+        product_integers(x, &panels, &mut alone, Epilogue::Store);
+        assert!(y == alone);
+    }
+}
+
+#[test]
 fn products_are_near_those_of_the_exact_inputs() {
     let (outputs, inputs, rows) = (64, 1024, 5);
     let x = values(2, rows * inputs);
