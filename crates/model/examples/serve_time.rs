@@ -1,0 +1,132 @@
+//! Times decode and prefill passes of the model shape of `make bench-serve` (443 M parameters), in every form
+//! of the base that is served.
+//!
+//! `cargo run -p graftwork-model --example serve_time [threads]` prints the fastest of several passes in
+//! milliseconds, and tokens a second. It takes 3 GB of memory and 1 GB of disk. For tuning; docs/performance.md is
+//! made elsewhere.
+#![expect(clippy::disallowed_methods, reason = "it measures")]
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use graftwork_model::base::{BaseModel, save_base};
+use graftwork_model::config::{Family, LlamaConfig};
+use graftwork_model::fixture::random_adapter;
+use graftwork_model::kernel::Isa;
+use graftwork_model::kv::{KvPool, KvSequence};
+use graftwork_model::lora::{LoadedAdapter, LoraConfig, Module};
+use graftwork_model::quant::Quantization;
+use graftwork_model::targets::Targets;
+use graftwork_model::transformer::{Held, Llama, LogitRows, SequenceStep};
+
+const ADAPTERS: usize = 8;
+const PREFILL: usize = 256;
+
+fn config() -> LlamaConfig {
+    LlamaConfig {
+        family: Family::Llama,
+        hidden_size: 1024,
+        intermediate_size: 4096,
+        num_hidden_layers: 24,
+        num_attention_heads: 16,
+        num_key_value_heads: 8,
+        head_dim: 64,
+        vocab_size: 32_000,
+        max_position_embeddings: 1024,
+        rms_norm_eps: 1e-5,
+        rope_theta: 10_000.0,
+        rope_scaling: None,
+        sliding_window: None,
+        attention_bias: false,
+        mlp_bias: false,
+        tie_word_embeddings: true,
+        bos_token_id: Some(0),
+        eos_token_ids: vec![1],
+    }
+}
+
+fn main() -> Result<()> {
+    let threads = std::env::args().nth(1).map_or(Ok(2), |text| text.parse())?;
+    let dir = tempfile::tempdir()?;
+    let config = config();
+    save_base(dir.path(), &BaseModel::random(config.clone(), 1))?;
+    println!(
+        "{} parameters, {threads} threads, {}",
+        config.parameters(),
+        Isa::detect().name()
+    );
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build()?
+        .install(|| run(dir.path(), &config))
+}
+
+fn run(dir: &Path, config: &LlamaConfig) -> Result<()> {
+    let lora = LoraConfig {
+        rank: 16,
+        alpha: 32.0,
+        dropout: 0.0,
+        targets: Targets::of(&Module::ALL),
+        use_rslora: false,
+    };
+    let adapters = (0..ADAPTERS as u64)
+        .map(|seed| LoadedAdapter::new(&random_adapter(config, &lora, seed), config))
+        .collect::<Result<Vec<_>, _>>()?;
+    let bare: &[LoadedAdapter] = &[];
+    let mut forms = vec![Held::AsStored];
+    forms.extend(Quantization::ALL.map(Held::Blocks));
+    for held in forms {
+        let start = Instant::now();
+        let llama = Llama::load_served(dir, held)?;
+        println!(
+            "{held:?}: {} MB, loaded in {:.1} s",
+            llama.bytes() / 1_000_000,
+            start.elapsed().as_secs_f64()
+        );
+        for (sequences, tokens) in [(1, 1), (8, 1), (32, 1), (1, PREFILL)] {
+            for adapters in [bare, adapters.as_slice()] {
+                let fastest = fastest(&llama, (sequences, tokens), adapters)?;
+                println!(
+                    "  {sequences} sequences of {tokens} tokens, {} adapters: {:.2} ms, {:.0} tokens/s",
+                    adapters.len(),
+                    fastest.as_secs_f64() * 1e3,
+                    (sequences * tokens) as f64 / fastest.as_secs_f64()
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The fastest of some passes, each of which continues all sequences by so many tokens.
+fn fastest(
+    llama: &Llama,
+    (sequences, tokens): (usize, usize),
+    adapters: &[LoadedAdapter],
+) -> Result<Duration> {
+    const ROUNDS: usize = 7;
+    let mut pool = KvPool::new(llama.config(), 160);
+    let mut caches: Vec<KvSequence> = (0..sequences).map(|_| pool.sequence()).collect();
+    let text: Vec<u32> = (0..tokens as u32).map(|i| i * 37 % 32_000).collect();
+    let mut times = Vec::new();
+    for _ in 0..ROUNDS {
+        if tokens > 1 {
+            caches.iter_mut().for_each(KvSequence::clear);
+        }
+        let mut steps: Vec<SequenceStep<'_>> = caches
+            .iter_mut()
+            .zip((0..adapters.len().max(1)).cycle())
+            .map(|(kv, number)| SequenceStep {
+                tokens: &text,
+                kv,
+                adapter: adapters.get(number),
+                logits: LogitRows::Last,
+            })
+            .collect();
+        let start = Instant::now();
+        llama.forward_rows(&mut steps, &mut pool)?;
+        times.push(start.elapsed());
+    }
+    times.into_iter().min().context("no round")
+}
