@@ -11,6 +11,7 @@
 )]
 
 mod adapters;
+mod base_formats;
 mod drain;
 mod harness;
 mod hostile;

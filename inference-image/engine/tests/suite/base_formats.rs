@@ -1,21 +1,12 @@
 //! A base model in every form that the configuration can name, and what an engine may take.
-#![allow(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::disallowed_methods,
-    reason = "a failed step is a failed test, and tests watch the clock"
-)]
-
-mod harness;
 
 use std::collections::BTreeSet;
 
+use crate::harness::{Answer, BASE, Files, Server};
 use engine::run::Running;
 use futures::future::join_all;
 use graftwork_contract::endpoint::BaseFormat;
 use graftwork_model::fixture::TinyShape;
-use harness::{Answer, BASE, Files, Server};
 use serde_json::{Value, json};
 
 const FORMATS: [Option<BaseFormat>; 5] = [
