@@ -90,7 +90,7 @@ async fn an_engine_takes_what_its_configuration_says_and_not_what_its_flags_say(
     let plain = files.start().await;
     alone(&plain).await;
     let resident = "graftwork_engine_resident_adapters";
-    assert_eq!(plain.metric(resident).await as u32, 2);
+    plain.wait_for_metric(resident, 2.0).await;
     let both = plain
         .metric("graftwork_engine_resident_adapter_bytes")
         .await;
@@ -106,7 +106,7 @@ async fn an_engine_takes_what_its_configuration_says_and_not_what_its_flags_say(
     options.adapter_cache_mib = 1;
     let bounded = files.start_with(options).await;
     alone(&bounded).await;
-    assert!(bounded.metric(resident).await <= 1.0);
+    bounded.wait_for_metric(resident, 1.0).await;
     assert!(bounded.metric("graftwork_engine_kv_blocks ").await < blocks);
     assert_eq!(std::fs::read_dir(cache.path()).unwrap().count(), 2);
 }
