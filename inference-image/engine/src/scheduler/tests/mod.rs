@@ -1,5 +1,6 @@
 mod fairness;
 mod sharing;
+mod virtual_time;
 
 use proptest::prelude::*;
 

@@ -1,0 +1,223 @@
+//! What requests wait and streams feel, in the time of a machine that reads all weights once a pass, and then pays for
+//! each token and each adapter. Nothing here looks at a clock: the same code gives the same times everywhere.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::*;
+
+/// Costs in microseconds.
+#[derive(Debug, Clone, Copy)]
+struct Machine {
+    pass: u64,
+    /// Tokens that come with the weights: the arithmetic of so few is done before the next weight is there.
+    free_tokens: u64,
+    token: u64,
+    adapter: u64,
+}
+
+impl Machine {
+    fn microseconds(self, tokens: usize, adapters: usize) -> u64 {
+        let paid = (tokens as u64).saturating_sub(self.free_tokens);
+        self.pass + self.token * paid + self.adapter * adapters as u64
+    }
+}
+
+/// A sequence as its client sees it.
+struct Heard {
+    adapter: u64,
+    arrived: u64,
+    /// When each token came.
+    tokens: Vec<u64>,
+}
+
+/// A scheduler on a machine, and its clients.
+struct Served {
+    scheduler: Scheduler,
+    machine: Machine,
+    now: u64,
+    heard: BTreeMap<u64, Heard>,
+}
+
+impl Served {
+    fn new(sequences: usize, machine: Machine) -> Self {
+        let bounds = Bounds {
+            sequences,
+            pass_tokens: 256,
+            blocks: 4096,
+            block_tokens: 16,
+            context_tokens: 8192,
+        };
+        Self {
+            scheduler: bounds.machine(),
+            machine,
+            now: 0,
+            heard: BTreeMap::new(),
+        }
+    }
+
+    /// `fair`: whether the scheduler hears of the adapter; if not, it is first come, first served.
+    fn add(&mut self, fair: bool, adapter: u64, (prompt, answer): (usize, usize)) -> u64 {
+        let id = self.heard.len() as u64;
+        let told = if fair { adapter } else { 0 };
+        let sequence = sequence(id, prompt, answer).with_adapter(Some(told.to_string().into()));
+        self.scheduler.add(sequence).unwrap();
+        let heard = Heard {
+            adapter,
+            arrived: self.now,
+            tokens: vec![],
+        };
+        self.heard.insert(id, heard);
+        id
+    }
+
+    /// One pass; the adapters whose sequences ended.
+    fn step(&mut self) -> Vec<u64> {
+        let pass = self.scheduler.plan();
+        let ids = pass.chunks.iter().map(|chunk| chunk.id.0);
+        let adapters: BTreeSet<u64> = ids.map(|id| self.heard[&id].adapter).collect();
+        let took = self.machine.microseconds(pass.tokens(), adapters.len());
+        self.now += took;
+        self.scheduler.computed(&pass);
+        self.scheduler.took(&pass, took as f64 / 1e6);
+        let mut ended = vec![];
+        for chunk in pass.chunks.iter().filter(|chunk| chunk.samples) {
+            let heard = self.heard.get_mut(&chunk.id.0).unwrap();
+            heard.tokens.push(self.now);
+            if self.scheduler.push_token(chunk.id, 9) == Some(AfterToken::Length) {
+                ended.push(heard.adapter);
+            }
+        }
+        ended
+    }
+
+    /// Times between the tokens of the streams, of those that came after `since`.
+    fn gaps(&self, streams: u64, since: u64) -> Vec<u64> {
+        let streams = self.heard.iter().filter(|(id, _)| **id < streams);
+        streams
+            .flat_map(|(_, heard)| heard.tokens.windows(2))
+            .filter(|pair| pair[0] >= since)
+            .map(|pair| pair[1] - pair[0])
+            .collect()
+    }
+}
+
+/// The value that so many percent are at most.
+fn percentile(mut values: Vec<u64>, percent: usize) -> u64 {
+    values.sort_unstable();
+    values[values.len() * percent / 100]
+}
+
+/// Median and 99th percentile of the times to first token, and tokens a second, of 8 places and 64 adapters, each of
+/// which asks again once it was answered; the first one has so many callers.
+fn sixty_four_adapters(fair: bool, callers_of_the_first: usize) -> (u64, u64, u64) {
+    const ANSWERS: usize = 3000;
+    let mut served = Served::new(
+        8,
+        Machine {
+            pass: 20_000,
+            free_tokens: 0,
+            token: 300,
+            adapter: 1_000,
+        },
+    );
+    let mut asked = [0_usize; 64];
+    let mut ask = |served: &mut Served, adapter: u64| {
+        let n = &mut asked[adapter as usize];
+        let at = adapter as usize;
+        let size = (
+            16 + (at * 37 + *n * 53) % 113,
+            16 + (at * 29 + *n * 31) % 49,
+        );
+        *n += 1;
+        served.add(fair, adapter, size);
+    };
+    for adapter in 0..64 {
+        let callers = if adapter == 0 {
+            callers_of_the_first
+        } else {
+            1
+        };
+        for _ in 0..callers {
+            ask(&mut served, adapter);
+        }
+    }
+    let mut answered = 0;
+    while answered < ANSWERS {
+        for adapter in served.step() {
+            answered += 1;
+            ask(&mut served, adapter);
+        }
+    }
+    // Those that were there at the begin had nobody before them.
+    let later = served.heard.values().filter(|heard| heard.arrived > 0);
+    let waits: Vec<u64> = later
+        .filter_map(|heard| Some(heard.tokens.first()? - heard.arrived))
+        .collect();
+    let tokens: usize = served.heard.values().map(|heard| heard.tokens.len()).sum();
+    let rate = tokens as u64 * 1_000_000 / served.now;
+    (percentile(waits.clone(), 50), percentile(waits, 99), rate)
+}
+
+#[test]
+fn of_eight_times_more_adapters_than_places_none_waits_long_and_no_throughput_is_lost() {
+    for callers_of_the_first in [1, 8] {
+        let (median, p99, rate) = sixty_four_adapters(true, callers_of_the_first);
+        let (_, _, first_come) = sixty_four_adapters(false, callers_of_the_first);
+        assert!(
+            p99 <= 5 * median,
+            "{callers_of_the_first} callers: p99 {p99} us, median {median} us"
+        );
+        assert!(
+            rate * 10 >= first_come * 9,
+            "{callers_of_the_first} callers: {rate} tokens/s, {first_come} by arrival"
+        );
+    }
+}
+
+#[test]
+fn streams_beside_a_prompt_of_4000_tokens_wait_at_most_twice_as_long_for_a_token() {
+    // Much memory and little arithmetic, both alike, and a small model; where a pass is cheaper than 16 tokens of
+    // prompt, no cut is fine enough.
+    let machines = [
+        (20_000, 40, 300),
+        (20_000, 0, 300),
+        (20_000, 0, 1000),
+        (2_000, 0, 50),
+    ];
+    for (pass, free_tokens, token) in machines {
+        for streams in [1, 8, 31] {
+            let machine = Machine {
+                pass,
+                free_tokens,
+                token,
+                adapter: 0,
+            };
+            let mut served = Served::new(32, machine);
+            for adapter in 0..streams {
+                served.add(true, adapter, (32, 2000));
+            }
+            // All of them are in their answers.
+            for _ in 0..300 {
+                served.step();
+            }
+            let quiet = served.now;
+            for _ in 0..100 {
+                served.step();
+            }
+            let without = percentile(served.gaps(streams, quiet), 99);
+            let begun = served.now;
+            let prompt = served.add(true, streams, (4000, 1));
+            let mut passes = 0;
+            while served.heard[&prompt].tokens.is_empty() {
+                served.step();
+                passes += 1;
+                assert!(passes < 1000, "the prompt does not get on");
+            }
+            let beside = percentile(served.gaps(streams, begun), 99);
+            assert!(
+                beside <= 2 * without,
+                "{streams} streams, {machine:?}: {beside} us beside the prompt, {without} us without"
+            );
+        }
+    }
+}
