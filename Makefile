@@ -14,7 +14,7 @@ BENCH ?=
 STORIES ?=
 export CLUSTER IMAGES REGISTRY STORIES
 
-.PHONY: help setup build demo demo-down test unit e2e lint fmt deny generate base-model parity parity-fixtures lm-eval privacy-figures build-memory \
+.PHONY: help setup build demo demo-down test unit soak e2e lint fmt deny generate base-model parity parity-fixtures lm-eval privacy-figures build-memory \
 	bench-train bench-serve bench-router bench-data
 
 help: ## This list
@@ -37,6 +37,10 @@ test: ## Every test, with the stories on a real cluster
 
 unit: ## The tests that need no cluster and no root
 	@e2e/run unit
+
+soak: ## The long forms of tests: 20,000 mixed requests, 20 killed engines, 1,000,000 routed requests (minutes)
+	cargo build --locked --workspace --bins
+	cargo test --locked --package engine --package router -- --ignored
 
 e2e: ## The stories alone
 	@e2e/run e2e

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::harness::{BASE, Files};
+use graftwork_model::fixture::TinyShape;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -467,39 +468,63 @@ async fn clients_that_send_nothing_more_take_no_place_from_others() {
     assert_eq!(answer.status, 200, "{}", answer.text);
 }
 
+/// Reads until the first event of a stream is there.
+async fn begun(stream: &mut TcpStream) {
+    let mut seen = vec![];
+    while !seen.windows(6).any(|bytes| bytes == b"data: ") {
+        let read = stream.read_buf(&mut seen).await.unwrap();
+        assert!(read > 0, "{}", String::from_utf8_lossy(&seen));
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn a_thousand_clients_that_vanish_free_every_place_and_block() {
-    let files = Files::new();
+async fn a_thousand_clients_that_vanish_in_mid_stream_free_every_place_and_block_at_once() {
+    const CLIENTS: u32 = 250;
+    const TOKENS: u32 = 3_500;
+    let mut files = Files::with_shape(TinyShape {
+        positions: 4_096,
+        ..TinyShape::default()
+    });
+    // All of them run at one time, and none would come to its end for a long time.
+    files.config.maximum_batch_size = CLIENTS;
+    files.config.maximum_context_tokens = 4_096;
     let server = files.start().await;
     let body = json!({
-        "model": BASE, "prompt": "hello", "max_tokens": 400, "stream": true, "ignore_eos": true,
+        "model": BASE, "prompt": "hello", "max_tokens": TOKENS, "stream": true, "ignore_eos": true,
     })
     .to_string();
     let bytes = request(COMPLETIONS, "", body.as_bytes());
-    for _ in 0..20 {
+    for wave in 1..=4 {
         let mut streams = vec![];
-        for _ in 0..50 {
+        for _ in 0..CLIENTS {
             let mut stream = TcpStream::connect(server.http).await.unwrap();
             stream.write_all(&bytes).await.unwrap();
             streams.push(stream);
         }
-        // All were heard, and the first ones are in the middle of their answers.
-        let mut first = [0; 1];
-        for stream in streams.iter_mut().take(4) {
-            stream.read_exact(&mut first).await.unwrap();
+        for stream in &mut streams {
+            begun(stream).await;
         }
+        let running = server.metric("graftwork_engine_running_requests ").await;
+        assert!((running - f64::from(CLIENTS)).abs() < 1e-9, "{running}");
         drop(streams);
-        let free = async {
-            for gauge in ["running_requests", "waiting_requests", "kv_blocks_used"] {
-                server
-                    .wait_for_metric(&format!("graftwork_engine_{gauge} "), 0.0)
-                    .await;
-            }
-        };
-        // Only to end a hang: how long it takes depends on who else uses the machine.
-        let freed = tokio::time::timeout(Duration::from_secs(60), free).await;
-        assert!(freed.is_ok(), "something is still held");
+        for gauge in ["running_requests", "waiting_requests", "kv_blocks_used"] {
+            server
+                .wait_for_metric(&format!("graftwork_engine_{gauge} "), 0.0)
+                .await;
+        }
+        // Nobody's place was freed by the end of an answer.
+        server
+            .wait_for_metric(
+                "graftwork_engine_requests_total{code=\"499\"",
+                f64::from(wave * CLIENTS),
+            )
+            .await;
     }
+    let generated = server
+        .metric("graftwork_engine_generated_tokens_total")
+        .await;
+    let asked = f64::from(4 * CLIENTS * TOKENS);
+    assert!(generated < asked / 2.0, "{generated} of {asked} tokens");
     let good = json!({"model": BASE, "prompt": "hello", "max_tokens": 6});
     assert_eq!(server.complete(good).await.status, 200);
 }

@@ -1,7 +1,7 @@
 //! Each answer is that of the version which its header names, whatever comes and goes meanwhile.
 
-use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::harness::{Answer, Files, Server};
@@ -10,27 +10,69 @@ use graftwork_contract::endpoint::EngineAdapter;
 use serde_json::{Value, json};
 
 const ADAPTERS: usize = 16;
-const CALLERS: usize = 12;
-const REQUESTS_OF_EACH: usize = 50;
+const CALLERS: usize = 24;
+const COMPLETIONS: &str = "/v1/completions";
+const CHAT: &str = "/v1/chat/completions";
+const REUSED: &str = "graftwork_engine_prefix_reused_tokens_total";
 /// Fills blocks of the KV cache, which only requests of the same version may share.
 const LONG: &str = "the same beginning for every adapter, longer than two blocks";
+/// The kind whose answers tell versions apart: it scores a prompt.
+const SCORED: usize = 4;
+const KINDS: usize = 7;
+
+/// What each version answered to each kind of request when nobody else was there.
+type Expected = BTreeMap<(String, usize), Value>;
 
 fn name(index: usize) -> String {
     format!("adapter-{index}")
 }
 
-/// Greedy, sampled with everything that changes a draw, several prompts, and a scored prompt.
-fn bodies(model: &str) -> [Value; 4] {
+/// Greedy, sampled with everything that changes a draw, several prompts, a scored prompt, and two turns of a chat. Even
+/// kinds begin alike with odd ones, and with no other even one.
+fn requests(model: &str) -> [(&'static str, Value); KINDS] {
+    let user = |text: &str| json!({"role": "user", "content": text});
+    let continued = format!("{LONG}, and an end of its own");
     [
-        json!({"model": model, "prompt": "hello", "max_tokens": 12, "temperature": 0}),
-        json!({
-            "model": model, "prompt": "hello", "max_tokens": 8, "n": 2, "seed": 3, "top_p": 0.8,
-            "presence_penalty": 0.5, "repetition_penalty": 1.1, "logit_bias": {"7": 1},
-        }),
-        json!({"model": model, "prompt": ["hello", LONG], "max_tokens": 8, "seed": 4}),
-        json!({
-            "model": model, "prompt": LONG, "max_tokens": 4, "seed": 5, "echo": true, "logprobs": 2,
-        }),
+        (
+            COMPLETIONS,
+            json!({"model": model, "prompt": "hello", "max_tokens": 12, "temperature": 0}),
+        ),
+        (
+            COMPLETIONS,
+            json!({
+                "model": model, "prompt": "hello", "max_tokens": 8, "n": 2, "seed": 3, "top_p": 0.8,
+                "presence_penalty": 0.5, "repetition_penalty": 1.1, "logit_bias": {"7": 1},
+            }),
+        ),
+        (
+            COMPLETIONS,
+            json!({"model": model, "prompt": ["hello", LONG], "max_tokens": 8, "seed": 4}),
+        ),
+        (
+            COMPLETIONS,
+            json!({"model": model, "prompt": continued, "max_tokens": 8, "temperature": 0}),
+        ),
+        (
+            COMPLETIONS,
+            json!({
+                "model": model, "prompt": LONG, "max_tokens": 4, "seed": 5, "echo": true,
+                "logprobs": 2,
+            }),
+        ),
+        (
+            CHAT,
+            json!({
+                "model": model, "messages": [user(LONG)], "max_tokens": 8, "temperature": 0,
+                "logprobs": true, "top_logprobs": 2,
+            }),
+        ),
+        (
+            CHAT,
+            json!({
+                "model": model, "max_tokens": 8, "seed": 6, "temperature": 0.9, "top_k": 40,
+                "messages": [user(LONG), {"role": "assistant", "content": "yes"}, user("and then?")],
+            }),
+        ),
     ]
 }
 
@@ -41,18 +83,32 @@ fn content(answer: &Answer) -> Value {
     json!([json["choices"], json["usage"]])
 }
 
-/// Each version's answers, asked one at a time on an engine that holds them all.
-async fn alone(server: &Server, versions: &[EngineAdapter]) -> BTreeMap<(String, usize), Value> {
-    let mut answers = BTreeMap::new();
-    for version in versions {
-        let header = format!("{}@v{}", version.name, version.version);
-        for (kind, body) in bodies(&version.name).into_iter().enumerate() {
-            let headers = [("x-graftwork-adapter", header.as_str())];
-            let answer = server.post_with("/v1/completions", &body, &headers).await;
-            assert_eq!(answer.adapter(), header);
-            answers.insert((header.clone(), kind), content(&answer));
+/// Each version's answers, asked one at a time on engines that know nothing which could be of use: for the even kinds
+/// one, for the odd ones another.
+async fn alone(files: &mut Files, versions: &[EngineAdapter]) -> Expected {
+    files.config.adapters = versions.to_vec();
+    files.config.maximum_loaded_adapters = versions.len() as u32;
+    let mut answers = Expected::new();
+    for parity in 0..2 {
+        let fresh = files.start().await;
+        for version in versions {
+            let header = format!("{}@v{}", version.name, version.version);
+            let requests = requests(&version.name).into_iter().enumerate();
+            for (kind, (path, body)) in requests.filter(|(kind, _)| kind % 2 == parity) {
+                let headers = [("x-graftwork-adapter", header.as_str())];
+                let answer = fresh.post_with(path, &body, &headers).await;
+                assert_eq!(answer.adapter(), header);
+                answers.insert((header.clone(), kind), content(&answer));
+            }
         }
+        assert!(
+            fresh.metric(REUSED).await < 1.0,
+            "the same words of another adapter are no help"
+        );
     }
+    let scored = answers.iter().filter(|((_, kind), _)| *kind == SCORED);
+    let distinct: BTreeSet<String> = scored.map(|(_, answer)| answer.to_string()).collect();
+    assert_eq!(distinct.len(), versions.len(), "versions can be told apart");
     answers
 }
 
@@ -64,18 +120,18 @@ fn list(versions: &[[EngineAdapter; 2]], moment: usize) -> Vec<EngineAdapter> {
     versions.iter().enumerate().filter_map(one).collect()
 }
 
-/// Asks for one adapter after the other; how many answers there were.
-async fn call(
-    server: &Server,
-    caller: usize,
-    expected: &BTreeMap<(String, usize), Value>,
-) -> usize {
+/// Asks for one adapter after the other until so many requests were sent by all; how many answers there were.
+async fn call(server: &Server, sent: &AtomicUsize, limit: usize, expected: &Expected) -> usize {
     let mut answered = 0;
-    for turn in 0..REQUESTS_OF_EACH {
-        let model = name((caller * 7 + turn * 5) % ADAPTERS);
-        let kind = (caller + turn) % 4;
-        let body = bodies(&model)[kind].clone();
-        let answer = server.complete(body).await;
+    loop {
+        let turn = sent.fetch_add(1, Ordering::Relaxed);
+        if turn >= limit {
+            return answered;
+        }
+        let (model, kind) = (name(turn * 5 % ADAPTERS), turn % KINDS);
+        let requests = requests(&model);
+        let (path, body) = &requests[kind];
+        let answer = server.post(path, body).await;
         if answer.status == 404 {
             assert_eq!(answer.error("code"), "model_not_found");
             continue;
@@ -86,11 +142,9 @@ async fn call(
         assert_eq!(&content(&answer), wanted, "{header}, kind {kind}");
         answered += 1;
     }
-    answered
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn every_answer_is_the_one_that_its_version_gives_alone_while_adapters_come_and_go() {
+async fn every_answer_is_right(requests: usize) {
     let mut files = Files::new();
     let versions: Vec<[EngineAdapter; 2]> = (0..ADAPTERS)
         .map(|index| {
@@ -103,26 +157,17 @@ async fn every_answer_is_the_one_that_its_version_gives_alone_while_adapters_com
     for version in &mut all {
         version.is_default = version.version == 1;
     }
-    files.config.adapters = all.clone();
-    files.config.maximum_loaded_adapters = 2 * ADAPTERS as u32;
-    let fresh = files.start().await;
-    let expected = alone(&fresh, &all).await;
-    drop(fresh);
-    let distinct: std::collections::BTreeSet<String> = expected
-        .iter()
-        .filter(|((_, kind), _)| *kind == 3)
-        .map(|(_, answer)| answer.to_string())
-        .collect();
-    assert_eq!(distinct.len(), all.len(), "versions can be told apart");
+    let expected = alone(&mut files, &all).await;
 
-    // So few fit in memory that adapters go in and out all the time.
+    // So few fit in memory that adapters go in and out all the time. What they began with stays in the KV cache.
     files.config.adapters = vec![];
     files.config.maximum_loaded_adapters = 4;
+    files.config.maximum_batch_size = 16;
     let server = files.start().await;
     server.sync(&list(&versions, 0), 1).await.unwrap();
-    let done = AtomicBool::new(false);
+    let (sent, done) = (AtomicUsize::new(0), AtomicBool::new(false));
     let callers = async {
-        let callers = (0..CALLERS).map(|caller| call(&server, caller, &expected));
+        let callers = (0..CALLERS).map(|_| call(&server, &sent, requests, &expected));
         let answered = join_all(callers).await;
         done.store(true, Ordering::Relaxed);
         answered.into_iter().sum::<usize>()
@@ -140,12 +185,21 @@ async fn every_answer_is_the_one_that_its_version_gives_alone_while_adapters_com
         moment
     };
     let (answered, moments) = tokio::join!(callers, changes);
-    assert!(
-        answered > CALLERS * REQUESTS_OF_EACH / 3,
-        "{answered} answers"
-    );
+    assert!(answered > requests / 3, "{answered} answers");
     assert!(moments > 3, "the list changed {moments} times");
+    assert!(server.metric(REUSED).await > 0.0, "the prefix cache is on");
     server
-        .wait_for_metric("graftwork_engine_kv_blocks_used", 0.0)
+        .wait_for_metric("graftwork_engine_kv_blocks_used ", 0.0)
         .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_answer_is_the_one_that_its_version_gives_alone_while_adapters_come_and_go() {
+    every_answer_is_right(3_000).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "minutes: make soak"]
+async fn twenty_thousand_answers_are_the_ones_that_their_versions_give_alone() {
+    every_answer_is_right(20_000).await;
 }
