@@ -40,7 +40,7 @@ unit: ## The tests that need no cluster and no root
 
 soak: ## The long forms of tests: 20,000 mixed requests, 20 killed engines, 1,000,000 routed requests (minutes)
 	cargo build --locked --workspace --bins
-	cargo test --locked --package engine --package router -- --ignored
+	cargo test --locked --workspace --test right_adapter --test killed --test weights -- --ignored
 
 e2e: ## The stories alone
 	@e2e/run e2e

@@ -105,6 +105,11 @@ impl FakeEngine {
         self.state.seen.lock().unwrap().clone()
     }
 
+    /// Forgets the completions that arrived.
+    pub fn forget(&self) {
+        self.state.seen.lock().unwrap().clear();
+    }
+
     /// Completions that run.
     pub fn open(&self) -> usize {
         self.state.open.load(Ordering::SeqCst)
