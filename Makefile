@@ -10,11 +10,14 @@ IMAGES ?=
 REGISTRY ?=
 # Options of a benchmark: `make bench-train BENCH=--quick`.
 BENCH ?=
+# A fuzz target, and how long it runs.
+FUZZ ?= request
+FUZZ_SECONDS ?= 60
 # Names of stories, or parts of them: `make e2e STORIES="canary rollback"`.
 STORIES ?=
 export CLUSTER IMAGES REGISTRY STORIES
 
-.PHONY: help setup build demo demo-down test unit soak e2e lint fmt deny generate base-model parity parity-fixtures lm-eval privacy-figures build-memory \
+.PHONY: help setup build demo demo-down test unit soak fuzz e2e lint fmt deny generate base-model parity parity-fixtures lm-eval privacy-figures build-memory \
 	bench-train bench-serve bench-router bench-data
 
 help: ## This list
@@ -41,6 +44,11 @@ unit: ## The tests that need no cluster and no root
 soak: ## The long forms of tests: 20,000 mixed requests, 20 killed engines, 1,000,000 routed requests (minutes)
 	cargo build --locked --workspace --bins
 	cargo test --locked --workspace --test right_adapter --test killed --test weights -- --ignored
+
+fuzz: ## Looks for input that a parser can't stand (FUZZ=adapter|request|template FUZZ_SECONDS=60); fuzz/README.md
+	cp Cargo.lock fuzz/
+	mkdir -p fuzz/corpus/$(FUZZ)
+	CARGO_TARGET_DIR=$(CACHE)/fuzz cargo +nightly fuzz run $(FUZZ) fuzz/corpus/$(FUZZ) fuzz/seeds/$(FUZZ) -- -max_total_time=$(FUZZ_SECONDS)
 
 e2e: ## The stories alone
 	@e2e/run e2e
