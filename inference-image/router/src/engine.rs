@@ -210,6 +210,17 @@ pub struct Wanted<'a> {
     pub is_candidate: bool,
     /// Who asks, where somebody is named.
     pub caller: Option<&'a str>,
+    /// How the request's text begins: [`crate::beginning`].
+    pub beginning: Option<u64>,
+}
+
+/// What requests are kept together by.
+#[derive(Clone, Copy)]
+enum Kept<'a> {
+    /// An adapter's digest, or a caller.
+    By(&'a str),
+    /// A conversation.
+    Beginning(u64),
 }
 
 /// Picks the engine for a request that was not `tried` yet.
@@ -268,31 +279,36 @@ pub fn pick(
 /// The engine that this version always goes to (rendezvous hashing, so that few versions move when engines
 /// come and go, and each engine keeps few adapters warm), unless it carries more than 1.25 times the
 /// average: then the next in the version's own order that does not, where it was sent before in such a case
-/// (Mirrokni et al. 2018, arXiv:1608.01350). The bare base is warm everywhere: its callers have orders of their own,
-/// so that an engine still knows what their conversations began with; who is nobody goes to the least.
+/// (Mirrokni et al. 2018, arXiv:1608.01350). The bare base is warm everywhere: its callers, and the conversations of
+/// who is not named, have orders of their own, so that an engine still knows what they began with. The rest goes to
+/// the least loaded.
 fn balance(engines: &[Arc<Engine>], wanted: Wanted<'_>) -> Option<Arc<Engine>> {
-    let key = match (&*wanted.version.digest, wanted.caller) {
-        ("", caller) => caller,
-        (digest, _) => Some(digest),
-    };
-    let Some(key) = key else {
-        let least = engines.iter().min_by_key(|engine| engine.in_flight());
-        return least.cloned();
+    let kept = match (&*wanted.version.digest, wanted.caller, wanted.beginning) {
+        ("", Some(caller), _) => Kept::By(caller),
+        ("", None, Some(beginning)) => Kept::Beginning(beginning),
+        ("", None, None) => {
+            let least = engines.iter().min_by_key(|engine| engine.in_flight());
+            return least.cloned();
+        }
+        (digest, ..) => Kept::By(digest),
     };
     let running: usize = engines.iter().map(|engine| engine.in_flight()).sum();
     // In quarters, with this request counted in: load <= ceil(1.25 * (running + 1) / engines). Not all can be there.
     let limit = (5 * (running + 1)).div_ceil(4 * engines.len().max(1));
     engines
         .iter()
-        .max_by_key(|engine| (engine.in_flight() < limit, score(engine, key)))
+        .max_by_key(|engine| (engine.in_flight() < limit, score(engine, kept)))
         .cloned()
 }
 
-fn score(engine: &Engine, key: &str) -> u64 {
+fn score(engine: &Engine, kept: Kept<'_>) -> u64 {
     // Fixed keys: every router of an endpoint comes to the same order.
     let mut hasher = std::hash::DefaultHasher::new();
     engine.authority.as_str().hash(&mut hasher);
-    key.hash(&mut hasher);
+    match kept {
+        Kept::By(name) => name.hash(&mut hasher),
+        Kept::Beginning(beginning) => beginning.hash(&mut hasher),
+    }
     hasher.finish()
 }
 
@@ -337,6 +353,7 @@ mod tests {
             version: &table.models[model].stable,
             is_candidate: false,
             caller: None,
+            beginning: None,
         }
     }
 
@@ -422,6 +439,27 @@ mod tests {
         assert!(Arc::ptr_eq(&before, &engine("ann")));
         let _running: Vec<_> = (0..3).map(|_| before.begin()).collect();
         assert!(!Arc::ptr_eq(&before, &engine("ann")), "it has too much");
+    }
+
+    #[test]
+    fn a_conversation_of_nobody_stays_on_one_engine_while_there_is_room() {
+        let registry = Registry::default();
+        let table = table(&registry, 4, &[]);
+        let engine = |beginning| {
+            let wanted = Wanted {
+                beginning: Some(beginning),
+                ..stable(&table, "tiny")
+            };
+            pick(&table, &[], wanted, &[]).unwrap()
+        };
+        let used: std::collections::HashSet<_> = (0..40)
+            .map(|conversation| engine(conversation).authority().clone())
+            .collect();
+        assert_eq!(used.len(), 4, "40 conversations use all 4 engines");
+        let before = engine(7);
+        assert!(Arc::ptr_eq(&before, &engine(7)));
+        let _running: Vec<_> = (0..3).map(|_| before.begin()).collect();
+        assert!(!Arc::ptr_eq(&before, &engine(7)), "it has too much");
     }
 
     #[test]

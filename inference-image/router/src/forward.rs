@@ -22,6 +22,7 @@ use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use tokio::sync::OwnedSemaphorePermit;
 
+use crate::beginning::beginning;
 use crate::cache::{Key, is_deterministic};
 use crate::choice::{Side, choose};
 use crate::engine::{Engine, Wanted, pick};
@@ -67,6 +68,8 @@ struct Pinned {
     /// Whether there is but one answer, and it may be kept.
     is_kept: bool,
     caller: Option<String>,
+    /// How the text begins, where nothing else keeps it on one engine.
+    beginning: Option<u64>,
 }
 
 /// How the search for an engine ended.
@@ -147,6 +150,10 @@ impl Pinned {
             Some(Side::Candidate) => None,
             _ => table.fallback(model, &version),
         };
+        let beginning = match (&*version.digest, caller) {
+            ("", None) => beginning(&body),
+            _ => None,
+        };
         Ok(Self {
             path: head
                 .uri
@@ -155,6 +162,7 @@ impl Pinned {
                 .unwrap_or(PathAndQuery::from_static("/")),
             headers: onward_headers(&head.headers, &version.header, request_id),
             caller: caller.map(str::to_owned),
+            beginning,
             is_kept: shared.answers.is_on() && is_deterministic(&body),
             body,
             _room: room,
@@ -248,6 +256,7 @@ impl Pinned {
                     version: &self.version,
                     is_candidate: self.is_candidate,
                     caller: self.caller.as_deref(),
+                    beginning: self.beginning,
                 },
                 &tried,
             );

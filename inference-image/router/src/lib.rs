@@ -10,6 +10,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod beginning;
 pub mod cache;
 pub mod choice;
 pub mod control;

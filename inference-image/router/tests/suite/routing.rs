@@ -164,6 +164,26 @@ async fn callers_stay_and_move_once_as_the_weight_grows() {
 }
 
 #[tokio::test]
+async fn nameless_conversations_with_the_base_are_spread_and_each_stays_on_its_engine() {
+    let (one, two) = (FakeEngine::start().await, FakeEngine::start().await);
+    let mut rig = Rig::start(&[]).await;
+    rig.push(&table(None, &[&one, &two])).await;
+    for conversation in 0..20 {
+        let turn = |role: &str, content: &str| json!({"role": role, "content": content});
+        let mut turns = vec![turn("user", &format!("question {conversation}"))];
+        let before = (one.seen().len(), two.seen().len());
+        for _ in 0..3 {
+            let answer = rig.ask(json!({"model": "tiny", "messages": turns})).await;
+            assert_eq!(answer.adapter(), "tiny@base");
+            turns.extend([turn("assistant", "yes"), turn("user", "and then?")]);
+        }
+        let asked = (one.seen().len() - before.0, two.seen().len() - before.1);
+        assert!(asked == (3, 0) || asked == (0, 3), "{asked:?}");
+    }
+    assert!(!one.seen().is_empty() && !two.seen().is_empty());
+}
+
+#[tokio::test]
 async fn nameless_requests_are_split_by_chance() {
     let engine = FakeEngine::start().await;
     let mut rig = Rig::start(&[]).await;
