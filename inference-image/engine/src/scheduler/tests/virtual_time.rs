@@ -8,17 +8,24 @@ use super::*;
 /// Costs in microseconds.
 #[derive(Debug, Clone, Copy)]
 struct Machine {
+    /// Reading all weights.
     pass: u64,
-    /// Tokens that come with the weights: the arithmetic of so few is done before the next weight is there.
-    free_tokens: u64,
+    /// Arithmetic.
     token: u64,
     adapter: u64,
+    /// Whether it computes while it reads (the roofline of Williams et al. 2009), or one after the other.
+    overlaps: bool,
 }
 
 impl Machine {
     fn microseconds(self, tokens: usize, adapters: usize) -> u64 {
-        let paid = (tokens as u64).saturating_sub(self.free_tokens);
-        self.pass + self.token * paid + self.adapter * adapters as u64
+        let arithmetic = self.token * tokens as u64;
+        let base = if self.overlaps {
+            self.pass.max(arithmetic)
+        } else {
+            self.pass + arithmetic
+        };
+        base + self.adapter * adapters as u64
     }
 }
 
@@ -115,9 +122,9 @@ fn sixty_four_adapters(fair: bool, callers_of_the_first: usize) -> (u64, u64, u6
         8,
         Machine {
             pass: 20_000,
-            free_tokens: 0,
             token: 300,
             adapter: 1_000,
+            overlaps: false,
         },
     );
     let mut asked = [0_usize; 64];
@@ -176,21 +183,22 @@ fn of_eight_times_more_adapters_than_places_none_waits_long_and_no_throughput_is
 
 #[test]
 fn streams_beside_a_prompt_of_4000_tokens_wait_at_most_twice_as_long_for_a_token() {
-    // Much memory and little arithmetic, both alike, and a small model; where a pass is cheaper than 16 tokens of
-    // prompt, no cut is fine enough.
+    // From machines with much arithmetic to those on which a pass costs as much as five tokens.
     let machines = [
-        (20_000, 40, 300),
-        (20_000, 0, 300),
-        (20_000, 0, 1000),
-        (2_000, 0, 50),
+        (20_000, 300, false),
+        (2_000, 50, false),
+        (10_000, 1_500, false),
+        (20_000, 300, true),
+        (30_000, 3_300, true),
+        (15_000, 3_300, true),
     ];
-    for (pass, free_tokens, token) in machines {
-        for streams in [1, 8, 31] {
+    for (pass, token, overlaps) in machines {
+        for streams in [1, 4, 8, 31] {
             let machine = Machine {
                 pass,
-                free_tokens,
                 token,
                 adapter: 0,
+                overlaps,
             };
             let mut served = Served::new(32, machine);
             for adapter in 0..streams {
@@ -211,7 +219,7 @@ fn streams_beside_a_prompt_of_4000_tokens_wait_at_most_twice_as_long_for_a_token
             while served.heard[&prompt].tokens.is_empty() {
                 served.step();
                 passes += 1;
-                assert!(passes < 1000, "the prompt does not get on");
+                assert!(passes < 4000, "the prompt does not get on");
             }
             let beside = percentile(served.gaps(streams, begun), 99);
             assert!(
