@@ -88,6 +88,7 @@ fn content(answer: &Answer) -> Value {
 async fn alone(files: &mut Files, versions: &[EngineAdapter]) -> Expected {
     files.config.adapters = versions.to_vec();
     files.config.maximum_loaded_adapters = versions.len() as u32;
+    files.config.threads = 1;
     let mut answers = Expected::new();
     for parity in 0..2 {
         let fresh = files.start().await;
@@ -163,6 +164,7 @@ async fn every_answer_is_right(requests: usize) {
     files.config.adapters = vec![];
     files.config.maximum_loaded_adapters = 4;
     files.config.maximum_batch_size = 16;
+    files.config.threads = 2;
     let server = files.start().await;
     server.sync(&list(&versions, 0), 1).await.unwrap();
     let (sent, done) = (AtomicUsize::new(0), AtomicBool::new(false));
@@ -195,7 +197,7 @@ async fn every_answer_is_right(requests: usize) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_answer_is_the_one_that_its_version_gives_alone_while_adapters_come_and_go() {
-    every_answer_is_right(3_000).await;
+    every_answer_is_right(2_000).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
