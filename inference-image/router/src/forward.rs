@@ -3,9 +3,12 @@
 //! Retries happen only before the first byte of the answer went out, and only on another engine. For this
 //! an answer that is no stream is held back until it is whole, and a stream until its first event.
 //!
+//! Where hedging is on, a slow attempt gets a second one beside it; the first answer counts.
+//!
 //! Where no engine gave an answer, a fallback of the table gets the request, once: the failure counts for the
 //! version that was asked for, and the answer's header names the one that ran.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -25,7 +28,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use crate::beginning::beginning;
 use crate::cache::{Key, is_deterministic};
 use crate::choice::{Side, choose};
-use crate::engine::{Engine, Wanted, pick};
+use crate::engine::{Engine, InFlight, Wanted, pick};
 use crate::failure::Failure;
 use crate::relay::{Broken, Kind, next_data, relay};
 use crate::request::{Probe, caller, onward_headers, request_id, strip_hop_by_hop, wanted_side};
@@ -101,6 +104,14 @@ enum Answer {
     Whole(Response<Bytes>),
     /// The head, what was read of the body, and the rest.
     Begun(Kind, response::Parts, Bytes, Incoming),
+}
+
+/// An attempt that came to its end.
+struct Attempted {
+    engine: Arc<Engine>,
+    place: InFlight,
+    first_byte: Option<Instant>,
+    result: Result<Answer, Setback>,
 }
 
 impl Answer {
@@ -248,19 +259,9 @@ impl Pinned {
         let mut outdone: Vec<Arc<Engine>> = Vec::new();
         let mut last = None;
         while tried.len() <= RETRIES {
-            // The newest list: the engine of a table that was replaced may be gone.
-            let next = pick(
-                &shared.table.load(),
-                &shared.found.load(),
-                Wanted {
-                    version: &self.version,
-                    is_candidate: self.is_candidate,
-                    caller: self.caller.as_deref(),
-                    beginning: self.beginning,
-                },
-                &tried,
-            );
-            let Some(engine) = next else { break };
+            let Some(engine) = self.next(&shared, &tried) else {
+                break;
+            };
             if let Some(setback) = &last {
                 if matches!(setback, Setback::Busy(_)) && !is_free(&engine) {
                     break;
@@ -273,35 +274,37 @@ impl Pinned {
                     "retry on another engine"
                 );
             }
-            tried.push(engine.clone());
-            account.place = Some(engine.begin());
-            match self.attempt(&shared, &engine, &mut account).await {
-                Ok(answer) => {
-                    if answer.status().is_success() {
-                        for engine in &outdone {
-                            shared.note_outdone(engine);
+            let ended = self.attempts(&shared, engine, &mut tried).await;
+            for attempted in ended {
+                let setback = match attempted.result {
+                    Ok(answer) => {
+                        if answer.status().is_success() {
+                            for engine in &outdone {
+                                shared.note_outdone(engine);
+                            }
                         }
+                        self.keep(&shared, &answer);
+                        account.begin(attempted.place, attempted.first_byte);
+                        return Sent::Answered(self.deliver(answer, account));
                     }
-                    self.keep(&shared, &answer);
-                    return Sent::Answered(self.deliver(answer, account));
+                    Err(setback) => setback,
+                };
+                if matches!(setback, Setback::Unavailable(_)) {
+                    outdone.push(attempted.engine);
                 }
-                Err(setback) => {
-                    account.forget_first_byte();
-                    if matches!(setback, Setback::Unavailable(_)) {
-                        outdone.push(engine.clone());
-                    }
-                    let over = matches!(setback, Setback::Silent);
-                    // What an engine said tells the client more than that another one is gone.
-                    if over
+                // What an engine said tells the client more than that another one is gone; and after a silent one
+                // nothing counts any more.
+                let is_over = matches!(last, Some(Setback::Silent));
+                if !is_over
+                    && (matches!(setback, Setback::Silent)
                         || !last.as_ref().is_some_and(Setback::is_an_answer)
-                        || setback.is_an_answer()
-                    {
-                        last = Some(setback);
-                    }
-                    if over {
-                        break;
-                    }
+                        || setback.is_an_answer())
+                {
+                    last = Some(setback);
                 }
+            }
+            if matches!(last, Some(Setback::Silent)) {
+                break;
             }
         }
         // A busy engine is there, and after a silent one there is no time left.
@@ -315,11 +318,73 @@ impl Pinned {
         }
     }
 
-    async fn attempt(
+    /// The next engine, of the newest list: the engine of a table that was replaced may be gone.
+    fn next(&self, shared: &Shared, tried: &[Arc<Engine>]) -> Option<Arc<Engine>> {
+        pick(
+            &shared.table.load(),
+            &shared.found.load(),
+            Wanted {
+                version: &self.version,
+                is_candidate: self.is_candidate,
+                caller: self.caller.as_deref(),
+                beginning: self.beginning,
+            },
+            tried,
+        )
+    }
+
+    /// One attempt; where hedging is on and it is slow, another one beside it, on an engine that has less to do. Once
+    /// one of them has an answer the other is given up. Those that ended, in that order.
+    async fn attempts(
         &self,
         shared: &Shared,
-        engine: &Arc<Engine>,
-        account: &mut Account,
+        engine: Arc<Engine>,
+        tried: &mut Vec<Arc<Engine>>,
+    ) -> Vec<Attempted> {
+        tried.push(engine.clone());
+        let mut first = pin!(self.attempt(shared, engine.clone()));
+        let Some(patience) = shared.limits.hedge_after else {
+            return vec![first.await];
+        };
+        if let Ok(ended) = tokio::time::timeout(patience, &mut first).await {
+            return vec![ended];
+        }
+        let has_less = |other: &Arc<Engine>| other.in_flight() < engine.in_flight();
+        let other = self.next(shared, tried);
+        let Some(other) = other.filter(|other| is_free(other) && has_less(other)) else {
+            return vec![first.await];
+        };
+        tried.push(other.clone());
+        shared.metrics.hedge();
+        let mut second = pin!(self.attempt(shared, other));
+        let (ended, is_first) = tokio::select! {
+            ended = &mut first => (ended, true),
+            ended = &mut second => (ended, false),
+        };
+        if ended.result.is_ok() {
+            return vec![ended];
+        }
+        let rest = if is_first { second.await } else { first.await };
+        vec![ended, rest]
+    }
+
+    async fn attempt(&self, shared: &Shared, engine: Arc<Engine>) -> Attempted {
+        let place = engine.begin();
+        let mut first_byte = None;
+        let result = self.ask(shared, &engine, &mut first_byte).await;
+        Attempted {
+            engine,
+            place,
+            first_byte,
+            result,
+        }
+    }
+
+    async fn ask(
+        &self,
+        shared: &Shared,
+        engine: &Engine,
+        first_byte: &mut Option<Instant>,
     ) -> Result<Answer, Setback> {
         let failed = |reason: &'static str, message: String| {
             shared.note_failure(engine, &message);
@@ -351,7 +416,7 @@ impl Pinned {
             Broken::Connection(message) => failed("body", message),
         };
         let first = next_data(&mut upstream, timeout).await.map_err(broken)?;
-        account.note_first_byte();
+        *first_byte = Some(clock::now());
         if head.status.is_success() && is_event_stream(&head.headers) {
             let first = first.ok_or_else(|| failed("body", "the stream is empty".to_owned()))?;
             return Ok(Answer::Begun(Kind::Events, head, first, upstream));

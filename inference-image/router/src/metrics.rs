@@ -26,6 +26,7 @@ pub struct Metrics {
     in_flight: IntGauge,
     retries: IntCounterVec,
     fallbacks: IntCounterVec,
+    hedges: IntCounter,
     cache_hits: IntCounter,
     ejections: IntCounter,
     engines: IntGaugeVec,
@@ -67,6 +68,11 @@ impl Metrics {
             "Engines taken out because a connection failed, or because others answer what they fail.",
         )?;
         registry.register(Box::new(ejections.clone()))?;
+        let hedges = IntCounter::new(
+            "graftwork_router_hedges_total",
+            "Requests sent to a second engine because the first one was slow.",
+        )?;
+        registry.register(Box::new(hedges.clone()))?;
         let cache_hits = IntCounter::new(
             "graftwork_router_response_cache_hits_total",
             "Requests that were answered from the response cache.",
@@ -100,6 +106,7 @@ impl Metrics {
                 "Requests that were passed on to a fallback, by the model and version that was unavailable.",
                 &["model", "version"],
             )?,
+            hedges,
             cache_hits,
             ejections,
             engines: gauges(
@@ -152,6 +159,11 @@ impl Metrics {
         self.first_byte
             .with_label_values(&labels)
             .observe(first_byte.as_secs_f64());
+    }
+
+    /// A second engine is asked beside the first.
+    pub fn hedge(&self) {
+        self.hedges.inc();
     }
 
     /// Another engine is tried.

@@ -58,6 +58,10 @@ pub struct Settings {
     /// An engine that sends nothing for so long is given up (504).
     #[arg(long, default_value = "300s", value_parser = duration)]
     pub answer_timeout: Duration,
+    /// A request that has no answer after so long is also sent to another engine, if one has less to do, and the
+    /// first answer counts. Left out: never.
+    #[arg(long, value_parser = duration)]
+    pub hedge_after: Option<Duration>,
 }
 
 impl Settings {
@@ -69,6 +73,7 @@ impl Settings {
             held_bytes: self.held_bytes.max(self.body_limit_bytes),
             answer_buffer_bytes: self.answer_buffer_bytes,
             answer_timeout: self.answer_timeout,
+            hedge_after: self.hedge_after,
             cache_bytes: self.response_cache_bytes,
             ..Limits::default()
         }

@@ -39,6 +39,8 @@ pub struct Limits {
     pub answer_buffer_bytes: usize,
     /// An engine that sends nothing for so long is given up.
     pub answer_timeout: Duration,
+    /// A request without an answer for so long is sent to another engine too; none: never.
+    pub hedge_after: Option<Duration>,
     /// Bytes of answers that are kept; 0: none.
     pub cache_bytes: usize,
 }
@@ -51,6 +53,7 @@ impl Default for Limits {
             body_timeout: Duration::from_secs(60),
             answer_buffer_bytes: 16 << 20,
             answer_timeout: Duration::from_secs(300),
+            hedge_after: None,
             cache_bytes: 0,
         }
     }
@@ -262,15 +265,10 @@ impl Account {
         &self.shared
     }
 
-    /// The first byte of the body that the client gets.
-    pub fn note_first_byte(&mut self) {
-        self.first_byte.get_or_insert_with(clock::now);
-    }
-
-    /// The attempt failed: its first byte was nobody's.
-    pub fn forget_first_byte(&mut self) {
-        self.first_byte = None;
-        self.place = None;
+    /// The client gets an answer that runs at `place`, and whose body began then.
+    pub fn begin(&mut self, place: InFlight, first_byte: Option<Instant>) {
+        self.place = Some(place);
+        self.first_byte = first_byte;
     }
 
     /// The answer went to its end.
