@@ -8,8 +8,8 @@
 const STRETCH: f64 = 1.8;
 /// Weight of the newest measurement.
 const NEWEST: f64 = 0.2;
-/// A prompt always goes on by so many tokens. More of them double a pass where arithmetic is dear: on two cores a pass
-/// over an 8-bit base takes no longer than nine tokens of prompt.
+/// A prompt always goes on by so many tokens. Many more would by themselves take as long as a pass over a quantised
+/// base, where a processor's arithmetic is dear.
 const LEAST: usize = 4;
 
 /// The measurements, in seconds.
