@@ -15,6 +15,7 @@ mod base_formats;
 mod drain;
 mod harness;
 mod hostile;
+mod killed;
 mod malformed;
 mod open_inference;
 mod requests;

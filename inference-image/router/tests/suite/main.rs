@@ -9,7 +9,9 @@
 )]
 
 mod failing_engines;
+mod hedging;
 mod open_inference;
 mod response_cache;
 mod rig;
 mod routing;
+mod weights;

@@ -1,17 +1,9 @@
 //! Second attempts beside slow first ones.
-#![allow(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    clippy::disallowed_methods,
-    reason = "a failed step is a failed test, and tests watch the clock"
-)]
-
-mod rig;
 
 use std::time::Duration;
 
-use rig::engine::{Behaviour, FakeEngine};
-use rig::{Rig, question, stream_question, table, until};
+use crate::rig::engine::{Behaviour, FakeEngine};
+use crate::rig::{Rig, question, stream_question, table, until};
 use serde_json::json;
 
 const FOR_EVER: Behaviour = Behaviour::Slow(Duration::from_secs(60));

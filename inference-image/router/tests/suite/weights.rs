@@ -1,25 +1,16 @@
 //! Requests without a pause while a candidate's weight changes: none fails, each is answered by one version, and the
 //! table that counts is the newest that was acknowledged before the request began.
-#![allow(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::disallowed_methods,
-    reason = "a failed step is a failed test"
-)]
-
-mod rig;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use crate::rig::engine::FakeEngine;
+use crate::rig::{Rig, candidate, question, stream_question, table};
 use axum::body::Body;
 use axum::extract::State;
 use graftwork_contract::endpoint::HEADER_ADAPTER;
 use http::{Request, header};
 use http_body_util::BodyExt as _;
-use rig::engine::FakeEngine;
-use rig::{Rig, candidate, question, stream_question, table};
 use router::choice::place;
 use router::forward::forward;
 use router::state::Shared;

@@ -1,14 +1,4 @@
 //! Kill -9 of engines under load: two engines and a router, each a process of its own as in a pod.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::disallowed_methods,
-    reason = "a failed step is a failed test, and tests watch the clock"
-)]
-
-mod harness;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -17,13 +7,15 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use crate::harness::{
+    Answer, BASE, Files, OWNER, POD, eventually, fence, me, now, operator_key, read,
+};
 use axum::http::Request;
 use bytes::Bytes;
 use graftwork_contract::endpoint::{EngineAdapter, RouterConfig};
 use graftwork_contract::proto::router::v1::router_client::RouterClient;
 use graftwork_contract::proto::router::v1::{EngineTarget, Model, RoutingTable, Version};
 use graftwork_contract::signing::sign;
-use harness::{Answer, BASE, Files, OWNER, POD, eventually, fence, me, now, operator_key, read};
 use http_body_util::Full;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
