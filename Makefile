@@ -43,7 +43,7 @@ unit: ## The tests that need no cluster and no root
 
 soak: ## The long forms of tests: 20,000 mixed requests, 20 killed engines, 1,000,000 routed requests (minutes)
 	cargo build --locked --workspace --bins
-	cargo test --locked --workspace --test right_adapter --test killed --test weights -- --ignored
+	cargo test --locked --workspace --test suite -- --ignored
 
 fuzz: ## Looks for input that a parser can't stand (FUZZ=adapter|request|template FUZZ_SECONDS=60); fuzz/README.md
 	cp Cargo.lock fuzz/
