@@ -140,11 +140,6 @@ impl Panels {
         self.inputs
     }
 
-    /// Number of panels.
-    pub(crate) fn panels(&self) -> usize {
-        self.outputs.div_ceil(LANES)
-    }
-
     /// The packed values, `[n/16][k][16]`.
     pub(crate) fn data(&self) -> &[f32] {
         let end = self.start + packed_len(self.outputs, self.inputs);

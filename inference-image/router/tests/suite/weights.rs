@@ -56,12 +56,12 @@ impl Changes {
             if turn >= self.requests {
                 return;
             }
-            if turn % (self.requests / (self.weights.len() - 1)) == 0 {
+            if turn.is_multiple_of(self.requests / (self.weights.len() - 1)) {
                 next.send(()).unwrap();
             }
             let user = format!("user-{}", turn % USERS);
             let before = self.applied.load(Ordering::SeqCst);
-            let adapter = answer(&shared, &user, turn % 4 == 0).await;
+            let adapter = answer(&shared, &user, turn.is_multiple_of(4)).await;
             let after = self.begun.load(Ordering::SeqCst);
             let weights = &self.weights[before..=after];
             let place = place("salt", &user);
