@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::Digest;
+use crate::remote::Remote;
 
 /// The shape of a dataset's rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -123,21 +124,25 @@ pub struct BuildConfig {
     /// Networks and names that sources may be at beside what everybody reaches (see [`crate::address`]).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub allowed_hosts: Vec<String>,
+    /// Where the hub of `hf://` sources is, as [`crate::uri::Endpoint`] reads it; none: [`HUB_ENDPOINT`](crate::remote::HUB_ENDPOINT).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hub_endpoint: Option<String>,
 }
 
 /// The column that says what answering as a row does is worth: a number.
 pub const REWARD_COLUMN: &str = "reward";
 
-/// One source: a mounted file, or several, or a query.
+/// One source: a mounted file, or several, or a query, or what is somewhere on the network.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Source {
     /// Its name in the spec, used in messages.
     pub name: String,
-    /// The URI, `configmap://NAME/KEY`, or of a query `secret://NAME/KEY`, for provenance.
+    /// The URI, `configmap://NAME/KEY`, or of a query `secret://NAME/KEY`, for provenance. With `remote`,
+    /// where it is (see [`crate::uri`]).
     pub uri: String,
     /// The mounted file, or a pattern of such (see [`crate::glob`]) where there is a `root`. Of a query
-    /// the folder of the mounted Secret.
+    /// and with `remote` the folder of the mounted Secret.
     pub path: String,
     /// The mounted folder that no file may lie outside of, where it is a volume's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -153,6 +158,9 @@ pub struct Source {
     /// What a database is asked; none: the source is files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub query: Option<Query>,
+    /// Who asks for what is on the network; none: it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remote: Option<Remote>,
 }
 
 /// Kinds of databases.
@@ -463,6 +471,9 @@ pub struct SourceProvenance {
     pub digest: Digest,
     /// Number of bytes.
     pub size_bytes: u64,
+    /// What the server calls this state of it, as it wrote it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub etag: Option<String>,
     /// What a database was asked, and when.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub query: Option<QueryProvenance>,
@@ -613,6 +624,7 @@ mod tests {
             columns: BTreeMap::new(),
             digest: None,
             query: None,
+            remote: None,
         };
         let written = serde_json::to_string(&source).unwrap();
         assert_eq!(

@@ -22,6 +22,7 @@ pub mod ledger;
 pub mod openapi;
 pub mod paths;
 pub mod pod;
+pub mod remote;
 pub mod run;
 pub mod signing;
 pub mod uri;

@@ -12,6 +12,8 @@ use thiserror::Error;
 
 /// Longest URI, in bytes.
 const MAXIMUM_BYTES: usize = 2048;
+/// Longest redirect, in bytes: it may carry a signature.
+const MAXIMUM_REDIRECT_BYTES: usize = 8192;
 /// Longest key of an object, in bytes: what S3 takes.
 const MAXIMUM_PATH_BYTES: usize = 1024;
 
@@ -60,6 +62,35 @@ pub struct WebUri {
     pub port: u16,
     /// The path with its first slash, percent-encoded as it was written.
     pub path: String,
+}
+
+/// Where a redirect leads.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Redirect {
+    /// The URI, which is to be checked like the first one.
+    pub uri: WebUri,
+    /// What stands behind its question mark: a signature, as a rule, that is said nowhere.
+    pub query: Option<String>,
+}
+
+impl fmt::Debug for Redirect {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Redirect")
+            .field("uri", &self.uri)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Where a service listens: `https://HOST:PORT`, or `http://HOST:PORT` within a network that is trusted.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Endpoint {
+    /// Whether it is `https`.
+    pub is_encrypted: bool,
+    /// The host, which has not been looked up.
+    pub host: Host,
+    /// The port.
+    pub port: u16,
 }
 
 /// A host by name or by address.
@@ -121,7 +152,7 @@ impl DataUri {
             "gs" => object(ObjectStore::Gs, rest),
             "az" => object(ObjectStore::Az, rest),
             "hf" => hub(rest),
-            "https" => web(rest).map(Self::Web),
+            "https" => web(rest, Slashes::Plain).map(Self::Web),
             _ => Err(UriError::Scheme),
         }
     }
@@ -129,23 +160,73 @@ impl DataUri {
 
 impl WebUri {
     /// Where a redirect leads: another `https` URI, or a path on the same host. It is to be checked like
-    /// the first one.
+    /// the first one. Servers sign what they redirect to, so it may have a query; and they may encode the
+    /// slashes of a path, which is theirs to read.
     ///
     /// # Errors
     /// See [`UriError`]; a redirect to another scheme is one.
-    pub fn redirected(&self, location: &str) -> Result<Self, UriError> {
-        if location.starts_with('/') && !location.starts_with("//") {
-            check_characters(location)?;
-            check_web_path(location)?;
-            return Ok(Self {
-                path: location.to_owned(),
+    pub fn redirected(&self, location: &str) -> Result<Redirect, UriError> {
+        if location.len() > MAXIMUM_REDIRECT_BYTES {
+            return Err(UriError::TooLong);
+        }
+        check_characters(location)?;
+        let (place, query) = match location.split_once('?') {
+            Some((_, "")) => return Err(UriError::Query),
+            Some((place, query)) => (place, Some(query.to_owned())),
+            None => (location, None),
+        };
+        if location.contains('#') {
+            return Err(UriError::Query);
+        }
+        let uri = if place.starts_with('/') && !place.starts_with("//") {
+            check_web_path(place, Slashes::Encoded)?;
+            Self {
+                path: place.to_owned(),
                 ..self.clone()
-            });
+            }
+        } else {
+            let rest = match place.split_once("://") {
+                Some(("https", rest)) => rest,
+                Some(_) => return Err(UriError::Scheme),
+                None => return Err(UriError::NotAUri),
+            };
+            web(rest, Slashes::Encoded)?
+        };
+        Ok(Redirect { uri, query })
+    }
+
+    /// Where it is served.
+    pub fn endpoint(&self) -> Endpoint {
+        Endpoint {
+            is_encrypted: true,
+            host: self.host.clone(),
+            port: self.port,
         }
-        match DataUri::parse(location)? {
-            DataUri::Web(uri) => Ok(uri),
-            DataUri::Object { .. } | DataUri::Hub { .. } => Err(UriError::Scheme),
+    }
+}
+
+impl Endpoint {
+    /// Reads an endpoint. A slash at the end is no path.
+    ///
+    /// # Errors
+    /// See [`UriError`].
+    pub fn parse(text: &str) -> Result<Self, UriError> {
+        let (scheme, rest) = split(text)?;
+        let (is_encrypted, usual) = match scheme {
+            "https" => (true, 443),
+            "http" => (false, 80),
+            _ => return Err(UriError::Scheme),
+        };
+        let authority = rest.strip_suffix('/').unwrap_or(rest);
+        if authority.contains('/') {
+            return Err(UriError::Path);
         }
+        let (host, port) = host_and_port(authority, usual)?;
+        Ok(Self {
+            is_encrypted,
+            host,
+            port,
+        })
     }
 }
 
@@ -238,11 +319,30 @@ fn hub(rest: &str) -> Result<DataUri, UriError> {
     })
 }
 
-fn web(rest: &str) -> Result<WebUri, UriError> {
+/// Whether a path's slashes may be percent-encoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Slashes {
+    /// They may not: the next reader may decode once more.
+    Plain,
+    /// They may, where the server itself wrote them.
+    Encoded,
+}
+
+fn web(rest: &str, slashes: Slashes) -> Result<WebUri, UriError> {
     let (authority, path) = match rest.find('/') {
         Some(at) => rest.split_at(at),
         None => return Err(UriError::Path),
     };
+    let (host, port) = host_and_port(authority, 443)?;
+    check_web_path(path, slashes)?;
+    Ok(WebUri {
+        host,
+        port,
+        path: path.to_owned(),
+    })
+}
+
+fn host_and_port(authority: &str, usual: u16) -> Result<(Host, u16), UriError> {
     if authority.contains('@') {
         return Err(UriError::Credentials);
     }
@@ -266,19 +366,14 @@ fn web(rest: &str) -> Result<WebUri, UriError> {
         }
     };
     let port = match port {
-        None => 443,
+        None => usual,
         Some(port) => port
             .parse()
             .ok()
             .filter(|number: &u16| *number != 0 && number.to_string() == port)
             .ok_or(UriError::Port)?,
     };
-    check_web_path(path)?;
-    Ok(WebUri {
-        host,
-        port,
-        path: path.to_owned(),
-    })
+    Ok((host, port))
 }
 
 /// A name of letters, digits and hyphens, or four plain numbers. Readers disagree about hosts such as
@@ -330,7 +425,7 @@ pub fn check_path(path: &str) -> Result<(), UriError> {
 /// Checks the path of a web URI: after one decoding it is a path as [`check_path`] has it, but for
 /// spaces and letters beyond ASCII; what decodes to a separator, a point or a percent sign is refused,
 /// because the next reader may decode once more.
-fn check_web_path(path: &str) -> Result<(), UriError> {
+fn check_web_path(path: &str, slashes: Slashes) -> Result<(), UriError> {
     let below = path.strip_prefix('/').ok_or(UriError::Path)?;
     let mut pieces = below.split('%');
     let mut decoded = pieces.next().unwrap_or_default().as_bytes().to_vec();
@@ -338,7 +433,8 @@ fn check_web_path(path: &str) -> Result<(), UriError> {
         let (code, rest) = piece.split_at_checked(2).ok_or(UriError::Path)?;
         let byte = u8::from_str_radix(code, 16).map_err(|_| UriError::Path)?;
         let hexadecimal = code.bytes().all(|byte| byte.is_ascii_hexdigit());
-        let safe = byte == b' ' || !byte.is_ascii() || byte.is_ascii_alphanumeric();
+        let slash = byte == b'/' && slashes == Slashes::Encoded;
+        let safe = slash || byte == b' ' || !byte.is_ascii() || byte.is_ascii_alphanumeric();
         if !hexadecimal || !safe {
             return Err(UriError::Path);
         }
@@ -365,6 +461,18 @@ impl Host {
         match text.parse::<Ipv6Addr>() {
             Ok(address) => Ok(Self::Address(address.into())),
             Err(_) => name_or_address(text),
+        }
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scheme = if self.is_encrypted { "https" } else { "http" };
+        match &self.host {
+            Host::Address(IpAddr::V6(address)) => {
+                write!(formatter, "{scheme}://[{address}]:{}", self.port)
+            }
+            host => write!(formatter, "{scheme}://{host}:{}", self.port),
         }
     }
 }

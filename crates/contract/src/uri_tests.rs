@@ -370,14 +370,17 @@ fn a_redirect_leads_to_https_alone_and_is_read_like_a_first_uri() {
     };
     let same = first.redirected("/b/c").unwrap();
     assert_eq!(
-        (same.host.to_string(), same.port, same.path),
+        (same.uri.host.to_string(), same.uri.port, same.uri.path),
         ("example.com".into(), 444, "/b/c".into())
     );
     let other = first.redirected("https://10.0.0.1/b").unwrap();
-    assert_eq!(other.host, Host::Address([10, 0, 0, 1].into()));
+    assert_eq!(other.uri.host, Host::Address([10, 0, 0, 1].into()));
     for location in HOSTILE {
-        // A path on the same host is none of the hostile ones but these.
-        if !matches!(*location, "/etc/passwd") {
+        // A path on the same host and a signature are none of the hostile ones.
+        if !matches!(
+            *location,
+            "/etc/passwd" | "https://example.com/a?X-Amz-Signature=x"
+        ) {
             assert!(first.redirected(location).is_err(), "{location:?}");
         }
     }
@@ -387,13 +390,55 @@ fn a_redirect_leads_to_https_alone_and_is_read_like_a_first_uri() {
         "b",
         "../b",
         "/../b",
-        "/a%2fb",
-        "/a?token=x",
+        "/a%2f..%2fb",
+        "/a%252fb",
+        "/a?",
+        "/a?b#c",
         "/a#b",
+        "http://example.com/a?b",
+        "https://user@example.com/a?b",
         "/a%EF%BC%8Fb",
         "//evil.com/a",
     ] {
         assert!(first.redirected(location).is_err(), "{location:?}");
+    }
+}
+
+#[test]
+fn a_redirect_may_be_signed_and_its_signature_is_not_printed() {
+    let DataUri::Web(first) = DataUri::parse("https://example.com/a").unwrap() else {
+        unreachable!("a web uri")
+    };
+    let signed = format!("https://cdn.example.org/b%2Fc?Signature={}", "x".repeat(3000));
+    let signed = first.redirected(&signed).unwrap();
+    assert_eq!(signed.uri.path, "/b%2Fc");
+    assert_eq!(signed.query.as_ref().map(String::len), Some(3010));
+    assert!(!format!("{signed:?}").contains("Signature"));
+    let same = first.redirected("/b?c=%2Fd").unwrap();
+    assert_eq!(same.uri.endpoint(), first.endpoint());
+    assert_eq!(same.query.as_deref(), Some("c=%2Fd"));
+    let endless = format!("/a?{}", "x".repeat(9000));
+    assert_eq!(first.redirected(&endless), Err(UriError::TooLong));
+}
+
+#[test]
+fn an_endpoint_is_a_scheme_a_host_and_a_port() {
+    for (text, expected) in [
+        ("https://s3.example.com", Some("https://s3.example.com:443")),
+        ("https://S3.example.com/", Some("https://s3.example.com:443")),
+        ("http://10.1.2.3:9000", Some("http://10.1.2.3:9000")),
+        ("http://[2a00::1]", Some("http://[2a00::1]:80")),
+        ("https://s3.example.com/bucket", None),
+        ("https://key:secret@s3.example.com", None),
+        ("https://s3.example.com?x=1", None),
+        ("http://127.1:9000", None),
+        ("http://2130706433", None),
+        ("ftp://s3.example.com", None),
+        ("s3.example.com:9000", None),
+        ("https://", None),
+    ] {
+        let read = Endpoint::parse(text).ok().map(|it| it.to_string());
+        assert_eq!(read.as_deref(), expected, "{text}");
     }
 }
 
