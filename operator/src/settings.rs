@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use graftwork_contract::address::Guard;
+use graftwork_contract::uri::Endpoint;
 use graftwork_operator_core::settings::Settings;
 
 /// Why settings can't be used.
@@ -69,6 +70,13 @@ fn check(settings: &Settings) -> Result<(), String> {
     }
     Guard::parse(&settings.data_sources.allow)
         .map_err(|error| format!("dataSources.allow: {error}"))?;
+    if let Some(hub) = &settings.data_sources.hub_endpoint {
+        let read = Endpoint::parse(hub);
+        let read = read.map_err(|error| format!("dataSources.hubEndpoint: {hub} {error}"))?;
+        if !read.is_encrypted {
+            return Err(format!("dataSources.hubEndpoint: {hub} is not https"));
+        }
+    }
     if settings.compute_profiles.is_empty() {
         return Err("computeProfiles: at least one profile is needed".to_owned());
     }
@@ -114,6 +122,14 @@ mod tests {
             (
                 &format!("{GOOD}dataSources: {{allow: [10.0.0.0/33]}}\n"),
                 "dataSources.allow: \"10.0.0.0/33\"",
+            ),
+            (
+                &format!("{GOOD}dataSources: {{hubEndpoint: http://hub.example.com}}\n"),
+                "dataSources.hubEndpoint: http://hub.example.com is not https",
+            ),
+            (
+                &format!("{GOOD}dataSources: {{hubEndpoint: https://hub.example.com/x}}\n"),
+                "dataSources.hubEndpoint: https://hub.example.com/x has a path",
             ),
         ] {
             let message = load_text(text).unwrap_err().to_string();

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::decimal::{Decimal, PERCENT_PATTERN};
 use crate::enums::open_enum;
-use crate::reference::VersionedDigest;
+use crate::reference::{ObjectReference, VersionedDigest};
 use crate::schema::rules;
 
 /// A versioned dataset: rows from one or more sources, validated and split.
@@ -112,6 +112,10 @@ pub struct Retention {
         "has(self.postgres) || !(has(self.timeoutSeconds) || has(self.maximumRows))",
         "timeoutSeconds and maximumRows are limits of a query",
     ),
+    (
+        "!has(self.secretRef) || (has(self.uri) && !self.uri.startsWith('pvc://'))",
+        "secretRef belongs to a uri on the network",
+    ),
 ])))]
 pub struct Source {
     /// Name of the source, as it appears in status and messages.
@@ -123,11 +127,21 @@ pub struct Source {
     /// A key of a ConfigMap; a change makes a new version at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config_map_ref: Option<ConfigMapKeyReference>,
-    /// A file on a volume, as `pvc://CLAIM/PATH`, or several: `*` stands for any letters of a name,
-    /// `**` for folders. Looked at again when the annotation `graftwork.dev/refresh` changes.
+    /// Files on a volume, `pvc://CLAIM/PATH`; objects of a store, `s3://BUCKET/KEY`, `gs://BUCKET/NAME` or
+    /// `az://CONTAINER/NAME`; files of a dataset repository, `hf://ORG/NAME@REVISION/PATH`; or a file of a
+    /// web server, `https://HOST/PATH`. But for the last, `*` stands for any letters of a name, `**` for
+    /// folders. Looked at again when the annotation `graftwork.dev/refresh` changes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 1024), regex(pattern = r"^pvc://"))]
+    #[schemars(
+        length(min = 1, max = 1024),
+        regex(pattern = r"^(pvc|s3|gs|az|hf|https)://")
+    )]
     pub uri: Option<String>,
+    /// A Secret that says who asks for `uri`, by the keys that the stores' own tools read, such as
+    /// `AWS_ACCESS_KEY_ID`; left out, the identity of the pod does, or nobody. A change is seen when the
+    /// annotation `graftwork.dev/refresh` changes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret_ref: Option<ObjectReference>,
     /// A query to a PostgreSQL server, in one read-only transaction. Asked again when the annotation
     /// `graftwork.dev/refresh` changes.
     #[serde(default, skip_serializing_if = "Option::is_none")]

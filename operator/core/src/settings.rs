@@ -121,6 +121,8 @@ pub struct DataSources {
     /// Networks such as `10.1.0.0/16` and names such as `warehouse.databases.svc` or `.corp.example`, beside
     /// what everybody reaches.
     pub allow: Vec<String>,
+    /// Where the hub of `hf://` sources is, as `https://HOST`; none: <https://huggingface.co>.
+    pub hub_endpoint: Option<String>,
 }
 
 /// Engines of an endpoint.

@@ -124,10 +124,12 @@ async fn observe_source(
     if source.postgres.is_some() {
         return Ok(SourceState::Present(None));
     }
-    let uri = source
-        .uri
-        .as_deref()
-        .and_then(|uri| PvcUri::parse(uri).ok());
+    let uri = source.uri.as_deref();
+    // Nobody but the build looks at what is on the network.
+    if uri.is_some_and(|uri| !uri.starts_with("pvc://")) {
+        return Ok(SourceState::Present(None));
+    }
+    let uri = uri.and_then(|uri| PvcUri::parse(uri).ok());
     let Some(uri) = uri else {
         return Ok(SourceState::Absent);
     };

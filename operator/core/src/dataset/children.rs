@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use graftwork_api::{Dataset, DatasetStatus, labels, names};
-use graftwork_contract::{Digest, dataset::BuildConfig, dataset::Source as BuildSource, pod};
+use graftwork_contract::dataset::{BuildConfig, Source as BuildSource};
+use graftwork_contract::remote::Remote;
+use graftwork_contract::{Digest, pod};
 use jiff::Timestamp;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -156,11 +158,11 @@ fn build_config(
                     Place::File(uri) => {
                         format!("{}/{}", pod::claim_dir(uri.claim()), uri.path())
                     }
-                    Place::Query { .. } => secrets::folder(&source.name),
+                    Place::Query { .. } | Place::Remote { .. } => secrets::folder(&source.name),
                 },
                 columns: source.columns.clone(),
                 root: match &source.place {
-                    Place::Key { .. } | Place::Query { .. } => None,
+                    Place::Key { .. } | Place::Query { .. } | Place::Remote { .. } => None,
                     Place::File(uri) => Some(pod::claim_dir(uri.claim())),
                 },
                 digest: match states.get(&source.name) {
@@ -169,7 +171,13 @@ fn build_config(
                 },
                 query: match &source.place {
                     Place::Query { query, .. } => Some(query.clone()),
-                    Place::Key { .. } | Place::File(_) => None,
+                    Place::Key { .. } | Place::File(_) | Place::Remote { .. } => None,
+                },
+                remote: match &source.place {
+                    Place::Remote { secret, .. } => Some(Remote {
+                        secret: secret.clone(),
+                    }),
+                    Place::Key { .. } | Place::File(_) | Place::Query { .. } => None,
                 },
             })
             .collect(),
@@ -179,6 +187,7 @@ fn build_config(
         classification: valid.classification,
         privacy: valid.privacy.clone(),
         allowed_hosts: settings.data_sources.allow.clone(),
+        hub_endpoint: settings.data_sources.hub_endpoint.clone(),
     }
 }
 
@@ -204,7 +213,7 @@ fn build_attempt(
             .iter()
             .filter_map(|source| match &source.place {
                 Place::File(uri) => Some(uri.claim().to_owned()),
-                Place::Key { .. } | Place::Query { .. } => None,
+                Place::Key { .. } | Place::Query { .. } | Place::Remote { .. } => None,
             })
             .collect(),
         keys: valid
@@ -216,7 +225,7 @@ fn build_attempt(
                     config_map: config_map.clone(),
                     key: key.clone(),
                 }),
-                Place::File(_) | Place::Query { .. } => None,
+                Place::File(_) | Place::Query { .. } | Place::Remote { .. } => None,
             })
             .collect(),
         adapter_cache_bytes: None,

@@ -1,5 +1,5 @@
-//! Secrets in a build's pod: the key of pseudonyms, and the logins of databases. They are mounted as files;
-//! neither the operator nor the build's configuration holds anything of them.
+//! Secrets in a build's pod: the key of pseudonyms, and who asks databases, stores and servers. They are
+//! mounted as files; neither the operator nor the build's configuration holds anything of them.
 //!
 //! A Secret that is not there is no hindrance for the pod: the builder says what is missing, and is started
 //! again.
@@ -7,7 +7,7 @@
 use std::path::Path;
 
 use graftwork_contract::dataset::database_secret as entry;
-use graftwork_contract::pod;
+use graftwork_contract::{pod, remote};
 use k8s_openapi::api::core::v1::{
     KeyToPath, PodSpec, PodTemplateSpec, SecretVolumeSource, Volume, VolumeMount,
 };
@@ -33,16 +33,28 @@ pub fn mount(valid: &Valid, mut template: PodTemplateSpec) -> PodTemplateSpec {
         add(spec, "pseudonym-key".to_owned(), folder, &key.name, items);
     }
     for (index, source) in valid.sources.iter().enumerate() {
-        let Place::Query { secret, .. } = &source.place else {
-            continue;
+        let (secret, items) = match &source.place {
+            Place::Query { secret, .. } => {
+                let mut items: Vec<KeyToPath> = match &secret.key {
+                    Some(key) => vec![item(key, entry::URI)],
+                    None => entry::PARTS.map(|part| item(part, part)).to_vec(),
+                };
+                items.push(item(entry::AUTHORITY, entry::AUTHORITY));
+                (&secret.name, items)
+            }
+            Place::Remote {
+                uri,
+                secret: Some(secret),
+                ..
+            } => {
+                let known = remote::entries(uri).iter().copied();
+                let known = known.chain([remote::AUTHORITY]);
+                (secret, known.map(|name| item(name, name)).collect())
+            }
+            Place::Remote { secret: None, .. } | Place::Key { .. } | Place::File(_) => continue,
         };
-        let mut items: Vec<KeyToPath> = match &secret.key {
-            Some(key) => vec![item(key, entry::URI)],
-            None => entry::PARTS.map(|part| item(part, part)).to_vec(),
-        };
-        items.push(item(entry::AUTHORITY, entry::AUTHORITY));
         let volume = format!("secret-{index}");
-        add(spec, volume, folder(&source.name), &secret.name, items);
+        add(spec, volume, folder(&source.name), secret, items);
     }
     template
 }

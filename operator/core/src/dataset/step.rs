@@ -331,6 +331,7 @@ fn missing_source(valid: &Valid, states: &BTreeMap<String, SourceState>) -> Opti
             Place::Query { secret, .. } => {
                 ("postgres.secretRef", format!("Secret \"{}\"", secret.name))
             }
+            Place::Remote { text, .. } => ("uri", format!("\"{text}\"")),
         };
         let at = |field: &str| format!("spec.sources[{}].{field}", source.name);
         match (state, &source.place) {
@@ -392,6 +393,9 @@ pub fn fingerprint(
             (_, Place::Query { query, .. }) => hasher
                 .part("query")
                 .part(Digest::of_json(query).ok()?.as_str()),
+            (_, Place::Remote { secret, .. }) => hasher
+                .part("remote")
+                .part(secret.as_deref().unwrap_or_default()),
         };
         if !source.columns.is_empty() {
             hasher
@@ -407,6 +411,7 @@ pub fn uri(place: &Place) -> String {
     match place {
         Place::Key { config_map, key } => format!("configmap://{config_map}/{key}"),
         Place::File(uri) => uri.to_string(),
+        Place::Remote { text, .. } => text.clone(),
         Place::Query { secret, .. } => match &secret.key {
             Some(key) => format!("secret://{}/{key}", secret.name),
             None => format!("secret://{}", secret.name),

@@ -13,6 +13,7 @@ use graftwork_contract::dataset::{
     Query, REWARD_COLUMN, Validation,
 };
 use graftwork_contract::glob::{Glob, is_pattern};
+use graftwork_contract::uri::DataUri;
 
 /// A spec that can be built.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,6 +63,15 @@ pub enum Place {
     },
     /// A file on a claim.
     File(PvcUri),
+    /// Something on the network.
+    Remote {
+        /// The URI as it was written.
+        text: String,
+        /// The same, read.
+        uri: DataUri,
+        /// The Secret that says who asks.
+        secret: Option<String>,
+    },
     /// A query.
     Query {
         /// The Secret that says where to and as whom.
@@ -270,11 +280,26 @@ fn read_source(source: &graftwork_api::dataset::Source, known: &[&str]) -> Resul
             "timeoutSeconds and maximumRows are limits of a query",
         ));
     }
+    let on_network = |uri: &String| !uri.starts_with("pvc://");
+    if source.secret_ref.is_some() && !source.uri.as_ref().is_some_and(on_network) {
+        return Err(Invalid::new(
+            field(".secretRef"),
+            "belongs to a uri on the network",
+        ));
+    }
     let place = match (&source.config_map_ref, &source.uri, &source.postgres) {
         (Some(reference), None, None) => Place::Key {
             config_map: reference.name.clone(),
             key: reference.key.clone(),
         },
+        (None, Some(text), None) if !text.starts_with("pvc://") && text.contains("://") => {
+            let uri = read_remote(text).map_err(|problem| Invalid::new(field(".uri"), problem))?;
+            Place::Remote {
+                text: text.clone(),
+                uri,
+                secret: source.secret_ref.as_ref().map(|it| it.name.clone()),
+            }
+        }
         (None, Some(text), None) => {
             let uri = PvcUri::parse(text)
                 .map_err(|error| Invalid::new(field(".uri"), error.to_string()))?;
@@ -322,6 +347,30 @@ fn read_source(source: &graftwork_api::dataset::Source, known: &[&str]) -> Resul
         place,
         columns: source.columns.clone(),
     })
+}
+
+/// Reads a URI on the network. Messages show it where it can't hold a secret.
+fn read_remote(text: &str) -> Result<DataUri, String> {
+    let uri = DataUri::parse(text).map_err(|error| error.to_string())?;
+    let pattern = match &uri {
+        DataUri::Object { key, .. } => key,
+        DataUri::Hub { path, .. } if path.is_empty() => {
+            return Err(format!(
+                "\"{text}\" names no file: write hf://ORG/NAME@REVISION/PATH"
+            ));
+        }
+        DataUri::Hub { path, .. } => path,
+        DataUri::Web(web) if is_pattern(&web.path) => {
+            return Err(format!(
+                "\"{text}\": a web server has no lists; name a file"
+            ));
+        }
+        DataUri::Web(_) => return Ok(uri),
+    };
+    if is_pattern(pattern) {
+        Glob::parse(pattern).map_err(|error| format!("\"{text}\": {error}"))?;
+    }
+    Ok(uri)
 }
 
 /// What a database is asked.
