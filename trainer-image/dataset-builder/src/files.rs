@@ -10,9 +10,9 @@ use graftwork_contract::glob::{Glob, is_pattern};
 use crate::failure::Failure;
 
 /// Most files of one source.
-const MAXIMUM_FILES: usize = 10_000;
+pub(crate) const MAXIMUM_FILES: usize = 10_000;
 /// Most entries of folders that are looked at for one source.
-const MAXIMUM_ENTRIES: usize = 1_000_000;
+pub(crate) const MAXIMUM_ENTRIES: usize = 1_000_000;
 
 /// A file of a source.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -188,6 +188,7 @@ mod tests {
             columns: std::collections::BTreeMap::new(),
             digest: None,
             query: None,
+            remote: None,
         }
     }
 

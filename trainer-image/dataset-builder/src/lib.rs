@@ -8,8 +8,8 @@
 //! Killed at any instant and started again, it ends in the same state: files appear whole, a
 //! number is given once, and what was finished before is found and not done again.
 //!
-//! It does not talk to Kubernetes, and to no network but the databases that sources name; it does not
-//! tokenise, and never prints data: logs and messages name source, line and rule.
+//! It does not talk to Kubernetes, and to no network but the databases, stores and servers that sources
+//! name; it does not tokenise, and never prints data: logs and messages name source, line and rule.
 //!
 //! Rows stream: whatever the size of the sources, memory holds at most [`spill::DEFAULT_MEMORY_BYTES`] of
 //! rows and tables (`--memory-bytes`), what decoders and Parquet need, and less than a byte a row. The rest
@@ -20,12 +20,14 @@
 
 #![forbid(unsafe_code)]
 
+mod authorities;
 mod balance;
 pub mod build;
 pub mod cli;
 mod clock;
 mod clusters;
 pub mod config;
+mod connect;
 pub mod csv;
 mod deal;
 pub mod detect;
@@ -40,8 +42,10 @@ pub mod query;
 pub mod reader;
 #[cfg(test)]
 mod reference;
+mod remote;
 pub mod report;
 pub mod row;
+mod secret;
 pub mod shapes;
 pub mod sources;
 pub mod spill;

@@ -1,7 +1,7 @@
 //! One file of a source: JSONL, CSV with a header, or Parquet; plain or packed. Its content says which.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read as _, Seek as _};
+use std::io::{self, BufRead, BufReader, Cursor, Read, Seek as _, Write as _};
 
 use graftwork_artifacts::content::foreign;
 use graftwork_contract::Digest;
@@ -12,9 +12,11 @@ use crate::failure::Failure;
 use crate::files::SourceFile;
 use crate::lines::{Line, Lines, MAXIMUM_LINE_BYTES};
 use crate::parquet_rows::ParquetRows;
+use crate::remote::Found;
 use crate::row::{self, GoodRow, Wanted};
 use crate::sources::Collecting;
-use crate::streams::{Packing, hash, is_of_volume, unpacked};
+use crate::spill::Scratch;
+use crate::streams::{MAXIMUM_UNPACKED_BYTES, Packing, Seen, hash, is_of_volume, unpacked};
 
 /// What a Parquet file begins with.
 const PARQUET: &[u8] = b"PAR1";
@@ -25,14 +27,24 @@ const KINDS: &str = "sources are JSONL, CSV or Parquet, plain, .gz or .zst";
 #[derive(Debug, Clone, Copy)]
 struct Place<'a> {
     source: &'a Source,
-    file: &'a SourceFile,
+    uri: &'a str,
+    /// Its path, where a pattern found it.
+    name: Option<&'a str>,
 }
 
-impl Place<'_> {
+impl<'a> Place<'a> {
+    fn of_file(source: &'a Source, file: &'a SourceFile) -> Self {
+        Self {
+            source,
+            uri: &file.uri,
+            name: file.name.as_deref(),
+        }
+    }
+
     fn row(&self, line: u64, rule: String) -> RejectedRow {
         RejectedRow {
             source: self.source.name.clone(),
-            file: self.file.name.clone(),
+            file: self.name.map(str::to_owned),
             line,
             rule,
         }
@@ -40,7 +52,7 @@ impl Place<'_> {
 
     /// A file whose bytes are wrong, after so many lines.
     fn bad(&self, line: u64, problem: &str) -> Failure {
-        let (source, uri) = (&self.source.name, &self.file.uri);
+        let (source, uri) = (&self.source.name, self.uri);
         let after = if line == 0 {
             String::new()
         } else {
@@ -49,10 +61,14 @@ impl Place<'_> {
         Failure::bad_data(format!("source {source}: {uri}{after} {problem}"))
     }
 
-    /// An error of the volume, or of the bytes.
+    /// An error of the volume, of the network, or of the bytes.
     fn failed(&self, line: u64, error: &io::Error) -> Failure {
-        let (source, uri) = (&self.source.name, &self.file.uri);
-        if is_of_volume(error) {
+        let (source, uri) = (&self.source.name, self.uri);
+        // What the network could not bring says itself why.
+        let known = error.get_ref().and_then(|it| it.downcast_ref::<Failure>());
+        if let Some(failure) = known {
+            failure.clone()
+        } else if is_of_volume(error) {
             Failure::unavailable(format!("source {source} ({uri}) can't be read: {error}"))
         } else {
             self.bad(line, &format!("is damaged or too large: {error}"))
@@ -70,7 +86,7 @@ pub fn read(
     wanted: Wanted<'_>,
     collecting: &mut Collecting,
 ) -> Result<(Digest, u64), Failure> {
-    let place = Place { source, file };
+    let place = Place::of_file(source, file);
     let bytes = |line| move |error: io::Error| place.failed(line, &error);
     let mut opened = File::open(&file.path).map_err(bytes(0))?;
     let mut head = Vec::new();
@@ -85,11 +101,83 @@ pub fn read(
         opened.rewind().map_err(bytes(0))?;
         return hash(opened).map_err(bytes(0));
     }
-    let packing = Packing::of(&head);
-    if let Some(kind) = foreign(&head).filter(|_| packing == Packing::Plain) {
+    read_text(place, opened, &head, wanted, collecting)
+}
+
+/// Reads what comes from the network, as [`read`] reads a file. Parquet, which begins at its end, is laid on
+/// the scratch volume first; the rest is not.
+///
+/// # Errors
+/// A server that goes away, a full scratch volume, or bytes that are nothing of what is read. Bad rows are no
+/// error.
+pub fn read_stream(
+    (source, found): (&Source, &Found),
+    mut stream: impl Read + 'static,
+    scratch: &Scratch,
+    wanted: Wanted<'_>,
+    collecting: &mut Collecting,
+) -> Result<(Digest, u64), Failure> {
+    let place = Place {
+        source,
+        uri: &found.uri,
+        name: found.name.as_deref(),
+    };
+    let mut head = Vec::new();
+    (&mut stream)
+        .take(16)
+        .read_to_end(&mut head)
+        .map_err(|error| place.failed(0, &error))?;
+    let whole = Cursor::new(head.clone()).chain(stream);
+    if head.starts_with(PARQUET) {
+        let (file, seen) = laid_down(place, whole, scratch)?;
+        read_parquet(place, file, wanted, collecting)?;
+        return Ok(seen.finish());
+    }
+    read_text(place, whole, &head, wanted, collecting)
+}
+
+/// A stream as a file of the scratch volume.
+fn laid_down(
+    place: Place<'_>,
+    mut stream: impl Read,
+    scratch: &Scratch,
+) -> Result<(File, Seen), Failure> {
+    let mut file = scratch.file()?;
+    let seen = Seen::default();
+    let mut buffer = vec![0; 1 << 18];
+    loop {
+        let count = match stream.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(place.failed(0, &error)),
+        };
+        let bytes = buffer.get(..count).unwrap_or_default();
+        if seen.add(bytes) > MAXIMUM_UNPACKED_BYTES {
+            let problem = format!("is Parquet of more than {MAXIMUM_UNPACKED_BYTES} bytes");
+            return Err(place.bad(0, &problem));
+        }
+        file.write_all(bytes)
+            .map_err(|error| scratch.failed(&error))?;
+    }
+    file.rewind().map_err(|error| scratch.failed(&error))?;
+    Ok((file, seen))
+}
+
+/// Reads JSONL or CSV, plain or packed, that begins with `head`.
+fn read_text(
+    place: Place<'_>,
+    stream: impl Read + 'static,
+    head: &[u8],
+    wanted: Wanted<'_>,
+    collecting: &mut Collecting,
+) -> Result<(Digest, u64), Failure> {
+    let bytes = |line| move |error: io::Error| place.failed(line, &error);
+    let packing = Packing::of(head);
+    if let Some(kind) = foreign(head).filter(|_| packing == Packing::Plain) {
         return Err(place.bad(0, &format!("is {kind}; {KINDS}")));
     }
-    let (reader, seen) = unpacked(opened, packing).map_err(bytes(0))?;
+    let (reader, seen) = unpacked(stream, packing).map_err(bytes(0))?;
     let mut lines = Lines::new(BufReader::with_capacity(1 << 18, reader));
     let Some((number, first)) = first_line(&mut lines).map_err(bytes(0))? else {
         return Ok(seen.finish());

@@ -14,6 +14,7 @@ use crate::files::files;
 use crate::privacy::Screen;
 use crate::query;
 use crate::reader;
+use crate::remote::{self, Shelf};
 use crate::row::{self, GoodRow, Wanted};
 use crate::spill::Scratch;
 use crate::stored::{RowSorter, Rows};
@@ -166,7 +167,13 @@ pub fn collect(
                 })?;
                 collecting.noted.provenance.push(seen);
             }
-            None => read(source, wanted, &mut collecting)?,
+            None => match &source.remote {
+                Some(remote) => {
+                    let shelf = remote::open(config, source, remote)?;
+                    fetch(source, &shelf, scratch, wanted, &mut collecting)?;
+                }
+                None => read(source, wanted, &mut collecting)?,
+            },
         }
         tracing::info!(
             source = source.name,
@@ -205,6 +212,32 @@ fn read(source: &Source, wanted: Wanted<'_>, collecting: &mut Collecting) -> Res
             uri: file.uri,
             digest,
             size_bytes,
+            etag: None,
+            query: None,
+        });
+    }
+    Ok(())
+}
+
+/// Reads what a source has on the network, one after the other.
+fn fetch(
+    source: &Source,
+    shelf: &Shelf<'_>,
+    scratch: &Scratch,
+    wanted: Wanted<'_>,
+    collecting: &mut Collecting,
+) -> Result<(), Failure> {
+    for found in shelf.list()? {
+        let opened = shelf.read(&found)?;
+        let named = (source, &found);
+        let (digest, size_bytes) =
+            reader::read_stream(named, opened.body, scratch, wanted, collecting)?;
+        collecting.noted.provenance.push(SourceProvenance {
+            name: source.name.clone(),
+            uri: found.uri,
+            digest,
+            size_bytes,
+            etag: opened.etag,
             query: None,
         });
     }

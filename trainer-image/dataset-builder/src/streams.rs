@@ -54,6 +54,14 @@ impl Seen {
         )
     }
 
+    /// Notes more bytes: how many there are by now.
+    pub fn add(&self, more: &[u8]) -> u64 {
+        let (hasher, bytes) = &mut *self.0.borrow_mut();
+        hasher.update(more);
+        *bytes += more.len() as u64;
+        *bytes
+    }
+
     fn bytes(&self) -> u64 {
         self.0.borrow().1
     }
@@ -68,9 +76,7 @@ struct Hashing<R> {
 impl<R: Read> Read for Hashing<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.reader.read(buffer)?;
-        let (hasher, bytes) = &mut *self.seen.0.borrow_mut();
-        hasher.update(buffer.get(..count).unwrap_or_default());
-        *bytes += count as u64;
+        self.seen.add(buffer.get(..count).unwrap_or_default());
         Ok(count)
     }
 }

@@ -1,17 +1,11 @@
 //! Where a database is and who asks it: the mounted Secret, read once. Nothing of it but its name and the
 //! names of its entries is ever said.
 
-use std::fmt;
-use std::io::{ErrorKind, Read as _};
-use std::path::Path;
-
 use graftwork_contract::dataset::{DatabaseKind, Source, database_secret as entry};
 use graftwork_contract::uri::Host;
 
 use crate::failure::Failure;
-
-/// Longest entry of a Secret that is read, in bytes: certificates of a few authorities.
-const MAXIMUM_ENTRY_BYTES: u64 = 256 << 10;
+use crate::secret::{Hidden, Mounted};
 
 /// A database and who asks it.
 #[derive(Debug)]
@@ -43,29 +37,12 @@ pub enum Tls {
     VerifyFull,
 }
 
-/// A text of a Secret: no log and no message prints it by accident.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Hidden(String);
-
-impl Hidden {
-    /// The text.
-    pub fn reveal(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Hidden {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("hidden")
-    }
-}
-
 /// Reads the Secret of a source.
 ///
 /// # Errors
 /// A Secret or an entry that is not there, or that is nothing of what is read; by the entry's name.
 pub fn read(source: &Source, kind: DatabaseKind) -> Result<Login, Failure> {
-    let secret = Mounted { source };
+    let secret = Mounted::new(source);
     let mut login = match secret.text(entry::URI)? {
         Some(uri) => {
             let read = match kind {
@@ -79,58 +56,6 @@ pub fn read(source: &Source, kind: DatabaseKind) -> Result<Login, Failure> {
     Ok(login)
 }
 
-/// The folder of a source's Secret.
-struct Mounted<'a> {
-    source: &'a Source,
-}
-
-impl Mounted<'_> {
-    /// `source decisions (secret://warehouse/url)`
-    fn title(&self) -> String {
-        format!("source {} ({})", self.source.name, self.source.uri)
-    }
-
-    fn bad(&self, problem: &str) -> Failure {
-        Failure::source_denied(format!(
-            "{}: {problem}; correct the Secret, then change the annotation graftwork.dev/refresh",
-            self.title()
-        ))
-    }
-
-    fn bytes(&self, name: &str) -> Result<Option<Vec<u8>>, Failure> {
-        let path = Path::new(&self.source.path).join(name);
-        let failed = |error: std::io::Error| {
-            Failure::unavailable(format!("{}: {name} can't be read: {error}", self.title()))
-        };
-        let file = match std::fs::File::open(path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(failed(error)),
-        };
-        let mut bytes = Vec::new();
-        file.take(MAXIMUM_ENTRY_BYTES + 1)
-            .read_to_end(&mut bytes)
-            .map_err(failed)?;
-        if bytes.len() as u64 > MAXIMUM_ENTRY_BYTES {
-            return Err(self.bad(&format!(
-                "{name} is longer than {MAXIMUM_ENTRY_BYTES} bytes"
-            )));
-        }
-        Ok(Some(bytes))
-    }
-
-    /// An entry without the line's end that editors leave; none where it is not there or empty.
-    fn text(&self, name: &str) -> Result<Option<String>, Failure> {
-        let Some(bytes) = self.bytes(name)? else {
-            return Ok(None);
-        };
-        let text =
-            String::from_utf8(bytes).map_err(|_| self.bad(&format!("{name} is not UTF-8")))?;
-        let text = text.trim_end_matches(['\n', '\r']);
-        Ok(Some(text.to_owned()).filter(|text| !text.is_empty()))
-    }
-}
-
 /// The login by its parts, as operators of databases write Secrets.
 fn parts(secret: &Mounted<'_>) -> Result<Login, Failure> {
     let user = match secret.text(entry::USER)? {
@@ -142,7 +67,7 @@ fn parts(secret: &Mounted<'_>) -> Result<Login, Failure> {
         return Err(Failure::source_not_found(format!(
             "{}: there is no such Secret, or it lacks the key that spec.sources[{}].postgres.secretRef names; without a key it needs {} and {}",
             secret.title(),
-            secret.source.name,
+            secret.source_name(),
             entry::HOST,
             entry::USER
         )));
@@ -157,9 +82,9 @@ fn parts(secret: &Mounted<'_>) -> Result<Login, Failure> {
             .as_deref()
             .map_or(Ok(POSTGRES_PORT), read_port)
             .map_err(bad)?,
-        database: Hidden(database.unwrap_or_else(|| user.clone())),
-        user: Hidden(user),
-        password: secret.text(entry::PASSWORD)?.map(Hidden),
+        database: Hidden::new(database.unwrap_or_else(|| user.clone())),
+        user: Hidden::new(user),
+        password: secret.text(entry::PASSWORD)?.map(Hidden::new),
         tls: tls
             .as_deref()
             .map_or(Ok(Tls::Require), read_tls)
@@ -220,13 +145,13 @@ fn postgres_uri(uri: &str) -> Result<Login, &'static str> {
     Ok(Login {
         host: Host::parse(host).map_err(|_| "has no plain host name or address")?,
         port: port.map_or(Ok(POSTGRES_PORT), read_port)?,
-        database: Hidden(if database.is_empty() {
+        database: Hidden::new(if database.is_empty() {
             user.clone()
         } else {
             database
         }),
-        user: Hidden(user),
-        password: password.map(decoded).transpose()?.map(Hidden),
+        user: Hidden::new(user),
+        password: password.map(decoded).transpose()?.map(Hidden::new),
         tls,
         authority: None,
     })
@@ -269,6 +194,7 @@ fn decoded(text: &str) -> Result<String, &'static str> {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+    use std::path::Path;
 
     use super::*;
 
@@ -281,6 +207,7 @@ mod tests {
             columns: BTreeMap::new(),
             digest: None,
             query: None,
+            remote: None,
         }
     }
 

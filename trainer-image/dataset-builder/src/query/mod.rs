@@ -101,6 +101,7 @@ fn read_from(
         uri: source.uri.clone(),
         digest: Digest::from_sha256(hasher.finalize().into()),
         size_bytes,
+        etag: None,
         query: Some(QueryProvenance {
             digest: Digest::of(query.text.as_bytes()),
             snapshot_time,
@@ -144,6 +145,7 @@ mod tests {
             columns: BTreeMap::new(),
             digest: None,
             query: None,
+            remote: None,
         }
     }
 

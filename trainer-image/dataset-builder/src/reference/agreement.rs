@@ -153,6 +153,7 @@ fn config() -> impl Strategy<Value = BuildConfig> {
                 maximum_upsample,
             }),
             allowed_hosts: Vec::new(),
+            hub_endpoint: None,
         },
     )
 }

@@ -67,6 +67,7 @@ impl Bench {
             privacy: None,
             balance: None,
             allowed_hosts: Vec::new(),
+            hub_endpoint: None,
         };
         Self {
             dir,
@@ -92,6 +93,7 @@ impl Bench {
             columns: BTreeMap::new(),
             digest: None,
             query: None,
+            remote: None,
         });
     }
 
@@ -111,6 +113,7 @@ impl Bench {
             columns: BTreeMap::new(),
             digest: None,
             query: None,
+            remote: None,
         }];
     }
 

@@ -195,6 +195,7 @@ impl Bench {
                 timeout_seconds: 60,
                 maximum_rows: 1000,
             }),
+            remote: None,
         }];
     }
 

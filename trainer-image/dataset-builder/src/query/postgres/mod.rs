@@ -6,13 +6,11 @@ mod tls;
 mod types;
 
 use std::error::Error;
-use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use futures::TryStreamExt as _;
 use graftwork_contract::address::Guard;
 use graftwork_contract::dataset::Query;
-use graftwork_contract::uri::Host;
 use serde_json::{Map, Value};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -22,6 +20,7 @@ use tokio_postgres::{Client, Config, Row, Statement};
 
 use super::login::{Login, Tls};
 use super::{Database, Record, Take};
+use crate::connect::{self, ConnectError};
 use crate::failure::Failure;
 use crate::lines::MAXIMUM_LINE_BYTES;
 use failures::{During, failure};
@@ -29,8 +28,6 @@ use types::Reading;
 
 /// Time to find the host, to connect and to log in.
 const LOGIN_TIME: Duration = Duration::from_secs(30);
-/// Time to connect to one address.
-const CONNECT_TIME: Duration = Duration::from_secs(10);
 /// After the server's own limit, until we stop waiting for it to say so.
 const GRACE: Duration = Duration::from_secs(10);
 /// Time that a connection gets to say goodbye.
@@ -101,42 +98,17 @@ impl Postgres {
 
     /// Connects to an address of the host that may be connected to. The name is looked up once.
     async fn connect(&self) -> Result<TcpStream, Failure> {
-        let (source, host, port) = (&self.source, &self.login.host, self.login.port);
-        let denied = |refused: &dyn Error| {
-            Failure::source_denied(format!(
-                "source {source}: {refused} (dataSources.allow); then change the annotation graftwork.dev/refresh"
-            ))
-        };
-        self.guard
-            .check_host(host)
-            .map_err(|refused| denied(&refused))?;
-        let resolved: Vec<IpAddr> = match host {
-            Host::Address(_) => Vec::new(),
-            Host::Name(name) => tokio::net::lookup_host((name.as_str(), port))
-                .await
-                .map_err(|error| {
-                    Failure::source_unavailable(format!(
-                        "source {source}: host {host} can't be found: {error}"
-                    ))
-                })?
-                .map(|address| address.ip())
-                .collect(),
-        };
-        let addresses: Vec<SocketAddr> = self
-            .guard
-            .check_addresses(host, port, &resolved)
-            .map_err(|refused| denied(&refused))?;
-        let mut problem = "it has no address".to_owned();
-        for address in addresses {
-            match timeout(CONNECT_TIME, TcpStream::connect(address)).await {
-                Ok(Ok(stream)) => return Ok(stream),
-                Ok(Err(error)) => problem = format!("{address}: {error}"),
-                Err(_) => problem = format!("{address}: no answer within 10 s"),
-            }
-        }
-        Err(Failure::source_unavailable(format!(
-            "source {source}: no connection to host {host}: {problem}"
-        )))
+        let (source, login) = (&self.source, &self.login);
+        connect::to(&self.guard, &login.host, login.port)
+            .await
+            .map_err(|error| match error {
+                ConnectError::Refused(_) | ConnectError::NoHost => Failure::source_denied(format!(
+                    "source {source}: {error} (dataSources.allow); then change the annotation graftwork.dev/refresh"
+                )),
+                ConnectError::Unknown { .. } | ConnectError::Silent { .. } => {
+                    Failure::source_unavailable(format!("source {source}: {error}"))
+                }
+            })
     }
 
     fn config(&self) -> Config {
@@ -305,6 +277,7 @@ mod tests {
             columns: std::collections::BTreeMap::new(),
             digest: None,
             query: None,
+            remote: None,
         };
         let login = login::read(&source, DatabaseKind::Postgres).unwrap();
         let allowed: Vec<String> = allowed.iter().map(|it| (*it).to_owned()).collect();

@@ -10,14 +10,14 @@ use std::task::{Context, Poll};
 use graftwork_contract::uri::Host;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
 use tokio_rustls::TlsConnector;
 
+use crate::authorities;
 use crate::query::login::{Login, Tls};
 
 /// Makes one connection TLS.
@@ -37,13 +37,8 @@ impl Connector {
             .with_safe_default_protocol_versions()
             .map_err(|error| error.to_string())?;
         let config = match (&login.authority, login.tls) {
-            (Some(pem), _) => builder.with_root_certificates(authorities(pem)?),
-            (None, Tls::VerifyFull) => {
-                let mut roots = RootCertStore::empty();
-                let known = webpki_root_certs::TLS_SERVER_ROOT_CERTS;
-                roots.add_parsable_certificates(known.iter().cloned());
-                builder.with_root_certificates(roots)
-            }
+            (Some(pem), _) => builder.with_root_certificates(authorities::of_pem(pem)?),
+            (None, Tls::VerifyFull) => builder.with_root_certificates(authorities::known()),
             (None, Tls::Require | Tls::Disable) => builder
                 .dangerous()
                 .with_custom_certificate_verifier(Arc::new(AnyServer(provider))),
@@ -59,20 +54,6 @@ impl Connector {
             name,
         })
     }
-}
-
-fn authorities(pem: &[u8]) -> Result<RootCertStore, String> {
-    let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_slice_iter(pem) {
-        let certificate = certificate.map_err(|_| "ca.crt is not PEM".to_owned())?;
-        roots
-            .add(certificate)
-            .map_err(|error| format!("ca.crt: {error}"))?;
-    }
-    if roots.is_empty() {
-        return Err("ca.crt has no certificate".to_owned());
-    }
-    Ok(roots)
 }
 
 /// Whoever has the certificate's key: what libpq's `require` asks for where it knows no authority.
@@ -164,23 +145,5 @@ impl AsyncWrite for Encrypted {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut *self.0).poll_shutdown(context)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_secret_without_a_usable_certificate_is_refused() {
-        for pem in [
-            &b""[..],
-            b"nonsense",
-            b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
-            b"-----BEGIN CERTIFICATE-----\n!!!!\n-----END CERTIFICATE-----\n",
-        ] {
-            let problem = authorities(pem).unwrap_err();
-            assert!(problem.starts_with("ca.crt"), "{problem}");
-        }
     }
 }
