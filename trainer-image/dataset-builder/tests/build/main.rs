@@ -12,8 +12,10 @@
 mod dealing;
 mod postgres;
 mod privacy;
+mod s3;
 mod sources;
 mod streaming;
+mod web;
 
 use std::collections::BTreeMap;
 use std::fs;

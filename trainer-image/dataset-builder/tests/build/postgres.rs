@@ -28,7 +28,7 @@ struct Server {
 }
 
 /// Says that a test proves nothing here; past the harness, which keeps what is printed.
-fn skipped(what: &str) {
+pub(super) fn skipped(what: &str) {
     let thread = std::thread::current();
     let test = thread.name().unwrap_or_default();
     let _ = writeln!(std::io::stderr(), "skipped: no {what} ({test})");
@@ -517,7 +517,7 @@ fn a_server_that_dies_in_the_middle_leaves_no_version_and_is_asked_again() {
 }
 
 /// A certificate for 127.0.0.1 that nobody signed but itself, with its key; none without openssl.
-fn self_signed(folder: &Path, name: &str) -> Option<(PathBuf, PathBuf)> {
+pub(super) fn self_signed(folder: &Path, name: &str) -> Option<(PathBuf, PathBuf)> {
     let (key, certificate) = (folder.join("server.key"), folder.join("server.crt"));
     fs::create_dir_all(folder).unwrap();
     let subject = format!("/CN={name}");

@@ -7,7 +7,7 @@ use arrow_array::{ArrayRef, RecordBatch, StringArray};
 
 use super::*;
 
-fn gzip(bytes: &[u8]) -> Vec<u8> {
+pub(super) fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     encoder.write_all(bytes).unwrap();
     encoder.finish().unwrap()
@@ -22,7 +22,7 @@ fn csv(numbers: std::ops::Range<u32>) -> String {
 }
 
 /// The same rows, as Parquet.
-fn parquet(numbers: std::ops::Range<u32>) -> Vec<u8> {
+pub(super) fn parquet(numbers: std::ops::Range<u32>) -> Vec<u8> {
     let prompts = numbers.clone().map(|n| format!("definition {n}"));
     let topics = numbers.map(|n| format!("topic {}", n % 5));
     let batch = RecordBatch::try_from_iter([
