@@ -7,6 +7,7 @@ mod dealing;
 mod postgres;
 mod privacy;
 mod properties;
+mod remote;
 mod retention;
 
 use graftwork_api::conditions::{condition, reason};

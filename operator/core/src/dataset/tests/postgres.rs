@@ -25,7 +25,7 @@ fn world(key: Option<&str>) -> World {
     World::new(vec![source(key)])
 }
 
-fn config(actions: &Actions<DatasetStatus>) -> BuildConfig {
+pub(super) fn config(actions: &Actions<DatasetStatus>) -> BuildConfig {
     let Child::ConfigMap(map) = &actions.apply[0] else {
         unreachable!("a build has a configuration")
     };
@@ -33,7 +33,7 @@ fn config(actions: &Actions<DatasetStatus>) -> BuildConfig {
 }
 
 /// The Secrets of the build's pod, each with its mount.
-fn secrets(actions: &Actions<DatasetStatus>) -> Vec<(SecretVolumeSource, VolumeMount)> {
+pub(super) fn secrets(actions: &Actions<DatasetStatus>) -> Vec<(SecretVolumeSource, VolumeMount)> {
     let job = actions.create[0].spec.as_ref().unwrap();
     let pod = job.template.spec.as_ref().unwrap();
     let mounts = pod.containers[0].volume_mounts.as_ref().unwrap();
