@@ -4,6 +4,8 @@ mod fixture;
 mod inventory;
 mod postgres;
 mod progress;
+mod rows;
+mod s3;
 mod seen;
 mod shell;
 pub mod stage;
@@ -26,6 +28,7 @@ mod operator_killed;
 mod pii_rejected;
 mod quiet;
 mod retention_keeps_referenced;
+mod s3_source;
 mod source_fails_mid_build;
 mod train_then_serve;
 mod trainer_killed;
@@ -90,6 +93,7 @@ const CONTROL: &[Story] = stories![
     trainer_killed,
     nightly_postgres_to_version,
     source_fails_mid_build,
+    s3_source,
     pii_rejected,
     retention_keeps_referenced,
     delete_everything,

@@ -5,12 +5,10 @@ use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
 use graftwork_api::Dataset;
-use graftwork_api::dataset::LatestVersion;
 
 use super::Stage;
-use super::postgres::{PASSWORD, Server, dataset, refresh, secret};
-use super::stage::condition;
-use crate::cluster::MINUTE;
+use super::postgres::{PASSWORD, Server, dataset, secret};
+use super::rows::{looked_again, refresh, says, shown_nowhere};
 
 const NAME: &str = "decisions";
 const QUERY: &str =
@@ -32,6 +30,7 @@ pub async fn run(stage: Stage) -> anyhow::Result<()> {
     stage.apply(&dataset(NAME, QUERY)?).await?;
     says(
         &stage,
+        NAME,
         &[
             "SourceNotFound",
             "spec.sources[decisions].postgres.secretRef",
@@ -46,12 +45,12 @@ pub async fn run(stage: Stage) -> anyhow::Result<()> {
         start.elapsed(),
     );
 
-    let same = looked_again(&stage, "the-next-night").await?;
+    let same = looked_again(&stage, NAME, "the-next-night").await?;
     ensure!(same == first, "the same rows made {same:?}");
     server
         .sql("INSERT INTO decisions SELECT 'claim ' || n, 'topic 1', now() FROM generate_series(101, 130) n")
         .await?;
-    let second = looked_again(&stage, "the-night-after").await?;
+    let second = looked_again(&stage, NAME, "the-night-after").await?;
     ensure!((second.version, second.rows) == (2, 130), "{second:?}");
     stage.proved(
         "the same rows make no version, 30 more make version 2",
@@ -61,7 +60,12 @@ pub async fn run(stage: Stage) -> anyhow::Result<()> {
     let wrong = QUERY.replace("completion\n", "completio\n");
     stage.apply(&dataset(NAME, &wrong)?).await?;
     let place = "line 1, column 16 (SELECT prompt, completio)";
-    says(&stage, &["QueryFailed", "source decisions", place, "42703"]).await?;
+    says(
+        &stage,
+        NAME,
+        &["QueryFailed", "source decisions", place, "42703"],
+    )
+    .await?;
     stage.apply(&dataset(NAME, QUERY)?).await?;
     stage.dataset_ready(NAME).await?;
     for (word, password, host, words) in [
@@ -90,7 +94,7 @@ pub async fn run(stage: Stage) -> anyhow::Result<()> {
     ] {
         stage.apply(&secret(&server.uri(password, host))?).await?;
         refresh(&stage, NAME, word).await?;
-        says(&stage, words).await?;
+        says(&stage, NAME, words).await?;
     }
     let kept: Dataset = stage.get(NAME).await?.context("the Dataset is gone")?;
     let kept = kept.status.and_then(|status| status.latest);
@@ -100,64 +104,10 @@ pub async fn run(stage: Stage) -> anyhow::Result<()> {
         start.elapsed(),
     );
 
-    shown_nowhere(&stage).await?;
+    shown_nowhere(&stage, NAME, &[PASSWORD, "wrong-battery"]).await?;
     stage.proved(
         "the password is in no status, event, configuration or log",
         start.elapsed(),
     );
-    Ok(())
-}
-
-/// The newest version after the sources were looked at again.
-async fn looked_again(stage: &Stage, word: &str) -> anyhow::Result<LatestVersion> {
-    refresh(stage, NAME, word).await?;
-    let what = format!("the answer to the annotation {word}");
-    let cluster = &stage.world.cluster;
-    cluster
-        .wait_for::<Dataset, _>(&stage.namespace, NAME, MINUTE, &what, |dataset| {
-            let status = dataset?.status.as_ref()?;
-            let ready = condition(&status.conditions, "Ready")?.status == "True";
-            let answered = ready && status.observed_refresh.as_deref() == Some(word);
-            status.latest.clone().filter(|_| answered)
-        })
-        .await
-}
-
-/// Waits until the Dataset is not Ready and says each of `words`.
-async fn says(stage: &Stage, words: &[&str]) -> anyhow::Result<()> {
-    let what = format!("Ready=False with {words:?}");
-    let cluster = &stage.world.cluster;
-    cluster
-        .wait_for::<Dataset, _>(&stage.namespace, NAME, MINUTE, &what, |dataset| {
-            let ready = condition(&dataset?.status.as_ref()?.conditions, "Ready")?;
-            let text = format!("{} {}", ready.reason, ready.message);
-            let all = words.iter().all(|word| text.contains(word));
-            (ready.status == "False" && all).then_some(())
-        })
-        .await
-}
-
-/// Fails where anything but the Secret shows the password.
-async fn shown_nowhere(stage: &Stage) -> anyhow::Result<()> {
-    let cluster = &stage.world.cluster;
-    let builders = "app.kubernetes.io/component=dataset-builder";
-    let mut texts = Vec::new();
-    for arguments in [
-        &["get", "graft,pods,jobs,configmaps,events", "-o", "yaml"][..],
-        &["logs", "--selector", builders, "--tail=-1", "--prefix"],
-    ] {
-        let arguments = [&["-n", &stage.namespace], arguments].concat();
-        texts.push(cluster.kubectl(&arguments).await?);
-    }
-    ensure!(
-        texts.iter().all(|text| text.contains(NAME)),
-        "nothing was looked at"
-    );
-    for text in &texts {
-        for hidden in [PASSWORD, "wrong-battery"] {
-            let line = text.lines().find(|line| line.contains(hidden));
-            ensure!(line.is_none(), "{hidden} is shown: {line:?}");
-        }
-    }
     Ok(())
 }

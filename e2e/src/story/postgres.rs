@@ -7,9 +7,8 @@ use std::process::Stdio;
 
 use anyhow::{Context as _, bail, ensure};
 use base64::prelude::{BASE64_STANDARD, Engine as _};
-use graftwork_api::{Dataset, labels};
 use k8s_openapi::api::core::v1::Node;
-use kube::api::{Api, DynamicObject, ListParams, Patch, PatchParams};
+use kube::api::{Api, DynamicObject, ListParams};
 use serde_json::json;
 use tokio::process::Command;
 
@@ -174,7 +173,7 @@ fn programs() -> Option<PathBuf> {
 }
 
 /// This machine's address on the way to the node.
-async fn address(stage: &Stage) -> anyhow::Result<IpAddr> {
+pub async fn address(stage: &Stage) -> anyhow::Result<IpAddr> {
     let nodes: Api<Node> = Api::all(stage.world.cluster.client.clone());
     let nodes = nodes.list(&ListParams::default().limit(1)).await?.items;
     let node = nodes.into_iter().next().context("no node")?;
@@ -212,16 +211,4 @@ pub fn dataset(name: &str, query: &str) -> anyhow::Result<DynamicObject> {
             "split": {"method": "Hash", "seed": 7, "trainPercent": 80, "validationPercent": 5, "testPercent": 15},
         },
     }))?)
-}
-
-/// Has the sources of a Dataset looked at again.
-pub async fn refresh(stage: &Stage, name: &str, word: &str) -> anyhow::Result<()> {
-    let patch = json!({"metadata": {"annotations": {labels::REFRESH_ANNOTATION: word}}});
-    stage
-        .world
-        .cluster
-        .api::<Dataset>(&stage.namespace)
-        .patch(name, &PatchParams::default(), &Patch::Merge(patch))
-        .await?;
-    Ok(())
 }
