@@ -57,6 +57,11 @@ pub fn all() -> Result<Vec<Example>, serde_json::Error> {
             vec![object(&postgres_dataset())?],
         ),
         example(
+            "s3-dataset.yaml",
+            "Rows from objects of a bucket; the Secret corpus holds AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION.",
+            vec![object(&s3_dataset())?],
+        ),
+        example(
             "training-run.yaml",
             "A LoRA training whose result becomes the next version of the adapter topics.",
             vec![object(&training_run())?],
@@ -215,6 +220,29 @@ fn postgres_dataset() -> Dataset {
         },
     };
     Dataset::new("expense-decisions", spec)
+}
+
+fn s3_dataset() -> Dataset {
+    let spec = DatasetSpec {
+        description: Some("Questions and answers of the help centre".to_owned()),
+        classification: None,
+        sources: vec![Source {
+            name: "faq".to_owned(),
+            uri: Some("s3://corpus/faq/**/*.jsonl.gz".to_owned()),
+            secret_ref: Some(ObjectReference::new("corpus")),
+            ..Source::default()
+        }],
+        format: DatasetFormat {
+            type_: FormatType::Chat,
+            reward: false,
+        },
+        privacy: None,
+        validation: Validation::default(),
+        balance: None,
+        retention: None,
+        split: Split::default(),
+    };
+    Dataset::new("faq", spec)
 }
 
 fn training_run() -> TrainingRun {
