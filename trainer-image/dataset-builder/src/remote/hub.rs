@@ -2,6 +2,8 @@
 //!
 //! The revision is looked up once; everything after that is of its commit, which cannot change.
 
+use std::fmt::Write as _;
+
 use graftwork_contract::remote as entry;
 use graftwork_contract::uri::{Endpoint, WebUri};
 use http::header::{ETAG, LINK};
@@ -177,7 +179,8 @@ fn encoded(path: &str) -> String {
         if byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte) {
             text.push(char::from(byte));
         } else {
-            text.push_str(&format!("%{byte:02X}"));
+            // Writing into a text does not fail.
+            let _ = write!(text, "%{byte:02X}");
         }
     }
     text

@@ -144,10 +144,10 @@ fn serve(
         reply.status
     );
     for (name, value) in &reply.headers {
-        text += &format!("{name}: {value}\r\n");
+        text.extend([*name, ": ", value.as_str(), "\r\n"]);
     }
+    text.push_str("\r\n");
     stream.write_all(text.as_bytes())?;
-    stream.write_all(b"\r\n")?;
     stream.write_all(&reply.body[..reply.cut.unwrap_or(length)])?;
     if reply.cut.is_none() {
         stream.conn.send_close_notify();
