@@ -21,6 +21,8 @@ use crate::secret::Mounted;
 
 /// Longest answer about files, in bytes.
 const MAXIMUM_ANSWER_BYTES: usize = 32 << 20;
+/// Most pages of a list: a hub may lead on without an end.
+const MAXIMUM_PAGES: usize = 10_000;
 
 /// A repository, and what of it the source names.
 pub struct Repository {
@@ -85,24 +87,23 @@ impl Repository {
         if !folder.is_empty() {
             path = format!("{path}/{}", encoded(&folder));
         }
-        let mut next = Some(self.at(path, Some("recursive=true".to_owned())));
-        while let Some(page) = next {
+        let mut page = self.at(path, Some("recursive=true".to_owned()));
+        for _ in 0..MAXIMUM_PAGES {
             let (said, more) = self.ask(page).await?;
-            let entries = said.as_array().map(Vec::as_slice).unwrap_or_default();
-            if entries.is_empty() {
-                // A hub that leads on without an end ends here.
-                return Ok(());
-            }
-            for entry in entries {
+            for entry in said.as_array().into_iter().flatten() {
                 let text = |pointer| entry.pointer(pointer).and_then(Value::as_str);
                 if let (Some("file"), Some(path)) = (text("/type"), text("/path")) {
                     let state = text("/lfs/oid").or_else(|| text("/oid"));
                     matching.see(path, state.map(str::to_owned))?;
                 }
             }
-            next = more;
+            match more {
+                Some(more) => page = more,
+                None => return Ok(()),
+            }
         }
-        Ok(())
+        let words = format!("the hub lists more than {MAXIMUM_PAGES} pages; name a folder");
+        Err(Problem::Wrong(words))
     }
 
     /// Asks for a file of the commit.
