@@ -12,7 +12,8 @@ pub const CLAIMS_DIR: &str = "/var/lib/graftwork/claims";
 /// Below this, one folder for each `ConfigMap` source of a dataset:
 /// `/var/lib/graftwork/sources/<source name>/<key>`.
 pub const SOURCES_DIR: &str = "/var/lib/graftwork/sources";
-/// Below this, one folder for each source of a dataset that is a query, with the entries of its Secret:
+/// Below this, one folder for each source of a dataset that is a query or on the network, with the entries of its
+/// Secret:
 /// `/var/lib/graftwork/secrets/<source name>/<entry>`.
 pub const SECRETS_DIR: &str = "/var/lib/graftwork/secrets";
 /// The key of pseudonyms, where a Dataset names a Secret for it.

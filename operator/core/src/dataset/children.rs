@@ -5,13 +5,14 @@ use std::collections::BTreeMap;
 use graftwork_api::{Dataset, DatasetStatus, labels, names};
 use graftwork_contract::dataset::{BuildConfig, Source as BuildSource};
 use graftwork_contract::remote::Remote;
+use graftwork_contract::uri::{DataUri, ObjectStore};
 use graftwork_contract::{Digest, pod};
 use jiff::Timestamp;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::step::{Step, attempt_of, attempts, is_of, uri};
-use super::validate::{Place, Valid};
+use super::validate::{Place, Source, Valid};
 use super::{KIND, Observed, SourceState, secrets};
 use crate::jobs;
 use crate::plan::{Actions, Child, ChildKind, Delete};
@@ -23,6 +24,8 @@ use crate::workload::{
 const COMPONENT: &str = labels::component::DATASET_BUILDER;
 /// Jobs of ended attempts at one fingerprint that are kept for their logs.
 const KEPT_JOBS: u32 = 3;
+/// Azure gives an identity to pods with this label alone.
+const AZURE_IDENTITY: &str = "azure.workload.identity/use";
 
 fn short(fingerprint: &Digest) -> &str {
     fingerprint.hex().get(..8).unwrap_or_default()
@@ -191,6 +194,26 @@ fn build_config(
     }
 }
 
+fn pod_labels(owner: &Owner, valid: &Valid) -> BTreeMap<String, String> {
+    let mut labels = labels::child(COMPONENT, KIND, &owner.name);
+    let is_azure = |source: &Source| {
+        matches!(
+            &source.place,
+            Place::Remote {
+                uri: DataUri::Object {
+                    store: ObjectStore::Az,
+                    ..
+                },
+                ..
+            }
+        )
+    };
+    if valid.sources.iter().any(is_azure) {
+        labels.insert(AZURE_IDENTITY.to_owned(), "true".to_owned());
+    }
+    labels
+}
+
 fn build_attempt(
     owner: &Owner,
     valid: &Valid,
@@ -200,7 +223,7 @@ fn build_attempt(
     settings: &Settings,
 ) -> Job {
     let recipe = Recipe {
-        labels: labels::child(COMPONENT, KIND, &owner.name),
+        labels: pod_labels(owner, valid),
         annotations: std::collections::BTreeMap::new(),
         binary: "dataset-builder",
         arguments: Vec::new(),

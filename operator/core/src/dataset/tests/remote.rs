@@ -86,6 +86,20 @@ fn a_build_is_told_the_uri_and_gets_the_keys_that_its_kind_of_store_has() {
 }
 
 #[test]
+fn a_build_from_azure_carries_the_label_by_which_its_pod_gets_an_identity() {
+    for (uri, expected) in [
+        ("az://corpus/a.jsonl", Some("true")),
+        ("s3://corpus/a.jsonl", None),
+    ] {
+        let actions = world(uri, None).reconcile();
+        let template = &actions.create[0].spec.as_ref().unwrap().template;
+        let labels = template.metadata.as_ref().unwrap().labels.as_ref().unwrap();
+        let label = labels.get("azure.workload.identity/use");
+        assert_eq!(label.map(String::as_str), expected, "{uri}");
+    }
+}
+
+#[test]
 fn a_mirror_of_the_hub_is_told_to_the_build_and_makes_no_other_one() {
     let world = world("hf://org/faq@main/a.jsonl", None);
     let mut settings = settings();
