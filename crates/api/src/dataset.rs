@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::decimal::{Decimal, PERCENT_PATTERN};
 use crate::enums::open_enum;
 use crate::reference::{ObjectReference, VersionedDigest};
+use crate::schedule::{Schedule, ScheduleTimes};
 use crate::schema::rules;
 
 /// A versioned dataset: rows from one or more sources, validated and split.
@@ -84,6 +85,10 @@ pub struct DatasetSpec {
     /// How rows are divided into train, validation and test.
     #[serde(default)]
     pub split: Split,
+    /// When sources that don't tell are looked at again; left out, only when the spec or the annotation
+    /// `graftwork.dev/refresh` changes. The same rows make no new version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<Schedule>,
     /// Which versions are kept; left out, all of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retention: Option<Retention>,
@@ -472,6 +477,9 @@ pub struct DatasetStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 253))]
     pub observed_refresh: Option<String>,
+    /// Where `spec.schedule` is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<ScheduleTimes>,
     /// Ready, Reconciling, Stalled.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "crate::schema::conditions")]

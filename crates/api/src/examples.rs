@@ -171,6 +171,7 @@ fn dataset() -> Dataset {
             ..Validation::default()
         },
         balance: None,
+        schedule: None,
         retention: None,
         split: Split {
             group_column: Some("word".to_owned()),
@@ -213,6 +214,11 @@ fn postgres_dataset() -> Dataset {
             ..Validation::default()
         },
         balance: None,
+        schedule: Some(crate::schedule::Schedule {
+            cron: "0 1 * * *".to_owned(),
+            time_zone: Some("Europe/Stockholm".to_owned()),
+            missed_runs: None,
+        }),
         retention: Some(Retention { versions: 14 }),
         split: Split {
             group_column: Some("claim_id".to_owned()),
@@ -239,6 +245,7 @@ fn s3_dataset() -> Dataset {
         privacy: None,
         validation: Validation::default(),
         balance: None,
+        schedule: None,
         retention: None,
         split: Split::default(),
     };
@@ -543,6 +550,7 @@ fn quickstart() -> Result<Vec<Value>, serde_json::Error> {
             },
             privacy: None,
             balance: None,
+            schedule: None,
             retention: None,
             validation: Validation::default(),
             split: Split {

@@ -19,6 +19,7 @@ mod command;
 mod decimal;
 mod enums;
 mod reference;
+pub mod schedule;
 pub mod schema;
 
 pub mod dataset;

@@ -5,6 +5,8 @@ use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
 use graftwork_api::Dataset;
+use graftwork_api::dataset::LatestVersion;
+use serde_json::json;
 
 use super::Stage;
 use super::postgres::{PASSWORD, Server, dataset, secret};
@@ -45,15 +47,14 @@ pub async fn run(stage: Stage) -> anyhow::Result<()> {
         start.elapsed(),
     );
 
-    let same = looked_again(&stage, NAME, "the-next-night").await?;
-    ensure!(same == first, "the same rows made {same:?}");
+    scheduled(&stage, &first).await?;
     server
         .sql("INSERT INTO decisions SELECT 'claim ' || n, 'topic 1', now() FROM generate_series(101, 130) n")
         .await?;
     let second = looked_again(&stage, NAME, "the-night-after").await?;
     ensure!((second.version, second.rows) == (2, 130), "{second:?}");
     stage.proved(
-        "the same rows make no version, 30 more make version 2",
+        "a schedule looks again and says when next; the same rows make no version, 30 more make version 2",
         start.elapsed(),
     );
 
@@ -108,6 +109,23 @@ pub async fn run(stage: Stage) -> anyhow::Result<()> {
     stage.proved(
         "the password is in no status, event, configuration or log",
         start.elapsed(),
+    );
+    Ok(())
+}
+
+/// A schedule that is new looks at once, and then by the clock. The rows are the same still.
+async fn scheduled(stage: &Stage, first: &LatestVersion) -> anyhow::Result<()> {
+    let mut nightly = dataset(NAME, QUERY)?;
+    nightly.data["spec"]["schedule"] = json!({"cron": "0 1 * * *", "timeZone": "Europe/Stockholm"});
+    stage.apply(&nightly).await?;
+    let same = stage.dataset_ready(NAME).await?;
+    ensure!(same == *first, "the same rows made {same:?}");
+    let scheduled: Dataset = stage.get(NAME).await?.context("the Dataset is gone")?;
+    let times = scheduled.status.and_then(|status| status.schedule);
+    let times = times.context("status.schedule is not there")?;
+    ensure!(
+        times.last_time.is_some() && times.next_time > times.last_time,
+        "{times:?}"
     );
     Ok(())
 }

@@ -15,6 +15,7 @@ pub mod jobs;
 pub mod observed;
 pub mod plan;
 pub mod run;
+pub mod schedule;
 pub mod settings;
 pub mod storage;
 pub mod workload;

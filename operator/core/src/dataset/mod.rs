@@ -1,11 +1,12 @@
-//! Dataset: a change of spec, of a source or of the refresh annotation is a new fingerprint, and a
-//! fingerprint that the store does not know is built by a Job.
+//! Dataset: a change of spec, of a source or of the refresh annotation is a new fingerprint, and so is a time
+//! of the schedule that has come; a fingerprint that the store does not know is built by a Job.
 
 mod children;
 mod retention;
 mod secrets;
 mod status;
 mod step;
+mod timing;
 mod validate;
 
 #[cfg(test)]
@@ -76,7 +77,7 @@ pub enum SourceState {
 /// or the spec is invalid.
 pub fn fingerprint(cr: &Dataset, sources: &BTreeMap<String, SourceState>) -> Option<Digest> {
     let valid = validate(&cr.spec).ok()?;
-    step::fingerprint(&valid, status::refresh(cr), sources)
+    step::fingerprint(cr, &valid, sources)
 }
 
 /// Names of the objects that a build with this fingerprint would have next.
@@ -109,10 +110,14 @@ pub fn plan(
         Err(invalid) => return Plan::Act(status::invalid(cr, &invalid, now)),
     };
     let step = step::step(cr, &valid, observed, now);
+    if let Some(decision) = timing::decide(cr, &valid, &step, now) {
+        return Plan::Decide(decision);
+    }
     let mut actions = status::report(cr, &step, observed, now);
     children::build(cr, &valid, &step, observed, settings, now, &mut actions);
     actions
         .calls
         .extend(retention::prune(cr, &valid, &step, observed));
+    timing::wake(cr, now, &mut actions);
     Plan::Act(actions)
 }

@@ -11,7 +11,7 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::batch::v1::Job;
 
 use super::validate::{Place, Valid};
-use super::{Observed, SourceState, status};
+use super::{Observed, SourceState, status, timing};
 use crate::jobs::{self, Cause, End, JobState};
 use crate::observed::Asked;
 use crate::storage::StorageProblem;
@@ -112,7 +112,7 @@ pub fn step(cr: &Dataset, valid: &Valid, observed: &Observed, now: Timestamp) ->
     if let Some(problem) = &observed.storage {
         return Step::NoStorage(problem.clone());
     }
-    let Some(fingerprint) = fingerprint(valid, status::refresh(cr), &observed.sources) else {
+    let Some(fingerprint) = fingerprint(cr, valid, &observed.sources) else {
         return Step::SourceMissing {
             message: "sources are being looked at".to_owned(),
         };
@@ -353,8 +353,8 @@ fn missing_source(valid: &Valid, states: &BTreeMap<String, SourceState>) -> Opti
 
 /// Of everything that decides the outcome; none while a `ConfigMap`'s content is not known.
 pub fn fingerprint(
+    cr: &Dataset,
     valid: &Valid,
-    refresh: Option<&str>,
     states: &BTreeMap<String, SourceState>,
 ) -> Option<Digest> {
     let mut hasher = graftwork_contract::digest::PartsHasher::new();
@@ -363,10 +363,13 @@ pub fn fingerprint(
         .part(Digest::of_json(&valid.format).ok()?.as_str())
         .part(Digest::of_json(&valid.validation).ok()?.as_str())
         .part(Digest::of_json(&valid.split).ok()?.as_str())
-        .part(refresh.unwrap_or_default());
+        .part(status::refresh(cr).unwrap_or_default());
     // What was built before there was such a thing keeps its fingerprint.
     if valid.reward {
         hasher.part("reward");
+    }
+    if let Some(time) = timing::answered(cr).filter(|_| !valid.is_seen_whole()) {
+        hasher.part("schedule").part(time.to_string());
     }
     if let Some(privacy) = &valid.privacy {
         hasher

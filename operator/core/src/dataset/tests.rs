@@ -9,6 +9,7 @@ mod privacy;
 mod properties;
 mod remote;
 mod retention;
+mod schedule;
 
 use graftwork_api::conditions::{condition, reason};
 use graftwork_api::dataset::{
@@ -53,6 +54,7 @@ impl World {
                 classification: None,
                 privacy: None,
                 retention: None,
+                schedule: None,
                 validation: Validation::default(),
                 split: Split::default(),
             },
@@ -106,13 +108,34 @@ impl World {
     fn plan(&self) -> Actions<DatasetStatus> {
         match plan(&self.cr, &self.observed, &settings(), at(self.seconds)) {
             Plan::Act(actions) => actions,
-            Plan::Decide(_) => unreachable!("a Dataset decides nothing"),
+            Plan::Decide(decision) => unreachable!("nothing is to be decided: {decision:?}"),
         }
+    }
+
+    /// Writes down what is to be decided, and returns what is said of it.
+    fn decide(&mut self) -> Vec<crate::plan::Event> {
+        let planned = plan(&self.cr, &self.observed, &settings(), at(self.seconds));
+        let Plan::Decide(decision) = planned else {
+            return Vec::new();
+        };
+        assert_ne!(self.cr.status.as_ref(), Some(&decision.status));
+        self.cr.status = Some(decision.status);
+        self.writes += 1;
+        // The store knows the build of another fingerprint, and not this one.
+        if let Asked::Answered(Some(record)) = &self.observed.build {
+            let build: BuildRecord = record.read().unwrap();
+            if fingerprint(&self.cr, &self.observed.sources) != Some(build.fingerprint) {
+                self.observed.build = Asked::Answered(None);
+            }
+        }
+        decision.events
     }
 
     /// Does what the plan says, as a cluster would.
     fn reconcile(&mut self) -> Actions<DatasetStatus> {
-        let actions = self.plan();
+        let decided = self.decide();
+        let mut actions = self.plan();
+        actions.events.splice(0..0, decided);
         for child in &actions.apply {
             let Child::ConfigMap(map) = child else {
                 unreachable!("a Dataset has ConfigMaps only: {child:?}")

@@ -15,6 +15,8 @@ use graftwork_contract::dataset::{
 use graftwork_contract::glob::{Glob, is_pattern};
 use graftwork_contract::uri::DataUri;
 
+use super::timing::{self, Timing};
+
 /// A spec that can be built.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Valid {
@@ -38,6 +40,16 @@ pub struct Valid {
     pub pseudonym_key: Option<SecretKeyReference>,
     /// How many versions are kept, apart from those that somebody needs; none: all.
     pub kept_versions: Option<u32>,
+    /// When the sources are looked at again.
+    pub timing: Option<Timing>,
+}
+
+impl Valid {
+    /// Whether the operator sees everything that decides a build's outcome: there is nothing to look at again.
+    pub fn is_seen_whole(&self) -> bool {
+        let is_key = |source: &Source| matches!(source.place, Place::Key { .. });
+        self.pseudonym_key.is_none() && self.sources.iter().all(is_key)
+    }
 }
 
 /// One source.
@@ -96,7 +108,8 @@ pub struct Invalid {
 }
 
 impl Invalid {
-    fn new(field: impl Into<String>, message: impl Into<String>) -> Self {
+    /// A field and what is wrong with it.
+    pub fn new(field: impl Into<String>, message: impl Into<String>) -> Self {
         Self {
             field: field.into(),
             message: message.into(),
@@ -171,6 +184,7 @@ pub fn validate(spec: &DatasetSpec) -> Result<Valid, Invalid> {
         },
         balance: read_balance(spec)?,
         split: read_split(&spec.split)?,
+        timing: timing::read(spec)?,
     })
 }
 
@@ -474,7 +488,8 @@ fn read_split(split: &graftwork_api::dataset::Split) -> Result<HashSplit, Invali
     })
 }
 
-fn unknown(field: &str, value: &str, known: &[&str]) -> Invalid {
+/// A value that this version does not know.
+pub fn unknown(field: &str, value: &str, known: &[&str]) -> Invalid {
     Invalid::new(
         field,
         format!(

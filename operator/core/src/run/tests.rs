@@ -56,6 +56,7 @@ fn dataset() -> Dataset {
                 reward: false,
             },
             validation: graftwork_api::dataset::Validation::default(),
+            schedule: None,
             retention: None,
             balance: None,
             classification: None,
