@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::decimal::{Decimal, PERCENT_PATTERN};
 use crate::enums::open_enum;
-use crate::reference::{ObjectReference, VersionedDigest};
+use crate::reference::{BaseModelSource, ObjectReference, VersionedDigest};
 use crate::schedule::{Schedule, ScheduleTimes};
 use crate::schema::rules;
 
@@ -56,6 +56,9 @@ use crate::schema::rules;
 #[schemars(extend("x-kubernetes-validations" = rules(&[(
     "!has(self.classification) || self.classification != 'Restricted' || (has(self.privacy) && self.privacy.mode != 'Allow')",
     "Restricted data needs privacy with a mode other than Allow",
+), (
+    "has(self.baseModel) || !has(self.validation) || !has(self.validation.maximumTokensPerRow)",
+    "maximumTokensPerRow needs baseModel",
 )])))]
 pub struct DatasetSpec {
     /// What the data is, for people.
@@ -85,6 +88,9 @@ pub struct DatasetSpec {
     /// How rows are divided into train, validation and test.
     #[serde(default)]
     pub split: Split,
+    /// The model that the rows are for: their length is measured in its tokens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base_model: Option<BaseModelSource>,
     /// When sources that don't tell are looked at again; left out, only when the spec or the annotation
     /// `graftwork.dev/refresh` changes. The same rows make no new version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -159,6 +165,18 @@ pub struct Source {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1_000_000_000))]
     pub maximum_rows: Option<u64>,
+    /// How much of this source is taken beside the others: the source with the largest weight gives
+    /// all of its valid rows, another one the share that its weight is of that, chosen by their content.
+    /// Left out, 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend(
+        "pattern" = WEIGHT_PATTERN,
+        "x-kubernetes-validations" = rules(&[(
+            "double(self) > 0.0 && double(self) <= 1000.0",
+            "weight is above 0 and at most 1000",
+        )]),
+    ))]
+    pub weight: Option<Decimal>,
     /// Keys of the format, `reward`, or the split's groupColumn, that have another name in this source:
     /// the format's name, then the source's.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -209,6 +227,9 @@ pub struct ConnectionSecretReference {
     #[schemars(length(min = 1, max = 253), regex(pattern = r"^[-._a-zA-Z0-9]+$"))]
     pub key: Option<String>,
 }
+
+/// Pattern of a weight: an exact decimal.
+const WEIGHT_PATTERN: &str = r"^[0-9]{1,4}(\.[0-9]{1,6})?$";
 
 /// What a row must hold.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -332,6 +353,12 @@ pub struct Validation {
     /// one split. Drop: one stays.
     #[serde(skip_serializing_if = "NearDuplicates::is_keep")]
     pub near_duplicates: NearDuplicates,
+    /// Tokens of `baseModel` that a row may have, with those that the chat template and the end of a
+    /// row take; of a preference the longer answer counts. A row with more is invalid. Left out, no row
+    /// is too long.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_048_576))]
+    pub maximum_tokens_per_row: Option<u32>,
 }
 
 open_enum! {
@@ -388,6 +415,7 @@ impl Default for Validation {
             maximum_invalid_percent: Decimal::from("0"),
             duplicates: Duplicates::Keep,
             near_duplicates: NearDuplicates::Keep,
+            maximum_tokens_per_row: None,
         }
     }
 }
@@ -537,6 +565,12 @@ pub struct DatasetVersion {
     /// looked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub leakage: Option<Leakage>,
+    /// Tokens of the rows, where `spec.baseModel` was given when the version was made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<TokenCounts>,
+    /// The version before this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<u32>,
     /// Size of the version's files.
     pub size_bytes: u64,
     /// Digest over where the rows came from and what built the version.
@@ -559,6 +593,9 @@ pub struct RowCounts {
     pub rejected: u64,
     /// Rows left out as duplicates.
     pub duplicates: u64,
+    /// Valid rows left out for their source's weight.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub beyond_weight: Option<u64>,
 }
 
 /// Rows of other splits that are trained on.
@@ -569,6 +606,20 @@ pub struct Leakage {
     pub validation: u64,
     /// Rows that metrics are measured on.
     pub test: u64,
+}
+
+/// Tokens by split, as the base model's tokenizer has them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct TokenCounts {
+    /// Tokens to train on.
+    pub train: u64,
+    /// Tokens that are kept apart.
+    pub validation: u64,
+    /// Tokens that metrics are measured on.
+    pub test: u64,
+    /// Tokens of the longest row.
+    pub longest_row: u64,
 }
 
 impl RowCounts {

@@ -171,6 +171,7 @@ fn dataset() -> Dataset {
             ..Validation::default()
         },
         balance: None,
+        base_model: None,
         schedule: None,
         retention: None,
         split: Split {
@@ -211,9 +212,11 @@ fn postgres_dataset() -> Dataset {
         }),
         validation: Validation {
             minimum_rows: 1000,
+            maximum_tokens_per_row: Some(4096),
             ..Validation::default()
         },
         balance: None,
+        base_model: Some(base()),
         schedule: Some(crate::schedule::Schedule {
             cron: "0 1 * * *".to_owned(),
             time_zone: Some("Europe/Stockholm".to_owned()),
@@ -245,6 +248,7 @@ fn s3_dataset() -> Dataset {
         privacy: None,
         validation: Validation::default(),
         balance: None,
+        base_model: None,
         schedule: None,
         retention: None,
         split: Split::default(),
@@ -550,6 +554,7 @@ fn quickstart() -> Result<Vec<Value>, serde_json::Error> {
             },
             privacy: None,
             balance: None,
+            base_model: None,
             schedule: None,
             retention: None,
             validation: Validation::default(),

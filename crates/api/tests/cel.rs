@@ -135,6 +135,18 @@ fn source_cases() -> Vec<Case> {
             source(json!({"name": "a", "uri": "pvc://data/a"})),
             source(json!({"name": "a", "uri": "pvc://data/a", "maximumRows": 10})),
         ),
+        case(
+            "datasets",
+            "weight is above 0 and at most 1000",
+            source(json!({"name": "a", "uri": "pvc://data/a", "weight": "0.25"})),
+            source(json!({"name": "a", "uri": "pvc://data/a", "weight": "0.0"})),
+        ),
+        case(
+            "datasets",
+            "weight is above 0 and at most 1000",
+            source(json!({"name": "a", "uri": "pvc://data/a", "weight": "1000"})),
+            source(json!({"name": "a", "uri": "pvc://data/a", "weight": "1000.5"})),
+        ),
     ]
 }
 
@@ -198,6 +210,12 @@ fn dataset_cases() -> Vec<Case> {
             keyed,
             privacy("Public", json!({"mode": "Reject", "columns": ["prompt"]})),
             privacy("Public", json!({"mode": "Reject", "pseudonymKeyRef": key})),
+        ),
+        case(
+            "datasets",
+            "maximumTokensPerRow needs baseModel",
+            json!({"spec": {"validation": {"maximumTokensPerRow": 4096}, "baseModel": {"uri": "pvc://models/base"}}}),
+            json!({"spec": {"validation": {"maximumTokensPerRow": 4096}}}),
         ),
         case(
             "datasets",

@@ -7,6 +7,12 @@ use serde::{Deserialize, Serialize};
 use crate::Digest;
 use crate::remote::Remote;
 
+mod mix;
+mod tokens;
+
+pub use mix::Share;
+pub use tokens::{BaseModel, TokenCounts, TokenizerProvenance};
+
 /// The shape of a dataset's rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Format {
@@ -121,6 +127,9 @@ pub struct BuildConfig {
     /// Whether rare classes are repeated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub balance: Option<Balance>,
+    /// Whose tokens rows are measured in; none: they are not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base_model: Option<BaseModel>,
     /// Networks and names that sources may be at beside what everybody reaches (see [`crate::address`]).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub allowed_hosts: Vec<String>,
@@ -161,6 +170,9 @@ pub struct Source {
     /// Who asks for what is on the network; none: it is not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub remote: Option<Remote>,
+    /// How much of its rows is taken; none: all of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub share: Option<Share>,
 }
 
 /// Kinds of databases.
@@ -224,6 +236,9 @@ pub struct Validation {
     /// What becomes of nearly equal rows.
     #[serde(default, skip_serializing_if = "is_default")]
     pub near_duplicates: NearDuplicates,
+    /// A row with more of the base model's tokens is bad; none: no row is too long.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub maximum_tokens_per_row: Option<u32>,
 }
 
 /// A decimal percentage as an exact fraction, so that a limit of 0.1 is not 0.1000000000000000055. The
@@ -377,6 +392,16 @@ pub struct RowCounts {
     /// Rows that were left out as duplicates.
     #[serde(default)]
     pub duplicates: u64,
+    /// Good rows that were left out for their source's weight.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub beyond_weight: u64,
+}
+
+impl RowCounts {
+    /// Rows that are kept.
+    pub const fn kept(&self) -> u64 {
+        self.train + self.validation + self.test
+    }
 }
 
 /// Rows that are equal to a row that is trained on, or nearly so where nearly equal rows are looked for.
@@ -453,6 +478,9 @@ pub struct Provenance {
     /// What was done about personal data.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub privacy: Option<Privacy>,
+    /// What rows were measured with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokenizer: Option<TokenizerProvenance>,
     /// Version number of the dataset before this one.
     pub parent: Option<u32>,
     /// RFC 3339 time of the build.
@@ -517,6 +545,12 @@ pub struct VersionRecord {
     /// Rows of other splits that are trained on.
     #[serde(default)]
     pub leakage: Leakage,
+    /// Tokens of the rows, where a base model was named when the version was made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<TokenCounts>,
+    /// Number of the version before this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<u32>,
 }
 
 /// `builds/<fingerprint>.json`: the version that a build ended with, new or not.
@@ -609,6 +643,7 @@ mod tests {
             maximum_invalid_percent: "0".into(),
             duplicates: Duplicates::Keep,
             near_duplicates: NearDuplicates::Keep,
+            maximum_tokens_per_row: None,
         };
         let written = serde_json::to_string(&validation).unwrap();
         assert_eq!(written, r#"{"minimumRows":1,"maximumInvalidPercent":"0"}"#);
@@ -625,6 +660,7 @@ mod tests {
             digest: None,
             query: None,
             remote: None,
+            share: None,
         };
         let written = serde_json::to_string(&source).unwrap();
         assert_eq!(

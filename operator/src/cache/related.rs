@@ -276,7 +276,9 @@ impl Related for PersistentVolumeClaim {
         }
         let datasets = readable(&caches.datasets, &namespace);
         let datasets = datasets.iter().filter(|dataset| {
-            let mut uris = dataset.spec.sources.iter().filter_map(|it| it.uri.as_ref());
+            let base = dataset.spec.base_model.iter().map(|base| &base.uri);
+            let sources = dataset.spec.sources.iter();
+            let mut uris = sources.filter_map(|it| it.uri.as_ref()).chain(base);
             uris.any(|uri| points_into(uri, &name))
         });
         let runs = readable(&caches.runs, &namespace);

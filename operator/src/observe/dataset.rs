@@ -36,6 +36,7 @@ pub async fn observe(context: &Context, cr: &Dataset) -> Result<Observed, ApiErr
     }
     let jobs = owned(&context.caches.jobs, &namespace, &uid);
     let mut observed = Observed {
+        base_claim: base_claim(context, &namespace, cr),
         storage: keeper::problem(context, &namespace).await?,
         pinned: pinned(context, &namespace, &name),
         referenced: referenced(context, &namespace, &name),
@@ -73,6 +74,14 @@ pub async fn observe(context: &Context, cr: &Dataset) -> Result<Observed, ApiErr
     observed.sources = sources;
     observed.jobs = jobs;
     Ok(observed)
+}
+
+fn base_claim(context: &Context, namespace: &str, cr: &Dataset) -> ClaimState {
+    let base = cr.spec.base_model.as_ref();
+    let uri = base.and_then(|base| PvcUri::parse(&base.uri).ok());
+    uri.map_or_else(ClaimState::default, |uri| {
+        claim(context, namespace, uri.claim())
+    })
 }
 
 /// Versions of a Dataset that unfinished runs pin.

@@ -12,12 +12,14 @@ use graftwork_contract::{Digest, paths};
 use crate::clock;
 use crate::deal::{Dealt, beside, deal};
 use crate::failure::Failure;
+use crate::languages::{guess, is_looked_at};
 use crate::order::order;
 use crate::privacy::Screen;
 use crate::report::{REPORT_FILE, report};
 use crate::sources::{Collected, collect, judge};
 use crate::spill::Scratch;
 use crate::statistics::{self, Classes, STATISTICS_FILE, SplitStatistics, Statistics};
+use crate::tokens::{BaseTokens, Measured};
 
 /// The version that a build ended with.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,7 +52,13 @@ pub fn build(config: &BuildConfig, places: Places<'_>) -> Result<Built, Failure>
     }
     let scratch = places.scratch;
     let screen = Screen::new(config, places.key_file)?;
-    let (rows, mut collected) = collect(config, screen.as_ref(), scratch)?;
+    let base = BaseTokens::load(config)?;
+    let measured = base.as_ref().map(|base| Measured {
+        measure: base,
+        maximum: config.validation.maximum_tokens_per_row,
+    });
+    let (rows, mut collected) = collect(config, screen.as_ref(), measured, scratch)?;
+    collected.tokenizer = base.map(|base| base.provenance);
     let ordered = order(config, scratch, rows)?;
     collected.good = ordered.kept_count;
     collected.duplicates = ordered.duplicates();
@@ -58,12 +66,14 @@ pub fn build(config: &BuildConfig, places: Places<'_>) -> Result<Built, Failure>
         failure.rows = Some(RowCounts {
             rejected: collected.rejected_rows(),
             duplicates: collected.duplicates,
+            beyond_weight: collected.beyond_weight,
             ..RowCounts::default()
         });
         failure.rejected = collected.rejected;
         return Err(failure);
     }
-    let dealt = deal(config, scratch, ordered, collected.rejected_rows())?;
+    let mut dealt = deal(config, scratch, ordered, collected.rejected_rows())?;
+    dealt.counts.beyond_weight = collected.beyond_weight;
     let manifest = publish(config, &store, scratch, &dealt, &collected)?;
     let built = number(config, &store, &dealt, &manifest, collected)?;
     let version = built.record.version;
@@ -114,6 +124,7 @@ fn publish(
         splits: write_rows(config, scratch, dealt, staged.dir())?,
         findings: collected.findings.by_name(),
         rejected: statistics::rejected(&collected.rules),
+        nulls: collected.nulls.clone(),
     };
     let json = serde_json::to_vec_pretty(&statistics.to_json())
         .map_err(|error| Failure::bug(error.to_string()))?;
@@ -125,6 +136,7 @@ fn publish(
         sources: collected.provenance.clone(),
         code_version: env!("CARGO_PKG_VERSION").to_owned(),
         privacy: config.privacy.clone(),
+        tokenizer: collected.tokenizer.clone(),
         parent: latest.map(|(number, _)| number),
         created_time: clock::rfc3339(),
     };
@@ -170,6 +182,12 @@ fn write_rows(
         let index = split as usize;
         if let Some((writer, statistics)) = writers.get_mut(index).zip(splits.get_mut(index)) {
             statistics.add(&row, times);
+            if is_looked_at(&stored.hash, dealt.counts.kept()) {
+                statistics.note_language(guess(&row), times);
+            }
+            if let Some(tokens) = stored.tokens {
+                statistics.measure(tokens, times);
+            }
             for _ in 1..times {
                 writer.push(row.clone(), group.as_deref(), reward)?;
             }
@@ -217,6 +235,8 @@ fn number(
                 provenance_digest: manifest.provenance_digest.clone(),
                 findings: findings.clone(),
                 leakage: dealt.leakage,
+                tokens: dealt.tokens,
+                parent: latest.map(|latest| latest.version),
             })
         },
     )?;

@@ -2,7 +2,7 @@
 
 use graftwork_artifacts::rows::{Beside, schema_hash};
 use graftwork_contract::Digest;
-use graftwork_contract::dataset::{BuildConfig, Leakage, RowCounts, Split};
+use graftwork_contract::dataset::{BuildConfig, Leakage, RowCounts, Split, TokenCounts};
 use graftwork_contract::digest::PartsHasher;
 
 use crate::balance::{Repeats, balance};
@@ -28,6 +28,8 @@ pub struct Dealt {
     pub digest: Digest,
     /// Rows of other splits that are trained on.
     pub leakage: Leakage,
+    /// Tokens of the rows, where a base model is named.
+    pub tokens: Option<TokenCounts>,
 }
 
 /// The columns that are kept beside the format's.
@@ -66,8 +68,10 @@ pub fn deal(
         sides,
         repeats,
         leakage,
+        tokens: None,
     };
-    let hashes = dealt.count(scratch)?;
+    let (hashes, tokens) = dealt.count(scratch)?;
+    dealt.tokens = config.base_model.is_some().then_some(tokens);
     dealt.digest = dealt.digest_of(&hashes)?;
     Ok(dealt)
 }
@@ -91,12 +95,14 @@ impl Dealt {
         Ok(())
     }
 
-    /// Counts rows by split. Records of a split's number, a row's hash and how often it comes.
-    fn count(&mut self, scratch: &Scratch) -> Result<Sorted, Failure> {
+    /// Counts rows and tokens by split. Records of a split's number, a row's hash and how often it comes.
+    fn count(&mut self, scratch: &Scratch) -> Result<(Sorted, TokenCounts), Failure> {
         let mut counts = [0_u64; 3];
+        let mut tokens = TokenCounts::default();
         let mut sorter = Sorter::new(scratch);
         self.for_each(|row, split, times| {
             let number = [split as u8];
+            add(&mut tokens, split, row.tokens.unwrap_or_default(), times);
             for (of, count) in Split::ALL.iter().zip(&mut counts) {
                 *count += if *of == split { times } else { 0 };
             }
@@ -106,7 +112,7 @@ impl Dealt {
         self.counts.train = train;
         self.counts.validation = validation;
         self.counts.test = test;
-        sorter.finish()
+        Ok((sorter.finish()?, tokens))
     }
 
     /// Over the schema, and for each split its name, its number of rows and their hashes in order.
@@ -129,6 +135,21 @@ impl Dealt {
         }
         Ok(hasher.finish())
     }
+}
+
+/// Counts a row of so many tokens that comes so often.
+fn add(counts: &mut TokenCounts, split: Split, tokens: u32, times: u64) {
+    if times == 0 {
+        return;
+    }
+    let tokens = u64::from(tokens);
+    let all = match split {
+        Split::Train => &mut counts.train,
+        Split::Validation => &mut counts.validation,
+        Split::Test => &mut counts.test,
+    };
+    *all += tokens * times;
+    counts.longest_row = counts.longest_row.max(tokens);
 }
 
 /// A record of [`Dealt::count`].

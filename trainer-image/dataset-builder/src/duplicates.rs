@@ -1,7 +1,8 @@
 //! Equal and nearly equal rows.
 //!
-//! Two rows are equal where their texts are, after case and white space are evened out. (Unicode's
-//! other spellings of one letter are not.) Two rows are nearly equal where the sets of the 5 characters
+//! Two rows are equal where their texts are, after Unicode's other spellings of the same letters (NFKC:
+//! composed and decomposed, full and half width, ligatures), case and white space are evened out. Two rows
+//! are nearly equal where the sets of the 5 characters
 //! that follow each other in those texts have a Jaccard similarity of at least 0.8. Candidates come from
 //! `MinHash` (Broder 1997) with 20 bands of 6 values (Leskovec, Rajaraman and Ullman, Mining of Massive
 //! Datasets, 3.4): a pair with similarity 0.8 is one with probability 0.998, with 0.5 with 0.27. Each
@@ -16,6 +17,7 @@
 use graftwork_artifacts::rows::Row;
 use graftwork_contract::dataset::Format;
 use sha2::{Digest as _, Sha256};
+use unicode_normalization::{IsNormalized, UnicodeNormalization as _, is_nfkc_quick};
 
 use crate::clusters::Clusters;
 use crate::failure::Failure;
@@ -144,7 +146,8 @@ impl Bucket {
     }
 }
 
-/// The texts of a row, in lower case, with one space for all white space. Equal rows have the same.
+/// The texts of a row in one spelling, in lower case, with one space for all white space. Equal rows have the
+/// same.
 pub fn normal(row: &Row) -> String {
     let texts: Vec<&str> = match row {
         Row::Text { text } => vec![text],
@@ -159,13 +162,19 @@ pub fn normal(row: &Row) -> String {
             .flat_map(|message| [message.role.as_str(), message.content.as_str()])
             .collect(),
     };
+    let texts: Vec<String> = texts.into_iter().map(plain).collect();
+    texts.join("\u{1f}")
+}
+
+/// Most texts are spelled in one way already, and all of ASCII is.
+fn plain(text: &str) -> String {
     let words =
         |text: &str| -> Vec<String> { text.split_whitespace().map(str::to_lowercase).collect() };
-    let texts: Vec<String> = texts
-        .into_iter()
-        .map(|text| words(text).join(" "))
-        .collect();
-    texts.join("\u{1f}")
+    let words = match is_nfkc_quick(text.chars()) {
+        IsNormalized::Yes => words(text),
+        IsNormalized::No | IsNormalized::Maybe => words(&text.nfkc().collect::<String>()),
+    };
+    words.join(" ")
 }
 
 /// Hashes of each [`SHINGLE`] characters that follow each other, sorted, each once. A shorter text is
@@ -274,6 +283,21 @@ mod tests {
     fn case_and_white_space_make_no_difference() {
         let texts = ["One two", "three", " one\n\tTWO ", "onetwo", "Three"];
         assert_eq!(firsts(&texts, false), [0, 1, 0, 3, 1]);
+    }
+
+    #[test]
+    fn other_spellings_of_the_same_letters_make_no_difference() {
+        let texts = [
+            "Caf\u{e9} \u{fb01}ne",
+            "cafe\u{301} fine",
+            "\u{ff23}\u{ff21}\u{ff26}\u{c9}\u{a0}fine",
+            "cafe fine",
+            "stra\u{df}e",
+            "strasse",
+            "\u{ff76}\u{ff9e}",
+            "\u{30ac}",
+        ];
+        assert_eq!(firsts(&texts, false), [0, 0, 0, 3, 4, 5, 6, 6]);
     }
 
     #[test]

@@ -46,6 +46,16 @@ impl Failure {
         Self::new(ExitCode::BadData, "SourceNotFound", message)
     }
 
+    /// The base model is not there. As with a source, the operator looks again later.
+    pub fn base_not_found(message: impl Into<String>) -> Self {
+        Self::new(ExitCode::BadData, "BaseModelNotFound", message)
+    }
+
+    /// A file of the base model can't be used.
+    pub fn base_invalid(message: impl Into<String>) -> Self {
+        Self::new(ExitCode::BadConfig, "BaseModelInvalid", message)
+    }
+
     /// The rows can't be used.
     pub fn bad_data(message: impl Into<String>) -> Self {
         Self::new(ExitCode::BadData, "DataError", message)

@@ -189,6 +189,7 @@ mod tests {
             digest: None,
             query: None,
             remote: None,
+            share: None,
         }
     }
 

@@ -9,7 +9,8 @@
 //! number is given once, and what was finished before is found and not done again.
 //!
 //! It does not talk to Kubernetes, and to no network but the databases, stores and servers that sources
-//! name; it does not tokenise, and never prints data: logs and messages name source, line and rule.
+//! name; it counts tokens and keeps texts, and never prints data: logs and messages name source, line and
+//! rule.
 //!
 //! Rows stream: whatever the size of the sources, memory holds at most [`spill::DEFAULT_MEMORY_BYTES`] of
 //! rows and tables (`--memory-bytes`), what decoders and Parquet need, and less than a byte a row. The rest
@@ -34,7 +35,9 @@ pub mod detect;
 mod duplicates;
 pub mod failure;
 pub mod files;
+pub mod languages;
 pub mod lines;
+pub mod nulls;
 mod order;
 pub mod parquet_rows;
 pub mod privacy;
@@ -54,3 +57,4 @@ pub mod statistics;
 mod stored;
 pub mod streams;
 pub mod termination;
+pub mod tokens;

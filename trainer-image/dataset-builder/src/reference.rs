@@ -192,6 +192,7 @@ pub fn deal(
             test,
             rejected,
             duplicates,
+            beyond_weight: 0,
         },
         digest: hasher.finish(),
         splits,

@@ -48,6 +48,13 @@ pub fn report(statistics: &Statistics, digest: &Digest) -> String {
         html.push_str("<h2>Personal data</h2>\n");
         html.push_str(&chart("Findings by type", &labelled(&statistics.findings)));
     }
+    if !statistics.nulls.is_empty() {
+        html.push_str("<h2>Values that are not there</h2>\n");
+        html.push_str(&chart(
+            "Rows left out, by column",
+            &labelled(&statistics.nulls),
+        ));
+    }
     if !statistics.rejected.is_empty() {
         html.push_str("<h2>Rows left out</h2>\n<table><tr><th>rule</th><th>rows</th></tr>\n");
         for (rule, rows) in &statistics.rejected {
@@ -77,8 +84,8 @@ fn rows(statistics: &Statistics) -> String {
     }
     let _ = writeln!(
         html,
-        "</table>\n<p>Left out: {} rows that break a rule, {} duplicates.</p>",
-        statistics.rows.rejected, statistics.rows.duplicates
+        "</table>\n<p>Left out: {} rows that break a rule, {} duplicates, {} for their source's weight.</p>",
+        statistics.rows.rejected, statistics.rows.duplicates, statistics.rows.beyond_weight
     );
     html
 }
@@ -96,6 +103,26 @@ fn charts(split: &SplitStatistics) -> String {
         .map(|(name, characters)| ((*name).to_owned(), *characters))
         .collect();
     html.push_str(&chart("Characters by column", &columns));
+    if !split.token_lengths.is_empty() {
+        let lengths: Vec<(String, u64)> = split
+            .token_lengths
+            .iter()
+            .map(|(below, rows)| (format!("below {below}"), *rows))
+            .collect();
+        let title = format!(
+            "Rows by tokens: {} in all, {} in the longest row",
+            split.tokens, split.longest_tokens
+        );
+        html.push_str(&chart(&title, &lengths));
+    }
+    if !split.languages.is_empty() {
+        let languages: Vec<(String, u64)> = split
+            .languages
+            .iter()
+            .map(|(code, rows)| ((*code).to_owned(), *rows))
+            .collect();
+        html.push_str(&chart("Rows looked at, by likely language", &languages));
+    }
     if !split.classes.is_empty() {
         html.push_str(&chart("Rows by class", &labelled(&split.classes)));
     }
@@ -169,6 +196,9 @@ mod tests {
     fn statistics() -> Statistics {
         let mut row = text_row("a text");
         row.class = Some("<script>alert('x')</script>".to_owned());
+        let mut train = crate::statistics::tests_support::of([row].iter(), false);
+        train.measure(31, 1);
+        train.note_language("swe", 1);
         Statistics {
             dataset: "topics".to_owned(),
             rows: RowCounts {
@@ -181,12 +211,13 @@ mod tests {
                 test: 5,
             },
             splits: [
-                crate::statistics::tests_support::of([row].iter(), false),
+                train,
                 SplitStatistics::default(),
                 SplitStatistics::default(),
             ],
             findings: BTreeMap::from([("email".to_owned(), 211)]),
             rejected: vec![("prompt is missing".to_owned(), 3)],
+            nulls: BTreeMap::from([("completion".to_owned(), 17)]),
         }
     }
 
@@ -201,6 +232,9 @@ mod tests {
             "below 8",
             ">211</text>",
             "<td>prompt is missing</td><td>3</td>",
+            ">17</text>",
+            "31 in the longest row",
+            ">swe</text>",
         ] {
             assert!(html.contains(words), "{words}: {html}");
         }

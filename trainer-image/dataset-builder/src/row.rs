@@ -8,8 +8,10 @@ use graftwork_contract::digest::canonical_json;
 use graftwork_privacy::Counts;
 use serde_json::{Map, Value, json};
 
+use crate::nulls::Nulls;
 use crate::privacy::Screen;
 use crate::shapes::{self, Fields};
+use crate::tokens::Measured;
 
 /// A good row.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,6 +26,8 @@ pub struct GoodRow {
     pub time: Option<i64>,
     /// The class, where classes are balanced.
     pub class: Option<String>,
+    /// Length in the base model's tokens, where one is named.
+    pub tokens: Option<u32>,
     /// The group as the source has it, which decides the split whatever is masked.
     source_group: Option<String>,
 }
@@ -57,6 +61,10 @@ pub struct Wanted<'a> {
     pub renamed: &'a BTreeMap<String, String>,
     /// What is done about personal data.
     pub screen: Option<&'a Screen>,
+    /// How long a row may be.
+    pub measured: Option<Measured<'a>>,
+    /// What counts values that are not there.
+    pub nulls: Option<&'a Nulls>,
 }
 
 impl<'a> Wanted<'a> {
@@ -109,6 +117,18 @@ pub fn read(
     wanted: Wanted<'_>,
     counts: &mut Counts,
 ) -> Result<GoodRow, String> {
+    let row = judge(object, wanted, counts);
+    if let (Err(_), Some(nulls)) = (&row, wanted.nulls) {
+        nulls.look(object, &wanted);
+    }
+    row
+}
+
+fn judge(
+    object: &Map<String, Value>,
+    wanted: Wanted<'_>,
+    counts: &mut Counts,
+) -> Result<GoodRow, String> {
     let fields = Fields {
         object,
         renamed: wanted.renamed,
@@ -138,6 +158,8 @@ pub fn read(
     if let Some(screen) = wanted.screen {
         screen.apply(&mut row, own.zip(group.as_mut()), counts)?;
     }
+    let measured = wanted.measured;
+    let tokens = measured.map(|it| it.tokens(&row)).transpose()?;
     let mut kept = kept(&row);
     if let (Some(name), Some(text), Value::Object(kept)) = (own, &group, &mut kept) {
         kept.insert(name.to_owned(), Value::String(text.clone()));
@@ -151,6 +173,7 @@ pub fn read(
         canonical: canonical_json(&kept),
         time,
         class,
+        tokens,
         source_group,
     })
 }
@@ -193,6 +216,7 @@ pub mod tests_support {
             group: group.map(str::to_owned),
             time,
             class: None,
+            tokens: None,
             source_group: group.map(str::to_owned),
         }
     }
@@ -216,6 +240,8 @@ mod tests {
             reward: false,
             renamed: &BTreeMap::new(),
             screen: None,
+            measured: None,
+            nulls: None,
         };
         super::parse(line, wanted, &mut Counts::default())
     }
@@ -285,6 +311,8 @@ mod tests {
             reward: true,
             renamed: &renamed,
             screen: None,
+            measured: None,
+            nulls: None,
         };
         let parse = |line: &str| super::parse(line.as_bytes(), wanted, &mut Counts::default());
         for line in [
@@ -329,6 +357,8 @@ mod tests {
             reward: false,
             renamed: &renamed,
             screen: None,
+            measured: None,
+            nulls: None,
         };
         let parse = |line: &str| super::parse(line.as_bytes(), wanted, &mut Counts::default());
         let good = parse(r#"{"question": "a", "completion": "b", "claim": 7}"#).unwrap();
@@ -342,6 +372,38 @@ mod tests {
         );
         let columns = wanted.columns();
         assert!(columns.starts_with(&["question", "completion", "claim"]));
+    }
+
+    #[test]
+    fn values_that_are_not_there_are_counted_by_column_where_a_row_is_left_out() {
+        let renamed = BTreeMap::from([("prompt".to_owned(), "question".to_owned())]);
+        let nulls = Nulls::default();
+        let wanted = Wanted {
+            format: Format::Completion,
+            group_column: Some("id"),
+            time_column: None,
+            class_column: None,
+            reward: false,
+            renamed: &renamed,
+            screen: None,
+            measured: None,
+            nulls: Some(&nulls),
+        };
+        for (line, is_good) in [
+            (
+                r#"{"question": "a", "completion": "b", "id": 1, "other": null}"#,
+                true,
+            ),
+            (r#"{"question": null, "completion": "b"}"#, false),
+            (r#"{"prompt": "a", "completion": "b", "id": 1}"#, false),
+            (r#"{"question": 7, "completion": "b", "id": 1}"#, false),
+            (r#"{"instruction": "a", "output": null, "id": null}"#, false),
+        ] {
+            let row = super::parse(line.as_bytes(), wanted, &mut Counts::default());
+            assert_eq!(row.is_ok(), is_good, "{line}");
+        }
+        let expected = [("id", 2), ("prompt", 2)].map(|(name, rows)| (name.to_owned(), rows));
+        assert_eq!(nulls.into_counts(), BTreeMap::from(expected));
     }
 
     #[test]

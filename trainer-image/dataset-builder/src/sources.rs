@@ -1,9 +1,11 @@
 //! All sources, line by line: good rows, and bad ones counted and named.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 
 use graftwork_contract::dataset::{
-    BuildConfig, NAMED_REJECTED_ROWS, RejectedRow, Source, SourceProvenance,
+    BuildConfig, NAMED_REJECTED_ROWS, RejectedRow, Share, Source, SourceProvenance,
+    TokenizerProvenance,
 };
 use graftwork_contract::exit::ExitCode;
 use graftwork_privacy::Counts;
@@ -11,6 +13,7 @@ use graftwork_privacy::Counts;
 use crate::config;
 use crate::failure::Failure;
 use crate::files::files;
+use crate::nulls::Nulls;
 use crate::privacy::Screen;
 use crate::query;
 use crate::reader;
@@ -19,6 +22,7 @@ use crate::row::{self, GoodRow, Wanted};
 use crate::spill::Scratch;
 use crate::stored::{RowSorter, Rows};
 use crate::streams::hash;
+use crate::tokens::Measured;
 
 /// How many different rules a message names.
 const NAMED_RULES: usize = 3;
@@ -27,6 +31,8 @@ const NAMED_RULES: usize = 3;
 #[derive(Debug)]
 pub struct Collecting {
     rows: RowSorter,
+    /// How much of the present source's rows is taken; none: all of them.
+    share: Option<Share>,
     /// What is noted.
     pub noted: Collected,
 }
@@ -42,6 +48,10 @@ impl Collecting {
         at: impl FnOnce(String) -> RejectedRow,
     ) -> Result<(), Failure> {
         match row {
+            Ok(good) if self.share.is_some_and(|it| !it.takes(&good.canonical)) => {
+                self.noted.beyond_weight += 1;
+                Ok(())
+            }
             Ok(good) => self.rows.push(&good),
             Err(rule) => {
                 self.noted.reject(at(rule));
@@ -62,10 +72,16 @@ pub struct Collected {
     pub rules: Vec<BrokenRule>,
     /// The sources as they were read.
     pub provenance: Vec<SourceProvenance>,
+    /// What rows were measured with.
+    pub tokenizer: Option<TokenizerProvenance>,
     /// How often each type of personal data was found.
     pub findings: Counts,
+    /// Rows that were left out and had no value in a column, by column.
+    pub nulls: BTreeMap<String, u64>,
     /// Rows that were left out as duplicates.
     pub duplicates: u64,
+    /// Good rows that were left out for their source's weight.
+    pub beyond_weight: u64,
 }
 
 /// A rule that rows of a source broke.
@@ -136,13 +152,17 @@ const MAXIMUM_RULES: usize = 1000;
 pub fn collect(
     config: &BuildConfig,
     screen: Option<&Screen>,
+    measured: Option<Measured<'_>>,
     scratch: &Scratch,
 ) -> Result<(Rows, Collected), Failure> {
     let mut collecting = Collecting {
         rows: RowSorter::new(scratch),
+        share: None,
         noted: Collected::default(),
     };
+    let nulls = Nulls::default();
     for source in &config.sources {
+        collecting.share = source.share;
         let wanted = Wanted {
             format: config.format,
             group_column: config.split.group_column.as_deref(),
@@ -151,6 +171,8 @@ pub fn collect(
             reward: config.reward,
             renamed: &source.columns,
             screen,
+            measured,
+            nulls: Some(&nulls),
         };
         match &source.query {
             Some(asked) => {
@@ -182,6 +204,7 @@ pub fn collect(
             "source read"
         );
     }
+    collecting.noted.nulls = nulls.into_counts();
     Ok((collecting.rows.finish()?, collecting.noted))
 }
 
@@ -252,7 +275,7 @@ pub fn judge(config: &BuildConfig, collected: &Collected) -> Result<(), Failure>
     let validation = &config.validation;
     let (good, rejected) = (collected.good, collected.rejected_rows());
     let duplicates = collected.duplicates;
-    let total = good + rejected + duplicates;
+    let total = good + rejected + duplicates + collected.beyond_weight;
     let limit = &validation.maximum_invalid_percent;
     if config::percent(limit)?.is_exceeded_by(rejected, total) {
         let percent = rejected as f64 * 100.0 / total as f64;
@@ -267,10 +290,13 @@ pub fn judge(config: &BuildConfig, collected: &Collected) -> Result<(), Failure>
             rules if rules.is_empty() => rules,
             rules => format!(" ({rejected} are invalid: {rules})"),
         };
-        let kept = match duplicates {
-            0 => "valid".to_owned(),
-            _ => format!("valid and not one of {duplicates} duplicates"),
-        };
+        let mut kept = "valid".to_owned();
+        if duplicates > 0 {
+            kept = format!("{kept} and not one of {duplicates} duplicates");
+        }
+        if collected.beyond_weight > 0 {
+            kept = format!("{kept} and within their source's weight");
+        }
         return Err(Failure::bad_data(format!(
             "{good} of {total} rows are {kept}, spec.validation.minimumRows asks for {minimum}{rules}; add rows or lower the limit"
         )));

@@ -38,6 +38,8 @@ pub struct Statistics {
     pub findings: BTreeMap<String, u64>,
     /// Rules that rows broke, the most frequent first.
     pub rejected: Vec<(String, u64)>,
+    /// Rows that were left out and had no value in a column, by column.
+    pub nulls: BTreeMap<String, u64>,
 }
 
 /// Numbers of one split.
@@ -57,6 +59,14 @@ pub struct SplitStatistics {
     pub columns: BTreeMap<&'static str, u64>,
     /// Rows of each class, where classes are balanced.
     pub classes: BTreeMap<String, u64>,
+    /// Rows of each likely language, of those that were looked at (see [`crate::languages`]).
+    pub languages: BTreeMap<&'static str, u64>,
+    /// Tokens of all rows, where a base model is named.
+    pub tokens: u64,
+    /// Tokens of the longest row.
+    pub longest_tokens: u64,
+    /// As `lengths`, in tokens.
+    pub token_lengths: BTreeMap<u64, u64>,
 }
 
 impl SplitStatistics {
@@ -77,6 +87,47 @@ impl SplitStatistics {
         self.longest = self.longest.max(characters);
         let below = (characters + 1).next_power_of_two();
         *self.lengths.entry(below).or_default() += times;
+    }
+
+    /// Counts the tokens of a row that comes so often.
+    pub fn measure(&mut self, tokens: u32, times: u64) {
+        if times == 0 {
+            return;
+        }
+        let tokens = u64::from(tokens);
+        self.tokens += tokens * times;
+        self.longest_tokens = self.longest_tokens.max(tokens);
+        let below = (tokens + 1).next_power_of_two();
+        *self.token_lengths.entry(below).or_default() += times;
+    }
+
+    /// Counts a row in this language that comes so often.
+    pub fn note_language(&mut self, code: &'static str, times: u64) {
+        if times > 0 {
+            *self.languages.entry(code).or_default() += times;
+        }
+    }
+
+    fn to_json(&self) -> Value {
+        let mut value = json!({
+            "rows": self.rows,
+            "characters": self.characters,
+            "words": self.words,
+            "longestCharacters": self.longest,
+            "rowsByCharactersBelow": numbered(&self.lengths),
+            "charactersByColumn": self.columns,
+            "rowsByClass": self.classes,
+            "rowsByLanguage": self.languages,
+        });
+        if !self.token_lengths.is_empty()
+            && let Some(value) = value.as_object_mut()
+        {
+            value.insert("tokens".to_owned(), self.tokens.into());
+            value.insert("longestTokens".to_owned(), self.longest_tokens.into());
+            let lengths = numbered(&self.token_lengths);
+            value.insert("rowsByTokensBelow".to_owned(), lengths.into());
+        }
+        value
     }
 }
 
@@ -183,7 +234,8 @@ fn named(class: &str, masks: bool) -> String {
     name.chars().take(80).collect()
 }
 
-fn texts(row: &Row) -> Vec<(&'static str, &str)> {
+/// The texts of a row, each with its column.
+pub fn texts(row: &Row) -> Vec<(&'static str, &str)> {
     match row {
         Row::Text { text } => vec![("text", text)],
         Row::Completion { prompt, completion } => {
@@ -234,18 +286,7 @@ impl Statistics {
     pub fn to_json(&self) -> Value {
         let splits: serde_json::Map<String, Value> = self
             .named_splits()
-            .map(|(name, split)| {
-                let value = json!({
-                    "rows": split.rows,
-                    "characters": split.characters,
-                    "words": split.words,
-                    "longestCharacters": split.longest,
-                    "rowsByCharactersBelow": numbered(&split.lengths),
-                    "charactersByColumn": split.columns,
-                    "rowsByClass": split.classes,
-                });
-                (name.to_owned(), value)
-            })
+            .map(|(name, split)| (name.to_owned(), split.to_json()))
             .collect();
         let rejected: Vec<Value> = self
             .rejected
@@ -256,9 +297,11 @@ impl Statistics {
             "dataset": self.dataset,
             "rejectedRows": self.rows.rejected,
             "duplicateRows": self.rows.duplicates,
+            "rowsBeyondWeight": self.rows.beyond_weight,
             "leakage": {"validation": self.leakage.validation, "test": self.leakage.test},
             "findings": self.findings,
             "rejectedByRule": rejected,
+            "nullsByColumn": self.nulls,
             "splits": splits,
         })
     }
@@ -326,6 +369,19 @@ mod tests {
             BTreeMap::from([(4, 1), (8, 1), (16, 1)])
         );
         assert_eq!(statistics.columns, BTreeMap::from([("text", 20)]));
+    }
+
+    #[test]
+    fn tokens_are_counted_where_they_are_measured_and_stand_nowhere_else() {
+        let mut statistics = of([text_row("a")].iter(), false);
+        assert!(statistics.to_json().get("tokens").is_none());
+        for (tokens, times) in [(3, 2), (4, 1), (900, 0)] {
+            statistics.measure(tokens, times);
+        }
+        assert_eq!((statistics.tokens, statistics.longest_tokens), (10, 4));
+        assert_eq!(statistics.token_lengths, BTreeMap::from([(4, 2), (8, 1)]));
+        let json = statistics.to_json();
+        assert_eq!(json["rowsByTokensBelow"], json!({"4": 2, "8": 1}));
     }
 
     #[test]

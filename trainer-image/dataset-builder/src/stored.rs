@@ -32,6 +32,13 @@ pub fn encode(row: &GoodRow, record: &mut Vec<u8>) {
         }
     }
     put_text(row.class.as_deref(), record);
+    match row.tokens {
+        None => record.push(0),
+        Some(tokens) => {
+            record.push(1);
+            record.extend_from_slice(&tokens.to_be_bytes());
+        }
+    }
     record.extend_from_slice(&identity(&row.row));
     record.extend_from_slice(row.canonical.as_bytes());
 }
@@ -74,6 +81,8 @@ pub struct Stored<'a> {
     pub time: Option<i64>,
     /// The class.
     pub class: Option<String>,
+    /// Length in the base model's tokens.
+    pub tokens: Option<u32>,
     /// What is the same for equal rows, see [`identity`].
     pub identity: Hash,
     /// The kept columns as canonical JSON.
@@ -95,6 +104,10 @@ impl<'a> Stored<'a> {
                 _ => Some(number(array(&mut rest)?)),
             },
             class: take_text(&mut rest)?,
+            tokens: match array::<1>(&mut rest)? {
+                [0] => None,
+                _ => Some(u32::from_be_bytes(array(&mut rest)?)),
+            },
             identity: array(&mut rest)?,
             canonical: std::str::from_utf8(rest).map_err(|_| damaged())?,
         })
@@ -369,6 +382,18 @@ mod tests {
         assert_eq!(group.as_deref(), Some("masked"));
         assert_eq!(stored.row(Format::Text, Some("text")).unwrap().1, None);
         assert!(stored.row(Format::Completion, None).is_err());
+    }
+
+    #[test]
+    fn a_length_is_read_back() {
+        let mut row = row_of("a", Some("g"), Some(-1));
+        for tokens in [None, Some(0), Some(7), Some(u32::MAX)] {
+            row.tokens = tokens;
+            let record = record(&row);
+            let stored = Stored::decode(&record).unwrap();
+            assert_eq!(stored.tokens, tokens);
+            assert_eq!(stored.canonical, row.canonical);
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use graftwork_api::{Dataset, DatasetStatus, labels, names};
-use graftwork_contract::dataset::{BuildConfig, Source as BuildSource};
+use graftwork_contract::dataset::{BaseModel, BuildConfig, Source as BuildSource};
 use graftwork_contract::remote::Remote;
 use graftwork_contract::uri::{DataUri, ObjectStore};
 use graftwork_contract::{Digest, pod};
@@ -182,11 +182,19 @@ fn build_config(
                     }),
                     Place::Key { .. } | Place::File(_) | Place::Query { .. } => None,
                 },
+                share: source.share,
             })
             .collect(),
         validation: valid.validation.clone(),
         split: valid.split.clone(),
         balance: valid.balance.clone(),
+        base_model: valid.base.as_ref().map(|base| BaseModel {
+            uri: base.to_string(),
+            path: match base.path() {
+                "" => pod::claim_dir(base.claim()),
+                path => format!("{}/{path}", pod::claim_dir(base.claim())),
+            },
+        }),
         classification: valid.classification,
         privacy: valid.privacy.clone(),
         allowed_hosts: settings.data_sources.allow.clone(),
@@ -238,6 +246,7 @@ fn build_attempt(
                 Place::File(uri) => Some(uri.claim().to_owned()),
                 Place::Key { .. } | Place::Query { .. } | Place::Remote { .. } => None,
             })
+            .chain(valid.base.iter().map(|base| base.claim().to_owned()))
             .collect(),
         keys: valid
             .sources

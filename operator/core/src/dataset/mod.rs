@@ -2,6 +2,7 @@
 //! of the schedule that has come; a fingerprint that the store does not know is built by a Job.
 
 mod children;
+mod mix;
 mod retention;
 mod secrets;
 mod status;
@@ -20,7 +21,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::ConfigMap;
 
-use crate::observed::{Asked, Found, Pod, Record};
+use crate::observed::{Asked, ClaimState, Found, Pod, Record};
 use crate::plan::Plan;
 use crate::settings::Settings;
 use crate::storage::StorageProblem;
@@ -35,6 +36,8 @@ pub const KIND: &str = "Dataset";
 pub struct Observed {
     /// Every source of the spec, by name.
     pub sources: BTreeMap<String, SourceState>,
+    /// The claim that holds the base model, where one is named.
+    pub base_claim: ClaimState,
     /// Why the namespace has no store.
     pub storage: Option<StorageProblem>,
     /// The record of the build with the present fingerprint.

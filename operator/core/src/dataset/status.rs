@@ -5,7 +5,9 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use graftwork_api::conditions::{condition, reason};
-use graftwork_api::dataset::{DatasetVersion, LatestVersion, Leakage, RejectedRow, RowCounts};
+use graftwork_api::dataset::{
+    DatasetVersion, LatestVersion, Leakage, RejectedRow, RowCounts, TokenCounts,
+};
 use graftwork_api::{Dataset, DatasetStatus, Time, labels};
 use graftwork_contract::dataset::VersionRecord;
 use jiff::Timestamp;
@@ -72,13 +74,8 @@ pub fn report(
         moving,
     };
     match step {
-        Step::SourceMissing { message } => {
-            let said = said(
-                Truth::False,
-                reason::SOURCE_NOT_FOUND,
-                message,
-                Moving::Rests,
-            );
+        Step::SourceMissing { reason, message } => {
+            let said = said(Truth::False, reason, message, Moving::Rests);
             say(cr, old, &said, now)
         }
         Step::NameTaken { message } | Step::NoStorage(StorageProblem::NotOurs(message)) => {
@@ -274,7 +271,7 @@ fn ready(
         rows.train,
         rows.validation,
         rows.test,
-        rows.rejected + rows.duplicates
+        rows.rejected + rows.duplicates + rows.beyond_weight
     );
     let said = Said {
         truth: Truth::True,
@@ -305,6 +302,7 @@ fn print_version(record: &VersionRecord) -> DatasetVersion {
             test: record.rows.test,
             rejected: record.rows.rejected,
             duplicates: record.rows.duplicates,
+            beyond_weight: Some(record.rows.beyond_weight).filter(|rows| *rows > 0),
         },
         rejected: record
             .rejected
@@ -322,6 +320,13 @@ fn print_version(record: &VersionRecord) -> DatasetVersion {
             validation: record.leakage.validation,
             test: record.leakage.test,
         }),
+        tokens: record.tokens.map(|tokens| TokenCounts {
+            train: tokens.train,
+            validation: tokens.validation,
+            test: tokens.test,
+            longest_row: tokens.longest_row,
+        }),
+        parent: record.parent,
         size_bytes: record.size_bytes,
         provenance_digest: Some(record.provenance_digest.to_string()),
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use graftwork_api::conditions::reason;
 use graftwork_api::{Dataset, labels};
 use graftwork_contract::Digest;
-use graftwork_contract::dataset::{BuildRecord, BuildSummary, VersionRecord};
+use graftwork_contract::dataset::{BuildRecord, BuildSummary, Share, VersionRecord};
 use graftwork_contract::exit::{AfterExit, ExitCode};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::batch::v1::Job;
@@ -29,8 +29,10 @@ const NAMED_ROWS: usize = 10;
 /// Where a Dataset is.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Step {
-    /// A source is not there.
+    /// A source is not there, or the base model is not.
     SourceMissing {
+        /// A condition's reason.
+        reason: &'static str,
         /// Which field, and what is missing.
         message: String,
     },
@@ -100,20 +102,30 @@ pub struct Ended {
 impl Ended {
     /// Whether people should hear of it: what is not there, or what keeps failing.
     pub fn is_fault(&self) -> bool {
-        self.attempt > QUIET_ATTEMPTS || self.reason == reason::SOURCE_NOT_FOUND
+        self.attempt > QUIET_ATTEMPTS || may_come(&self.reason)
     }
 }
 
 /// The step of a Dataset with a valid spec.
 pub fn step(cr: &Dataset, valid: &Valid, observed: &Observed, now: Timestamp) -> Step {
     if let Some(message) = missing_source(valid, &observed.sources) {
-        return Step::SourceMissing { message };
+        return Step::SourceMissing {
+            reason: reason::SOURCE_NOT_FOUND,
+            message,
+        };
+    }
+    if let Some(message) = missing_base(valid, observed) {
+        return Step::SourceMissing {
+            reason: reason::BASE_MODEL_NOT_FOUND,
+            message,
+        };
     }
     if let Some(problem) = &observed.storage {
         return Step::NoStorage(problem.clone());
     }
     let Some(fingerprint) = fingerprint(cr, valid, &observed.sources) else {
         return Step::SourceMissing {
+            reason: reason::SOURCE_NOT_FOUND,
             message: "sources are being looked at".to_owned(),
         };
     };
@@ -239,13 +251,16 @@ fn ended(job: &Job, end: &End) -> Ended {
     }
 }
 
+/// Whether a build ended for something that is not there yet.
+fn may_come(why: &str) -> bool {
+    [reason::SOURCE_NOT_FOUND, reason::BASE_MODEL_NOT_FOUND].contains(&why)
+}
+
 /// Whether another attempt at the same sources may end otherwise. Rows stay as bad as they are; a
 /// file that is not there yet may come, and volumes don't tell.
 fn is_worth_another(cause: &Cause, why: &str) -> bool {
     match cause {
-        Cause::Exit(code) => {
-            !matches!(code.after(), AfterExit::Fail) || why == reason::SOURCE_NOT_FOUND
-        }
+        Cause::Exit(code) => !matches!(code.after(), AfterExit::Fail) || may_come(why),
         Cause::OutOfMemory => false,
         Cause::Killed(_) | Cause::TakenAway(_) => true,
     }
@@ -351,6 +366,12 @@ fn missing_source(valid: &Valid, states: &BTreeMap<String, SourceState>) -> Opti
     })
 }
 
+fn missing_base(valid: &Valid, observed: &Observed) -> Option<String> {
+    let claim = valid.base.as_ref()?.claim();
+    let problem = observed.base_claim.problem(claim)?;
+    Some(format!("spec.baseModel.uri: {problem}"))
+}
+
 /// Of everything that decides the outcome; none while a `ConfigMap`'s content is not known.
 pub fn fingerprint(
     cr: &Dataset,
@@ -381,6 +402,9 @@ pub fn fingerprint(
             .part("balance")
             .part(Digest::of_json(balance).ok()?.as_str());
     }
+    if let Some(base) = &valid.base {
+        hasher.part("base model").part(base.to_string());
+    }
     if let Some(key) = &valid.pseudonym_key {
         hasher.part("pseudonym key").part(&key.name).part(&key.key);
     }
@@ -400,6 +424,9 @@ pub fn fingerprint(
                 .part("remote")
                 .part(secret.as_deref().unwrap_or_default()),
         };
+        if let Some(Share { part, whole }) = source.share {
+            hasher.part("share").part(format!("{part}/{whole}"));
+        }
         if !source.columns.is_empty() {
             hasher
                 .part("columns")

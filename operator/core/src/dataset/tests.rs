@@ -2,6 +2,7 @@
 
 mod attempts;
 mod bad_input;
+mod base_model;
 mod building;
 mod dealing;
 mod postgres;
@@ -54,6 +55,7 @@ impl World {
                 classification: None,
                 privacy: None,
                 retention: None,
+                base_model: None,
                 schedule: None,
                 validation: Validation::default(),
                 split: Split::default(),
@@ -241,6 +243,7 @@ impl World {
                 test: 10,
                 rejected: 1,
                 duplicates: 0,
+                beyond_weight: 0,
             },
             rejected,
             size_bytes: 9,
@@ -251,6 +254,8 @@ impl World {
                 validation: 0,
                 test: 2,
             },
+            tokens: None,
+            parent: version.checked_sub(1).filter(|parent| *parent > 0),
         };
         let build = BuildRecord {
             fingerprint: self.fingerprint(),

@@ -10,11 +10,12 @@ use graftwork_api::dataset::{
 use graftwork_api::uri::PvcUri;
 use graftwork_contract::dataset::{
     self as contract, Balance, Classification, DatabaseKind, Format, HashSplit, Percent, Privacy,
-    Query, REWARD_COLUMN, Validation,
+    Query, REWARD_COLUMN, Share, Validation,
 };
 use graftwork_contract::glob::{Glob, is_pattern};
 use graftwork_contract::uri::DataUri;
 
+use super::mix;
 use super::timing::{self, Timing};
 
 /// A spec that can be built.
@@ -40,6 +41,8 @@ pub struct Valid {
     pub pseudonym_key: Option<SecretKeyReference>,
     /// How many versions are kept, apart from those that somebody needs; none: all.
     pub kept_versions: Option<u32>,
+    /// The folder of the model whose tokens rows are measured in.
+    pub base: Option<PvcUri>,
     /// When the sources are looked at again.
     pub timing: Option<Timing>,
 }
@@ -48,7 +51,8 @@ impl Valid {
     /// Whether the operator sees everything that decides a build's outcome: there is nothing to look at again.
     pub fn is_seen_whole(&self) -> bool {
         let is_key = |source: &Source| matches!(source.place, Place::Key { .. });
-        self.pseudonym_key.is_none() && self.sources.iter().all(is_key)
+        let reads_more = self.pseudonym_key.is_some() || self.base.is_some();
+        !reads_more && self.sources.iter().all(is_key)
     }
 }
 
@@ -61,6 +65,8 @@ pub struct Source {
     pub place: Place,
     /// Columns that have another name there.
     pub columns: BTreeMap<String, String>,
+    /// How much of its rows is taken; none: all of them.
+    pub share: Option<Share>,
 }
 
 /// What a source points at.
@@ -142,8 +148,11 @@ pub fn validate(spec: &DatasetSpec) -> Result<Valid, Invalid> {
     let mut known = known_columns(spec, format);
     known.extend(reward.then_some(REWARD_COLUMN));
     let mut sources: Vec<Source> = Vec::with_capacity(spec.sources.len());
-    for source in &spec.sources {
-        let source = read_source(source, &known)?;
+    for (source, share) in spec.sources.iter().zip(mix::read(&spec.sources)?) {
+        let source = Source {
+            share,
+            ..read_source(source, &known)?
+        };
         if sources.iter().any(|known| known.name == source.name) {
             return Err(Invalid::new(
                 "spec.sources",
@@ -181,7 +190,9 @@ pub fn validate(spec: &DatasetSpec) -> Result<Valid, Invalid> {
             maximum_invalid_percent: percent.to_string(),
             duplicates: read_duplicates(&spec.validation)?,
             near_duplicates: read_near_duplicates(&spec.validation)?,
+            maximum_tokens_per_row: spec.validation.maximum_tokens_per_row,
         },
+        base: read_base(spec)?,
         balance: read_balance(spec)?,
         split: read_split(&spec.split)?,
         timing: timing::read(spec)?,
@@ -360,6 +371,7 @@ fn read_source(source: &graftwork_api::dataset::Source, known: &[&str]) -> Resul
         name: source.name.clone(),
         place,
         columns: source.columns.clone(),
+        share: None,
     })
 }
 
@@ -405,6 +417,20 @@ fn read_query(
         (0, _) => Err((".timeoutSeconds", "is 0")),
         (_, 0) => Err((".maximumRows", "is 0")),
         _ => Ok(query),
+    }
+}
+
+/// The model whose tokens rows are measured in.
+fn read_base(spec: &DatasetSpec) -> Result<Option<PvcUri>, Invalid> {
+    let maximum = spec.validation.maximum_tokens_per_row;
+    let limit = |problem| Invalid::new("spec.validation.maximumTokensPerRow", problem);
+    match &spec.base_model {
+        None if maximum.is_some() => Err(limit("needs spec.baseModel, whose tokens are counted")),
+        None => Ok(None),
+        Some(_) if maximum == Some(0) => Err(limit("is 0, must be at least 1")),
+        Some(base) => PvcUri::parse(&base.uri)
+            .map(Some)
+            .map_err(|error| Invalid::new("spec.baseModel.uri", error.to_string())),
     }
 }
 

@@ -56,6 +56,7 @@ fn dataset() -> Dataset {
                 reward: false,
             },
             validation: graftwork_api::dataset::Validation::default(),
+            base_model: None,
             schedule: None,
             retention: None,
             balance: None,
@@ -84,6 +85,8 @@ fn dataset() -> Dataset {
                 rejected: vec![],
                 findings: std::collections::BTreeMap::new(),
                 leakage: None,
+                tokens: None,
+                parent: None,
                 size_bytes: 0,
                 provenance_digest: None,
             })

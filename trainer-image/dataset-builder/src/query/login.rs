@@ -208,6 +208,7 @@ mod tests {
             digest: None,
             query: None,
             remote: None,
+            share: None,
         }
     }
 

@@ -146,6 +146,7 @@ mod tests {
             digest: None,
             query: None,
             remote: None,
+            share: None,
         }
     }
 

@@ -136,6 +136,7 @@ fn config() -> impl Strategy<Value = BuildConfig> {
                 maximum_invalid_percent: "0".into(),
                 duplicates,
                 near_duplicates,
+                maximum_tokens_per_row: None,
             },
             split: HashSplit {
                 method,
@@ -152,6 +153,7 @@ fn config() -> impl Strategy<Value = BuildConfig> {
                 column: "class".into(),
                 maximum_upsample,
             }),
+            base_model: None,
             allowed_hosts: Vec::new(),
             hub_endpoint: None,
         },

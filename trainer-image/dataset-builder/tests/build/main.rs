@@ -10,6 +10,7 @@
 )]
 
 mod dealing;
+mod measured;
 mod postgres;
 mod privacy;
 mod s3;
@@ -55,6 +56,7 @@ impl Bench {
                 maximum_invalid_percent: "10".into(),
                 duplicates: Duplicates::Keep,
                 near_duplicates: NearDuplicates::Keep,
+                maximum_tokens_per_row: None,
             },
             split: HashSplit {
                 method: SplitMethod::Hash,
@@ -68,6 +70,7 @@ impl Bench {
             classification: None,
             privacy: None,
             balance: None,
+            base_model: None,
             allowed_hosts: Vec::new(),
             hub_endpoint: None,
         };
@@ -96,6 +99,7 @@ impl Bench {
             digest: None,
             query: None,
             remote: None,
+            share: None,
         });
     }
 
@@ -116,6 +120,7 @@ impl Bench {
             digest: None,
             query: None,
             remote: None,
+            share: None,
         }];
     }
 

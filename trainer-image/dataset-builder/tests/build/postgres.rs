@@ -196,6 +196,7 @@ impl Bench {
                 maximum_rows: 1000,
             }),
             remote: None,
+            share: None,
         }];
     }
 

@@ -175,6 +175,7 @@ pub(super) fn bench(uri: &str, entries: &[(&str, &str)], allowed: &[&str]) -> Be
         remote: Some(Remote {
             secret: (!entries.is_empty()).then(|| "corpus".to_owned()),
         }),
+        share: None,
     }];
     bench
 }

@@ -34,6 +34,8 @@ impl Bench {
                 provenance_digest: rows("provenance"),
                 findings: std::collections::BTreeMap::new(),
                 leakage: Leakage::default(),
+                tokens: None,
+                parent: None,
             };
             let build = BuildRecord {
                 fingerprint: rows(&format!("build {version}")),

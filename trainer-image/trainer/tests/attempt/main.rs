@@ -251,6 +251,7 @@ fn write_rewarded(
         sources: vec![],
         code_version: "test".into(),
         privacy: None,
+        tokenizer: None,
         parent: None,
         created_time: "2026-01-01T00:00:00Z".into(),
     };
@@ -264,6 +265,7 @@ fn write_rewarded(
             test,
             rejected: 0,
             duplicates: 0,
+            beyond_weight: 0,
         },
         files: files.digests,
         size_bytes: files.size_bytes,

@@ -278,6 +278,7 @@ mod tests {
             digest: None,
             query: None,
             remote: None,
+            share: None,
         };
         let login = login::read(&source, DatabaseKind::Postgres).unwrap();
         let allowed: Vec<String> = allowed.iter().map(|it| (*it).to_owned()).collect();
