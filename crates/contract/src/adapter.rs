@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::Digest;
+use crate::dataset::Classification;
 use crate::run::{Hyperparameters, Objective, Resolved};
 
 /// File names of an adapter's folder, as PEFT writes them.
@@ -54,6 +55,9 @@ pub enum Provenance {
         objective: Objective,
         /// Optimisation.
         hyperparameters: Hyperparameters,
+        /// How far the adapter may go: as far as what it learned from.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        classification: Option<Classification>,
         /// Version of the trainer.
         code_version: String,
         /// RFC 3339.

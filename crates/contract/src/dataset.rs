@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::Digest;
 use crate::remote::Remote;
 
+pub mod database_secret;
 mod mix;
 mod tokens;
 
@@ -47,6 +48,17 @@ pub enum Classification {
     Internal,
     /// Only those who need it may see it; personal data is masked or refused.
     Restricted,
+}
+
+impl Classification {
+    /// As in a spec.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Public => "Public",
+            Self::Internal => "Internal",
+            Self::Restricted => "Restricted",
+        }
+    }
 }
 
 /// What happens to personal data.
@@ -195,31 +207,6 @@ pub struct Query {
     pub timeout_seconds: u32,
     /// The build fails where the answer has more rows.
     pub maximum_rows: u64,
-}
-
-/// Entries of the Secret of a query's database. Either [`URI`](database_secret::URI) is there, or the
-/// parts are; the certificates may stand beside both.
-pub mod database_secret {
-    /// A connection URI: the file that the Secret's key is mounted as.
-    pub const URI: &str = "uri";
-    /// The certificates that the server's has to come from, as PEM.
-    pub const AUTHORITY: &str = "ca.crt";
-    /// Host name or address.
-    pub const HOST: &str = "host";
-    /// Port, the database's own where it is left out.
-    pub const PORT: &str = "port";
-    /// Database, the user's name where it is left out.
-    pub const DATABASE: &str = "dbname";
-    /// User.
-    pub const USER: &str = "user";
-    /// User, as other operators write it.
-    pub const USERNAME: &str = "username";
-    /// Password.
-    pub const PASSWORD: &str = "password";
-    /// `disable`, `require` or `verify-full`.
-    pub const TLS: &str = "sslmode";
-    /// The parts.
-    pub const PARTS: [&str; 7] = [HOST, PORT, DATABASE, USER, USERNAME, PASSWORD, TLS];
 }
 
 /// Rules for rows.
@@ -465,6 +452,9 @@ pub struct Manifest {
     /// How often each type of personal data was found, by the type's name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub findings: BTreeMap<String, u64>,
+    /// How far the rows may go, and what is made of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub classification: Option<Classification>,
 }
 
 /// Where a version came from.

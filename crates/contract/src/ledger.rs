@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::Digest;
+use crate::dataset::Classification;
 use crate::run::Metric;
 
 /// Which record of a version.
@@ -67,6 +68,9 @@ pub struct Created {
     pub base: Digest,
     /// Test metrics of the run; empty for an import.
     pub metrics: Vec<Metric>,
+    /// How far they may go, and the version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub classification: Option<Classification>,
     /// What the metrics were compared with: `base` or a version's number.
     pub reference: Option<String>,
     /// RFC 3339.

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::Digest;
-use crate::dataset::{Format, Split};
+use crate::dataset::{Classification, Format, Split};
 
 /// Configuration of one run (`config.json` of a trainer). The same for all attempts.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -31,6 +31,10 @@ pub struct TrainerConfig {
     pub evaluation: Evaluation,
     /// The LoRAAdapter that the result is for; none: the files stay in the run's folder.
     pub adapter: Option<String>,
+    /// How far the Dataset's rows may go by now: what is made of them goes no further, nor than what the
+    /// version was built under.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub classification: Option<Classification>,
     /// Compute threads; 0: as many as the container may use.
     #[serde(default)]
     pub threads: usize,
@@ -382,6 +386,10 @@ pub struct RunResult {
     /// Rows that were scored.
     #[serde(default)]
     pub test_rows: RowsUsed,
+    /// How far the result may go, and what was measured: as far as the rows, and as the version that training
+    /// started from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub classification: Option<Classification>,
     /// RFC 3339.
     pub finished_time: String,
     /// Version of the trainer.
@@ -438,6 +446,12 @@ fn is_zero(number: &u64) -> bool {
 }
 
 impl Metric {
+    /// Whether an object's status may show it. The name of a label is a row's text, which data that is
+    /// restricted keeps in the store.
+    pub fn is_shown(&self, classification: Option<Classification>) -> bool {
+        classification != Some(Classification::Restricted) || !self.name.starts_with(LABEL_PREFIX)
+    }
+
     /// How many independent observations there are.
     pub fn independent(&self) -> u64 {
         self.groups.unwrap_or(self.samples)

@@ -119,6 +119,7 @@ fn publish(
     let staged = store.stage(&paths::dataset(&config.dataset, &dealt.digest))?;
     let statistics = Statistics {
         dataset: config.dataset.clone(),
+        classification: config.classification,
         rows: dealt.counts,
         leakage: dealt.leakage,
         splits: write_rows(config, scratch, dealt, staged.dir())?,
@@ -152,6 +153,7 @@ fn publish(
             .map_err(|error| Failure::bug(error.to_string()))?,
         provenance,
         findings: collected.findings.by_name(),
+        classification: config.classification,
     };
     match staged.publish(&manifest)? {
         Put::Created => Ok(manifest),

@@ -37,6 +37,9 @@ pub fn report(statistics: &Statistics, digest: &Digest) -> String {
         html,
         "<title>{name}</title></head><body>\n<h1>{name}</h1>\n<p><code>{digest}</code></p>\n"
     );
+    if let Some(classification) = statistics.classification {
+        let _ = writeln!(html, "<p>Classification: {}</p>", classification.name());
+    }
     html.push_str(&rows(statistics));
     for (name, split) in statistics
         .named_splits()
@@ -188,7 +191,7 @@ fn escaped(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use graftwork_contract::dataset::{Leakage, RowCounts};
+    use graftwork_contract::dataset::{Classification, Leakage, RowCounts};
 
     use super::*;
     use crate::row::tests_support::text_row;
@@ -201,6 +204,7 @@ mod tests {
         train.note_language("swe", 1);
         Statistics {
             dataset: "topics".to_owned(),
+            classification: Some(Classification::Restricted),
             rows: RowCounts {
                 rejected: 3,
                 duplicates: 4,
@@ -226,6 +230,7 @@ mod tests {
         let html = report(&statistics(), &Digest::of(b"rows"));
         for words in [
             "<h1>topics</h1>",
+            "<p>Classification: Restricted</p>",
             Digest::of(b"rows").as_str(),
             "3 rows that break a rule, 4 duplicates",
             "<td>5</td></tr>",

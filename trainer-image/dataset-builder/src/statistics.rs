@@ -6,7 +6,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use graftwork_artifacts::rows::Row;
-use graftwork_contract::dataset::{Leakage, RowCounts, Split};
+use graftwork_contract::dataset::{Classification, Leakage, RowCounts, Split};
 use graftwork_privacy::{Counts, Masker, mask};
 use serde_json::{Value, json};
 
@@ -28,6 +28,8 @@ const MAXIMUM_RULES: usize = 20;
 pub struct Statistics {
     /// Name of the Dataset.
     pub dataset: String,
+    /// How far the rows may go, and these numbers.
+    pub classification: Option<Classification>,
     /// Rows by split, and those that were left out.
     pub rows: RowCounts,
     /// Rows of other splits that are trained on.
@@ -295,6 +297,7 @@ impl Statistics {
             .collect();
         json!({
             "dataset": self.dataset,
+            "classification": self.classification,
             "rejectedRows": self.rows.rejected,
             "duplicateRows": self.rows.duplicates,
             "rowsBeyondWeight": self.rows.beyond_weight,

@@ -421,6 +421,7 @@ fn print_version(view: &VersionView) -> AdapterVersion {
         metrics: created
             .metrics
             .iter()
+            .filter(|metric| metric.is_shown(created.classification))
             .filter_map(|metric| {
                 Some(Metric {
                     name: metric.name.clone(),

@@ -498,6 +498,7 @@ fn next_version(
         dataset: None,
         base: base.digest.clone(),
         metrics: Vec::new(),
+        classification: None,
         reference: None,
         created_time: now.to_string(),
     })
@@ -523,6 +524,7 @@ fn trained(version: u32, result: RunResult) -> Created {
         }),
         base: result.resolved.base.digest,
         metrics: result.metrics,
+        classification: result.classification,
         reference: Some(reference.unwrap_or_else(|| gate::BASE_REFERENCE.to_owned())),
         created_time: result.finished_time,
     }

@@ -199,6 +199,11 @@ pub fn validate(spec: &DatasetSpec) -> Result<Valid, Invalid> {
     })
 }
 
+/// How far the rows may go. What is not known to this version is taken for the strictest.
+pub fn classification(spec: &DatasetSpec) -> Option<Classification> {
+    read_classification(spec).unwrap_or(Some(Classification::Restricted))
+}
+
 fn read_classification(spec: &DatasetSpec) -> Result<Option<Classification>, Invalid> {
     use graftwork_api::dataset::Classification as Said;
     let classification = match &spec.classification {

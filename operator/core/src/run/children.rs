@@ -8,7 +8,7 @@ use k8s_openapi::api::batch::v1::Job;
 
 use super::step::Step;
 use super::validate::Valid;
-use super::{KIND, Observed, attempt, inputs};
+use super::{KIND, Observed, Referenced, attempt, inputs};
 use crate::jobs::{self, JobState};
 use crate::plan::{Actions, Call, Child, ChildKind, Delete};
 use crate::settings::Settings;
@@ -43,7 +43,7 @@ pub fn build(
     match step {
         Step::Store(request) => actions.calls.push(Call::Publish(request.clone())),
         Step::Make(number, resolved) => {
-            if let Some(job) = make(cr, valid, *number, resolved, settings, actions) {
+            if let Some(job) = make(cr, valid, *number, resolved, observed, settings, actions) {
                 actions.create.push(job);
             }
         }
@@ -59,6 +59,7 @@ fn make(
     valid: &Valid,
     number: u32,
     resolved: &Resolved,
+    observed: &Observed,
     settings: &Settings,
     actions: &mut Actions<TrainingRunStatus>,
 ) -> Option<Job> {
@@ -78,6 +79,10 @@ fn make(
             checkpoint: valid.checkpoint.clone(),
             evaluation: valid.evaluation.clone(),
             adapter: cr.spec.adapter_ref.as_ref().map(|it| it.name.clone()),
+            classification: match &observed.dataset {
+                Referenced::There(dataset) => crate::dataset::classification(&dataset.spec),
+                Referenced::Absent | Referenced::Deleting | Referenced::Unreadable => None,
+            },
             threads: 0,
         },
     );

@@ -375,6 +375,7 @@ fn complete(
     status.metrics = result
         .metrics
         .iter()
+        .filter(|metric| metric.is_shown(result.classification))
         .filter_map(|metric| {
             Some(Metric {
                 name: metric.name.clone(),

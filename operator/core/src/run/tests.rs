@@ -373,6 +373,7 @@ impl World {
             }],
             train_rows: self.train_rows,
             test_rows: RowsUsed { rows: 400, cut: 0 },
+            classification: None,
             finished_time: at(self.seconds).to_string(),
             code_version: "0".to_owned(),
         };

@@ -42,6 +42,13 @@ fn personal_data_is_masked_counted_and_in_no_file() {
     let manifest = rows::manifest(&bench.store(), "topics", &digest).unwrap();
     assert_eq!(manifest.findings["email"], 100);
     assert_eq!(manifest.provenance.privacy, bench.config.privacy);
+    assert_eq!(manifest.classification, Some(Classification::Restricted));
+    let folder = bench.store_dir().join(paths::dataset("topics", &digest));
+    let numbers = fs::read_to_string(folder.join("statistics.json")).unwrap();
+    assert!(
+        numbers.contains(r#""classification": "Restricted""#),
+        "{numbers}"
+    );
 }
 
 #[test]

@@ -39,7 +39,7 @@ fn front_matter(config: &TrainerConfig, outcome: &Outcome, licence: Option<&str>
         "---\nlibrary_name: peft\npipeline_tag: text-generation\nbase_model: {base}\n{licence}\n\
          datasets:\n- {dataset}\ntags:\n- lora\ngraftwork:\n  base: {resolved_base}\n  \
          dataset: {resolved_dataset}\n  objective: {objective}\n  lora: {lora}\n  \
-         hyperparameters: {hyperparameters}\n  metrics: {metrics}\n---\n",
+         hyperparameters: {hyperparameters}\n  metrics: {metrics}\n{classification}---\n",
         base = yaml(&resolved.base.uri),
         dataset = yaml(&resolved.dataset.name),
         resolved_base = yaml(&serde_json::json!({
@@ -51,6 +51,10 @@ fn front_matter(config: &TrainerConfig, outcome: &Outcome, licence: Option<&str>
         lora = yaml(&config.lora),
         hyperparameters = yaml(&config.hyperparameters),
         metrics = yaml(&outcome.metrics),
+        classification = match config.classification {
+            Some(classification) => format!("  classification: {}\n", classification.name()),
+            None => String::new(),
+        },
     )
 }
 
@@ -129,8 +133,15 @@ fn limits(config: &TrainerConfig, outcome: &Outcome, licence: Option<&str>) -> S
         None => "The base model states no licence in its README.md; its terms hold".to_owned(),
     };
     let (train, test) = (outcome.train_rows, outcome.test_rows);
+    let classification = match config.classification {
+        Some(classification) => format!(
+            "- What it learned from is classified {}: it may go as far as that may.\n",
+            classification.name()
+        ),
+        None => String::new(),
+    };
     format!(
-        "## Limits\n\n\
+        "## Limits\n\n{classification}\
          - It works with the base model of this digest and no other.\n\
          - It was scored on {tested} rows of the same dataset, of which it has seen none, and on \
          nothing else: other inputs, safety and bias are untested.\n\
@@ -163,6 +174,7 @@ fn base_licence(base: &Path) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use graftwork_contract::Digest;
+    use graftwork_contract::dataset::Classification;
     use graftwork_contract::run::RowsUsed;
     use serde_json::json;
 
@@ -173,8 +185,12 @@ mod tests {
     }
 
     fn card_of(base: &Path, quantization: Option<&str>) -> String {
+        adapter_card(&config_of(base, quantization), &outcome())
+    }
+
+    fn config_of(base: &Path, quantization: Option<&str>) -> TrainerConfig {
         let digest = Digest::of(b"it");
-        let config: TrainerConfig = serde_json::from_value(json!({
+        serde_json::from_value(json!({
             "run": "run",
             "resolved": {
                 "base": {
@@ -199,16 +215,32 @@ mod tests {
             "adapter": "expenses",
             "threads": 1,
         }))
-        .unwrap();
-        let outcome = Outcome {
-            digest: digest.clone(),
+        .unwrap()
+    }
+
+    fn outcome() -> Outcome {
+        Outcome {
+            digest: Digest::of(b"it"),
             steps: 40,
             final_loss: 1.5,
             metrics: Vec::new(),
             train_rows: RowsUsed { rows: 90, cut: 2 },
             test_rows: RowsUsed { rows: 10, cut: 1 },
-        };
-        adapter_card(&config, &outcome)
+        }
+    }
+
+    #[test]
+    fn the_card_says_how_far_the_adapter_may_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = config_of(dir.path(), None);
+        config.classification = Some(Classification::Restricted);
+        let text = adapter_card(&config, &outcome());
+        assert!(
+            text.contains("\n  classification: Restricted\n---\n"),
+            "{text}"
+        );
+        assert!(text.contains("is classified Restricted"), "{text}");
+        assert!(!card(dir.path()).contains("classifi"));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Scores the new adapter and its reference on the same test rows.
 
+use graftwork_contract::dataset::Classification;
 use graftwork_contract::run::{Metric, MetricKind};
 use graftwork_model::kv::{KV_BLOCK_TOKENS, KvPool, KvSequence};
 use graftwork_model::lora::LoadedAdapter;
@@ -71,6 +72,17 @@ pub struct Sample {
     pub answer: String,
     /// What its reference says.
     pub reference_answer: String,
+}
+
+impl Sample {
+    /// As a line of JSON. Each line says by itself how far it may go.
+    pub fn line(&self, classification: Option<Classification>) -> String {
+        let mut value = serde_json::json!(self);
+        if let (Some(classification), Some(fields)) = (classification, value.as_object_mut()) {
+            fields.insert("classification".to_owned(), classification.name().into());
+        }
+        value.to_string()
+    }
 }
 
 /// What one model makes of the test rows.

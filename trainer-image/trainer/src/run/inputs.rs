@@ -332,15 +332,20 @@ pub fn read_split(
     split: Split,
 ) -> Result<Vec<Row>, Failure> {
     let dataset = &config.resolved.dataset;
-    rows::read(store, &dataset.name, &dataset.digest, split).map_err(|error| {
-        match error.category() {
-            Category::Invalid => Failure::bad_data(format!(
-                "dataset {} version {}: {}",
-                dataset.name,
-                dataset.version,
-                causes(&error)
-            )),
-            Category::Transient | Category::Bug => Failure::unavailable(causes(&error)),
-        }
-    })
+    rows::read(store, &dataset.name, &dataset.digest, split)
+        .map_err(|error| dataset_failure(config, &error))
+}
+
+/// The end that an error of the dataset's folder stands for.
+pub fn dataset_failure(config: &TrainerConfig, error: &StoreError) -> Failure {
+    let dataset = &config.resolved.dataset;
+    match error.category() {
+        Category::Invalid => Failure::bad_data(format!(
+            "dataset {} version {}: {}",
+            dataset.name,
+            dataset.version,
+            causes(error)
+        )),
+        Category::Transient | Category::Bug => Failure::unavailable(causes(error)),
+    }
 }

@@ -3,6 +3,7 @@
 
 mod benchmark;
 mod card;
+mod classification;
 mod config;
 mod evaluate;
 mod fence;
@@ -44,6 +45,7 @@ use crate::signals::StopFlag;
 use crate::train::{Plan, TrainError};
 
 use benchmark::Benchmark;
+use classification::classified;
 use config::{lora_config, read_config, sequence_length, sizes};
 use evaluate::{Evaluator, Sample};
 use fence::Fence;
@@ -128,6 +130,7 @@ fn attempt(
     let mut fence =
         Fence::take(&store, fence_folder, &args.pod_name).map_err(|error| store_failure(&error))?;
     pin_inputs(&store, config)?;
+    let config = &classified(&store, config)?;
 
     let base = read_base(&config.resolved.base)?;
     let lora = lora_config(&config.lora, base.model.config())?;
@@ -369,7 +372,7 @@ fn keep_samples(store: &Store, config: &TrainerConfig, samples: &[Sample]) {
     }
     let lines: String = samples
         .iter()
-        .filter_map(|sample| serde_json::to_string(sample).ok())
+        .map(|sample| sample.line(config.classification))
         .map(|line| format!("{line}\n"))
         .collect();
     let path = paths::run_samples(&config.run, &config.key);

@@ -60,6 +60,7 @@ pub fn publish(
         resolved: config.resolved.clone(),
         objective: config.objective,
         hyperparameters: config.hyperparameters.clone(),
+        classification: config.classification,
         code_version: CODE_VERSION.to_owned(),
         created_time: time.clone(),
     };
@@ -88,6 +89,7 @@ pub fn publish(
         metrics: outcome.metrics.clone(),
         train_rows: outcome.train_rows,
         test_rows: outcome.test_rows,
+        classification: config.classification,
         finished_time: time,
         code_version: CODE_VERSION.to_owned(),
     })
@@ -114,6 +116,7 @@ pub fn scored(
         metrics,
         train_rows: RowsUsed::default(),
         test_rows,
+        classification: config.classification,
         finished_time: clock::rfc3339(),
         code_version: CODE_VERSION.to_owned(),
     }

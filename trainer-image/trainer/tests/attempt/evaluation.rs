@@ -1,5 +1,6 @@
 //! What is scored: rows that nobody has seen, benchmarks, labels, and what is kept for people to read.
 
+use graftwork_contract::dataset::Classification;
 use graftwork_contract::run::RowsUsed;
 
 use super::*;
@@ -94,6 +95,58 @@ fn answers_are_kept_where_no_metric_needs_them() {
         .map(|metric| metric.name)
         .collect();
     assert_eq!(names, ["loss"]);
+}
+
+/// Notes down how far the rows of a run's dataset may go, as a build under that classification would.
+fn classify(world: &World, config: &Value, classification: &str) {
+    let digest: Digest =
+        serde_json::from_value(config["resolved"]["dataset"]["digest"].clone()).unwrap();
+    let name = config["resolved"]["dataset"]["name"].as_str().unwrap();
+    let path = world
+        .store()
+        .join(paths::dataset(name, &digest))
+        .join("manifest.json");
+    let mut manifest: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    manifest["classification"] = json!(classification);
+    std::fs::write(path, manifest.to_string()).unwrap();
+}
+
+#[test]
+fn what_is_made_of_restricted_rows_is_restricted_whoever_says_so() {
+    let world = World::new();
+    let mut made = world.config("made");
+    made["hyperparameters"]["maximumSteps"] = json!(2);
+    // The version was built as Internal; the Dataset says Restricted by now.
+    classify(&world, &made, "Internal");
+    made["classification"] = json!("Restricted");
+    assert_eq!(world.run(&made), 0, "{:?}", world.summary(&made));
+    let result = world.result(&made);
+    assert_eq!(result.classification, Some(Classification::Restricted));
+    let samples_of = |config: &Value| samples(&world, config);
+    for sample in samples_of(&made) {
+        assert_eq!(sample["classification"], "Restricted");
+    }
+    let folder = world.store().join(&result.folder);
+    let card = std::fs::read_to_string(folder.join("README.md")).unwrap();
+    assert!(card.contains("classification: Restricted"), "{card}");
+
+    // Rows that anybody may see, and a start from that version.
+    let rows: Vec<Row> = (0..8).map(|index| row(prompt(index), index)).collect();
+    let test: Vec<Row> = (0..4).map(|index| row(test_prompt(index), index)).collect();
+    let mut other = on(&world, "public", [rows.clone(), vec![], test.clone()]);
+    classify(&world, &other, "Public");
+    other["resolved"]["initial"] = json!({
+        "adapter": "colours", "version": 1, "digest": result.digest,
+    });
+    assert_eq!(world.run(&other), 0, "{:?}", world.summary(&other));
+    let result = world.result(&other);
+    assert_eq!(result.classification, Some(Classification::Restricted));
+
+    let plain = on(&world, "plain", [rows, vec![], test]);
+    assert_eq!(world.run(&plain), 0, "{:?}", world.summary(&plain));
+    assert_eq!(world.result(&plain).classification, None);
+    let unmarked = samples_of(&plain);
+    assert!(unmarked.iter().all(|it| it.get("classification").is_none()));
 }
 
 #[test]

@@ -272,6 +272,7 @@ fn write_rewarded(
         provenance_digest: Digest::of_json(&provenance).unwrap(),
         provenance,
         findings: std::collections::BTreeMap::new(),
+        classification: None,
     };
     staged.publish(&manifest).unwrap();
     digest

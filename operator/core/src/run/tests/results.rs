@@ -1,5 +1,8 @@
 //! How a run ends well.
 
+use graftwork_contract::dataset::Classification;
+use graftwork_contract::run::TrainerConfig;
+
 use super::*;
 
 #[test]
@@ -24,6 +27,51 @@ fn a_run_completes_with_metrics_and_stops_writing() {
     world.seconds += 1000;
     world.reconcile();
     assert_eq!(world.writes, writes);
+}
+
+/// A run on this Dataset that has ended well with the report of a label: what status shows, and the
+/// classification that the trainer was told.
+fn reported(classification: Option<&str>) -> (Vec<String>, Option<Classification>) {
+    let mut world = World::new();
+    let Referenced::There(dataset) = &mut world.observed.dataset else {
+        unreachable!("a World has a Dataset")
+    };
+    dataset.spec.classification = classification.map(Into::into);
+    let told = (0..40).find_map(|_| {
+        let actions = world.reconcile();
+        world.seconds += 10;
+        match actions.apply.first() {
+            Some(Child::ConfigMap(map)) => Some(map.data.clone().unwrap()),
+            _ => None,
+        }
+    });
+    let told: TrainerConfig = serde_json::from_str(&told.unwrap()["config.json"]).unwrap();
+    world.start_pod();
+    world.publish_result();
+    let record = world.store.last_mut().unwrap();
+    let mut result: RunResult = record.read().unwrap();
+    let mut label = result.metrics[0].clone();
+    label.name = "label/Ann Smith/f1".to_owned();
+    result.metrics.push(label);
+    result.classification = told.classification;
+    record.content = serde_json::to_vec(&result).unwrap();
+    world.end_pod(0, |_| {});
+    world.reconcile();
+    let metrics = world.cr.status.unwrap().metrics.into_iter();
+    (metrics.map(|it| it.name).collect(), told.classification)
+}
+
+#[test]
+fn a_trainer_is_told_how_far_rows_may_go_and_status_shows_no_text_of_restricted_ones() {
+    let (shown, told) = reported(Some("Restricted"));
+    assert_eq!(told, Some(Classification::Restricted));
+    assert_eq!(shown, ["exact_match"]);
+    let (shown, told) = reported(Some("Internal"));
+    assert_eq!(told, Some(Classification::Internal));
+    assert_eq!(shown, ["exact_match", "label/Ann Smith/f1"]);
+    assert_eq!(reported(None).1, None);
+    let unknown = reported(Some("TopSecret")).1;
+    assert_eq!(unknown, Some(Classification::Restricted), "the strictest");
 }
 
 #[test]
