@@ -15,6 +15,7 @@ pub mod dataset;
 pub mod digest;
 pub mod endpoint;
 pub mod exit;
+pub mod feedback;
 pub mod glob;
 pub mod keeper;
 pub mod latency;
