@@ -60,6 +60,16 @@ pub async fn refused(stage: &Stage) -> anyhow::Result<()> {
         &["SourceNotFound", "spec.sources[rows].uri", "absent"],
     )
     .await?;
+    let mut no_zone = manifests::config_map_dataset("no-zone", "amber");
+    no_zone.data["spec"]["schedule"] = json!({"cron": "0 1 * * *", "timeZone": "Europe/Atlantis"});
+    expect(
+        stage,
+        no_zone,
+        "Ready",
+        SHOWN,
+        &["InvalidSpec", "spec.schedule.timeZone", "Europe/Atlantis"],
+    )
+    .await?;
     expect(
         stage,
         manifests::config_map_dataset("malformed", "bad-rows"),
@@ -194,9 +204,18 @@ async fn claim(stage: &Stage) -> anyhow::Result<()> {
     let mut dataset = manifests::config_map_dataset("on-claim", "");
     dataset.data["spec"]["sources"] =
         json!([{"name": "rows", "uri": format!("pvc://{CLAIM}/rows/rows.jsonl")}]);
+    // Measured by the base model on the same claim.
+    dataset.data["spec"]["baseModel"] = json!({"uri": manifests::BASE_URI});
+    dataset.data["spec"]["validation"]["maximumTokensPerRow"] = json!(512);
     stage.apply(&dataset).await?;
     let first = stage.dataset_ready("on-claim").await?;
     ensure!((first.version, first.rows) == (1, 40), "{first:?}");
+    let measured = newest(stage, "on-claim").await?;
+    let tokens = measured.tokens.context("no tokens were counted")?;
+    ensure!(
+        tokens.train > 0 && (1..=512).contains(&tokens.longest_row),
+        "{tokens:?}"
+    );
     stage.put("more-rows", &[], &[rows_on_claim(50)]).await?;
     let still = newest(stage, "on-claim").await?;
     ensure!(
@@ -205,6 +224,8 @@ async fn claim(stage: &Stage) -> anyhow::Result<()> {
     );
     let second = refresh(stage, "once").await?;
     ensure!((second.version, second.rows) == (2, 50), "{second:?}");
+    let parent = newest(stage, "on-claim").await?.parent;
+    ensure!(parent == Some(1), "the version before is {parent:?}");
     let same = refresh(stage, "twice").await?;
     ensure!(
         same == second,
