@@ -22,7 +22,7 @@ pub struct Schedule {
     #[schemars(length(min = 1, max = 64), regex(pattern = r"^[A-Za-z0-9_+/-]+$"))]
     pub time_zone: Option<String>,
     /// What becomes of a time that is over for more than five minutes before anything could begin.
-    /// RunOnce (also where this is left out): the newest one is made up for. Skip: the next one is
+    /// `RunOnce` (also where this is left out): the newest one is made up for. `Skip`: the next one is
     /// waited for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub missed_runs: Option<MissedRuns>,

@@ -135,9 +135,10 @@ impl World {
 
     /// Does what the plan says, as a cluster would.
     fn reconcile(&mut self) -> Actions<DatasetStatus> {
-        let decided = self.decide();
+        let mut events = self.decide();
         let mut actions = self.plan();
-        actions.events.splice(0..0, decided);
+        events.append(&mut actions.events);
+        actions.events = events;
         for child in &actions.apply {
             let Child::ConfigMap(map) = child else {
                 unreachable!("a Dataset has ConfigMaps only: {child:?}")
