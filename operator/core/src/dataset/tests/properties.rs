@@ -84,3 +84,38 @@ proptest! {
         prop_assert!(world.observed.jobs.len() <= 1);
     }
 }
+
+/// Names of the Jobs that run.
+fn running(world: &World) -> Vec<Option<String>> {
+    let runs = |job: &&Job| crate::jobs::state(job) == crate::jobs::JobState::Active;
+    let jobs = world.observed.jobs.iter().filter(runs);
+    jobs.map(|job| job.metadata.name.clone()).collect()
+}
+
+proptest! {
+    #[test]
+    fn a_time_ends_no_build_and_starts_no_second_one_beside_it(
+        nights in prop::collection::vec((0_i64..50, prop::option::of(prop::sample::select(vec![0, 64, 65, 69, 70]))), 1..20),
+    ) {
+        let mut world = super::schedule::nightly(World::from_claim());
+        let mut version = 0;
+        for (hours, code) in nights {
+            world.seconds += hours * 3600;
+            if let Some(code) = code.filter(|_| !running(&world).is_empty()) {
+                world.end_job(code, None);
+                if code == 0 {
+                    version += 1;
+                    world.publish(version);
+                }
+            }
+            let before = running(&world);
+            world.reconcile();
+            let after = running(&world);
+            prop_assert!(before.iter().all(|job| after.contains(job)), "{:?} became {:?}", before, after);
+            prop_assert!(after.len() <= 1, "{:?}", after);
+            let writes = world.writes;
+            world.reconcile();
+            prop_assert_eq!(world.writes, writes, "a second look changes nothing");
+        }
+    }
+}

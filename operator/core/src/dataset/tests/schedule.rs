@@ -15,7 +15,8 @@ fn one_o_clock() -> i64 {
     time.as_second() - at(0).as_second()
 }
 
-fn nightly(mut world: World) -> World {
+/// With a schedule, at noon.
+pub fn nightly(mut world: World) -> World {
     world.cr.spec.schedule = Some(Schedule {
         cron: "0 1 * * *".to_owned(),
         time_zone: None,
