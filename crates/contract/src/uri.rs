@@ -161,7 +161,7 @@ impl DataUri {
 impl WebUri {
     /// Where a redirect leads: another `https` URI, or a path on the same host. It is to be checked like
     /// the first one. Servers sign what they redirect to, so it may have a query; and they may encode the
-    /// slashes of a path, which is theirs to read.
+    /// slashes and marks of a path, which is theirs to read.
     ///
     /// # Errors
     /// See [`UriError`]; a redirect to another scheme is one.
@@ -319,7 +319,7 @@ fn hub(rest: &str) -> Result<DataUri, UriError> {
     })
 }
 
-/// Whether a path's slashes may be percent-encoded.
+/// Whether a path's slashes and marks may be percent-encoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Slashes {
     /// They may not: the next reader may decode once more.
@@ -433,12 +433,14 @@ fn check_web_path(path: &str, slashes: Slashes) -> Result<(), UriError> {
         let (code, rest) = piece.split_at_checked(2).ok_or(UriError::Path)?;
         let byte = u8::from_str_radix(code, 16).map_err(|_| UriError::Path)?;
         let hexadecimal = code.bytes().all(|byte| byte.is_ascii_hexdigit());
-        let slash = byte == b'/' && slashes == Slashes::Encoded;
-        let safe = slash || byte == b' ' || !byte.is_ascii() || byte.is_ascii_alphanumeric();
+        let own =
+            slashes == Slashes::Encoded && byte.is_ascii_graphic() && !b".%\\".contains(&byte);
+        let safe = own || byte == b' ' || !byte.is_ascii() || byte.is_ascii_alphanumeric();
         if !hexadecimal || !safe {
             return Err(UriError::Path);
         }
-        decoded.push(if byte == b' ' { b'x' } else { byte });
+        let mark = byte.is_ascii() && !byte.is_ascii_alphanumeric() && byte != b'/';
+        decoded.push(if mark { b'x' } else { byte });
         decoded.extend(rest.bytes());
     }
     // Letters of other scripts are letters; their points and slashes are neither.

@@ -78,3 +78,59 @@ impl Read for Body {
         Ok(count)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures::stream;
+    use graftwork_contract::exit::ExitCode;
+
+    use super::*;
+    use crate::failure::Failure;
+    use crate::streams::{Packing, unpacked};
+
+    fn body(pieces: Vec<Result<Bytes, Problem>>) -> Body {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let pieces = stream::iter(pieces).boxed();
+        Body::new(
+            Arc::new(runtime),
+            pieces,
+            "source faq (s3://b/k)".to_owned(),
+        )
+    }
+
+    #[test]
+    fn pieces_of_any_length_are_one_text() {
+        let pieces = ["one ", "", "two ", "three"];
+        let pieces = pieces.map(|piece| Ok(Bytes::from_static(piece.as_bytes())));
+        let mut text = String::new();
+        let mut body = body(pieces.to_vec());
+        let mut some = [0; 3];
+        body.read_exact(&mut some).unwrap();
+        body.read_to_string(&mut text).unwrap();
+        assert_eq!((&some, text.as_str()), (b"one", " two three"));
+    }
+
+    #[test]
+    fn what_the_network_could_not_bring_is_said_through_every_decoder() {
+        let text = b"some text, and more of it".repeat(1000);
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::none());
+        std::io::Write::write_all(&mut encoder, &text).unwrap();
+        let gzip = encoder.finish().unwrap();
+        let zstd = zstd::stream::encode_all(&text[..], 1).unwrap();
+        for packed in [text.clone(), gzip, zstd] {
+            let half = Bytes::copy_from_slice(&packed[..packed.len() / 2]);
+            let gone = Problem::Away("the server went away".to_owned());
+            let body = body(vec![Ok(half.clone()), Err(gone)]);
+            let (mut reader, _) = unpacked(body, Packing::of(&packed)).unwrap();
+            let error = reader.read_to_end(&mut Vec::new()).unwrap_err();
+            let inner = error.get_ref().unwrap();
+            let failure = inner.downcast_ref::<Failure>().unwrap();
+            assert_eq!(failure.code, ExitCode::Unavailable);
+            let place = format!("source faq (s3://b/k) after {} bytes: ", half.len());
+            assert!(failure.message.starts_with(&place), "{failure}");
+        }
+    }
+}
