@@ -236,8 +236,9 @@ mod tests {
 
     #[test]
     fn rows_that_say_nothing_or_can_not_be_used_are_not_taken() {
+        type Change = fn(&mut FeedbackRow);
         assert_eq!(row().problem(), None);
-        let changes: [(fn(&mut FeedbackRow), &str); 11] = [
+        let changes: [(Change, &str); 11] = [
             (|row| row.id.clear(), "id"),
             (|row| row.request = "a\nb".to_owned(), "request"),
             (|row| row.caller = Some("c".repeat(129)), "caller"),

@@ -57,12 +57,13 @@ mod tests {
     use super::*;
 
     fn sources(weights: &[Option<&str>]) -> Vec<Source> {
-        let source = |(index, weight): (usize, &Option<&str>)| Source {
+        let named = weights.iter().copied().enumerate();
+        let source = |(index, weight): (usize, Option<&str>)| Source {
             name: format!("s{index}"),
             weight: weight.map(Decimal::from),
             ..Source::default()
         };
-        weights.iter().enumerate().map(source).collect()
+        named.map(source).collect()
     }
 
     fn shares(weights: &[Option<&str>]) -> Vec<Option<(u64, u64)>> {

@@ -435,10 +435,14 @@ fn files_of_a_hub_are_of_one_commit_whatever_the_branch_does_meanwhile() {
 /// The same hub and Secret for another URI.
 fn web_bench_of_hub(first: &Bench, uri: &str) -> Bench {
     let mut next = Bench::new(Format::Completion);
-    next.config.allowed_hosts = first.config.allowed_hosts.clone();
-    next.config.hub_endpoint = first.config.hub_endpoint.clone();
-    next.config.sources = first.config.sources.clone();
-    next.config.sources[0].uri = uri.to_owned();
+    next.config
+        .allowed_hosts
+        .clone_from(&first.config.allowed_hosts);
+    next.config
+        .hub_endpoint
+        .clone_from(&first.config.hub_endpoint);
+    next.config.sources.clone_from(&first.config.sources);
+    uri.clone_into(&mut next.config.sources[0].uri);
     next
 }
 

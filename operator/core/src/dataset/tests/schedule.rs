@@ -212,7 +212,8 @@ fn rows_of_config_maps_alone_are_never_read_again_for_a_time() {
 
 #[test]
 fn a_schedule_that_can_not_work_is_named_with_its_field() {
-    let cases: [(fn(&mut Schedule), &str); 3] = [
+    type Change = fn(&mut Schedule);
+    let cases: [(Change, &str); 3] = [
         (
             |it| it.cron = "61 * * * *".to_owned(),
             "spec.schedule.cron: \"61 * * * *\"",
