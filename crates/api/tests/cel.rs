@@ -123,6 +123,12 @@ fn source_cases() -> Vec<Case> {
         ),
         case(
             "datasets",
+            "secretRef belongs to a uri on the network",
+            source(json!({"name": "a", "uri": "s3://data/a", "secretRef": {"name": "store"}})),
+            source(json!({"name": "a", "uri": "pvc://data/a", "secretRef": {"name": "store"}})),
+        ),
+        case(
+            "datasets",
             "timeoutSeconds and maximumRows are limits of a query",
             source(
                 json!({"name": "a", "postgres": query, "timeoutSeconds": 60, "maximumRows": 10}),

@@ -61,9 +61,9 @@ mod tests {
                 "deu",
             ),
             (
-                "Заявка была одобрена, потому что на чеке видно, что было куплено, когда это произошло и сколько \
-                 за это заплатили. Другая подождёт, пока кто-нибудь не узнает, откуда она взялась.",
-                "rus",
+                "La demande a été acceptée parce que le reçu montre ce qui a été acheté, quand cela a été acheté et \
+                 combien on a payé. L'autre doit attendre que quelqu'un découvre d'où elle vient.",
+                "fra",
             ),
             (
                 "申請は領収書に日付と金額が記載されているため承認されました。",

@@ -26,7 +26,7 @@ use crate::plan::Plan;
 use crate::settings::Settings;
 use crate::storage::StorageProblem;
 
-pub use validate::{Invalid, Valid, classification, validate};
+pub use validate::{Invalid, Valid, classification, read_format, validate};
 
 /// Kind, as in YAML.
 pub const KIND: &str = "Dataset";

@@ -123,21 +123,27 @@ impl Invalid {
     }
 }
 
+/// Reads what rows are, also of a spec that can't work for another reason: its versions stay usable.
+///
+/// # Errors
+/// A format that this version does not know.
+pub fn read_format(spec: &DatasetSpec) -> Result<Format, Invalid> {
+    match &spec.format.type_ {
+        FormatType::Text => Ok(Format::Text),
+        FormatType::Completion => Ok(Format::Completion),
+        FormatType::Chat => Ok(Format::Chat),
+        FormatType::Preference => Ok(Format::Preference),
+        FormatType::Other(other) => Err(unknown("spec.format.type", other, FormatType::KNOWN)),
+    }
+}
+
 /// Reads a spec.
 ///
 /// # Errors
 /// The first field that can't work. The schema refuses most of this before; an operator that is
 /// older or newer than the schema does not rely on it.
 pub fn validate(spec: &DatasetSpec) -> Result<Valid, Invalid> {
-    let format = match &spec.format.type_ {
-        FormatType::Text => Format::Text,
-        FormatType::Completion => Format::Completion,
-        FormatType::Chat => Format::Chat,
-        FormatType::Preference => Format::Preference,
-        FormatType::Other(other) => {
-            return Err(unknown("spec.format.type", other, FormatType::KNOWN));
-        }
-    };
+    let format = read_format(spec)?;
     if spec.sources.is_empty() {
         return Err(Invalid::new(
             "spec.sources",

@@ -8,7 +8,7 @@ use graftwork_api::{
 use graftwork_contract::run::{
     AdapterVersion, Resolved, ResolvedBase, ResolvedDataset, ResolvedReference, RunKey,
 };
-use graftwork_contract::{Digest, dataset::Format, pod};
+use graftwork_contract::{Digest, pod};
 
 use super::validate::Valid;
 use super::{Observed, Referenced};
@@ -224,14 +224,9 @@ fn resolve_dataset(
         name: wanted.name.clone(),
         version: version.version,
         digest,
-        format: read_format(dataset).ok_or_else(|| say("has a format unknown to this version"))?,
+        format: crate::dataset::read_format(&dataset.spec)
+            .map_err(|_| say("has a format unknown to this version"))?,
     })
-}
-
-fn read_format(dataset: &Dataset) -> Option<Format> {
-    crate::dataset::validate(&dataset.spec)
-        .ok()
-        .map(|valid| valid.format)
 }
 
 /// The adapter that the run publishes to.

@@ -254,7 +254,7 @@ fn a_redirect_to_where_nobody_may_go_is_refused_and_nothing_is_sent_there() {
     let inside = Web::start(&certificate, |_| Reply::ok(completions(0..50)));
     let port = inside.port;
     for (location, words) in [
-        (format!("https://127.0.0.2:{port}/"), "127.0.0.2"),
+        (format!("https://127.0.0.2:{port}/faq.jsonl"), "127.0.0.2"),
         (
             format!("https://127.0.0.2:{port}/x?hidden-4711"),
             "127.0.0.2",
