@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use super::attention::{
     Attended, ProjectionGradients, Projections, attend_segments_backward, rotate_rows,
 };
-use super::forward::{LayerTape, Pass};
+use super::forward::{Gated, Heads, LayerTape, Pass, Projected, rms_norm, swiglu};
 use crate::base::{EMBEDDING, INPUT_NORM, KEY_NORM, POST_NORM, QUERY_NORM, layer_tensor_name};
 use crate::kernel::{self, Epilogue, accumulate_outer, product_parallel};
 use crate::lora::Module;
@@ -152,7 +152,7 @@ impl Pass<'_> {
     fn layer_backward(
         &self,
         index: usize,
-        tape: &LayerTape,
+        tape: LayerTape,
         stream: &mut [f32],
         gradients: &mut Gradients<'_>,
     ) {
@@ -166,24 +166,20 @@ impl Pass<'_> {
                 .get(module as usize)
                 .map_or(&[][..], Vec::as_slice)
         };
+        let normed = rms_norm(&tape.input, &layer.input_norm, eps);
+        let post_normed = rms_norm(&tape.middle, &layer.post_norm, eps);
+        let projected = tape.projected;
+        let Projected { heads, gated } =
+            projected.unwrap_or_else(|| self.projected(index, &normed, &post_normed));
 
-        let mut dactivated = vec![0.0; tape.activated.len()];
-        let down = Module::DownProj;
-        self.project_backward(
-            (index, down),
-            (&tape.activated, inner(down)),
-            stream,
-            &mut dactivated,
-            gradients,
-        );
         let (dgate, dup) =
-            swiglu_backward(&tape.gate, &tape.up, &dactivated, config.intermediate_size);
-        let mut dnormed = vec![0.0; tape.post_normed.len()];
-        for (module, dy) in [(Module::GateProj, &dgate), (Module::UpProj, &dup)] {
+            self.swiglu_layer_backward(index, &gated, inner(Module::DownProj), stream, gradients);
+        let mut dnormed = vec![0.0; post_normed.len()];
+        for (module, dy) in [(Module::GateProj, dgate), (Module::UpProj, dup)] {
             self.project_backward(
                 (index, module),
-                (&tape.post_normed, inner(module)),
-                dy,
+                (&post_normed, inner(module)),
+                &dy,
                 &mut dnormed,
                 gradients,
             );
@@ -205,8 +201,10 @@ impl Pass<'_> {
             &mut dattended,
             gradients,
         );
-        let (dquery, dkey, dvalue) = self.attention_backward(index, tape, &dattended, gradients);
-        let mut dnormed = vec![0.0; tape.normed.len()];
+        let forward = (&*tape.attended, &*tape.log_sums);
+        let (dquery, dkey, dvalue) =
+            self.attention_backward(index, &heads, forward, &dattended, gradients);
+        let mut dnormed = vec![0.0; normed.len()];
         for (module, dy) in [
             (Module::QProj, &dquery),
             (Module::KProj, &dkey),
@@ -214,7 +212,7 @@ impl Pass<'_> {
         ] {
             self.project_backward(
                 (index, module),
-                (&tape.normed, inner(module)),
+                (&normed, inner(module)),
                 dy,
                 &mut dnormed,
                 gradients,
@@ -229,12 +227,35 @@ impl Pass<'_> {
         );
     }
 
+    /// Through the last projection and SwiGLU of one layer: the gradients of its gate and of what is gated.
+    fn swiglu_layer_backward(
+        &self,
+        index: usize,
+        Gated { gate, up }: &Gated,
+        inner: &[f32],
+        stream: &[f32],
+        gradients: &mut Gradients<'_>,
+    ) -> (Vec<f32>, Vec<f32>) {
+        let width = self.weights.config.intermediate_size;
+        let activated = swiglu(gate, up, width);
+        let mut dactivated = vec![0.0; activated.len()];
+        self.project_backward(
+            (index, Module::DownProj),
+            (&activated, inner),
+            stream,
+            &mut dactivated,
+            gradients,
+        );
+        swiglu_backward(gate, up, &dactivated, width)
+    }
+
     /// Through attention, rotation and head norms of one layer: the gradients of what its projections made
     /// for queries, keys and values, each as wide as its projection.
     fn attention_backward(
         &self,
         index: usize,
-        tape: &LayerTape,
+        heads: &Heads,
+        (attended, log_sums): (&[f32], &[f32]),
         dattended: &[f32],
         gradients: &mut Gradients<'_>,
     ) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
@@ -243,18 +264,18 @@ impl Pass<'_> {
         };
         let config = &self.weights.config;
         let eps = config.rms_norm_eps;
-        let mut dquery = vec![0.0; tape.query.len()];
-        let mut dkey = vec![0.0; tape.key.len()];
-        let mut dvalue = vec![0.0; tape.value.len()];
+        let mut dquery = vec![0.0; heads.query.len()];
+        let mut dkey = vec![0.0; heads.key.len()];
+        let mut dvalue = vec![0.0; heads.value.len()];
         let forward = Attended {
             inputs: Projections {
-                query: &tape.query,
-                key: &tape.key,
-                value: &tape.value,
+                query: &heads.query,
+                key: &heads.key,
+                value: &heads.value,
                 window: layer.window,
             },
-            out: &tape.attended,
-            log_sums: &tape.log_sums,
+            out: attended,
+            log_sums,
         };
         let into = ProjectionGradients {
             query: &mut dquery,
@@ -276,15 +297,15 @@ impl Pass<'_> {
             config.key_width(),
             -1.0,
         );
-        for (name, norm, raw, heads) in [
-            (QUERY_NORM, &layer.query_norm, &tape.raw_query, &mut dquery),
-            (KEY_NORM, &layer.key_norm, &tape.raw_key, &mut dkey),
+        for (name, norm, raw, rotated) in [
+            (QUERY_NORM, &layer.query_norm, &heads.raw_query, &mut dquery),
+            (KEY_NORM, &layer.key_norm, &heads.raw_key, &mut dkey),
         ] {
             if !norm.is_empty() {
                 let name = layer_tensor_name(index, name);
                 let mut draw = vec![0.0; raw.len()];
-                gradients.norm(&name, (raw, norm, eps), heads, &mut draw);
-                *heads = draw;
+                gradients.norm(&name, (raw, norm, eps), rotated, &mut draw);
+                *rotated = draw;
             }
         }
         (dquery, dkey, dvalue)
@@ -294,12 +315,13 @@ impl Pass<'_> {
     pub fn run_backward(
         &self,
         tokens: &[u32],
-        tapes: &[LayerTape],
+        mut tapes: Vec<LayerTape>,
         mut stream: Vec<f32>,
         gradients: &mut Gradients<'_>,
     ) {
-        for (index, tape) in tapes.iter().enumerate().rev() {
-            self.layer_backward(index, tape, &mut stream, gradients);
+        // Each tape goes when its layer is done.
+        while let Some(tape) = tapes.pop() {
+            self.layer_backward(tapes.len(), tape, &mut stream, gradients);
         }
         if gradients.full {
             let hidden = self.weights.config.hidden_size;

@@ -13,7 +13,7 @@ use crate::random::Stream;
 use crate::targets::Names;
 
 /// One configuration of each family, and a Llama with every bias that there is.
-fn configs() -> Vec<LlamaConfig> {
+pub(super) fn configs() -> Vec<LlamaConfig> {
     let shape = TinyShape::default();
     let mut configs = Family::ALL
         .map(|family| shape.family_config(family))
@@ -26,7 +26,7 @@ fn configs() -> Vec<LlamaConfig> {
 }
 
 /// Weights large enough that attention looks at something, biases and norms away from 0 and 1.
-fn lively(config: LlamaConfig) -> BaseModel {
+pub(super) fn lively(config: LlamaConfig) -> BaseModel {
     let base = BaseModel::random(config.clone(), 11);
     let shapes = crate::base::tensor_shapes(&config);
     let tensors = base

@@ -48,26 +48,40 @@ pub(super) struct Pass<'a> {
 /// The inner values of one module's LoRA, `drop(x) Aᵀ`: `[rows, rank]`; empty without LoRA.
 pub(super) type Inner = [Vec<f32>; Module::ALL.len()];
 
-/// What backward needs of one layer; widths as the names say.
+/// What backward needs of one layer; widths as the names say. Norms and SwiGLU cost next to nothing and are
+/// computed again.
 pub(super) struct LayerTape {
     /// The layer's input, `[rows, hidden]`.
     pub input: Vec<f32>,
-    pub normed: Vec<f32>,
+    pub attended: Vec<f32>,
+    pub log_sums: Vec<f32>,
+    /// After attention's residual, `[rows, hidden]`.
+    pub middle: Vec<f32>,
+    pub inner: Inner,
+    /// None where it is to be computed again (activation checkpointing: Chen et al. 2016, arXiv:1604.06174).
+    pub projected: Option<Projected>,
+}
+
+/// What a layer's projections make of its two normed inputs: three quarters of a tape.
+pub(super) struct Projected {
+    pub heads: Heads,
+    pub gated: Gated,
+}
+
+/// What attention reads.
+pub(super) struct Heads {
     /// Queries and keys before their norm; empty where the family has none.
     pub raw_query: Vec<f32>,
     pub raw_key: Vec<f32>,
     pub query: Vec<f32>,
     pub key: Vec<f32>,
     pub value: Vec<f32>,
-    pub attended: Vec<f32>,
-    pub log_sums: Vec<f32>,
-    /// After attention's residual, `[rows, hidden]`.
-    pub middle: Vec<f32>,
-    pub post_normed: Vec<f32>,
+}
+
+/// What SwiGLU reads.
+pub(super) struct Gated {
     pub gate: Vec<f32>,
     pub up: Vec<f32>,
-    pub activated: Vec<f32>,
-    pub inner: Inner,
 }
 
 impl<'a> Pass<'a> {
@@ -131,38 +145,64 @@ impl<'a> Pass<'a> {
         y
     }
 
-    /// One layer: takes the residual stream and leaves what it becomes.
-    fn layer(&self, index: usize, stream: &mut Vec<f32>) -> Option<LayerTape> {
+    /// Queries, keys and values of one layer, normed and rotated.
+    fn heads(&self, index: usize, normed: &[f32], inner: &mut Inner) -> Heads {
+        let config = &self.weights.config;
+        let norms = self.weights.layers.get(index);
+        let norms = norms.map_or((&[][..], &[][..]), |layer| {
+            (&*layer.query_norm, &*layer.key_norm)
+        });
+        let query = self.project(index, Module::QProj, normed, inner);
+        let key = self.project(index, Module::KProj, normed, inner);
+        let (raw_query, mut query) = head_norm(query, norms.0, config.rms_norm_eps);
+        let (raw_key, mut key) = head_norm(key, norms.1, config.rms_norm_eps);
+        let value = self.project(index, Module::VProj, normed, inner);
+        for (rows, width) in [
+            (&mut query, config.query_width()),
+            (&mut key, config.key_width()),
+        ] {
+            rotate_rows(self.weights, self.segments, rows, width, 1.0);
+        }
+        Heads {
+            raw_query,
+            raw_key,
+            query,
+            key,
+            value,
+        }
+    }
+
+    /// Both inputs of one layer's SwiGLU.
+    fn gated(&self, index: usize, post_normed: &[f32], inner: &mut Inner) -> Gated {
+        Gated {
+            gate: self.project(index, Module::GateProj, post_normed, inner),
+            up: self.project(index, Module::UpProj, post_normed, inner),
+        }
+    }
+
+    /// What the forward pass made of the same normed inputs, with the same bits.
+    pub fn projected(&self, index: usize, normed: &[f32], post_normed: &[f32]) -> Projected {
+        let mut inner = Inner::default();
+        Projected {
+            heads: self.heads(index, normed, &mut inner),
+            gated: self.gated(index, post_normed, &mut inner),
+        }
+    }
+
+    /// One layer: takes the residual stream and leaves what it becomes. `keep` says whether the tape is whole.
+    fn layer(&self, index: usize, stream: &mut Vec<f32>, keep: bool) -> Option<LayerTape> {
         let layer = self.weights.layers.get(index)?;
         let config = &self.weights.config;
         let mut inner = Inner::default();
         let input = std::mem::take(stream);
         let normed = rms_norm(&input, &layer.input_norm, config.rms_norm_eps);
-        let query = self.project(index, Module::QProj, &normed, &mut inner);
-        let key = self.project(index, Module::KProj, &normed, &mut inner);
-        let (raw_query, mut query) = head_norm(query, &layer.query_norm, config.rms_norm_eps);
-        let (raw_key, mut key) = head_norm(key, &layer.key_norm, config.rms_norm_eps);
-        let value = self.project(index, Module::VProj, &normed, &mut inner);
-        rotate_rows(
-            self.weights,
-            self.segments,
-            &mut query,
-            config.query_width(),
-            1.0,
-        );
-        rotate_rows(
-            self.weights,
-            self.segments,
-            &mut key,
-            config.key_width(),
-            1.0,
-        );
-        let mut attended = vec![0.0; query.len()];
+        let heads = self.heads(index, &normed, &mut inner);
+        let mut attended = vec![0.0; heads.query.len()];
         let mut log_sums = vec![0.0; self.rows() * config.num_attention_heads];
         let projections = Projections {
-            query: &query,
-            key: &key,
-            value: &value,
+            query: &heads.query,
+            key: &heads.key,
+            value: &heads.value,
             window: layer.window,
         };
         attend_segments(
@@ -175,42 +215,57 @@ impl<'a> Pass<'a> {
         let mut middle = self.project(index, Module::OProj, &attended, &mut inner);
         kernel::add(&input, &mut middle);
         let post_normed = rms_norm(&middle, &layer.post_norm, config.rms_norm_eps);
-        let gate = self.project(index, Module::GateProj, &post_normed, &mut inner);
-        let up = self.project(index, Module::UpProj, &post_normed, &mut inner);
-        let activated = swiglu(&gate, &up, config.intermediate_size);
+        let gated = self.gated(index, &post_normed, &mut inner);
+        let activated = swiglu(&gated.gate, &gated.up, config.intermediate_size);
         let mut output = self.project(index, Module::DownProj, &activated, &mut inner);
         kernel::add(&middle, &mut output);
         *stream = output;
         Some(LayerTape {
             input,
-            normed,
-            raw_query,
-            raw_key,
-            query,
-            key,
-            value,
             attended,
             log_sums,
             middle,
-            post_normed,
-            gate,
-            up,
-            activated,
             inner,
+            projected: keep.then_some(Projected { heads, gated }),
         })
     }
 
-    /// All layers: the last hidden states `[rows, hidden]`, and each layer's tape where `keep` is set.
-    pub fn run(&self, tokens: &[u32], keep: bool) -> (Vec<f32>, Vec<LayerTape>) {
+    /// All layers: the last hidden states `[rows, hidden]`. Nothing is kept.
+    pub fn run(&self, tokens: &[u32]) -> Vec<f32> {
         let mut stream = self.weights.embed(tokens.iter().copied());
-        let mut tapes = Vec::new();
         for index in 0..self.weights.layers.len() {
-            let tape = self.layer(index, &mut stream);
-            if keep {
-                tapes.extend(tape);
-            }
+            self.layer(index, &mut stream, false);
+        }
+        stream
+    }
+
+    /// The same, with each layer's tape. As many as fit into `bytes` are whole, the last layers first: backward
+    /// begins with them, and gives their memory back.
+    pub fn run_keeping(&self, tokens: &[u32], bytes: usize) -> (Vec<f32>, Vec<LayerTape>) {
+        let layers = self.weights.layers.len();
+        let first_whole = layers - self.whole_layers(bytes).min(layers);
+        let mut stream = self.weights.embed(tokens.iter().copied());
+        let mut tapes = Vec::with_capacity(layers);
+        for index in 0..layers {
+            tapes.extend(self.layer(index, &mut stream, index >= first_whole));
         }
         (stream, tapes)
+    }
+
+    /// How many layers' tapes can be whole within `bytes`, after what every tape has.
+    fn whole_layers(&self, bytes: usize) -> usize {
+        let config = &self.weights.config;
+        let (query, key) = (config.query_width(), config.key_width());
+        let always = 2 * config.hidden_size + query + config.num_attention_heads;
+        let norms = if config.has_query_key_norm() {
+            query + key
+        } else {
+            0
+        };
+        let projected = query + 2 * key + norms + 2 * config.intermediate_size;
+        let of_rows = |values: usize| self.rows() * values * size_of::<f32>();
+        let left = bytes.saturating_sub(self.weights.layers.len() * of_rows(always));
+        left / of_rows(projected).max(1)
     }
 }
 

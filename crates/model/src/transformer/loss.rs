@@ -155,7 +155,7 @@ impl Llama {
         batch: &PackedBatch,
         adapter: Option<&LoadedAdapter>,
     ) -> Result<Vec<TokenScore>, ModelError> {
-        let weights = &*self.0;
+        let weights = &*self.weights;
         let config = &weights.config;
         batch.check(config)?;
         if adapter.is_some_and(|adapter| !adapter.fits(config)) {
@@ -167,7 +167,7 @@ impl Llama {
             dropout: None,
             segments: &batch.segments,
         };
-        let (hidden, _) = pass.run(&batch.tokens, false);
+        let hidden = pass.run(&batch.tokens);
         Ok(pass.target_scores(&hidden, batch))
     }
 }

@@ -134,6 +134,8 @@ fn check_tokens(tokens: &[u32], config: &crate::config::LlamaConfig) -> Result<(
 }
 
 #[cfg(test)]
+mod activations;
+#[cfg(test)]
 mod families;
 #[cfg(test)]
 mod quantised;

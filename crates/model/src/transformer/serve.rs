@@ -145,7 +145,7 @@ impl Llama {
         steps: &mut [SequenceStep<'_>],
         pool: &mut KvPool,
     ) -> Result<Vec<RowLogits>, ModelError> {
-        let weights = &*self.0;
+        let weights = &*self.weights;
         let config = &weights.config;
         check(steps, weights, pool)?;
         reserve(steps, pool)?;

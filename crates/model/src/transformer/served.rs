@@ -69,13 +69,13 @@ impl Llama {
         let files = BaseFiles::open(dir)?;
         let config = files.config().clone();
         let mut tensors = Served { files, held };
-        Ok(Self(Arc::new(Weights::build(&config, &mut tensors)?)))
+        Ok(Self::over(Weights::build(&config, &mut tensors)?))
     }
 
     /// Bytes of its matrices for forward passes; one that is embedding and output projection counts once, but
     /// for f32, where it is there in two forms.
     pub fn bytes(&self) -> usize {
-        let weights = &*self.0;
+        let weights = &*self.weights;
         let layers = weights.layers.iter().flat_map(|layer| &layer.linears);
         let output = match &weights.embedding {
             Embedding::Compact(_) if weights.config.tie_word_embeddings => 0,

@@ -48,6 +48,8 @@ enum Trained {
         weights: Arc<Weights>,
         plan: Arc<LoraPlan>,
         dropout: f64,
+        /// As [`Llama::with_activation_bytes`].
+        activation_bytes: usize,
     },
     /// The whole model.
     Full { config: LlamaConfig },
@@ -88,6 +90,7 @@ impl LossOp {
                 weights,
                 plan,
                 dropout,
+                activation_bytes,
             } => {
                 let layers = LoraLayers::pack(plan, &weights.config, &slice);
                 let dropout = (*dropout > 0.0).then_some(Dropout {
@@ -101,7 +104,7 @@ impl LossOp {
                     dropout,
                     segments,
                 };
-                let sum = self.pass(&pass, &mut gradients);
+                let sum = self.pass(&pass, *activation_bytes, &mut gradients);
                 (sum, gradients.flat)
             }
             Trained::Full { config } => {
@@ -112,14 +115,14 @@ impl LossOp {
                     dropout: None,
                     segments,
                 };
-                let sum = self.pass(&pass, &mut gradients);
+                let sum = self.pass(&pass, usize::MAX, &mut gradients);
                 (sum, gradients.flat)
             }
         }
     }
 
-    fn pass(&self, pass: &Pass<'_>, gradients: &mut Gradients<'_>) -> f64 {
-        let (hidden, tapes) = pass.run(&self.batch.tokens, true);
+    fn pass(&self, pass: &Pass<'_>, activation_bytes: usize, gradients: &mut Gradients<'_>) -> f64 {
+        let (hidden, tapes) = pass.run_keeping(&self.batch.tokens, activation_bytes);
         let targets = &self.batch.targets;
         let (sum, dhidden) = match &self.goal {
             Goal::Likelihood => pass.loss_and_gradient(&hidden, targets, None, gradients),
@@ -131,7 +134,7 @@ impl LossOp {
                 (sum, dhidden)
             }
         };
-        pass.run_backward(&self.batch.tokens, &tapes, dhidden, gradients);
+        pass.run_backward(&self.batch.tokens, tapes, dhidden, gradients);
         sum
     }
 }
@@ -273,9 +276,10 @@ impl Llama {
     ) -> Result<Loss, ModelError> {
         batch.check(self.config())?;
         let trained = Trained::Lora {
-            weights: Arc::clone(&self.0),
+            weights: Arc::clone(&self.weights),
             plan: Arc::clone(lora.plan()),
             dropout: lora.config().dropout,
+            activation_bytes: self.activation_bytes,
         };
         loss(lora.iter(), (trained, goal), batch, seed)
     }

@@ -239,15 +239,26 @@ fn rotary_tables(config: &LlamaConfig) -> (Vec<f32>, Vec<f32>) {
 
 /// A frozen model, ready for passes. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Llama(pub(super) Arc<Weights>);
+pub struct Llama {
+    pub(super) weights: Arc<Weights>,
+    /// As [`Self::with_activation_bytes`].
+    pub(super) activation_bytes: usize,
+}
 
 impl Llama {
+    pub(super) fn over(weights: Weights) -> Self {
+        Self {
+            weights: Arc::new(weights),
+            activation_bytes: usize::MAX,
+        }
+    }
+
     /// Packs the weights of a base model.
     pub fn new(base: &BaseModel) -> Self {
         let tensors = base.tensors();
-        Self(Arc::new(Weights::pack(base.config(), &|name| {
+        Self::over(Weights::pack(base.config(), &|name| {
             tensors.get(name).map_or(&[][..], Vec::as_slice)
-        })))
+        }))
     }
 
     /// Loads a base model's folder with its matrices in blocks, one tensor at a time: the model is
@@ -262,11 +273,22 @@ impl Llama {
             files,
             quantization,
         };
-        Ok(Self(Arc::new(Weights::build(&config, &mut tensors)?)))
+        Ok(Self::over(Weights::build(&config, &mut tensors)?))
+    }
+
+    /// With a limit to what a training pass keeps for its backward pass, in bytes. Beyond it projections
+    /// are computed again, which takes up to a third longer; the bits are the same. Layers' inputs and
+    /// what attention made are kept in any case.
+    #[must_use]
+    pub fn with_activation_bytes(self, bytes: usize) -> Self {
+        Self {
+            activation_bytes: bytes,
+            ..self
+        }
     }
 
     /// The model's shape.
     pub fn config(&self) -> &LlamaConfig {
-        &self.0.config
+        &self.weights.config
     }
 }
