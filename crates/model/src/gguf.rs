@@ -558,7 +558,7 @@ mod tests {
     use crate::base::{BaseModel, base_digest, check_base, save_base};
     use crate::fixture::{TinyShape, write_tiny_gguf};
     use crate::quant::Quantization;
-    use crate::transformer::{Llama, PackedBatch};
+    use crate::transformer::{Held, Llama, PackedBatch};
 
     fn shape() -> TinyShape {
         TinyShape {
@@ -600,7 +600,7 @@ mod tests {
             let tokens: Vec<u32> = (0..40).map(|i| i * 37 % 250).collect();
             batch.push(&tokens, &[true; 40]);
             let score = |dir: &Path, quantization| {
-                let llama = Llama::load_quantised(dir, quantization).unwrap();
+                let llama = Llama::load(dir, Held::Blocks(quantization)).unwrap();
                 llama.score(&batch, None).unwrap()
             };
             let expected = score(plain.path(), Quantization::Q8_0);
@@ -617,6 +617,8 @@ mod tests {
             );
             let read = BaseModel::load(dir.path()).unwrap();
             assert_eq!(Llama::new(&read).score(&batch, None).unwrap(), expected);
+            let stored = Llama::load(dir.path(), Held::AsStored).unwrap();
+            assert_eq!(stored.score(&batch, None).unwrap(), expected);
         }
     }
 

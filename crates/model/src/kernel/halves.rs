@@ -1,11 +1,11 @@
-//! Weights packed as bf16: half of the memory, and the bits of their values in f32.
+//! Weights packed as bf16: half of the memory, one pack for both directions, and the bits of their values in f32.
 
 use std::ops::Range;
 
 use half::bf16;
 use rayon::prelude::*;
 
-use super::panels::LANES;
+use super::panels::{LANES, Panels};
 use super::product::{Epilogue, Packed, parallel};
 
 /// One input of sixteen outputs.
@@ -78,9 +78,48 @@ impl HalfPanels {
             let lines = self.lines.get(start + columns.start..start + columns.end);
             let lane = |line: &HalfLine| line.0.get(row % LANES).copied();
             let bits = lines.unwrap_or_default().iter().filter_map(lane);
-            values.extend(bits.map(|bits| bf16::from_bits(bits).to_f32()));
+            values.extend(bits.map(widened));
         }
         values
+    }
+
+    /// The transpose's outputs `inputs`, for `g · W`, as f32.
+    ///
+    /// # Panics
+    /// `inputs` lies outside.
+    pub fn transposed(&self, inputs: Range<usize>) -> Panels {
+        assert!(
+            inputs.end <= self.inputs,
+            "inputs {inputs:?} of {}",
+            self.inputs
+        );
+        let mut data = vec![0.0; inputs.len().next_multiple_of(LANES) * self.outputs];
+        let panels = data.chunks_exact_mut(LANES * self.outputs);
+        for (first, panel) in inputs.clone().step_by(LANES).zip(panels) {
+            let end = inputs.end.min(first + LANES);
+            let groups = self.lines.chunks_exact(self.inputs);
+            for (group, slots) in groups.zip(panel.chunks_mut(LANES * LANES)) {
+                transpose(group.get(first..end).unwrap_or_default(), slots);
+            }
+        }
+        Panels::over(data, inputs.len(), self.outputs)
+    }
+}
+
+/// The value of these bits, exactly.
+fn widened(bits: u16) -> f32 {
+    f32::from_bits(u32::from(bits) << 16)
+}
+
+/// Sixteen outputs of some inputs, `[inputs][16]`, as `[outputs][16]`.
+fn transpose(lines: &[HalfLine], slots: &mut [f32]) {
+    let (slots, _) = slots.as_chunks_mut::<LANES>();
+    for (lane, row) in slots.iter_mut().enumerate() {
+        for (slot, line) in row.iter_mut().zip(lines) {
+            if let Some(bits) = line.0.get(lane) {
+                *slot = widened(*bits);
+            }
+        }
     }
 }
 
@@ -97,7 +136,7 @@ pub(crate) fn product_halves(x: &[f32], w: &HalfPanels, y: &mut [f32], epilogue:
 mod tests {
     use super::super::product::{available, packed_on};
     use super::*;
-    use crate::kernel::{Panels, product_parallel, reference};
+    use crate::kernel::{product_parallel, reference};
     use crate::random::Stream;
 
     fn values(seed: u64, count: usize) -> Vec<f32> {
@@ -121,6 +160,19 @@ mod tests {
             rounded(&weight[20 * k + 3..20 * k + 5])
         );
         assert_eq!(halves.bytes() * 2, Panels::pack(&weight, n, k).bytes());
+    }
+
+    #[test]
+    fn every_part_of_the_transpose_is_that_of_the_values_as_f32() {
+        for (n, k) in [(48, 32), (37, 19), (5, 40), (150, 24)] {
+            let halves = HalfPanels::pack(&values(1, n * k), n, k);
+            for first in (0..k).step_by(16) {
+                let part = first..k.min(first + 32);
+                let columns = halves.read(0..n, part.clone());
+                let expected = Panels::pack_transposed(&columns, n, part.len());
+                assert_eq!(halves.transposed(part).data(), expected.data());
+            }
+        }
     }
 
     #[test]

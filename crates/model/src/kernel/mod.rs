@@ -6,7 +6,7 @@
 //! bits of a row depend on the row and the weight alone. `reference.rs` is the same chain written
 //! plainly; the tests hold the two equal bit for bit.
 //!
-//! Weights may be packed as bf16 (the bits of their values in f32), or stay in blocks, multiplied with inputs in
+//! Weights may be packed as bf16 (the bits of their values in f32, in both directions), or stay in blocks, multiplied with inputs in
 //! 8 bits for serving (`integer/`), with the same promise.
 //!
 //! The instruction set does matter: [`Isa::Portable`] has no fused multiply-add and rounds twice.

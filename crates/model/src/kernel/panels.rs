@@ -72,7 +72,8 @@ impl Panels {
         (stack, parts)
     }
 
-    fn over(data: Vec<f32>, outputs: usize, inputs: usize) -> Self {
+    /// Of values that are packed.
+    pub(super) fn over(data: Vec<f32>, outputs: usize, inputs: usize) -> Self {
         Self {
             outputs,
             inputs,

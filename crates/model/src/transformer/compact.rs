@@ -20,16 +20,21 @@ pub(super) enum Compact {
     Blocks(Arc<Blocks>),
     /// Multiplied as it is, with inputs in 8 bits: for serving. A gradient would be that of the exact inputs.
     Integers(Arc<IntegerPanels>),
-    /// bf16, multiplied as it is, with the bits that its values in f32 give.
+    /// bf16, multiplied as it is (forward) or in tiles (backward), with the bits that its values in f32 give.
     Halves(Arc<HalfPanels>),
 }
 
 impl Compact {
+    /// For training: multiplied in tiles.
+    pub fn tiled(blocks: Blocks) -> Self {
+        Self::Blocks(Arc::new(blocks))
+    }
+
     /// For serving: packed where there is a product for the format.
     pub fn served(blocks: Blocks) -> Self {
         match IntegerPanels::pack(&blocks) {
             Some(panels) => Self::Integers(Arc::new(panels)),
-            None => Self::Blocks(Arc::new(blocks)),
+            None => Self::tiled(blocks),
         }
     }
 
@@ -88,9 +93,12 @@ impl Compact {
     /// `g · W` of every row into `dx: [rows, inputs]`: the input gradient.
     pub fn backward(&self, dy: &[f32], dx: &mut [f32], epilogue: Epilogue) {
         let (outputs, inputs) = (self.outputs(), self.inputs());
-        let panels = |columns: Range<usize>| {
-            let values = self.read(0..outputs, columns.clone());
-            Panels::pack_transposed(&values, outputs, columns.len())
+        let panels = |columns: Range<usize>| match self {
+            Self::Halves(panels) => panels.transposed(columns),
+            Self::Blocks(_) | Self::Integers(_) => {
+                let values = self.read(0..outputs, columns.clone());
+                Panels::pack_transposed(&values, outputs, columns.len())
+            }
         };
         product_tiled(dy, (inputs, outputs), (TILE, &panels), dx, epilogue);
     }

@@ -10,18 +10,18 @@ mod compact;
 mod forward;
 mod frozen;
 pub(crate) mod linear;
+mod load;
 mod loss;
 mod preference;
 mod segments;
 mod serve;
-mod served;
 mod train;
 mod weights;
 
+pub use load::Held;
 pub use loss::TokenScore;
 pub use preference::{Answer, PreferenceBatch};
 pub use serve::{LogitRows, RowLogits, SequenceStep};
-pub use served::Held;
 pub use train::{Loss, StepSeed, TrainableLlama};
 pub use weights::Llama;
 

@@ -58,7 +58,7 @@ fn losses_and_gradients_have_the_bits_of_the_values_read_back() {
         let dir = tempfile::tempdir().unwrap();
         let base = saved(dir.path(), tied);
         for quantization in Quantization::ALL {
-            let quantised = Llama::load_quantised(dir.path(), quantization).unwrap();
+            let quantised = Llama::load(dir.path(), Held::Blocks(quantization)).unwrap();
             let plain = Llama::new(&read_back(&base, quantization));
             let config = lora(4, 0.3);
             let adapter = random_adapter(base.config(), &config, 5);
@@ -75,10 +75,29 @@ fn losses_and_gradients_have_the_bits_of_the_values_read_back() {
 }
 
 #[test]
+fn a_folder_that_is_loaded_as_it_is_stored_has_the_bits_of_its_values_in_f32() {
+    for tied in [true, false] {
+        let dir = tempfile::tempdir().unwrap();
+        let base = saved(dir.path(), tied);
+        let stored = Llama::load(dir.path(), Held::AsStored).unwrap();
+        let plain = Llama::new(&base);
+        let adapter = random_adapter(base.config(), &lora(4, 0.3), 5);
+        let params = LoraParams::from_adapter(&adapter, base.config()).unwrap();
+        assert_eq!(
+            loss_and_gradients(&stored, &params),
+            loss_and_gradients(&plain, &params),
+            "tied {tied}"
+        );
+        let scores = stored.score(&batch(&[30]), None).unwrap();
+        assert_eq!(scores, plain.score(&batch(&[30]), None).unwrap());
+    }
+}
+
+#[test]
 fn gradients_on_a_quantised_base_are_those_of_its_loss() {
     let dir = tempfile::tempdir().unwrap();
     let base = saved(dir.path(), false);
-    let llama = Llama::load_quantised(dir.path(), Quantization::Q4K).unwrap();
+    let llama = Llama::load(dir.path(), Held::Blocks(Quantization::Q4K)).unwrap();
     let adapter = random_adapter(base.config(), &lora(4, 0.0), 5);
     let params = LoraParams::from_adapter(&adapter, base.config()).unwrap();
     let batch = batch(&[9, 20]);
@@ -99,7 +118,7 @@ fn what_quantisation_costs_is_small_and_more_for_fewer_bits() {
     };
     let exact = losses(&Llama::new(&base));
     let distance = |quantization| {
-        let llama = Llama::load_quantised(dir.path(), quantization).unwrap();
+        let llama = Llama::load(dir.path(), Held::Blocks(quantization)).unwrap();
         (losses(&llama) / exact - 1.0).abs()
     };
     let (eight, four) = (distance(Quantization::Q8_0), distance(Quantization::Q4K));

@@ -124,7 +124,7 @@ fn serving_in_blocks_is_as_near_as_training_on_them_and_takes_their_memory() {
     for quantization in Quantization::ALL {
         let held = Held::Blocks(quantization);
         let served = Llama::load_served(dir.path(), held).unwrap();
-        let trained = Llama::load_quantised(dir.path(), quantization).unwrap();
+        let trained = Llama::load(dir.path(), held).unwrap();
         let apart = losses(&served) / losses(&trained) - 1.0;
         assert!(apart != 0.0 && apart.abs() < 0.005, "{held:?}: {apart}");
         let off = (losses(&served) / losses(&exact) - 1.0).abs();

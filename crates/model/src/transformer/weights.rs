@@ -2,19 +2,17 @@
 
 use std::borrow::Cow;
 use std::convert::Infallible;
-use std::path::Path;
 use std::sync::Arc;
 
 use super::compact::Compact;
 use super::frozen::{Embedding, Frozen};
 use crate::base::{
-    BaseError, BaseModel, EMBEDDING, FINAL_NORM, INPUT_NORM, KEY_NORM, OUTPUT, POST_NORM,
-    QUERY_NORM, layer_tensor_name,
+    BaseModel, EMBEDDING, FINAL_NORM, INPUT_NORM, KEY_NORM, OUTPUT, POST_NORM, QUERY_NORM,
+    layer_tensor_name,
 };
-use crate::base_files::{BaseFiles, Role};
+use crate::base_files::Role;
 use crate::config::LlamaConfig;
 use crate::lora::Module;
-use crate::quant::Quantization;
 use crate::rope::frequencies;
 
 /// One transformer layer.
@@ -81,25 +79,6 @@ impl Tensors for InMemory<'_, '_> {
 
     fn values(&mut self, name: &str) -> Result<Cow<'_, [f32]>, Infallible> {
         Ok((self.0)(name).into())
-    }
-}
-
-/// Tensors of a folder, whose matrices are used in blocks.
-struct Quantised {
-    files: BaseFiles,
-    quantization: Quantization,
-}
-
-impl Tensors for Quantised {
-    type Error = BaseError;
-
-    fn values(&mut self, name: &str) -> Result<Cow<'_, [f32]>, BaseError> {
-        Ok(self.files.read_f32(name)?.into())
-    }
-
-    fn compact(&mut self, name: &str, role: Role) -> Result<Option<Compact>, BaseError> {
-        let blocks = self.files.read_blocks(name, role, self.quantization)?;
-        Ok(blocks.map(|blocks| Compact::Blocks(Arc::new(blocks))))
     }
 }
 
@@ -259,21 +238,6 @@ impl Llama {
         Self::over(Weights::pack(base.config(), &|name| {
             tensors.get(name).map_or(&[][..], Vec::as_slice)
         }))
-    }
-
-    /// Loads a base model's folder with its matrices in blocks, one tensor at a time: the model is
-    /// never in memory as a whole in another form.
-    ///
-    /// # Errors
-    /// As [`BaseModel::load`].
-    pub fn load_quantised(dir: &Path, quantization: Quantization) -> Result<Self, BaseError> {
-        let files = BaseFiles::open(dir)?;
-        let config = files.config().clone();
-        let mut tensors = Quantised {
-            files,
-            quantization,
-        };
-        Ok(Self::over(Weights::build(&config, &mut tensors)?))
     }
 
     /// With a limit to what a training pass keeps for its backward pass, in bytes. Beyond it projections

@@ -11,14 +11,14 @@ use graftwork_contract::paths;
 use graftwork_contract::run::{
     Objective, Quantization, ResolvedBase, ResolvedReference, RowsUsed, TrainerConfig,
 };
-use graftwork_model::base::{BaseModel, base_digest};
+use graftwork_model::base::base_digest;
 use graftwork_model::category::Category as FileCategory;
 use graftwork_model::config::LlamaConfig;
 use graftwork_model::lora::{LoadedAdapter, LoraConfig, LoraParams};
 use graftwork_model::peft::Adapter;
 use graftwork_model::quant;
 use graftwork_model::tokenizer::{TextTokenizer, TokenizedExample};
-use graftwork_model::transformer::Llama;
+use graftwork_model::transformer::{Held, Llama};
 
 use super::benchmark::Benchmark;
 use super::evaluate::TestRows;
@@ -73,18 +73,17 @@ impl Inputs {
 pub fn read_base(resolved: &ResolvedBase) -> Result<Base, Failure> {
     let dir = Path::new(&resolved.path);
     let named = format!("baseModel {}", resolved.uri);
-    let digest =
-        base_digest(dir).map_err(|error| file_failure(&named, error.category(), &error))?;
+    // Both read all of it: what the one brings into the page cache is there for the other. Nothing is used
+    // before the digest is known.
+    let held = resolved.quantization.map_or(Held::AsStored, held);
+    let (digest, model) = rayon::join(|| base_digest(dir), || Llama::load(dir, held));
+    let digest = digest.map_err(|error| file_failure(&named, error.category(), &error))?;
     if digest != resolved.digest.as_str() {
         return Err(Failure::bad_config(format!(
             "{named} has digest {digest}, the run was resolved with {}; the folder was changed",
             resolved.digest
         )));
     }
-    let model = match resolved.quantization {
-        None => BaseModel::load(dir).map(|base| Llama::new(&base)),
-        Some(quantization) => Llama::load_quantised(dir, stored(quantization)),
-    };
     let model = model.map_err(|error| file_failure(&named, error.category(), &error))?;
     let tokenizer =
         TextTokenizer::load(dir).map_err(|error| file_failure(&named, error.category(), &error))?;
@@ -98,12 +97,12 @@ pub fn read_base(resolved: &ResolvedBase) -> Result<Base, Failure> {
 }
 
 /// How the model's crate calls a quantisation.
-fn stored(quantization: Quantization) -> quant::Quantization {
-    match quantization {
+fn held(quantization: Quantization) -> Held {
+    Held::Blocks(match quantization {
         Quantization::Q8_0 => quant::Quantization::Q8_0,
         Quantization::Q4_0 => quant::Quantization::Q4_0,
         Quantization::Q4K => quant::Quantization::Q4K,
-    }
+    })
 }
 
 /// The end that an error of `named`'s files stands for.

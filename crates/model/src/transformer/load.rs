@@ -1,4 +1,4 @@
-//! Loading a base model to serve it: in fewer bits, in the form that forward passes multiply fastest.
+//! Loading a base model's folder, one tensor at a time: the model is never in memory as a whole in another form.
 
 use std::borrow::Cow;
 use std::path::Path;
@@ -10,9 +10,9 @@ use super::weights::{Llama, Tensors, Weights};
 use crate::base::BaseError;
 use crate::base_files::{BaseFiles, Role};
 use crate::kernel::HalfPanels;
-use crate::quant::Quantization;
+use crate::quant::{Blocks, Quantization};
 
-/// What a served base model is held in.
+/// What the matrices of a base model are held in.
 ///
 /// What a GGUF file holds in blocks stays so in every case, and norms and biases are f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,13 +25,15 @@ pub enum Held {
     Blocks(Quantization),
 }
 
-/// Tensors of a folder, whose matrices are held for serving.
-struct Served {
+/// Tensors of a folder, whose matrices are held in a form.
+struct Stored {
     files: BaseFiles,
     held: Held,
+    /// How blocks are multiplied.
+    blocks: fn(Blocks) -> Compact,
 }
 
-impl Tensors for Served {
+impl Tensors for Stored {
     type Error = BaseError;
 
     fn values(&mut self, name: &str) -> Result<Cow<'_, [f32]>, BaseError> {
@@ -44,7 +46,7 @@ impl Tensors for Served {
             Held::AsStored | Held::Bf16 => self.files.stored_blocks(name)?,
         };
         if let Some(blocks) = blocks {
-            return Ok(Some(Compact::served(blocks)));
+            return Ok(Some((self.blocks)(blocks)));
         }
         let is_half = self.held == Held::Bf16 || self.files.is_bf16(name);
         let Some((outputs, inputs)) = self.files.matrix_shape(name).filter(|_| is_half) else {
@@ -57,8 +59,18 @@ impl Tensors for Served {
 }
 
 impl Llama {
-    /// Loads a base model's folder to serve it, one tensor at a time: the model is never in memory as a
-    /// whole in another form.
+    /// Loads a base model's folder to train on it.
+    ///
+    /// In every form, forward and backward passes have the bits that [`Self::new`] has for the values held, so
+    /// that a gradient is the function's own.
+    ///
+    /// # Errors
+    /// As [`BaseModel::load`](crate::base::BaseModel::load).
+    pub fn load(dir: &Path, held: Held) -> Result<Self, BaseError> {
+        load(dir, held, Compact::tiled)
+    }
+
+    /// Loads a base model's folder to serve it.
     ///
     /// Products with blocks take their inputs in 8 bits, as llama.cpp's do; see the kernels' documentation. A
     /// row's bits depend on the row and the weights alone in every form.
@@ -66,10 +78,7 @@ impl Llama {
     /// # Errors
     /// As [`BaseModel::load`](crate::base::BaseModel::load).
     pub fn load_served(dir: &Path, held: Held) -> Result<Self, BaseError> {
-        let files = BaseFiles::open(dir)?;
-        let config = files.config().clone();
-        let mut tensors = Served { files, held };
-        Ok(Self::over(Weights::build(&config, &mut tensors)?))
+        load(dir, held, Compact::served)
     }
 
     /// Bytes of its matrices for forward passes; one that is embedding and output projection counts once, but
@@ -83,4 +92,15 @@ impl Llama {
         };
         weights.embedding.bytes() + output + layers.map(Frozen::bytes).sum::<usize>()
     }
+}
+
+fn load(dir: &Path, held: Held, blocks: fn(Blocks) -> Compact) -> Result<Llama, BaseError> {
+    let files = BaseFiles::open(dir)?;
+    let config = files.config().clone();
+    let mut tensors = Stored {
+        files,
+        held,
+        blocks,
+    };
+    Ok(Llama::over(Weights::build(&config, &mut tensors)?))
 }
