@@ -97,8 +97,13 @@ pub enum ChatError {
     #[error("the model's chat template can't be parsed: {0}")]
     Syntax(String),
     /// The template ended with an error, often one of its own (`raise_exception`).
-    #[error("the model's chat template refuses the messages: {0}")]
-    Render(String),
+    #[error("the model's chat template refuses the messages: {problem}")]
+    Render {
+        /// Kind, words and place.
+        problem: String,
+        /// Whether the words stand in the template, so that they repeat nothing of the messages.
+        is_fixed: bool,
+    },
     /// What an assistant says can't be told from the rest.
     #[error(
         "the model's chat template changes earlier turns when a later one is added (some drop earlier thinking), so that the assistant's tokens are unknown; it works with one answer in a row, or with a template that has {{% generation %}}"
@@ -243,7 +248,14 @@ impl ChatTemplate {
         tools: &[serde_json::Value],
         add_generation_prompt: bool,
     ) -> Result<String, ChatError> {
-        let refuse = |error: Error| ChatError::Render(error.to_string());
+        let refuse = |error: Error| {
+            let template = self.environment.get_template(name);
+            let source = template.map_or_else(|_| String::new(), |it| it.source().to_owned());
+            ChatError::Render {
+                is_fixed: error.detail().is_none_or(|words| source.contains(words)),
+                problem: error.to_string(),
+            }
+        };
         let template = self.environment.get_template(name).map_err(refuse)?;
         let messages = messages
             .iter()
@@ -522,6 +534,17 @@ mod tests {
         let template = ChatTemplate::parse(source.to_owned(), None, None).unwrap();
         let text = template.render(&[], false).unwrap_err().to_string();
         assert!(text.contains("roles must alternate"), "{text}");
+        let is_fixed = |source: &str| {
+            let template = ChatTemplate::parse(source.to_owned(), None, None).unwrap();
+            let messages = [ChatMessage::new("user", "4111 1111")];
+            let error = template.render(&messages, false).unwrap_err();
+            matches!(error, ChatError::Render { is_fixed: true, .. })
+        };
+        assert!(is_fixed(source));
+        assert!(!is_fixed(
+            "{{ raise_exception('odd: ' + messages[0].content) }}"
+        ));
+        assert!(!is_fixed("{{ raise_exception(messages[0].content[:4]) }}"));
         let source =
             "{% for a in range(10000) %}{% for b in range(10000) %}x{% endfor %}{% endfor %}";
         let template = ChatTemplate::parse(source.to_owned(), None, None).unwrap();

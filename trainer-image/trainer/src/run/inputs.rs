@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use graftwork_artifacts::rows::{self, Row};
+use graftwork_artifacts::rows::{self, Row, file_name};
 use graftwork_artifacts::{Category, Error as StoreError, MANIFEST_FILE, Store};
 use graftwork_contract::adapter::Manifest;
 use graftwork_contract::dataset::Split;
@@ -254,20 +254,23 @@ pub fn read_rows(
     }
     let (test, test_rows) = read_test(store, config, tokenizer, base, length)?;
     let validation = read_validation(store, config)?;
+    let (train_file, validation_file) = (file_name(Split::Train), file_name(Split::Validation));
+    let train_rows = (&*train_file, &*train);
+    let validation_rows = (&*validation_file, &*validation);
     let mut inputs = match config.objective {
         Objective::Sft => {
-            let train = examples(&train, tokenizer, length)?;
+            let train = examples(train_rows, tokenizer, length)?;
             Inputs {
-                validation: examples(&validation, tokenizer, length)?.examples,
+                validation: examples(validation_rows, tokenizer, length)?.examples,
                 train_rows: used(&train.was_cut),
                 train: train.examples,
                 ..Inputs::default()
             }
         }
         Objective::Dpo { .. } => {
-            let (train_pairs, was_cut) = pairs(&train, tokenizer, length)?;
+            let (train_pairs, was_cut) = pairs(train_rows, tokenizer, length)?;
             Inputs {
-                validation_pairs: pairs(&validation, tokenizer, length)?.0,
+                validation_pairs: pairs(validation_rows, tokenizer, length)?.0,
                 train_rows: used(&was_cut),
                 train_pairs,
                 ..Inputs::default()

@@ -1,7 +1,7 @@
 //! The rows to score: read, without those that were trained on, as tokens.
 
 use graftwork_artifacts::Store;
-use graftwork_artifacts::rows::{self, Row};
+use graftwork_artifacts::rows::{self, Row, file_name};
 use graftwork_contract::dataset::Split;
 use graftwork_contract::run::{Evaluation, MetricKind, RowsUsed, TrainerConfig};
 use graftwork_model::config::LlamaConfig;
@@ -29,6 +29,7 @@ pub fn read_test(
     if let Some(maximum) = config.evaluation.maximum_rows {
         rows.truncate(maximum as usize);
     }
+    let file = file_name(Split::Test);
     let metrics = &config.evaluation.metrics;
     let was_seen = rows_trained_on(store, config, &rows)?;
     check(config, &was_seen)?;
@@ -49,7 +50,7 @@ pub fn read_test(
     }
     let mut was_cut = vec![false; rows.len()];
     if metrics.iter().any(|metric| !metric.needs_answers()) {
-        let scored = examples(&rows, tokenizer, length)?;
+        let scored = examples((&file, &rows), tokenizer, length)?;
         was_cut = scored.was_cut;
         test.rows = unseen.iter().map(|(index, _)| *index).collect();
         let scored = scored.examples.into_iter().zip(&was_seen);
@@ -64,7 +65,7 @@ pub fn read_test(
         Err(_) => {}
         Ok(room) => {
             for (index, row) in unseen.iter().take(wanted) {
-                let question = question(row, *index, tokenizer, room.min(length))?;
+                let question = question(row, (&file, *index), tokenizer, room.min(length))?;
                 let is_cut = question.as_ref().is_some_and(|question| question.was_cut);
                 if let Some(was_cut) = was_cut.get_mut(*index) {
                     *was_cut |= is_cut && needs_answers;

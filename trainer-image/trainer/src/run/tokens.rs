@@ -1,7 +1,9 @@
 //! Rows of a dataset as tokens: to train on, and to ask.
 
 use graftwork_artifacts::rows::Row;
-use graftwork_model::tokenizer::{ChatMessage, TextTokenizer, TokenizedExample, TokenizerError};
+use graftwork_model::tokenizer::{
+    ChatError, ChatMessage, TextTokenizer, TokenizedExample, TokenizerError,
+};
 use rayon::prelude::*;
 
 use super::preference::Pair;
@@ -31,13 +33,13 @@ pub struct Question {
     pub was_cut: bool,
 }
 
-/// Tokens of each row, at most `maximum` of them.
+/// Tokens of each row, at most `maximum` of them. `file` is where the rows are from.
 ///
 /// # Errors
-/// [`Failure`] with `BadData`: a row that the tokenizer or the chat template refuses; or with
+/// [`Failure`] with `BadData`, naming file and row: one that the tokenizer or the chat template refuses; or with
 /// `BadConfig` where the base model's tokenizer can make no training rows at all.
 pub fn examples(
-    rows: &[Row],
+    (file, rows): (&str, &[Row]),
     tokenizer: &TextTokenizer,
     maximum: usize,
 ) -> Result<Examples, Failure> {
@@ -45,7 +47,8 @@ pub fn examples(
         .par_iter()
         .enumerate()
         .map(|(index, row)| {
-            let mut example = example(row, tokenizer).map_err(|error| refused(index, &error))?;
+            let mut example =
+                example(row, tokenizer).map_err(|error| refused((file, index), &error))?;
             let was_cut = cut(&mut example, maximum, tokenizer.bos());
             Ok((example, was_cut))
         })
@@ -61,7 +64,7 @@ pub fn examples(
 /// # Errors
 /// As [`examples`]; rows of another format.
 pub fn pairs(
-    rows: &[Row],
+    (file, rows): (&str, &[Row]),
     tokenizer: &TextTokenizer,
     maximum: usize,
 ) -> Result<(Vec<Pair>, Vec<bool>), Failure> {
@@ -73,14 +76,14 @@ pub fn pairs(
         } = row
         else {
             return Err(Failure::bad_data(format!(
-                "row {} is no preference, which objective DPO needs",
+                "{file}: row {} is no preference, which objective DPO needs",
                 index + 1
             )));
         };
         let example = |answer: &str| {
             tokenizer
                 .example_completion(prompt, answer)
-                .map_err(|error| refused(index, &error))
+                .map_err(|error| refused((file, index), &error))
         };
         let mut pair = Pair {
             chosen: example(chosen)?,
@@ -125,7 +128,7 @@ fn example(row: &Row, tokenizer: &TextTokenizer) -> Result<TokenizedExample, Tok
 /// As [`examples`].
 pub fn question(
     row: &Row,
-    index: usize,
+    (file, index): (&str, usize),
     tokenizer: &TextTokenizer,
     maximum: usize,
 ) -> Result<Option<Question>, Failure> {
@@ -144,7 +147,7 @@ pub fn question(
         }
     };
     let mut prompt = TokenizedExample {
-        tokens: prompt.map_err(|error| refused(index, &error))?,
+        tokens: prompt.map_err(|error| refused((file, index), &error))?,
         loss_mask: Vec::new(),
     };
     prompt.loss_mask.resize(prompt.tokens.len(), false);
@@ -201,16 +204,21 @@ fn chat(messages: &[graftwork_artifacts::rows::Message]) -> Vec<ChatMessage> {
         .collect()
 }
 
-fn refused(index: usize, error: &TokenizerError) -> Failure {
-    let without_template = matches!(
-        error,
-        TokenizerError::Chat(graftwork_model::tokenizer::ChatError::None)
-    );
-    if without_template || matches!(error, TokenizerError::NoEos) {
-        Failure::bad_config(format!("baseModel: {}", causes(error)))
-    } else {
-        Failure::bad_data(format!("row {}: {}", index + 1, causes(error)))
-    }
+/// The end that a row stands for. What a template says in words of its own may be the row's: it is not
+/// repeated, because messages are logged and reach the run's status.
+fn refused((file, index): (&str, usize), error: &TokenizerError) -> Failure {
+    let rule = match error {
+        TokenizerError::Chat(ChatError::None) | TokenizerError::NoEos => {
+            return Failure::bad_config(format!("baseModel: {}", causes(error)));
+        }
+        TokenizerError::Chat(ChatError::Render {
+            is_fixed: false, ..
+        }) => {
+            "the model's chat template refuses the messages, in words that may be theirs".to_owned()
+        }
+        _ => causes(error),
+    };
+    Failure::bad_data(format!("{file}: row {}: {rule}", index + 1))
 }
 
 #[cfg(test)]
@@ -272,6 +280,48 @@ mod tests {
         assert_eq!(pair.chosen.tokens, [0, 8]);
         assert_eq!(pair.rejected.tokens, [0, 9]);
         assert_eq!(pair.rejected.loss_mask, [false, true]);
+    }
+
+    #[test]
+    fn a_bad_row_is_named_by_file_number_and_rule_and_without_its_data() {
+        let dir = tempfile::tempdir().unwrap();
+        let shape = graftwork_model::fixture::TinyShape::default();
+        graftwork_model::fixture::write_tiny_base(dir.path(), &shape, 1).unwrap();
+        let template = |words: &str| {
+            let config = serde_json::json!({
+                "bos_token": "<|bos|>",
+                "eos_token": "<|eos|>",
+                "chat_template": format!(
+                    "{{% if messages[0].content == 'secret' %}}{{{{ raise_exception({words}) }}}}{{% endif %}}{{{{ messages[0].content }}}}"
+                ),
+            });
+            let file = dir.path().join("tokenizer_config.json");
+            std::fs::write(file, config.to_string()).unwrap();
+            TextTokenizer::load(dir.path()).unwrap()
+        };
+        let row = |content: &str| Row::Chat {
+            messages: vec![graftwork_artifacts::rows::Message {
+                role: "user".to_owned(),
+                content: content.to_owned(),
+            }],
+        };
+        let rows = [row("fine"), row("secret")];
+        let refuse = |words: &str| {
+            examples(("train.parquet", &rows), &template(words), 64)
+                .unwrap_err()
+                .message
+        };
+        let fixed = refuse("'roles must alternate'");
+        assert!(
+            fixed.starts_with("train.parquet: row 2: ") && fixed.contains("roles must alternate"),
+            "{fixed}"
+        );
+        let own = refuse("'odd: ' + messages[0].content[:5]");
+        assert!(own.starts_with("train.parquet: row 2: "), "{own}");
+        assert!(
+            own.contains("chat template") && !own.contains("secre"),
+            "{own}"
+        );
     }
 
     #[test]
