@@ -18,6 +18,9 @@ const EXPLOSION_FACTOR: f64 = 10.0;
 const EXPLOSION_NATS: f64 = 10.0;
 /// Steps that make a mean.
 const EXPLOSION_STEPS: usize = 5;
+/// A gradient this many times as long as what it is scaled down to (as 1 where that is less, or where
+/// nothing is scaled) has exploded: what is left of it is rounding.
+const EXPLOSION_NORM: f64 = 1e6;
 /// Micro-batches that one step may have at most; beyond it, dropout would repeat.
 pub const MAXIMUM_MICRO_BATCHES: u64 = 1 << 16;
 
@@ -147,6 +150,19 @@ pub enum TrainError {
         loss: f64,
         /// Mean of the newest steps before it.
         before: f64,
+    },
+    /// The gradient is a number, but no training's.
+    #[error(
+        "gradient norm of step {step} is {norm:.3e}, above {limit:.0e}: lower \
+         hyperparameters.learningRate, or raise warmupSteps"
+    )]
+    ExplodedGradient {
+        /// The step, from 1.
+        step: u64,
+        /// The gradient's 2-norm.
+        norm: f64,
+        /// What it may be.
+        limit: f64,
     },
     /// A parameter that the loss does not depend on.
     #[error("parameter {0} has no gradient")]
@@ -348,6 +364,14 @@ impl<'a, O: Objective> Training<'a, O> {
                 step: step + 1,
                 loss,
                 before: self.recent_loss().unwrap_or_default(),
+            });
+        }
+        let limit = EXPLOSION_NORM * self.plan.maximum_gradient_norm.max(1.0);
+        if gradient_norm > limit {
+            return Err(TrainError::ExplodedGradient {
+                step: step + 1,
+                norm: gradient_norm,
+                limit,
             });
         }
         let rate = self.plan.rate.at(step);

@@ -389,9 +389,9 @@ fn read_text(path: &Path) -> Result<String, Failure> {
 
 fn failure(error: &TrainError) -> Failure {
     match error {
-        TrainError::Diverged { .. } | TrainError::Exploded { .. } => {
-            Failure::diverged(causes(error))
-        }
+        TrainError::Diverged { .. }
+        | TrainError::Exploded { .. }
+        | TrainError::ExplodedGradient { .. } => Failure::diverged(causes(error)),
         _ => Failure::bug(causes(error)),
     }
 }

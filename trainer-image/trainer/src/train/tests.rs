@@ -213,6 +213,24 @@ fn a_loss_that_explodes_ends_the_training_before_it_changes_anything() {
 }
 
 #[test]
+fn a_gradient_that_explodes_ends_the_training_before_it_changes_anything() {
+    let (model, examples) = (model(), examples());
+    let mut training = training(&model, &examples, 6, 1);
+    let mut state = training.state().clone();
+    let before = state.parameters.clone();
+    for gradient in &mut state.gradients {
+        gradient.fill(1e7);
+    }
+    training.restore(state).unwrap();
+    let error = training.step(|| false).unwrap_err();
+    assert!(
+        matches!(error, TrainError::ExplodedGradient { step: 1, .. }),
+        "{error}"
+    );
+    assert_eq!(training.state().parameters, before);
+}
+
+#[test]
 fn a_value_that_overflows_ends_the_training_in_its_step() {
     let (model, examples) = (model(), examples());
     let mut training = training(&model, &examples, 6, 1);
