@@ -42,9 +42,12 @@ pub(crate) struct Session {
 impl Session {
     pub(crate) fn begin(root: &Path, volume: &Volume) -> Result<Self> {
         let parent = root.join(TEMP_DIR);
-        volume
-            .create_folders(&parent)
-            .map_err(Error::io("create", &parent))?;
+        // Only this one folder: where the store itself is gone, none is made in its place.
+        if let Err(error) = volume.create_folder(&parent)
+            && error.kind() != io::ErrorKind::AlreadyExists
+        {
+            return Err(Error::io("create", &parent)(error));
+        }
         // Pods share the volume and often the process number, so the time decides.
         let mut stamp = clock::wall()
             .duration_since(SystemTime::UNIX_EPOCH)

@@ -40,11 +40,6 @@ impl Volume {
         fs::create_dir(path)
     }
 
-    pub(crate) fn create_folders(&self, path: &Path) -> io::Result<()> {
-        self.ask("create folders", path)?;
-        fs::create_dir_all(path)
-    }
-
     pub(crate) fn create_file(&self, path: &Path) -> io::Result<File> {
         self.ask("create file", path)?;
         File::create_new(path)

@@ -266,6 +266,21 @@ fn a_missing_store_is_worth_another_try() {
 }
 
 #[test]
+fn no_store_is_made_where_one_has_gone() {
+    let (dir, store) = store();
+    store.put_new("a", b"1").unwrap();
+    let root = store.root().to_path_buf();
+    let away = dir.path().with_extension("away");
+    fs::rename(&root, &away).unwrap();
+    let error = store.put_new("b", b"2").unwrap_err();
+    assert_eq!(error.category(), Category::Transient);
+    assert!(store.stage("c").is_err());
+    assert!(!root.exists());
+    fs::rename(&away, &root).unwrap();
+    store.put_new("b", b"2").unwrap();
+}
+
+#[test]
 fn a_long_record_is_cut_where_the_reader_asks() {
     let (_dir, store) = store();
     store.put_new("a", b"0123456789").unwrap();

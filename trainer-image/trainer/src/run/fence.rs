@@ -6,8 +6,10 @@ use std::time::{Duration, Instant};
 use graftwork_artifacts::{Error as StoreError, Store};
 use serde::{Deserialize, Serialize};
 
+use super::patience::{self, PAUSES};
 use crate::clock;
 use crate::failure::{Failure, causes};
+use crate::signals::StopFlag;
 
 /// How long a look at the store is believed between steps. Saves look again.
 const TRUST: Duration = Duration::from_millis(500);
@@ -25,6 +27,7 @@ struct Claim {
 #[derive(Debug)]
 pub struct Fence<'a> {
     store: &'a Store,
+    stop: &'a StopFlag,
     folder: String,
     /// This attempt's number.
     pub epoch: u32,
@@ -36,7 +39,12 @@ impl<'a> Fence<'a> {
     ///
     /// # Errors
     /// The store's.
-    pub fn take(store: &'a Store, folder: String, pod: &str) -> Result<Self, StoreError> {
+    pub fn take(
+        store: &'a Store,
+        folder: String,
+        pod: &str,
+        stop: &'a StopFlag,
+    ) -> Result<Self, StoreError> {
         let claim = Claim {
             pod: pod.to_owned(),
             process: std::process::id(),
@@ -45,6 +53,7 @@ impl<'a> Fence<'a> {
         let taken = store.append_numbered(&folder, |_, _| Some(claim.clone()))?;
         Ok(Self {
             store,
+            stop,
             folder,
             epoch: taken.number,
             looked: clock::monotonic(),
@@ -62,23 +71,35 @@ impl<'a> Fence<'a> {
         self.check()
     }
 
-    /// Looks whether a newer attempt has come.
+    /// Looks whether a newer attempt has come. A store that does not answer is asked again, and so is one
+    /// without this attempt's own claim: an empty folder where the volume was would take any checkpoint.
     ///
     /// # Errors
     /// [`Failure`] with `Fenced`, or the store's.
     pub fn check(&mut self) -> Result<(), Failure> {
-        let newest = self
-            .store
-            .latest_numbered::<Claim>(&self.folder)
-            .map_err(|error| Failure::unavailable(causes(&error)))?;
+        let (newest, claim) = patience::tried(&PAUSES, &|| self.stop.is_set(), || self.newest())?;
         self.looked = clock::monotonic();
-        match newest {
-            Some((newest, claim)) if newest > self.epoch => Err(Failure::fenced(format!(
+        if newest > self.epoch {
+            return Err(Failure::fenced(format!(
                 "attempt {} was taken over by attempt {newest} (pod {})",
                 self.epoch, claim.pod
-            ))),
-            _ => Ok(()),
+            )));
         }
+        Ok(())
+    }
+
+    /// The newest claim: this attempt's or a later one.
+    fn newest(&self) -> Result<(u32, Claim), Failure> {
+        self.store
+            .latest_numbered::<Claim>(&self.folder)
+            .map_err(|error| Failure::unavailable(causes(&error)))?
+            .filter(|(newest, _)| *newest >= self.epoch)
+            .ok_or_else(|| {
+                Failure::unavailable(format!(
+                    "{}/{}.json is not in the store any more: its volume is gone, or is another one",
+                    self.folder, self.epoch
+                ))
+            })
     }
 }
 
@@ -91,7 +112,8 @@ mod tests {
     fn a_newer_attempt_fences_off_the_older_and_not_itself() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path()).unwrap();
-        let take = || Fence::take(&store, "runs/r/fence".to_owned(), "pod").unwrap();
+        let stop = StopFlag::default();
+        let take = || Fence::take(&store, "runs/r/fence".to_owned(), "pod", &stop).unwrap();
         let mut first = take();
         assert_eq!(first.check(), Ok(()));
         let mut second = take();
@@ -101,13 +123,30 @@ mod tests {
     }
 
     #[test]
+    fn an_empty_folder_where_the_store_was_is_not_taken_for_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let stop = StopFlag::default();
+        let mut fence = Fence::take(&store, "runs/r/fence".to_owned(), "pod", &stop).unwrap();
+        // Who is asked to stop does not wait between its tries.
+        stop.set();
+        assert_eq!(fence.check(), Ok(()));
+        std::fs::rename(dir.path().join("runs"), dir.path().join("away")).unwrap();
+        let failure = fence.check().unwrap_err();
+        assert_eq!(failure.code, ExitCode::Unavailable);
+        assert!(failure.message.contains("runs/r/fence/1.json"), "{failure}");
+        std::fs::rename(dir.path().join("away"), dir.path().join("runs")).unwrap();
+        assert_eq!(fence.check(), Ok(()));
+    }
+
+    #[test]
     fn racing_attempts_get_different_epochs() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path()).unwrap();
+        let stop = StopFlag::default();
+        let take = || Fence::take(&store, "f".into(), "pod", &stop).unwrap().epoch;
         let mut epochs: Vec<u32> = std::thread::scope(|scope| {
-            let threads: Vec<_> = (0..8)
-                .map(|_| scope.spawn(|| Fence::take(&store, "f".into(), "pod").unwrap().epoch))
-                .collect();
+            let threads: Vec<_> = (0..8).map(|_| scope.spawn(take)).collect();
             threads
                 .into_iter()
                 .map(|thread| thread.join().unwrap())

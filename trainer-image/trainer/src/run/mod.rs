@@ -10,6 +10,7 @@ mod fence;
 mod inputs;
 mod labels;
 mod latency;
+mod memory;
 mod package;
 mod patience;
 mod preference;
@@ -19,6 +20,8 @@ mod rouge;
 mod seen;
 mod session;
 mod statistics;
+#[cfg(test)]
+mod survival;
 mod test_rows;
 mod tokens;
 
@@ -76,6 +79,10 @@ pub struct RunArgs {
     /// Compute threads in place of the configuration's; 0: as many as the container may use
     #[arg(long)]
     pub threads: Option<usize>,
+    /// Bytes of activations that are kept for the backward pass; the others are computed again. Unless
+    /// given: half of what the container has left once the inputs are read
+    #[arg(long, value_name = "BYTES")]
+    pub activation_bytes: Option<usize>,
     /// UID of the pod, echoed to watchers
     #[arg(long, env = graftwork_contract::pod::ENV_POD_UID, default_value = "")]
     pub pod_uid: String,
@@ -127,17 +134,22 @@ fn attempt(
         return Ok(result.digest);
     }
     let fence_folder = paths::run_fence(&config.run, &config.key);
-    let mut fence =
-        Fence::take(&store, fence_folder, &args.pod_name).map_err(|error| store_failure(&error))?;
+    let mut fence = Fence::take(&store, fence_folder, &args.pod_name, stop)
+        .map_err(|error| store_failure(&error))?;
     pin_inputs(&store, config)?;
     let config = &classified(&store, config)?;
 
-    let base = read_base(&config.resolved.base)?;
+    let mut base = read_base(&config.resolved.base)?;
     let lora = lora_config(&config.lora, base.model.config())?;
     let length = sequence_length(&config.hyperparameters, base.model.config())?;
     let reference = read_reference(&store, config.resolved.reference.as_ref(), &base)?;
     let mut inputs = read_rows(&store, config, &base.tokenizer, base.model.config(), length)?;
     inputs.benchmarks = benchmark::read(&config.evaluation, &base.tokenizer, base.model.config())?;
+
+    let activation_bytes = args
+        .activation_bytes
+        .unwrap_or_else(memory::activation_bytes);
+    base.model = base.model.with_activation_bytes(activation_bytes);
 
     let mut session = Session {
         store: &store,
@@ -196,8 +208,11 @@ fn attempt(
         train_rows: inputs.train_rows,
         test_rows: inputs.test_rows,
     };
-    let result = publish(&store, config, &adapter, &outcome)?;
-    write_result(&store, config, &result)?;
+    let result = patience::tried(&patience::PAUSES, &|| stop.is_set(), || {
+        let result = publish(&store, config, &adapter, &outcome)?;
+        write_result(&store, config, &result)?;
+        Ok::<_, Failure>(result)
+    })?;
     remove_checkpoints(&store, config);
     Ok(result.digest)
 }
@@ -478,9 +493,9 @@ fn store_failure(error: &StoreError) -> Failure {
 impl From<&TrainError> for Failure {
     fn from(error: &TrainError) -> Self {
         match error {
-            TrainError::Diverged { .. } | TrainError::Exploded { .. } => {
-                Self::diverged(causes(error))
-            }
+            TrainError::Diverged { .. }
+            | TrainError::Exploded { .. }
+            | TrainError::ExplodedGradient { .. } => Self::diverged(causes(error)),
             _ => Self::bug(causes(error)),
         }
     }

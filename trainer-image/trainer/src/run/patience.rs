@@ -1,11 +1,15 @@
 //! A store that fails for a moment ends no attempt.
 
+use std::fmt::Display;
 use std::time::Duration;
+
+use graftwork_contract::exit::ExitCode;
 
 use crate::checkpoint::CheckpointError;
 use crate::clock;
+use crate::failure::Failure;
 
-/// Pauses between tries of a save. What takes longer ends the attempt with exit code 69, and the
+/// Pauses between tries. What takes longer ends the attempt with exit code 69, and the
 /// operator starts another one, perhaps elsewhere.
 pub const PAUSES: [Duration; 3] = [
     Duration::from_secs(1),
@@ -13,26 +17,44 @@ pub const PAUSES: [Duration; 3] = [
     Duration::from_secs(4),
 ];
 
-/// Repeats `save` while its failure is the volume's, once after each pause; a stop request ends the
+/// A failure of which the volume may be the cause.
+pub trait MayPass: Display {
+    /// Whether the same call may succeed later.
+    fn may_pass(&self) -> bool;
+}
+
+impl MayPass for CheckpointError {
+    fn may_pass(&self) -> bool {
+        self.is_transient()
+    }
+}
+
+impl MayPass for Failure {
+    fn may_pass(&self) -> bool {
+        self.code == ExitCode::Unavailable
+    }
+}
+
+/// Repeats `call` while its failure is the volume's, once after each pause; a stop request ends the
 /// pauses.
 ///
 /// # Errors
 /// Those of the last try.
-pub fn saved(
+pub fn tried<T, E: MayPass>(
     pauses: &[Duration],
     is_stopped: &dyn Fn() -> bool,
-    mut save: impl FnMut() -> Result<(), CheckpointError>,
-) -> Result<(), CheckpointError> {
+    mut call: impl FnMut() -> Result<T, E>,
+) -> Result<T, E> {
     for pause in pauses {
-        match save() {
-            Err(error) if error.is_transient() => {
-                tracing::warn!(%error, ?pause, "the checkpoint can't be saved, trying again");
+        match call() {
+            Err(error) if error.may_pass() => {
+                tracing::warn!(%error, ?pause, "the store does not do its part, trying again");
                 clock::rest(*pause, is_stopped);
             }
             outcome => return outcome,
         }
     }
-    save()
+    call()
 }
 
 #[cfg(test)]
@@ -57,7 +79,7 @@ mod tests {
         let none = [Duration::ZERO; 2];
         for (failures, tries, ends_well) in [(0, 1, true), (2, 3, true), (3, 3, false)] {
             let mut calls = 0;
-            let outcome = saved(&none, &|| false, || {
+            let outcome = tried(&none, &|| false, || {
                 calls += 1;
                 if calls > failures {
                     Ok(())
@@ -68,20 +90,32 @@ mod tests {
             assert_eq!((calls, outcome.is_ok()), (tries, ends_well));
         }
         let mut calls = 0;
-        let outcome = saved(&none, &|| false, || {
+        let outcome: Result<(), _> = tried(&none, &|| false, || {
             calls += 1;
             Err(CheckpointError::Store(Error::Conflict {
                 path: "x".to_owned(),
             }))
         });
         assert_eq!((calls, outcome.is_err()), (1, true));
+        for (failure, tries) in [
+            (Failure::unavailable("away"), 3),
+            (Failure::fenced("newer"), 1),
+        ] {
+            let mut calls = 0;
+            let outcome: Result<(), Failure> = tried(&none, &|| false, || {
+                calls += 1;
+                Err(failure.clone())
+            });
+            assert_eq!((calls, outcome), (tries, Err(failure)));
+        }
     }
 
     #[test]
     fn who_is_asked_to_stop_does_not_wait() {
         let start = clock::monotonic();
         let hours = [Duration::from_secs(3600); 2];
-        assert!(saved(&hours, &|| true, || Err(full())).is_err());
+        let fails = || -> Result<(), CheckpointError> { Err(full()) };
+        assert!(tried(&hours, &|| true, fails).is_err());
         assert!(clock::since(start) < Duration::from_secs(60));
     }
 }

@@ -304,7 +304,7 @@ impl Session<'_> {
     ) -> Result<(), Failure> {
         let now = clock::unix_seconds();
         let keep = self.config.checkpoint.keep as usize;
-        patience::saved(&patience::PAUSES, &|| self.stop.is_set(), || {
+        patience::tried(&patience::PAUSES, &|| self.stop.is_set(), || {
             checkpoints
                 .save(u64::from(epoch), training.state(), environment, now)
                 .and_then(|()| checkpoints.prune(keep))

@@ -3,41 +3,77 @@
 use super::*;
 
 #[test]
-fn killed_at_random_steps_it_ends_with_the_same_bits() {
+fn lora_killed_at_random_times_ends_with_the_same_bits() {
     let world = World::new();
-    let whole = world.config("whole");
-    assert_eq!(world.run(&whole), 0);
+    killed_at_random_times(&world, |run| world.config(run));
+}
+
+#[test]
+fn qlora_killed_at_random_times_ends_with_the_same_bits() {
+    let world = World::new();
+    killed_at_random_times(&world, |run| {
+        let mut config = world.config(run);
+        config["resolved"]["base"]["quantization"] = json!("Q8_0");
+        config
+    });
+}
+
+#[test]
+fn dpo_killed_at_random_times_ends_with_the_same_bits() {
+    let world = World::new();
+    killed_at_random_times(&world, |run| super::methods::preferences(&world, run, 2));
+}
+
+/// Kills a run up to twenty times: in turn some time after its start, wherever it is by then, and some time
+/// after it has saved something, which is how it gets on at all.
+fn killed_at_random_times(world: &World, config_of: impl Fn(&str) -> Value) {
+    let config_of = |run: &str| {
+        let mut config = config_of(run);
+        config["hyperparameters"]["maximumSteps"] = json!(200);
+        config["checkpoint"]["everySteps"] = json!(2);
+        config
+    };
+    let whole = config_of("whole");
+    assert_eq!(world.run(&whole), 0, "{:?}", world.summary(&whole));
     let expected = world.result(&whole);
 
-    let broken = world.config("broken");
-    // Fixed delays, which land on whatever step this machine has reached by then.
+    let broken = config_of("broken");
+    let folder = world.run_folder(&broken);
     let mut kills = 0;
-    for delay in [30, 180, 90, 250, 140, 60, 320, 200, 110, 280] {
+    for round in 0..20_u64 {
+        // The same times on every run of the test, which land on whatever this machine has reached by then.
+        let random = (round + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
         let mut child = world.start(&broken);
-        let end = Instant::now() + Duration::from_millis(delay);
+        let delay = if round % 2 == 0 {
+            Duration::from_millis(random % 250)
+        } else {
+            let before = checkpoint_steps(&folder);
+            let deadline = Instant::now() + Duration::from_secs(60);
+            while checkpoint_steps(&folder) == before && child.try_wait().unwrap().is_none() {
+                assert!(Instant::now() < deadline, "nothing is saved");
+                std::thread::yield_now();
+            }
+            Duration::from_micros(random % 8000)
+        };
+        let end = Instant::now() + delay;
         while Instant::now() < end && child.try_wait().unwrap().is_none() {
             std::thread::yield_now();
         }
         kills += usize::from(child.try_wait().unwrap().is_none());
         child.kill().unwrap();
         child.wait().unwrap();
+        if folder.join("result.json").exists() {
+            break;
+        }
     }
-    // One more that is surely in the midst of it.
-    if !world.run_folder(&broken).join("result.json").exists() {
-        let mut child = world.start(&broken);
-        wait_until(&mut child, || has_checkpoint(&world.run_folder(&broken)));
-        child.kill().unwrap();
-        child.wait().unwrap();
-        kills += 1;
-    }
-    assert!(kills > 0);
-    assert_eq!(world.run(&broken), 0);
+    assert!(kills > 5, "it was killed {kills} times only");
+    assert_eq!(world.run(&broken), 0, "{:?}", world.summary(&broken));
     let got = world.result(&broken);
     assert_eq!(got.digest, expected.digest);
     assert_eq!(got.metrics, expected.metrics);
     assert_eq!(got.final_loss.to_bits(), expected.final_loss.to_bits());
     assert!(
-        first_step_of_the_last_attempt(&world.run_folder(&broken)) > 1,
+        first_step_of_the_last_attempt(&folder) > 1,
         "it began anew instead of going on from a checkpoint"
     );
 }
@@ -195,4 +231,64 @@ fn a_newer_attempt_fences_the_older_off() {
     let summary = world.summary(&config);
     assert!(summary.message.contains("attempt 2"), "{}", summary.message);
     assert!(!folder.join("result.json").exists());
+}
+
+#[test]
+fn of_two_trainers_on_one_run_the_newer_wins_and_the_result_is_right() {
+    let world = World::new();
+    let config_of = |run: &str| {
+        let mut config = world.config(run);
+        config["hyperparameters"]["maximumSteps"] = json!(1500);
+        config
+    };
+    let whole = config_of("whole");
+    assert_eq!(world.run(&whole), 0);
+    let both = config_of("both");
+    let folder = world.run_folder(&both);
+    let mut older = world.start_as(&both, "older");
+    wait_until(&mut older, || has_checkpoint(&folder));
+    let mut newer = world.start_as(&both, "newer");
+    wait_until(&mut newer, || folder.join("fence/2.json").exists());
+    assert_eq!(older.wait().unwrap().code(), Some(76));
+    assert_eq!(newer.wait().unwrap().code(), Some(0));
+    assert_eq!(world.result(&both).digest, world.result(&whole).digest);
+    let summary = std::fs::read_to_string(world.summary_file("older")).unwrap();
+    assert!(summary.contains("attempt 2"), "{summary}");
+}
+
+#[test]
+fn a_store_that_comes_back_in_time_is_waited_for_and_one_that_stays_away_ends_the_attempt() {
+    let world = World::new();
+    let config_of = |run: &str| {
+        let mut config = world.config(run);
+        config["hyperparameters"]["maximumSteps"] = json!(400);
+        config
+    };
+    let whole = config_of("whole");
+    assert_eq!(world.run(&whole), 0);
+    let away = world.dir.path().join("away");
+    for (run, stays_away) in [("back", false), ("gone", true)] {
+        let config = config_of(run);
+        let mut child = world.start(&config);
+        wait_until(&mut child, || has_checkpoint(&world.run_folder(&config)));
+        std::fs::rename(world.store(), &away).unwrap();
+        let code = if stays_away {
+            let code = child.wait().unwrap().code();
+            std::fs::rename(&away, world.store()).unwrap();
+            code
+        } else {
+            let back = Instant::now() + Duration::from_millis(1500);
+            while Instant::now() < back {
+                assert!(child.try_wait().unwrap().is_none(), "it did not wait");
+                std::thread::yield_now();
+            }
+            std::fs::rename(&away, world.store()).unwrap();
+            child.wait().unwrap().code()
+        };
+        assert_eq!(code, Some(if stays_away { 69 } else { 0 }), "{run}");
+        if stays_away {
+            assert_eq!(world.run(&config), 0, "{:?}", world.summary(&config));
+        }
+        assert_eq!(world.result(&config).digest, world.result(&whole).digest);
+    }
 }

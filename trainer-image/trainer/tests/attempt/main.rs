@@ -121,10 +121,19 @@ impl World {
     }
 
     fn start(&self, config: &Value) -> Child {
-        let name = config["run"].as_str().unwrap();
+        self.start_as(config, config["run"].as_str().unwrap())
+    }
+
+    /// Starts an attempt whose summary is left under `name`.
+    fn start_as(&self, config: &Value, name: &str) -> Child {
+        self.command(config, name).spawn().unwrap()
+    }
+
+    fn command(&self, config: &Value, name: &str) -> Command {
         let file = self.dir.path().join(format!("{name}.json"));
         std::fs::write(&file, config.to_string()).unwrap();
-        Command::new(env!("CARGO_BIN_EXE_trainer"))
+        let mut command = Command::new(env!("CARGO_BIN_EXE_trainer"));
+        command
             .args(["run", "--listen", "127.0.0.1:0", "--pod-name", "pod"])
             .arg("--config")
             .arg(&file)
@@ -134,9 +143,8 @@ impl World {
             .arg(self.summary_file(name))
             .env("RUST_LOG", "info")
             .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap()
+            .stderr(Stdio::null());
+        command
     }
 
     fn summary_file(&self, name: &str) -> PathBuf {
@@ -146,6 +154,13 @@ impl World {
     fn summary(&self, config: &Value) -> RunSummary {
         let path = self.summary_file(config["run"].as_str().unwrap());
         serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+    }
+
+    /// Runs to the end with few bytes for activations and returns the exit code.
+    fn run_with_activation_bytes(&self, config: &Value, bytes: u64) -> i32 {
+        let mut command = self.command(config, config["run"].as_str().unwrap());
+        command.args(["--activation-bytes", &bytes.to_string()]);
+        command.status().unwrap().code().unwrap_or(-1)
     }
 
     /// Runs to the end and returns the exit code.

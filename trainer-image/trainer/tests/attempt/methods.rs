@@ -149,7 +149,7 @@ fn a_run_starts_from_the_version_that_it_names() {
 }
 
 /// A run that learns which of two answers is the better one.
-fn preferences(world: &World, run: &str, microbatch: u32) -> Value {
+pub fn preferences(world: &World, run: &str, microbatch: u32) -> Value {
     let store = Store::open(world.store()).unwrap();
     let rows = |count: usize, prompt: fn(usize) -> String| -> Vec<Row> {
         let row = |index: usize| Row::Preference {
@@ -214,15 +214,6 @@ fn preferences_learnt_from_a_version_have_it_as_their_reference() {
     assert_eq!(world.run(&config), 0, "{:?}", world.summary(&config));
     let loss = figures(&world, &config)[0]["loss"].as_f64().unwrap();
     assert!((loss - std::f64::consts::LN_2).abs() < 1e-5, "{loss}");
-}
-
-#[test]
-fn a_run_on_preferences_goes_on_with_the_same_bits_after_it_was_killed() {
-    let world = World::new();
-    let whole = preferences(&world, "whole", 2);
-    assert_eq!(world.run(&whole), 0);
-    let killed = preferences(&world, "killed", 2);
-    killed_thrice_it_ends_as(&world, &killed, &whole);
 }
 
 #[test]

@@ -1,0 +1,200 @@
+//! A writer that dies before any call of its save leaves a training of every kind that ends with the same
+//! bits.
+
+use std::cell::Cell;
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use graftwork_artifacts::{Store, Volume};
+use graftwork_contract::Digest;
+use graftwork_contract::run::Schedule;
+use graftwork_model::base::{BaseModel, save_base};
+use graftwork_model::fixture::TinyShape;
+use graftwork_model::lora::{LoraConfig, LoraParams, Module};
+use graftwork_model::quant::Quantization;
+use graftwork_model::targets::Targets;
+use graftwork_model::tokenizer::TokenizedExample;
+use graftwork_model::transformer::{Held, Llama};
+
+use super::preference::{Pair, PreferenceObjective, add_references};
+use super::session::LoraObjective;
+use crate::checkpoint::{Checkpoints, Environment};
+use crate::optimizer::AdamWConfig;
+use crate::order::{Batches, Length, Size};
+use crate::schedule::LearningRate;
+use crate::train::{ExampleOf, Objective, Outcome, Plan, State, Training};
+
+const STEPS: u64 = 3;
+
+fn example(number: u32, length: u32) -> TokenizedExample {
+    TokenizedExample {
+        tokens: (0..length).map(|i| (i * 7 + number) % 50).collect(),
+        loss_mask: (0..length).map(|i| i >= 2).collect(),
+    }
+}
+
+fn fresh(model: &Llama) -> LoraParams {
+    let lora = LoraConfig {
+        rank: 4,
+        alpha: 8.0,
+        dropout: 0.2,
+        targets: Targets::of(&Module::ALL),
+        use_rslora: false,
+    };
+    LoraParams::init(&lora, model.config(), 1).unwrap()
+}
+
+/// A training of three steps of two micro-batches each, from a state.
+fn training<'a, O: Objective>(
+    (objective, examples): (&'a O, &'a [ExampleOf<O>]),
+    state: Option<&State>,
+) -> Training<'a, O> {
+    let lengths = vec![10; examples.len()];
+    let batches = Batches::new(1, lengths, Size::Examples(4), Length::Steps(STEPS));
+    let plan = Plan {
+        micro_batch: Size::Examples(2),
+        rate: LearningRate {
+            peak: 0.01,
+            schedule: Schedule::Linear,
+            warmup_steps: 1,
+            total_steps: STEPS,
+        },
+        optimizer: AdamWConfig::default(),
+        maximum_gradient_norm: 1.0,
+        seed: 1,
+    };
+    let mut training = Training::start(objective, examples, batches, plan).unwrap();
+    if let Some(state) = state {
+        training.restore(state.clone()).unwrap();
+    }
+    training
+}
+
+fn finished<O: Objective>(mut training: Training<'_, O>) -> State {
+    while !training.is_finished() {
+        training.step(|| false).unwrap();
+    }
+    training.state().clone()
+}
+
+/// Saves `state` and prunes what was before it, on a disk on which nothing changes from call `death` on. How
+/// many calls there were.
+fn save(dir: &Path, names: &[String], state: &State, death: usize) -> usize {
+    let calls = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&calls);
+    let volume = Volume::asking(move |_, _| {
+        if counted.fetch_add(1, Ordering::SeqCst) < death {
+            Ok(())
+        } else {
+            Err(std::io::ErrorKind::Other.into())
+        }
+    });
+    let store = Store::open_read_only(dir).unwrap().on(volume);
+    let checkpoints = of(&store, names);
+    let _ = checkpoints
+        .save(1, state, &Environment::new(1), 0)
+        .and_then(|()| checkpoints.prune(1));
+    calls.load(Ordering::SeqCst)
+}
+
+fn of<'a>(store: &'a Store, names: &[String]) -> Checkpoints<'a> {
+    let plan = Digest::of(b"plan");
+    Checkpoints::new(store, "run/checkpoints".into(), plan, names.to_vec())
+}
+
+fn survives<O: Objective>(objective: &O, examples: &[ExampleOf<O>]) {
+    let made = (objective, examples);
+    let names: Vec<String> = objective
+        .parameters()
+        .iter()
+        .map(|(name, _)| (*name).to_owned())
+        .collect();
+    let initial = training(made, None).state().clone();
+    let expected = finished(training(made, Some(&initial)));
+
+    let mut attempt = training(made, Some(&initial));
+    attempt.step(|| false).unwrap();
+    let earlier = attempt.state().clone();
+    // In the midst of the second step's batch.
+    let asked = Cell::new(0);
+    let outcome = attempt.step(|| asked.replace(asked.get() + 1) == 1);
+    assert_eq!(outcome.unwrap(), Outcome::Interrupted);
+    let later = attempt.state().clone();
+    assert_eq!((later.step, later.micro_batch), (1, 1));
+
+    let with_earlier = || {
+        let dir = tempfile::tempdir().unwrap();
+        save(dir.path(), &names, &earlier, usize::MAX);
+        dir
+    };
+    let calls = save(with_earlier().path(), &names, &later, usize::MAX);
+    assert!(calls > 12, "{calls} calls");
+    let mut found = BTreeSet::new();
+    for death in 0..=calls {
+        let dir = with_earlier();
+        save(dir.path(), &names, &later, death);
+        let store = Store::open(dir.path()).unwrap();
+        let restored = of(&store, &names).newest(AdamWConfig::default()).unwrap();
+        let state = restored.unwrap().state;
+        found.insert(state.micro_batch);
+        let state = finished(training(made, Some(&state)));
+        assert!(state == expected, "death before call {death} of {calls}");
+    }
+    assert_eq!(found, BTreeSet::from([0, 1]), "before and after the rename");
+}
+
+fn examples() -> Vec<TokenizedExample> {
+    (1..=9).map(|n| example(n, 4 + 2 * n)).collect()
+}
+
+#[test]
+fn lora_survives_the_death_of_its_writer_before_every_call_of_a_save() {
+    let model = Llama::new(&BaseModel::random(TinyShape::default().config(), 4));
+    let params = fresh(&model);
+    let objective = LoraObjective {
+        model: &model,
+        params: &params,
+    };
+    survives(&objective, &examples());
+}
+
+#[test]
+fn qlora_survives_the_death_of_its_writer_before_every_call_of_a_save() {
+    let dir = tempfile::tempdir().unwrap();
+    let shape = TinyShape {
+        hidden: 256,
+        intermediate: 256,
+        layers: 1,
+        ..TinyShape::default()
+    };
+    save_base(dir.path(), &BaseModel::random(shape.config(), 4)).unwrap();
+    let model = Llama::load(dir.path(), Held::Blocks(Quantization::Q4K)).unwrap();
+    let params = fresh(&model);
+    let objective = LoraObjective {
+        model: &model,
+        params: &params,
+    };
+    survives(&objective, &examples());
+}
+
+#[test]
+fn dpo_survives_the_death_of_its_writer_before_every_call_of_a_save() {
+    let model = Llama::new(&BaseModel::random(TinyShape::default().config(), 4));
+    let mut pairs: Vec<Pair> = (1..=9)
+        .map(|n| Pair {
+            chosen: example(n, 9),
+            rejected: example(n + 20, 12),
+            reference: 0.0,
+        })
+        .collect();
+    add_references(&mut pairs, &model, None, &|| Ok(())).unwrap();
+    let params = fresh(&model);
+    let objective = PreferenceObjective {
+        model: &model,
+        params: &params,
+        beta: 0.5,
+    };
+    survives(&objective, &pairs);
+}
