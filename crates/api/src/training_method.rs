@@ -56,10 +56,15 @@ open_enum! {
         "(self.type == 'Evaluate') == has(self.subject)",
         "subject belongs to type Evaluate and is needed there",
     ),
+    (
+        "(self.type == 'Full') == has(self.output)",
+        "output belongs to type Full and is needed there",
+    ),
 ])))]
 pub struct Method {
-    /// LoRA, or QLoRA, which trains the same deltas beside linear layers that are quantised, or Evaluate,
-    /// which trains nothing and scores a version that is there.
+    /// LoRA, or QLoRA, which trains the same deltas beside linear layers that are quantised, or Full, which
+    /// trains every weight and writes a model, or Evaluate, which trains nothing and scores a version that
+    /// is there.
     #[serde(rename = "type")]
     pub type_: MethodType,
     /// Shape of the low-rank deltas.
@@ -71,6 +76,19 @@ pub struct Method {
     /// What Evaluate scores, beside the bare base on the same rows.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub subject: Option<Subject>,
+    /// Where Full writes the model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub output: Option<ModelOutput>,
+}
+
+/// A folder that a model is written to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ModelOutput {
+    /// The folder, as `pvc://CLAIM/PATH`, in which nothing may be yet; the claim is mounted to be written
+    /// to. It can be the base model of runs, adapters and endpoints.
+    #[schemars(length(min = 1, max = 1024), regex(pattern = r"^pvc://[^/]+/."))]
+    pub uri: String,
 }
 
 /// A version that is scored.
@@ -94,6 +112,8 @@ open_enum! {
         /// LoRA on a base that stays quantised (Dettmers et al. 2023), in GGUF's block formats
         /// instead of NF4.
         QLoRA = "QLoRA",
+        /// Every weight.
+        Full = "Full",
         /// Nothing: a version that is there is scored.
         Evaluate = "Evaluate",
     }

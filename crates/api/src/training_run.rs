@@ -16,7 +16,7 @@ use crate::reference::{
 };
 use crate::schema::rules;
 pub use crate::training_method::{
-    LoraMethod, Method, MethodType, Objective, ObjectiveType, Quantization, Subject,
+    LoraMethod, Method, MethodType, ModelOutput, Objective, ObjectiveType, Quantization, Subject,
 };
 
 /// One training of one adapter on one dataset version.
@@ -86,6 +86,10 @@ pub use crate::training_method::{
     (
         "self.method.type != 'Evaluate' || (!has(self.adapterRef) && !has(self.initialAdapterRef) && self.objective.type == 'SFT')",
         "adapterRef, initialAdapterRef and objective do not go with method type Evaluate",
+    ),
+    (
+        "self.method.type != 'Full' || (!has(self.adapterRef) && !has(self.initialAdapterRef) && self.objective.type == 'SFT')",
+        "adapterRef, initialAdapterRef and objective DPO do not go with method type Full",
     ),
 ])))]
 pub struct TrainingRunSpec {

@@ -267,6 +267,20 @@ fn run_cases() -> Vec<Case> {
         ),
         case(
             "trainingruns",
+            "output belongs to type Full and is needed there",
+            json!({"spec": {"adapterRef": null, "method": {
+                "type": "Full", "output": {"uri": "pvc://models/topics"}
+            }}}),
+            json!({"spec": {"adapterRef": null, "method": {"type": "Full"}}}),
+        ),
+        case(
+            "trainingruns",
+            "adapterRef, initialAdapterRef and objective DPO do not go with method type Full",
+            json!({"spec": {"adapterRef": null}}),
+            method(json!({"type": "Full", "output": {"uri": "pvc://models/topics"}})),
+        ),
+        case(
+            "trainingruns",
             "beta belongs to type DPO",
             objective(json!({"type": "DPO", "beta": "0.1"})),
             objective(json!({"type": "SFT", "beta": "0.1"})),

@@ -27,7 +27,7 @@ pub struct Manifest {
     pub files: BTreeMap<String, Digest>,
     /// Bytes of all files.
     pub size_bytes: u64,
-    /// LoRA's rank.
+    /// LoRA's rank; 0 of a model of which every weight was trained.
     pub rank: u32,
     /// Where the version came from; does not enter `digest`.
     pub provenance: Provenance,

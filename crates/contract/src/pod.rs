@@ -9,6 +9,8 @@ pub const STORE_DIR: &str = "/var/lib/graftwork/store";
 /// Below this, one folder for each mounted claim of base models, sources and imports:
 /// `/var/lib/graftwork/claims/<claim>`.
 pub const CLAIMS_DIR: &str = "/var/lib/graftwork/claims";
+/// Below this, one folder for each claim that a model is written to: `/var/lib/graftwork/outputs/<claim>`.
+pub const OUTPUTS_DIR: &str = "/var/lib/graftwork/outputs";
 /// Below this, one folder for each `ConfigMap` source of a dataset:
 /// `/var/lib/graftwork/sources/<source name>/<key>`.
 pub const SOURCES_DIR: &str = "/var/lib/graftwork/sources";
@@ -48,6 +50,11 @@ pub const TRAINER_STOP_SECONDS: u32 = TRAINER_GRACE_SECONDS - 10;
 
 /// User and group of every container.
 pub const USER_ID: i64 = 65532;
+
+/// The folder at which a claim is mounted to be written to.
+pub fn output_dir(claim: &str) -> String {
+    format!("{OUTPUTS_DIR}/{claim}")
+}
 
 /// The folder at which a claim is mounted.
 pub fn claim_dir(claim: &str) -> String {

@@ -21,6 +21,9 @@ pub struct TrainerConfig {
     /// Whether nothing is trained, and the version of [`Resolved::initial`] is scored.
     #[serde(default)]
     pub evaluate_only: bool,
+    /// Where the model goes of which every weight is trained; none: an adapter is trained.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output: Option<ModelOutput>,
     /// LoRA's shape.
     pub lora: Lora,
     /// Optimisation.
@@ -77,6 +80,21 @@ pub struct RunKey {
     /// As [`TrainerConfig::evaluate_only`]; left out where something is trained.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub evaluate_only: bool,
+    /// Where the model goes of which every weight is trained; left out where an adapter is trained.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output: Option<String>,
+}
+
+/// A folder on a mounted claim that a model is written to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ModelOutput {
+    /// As in the spec.
+    pub uri: String,
+    /// Where the claim is mounted.
+    pub root: String,
+    /// The folder, relative to that.
+    pub folder: String,
 }
 
 /// What is optimised.
@@ -366,13 +384,13 @@ pub struct RunResult {
     pub key: Digest,
     /// Pinned inputs.
     pub resolved: Resolved,
-    /// The adapter's content digest.
+    /// The adapter's content digest, or the model's.
     pub digest: Digest,
-    /// Folder in the store, relative to the namespace's folder.
+    /// Folder in the store, relative to the namespace's folder; of a model its URI.
     pub folder: String,
-    /// Bytes of the adapter's files.
+    /// Bytes of its files.
     pub size_bytes: u64,
-    /// LoRA's rank.
+    /// LoRA's rank; 0 of a model.
     pub rank: u32,
     /// Optimiser steps.
     pub steps: u64,

@@ -14,6 +14,7 @@
 //! | [`category`] | what an error about files asks of the caller |
 //! | [`tokenizer`], [`chat`] | `tokenizer.json`, chat template, training rows |
 //! | [`tool_calls`] | calls of tools in what a model writes |
+//! | [`shards`] | weights written in files of bounded size |
 //! | [`kernel`] | packed weights and the fixed-order products |
 //! | [`transformer`] | the forward and backward pass |
 //! | [`lora`], [`targets`], [`peft`] | trainable low-rank parameters, which modules have them; adapter folders as PEFT writes them |
@@ -45,6 +46,7 @@ pub mod quant;
 pub mod random;
 pub mod rope;
 pub mod sampler;
+pub mod shards;
 pub mod targets;
 pub mod tensor_file;
 mod token_bytes;

@@ -122,6 +122,8 @@ pub struct Recipe {
     pub store: Option<StoreAccess>,
     /// Claims mounted read-only at [`pod::claim_dir`].
     pub claims: BTreeSet<String>,
+    /// Claims mounted at [`pod::output_dir`] to be written to; one may be among [`Self::claims`] too.
+    pub outputs: BTreeSet<String>,
     /// Keys mounted below [`pod::SOURCES_DIR`].
     pub keys: Vec<MountedKey>,
     /// Size of an `emptyDir` at [`pod::ADAPTER_CACHE_DIR`], in bytes; none: there is no such volume.
@@ -326,7 +328,7 @@ fn build_volumes(recipe: &Recipe) -> (Vec<Volume>, Vec<VolumeMount>) {
         });
         mounts.push(mount("adapter-cache", pod::ADAPTER_CACHE_DIR, false));
     }
-    let mut claims = recipe.claims.clone();
+    let mut claims = &recipe.claims | &recipe.outputs;
     if recipe.store.is_some() {
         claims.insert(STORE_CLAIM.to_owned());
     }
@@ -350,6 +352,9 @@ fn build_volumes(recipe: &Recipe) -> (Vec<Volume>, Vec<VolumeMount>) {
         }
         if recipe.claims.contains(claim) {
             mounts.push(mount(&name, &pod::claim_dir(claim), true));
+        }
+        if recipe.outputs.contains(claim) {
+            mounts.push(mount(&name, &pod::output_dir(claim), false));
         }
     }
     for (index, key) in recipe.keys.iter().enumerate() {
@@ -444,6 +449,7 @@ mod tests {
             configuration: "x-config".to_owned(),
             store: Some(StoreAccess::ReadWrite),
             claims: ["models".to_owned()].into(),
+            outputs: BTreeSet::new(),
             keys: vec![MountedKey {
                 source: "faq".to_owned(),
                 config_map: "rows".to_owned(),
@@ -500,6 +506,35 @@ mod tests {
         let mounted = mounts.iter().find(|it| it.name == "adapter-cache").unwrap();
         assert_eq!(mounted.mount_path, pod::ADAPTER_CACHE_DIR);
         assert_eq!(mounted.read_only, None, "the engine writes there");
+    }
+
+    #[test]
+    fn a_claim_that_is_read_and_written_is_one_volume_at_two_places() {
+        let mut recipe = recipe();
+        recipe.outputs = ["models".to_owned(), "made".to_owned()].into();
+        let spec = build_pod(recipe, Placement::default(), &settings())
+            .spec
+            .unwrap();
+        let claims: Vec<_> = spec
+            .volumes
+            .iter()
+            .flatten()
+            .filter_map(|volume| volume.persistent_volume_claim.as_ref())
+            .map(|claim| claim.claim_name.as_str())
+            .collect();
+        assert_eq!(claims, ["graftwork-store", "made", "models"]);
+        let mounts = spec.containers[0].volume_mounts.iter().flatten();
+        let mounts: BTreeMap<_, _> = mounts
+            .map(|mount| (mount.mount_path.as_str(), mount.read_only == Some(true)))
+            .collect();
+        for (path, read_only) in [
+            ("/var/lib/graftwork/claims/models", Some(&true)),
+            ("/var/lib/graftwork/claims/made", None),
+            ("/var/lib/graftwork/outputs/models", Some(&false)),
+            ("/var/lib/graftwork/outputs/made", Some(&false)),
+        ] {
+            assert_eq!(mounts.get(path), read_only, "{path}");
+        }
     }
 
     #[test]

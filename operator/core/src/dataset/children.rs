@@ -239,6 +239,7 @@ fn build_attempt(
         resources: settings.dataset_builder.resources.clone(),
         configuration,
         store: Some(StoreAccess::ReadWrite),
+        outputs: std::collections::BTreeSet::new(),
         claims: valid
             .sources
             .iter()

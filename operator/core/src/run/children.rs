@@ -2,7 +2,7 @@
 
 use graftwork_api::{TrainingRun, TrainingRunStatus, labels, names};
 use graftwork_contract::pod;
-use graftwork_contract::run::{Resolved, TrainerConfig};
+use graftwork_contract::run::{ModelOutput, Resolved, TrainerConfig};
 use jiff::Timestamp;
 use k8s_openapi::api::batch::v1::Job;
 
@@ -74,6 +74,11 @@ fn make(
             key,
             objective: valid.objective,
             evaluate_only: valid.evaluate_only,
+            output: valid.output.as_ref().map(|output| ModelOutput {
+                uri: output.to_string(),
+                root: pod::output_dir(output.claim()),
+                folder: output.path().to_owned(),
+            }),
             lora: valid.lora.clone(),
             hyperparameters: valid.hyperparameters.clone(),
             checkpoint: valid.checkpoint.clone(),
@@ -103,6 +108,11 @@ fn make(
         configuration,
         store: Some(StoreAccess::ReadWrite),
         claims: claims(valid),
+        outputs: valid
+            .output
+            .iter()
+            .map(|output| output.claim().to_owned())
+            .collect(),
         keys: Vec::new(),
         adapter_cache_bytes: None,
         ports: vec![("grpc", pod::GRPC_PORT)],

@@ -73,6 +73,7 @@ pub fn key(valid: &Valid, cr: &TrainingRun, base: &Digest) -> Option<Digest> {
         initial: initial_version(&cr.spec).map(|initial| initial.version),
         objective: valid.objective,
         evaluate_only: valid.evaluate_only,
+        output: valid.output.as_ref().map(ToString::to_string),
     })
     .ok()
 }

@@ -406,8 +406,12 @@ fn complete(
     } else {
         format!("{} steps, loss {:.4}", result.steps, result.final_loss)
     };
+    let what = match &cr.spec.method.output {
+        Some(output) => format!("the model at {} is", output.uri),
+        None => "the adapter is".to_owned(),
+    };
     let message = format!(
-        "{done}; the adapter is {}{}",
+        "{done}; {what} {}{}",
         result.digest.short(),
         cut_rows(cr, result)
     );

@@ -9,6 +9,8 @@ use graftwork_api::uri::PvcUri;
 use graftwork_api::{Decimal, TrainingRunSpec};
 use graftwork_contract::{pod, run};
 
+use crate::workload::STORE_CLAIM;
+
 /// A spec that can be run.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Valid {
@@ -18,6 +20,8 @@ pub struct Valid {
     pub objective: run::Objective,
     /// Whether a version that is there is scored and nothing is trained.
     pub evaluate_only: bool,
+    /// The folder that a model goes to of which every weight is trained.
+    pub output: Option<PvcUri>,
     /// What the base is quantised to on load.
     pub quantization: Option<run::Quantization>,
     /// LoRA's shape.
@@ -63,6 +67,7 @@ pub fn validate(spec: &TrainingRunSpec) -> Result<Valid, Invalid> {
         base,
         objective: read_objective(spec)?,
         evaluate_only: read_evaluate_only(spec)?,
+        output: read_output(spec)?,
         quantization: read_quantization(spec)?,
         lora: read_lora(spec)?,
         hyperparameters: read_hyperparameters(spec)?,
@@ -136,14 +141,49 @@ fn read_evaluate_only(spec: &TrainingRunSpec) -> Result<bool, Invalid> {
     }
 }
 
+fn read_output(spec: &TrainingRunSpec) -> Result<Option<PvcUri>, Invalid> {
+    const FIELD: &str = "spec.method.output";
+    const URI: &str = "spec.method.output.uri";
+    let full = spec.method.type_ == MethodType::Full;
+    let output = match (full, &spec.method.output) {
+        (false, None) => return Ok(None),
+        (false, Some(_)) => return Err(Invalid::new(FIELD, "it belongs to type Full")),
+        (true, None) => return Err(Invalid::new(FIELD, "type Full needs one")),
+        (true, Some(output)) => output,
+    };
+    let refused = [
+        (spec.adapter_ref.is_some(), "spec.adapterRef"),
+        (spec.initial_adapter_ref.is_some(), "spec.initialAdapterRef"),
+        (
+            spec.objective.type_ != ObjectiveType::Sft,
+            "spec.objective.type",
+        ),
+    ];
+    if let Some((_, field)) = refused.into_iter().find(|(is_broken, _)| *is_broken) {
+        let message = "it does not go with method type Full, which trains no adapter";
+        return Err(Invalid::new(field, message));
+    }
+    let uri = PvcUri::parse(&output.uri).map_err(|error| Invalid::new(URI, error.to_string()))?;
+    if uri.path().is_empty() {
+        return Err(Invalid::new(URI, format!("\"{uri}\" names no folder")));
+    }
+    if uri.claim() == STORE_CLAIM {
+        let message = format!("claim {STORE_CLAIM} is the artifact store's");
+        return Err(Invalid::new(URI, message));
+    }
+    Ok(Some(uri))
+}
+
 fn read_quantization(spec: &TrainingRunSpec) -> Result<Option<run::Quantization>, Invalid> {
     const FIELD: &str = "spec.method.quantization";
     match (&spec.method.type_, &spec.method.quantization) {
-        (MethodType::LoRA | MethodType::Evaluate, None) => Ok(None),
-        (type_ @ (MethodType::LoRA | MethodType::Evaluate), Some(given)) => Err(Invalid::new(
-            FIELD,
-            format!("{given} belongs to type QLoRA, the type is {type_}"),
-        )),
+        (MethodType::LoRA | MethodType::Full | MethodType::Evaluate, None) => Ok(None),
+        (type_ @ (MethodType::LoRA | MethodType::Full | MethodType::Evaluate), Some(given)) => {
+            Err(Invalid::new(
+                FIELD,
+                format!("{given} belongs to type QLoRA, the type is {type_}"),
+            ))
+        }
         (MethodType::QLoRA, None) => Err(Invalid::new(
             FIELD,
             format!("type QLoRA needs one of {}", Quantization::KNOWN.join(", ")),

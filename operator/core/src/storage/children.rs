@@ -62,6 +62,7 @@ pub fn build(observed: &Observed, claims: &BTreeSet<String>, settings: &Settings
         configuration: KEEPER.to_owned(),
         store: Some(StoreAccess::ReadWrite),
         claims: claims.clone(),
+        outputs: BTreeSet::new(),
         keys: Vec::new(),
         adapter_cache_bytes: None,
         ports: vec![("grpc", pod::GRPC_PORT)],

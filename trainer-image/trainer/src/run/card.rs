@@ -1,4 +1,4 @@
-//! The adapter's card (README.md), with front matter as model hubs read it.
+//! The card of an adapter or a model (README.md), with front matter as model hubs read it.
 
 use std::path::Path;
 
@@ -10,8 +10,8 @@ use super::package::Outcome;
 /// The most of the base model's card that is looked at.
 const FRONT_MATTER_BYTES: usize = 64 << 10;
 
-/// What the adapter is, what it was made of and how, how it scores, and what it is not.
-pub fn adapter_card(config: &TrainerConfig, outcome: &Outcome) -> String {
+/// What it is, what it was made of and how, how it scores, and what it is not.
+pub fn card(config: &TrainerConfig, outcome: &Outcome) -> String {
     let licence = base_licence(Path::new(&config.resolved.base.path));
     let name = config.adapter.as_deref().unwrap_or(&config.run);
     format!(
@@ -35,10 +35,16 @@ fn front_matter(config: &TrainerConfig, outcome: &Outcome, licence: Option<&str>
         Some(licence) => format!("license: {}", yaml(&licence)),
         None => "license: other\nlicense_name: that of the base model".to_owned(),
     };
+    let (library, tags, lora) = if config.output.is_some() {
+        ("transformers", "", String::new())
+    } else {
+        let lora = format!("  lora: {}\n", yaml(&config.lora));
+        ("peft", "tags:\n- lora\n", lora)
+    };
     format!(
-        "---\nlibrary_name: peft\npipeline_tag: text-generation\nbase_model: {base}\n{licence}\n\
-         datasets:\n- {dataset}\ntags:\n- lora\ngraftwork:\n  base: {resolved_base}\n  \
-         dataset: {resolved_dataset}\n  objective: {objective}\n  lora: {lora}\n  \
+        "---\nlibrary_name: {library}\npipeline_tag: text-generation\nbase_model: {base}\n{licence}\n\
+         datasets:\n- {dataset}\n{tags}graftwork:\n  base: {resolved_base}\n  \
+         dataset: {resolved_dataset}\n  objective: {objective}\n{lora}  \
          hyperparameters: {hyperparameters}\n  metrics: {metrics}\n{classification}---\n",
         base = yaml(&resolved.base.uri),
         dataset = yaml(&resolved.dataset.name),
@@ -48,7 +54,6 @@ fn front_matter(config: &TrainerConfig, outcome: &Outcome, licence: Option<&str>
         })),
         resolved_dataset = yaml(&resolved.dataset),
         objective = yaml(&config.objective),
-        lora = yaml(&config.lora),
         hyperparameters = yaml(&config.hyperparameters),
         metrics = yaml(&outcome.metrics),
         classification = match config.classification {
@@ -67,10 +72,26 @@ fn making(config: &TrainerConfig, outcome: &Outcome) -> String {
         ),
         None => String::new(),
     };
+    let (what, shape) = if config.output.is_some() {
+        (
+            "A model made of",
+            "Every weight was trained, and is stored in bf16".to_owned(),
+        )
+    } else {
+        let lora = &config.lora;
+        let shape = format!(
+            "Rank {}, alpha {}, dropout {}, modules {}",
+            lora.rank,
+            lora.alpha,
+            lora.dropout,
+            lora.target_modules.join(", ")
+        );
+        ("A LoRA adapter for", shape)
+    };
     format!(
-        "A LoRA adapter for `{base}` (`{base_digest}`), trained {precision}on dataset `{dataset}` version \
+        "{what} `{base}` (`{base_digest}`), trained {precision}on dataset `{dataset}` version \
          {version} (`{dataset_digest}`).\n\n\
-         - Rank {rank}, alpha {alpha}, dropout {dropout}, modules {modules}\n\
+         - {shape}\n\
          - {steps} steps of {batch} examples, peak learning rate {rate}, {schedule:?} schedule, \
          seed {seed}\n{start}\
          - Training loss of the last steps: {loss:.4} nats\n",
@@ -83,10 +104,6 @@ fn making(config: &TrainerConfig, outcome: &Outcome) -> String {
         dataset = resolved.dataset.name,
         version = resolved.dataset.version,
         dataset_digest = resolved.dataset.digest,
-        rank = config.lora.rank,
-        alpha = config.lora.alpha,
-        dropout = config.lora.dropout,
-        modules = config.lora.target_modules.join(", "),
         steps = outcome.steps,
         batch = h.batch_size,
         rate = h.learning_rate,
@@ -119,7 +136,7 @@ fn scores(config: &TrainerConfig, outcome: &Outcome) -> String {
         .collect();
     format!(
         "Test split, compared with {reference} on the same rows (± is one standard error):\n\n\
-         | metric | this adapter | reference | difference | rows |\n\
+         | metric | this one | reference | difference | rows |\n\
          |---|---|---|---|---|\n{rows}"
     )
 }
@@ -140,9 +157,13 @@ fn limits(config: &TrainerConfig, outcome: &Outcome, licence: Option<&str>) -> S
         ),
         None => String::new(),
     };
+    let fits = if config.output.is_some() {
+        ""
+    } else {
+        "- It works with the base model of this digest and no other.\n"
+    };
     format!(
-        "## Limits\n\n{classification}\
-         - It works with the base model of this digest and no other.\n\
+        "## Limits\n\n{classification}{fits}\
          - It was scored on {tested} rows of the same dataset, of which it has seen none, and on \
          nothing else: other inputs, safety and bias are untested.\n\
          - Rows longer than {length} tokens were cut: {train_cut} of {trained} trained on, {test_cut} \
@@ -185,7 +206,7 @@ mod tests {
     }
 
     fn card_of(base: &Path, quantization: Option<&str>) -> String {
-        adapter_card(&config_of(base, quantization), &outcome())
+        super::card(&config_of(base, quantization), &outcome())
     }
 
     fn config_of(base: &Path, quantization: Option<&str>) -> TrainerConfig {
@@ -234,7 +255,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut config = config_of(dir.path(), None);
         config.classification = Some(Classification::Restricted);
-        let text = adapter_card(&config, &outcome());
+        let text = super::card(&config, &outcome());
         assert!(
             text.contains("\n  classification: Restricted\n---\n"),
             "{text}"

@@ -65,6 +65,11 @@ fn check(config: &TrainerConfig) -> Result<(), Failure> {
                 )
             },
         ),
+        rule(config.output.is_none() || needs_no_adapter(config), || {
+            "spec.method.type is Full, which goes with neither quantization, nor adapterRef, \
+                 initialAdapterRef, Evaluate or objective DPO"
+                .to_owned()
+        }),
         rule(config.evaluation.maximum_new_tokens > 0, || {
             "spec.evaluation.maximumNewTokens is 0, must be at least 1".to_owned()
         }),
@@ -91,6 +96,15 @@ fn check(config: &TrainerConfig) -> Result<(), Failure> {
         .chain(validation(config))
         .collect::<Rule>()
         .map_err(Failure::bad_config)
+}
+
+/// Whether nothing is asked for that needs an adapter.
+fn needs_no_adapter(config: &TrainerConfig) -> bool {
+    config.resolved.base.quantization.is_none()
+        && config.resolved.initial.is_none()
+        && config.adapter.is_none()
+        && !config.evaluate_only
+        && config.objective.is_default()
 }
 
 /// How steps are taken.

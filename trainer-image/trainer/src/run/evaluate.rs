@@ -150,6 +150,46 @@ fn measured(kind: MetricKind, rows: &TestRows, new: &Scored, old: &Scored) -> Ve
     metrics
 }
 
+/// What is scored: a base model with an adapter, or bare.
+pub type Contender<'a> = (&'a Evaluator<'a>, Option<&'a LoadedAdapter>);
+
+/// Every metric of `new`, compared with `old`, and the first answers of both.
+///
+/// # Errors
+/// The forward pass's, or what `on_rows` says.
+pub fn evaluate(
+    metrics: &[MetricKind],
+    rows: &TestRows,
+    new: Contender<'_>,
+    old: Contender<'_>,
+) -> Result<(Vec<Metric>, Vec<Sample>), Failure> {
+    let scored_new = new.0.scored(metrics, rows, new.1)?;
+    let scored_old = old.0.scored(metrics, rows, old.1)?;
+    let mut measurements: Vec<Metric> = metrics
+        .iter()
+        .flat_map(|kind| measured(*kind, rows, &scored_new, &scored_old))
+        .collect();
+    if metrics.contains(&MetricKind::Latency) {
+        measurements.extend(latency::measure(&rows.questions, new, old)?);
+    }
+    let answers = rows.questions.iter().zip(&scored_new.answers);
+    let samples = answers
+        .zip(&scored_old.answers)
+        .take(SAMPLES)
+        .map(|((question, answer), reference_answer)| {
+            let prompt = new.0.tokenizer.decode(&question.prompt, true);
+            Ok(Sample {
+                row: question.row + 1,
+                prompt: prompt.map_err(|error| Failure::bug(causes(&error)))?,
+                expected: question.completion.clone(),
+                answer: answer.clone(),
+                reference_answer: reference_answer.clone(),
+            })
+        })
+        .collect::<Result<_, Failure>>()?;
+    Ok((measurements, samples))
+}
+
 /// Scores one base model.
 pub struct Evaluator<'a> {
     /// The base model.
@@ -163,46 +203,7 @@ pub struct Evaluator<'a> {
 }
 
 impl Evaluator<'_> {
-    /// Every metric for `adapter`, compared with `reference` (none: the bare base model), and the
-    /// first answers of both.
-    ///
-    /// # Errors
-    /// The forward pass's, or what `on_rows` says.
-    pub fn evaluate(
-        &self,
-        metrics: &[MetricKind],
-        rows: &TestRows,
-        adapter: &LoadedAdapter,
-        reference: Option<&LoadedAdapter>,
-    ) -> Result<(Vec<Metric>, Vec<Sample>), Failure> {
-        let new = self.scored(metrics, rows, Some(adapter))?;
-        let old = self.scored(metrics, rows, reference)?;
-        let mut measurements: Vec<Metric> = metrics
-            .iter()
-            .flat_map(|kind| measured(*kind, rows, &new, &old))
-            .collect();
-        if metrics.contains(&MetricKind::Latency) {
-            let latencies = latency::measure(self, &rows.questions, adapter, reference)?;
-            measurements.extend(latencies);
-        }
-        let answers = rows.questions.iter().zip(&new.answers).zip(&old.answers);
-        let samples = answers
-            .take(SAMPLES)
-            .map(|((question, answer), reference_answer)| {
-                let prompt = self.tokenizer.decode(&question.prompt, true);
-                Ok(Sample {
-                    row: question.row + 1,
-                    prompt: prompt.map_err(|error| Failure::bug(causes(&error)))?,
-                    expected: question.completion.clone(),
-                    answer: answer.clone(),
-                    reference_answer: reference_answer.clone(),
-                })
-            })
-            .collect::<Result<_, Failure>>()?;
-        Ok((measurements, samples))
-    }
-
-    /// Rows times models that [`Self::evaluate`] goes through, for the progress.
+    /// Rows times models that [`evaluate`] goes through, for the progress.
     pub fn work(metrics: &[MetricKind], rows: &TestRows) -> u64 {
         let targets = metrics.iter().any(|kind| !kind.needs_answers());
         let examples = if targets { rows.examples.len() } else { 0 };

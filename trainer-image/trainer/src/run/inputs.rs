@@ -11,7 +11,7 @@ use graftwork_contract::paths;
 use graftwork_contract::run::{
     Objective, Quantization, ResolvedBase, ResolvedReference, RowsUsed, TrainerConfig,
 };
-use graftwork_model::base::base_digest;
+use graftwork_model::base::{BaseError, base_digest};
 use graftwork_model::category::Category as FileCategory;
 use graftwork_model::config::LlamaConfig;
 use graftwork_model::lora::{LoadedAdapter, LoraConfig, LoraParams};
@@ -21,6 +21,7 @@ use graftwork_model::tokenizer::{TextTokenizer, TokenizedExample};
 use graftwork_model::transformer::{Held, Llama};
 
 use super::benchmark::Benchmark;
+use super::compare::Compared;
 use super::evaluate::TestRows;
 use super::preference::Pair;
 use super::test_rows::read_test;
@@ -33,6 +34,21 @@ pub struct Base {
     pub model: Llama,
     /// Its tokenizer.
     pub tokenizer: TextTokenizer,
+}
+
+impl Base {
+    /// An adapter beside another one, or beside the bare model.
+    pub fn compared<'a>(
+        &'a self,
+        new: &'a LoadedAdapter,
+        old: Option<&'a LoadedAdapter>,
+    ) -> Compared<'a> {
+        Compared {
+            tokenizer: &self.tokenizer,
+            new: (&self.model, Some(new)),
+            old: (&self.model, old),
+        }
+    }
 }
 
 /// The rows as tokens.
@@ -71,12 +87,30 @@ impl Inputs {
 /// [`Failure`] with `BadConfig`: not a model that can be used, or not the one that was resolved. With
 /// `Unavailable`: the volume does not give its files.
 pub fn read_base(resolved: &ResolvedBase) -> Result<Base, Failure> {
+    let held = resolved.quantization.map_or(Held::AsStored, held);
+    let (model, tokenizer) = read_verified(resolved, |dir| Llama::load(dir, held))?;
+    tracing::info!(
+        parameters = model.config().parameters(),
+        digest = %resolved.digest,
+        quantization = resolved.quantization.map(Quantization::name),
+        "base model read"
+    );
+    Ok(Base { model, tokenizer })
+}
+
+/// What `load` makes of the base model's folder, where that is the one that was resolved, and its tokenizer.
+///
+/// # Errors
+/// As [`read_base`].
+pub fn read_verified<T: Send>(
+    resolved: &ResolvedBase,
+    load: impl FnOnce(&Path) -> Result<T, BaseError> + Send,
+) -> Result<(T, TextTokenizer), Failure> {
     let dir = Path::new(&resolved.path);
     let named = format!("baseModel {}", resolved.uri);
     // Both read all of it: what the one brings into the page cache is there for the other. Nothing is used
     // before the digest is known.
-    let held = resolved.quantization.map_or(Held::AsStored, held);
-    let (digest, model) = rayon::join(|| base_digest(dir), || Llama::load(dir, held));
+    let (digest, model) = rayon::join(|| base_digest(dir), || load(dir));
     let digest = digest.map_err(|error| file_failure(&named, error.category(), &error))?;
     if digest != resolved.digest.as_str() {
         return Err(Failure::bad_config(format!(
@@ -87,13 +121,7 @@ pub fn read_base(resolved: &ResolvedBase) -> Result<Base, Failure> {
     let model = model.map_err(|error| file_failure(&named, error.category(), &error))?;
     let tokenizer =
         TextTokenizer::load(dir).map_err(|error| file_failure(&named, error.category(), &error))?;
-    tracing::info!(
-        parameters = model.config().parameters(),
-        digest,
-        quantization = resolved.quantization.map(Quantization::name),
-        "base model read"
-    );
-    Ok(Base { model, tokenizer })
+    Ok((model, tokenizer))
 }
 
 /// How the model's crate calls a quantisation.
@@ -106,7 +134,7 @@ fn held(quantization: Quantization) -> Held {
 }
 
 /// The end that an error of `named`'s files stands for.
-fn file_failure(named: &str, category: FileCategory, error: &dyn std::error::Error) -> Failure {
+pub fn file_failure(named: &str, category: FileCategory, error: &dyn std::error::Error) -> Failure {
     let message = format!("{named}: {}", causes(error));
     match category {
         FileCategory::Invalid => Failure::bad_config(message),

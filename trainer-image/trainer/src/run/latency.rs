@@ -8,7 +8,7 @@ use graftwork_model::lora::LoadedAdapter;
 use graftwork_model::sampler::argmax;
 use graftwork_model::transformer::{LogitRows, SequenceStep};
 
-use super::evaluate::Evaluator;
+use super::evaluate::{Contender, Evaluator};
 use super::statistics::{Scores, metric};
 use super::tokens::Question;
 use crate::clock;
@@ -26,10 +26,9 @@ const TOKENS: usize = 16;
 /// # Errors
 /// The forward pass's, or what `on_rows` says.
 pub fn measure(
-    evaluator: &Evaluator<'_>,
     questions: &[Question],
-    adapter: &LoadedAdapter,
-    reference: Option<&LoadedAdapter>,
+    new: Contender<'_>,
+    old: Contender<'_>,
 ) -> Result<Vec<Metric>, Failure> {
     let asked: Vec<&[u32]> = questions
         .iter()
@@ -40,18 +39,15 @@ pub fn measure(
     if asked.is_empty() {
         return Ok(Vec::new());
     }
-    let (mut new, mut old) = (Vec::new(), Vec::new());
+    let (mut of_new, mut of_old) = (Vec::new(), Vec::new());
     for round in 0..=ROUNDS {
-        let (of_new, of_old) = (
-            time(evaluator, &asked, Some(adapter))?,
-            time(evaluator, &asked, reference)?,
-        );
+        let seconds = (time(new.0, &asked, new.1)?, time(old.0, &asked, old.1)?);
         if round > 0 {
-            new.push(of_new);
-            old.push(of_old);
+            of_new.push(seconds.0);
+            of_old.push(seconds.1);
         }
     }
-    Ok(report(new, old))
+    Ok(report(of_new, of_old))
 }
 
 /// The metrics of rounds of both models, each of which holds the seconds of each token.
@@ -191,13 +187,15 @@ mod tests {
             was_cut: false,
         };
         let questions: Vec<Question> = (0..20).map(question).collect();
-        let metrics = measure(&evaluator, &questions, &adapter, None).unwrap();
+        let metrics =
+            measure(&questions, (&evaluator, Some(&adapter)), (&evaluator, None)).unwrap();
         assert_eq!(metrics.len(), 2);
         for metric in metrics {
             let counted = (metric.samples, metric.independent());
             assert_eq!(counted, ((ROUNDS * PROMPTS * 3) as u64, ROUNDS as u64));
             assert!(metric.value > 0.0 && metric.baseline > 0.0, "{metric:?}");
         }
-        assert_eq!(measure(&evaluator, &[], &adapter, None), Ok(Vec::new()));
+        let nothing = measure(&[], (&evaluator, Some(&adapter)), (&evaluator, None));
+        assert_eq!(nothing, Ok(Vec::new()));
     }
 }

@@ -4,9 +4,11 @@
 mod benchmark;
 mod card;
 mod classification;
+mod compare;
 mod config;
 mod evaluate;
 mod fence;
+mod full;
 mod inputs;
 mod labels;
 mod latency;
@@ -34,7 +36,7 @@ use graftwork_artifacts::{Error as StoreError, Put, Store};
 use graftwork_contract::pod::{
     CONFIG_FILE, GRPC_PORT, STORE_DIR, TERMINATION_FILE, TRAINER_STOP_SECONDS,
 };
-use graftwork_contract::run::{Metric, Objective, RunResult, TrainerConfig};
+use graftwork_contract::run::{Objective, RunResult, TrainerConfig};
 use graftwork_contract::{Digest, paths};
 use graftwork_model::lora::LoadedAdapter;
 use graftwork_model::lora::LoraParams;
@@ -47,10 +49,10 @@ use crate::schedule::LearningRate;
 use crate::signals::StopFlag;
 use crate::train::{Plan, TrainError};
 
-use benchmark::Benchmark;
 use classification::classified;
+use compare::{Compared, score};
 use config::{lora_config, read_config, sequence_length, sizes};
-use evaluate::{Evaluator, Sample};
+use evaluate::Evaluator;
 use fence::Fence;
 use inputs::{Inputs, initial_parameters, read_base, read_reference, read_rows, read_subject};
 use package::{Outcome, publish};
@@ -138,6 +140,9 @@ fn attempt(
         .map_err(|error| store_failure(&error))?;
     pin_inputs(&store, config)?;
     let config = &classified(&store, config)?;
+    if let Some(output) = &config.output {
+        return full::attempt((&store, config), output, (reporter, stop), &mut fence);
+    }
 
     let mut base = read_base(&config.resolved.base)?;
     let lora = lora_config(&config.lora, base.model.config())?;
@@ -159,15 +164,7 @@ fn attempt(
         validation_loss: None,
     };
     if config.evaluate_only {
-        let (adapter, manifest, subject) = read_subject(&store, config)?;
-        let reference = reference.as_ref();
-        let metrics = score(
-            config, &base, &inputs, &adapter, reference, &session, &mut fence,
-        )?;
-        fence.check()?;
-        let result = package::scored(config, &manifest, &subject, metrics, inputs.test_rows);
-        write_result(&store, config, &result)?;
-        return Ok(result.digest);
+        return score_only(&session, &base, &inputs, reference.as_ref(), &mut fence);
     }
     let params = initial_parameters(&store, config, &lora, base.model.config())?;
     if let Objective::Dpo { .. } = config.objective {
@@ -184,15 +181,9 @@ fn attempt(
     let adapter = params
         .to_adapter(&config.resolved.base.uri)
         .map_err(|error| Failure::bug(causes(&error)))?;
-    let metrics = score(
-        config,
-        &base,
-        &inputs,
-        &adapter,
-        reference.as_ref(),
-        &session,
-        &mut fence,
-    )?;
+    let loaded = loaded(&adapter, &base)?;
+    let compared = base.compared(&loaded, reference.as_ref());
+    let metrics = score(&compared, &inputs, &session, &mut fence)?;
 
     reporter.enter(Stage::Package);
     fence.check()?;
@@ -217,15 +208,35 @@ fn attempt(
     Ok(result.digest)
 }
 
-/// Trains by the run's objective.
-fn train(
+/// Scores a version that is there, and trains nothing.
+fn score_only(
     session: &Session<'_>,
     base: &inputs::Base,
     inputs: &Inputs,
-    params: &LoraParams,
+    reference: Option<&LoadedAdapter>,
     fence: &mut Fence<'_>,
-) -> Result<Trained, Failure> {
-    let h = &session.config.hyperparameters;
+) -> Result<Digest, Failure> {
+    let (store, config) = (session.store, session.config);
+    let (adapter, manifest, subject) = read_subject(store, config)?;
+    let loaded = loaded(&adapter, base)?;
+    let metrics = score(&base.compared(&loaded, reference), inputs, session, fence)?;
+    fence.check()?;
+    let result = package::scored(config, &manifest, &subject, metrics, inputs.test_rows);
+    write_result(store, config, &result)?;
+    Ok(result.digest)
+}
+
+/// An adapter, ready for scoring. One that is not finite is never scored, and so never packaged.
+fn loaded(adapter: &Adapter, base: &inputs::Base) -> Result<LoadedAdapter, Failure> {
+    LoadedAdapter::new(adapter, base.model.config()).map_err(|error| match error {
+        AdapterError::NotFinite { .. } => Failure::diverged(causes(&error)),
+        _ => Failure::bug(causes(&error)),
+    })
+}
+
+/// The batches that the hyperparameters ask for, and how steps are made of them.
+fn planned(config: &TrainerConfig, inputs: &Inputs) -> (Batches, Plan) {
+    let h = &config.hyperparameters;
     let (batch, micro_batch, run_length, optimizer) = sizes(h);
     let batches = Batches::new(h.seed, inputs.lengths(), batch, run_length);
     let plan = Plan {
@@ -235,6 +246,18 @@ fn train(
         maximum_gradient_norm: h.maximum_gradient_norm,
         seed: h.seed,
     };
+    (batches, plan)
+}
+
+/// Trains by the run's objective.
+fn train(
+    session: &Session<'_>,
+    base: &inputs::Base,
+    inputs: &Inputs,
+    params: &LoraParams,
+    fence: &mut Fence<'_>,
+) -> Result<Trained, Failure> {
+    let (batches, plan) = planned(session.config, inputs);
     let model = &base.model;
     match session.config.objective {
         Objective::Sft => {
@@ -320,80 +343,6 @@ fn validation_loss(
     };
     let scores = evaluator.loss(&inputs.validation, Some(&loaded))?;
     Ok(scores.mean())
-}
-
-/// Scores the adapter and its reference on the test rows.
-fn score(
-    config: &TrainerConfig,
-    base: &inputs::Base,
-    inputs: &Inputs,
-    adapter: &Adapter,
-    reference: Option<&LoadedAdapter>,
-    session: &Session<'_>,
-    fence: &mut Fence<'_>,
-) -> Result<Vec<Metric>, Failure> {
-    let reporter = session.reporter;
-    reporter.enter(Stage::Evaluate);
-    reporter.update(|progress| {
-        let benchmarks: u64 = inputs.benchmarks.iter().map(Benchmark::work).sum();
-        let rows = Evaluator::work(&config.evaluation.metrics, &inputs.test);
-        progress.rows_to_evaluate = rows + benchmarks;
-    });
-    // An adapter that is not finite is never scored, and so never packaged.
-    let loaded = LoadedAdapter::new(adapter, base.model.config()).map_err(|error| match error {
-        AdapterError::NotFinite { .. } => Failure::diverged(causes(&error)),
-        _ => Failure::bug(causes(&error)),
-    })?;
-    let fence = std::cell::RefCell::new(fence);
-    let on_rows = |rows| {
-        if rows > 0 {
-            reporter.update(|progress| progress.evaluated_rows += rows);
-        }
-        if session.stop.is_set() {
-            return Err(Failure::checkpointed(
-                "stopped on request while scoring; every step is in the last checkpoint",
-            ));
-        }
-        fence.borrow_mut().check_sometimes()
-    };
-    let evaluator = Evaluator {
-        model: &base.model,
-        tokenizer: &base.tokenizer,
-        maximum_new_tokens: config.evaluation.maximum_new_tokens as usize,
-        on_rows: &on_rows,
-    };
-    let (mut metrics, samples) =
-        evaluator.evaluate(&config.evaluation.metrics, &inputs.test, &loaded, reference)?;
-    keep_samples(session.store, config, &samples);
-    for benchmark in &inputs.benchmarks {
-        metrics.extend(benchmark.evaluate(&evaluator, &loaded, reference)?);
-    }
-    for metric in &metrics {
-        tracing::info!(
-            name = metric.name,
-            value = metric.value,
-            baseline = metric.baseline,
-            samples = metric.samples,
-            "test rows scored"
-        );
-    }
-    Ok(metrics)
-}
-
-/// Leaves the first answers in the run's folder. Nobody depends on them, so a failure is only logged.
-fn keep_samples(store: &Store, config: &TrainerConfig, samples: &[Sample]) {
-    if samples.is_empty() {
-        return;
-    }
-    let lines: String = samples
-        .iter()
-        .map(|sample| sample.line(config.classification))
-        .map(|line| format!("{line}\n"))
-        .collect();
-    let path = paths::run_samples(&config.run, &config.key);
-    if let Err(error) = store.put_new(&path, lines.as_bytes()) {
-        tracing::warn!(path, %error, "the answers are not kept");
-    }
 }
 
 /// Ends the process soon after it was asked to stop, wherever it is: at once while nothing was trained

@@ -6,7 +6,7 @@ use graftwork_contract::run::{Metric, ResolvedReference, RowsUsed, RunResult, Tr
 use graftwork_contract::{Digest, paths};
 use graftwork_model::peft::Adapter;
 
-use super::card::adapter_card;
+use super::card::card;
 use crate::clock;
 use crate::failure::{Failure, causes};
 
@@ -49,9 +49,8 @@ pub fn publish(
     adapter
         .save(staged.dir())
         .map_err(|error| unavailable(&error))?;
-    let card = adapter_card(config, outcome);
     staged
-        .write(CARD_FILE, card.as_bytes())
+        .write(CARD_FILE, card(config, outcome).as_bytes())
         .map_err(|error| unavailable(&error))?;
     let files = staged.files().map_err(|error| unavailable(&error))?;
     let time = clock::rfc3339();

@@ -10,6 +10,7 @@
 )]
 
 mod evaluation;
+mod full;
 mod interrupted;
 mod methods;
 mod refused;

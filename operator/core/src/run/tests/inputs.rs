@@ -1,7 +1,7 @@
 //! What a run is made from: pinned, waited for, or refused.
 
 use graftwork_api::training_run::{
-    Benchmark, EarlyStopping, MethodType, ObjectiveType, Quantization, Subject,
+    Benchmark, EarlyStopping, MethodType, ModelOutput, ObjectiveType, Quantization, Subject,
 };
 use graftwork_contract::run::TrainerConfig;
 
@@ -138,6 +138,59 @@ fn benchmarks_that_cannot_work_are_named() {
         let invalid = validate(&world.cr.spec).unwrap_err();
         assert_eq!(invalid.field, format!("spec.evaluation.benchmarks.{field}"));
     }
+}
+
+fn output(uri: &str) -> ModelOutput {
+    ModelOutput {
+        uri: uri.to_owned(),
+    }
+}
+
+fn full(spec: &mut TrainingRunSpec, uri: &str) {
+    spec.method.type_ = MethodType::Full;
+    spec.method.output = Some(output(uri));
+}
+
+#[test]
+fn a_model_is_written_to_its_claim_and_names_another_run() {
+    let mut world = World::new();
+    let base = Digest::of(b"base");
+    let key = |world: &World| {
+        let valid = validate(&world.cr.spec).unwrap();
+        pins::key(&valid, &world.cr, &base).unwrap()
+    };
+    let without = key(&world);
+    full(&mut world.cr.spec, "pvc://made/by/topics");
+    assert_ne!(key(&world), without);
+    let mut made = None;
+    let mut configured = None;
+    for _ in 0..6 {
+        match world.plan() {
+            Plan::Decide(decision) => world.cr.status = Some(decision.status),
+            Plan::Act(actions) => {
+                made = actions.create.first().cloned().or(made);
+                for child in &actions.apply {
+                    if let Child::ConfigMap(map) = child {
+                        configured = map.data.clone();
+                    }
+                }
+                world.act(&actions);
+            }
+        }
+    }
+    let text = configured.unwrap();
+    let config: TrainerConfig = serde_json::from_str(&text["config.json"]).unwrap();
+    let output = config.output.unwrap();
+    assert_eq!(output.uri, "pvc://made/by/topics");
+    let place = format!("{}/{}", output.root, output.folder);
+    assert_eq!(place, "/var/lib/graftwork/outputs/made/by/topics");
+    let pod = made.unwrap().spec.unwrap().template.spec.unwrap();
+    let mounts = pod.containers[0].volume_mounts.iter().flatten();
+    let written: Vec<&str> = mounts
+        .filter(|mount| mount.read_only != Some(true))
+        .map(|mount| mount.mount_path.as_str())
+        .collect();
+    assert!(written.contains(&output.root.as_str()), "{written:?}");
 }
 
 fn subject() -> Subject {
@@ -332,8 +385,45 @@ fn a_field_that_can_not_work_ends_the_run() {
             "spec.method.quantization: Q4_K belongs to type QLoRA, the type is LoRA",
         ),
         (
-            Box::new(|spec| spec.method.type_ = MethodType::Other("Full".to_owned())),
-            "spec.method.type: \"Full\" is not known to this version; it knows LoRA, QLoRA, Evaluate",
+            Box::new(|spec| spec.method.type_ = MethodType::Other("Prefix".to_owned())),
+            "spec.method.type: \"Prefix\" is not known to this version; it knows LoRA, QLoRA, Full, Evaluate",
+        ),
+        (
+            Box::new(|spec| spec.method.type_ = MethodType::Full),
+            "spec.method.output: type Full needs one",
+        ),
+        (
+            Box::new(|spec| spec.method.output = Some(output("pvc://models/topics"))),
+            "spec.method.output: it belongs to type Full",
+        ),
+        (
+            Box::new(|spec| full(spec, "pvc://models")),
+            "spec.method.output.uri: \"pvc://models/\" names no folder",
+        ),
+        (
+            Box::new(|spec| full(spec, "pvc://graftwork-store/models")),
+            "spec.method.output.uri: claim graftwork-store is the artifact store's",
+        ),
+        (
+            Box::new(|spec| {
+                full(spec, "pvc://models/topics");
+                spec.method.quantization = Some(Quantization::Q4K);
+            }),
+            "spec.method.quantization: Q4_K belongs to type QLoRA, the type is Full",
+        ),
+        (
+            Box::new(|spec| {
+                full(spec, "pvc://models/topics");
+                spec.adapter_ref = Some(ObjectReference::new("topics"));
+            }),
+            "spec.adapterRef: it does not go with method type Full",
+        ),
+        (
+            Box::new(|spec| {
+                full(spec, "pvc://models/topics");
+                spec.objective.type_ = ObjectiveType::Dpo;
+            }),
+            "spec.objective.type: it does not go with method type Full",
         ),
         (
             Box::new(|spec| spec.method.type_ = MethodType::Evaluate),

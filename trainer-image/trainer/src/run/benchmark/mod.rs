@@ -12,7 +12,7 @@ use graftwork_model::config::LlamaConfig;
 use graftwork_model::lora::LoadedAdapter;
 use graftwork_model::tokenizer::{TextTokenizer, TokenizedExample};
 
-use super::evaluate::Evaluator;
+use super::evaluate::{Contender, Evaluator};
 use super::statistics::{Scores, metric};
 use super::test_rows::room_for_prompts;
 use super::tokens::cut;
@@ -163,20 +163,15 @@ impl Benchmark {
         2 * sequences as u64
     }
 
-    /// What the adapter scores beside `reference` (none: the bare base model): of choices
+    /// What `new` scores beside `old`: of choices
     /// `benchmark/<name>` (`acc`), `/acc_norm` and `/acc_bytes`; of answers `benchmark/<name>`
     /// (`exact_match`).
     ///
     /// # Errors
     /// The evaluator's.
-    pub fn evaluate(
-        &self,
-        evaluator: &Evaluator<'_>,
-        adapter: &LoadedAdapter,
-        reference: Option<&LoadedAdapter>,
-    ) -> Result<Vec<Metric>, Failure> {
-        let new = self.scores(evaluator, Some(adapter))?;
-        let old = self.scores(evaluator, reference)?;
+    pub fn evaluate(&self, new: Contender<'_>, old: Contender<'_>) -> Result<Vec<Metric>, Failure> {
+        let new = self.scores(new.0, new.1)?;
+        let old = self.scores(old.0, old.1)?;
         let metrics = new.into_iter().zip(old).map(|((suffix, new), (_, old))| {
             let name = format!("{BENCHMARK_PREFIX}{}{suffix}", self.name);
             metric(&name, &[new], &[old], &self.groups)

@@ -109,8 +109,10 @@ impl World {
     fn metrics(&self, lines: &[Value]) -> Vec<Metric> {
         let benchmarks = self.read(&self.evaluation(lines)).unwrap();
         let benchmark = benchmarks.first().unwrap();
+        let evaluator = self.evaluator();
+        let adapter = Some(&self.adapter);
         benchmark
-            .evaluate(&self.evaluator(), &self.adapter, None)
+            .evaluate((&evaluator, adapter), (&evaluator, None))
             .unwrap()
     }
 

@@ -1,0 +1,297 @@
+//! Training every weight: a base model goes in, another one comes out, as a folder on a claim.
+//!
+//! Weights, gradients and moments are f32 in memory; the folder is bf16, and is what is scored.
+
+use std::path::Path;
+
+use graftwork_artifacts::{Category, Error as StoreError, MANIFEST_FILE, Staged, Store};
+use graftwork_contract::Digest;
+use graftwork_contract::adapter::{CARD_FILE, Manifest, Provenance};
+use graftwork_contract::run::{ModelOutput, RunResult, TrainerConfig};
+use graftwork_model::base::{BaseModel, base_digest};
+use graftwork_model::shards::save_weights;
+use graftwork_model::tokenizer::TextTokenizer;
+use graftwork_model::transformer::{Held, Llama, TrainableLlama};
+
+use super::card::card;
+use super::compare::{Compared, score};
+use super::config::sequence_length;
+use super::evaluate::Evaluator;
+use super::fence::Fence;
+use super::inputs::{Inputs, file_failure, read_rows, read_verified};
+use super::package::{CODE_VERSION, Outcome};
+use super::progress::{Reporter, Stage};
+use super::session::Session;
+use super::{benchmark, patience, planned, remove_checkpoints, write_result};
+use crate::clock;
+use crate::failure::{Failure, causes};
+use crate::signals::StopFlag;
+use crate::train::TrainError;
+
+/// Bytes of one file of weights at most.
+const SHARD_BYTES: usize = 2 << 30;
+/// What is copied from the base model's folder as it is, where it is there.
+const COPIED: [&str; 6] = [
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+];
+/// The longest of these files that is copied.
+const COPIED_BYTES: u64 = 256 << 20;
+
+/// The folder that the model goes to.
+struct Output<'a> {
+    claim: Store,
+    wanted: &'a ModelOutput,
+    config: &'a TrainerConfig,
+}
+
+/// One attempt: reads, trains, writes, scores and publishes.
+///
+/// # Errors
+/// [`Failure`] with the exit code.
+pub fn attempt(
+    (store, config): (&Store, &TrainerConfig),
+    wanted: &ModelOutput,
+    (reporter, stop): (&Reporter, &StopFlag),
+    fence: &mut Fence<'_>,
+) -> Result<Digest, Failure> {
+    let output = Output::open(config, wanted)?;
+    let bug = |error: &dyn std::error::Error| Failure::bug(causes(error));
+    let (model, tokenizer) = read_base(config)?;
+    let base = model.config();
+    let length = sequence_length(&config.hyperparameters, base)?;
+    let mut inputs = read_rows(store, config, &tokenizer, base, length)?;
+    inputs.benchmarks = benchmark::read(&config.evaluation, &tokenizer, base)?;
+
+    let validate: &dyn Fn() -> Result<f64, Failure> =
+        &|| validation_loss(&model, &tokenizer, &inputs, stop);
+    let session = Session {
+        store,
+        config,
+        reporter,
+        stop,
+        validation_loss: config
+            .hyperparameters
+            .validate_every_steps
+            .map(|_| validate),
+    };
+    let (batches, plan) = planned(config, &inputs);
+    let trained = session.train(&model, &inputs.train, batches, plan, fence)?;
+
+    let weights = model.to_base().map_err(|error| bug(&error))?;
+    let written = patience::tried(&patience::PAUSES, &|| stop.is_set(), || {
+        output.write(&weights)
+    })?;
+    drop(weights);
+    let named = format!("baseModel {}", config.resolved.base.uri);
+    let load = |dir: &Path| {
+        Llama::load(dir, Held::AsStored)
+            .map_err(|error| file_failure(&named, error.category(), &error))
+    };
+    let (new, old) = (
+        load(written.dir())?,
+        load(Path::new(&config.resolved.base.path))?,
+    );
+    let compared = Compared {
+        tokenizer: &tokenizer,
+        new: (&new, None),
+        old: (&old, None),
+    };
+    let metrics = score(&compared, &inputs, &session, fence)?;
+
+    reporter.enter(Stage::Package);
+    fence.check()?;
+    let digest = base_digest(written.dir())
+        .map_err(|error| file_failure(&named, error.category(), &error))?;
+    let outcome = Outcome {
+        digest: digest.parse::<Digest>().map_err(|error| bug(&error))?,
+        steps: trained.steps,
+        final_loss: trained.final_loss,
+        metrics,
+        train_rows: inputs.train_rows,
+        test_rows: inputs.test_rows,
+    };
+    let result = output.publish(written, &outcome)?;
+    write_result(store, config, &result)?;
+    remove_checkpoints(store, config);
+    Ok(result.digest)
+}
+
+/// The base model with all of its weights as what is trained, and its tokenizer.
+fn read_base(config: &TrainerConfig) -> Result<(TrainableLlama, TextTokenizer), Failure> {
+    let resolved = &config.resolved.base;
+    let (base, tokenizer) = read_verified(resolved, BaseModel::load)?;
+    let model = TrainableLlama::new(&base).map_err(|error| Failure::bug(causes(&error)))?;
+    tracing::info!(
+        parameters = base.config().parameters(),
+        digest = %resolved.digest,
+        "base model read"
+    );
+    Ok((model, tokenizer))
+}
+
+/// The mean loss of the validation rows, in nats, with the weights as they are now.
+fn validation_loss(
+    model: &TrainableLlama,
+    tokenizer: &TextTokenizer,
+    inputs: &Inputs,
+    stop: &StopFlag,
+) -> Result<f64, Failure> {
+    let model = model
+        .to_llama()
+        .map_err(|error| Failure::from(&TrainError::Model(error)))?;
+    let on_rows = |_: u64| {
+        if stop.is_set() {
+            return Err(Failure::checkpointed("stopped on request while validating"));
+        }
+        Ok(())
+    };
+    let evaluator = Evaluator {
+        model: &model,
+        tokenizer,
+        maximum_new_tokens: 1,
+        on_rows: &on_rows,
+    };
+    Ok(evaluator.loss(&inputs.validation, None)?.mean())
+}
+
+impl<'a> Output<'a> {
+    /// Opens the claim.
+    ///
+    /// # Errors
+    /// [`Failure`] with `BadConfig` where something stands at the folder that this run has not made: a run
+    /// replaces nothing. With `Unavailable`: the claim is not there.
+    fn open(config: &'a TrainerConfig, wanted: &'a ModelOutput) -> Result<Self, Failure> {
+        let claim =
+            Store::open(&wanted.root).map_err(|error| Failure::unavailable(causes(&error)))?;
+        let output = Self {
+            claim,
+            wanted,
+            config,
+        };
+        output.check()?;
+        Ok(output)
+    }
+
+    fn failure(&self, error: &StoreError) -> Failure {
+        match error.category() {
+            Category::Invalid => Failure::bad_config(format!(
+                "spec.method.output.uri {}: {}",
+                self.wanted.uri,
+                causes(error)
+            )),
+            Category::Transient | Category::Bug => Failure::unavailable(causes(error)),
+        }
+    }
+
+    /// That nothing stands there, or what an earlier attempt of this run has published.
+    fn check(&self) -> Result<(), Failure> {
+        let folder = &self.wanted.folder;
+        let full = self
+            .claim
+            .locate(folder)
+            .map_err(|error| self.failure(&error))?;
+        let is_free = match std::fs::read_dir(&full) {
+            Ok(mut entries) => entries.next().is_none(),
+            Err(error) => error.kind() == std::io::ErrorKind::NotFound,
+        };
+        if is_free {
+            return Ok(());
+        }
+        // What can't be read as a manifest is somebody else's.
+        let manifest = self
+            .claim
+            .get_json::<Manifest>(&format!("{folder}/{MANIFEST_FILE}"));
+        let ours = manifest
+            .ok()
+            .flatten()
+            .is_some_and(|it| match it.provenance {
+                Provenance::Trained { run, resolved, .. } => {
+                    run == self.config.run && resolved == self.config.resolved
+                }
+                Provenance::Imported { .. } => false,
+            });
+        if ours {
+            return Ok(());
+        }
+        Err(Failure::bad_config(format!(
+            "spec.method.output.uri {}: something is there already, and a run replaces nothing",
+            self.wanted.uri
+        )))
+    }
+
+    /// Writes the folder beside where it will appear: weights, and what the base model has beside them.
+    fn write(&self, weights: &BaseModel) -> Result<Staged, Failure> {
+        let mut staged = self
+            .claim
+            .stage(&self.wanted.folder)
+            .map_err(|error| self.failure(&error))?;
+        let base = Path::new(&self.config.resolved.base.path);
+        for name in COPIED {
+            let from = base.join(name);
+            if from.exists() {
+                staged
+                    .copy(name, &from, COPIED_BYTES)
+                    .map_err(|error| self.failure(&error))?;
+            }
+        }
+        save_weights(staged.dir(), weights, SHARD_BYTES)
+            .map_err(|error| Failure::unavailable(causes(&error)))?;
+        Ok(staged)
+    }
+
+    /// Makes the folder appear, with a card and a manifest.
+    fn publish(&self, written: Staged, outcome: &Outcome) -> Result<RunResult, Failure> {
+        let config = self.config;
+        self.check()?;
+        written
+            .write(CARD_FILE, card(config, outcome).as_bytes())
+            .map_err(|error| self.failure(&error))?;
+        let files = written.files().map_err(|error| self.failure(&error))?;
+        let time = clock::rfc3339();
+        let provenance = Provenance::Trained {
+            run: config.run.clone(),
+            resolved: config.resolved.clone(),
+            objective: config.objective,
+            hyperparameters: config.hyperparameters.clone(),
+            classification: config.classification,
+            code_version: CODE_VERSION.to_owned(),
+            created_time: time.clone(),
+        };
+        let manifest = Manifest {
+            digest: outcome.digest.clone(),
+            files: files.digests,
+            size_bytes: files.size_bytes,
+            rank: 0,
+            provenance_digest: Digest::of_json(&provenance)
+                .map_err(|error| Failure::bug(causes(&error)))?,
+            provenance,
+        };
+        let put = written
+            .publish(&manifest)
+            .map_err(|error| self.failure(&error))?;
+        let folder = self.wanted.uri.clone();
+        tracing::info!(folder, ?put, digest = %outcome.digest, "model published");
+        Ok(RunResult {
+            run: config.run.clone(),
+            key: config.key.clone(),
+            resolved: config.resolved.clone(),
+            digest: outcome.digest.clone(),
+            folder,
+            size_bytes: manifest.size_bytes,
+            rank: 0,
+            steps: outcome.steps,
+            final_loss: outcome.final_loss,
+            metrics: outcome.metrics.clone(),
+            train_rows: outcome.train_rows,
+            test_rows: outcome.test_rows,
+            classification: config.classification,
+            finished_time: time,
+            code_version: CODE_VERSION.to_owned(),
+        })
+    }
+}
