@@ -23,6 +23,9 @@ HERE = Path(__file__).resolve().parent
 # Of a log-normal distribution of lengths; the issue names its mean.
 MEAN_LENGTH = 175
 SIGMA = 0.8
+# What ours keeps for the backward pass, in bytes, by what the base is quantised to; none: all of it. The same in all
+# rows of a base. A container with a limit would have set it.
+ACTIVATION_BYTES = {None: None, "Q4_K": 512 << 20}
 # How far a step's loss may be from peft's in f32: the same arithmetic, a rounded one, a quantised base.
 LOSS_TOLERANCE = {"ours f32": 0.01, "ours Q4_K": 0.05, "peft bf16": 0.02, "peft bf16 without AMX": 0.02}
 
@@ -130,6 +133,7 @@ def main() -> int:
         "model": model.name, "parameters": model.parameters(), "rank": shapes.RANK, "modules": shapes.LINEAR,
         "sigma_of_lengths": SIGMA, "lengths": log_normal_lengths(16, MEAN_LENGTH),
         "steps": {name: job.steps for name, job in todo.items()},
+        "activation_bytes": {name or "f32": size for name, size in ACTIVATION_BYTES.items()},
     }, {})
     count = 0
     seen: dict[tuple[str, str], dict] = {}
@@ -139,7 +143,7 @@ def main() -> int:
         count += 1
         found = trainer.train(
             options.binary(args, "trainer"), args.work, store, base, base_digest, start, todo[job], quantization,
-            args.threads, f"{job} {quantization} {count}",
+            args.threads, f"{job} {quantization} {count}", ACTIVATION_BYTES[quantization],
         )
         seen[(f"ours {quantization or 'f32'}", job)] = found
         return found

@@ -67,7 +67,7 @@ def put_start(store: Path, adapter: AdapterFolder) -> None:
 
 
 def train(binary: Path, work: Path, store: Path, base: Path, base_digest: str, start: AdapterFolder, job: Job,
-          quantization: str | None, threads: int, attempt: str) -> dict:
+          quantization: str | None, threads: int, attempt: str, activation_bytes: int | None = None) -> dict:
     """One run from its start to its result. `attempt` makes it one of its own: nothing is found done."""
     run = f"bench-{job.name}"
     key = digests.of_bytes(attempt.encode())
@@ -100,7 +100,8 @@ def train(binary: Path, work: Path, store: Path, base: Path, base_digest: str, s
     write_json(file, config)
     child = Child(
         [binary, "run", "--config", file, "--store", store, "--termination-file", work / f"{run}-summary.json",
-         "--listen", "127.0.0.1:0"],
+         "--listen", "127.0.0.1:0",
+         *(["--activation-bytes", str(activation_bytes)] if activation_bytes is not None else [])],
         work / f"{run}.log", {"RUST_LOG": "info"},
     )
     peak = 0

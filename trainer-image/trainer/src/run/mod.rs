@@ -50,7 +50,7 @@ use crate::signals::StopFlag;
 use crate::train::{Plan, TrainError};
 
 use classification::classified;
-use compare::{Compared, score};
+use compare::score;
 use config::{lora_config, read_config, sequence_length, sizes};
 use evaluate::Evaluator;
 use fence::Fence;
