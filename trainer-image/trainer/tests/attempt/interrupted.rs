@@ -135,6 +135,55 @@ fn stopped_on_request_it_saves_and_goes_on_with_the_same_bits() {
     assert_eq!(world.result(&stopped).digest, world.result(&whole).digest);
 }
 
+#[test]
+fn stopped_in_the_midst_of_a_batch_it_goes_on_there_with_the_same_bits() {
+    let world = World::new();
+    let config_of = |run: &str| {
+        let mut config = world.config(run);
+        config["hyperparameters"]["batchSize"] = json!(48);
+        config["hyperparameters"]["microBatchSize"] = json!(1);
+        config["checkpoint"]["everySteps"] = json!(4);
+        config
+    };
+    let whole = config_of("whole");
+    assert_eq!(world.run(&whole), 0);
+    let stopped = config_of("stopped");
+    let folder = world.run_folder(&stopped);
+    let is_in_the_midst = |place: &PathBuf| {
+        place
+            .to_string_lossy()
+            .rsplit('/')
+            .next()
+            .unwrap()
+            .contains('-')
+    };
+    let mut in_the_midst = 0;
+    for _ in 0..8 {
+        let mut child = world.start(&stopped);
+        let before = checkpoint_steps(&folder);
+        wait_until(&mut child, || checkpoint_steps(&folder) != before);
+        // Past what follows a save, and into the next batch.
+        let end = Instant::now() + Duration::from_millis(5);
+        while Instant::now() < end {
+            std::thread::yield_now();
+        }
+        let asked = Instant::now();
+        terminate(&child);
+        if child.wait().unwrap().code() == Some(0) {
+            break;
+        }
+        assert!(asked.elapsed() < STOP, "{:?}", asked.elapsed());
+        assert_eq!(world.summary(&stopped).reason, "Restarting");
+        in_the_midst += checkpoint_steps(&folder)
+            .iter()
+            .filter(|it| is_in_the_midst(it))
+            .count();
+    }
+    assert!(in_the_midst > 0, "every stop came between two batches");
+    assert_eq!(world.run(&stopped), 0);
+    assert_eq!(world.result(&stopped).digest, world.result(&whole).digest);
+}
+
 fn terminate(child: &Child) {
     let sent = Command::new("kill")
         .args(["-TERM", &child.id().to_string()])
