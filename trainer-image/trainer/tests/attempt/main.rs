@@ -12,6 +12,7 @@
 mod evaluation;
 mod full;
 mod interrupted;
+mod memory;
 mod methods;
 mod refused;
 mod results;
@@ -46,12 +47,16 @@ impl World {
     }
 
     fn with_splits(test_rows: usize, validation_rows: usize) -> Self {
+        Self::of_shape(&TinyShape::default(), test_rows, validation_rows)
+    }
+
+    fn of_shape(shape: &TinyShape, test_rows: usize, validation_rows: usize) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let store_dir = dir.path().join("store");
         std::fs::create_dir(&store_dir).unwrap();
         let base_dir = dir.path().join("base");
         std::fs::create_dir(&base_dir).unwrap();
-        write_tiny_base(&base_dir, &TinyShape::default(), 5).unwrap();
+        write_tiny_base(&base_dir, shape, 5).unwrap();
         let base = BaseModel::load(&base_dir).unwrap();
         // Logits are products with the embedding, which is frozen: so small as it comes out of
         // random initialisation, no adapter could make the model sure of anything.

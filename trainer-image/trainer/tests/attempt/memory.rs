@@ -1,0 +1,50 @@
+//! What a training holds at its peak.
+
+use super::*;
+
+/// The most that a run had resident at once, in bytes.
+fn peak(world: &World, config: &Value, activation_bytes: u64) -> u64 {
+    let name = format!("peak-{activation_bytes}");
+    let mut config = config.clone();
+    config["run"] = json!(name);
+    let mut command = world.command(&config, &name);
+    command.args(["--activation-bytes", &activation_bytes.to_string()]);
+    let mut child = command.spawn().unwrap();
+    let status = format!("/proc/{}/status", child.id());
+    let mut peak = 0;
+    loop {
+        let text = std::fs::read_to_string(&status).unwrap_or_default();
+        let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+        peak = kib.map_or(peak, |kib| peak.max(kib * 1024));
+        if let Some(ended) = child.try_wait().unwrap() {
+            assert!(ended.success(), "{:?}", world.summary(&config));
+            return peak;
+        }
+        std::thread::park_timeout(Duration::from_millis(2));
+    }
+}
+
+#[test]
+fn activations_that_are_computed_again_are_not_held() {
+    let shape = TinyShape {
+        hidden: 256,
+        intermediate: 1024,
+        layers: 8,
+        ..TinyShape::default()
+    };
+    let world = World::of_shape(&shape, 24, 9);
+    let mut config = world.config("peak");
+    // All rows in one pass: more than 500 tokens.
+    config["hyperparameters"]["batchSize"] = json!(48);
+    config["hyperparameters"]["microBatchSize"] = json!(48);
+    config["hyperparameters"]["maximumSteps"] = json!(2);
+    config["evaluation"] = json!({"metrics": [], "maximumNewTokens": 1, "maximumRows": 2});
+    let (kept, again) = (peak(&world, &config, 1 << 40), peak(&world, &config, 0));
+    // What the projections of eight layers make: queries, keys and values of 2 * 256, gate and up of 2 * 1024.
+    let projected = 8 * 500 * 4 * (2 * 256 + 2 * 1024);
+    assert!(
+        again + projected / 2 < kept,
+        "{again} bytes beside {kept}, where {projected} need not be held"
+    );
+}
