@@ -389,43 +389,6 @@ fn a_field_that_can_not_work_ends_the_run() {
             "spec.method.type: \"Prefix\" is not known to this version; it knows LoRA, QLoRA, Full, Evaluate",
         ),
         (
-            Box::new(|spec| spec.method.type_ = MethodType::Full),
-            "spec.method.output: type Full needs one",
-        ),
-        (
-            Box::new(|spec| spec.method.output = Some(output("pvc://models/topics"))),
-            "spec.method.output: it belongs to type Full",
-        ),
-        (
-            Box::new(|spec| full(spec, "pvc://models")),
-            "spec.method.output.uri: \"pvc://models/\" names no folder",
-        ),
-        (
-            Box::new(|spec| full(spec, "pvc://graftwork-store/models")),
-            "spec.method.output.uri: claim graftwork-store is the artifact store's",
-        ),
-        (
-            Box::new(|spec| {
-                full(spec, "pvc://models/topics");
-                spec.method.quantization = Some(Quantization::Q4K);
-            }),
-            "spec.method.quantization: Q4_K belongs to type QLoRA, the type is Full",
-        ),
-        (
-            Box::new(|spec| {
-                full(spec, "pvc://models/topics");
-                spec.adapter_ref = Some(ObjectReference::new("topics"));
-            }),
-            "spec.adapterRef: it does not go with method type Full",
-        ),
-        (
-            Box::new(|spec| {
-                full(spec, "pvc://models/topics");
-                spec.objective.type_ = ObjectiveType::Dpo;
-            }),
-            "spec.objective.type: it does not go with method type Full",
-        ),
-        (
             Box::new(|spec| spec.method.type_ = MethodType::Evaluate),
             "spec.method.subject: type Evaluate needs one",
         ),
@@ -483,15 +446,66 @@ fn a_field_that_can_not_work_ends_the_run() {
             "spec.baseModel.uri: scheme \"s3\" is not supported",
         ),
     ] {
-        let mut world = World::new();
-        change(&mut world.cr.spec);
-        world.reconcile();
-        let (truth, why, message) = world.succeeded();
-        assert_eq!(
-            (truth.as_str(), why.as_str()),
-            ("False", reason::INVALID_SPEC)
-        );
-        assert!(message.starts_with(words), "{message}");
-        assert!(world.is_finished() && world.created.is_empty());
+        ends_invalid(&*change, words);
+    }
+}
+
+/// A run of such a spec ends before it begins, with a message that starts so.
+fn ends_invalid(change: &dyn Fn(&mut TrainingRunSpec), words: &str) {
+    let mut world = World::new();
+    change(&mut world.cr.spec);
+    world.reconcile();
+    let (truth, why, message) = world.succeeded();
+    assert_eq!(
+        (truth.as_str(), why.as_str()),
+        ("False", reason::INVALID_SPEC)
+    );
+    assert!(message.starts_with(words), "{message}");
+    assert!(world.is_finished() && world.created.is_empty());
+}
+
+#[test]
+fn a_whole_model_that_can_not_be_trained_or_written_ends_the_run() {
+    for (change, words) in [
+        (
+            Box::new(|spec: &mut TrainingRunSpec| spec.method.type_ = MethodType::Full)
+                as Box<dyn Fn(&mut TrainingRunSpec)>,
+            "spec.method.output: type Full needs one",
+        ),
+        (
+            Box::new(|spec| spec.method.output = Some(output("pvc://models/topics"))),
+            "spec.method.output: it belongs to type Full",
+        ),
+        (
+            Box::new(|spec| full(spec, "pvc://models")),
+            "spec.method.output.uri: \"pvc://models/\" names no folder",
+        ),
+        (
+            Box::new(|spec| full(spec, "pvc://graftwork-store/models")),
+            "spec.method.output.uri: claim graftwork-store is the artifact store's",
+        ),
+        (
+            Box::new(|spec| {
+                full(spec, "pvc://models/topics");
+                spec.method.quantization = Some(Quantization::Q4K);
+            }),
+            "spec.method.quantization: Q4_K belongs to type QLoRA, the type is Full",
+        ),
+        (
+            Box::new(|spec| {
+                full(spec, "pvc://models/topics");
+                spec.adapter_ref = Some(ObjectReference::new("topics"));
+            }),
+            "spec.adapterRef: it does not go with method type Full",
+        ),
+        (
+            Box::new(|spec| {
+                full(spec, "pvc://models/topics");
+                spec.objective.type_ = ObjectiveType::Dpo;
+            }),
+            "spec.objective.type: it does not go with method type Full",
+        ),
+    ] {
+        ends_invalid(&*change, words);
     }
 }
