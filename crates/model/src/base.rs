@@ -357,6 +357,7 @@ mod tests {
     use super::*;
     use crate::config::Family;
     use crate::fixture::TinyShape;
+    use crate::transformer::{Held, Llama, PackedBatch};
 
     #[test]
     fn saved_weights_load_again_rounded_to_bf16() {
@@ -467,6 +468,16 @@ mod tests {
                 .collect();
             assert_eq!(again.tensor(name).unwrap(), rounded, "{name}");
         }
+        let plain = Llama::new(&again);
+        let stored = Llama::load(dir.path(), Held::AsStored).unwrap();
+        assert!(stored.bytes() * 10 < plain.bytes() * 6);
+        let mut batch = PackedBatch::new();
+        batch.push(&[3, 41, 5, 9, 2, 6], &[true; 6]);
+        let expected = plain.score(&batch, None).unwrap();
+        assert_eq!(stored.score(&batch, None).unwrap(), expected);
+        // What is asked for in bf16 is rounded.
+        let rounded = Llama::load(dir.path(), Held::Bf16).unwrap();
+        assert_ne!(rounded.score(&batch, None).unwrap(), expected);
     }
 
     #[test]

@@ -4,11 +4,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use safetensors::tensor::Dtype;
-
 use crate::base::{BaseError, OUTPUT, WEIGHTS_FILE, WEIGHTS_INDEX_FILE, tensor_shapes};
 use crate::config::LlamaConfig;
 use crate::gguf::GgufFile;
+use crate::kernel::HalfWeight;
 use crate::quant::{Blocks, Quantization};
 use crate::tensor_file::TensorFile;
 
@@ -57,13 +56,10 @@ impl WeightFile {
         }
     }
 
-    fn is_bf16(&self, name: &str) -> bool {
+    fn read_halves(&mut self, name: &str) -> Result<Option<HalfWeight>, BaseError> {
         match self {
-            Self::Safetensors(file) => {
-                let entry = file.entries().get(name);
-                entry.is_some_and(|entry| entry.dtype == Dtype::BF16)
-            }
-            Self::Gguf(file) => file.is_bf16(name),
+            Self::Safetensors(file) => Ok(file.read_halves(name)?),
+            Self::Gguf(file) => Ok(file.read_halves(name)?),
         }
     }
 }
@@ -128,9 +124,9 @@ impl BaseFiles {
         Ok(self.file_of(name)?.read_f32(name)?.unwrap_or_default())
     }
 
-    /// Whether a tensor's numbers are bf16.
-    pub fn is_bf16(&self, name: &str) -> bool {
-        self.files.iter().any(|file| file.is_bf16(name))
+    /// A tensor in bf16 or f16 where the file has it so.
+    pub fn read_halves(&mut self, name: &str) -> Result<Option<HalfWeight>, BaseError> {
+        self.file_of(name)?.read_halves(name)
     }
 
     /// A weight in blocks where the file has it so.

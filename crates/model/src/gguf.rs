@@ -17,6 +17,7 @@ use crate::base::{
 };
 use crate::category::Category;
 use crate::config::{Family, LlamaConfig};
+use crate::kernel::{HalfFormat, HalfWeight};
 use crate::lora::Module;
 use crate::quant::{BlockFormat, Blocks};
 
@@ -118,6 +119,22 @@ struct Entry {
     interleaved: Option<usize>,
 }
 
+impl Entry {
+    /// The values with the rows where Hugging Face has them.
+    fn in_order<T: Copy>(&self, values: Vec<T>) -> Vec<T> {
+        let Some(heads) = self.interleaved else {
+            return values;
+        };
+        let outputs = self.shape.first().copied().unwrap_or_default();
+        let width = self.shape.get(1).copied().unwrap_or(1);
+        let rows = (0..outputs).filter_map(|row| {
+            let start = source_row(row, outputs / heads) * width;
+            values.get(start..start + width)
+        });
+        rows.flatten().copied().collect()
+    }
+}
+
 /// An open GGUF file whose header has been read and checked against the file's length.
 #[derive(Debug)]
 pub struct GgufFile {
@@ -181,12 +198,6 @@ impl GgufFile {
         self.entries.get(name).map(|entry| entry.shape.as_slice())
     }
 
-    /// Whether a tensor's numbers are bf16.
-    pub fn is_bf16(&self, name: &str) -> bool {
-        let entry = self.entries.get(name);
-        entry.is_some_and(|entry| entry.stored == Stored::Bf16)
-    }
-
     fn read_bytes(&mut self, entry: &Entry) -> Result<Vec<u8>, GgufError> {
         let mut bytes = vec![0; entry.bytes];
         self.file
@@ -217,6 +228,26 @@ impl GgufFile {
         }))
     }
 
+    /// Reads a tensor that the file holds in bf16 or f16 as it is. `None` where there is none of that name, or
+    /// where it has another form.
+    pub(crate) fn read_halves(&mut self, name: &str) -> Result<Option<HalfWeight>, GgufError> {
+        let Some(entry) = self.entries.get(name).cloned() else {
+            return Ok(None);
+        };
+        let format = match entry.stored {
+            Stored::Bf16 => HalfFormat::Bf16,
+            Stored::F16 => HalfFormat::F16,
+            Stored::F32 | Stored::Blocks(_) => return Ok(None),
+        };
+        let bytes = self.read_bytes(&entry)?;
+        let pairs = bytes.as_chunks::<2>().0.iter();
+        let bits = pairs.map(|pair| u16::from_le_bytes(*pair)).collect();
+        Ok(Some(HalfWeight {
+            format,
+            bits: entry.in_order(bits),
+        }))
+    }
+
     /// Reads one tensor as f32. `None` when the file has no tensor of that name.
     pub fn read_f32(&mut self, name: &str) -> Result<Option<Vec<f32>>, GgufError> {
         if let Some(blocks) = self.read_blocks(name)? {
@@ -242,16 +273,7 @@ impl GgufFile {
                 });
             }
         };
-        let Some(heads) = entry.interleaved else {
-            return Ok(Some(values));
-        };
-        let outputs = entry.shape.first().copied().unwrap_or_default();
-        let width = entry.shape.get(1).copied().unwrap_or(1);
-        let rows = (0..outputs).filter_map(|row| {
-            let start = source_row(row, outputs / heads) * width;
-            values.get(start..start + width)
-        });
-        Ok(Some(rows.flatten().copied().collect()))
+        Ok(Some(entry.in_order(values)))
     }
 }
 
@@ -553,121 +575,4 @@ const TEXT: u32 = 8;
 const ARRAY: u32 = 9;
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::base::{BaseModel, base_digest, check_base, save_base};
-    use crate::fixture::{TinyShape, write_tiny_gguf};
-    use crate::quant::Quantization;
-    use crate::transformer::{Held, Llama, PackedBatch};
-
-    fn shape() -> TinyShape {
-        TinyShape {
-            hidden: 64,
-            intermediate: 96,
-            ..TinyShape::default()
-        }
-    }
-
-    fn folder(family: Family, format: Option<BlockFormat>) -> (tempfile::TempDir, BaseModel) {
-        let dir = tempfile::tempdir().unwrap();
-        let config = LlamaConfig {
-            head_dim: 16,
-            ..shape().family_config(family)
-        };
-        let base = BaseModel::random(config, 7);
-        write_tiny_gguf(dir.path(), &base, format).unwrap();
-        (dir, base)
-    }
-
-    #[test]
-    fn every_familys_rows_are_where_hugging_face_has_them() {
-        for family in Family::ALL {
-            let (dir, base) = folder(family, None);
-            let loaded = BaseModel::load(dir.path()).unwrap();
-            assert_eq!(loaded.tensors(), base.tensors(), "{family:?}");
-            assert_eq!(&check_base(dir.path()).unwrap(), base.config());
-        }
-    }
-
-    #[test]
-    fn blocks_of_a_file_are_used_as_they_are() {
-        for family in [Family::Llama, Family::Qwen2] {
-            let (dir, base) = folder(family, Some(BlockFormat::Q8_0));
-            // The same values quantised by the loader, from f32.
-            let plain = tempfile::tempdir().unwrap();
-            write_tiny_gguf(plain.path(), &base, None).unwrap();
-            let mut batch = PackedBatch::new();
-            let tokens: Vec<u32> = (0..40).map(|i| i * 37 % 250).collect();
-            batch.push(&tokens, &[true; 40]);
-            let score = |dir: &Path, quantization| {
-                let llama = Llama::load(dir, Held::Blocks(quantization)).unwrap();
-                llama.score(&batch, None).unwrap()
-            };
-            let expected = score(plain.path(), Quantization::Q8_0);
-            assert_eq!(
-                score(dir.path(), Quantization::Q8_0),
-                expected,
-                "{family:?}"
-            );
-            // Whatever is asked for, the file's blocks stay.
-            assert_eq!(
-                score(dir.path(), Quantization::Q4_0),
-                expected,
-                "{family:?}"
-            );
-            let read = BaseModel::load(dir.path()).unwrap();
-            assert_eq!(Llama::new(&read).score(&batch, None).unwrap(), expected);
-            let stored = Llama::load(dir.path(), Held::AsStored).unwrap();
-            assert_eq!(stored.score(&batch, None).unwrap(), expected);
-        }
-    }
-
-    #[test]
-    fn a_file_that_is_not_whole_or_of_another_model_is_refused() {
-        let (dir, base) = folder(Family::Llama, Some(BlockFormat::Q8_0));
-        let path = dir.path().join("model.gguf");
-        let bytes = std::fs::read(&path).unwrap();
-        let refused = |bytes: &[u8]| {
-            std::fs::write(&path, bytes).unwrap();
-            let error = BaseModel::load(dir.path()).unwrap_err();
-            assert_eq!(error.category(), Category::Invalid, "{error}");
-            error.to_string()
-        };
-        for cut in [3, 20, 200, bytes.len() / 2, bytes.len() - 64] {
-            let text = refused(&bytes[..cut]);
-            assert!(text.contains("is not a whole GGUF file"), "{cut}: {text}");
-        }
-        let mut huge = bytes.clone();
-        huge[8..16].copy_from_slice(&u64::MAX.to_le_bytes());
-        assert!(refused(&huge).contains("entries"));
-        assert!(refused(b"PK\x03\x04 and more").contains("does not begin with GGUF"));
-
-        std::fs::write(&path, &bytes).unwrap();
-        let config = shape().family_config(Family::Qwen2).to_json();
-        std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
-        let text = BaseModel::load(dir.path()).unwrap_err().to_string();
-        assert!(text.contains("its architecture is \"llama\""), "{text}");
-
-        write_tiny_gguf(dir.path(), &base, None).unwrap();
-        std::fs::copy(&path, dir.path().join("other.gguf")).unwrap();
-        let text = BaseModel::load(dir.path()).unwrap_err().to_string();
-        assert!(text.contains("2 GGUF files"), "{text}");
-    }
-
-    #[test]
-    fn the_digest_covers_a_gguf_file_where_it_is_the_model() {
-        let (dir, base) = folder(Family::Llama, None);
-        let before = base_digest(dir.path()).unwrap();
-        std::fs::write(dir.path().join("README.md"), "words").unwrap();
-        assert_eq!(base_digest(dir.path()).unwrap(), before);
-        let mut bytes = std::fs::read(dir.path().join("model.gguf")).unwrap();
-        *bytes.last_mut().unwrap() ^= 1;
-        std::fs::write(dir.path().join("model.gguf"), bytes).unwrap();
-        assert_ne!(base_digest(dir.path()).unwrap(), before);
-        // Beside safetensors it is not read, and digests of before stay what they are.
-        save_base(dir.path(), &base).unwrap();
-        let with = base_digest(dir.path()).unwrap();
-        std::fs::remove_file(dir.path().join("model.gguf")).unwrap();
-        assert_eq!(base_digest(dir.path()).unwrap(), with);
-    }
-}
+mod tests;

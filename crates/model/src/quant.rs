@@ -80,9 +80,9 @@ impl BlockFormat {
 /// What a frozen base is quantised to on load.
 ///
 /// A layer's weights get the format of this name; where their inputs are no multiple of its blocks
-/// `Q8_0`, and where they are no multiple of 32 either they stay f32. Embedding and output projection
-/// get `Q8_0` in every case, because every token passes through them. Norms and biases stay f32.
-/// What a GGUF file holds in blocks stays as it is.
+/// `Q8_0`, and where they are no multiple of 32 either they stay as they are stored. Embedding and
+/// output projection get `Q8_0` in every case, because every token passes through them. Norms and biases
+/// stay f32. What a GGUF file holds in blocks stays as it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Quantization {
     /// [`BlockFormat::Q8_0`]

@@ -9,6 +9,7 @@ use half::{bf16, f16};
 use safetensors::tensor::{Dtype, Metadata, TensorView};
 
 use crate::category::Category;
+use crate::kernel::{HalfFormat, HalfWeight};
 
 /// The longest header that is read: far above any real one, far below memory.
 const MAX_HEADER_BYTES: u64 = 64 << 20;
@@ -170,13 +171,10 @@ impl TensorFile {
         }
     }
 
-    /// Reads one tensor as f32. `None` when the file has no tensor of that name.
-    pub fn read_f32(&mut self, name: &str) -> Result<Option<Vec<f32>>, TensorFileError> {
-        let Some(entry) = self.entries.get(name) else {
-            return Ok(None);
-        };
-        let mut bytes = vec![0_u8; entry.range.1 - entry.range.0];
-        let start = self.data_start + entry.range.0 as u64;
+    /// The bytes of one tensor.
+    fn read(&mut self, (from, to): (usize, usize)) -> Result<Vec<u8>, TensorFileError> {
+        let mut bytes = vec![0_u8; to - from];
+        let start = self.data_start + from as u64;
         self.file
             .seek(SeekFrom::Start(start))
             .and_then(|_| self.file.read_exact(&mut bytes))
@@ -184,7 +182,37 @@ impl TensorFile {
                 path: self.path.clone(),
                 source,
             })?;
-        match entry.dtype {
+        Ok(bytes)
+    }
+
+    /// Reads a tensor that is stored in bf16 or f16 as it is. `None` when it is not, or is not there.
+    pub(crate) fn read_halves(
+        &mut self,
+        name: &str,
+    ) -> Result<Option<HalfWeight>, TensorFileError> {
+        let Some(entry) = self.entries.get(name) else {
+            return Ok(None);
+        };
+        let format = match entry.dtype {
+            Dtype::BF16 => HalfFormat::Bf16,
+            Dtype::F16 => HalfFormat::F16,
+            _ => return Ok(None),
+        };
+        let range = entry.range;
+        let bytes = self.read(range)?;
+        let (pairs, _) = bytes.as_chunks::<2>();
+        let bits = pairs.iter().map(|pair| u16::from_le_bytes(*pair)).collect();
+        Ok(Some(HalfWeight { format, bits }))
+    }
+
+    /// Reads one tensor as f32. `None` when the file has no tensor of that name.
+    pub fn read_f32(&mut self, name: &str) -> Result<Option<Vec<f32>>, TensorFileError> {
+        let Some(entry) = self.entries.get(name) else {
+            return Ok(None);
+        };
+        let (range, dtype) = (entry.range, entry.dtype);
+        let bytes = self.read(range)?;
+        match dtype {
             Dtype::F32 => Ok(Some(f32_from_bytes(&bytes))),
             Dtype::BF16 => Ok(Some(
                 bytes

@@ -5,7 +5,7 @@
 pub enum Isa {
     /// AVX-512F: sixteen lanes, fused multiply-add.
     Avx512,
-    /// AVX2 and FMA: eight lanes, fused multiply-add.
+    /// AVX2, FMA and F16C: eight lanes, fused multiply-add.
     Avx2,
     /// What the compiler makes of plain loops; multiply and add round separately.
     Portable,
@@ -20,7 +20,10 @@ impl Isa {
             if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512dq") {
                 return Self::Avx512;
             }
-            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            if is_x86_feature_detected!("avx2")
+                && is_x86_feature_detected!("fma")
+                && is_x86_feature_detected!("f16c")
+            {
                 return Self::Avx2;
             }
         }

@@ -1,4 +1,5 @@
-//! Weights packed as bf16: half of the memory, one pack for both directions, and the bits of their values in f32.
+//! Weights packed as bf16 or f16: half of the memory, one pack for both directions, and the bits of their values
+//! in f32, since widening is exact.
 
 use std::ops::Range;
 
@@ -8,38 +9,96 @@ use rayon::prelude::*;
 use super::panels::{LANES, Panels};
 use super::product::{Epilogue, Packed, parallel};
 
+/// What the sixteen bits of a value are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum HalfFormat {
+    /// The upper half of an f32.
+    Bf16,
+    /// IEEE 754's binary16.
+    F16,
+}
+
+impl HalfFormat {
+    /// The value of these bits, exactly.
+    #[inline]
+    pub(super) fn widened(self, bits: u16) -> f32 {
+        match self {
+            Self::Bf16 => f32::from_bits(u32::from(bits) << 16),
+            Self::F16 => f16_widened(bits),
+        }
+    }
+}
+
+/// Without branches but for infinity and NaN: exponent and fraction are read as those of an f32, and scaled by
+/// the difference of the biases, which is exact and makes subnormals normal.
+#[inline]
+fn f16_widened(bits: u16) -> f32 {
+    /// 2^112
+    const SCALE: f32 = f32::from_bits((127 + 112) << 23);
+    let magnitude = u32::from(bits & 0x7fff) << 13;
+    let value = if bits & 0x7c00 == 0x7c00 {
+        f32::from_bits(magnitude | 0x7f80_0000)
+    } else {
+        f32::from_bits(magnitude) * SCALE
+    };
+    if bits & 0x8000 == 0 { value } else { -value }
+}
+
+/// A weight as it is stored, row-major.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct HalfWeight {
+    /// What the bits are.
+    pub format: HalfFormat,
+    /// `[outputs, inputs]`
+    pub bits: Vec<u16>,
+}
+
+impl HalfWeight {
+    /// Each value rounded to the nearest bf16.
+    pub fn rounded(values: &[f32]) -> Self {
+        let bits = values.par_iter().map(|it| bf16::from_f32(*it).to_bits());
+        Self {
+            format: HalfFormat::Bf16,
+            bits: bits.collect(),
+        }
+    }
+}
+
 /// One input of sixteen outputs.
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(32))]
 pub(super) struct HalfLine(pub [u16; LANES]);
 
-/// A weight `[n, k]` in bf16, packed as `[n/16][k][16]`; outputs past `n` in the last group are zero.
+/// A weight `[n, k]` in sixteen bits a value, packed as `[n/16][k][16]`; outputs past `n` in the last group are
+/// zero.
 #[derive(Debug)]
 pub(crate) struct HalfPanels {
     outputs: usize,
     inputs: usize,
+    format: HalfFormat,
     lines: Vec<HalfLine>,
 }
 
 impl HalfPanels {
-    /// Packs a row-major weight `[outputs, inputs]`, each value rounded to the nearest bf16.
+    /// Packs a weight `[outputs, inputs]`.
     ///
     /// # Panics
     /// `weight` has another length, or no values.
-    pub fn pack(weight: &[f32], outputs: usize, inputs: usize) -> Self {
+    pub fn pack(weight: &HalfWeight, outputs: usize, inputs: usize) -> Self {
+        let bits = &weight.bits;
         assert!(
-            weight.len() == outputs * inputs && !weight.is_empty(),
+            bits.len() == outputs * inputs && !bits.is_empty(),
             "weight is not [{outputs}, {inputs}]"
         );
         let mut lines = vec![HalfLine([0; LANES]); outputs.div_ceil(LANES) * inputs];
         lines
             .par_chunks_mut(inputs)
-            .zip(weight.par_chunks(LANES * inputs))
+            .zip(bits.par_chunks(LANES * inputs))
             .for_each(|(lines, rows)| {
                 for (lane, row) in rows.chunks_exact(inputs).enumerate() {
-                    for (line, value) in lines.iter_mut().zip(row) {
+                    for (line, bits) in lines.iter_mut().zip(row) {
                         if let Some(slot) = line.0.get_mut(lane) {
-                            *slot = bf16::from_f32(*value).to_bits();
+                            *slot = *bits;
                         }
                     }
                 }
@@ -47,6 +106,7 @@ impl HalfPanels {
         Self {
             outputs,
             inputs,
+            format: weight.format,
             lines,
         }
     }
@@ -66,6 +126,10 @@ impl HalfPanels {
         size_of_val(&*self.lines)
     }
 
+    pub(super) fn format(&self) -> HalfFormat {
+        self.format
+    }
+
     pub(super) fn lines(&self) -> &[HalfLine] {
         &self.lines
     }
@@ -78,7 +142,7 @@ impl HalfPanels {
             let lines = self.lines.get(start + columns.start..start + columns.end);
             let lane = |line: &HalfLine| line.0.get(row % LANES).copied();
             let bits = lines.unwrap_or_default().iter().filter_map(lane);
-            values.extend(bits.map(widened));
+            values.extend(bits.map(|bits| self.format.widened(bits)));
         }
         values
     }
@@ -99,25 +163,21 @@ impl HalfPanels {
             let end = inputs.end.min(first + LANES);
             let groups = self.lines.chunks_exact(self.inputs);
             for (group, slots) in groups.zip(panel.chunks_mut(LANES * LANES)) {
-                transpose(group.get(first..end).unwrap_or_default(), slots);
+                let lines = group.get(first..end).unwrap_or_default();
+                transpose(self.format, lines, slots);
             }
         }
         Panels::over(data, inputs.len(), self.outputs)
     }
 }
 
-/// The value of these bits, exactly.
-fn widened(bits: u16) -> f32 {
-    f32::from_bits(u32::from(bits) << 16)
-}
-
 /// Sixteen outputs of some inputs, `[inputs][16]`, as `[outputs][16]`.
-fn transpose(lines: &[HalfLine], slots: &mut [f32]) {
+fn transpose(format: HalfFormat, lines: &[HalfLine], slots: &mut [f32]) {
     let (slots, _) = slots.as_chunks_mut::<LANES>();
     for (lane, row) in slots.iter_mut().enumerate() {
         for (slot, line) in row.iter_mut().zip(lines) {
             if let Some(bits) = line.0.get(lane) {
-                *slot = widened(*bits);
+                *slot = format.widened(*bits);
             }
         }
     }
@@ -134,43 +194,83 @@ pub(crate) fn product_halves(x: &[f32], w: &HalfPanels, y: &mut [f32], epilogue:
 
 #[cfg(test)]
 mod tests {
+    use half::f16;
+
     use super::super::product::{available, packed_on};
     use super::*;
     use crate::kernel::{product_parallel, reference};
     use crate::random::Stream;
+
+    const FORMATS: [HalfFormat; 2] = [HalfFormat::Bf16, HalfFormat::F16];
 
     fn values(seed: u64, count: usize) -> Vec<f32> {
         let stream = Stream::new(seed, &[]);
         (0..count as u64).map(|i| stream.normal(i) as f32).collect()
     }
 
-    fn rounded(values: &[f32]) -> Vec<f32> {
-        let round = |value: &f32| bf16::from_f32(*value).to_f32();
-        values.iter().map(round).collect()
+    /// A weight, and its values. Some of those in f16 are subnormal.
+    fn weight(format: HalfFormat, count: usize) -> (HalfWeight, Vec<f32>) {
+        let scaled = values(1, count).into_iter().map(|it| it * 1e-4);
+        let bits = scaled.map(|value| match format {
+            HalfFormat::Bf16 => bf16::from_f32(value).to_bits(),
+            HalfFormat::F16 => f16::from_f32(value).to_bits(),
+        });
+        let bits: Vec<u16> = bits.collect();
+        let wide = bits.iter().map(|bits| format.widened(*bits)).collect();
+        (HalfWeight { format, bits }, wide)
     }
 
     #[test]
-    fn a_packed_weight_holds_each_value_rounded_once() {
+    fn every_value_is_widened_exactly() {
+        for bits in 0..=u16::MAX {
+            for (got, expected) in [
+                (HalfFormat::F16.widened(bits), f16::from_bits(bits).to_f32()),
+                (
+                    HalfFormat::Bf16.widened(bits),
+                    bf16::from_bits(bits).to_f32(),
+                ),
+            ] {
+                let same =
+                    got.to_bits() == expected.to_bits() || (got.is_nan() && expected.is_nan());
+                assert!(same, "{bits:#06x}: {got} for {expected}");
+            }
+        }
+    }
+
+    #[test]
+    fn values_in_f32_are_rounded_once() {
+        let values = values(1, 37);
+        let weight = HalfWeight::rounded(&values);
+        assert_eq!(weight.format, HalfFormat::Bf16);
+        for (bits, value) in weight.bits.into_iter().zip(values) {
+            assert_eq!(bits, bf16::from_f32(value).to_bits());
+        }
+    }
+
+    #[test]
+    fn a_packed_weight_holds_each_value_in_half_of_the_memory() {
         let (n, k) = (37, 19);
-        let weight = values(1, n * k);
-        let halves = HalfPanels::pack(&weight, n, k);
-        assert_eq!(halves.read(0..n, 0..k), rounded(&weight));
-        assert_eq!(
-            halves.read(20..21, 3..5),
-            rounded(&weight[20 * k + 3..20 * k + 5])
-        );
-        assert_eq!(halves.bytes() * 2, Panels::pack(&weight, n, k).bytes());
+        for format in FORMATS {
+            let (weight, wide) = weight(format, n * k);
+            let halves = HalfPanels::pack(&weight, n, k);
+            assert_eq!(halves.read(0..n, 0..k), wide);
+            assert_eq!(halves.read(20..21, 3..5), wide[20 * k + 3..20 * k + 5]);
+            assert_eq!(halves.bytes() * 2, Panels::pack(&wide, n, k).bytes());
+        }
     }
 
     #[test]
     fn every_part_of_the_transpose_is_that_of_the_values_as_f32() {
         for (n, k) in [(48, 32), (37, 19), (5, 40), (150, 24)] {
-            let halves = HalfPanels::pack(&values(1, n * k), n, k);
-            for first in (0..k).step_by(16) {
-                let part = first..k.min(first + 32);
-                let columns = halves.read(0..n, part.clone());
-                let expected = Panels::pack_transposed(&columns, n, part.len());
-                assert_eq!(halves.transposed(part).data(), expected.data());
+            for format in FORMATS {
+                let (weight, _) = weight(format, n * k);
+                let halves = HalfPanels::pack(&weight, n, k);
+                for first in (0..k).step_by(16) {
+                    let part = first..k.min(first + 32);
+                    let columns = halves.read(0..n, part.clone());
+                    let expected = Panels::pack_transposed(&columns, n, part.len());
+                    assert_eq!(halves.transposed(part).data(), expected.data());
+                }
             }
         }
     }
@@ -178,15 +278,20 @@ mod tests {
     #[test]
     fn every_row_count_gives_the_bits_of_the_values_as_f32() {
         for (n, k) in [(192, 64), (37, 19), (300, 8)] {
-            let weight = values(1, n * k);
-            let halves = HalfPanels::pack(&weight, n, k);
-            let x = values(2, 40 * k);
-            for isa in available() {
-                let whole = reference::product(isa, &x, &rounded(&weight), k);
-                for rows in 1..=40 {
-                    let mut y = vec![0.0; rows * n];
-                    packed_on(isa, &x[..rows * k], &halves, &mut y);
-                    assert!(y == whole[..rows * n], "{isa:?} {rows} rows of [{n}, {k}]");
+            for format in FORMATS {
+                let (weight, wide) = weight(format, n * k);
+                let halves = HalfPanels::pack(&weight, n, k);
+                let x = values(2, 40 * k);
+                for isa in available() {
+                    let whole = reference::product(isa, &x, &wide, k);
+                    for rows in 1..=40 {
+                        let mut y = vec![0.0; rows * n];
+                        packed_on(isa, &x[..rows * k], &halves, &mut y);
+                        assert!(
+                            y == whole[..rows * n],
+                            "{isa:?} {format:?} {rows} rows of [{n}, {k}]"
+                        );
+                    }
                 }
             }
         }
@@ -195,9 +300,9 @@ mod tests {
     #[test]
     fn threads_and_epilogues_give_what_f32_gives() {
         let (n, k) = (530, 200);
-        let weight = values(1, n * k);
+        let (weight, wide) = weight(HalfFormat::Bf16, n * k);
         let halves = HalfPanels::pack(&weight, n, k);
-        let panels = Panels::pack(&rounded(&weight), n, k);
+        let panels = Panels::pack(&wide, n, k);
         for rows in [1, 13, 200] {
             let (x, start) = (values(2, rows * k), values(3, rows * n));
             for epilogue in [Epilogue::Store, Epilogue::Add, Epilogue::AddScaled(0.3)] {

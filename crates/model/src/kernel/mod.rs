@@ -6,8 +6,8 @@
 //! bits of a row depend on the row and the weight alone. `reference.rs` is the same chain written
 //! plainly; the tests hold the two equal bit for bit.
 //!
-//! Weights may be packed as bf16 (the bits of their values in f32, in both directions), or stay in blocks, multiplied with inputs in
-//! 8 bits for serving (`integer/`), with the same promise.
+//! Weights may be packed as bf16 or f16 (the bits of their values in f32, in both directions), or stay in blocks,
+//! multiplied with inputs in 8 bits for serving (`integer/`), with the same promise.
 //!
 //! The instruction set does matter: [`Isa::Portable`] has no fused multiply-add and rounds twice.
 
@@ -33,7 +33,7 @@ pub(crate) use attention::{
 };
 pub use dispatch::Isa;
 pub(crate) use elementwise::*;
-pub(crate) use halves::{HalfPanels, product_halves};
+pub(crate) use halves::{HalfFormat, HalfPanels, HalfWeight, product_halves};
 pub(crate) use integer::{IntegerPanels, product_integers};
 pub(crate) use outer::accumulate_outer;
 pub use panels::Panels;

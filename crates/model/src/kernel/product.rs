@@ -6,7 +6,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::dispatch::Isa;
-use super::halves::{HalfLine, HalfPanels};
+use super::halves::{HalfFormat, HalfLine, HalfPanels};
 use super::panels::{LANES, Panels};
 #[cfg(target_arch = "x86_64")]
 use super::{x86_avx2, x86_avx512};
@@ -30,10 +30,10 @@ pub enum Epilogue {
 pub(super) struct Tile {
     /// First row of the input, `[rows, inputs]`.
     pub x: *const f32,
-    /// First panel: f32, or lines of bf16.
+    /// First panel: f32, or lines of halves.
     pub w: *const c_void,
-    /// Whether it is bf16.
-    pub half: bool,
+    /// What the halves are; none: f32.
+    pub half: Option<HalfFormat>,
     /// First output of the first row.
     pub y: *mut f32,
     /// Inner dimension: elements between rows of `x`, and a sixteenth of those between panels.
@@ -44,6 +44,14 @@ pub(super) struct Tile {
     pub columns: usize,
     /// What becomes of the sums.
     pub epilogue: Epilogue,
+}
+
+/// What [`Tile::half`] is, as a parameter of the functions that compute a tile.
+#[cfg(target_arch = "x86_64")]
+pub(super) mod numbers {
+    pub const SINGLE: u8 = 0;
+    pub const BF16: u8 = 1;
+    pub const F16: u8 = 2;
 }
 
 /// The largest tile of an instruction set: registers decide.
@@ -87,7 +95,7 @@ pub(super) struct Packed<'a> {
 #[derive(Clone, Copy)]
 enum Values<'a> {
     Single(&'a [f32]),
-    Half(&'a [HalfLine]),
+    Half(&'a [HalfLine], HalfFormat),
 }
 
 impl<'a> Packed<'a> {
@@ -103,7 +111,7 @@ impl<'a> Packed<'a> {
         Self {
             outputs: w.outputs(),
             inputs: w.inputs(),
-            values: Values::Half(w.lines()),
+            values: Values::Half(w.lines(), w.format()),
         }
     }
 
@@ -111,12 +119,14 @@ impl<'a> Packed<'a> {
         self.outputs.div_ceil(LANES)
     }
 
-    /// Where a panel begins, which is there, and whether it is bf16.
-    fn panel(self, panel: usize) -> (*const c_void, bool) {
+    /// Where a panel begins, which is there, and what its halves are.
+    fn panel(self, panel: usize) -> (*const c_void, Option<HalfFormat>) {
         let lines = panel * self.inputs;
         match self.values {
-            Values::Single(values) => (values.as_ptr().wrapping_add(lines * LANES).cast(), false),
-            Values::Half(values) => (values.as_ptr().wrapping_add(lines).cast(), true),
+            Values::Single(values) => (values.as_ptr().wrapping_add(lines * LANES).cast(), None),
+            Values::Half(values, format) => {
+                (values.as_ptr().wrapping_add(lines).cast(), Some(format))
+            }
         }
     }
 }
@@ -320,12 +330,12 @@ unsafe fn run_portable(rows: usize, _panels: usize, tile: &Tile) {
             )
         };
         let mut sums = [0.0_f32; LANES];
-        if tile.half {
+        if let Some(format) = tile.half {
             // SAFETY: the caller's promise for the first panel.
             let w = unsafe { std::slice::from_raw_parts(tile.w.cast::<HalfLine>(), tile.inputs) };
             for (value, lanes) in x.iter().zip(w) {
                 for (sum, bits) in sums.iter_mut().zip(lanes.0) {
-                    *sum += value * f32::from_bits(u32::from(bits) << 16);
+                    *sum += value * format.widened(bits);
                 }
             }
         } else {
@@ -367,7 +377,7 @@ pub(super) fn available() -> Vec<Isa> {
     }
 }
 
-/// The product with bf16 on a chosen instruction set.
+/// The product with halves on a chosen instruction set.
 #[cfg(test)]
 pub(super) fn packed_on(isa: Isa, x: &[f32], w: &HalfPanels, y: &mut [f32]) {
     let rows = row_count(x, (w.outputs(), w.inputs()), y);

@@ -1,14 +1,16 @@
-//! Tiles in AVX2 with FMA: a panel is two registers.
+//! Tiles in AVX2 with FMA and F16C: a panel is two registers.
 #![expect(unsafe_code, reason = "vector loads and stores through pointers")]
 
 use std::arch::x86_64::{
-    __m128i, __m256, _mm256_castsi256_ps, _mm256_cvtepu16_epi32, _mm256_fmadd_ps, _mm256_loadu_ps,
-    _mm256_set1_ps, _mm256_setzero_ps, _mm256_slli_epi32, _mm256_storeu_ps,
+    __m128i, __m256, _mm256_castsi256_ps, _mm256_cvtepu16_epi32, _mm256_cvtph_ps, _mm256_fmadd_ps,
+    _mm256_loadu_ps, _mm256_set1_ps, _mm256_setzero_ps, _mm256_slli_epi32, _mm256_storeu_ps,
 };
 
 use super::dispatch::unrolled;
+use super::halves::HalfFormat;
 use super::outer::OuterTile;
 use super::panels::LANES;
+use super::product::numbers::{BF16, F16, SINGLE};
 use super::product::{Tile, finish};
 
 /// Rows of a full tile: 6 × 2 sums, two weights and one input fill 15 of 16 registers.
@@ -26,18 +28,22 @@ pub(super) fn panels(rows: usize) -> usize {
 /// Computes one tile.
 ///
 /// # Safety
-/// The machine has AVX2 and FMA; `tile` addresses `rows` rows and `panels` panels.
+/// The machine has AVX2, FMA and F16C; `tile` addresses `rows` rows and `panels` panels.
 pub(super) unsafe fn run(rows: usize, panels: usize, tile: &Tile) {
     macro_rules! choose {
         ($($rows:literal x $panels:literal),*) => {
             match (rows, panels, tile.half) {
                 // SAFETY: the caller's promise.
-                $(($rows, $panels, false) => unsafe {
-                    product_tile::<$rows, $panels, false>(tile);
+                $(($rows, $panels, None) => unsafe {
+                    product_tile::<$rows, $panels, SINGLE>(tile);
                 },
                 // SAFETY: the caller's promise.
-                ($rows, $panels, true) => unsafe {
-                    product_tile::<$rows, $panels, true>(tile);
+                ($rows, $panels, Some(HalfFormat::Bf16)) => unsafe {
+                    product_tile::<$rows, $panels, BF16>(tile);
+                },
+                // SAFETY: the caller's promise.
+                ($rows, $panels, Some(HalfFormat::F16)) => unsafe {
+                    product_tile::<$rows, $panels, F16>(tile);
                 },)*
                 _ => unreachable!("no tile of {rows} rows by {panels} panels"),
             }
@@ -49,32 +55,35 @@ pub(super) unsafe fn run(rows: usize, panels: usize, tile: &Tile) {
 /// Two times eight weights.
 ///
 /// # Safety
-/// Line `line` of the tile's panels is there, of bf16 where `HALF`.
-#[target_feature(enable = "avx2")]
+/// Line `line` of the tile's panels is there, of numbers that are `HALF`.
+#[target_feature(enable = "avx2,f16c")]
 #[inline]
-unsafe fn load<const HALF: bool>(tile: &Tile, line: usize) -> [__m256; 2] {
-    if HALF {
-        // SAFETY: the caller's promise; lines of bf16 are aligned to their 32 bytes.
-        let (low, high) = unsafe {
-            let at = tile.w.cast::<__m128i>().add(2 * line);
-            (*at, *at.add(1))
+unsafe fn load<const HALF: u8>(tile: &Tile, line: usize) -> [__m256; 2] {
+    if HALF == SINGLE {
+        // SAFETY: the caller's promise.
+        return unsafe {
+            let at = tile.w.cast::<f32>().add(line * LANES);
+            [_mm256_loadu_ps(at), _mm256_loadu_ps(at.add(8))]
         };
+    }
+    // SAFETY: the caller's promise; lines of halves are aligned to their 32 bytes.
+    let (low, high) = unsafe {
+        let at = tile.w.cast::<__m128i>().add(2 * line);
+        (*at, *at.add(1))
+    };
+    if HALF == BF16 {
         let [low, high] = [_mm256_cvtepu16_epi32(low), _mm256_cvtepu16_epi32(high)];
         [
             _mm256_castsi256_ps(_mm256_slli_epi32::<16>(low)),
             _mm256_castsi256_ps(_mm256_slli_epi32::<16>(high)),
         ]
     } else {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let at = tile.w.cast::<f32>().add(line * LANES);
-            [_mm256_loadu_ps(at), _mm256_loadu_ps(at.add(8))]
-        }
+        [_mm256_cvtph_ps(low), _mm256_cvtph_ps(high)]
     }
 }
 
-#[target_feature(enable = "avx2,fma")]
-unsafe fn product_tile<const R: usize, const P: usize, const HALF: bool>(tile: &Tile) {
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn product_tile<const R: usize, const P: usize, const HALF: u8>(tile: &Tile) {
     let k = tile.inputs;
     let mut low = [[_mm256_setzero_ps(); P]; R];
     let mut high = [[_mm256_setzero_ps(); P]; R];

@@ -3,13 +3,16 @@
 
 use std::arch::x86_64::{
     __m256i, __m512, __mmask16, _mm512_add_ps, _mm512_castsi512_ps, _mm512_cvtepu16_epi32,
-    _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_mul_ps,
-    _mm512_set1_ps, _mm512_setzero_ps, _mm512_slli_epi32, _mm512_storeu_ps,
+    _mm512_cvtph_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mask_storeu_ps,
+    _mm512_maskz_loadu_ps, _mm512_mul_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_slli_epi32,
+    _mm512_storeu_ps,
 };
 
 use super::dispatch::unrolled;
+use super::halves::HalfFormat;
 use super::outer::OuterTile;
 use super::panels::LANES;
+use super::product::numbers::{BF16, F16, SINGLE};
 use super::product::{Epilogue, Tile};
 
 /// Rows of a full tile: 12 × 2 sums, two weights and one input fill 27 of 32 registers.
@@ -33,12 +36,16 @@ pub(super) unsafe fn run(rows: usize, panels: usize, tile: &Tile) {
         ($($rows:literal x $panels:literal),*) => {
             match (rows, panels, tile.half) {
                 // SAFETY: the caller's promise.
-                $(($rows, $panels, false) => unsafe {
-                    product_tile::<$rows, $panels, false>(tile);
+                $(($rows, $panels, None) => unsafe {
+                    product_tile::<$rows, $panels, SINGLE>(tile);
                 },
                 // SAFETY: the caller's promise.
-                ($rows, $panels, true) => unsafe {
-                    product_tile::<$rows, $panels, true>(tile);
+                ($rows, $panels, Some(HalfFormat::Bf16)) => unsafe {
+                    product_tile::<$rows, $panels, BF16>(tile);
+                },
+                // SAFETY: the caller's promise.
+                ($rows, $panels, Some(HalfFormat::F16)) => unsafe {
+                    product_tile::<$rows, $panels, F16>(tile);
                 },)*
                 _ => unreachable!("no tile of {rows} rows by {panels} panels"),
             }
@@ -64,22 +71,25 @@ fn mask(columns: usize, p: usize) -> __mmask16 {
 /// Sixteen weights.
 ///
 /// # Safety
-/// Line `line` of the tile's panels is there, of bf16 where `HALF`.
+/// Line `line` of the tile's panels is there, of numbers that are `HALF`.
 #[target_feature(enable = "avx512f")]
 #[inline]
-unsafe fn load<const HALF: bool>(tile: &Tile, line: usize) -> __m512 {
-    if HALF {
-        // SAFETY: the caller's promise; lines of bf16 are aligned to their 32 bytes.
-        let bits = unsafe { *tile.w.cast::<__m256i>().add(line) };
+unsafe fn load<const HALF: u8>(tile: &Tile, line: usize) -> __m512 {
+    if HALF == SINGLE {
+        // SAFETY: the caller's promise.
+        return unsafe { _mm512_loadu_ps(tile.w.cast::<f32>().add(line * LANES)) };
+    }
+    // SAFETY: the caller's promise; lines of halves are aligned to their 32 bytes.
+    let bits = unsafe { *tile.w.cast::<__m256i>().add(line) };
+    if HALF == BF16 {
         _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(bits)))
     } else {
-        // SAFETY: the caller's promise.
-        unsafe { _mm512_loadu_ps(tile.w.cast::<f32>().add(line * LANES)) }
+        _mm512_cvtph_ps(bits)
     }
 }
 
 #[target_feature(enable = "avx512f")]
-unsafe fn product_tile<const R: usize, const P: usize, const HALF: bool>(tile: &Tile) {
+unsafe fn product_tile<const R: usize, const P: usize, const HALF: u8>(tile: &Tile) {
     let k = tile.inputs;
     let mut sums = [[_mm512_setzero_ps(); P]; R];
     for i in 0..k {

@@ -20,7 +20,8 @@ pub(super) enum Compact {
     Blocks(Arc<Blocks>),
     /// Multiplied as it is, with inputs in 8 bits: for serving. A gradient would be that of the exact inputs.
     Integers(Arc<IntegerPanels>),
-    /// bf16, multiplied as it is (forward) or in tiles (backward), with the bits that its values in f32 give.
+    /// bf16 or f16, multiplied as it is (forward) or in tiles (backward), with the bits that its values in f32
+    /// give.
     Halves(Arc<HalfPanels>),
 }
 

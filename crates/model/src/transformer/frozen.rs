@@ -140,13 +140,18 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::kernel::HalfPanels;
+    use crate::kernel::{HalfPanels, HalfWeight};
     use crate::quant::{BlockFormat, Blocks};
     use crate::random::Stream;
 
     fn values(seed: u64, count: usize) -> Vec<f32> {
         let stream = Stream::new(seed, &[]);
         (0..count as u64).map(|i| stream.normal(i) as f32).collect()
+    }
+
+    fn halves(weight: &[f32], outputs: usize, inputs: usize) -> Compact {
+        let panels = HalfPanels::pack(&HalfWeight::rounded(weight), outputs, inputs);
+        Compact::Halves(Arc::new(panels))
     }
 
     #[test]
@@ -186,7 +191,7 @@ mod tests {
             Compact::served(blocks(BlockFormat::Q8_0)),
             Compact::served(blocks(BlockFormat::Q4_0)),
             Compact::served(blocks(BlockFormat::Q4K)),
-            Compact::Halves(Arc::new(HalfPanels::pack(&weight, outputs, inputs))),
+            halves(&weight, outputs, inputs),
         ] {
             let plain = Frozen::packed(&served.read(0..outputs, 0..inputs), outputs, inputs);
             let served = Frozen::compact(served);
@@ -217,7 +222,7 @@ mod tests {
         for compact in [
             Compact::Blocks(Arc::new(blocks.clone())),
             Compact::served(blocks),
-            Compact::Halves(Arc::new(HalfPanels::pack(&weight, tokens, width))),
+            halves(&weight, tokens, width),
         ] {
             let plain = Embedding::Plain {
                 values: compact.read(0..tokens, 0..width),

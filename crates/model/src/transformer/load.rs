@@ -9,7 +9,7 @@ use super::frozen::{Embedding, Frozen};
 use super::weights::{Llama, Tensors, Weights};
 use crate::base::BaseError;
 use crate::base_files::{BaseFiles, Role};
-use crate::kernel::HalfPanels;
+use crate::kernel::{HalfFormat, HalfPanels, HalfWeight};
 use crate::quant::{Blocks, Quantization};
 
 /// What the matrices of a base model are held in.
@@ -17,7 +17,7 @@ use crate::quant::{Blocks, Quantization};
 /// What a GGUF file holds in blocks stays so in every case, and norms and biases are f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Held {
-    /// As its files have it: bf16 in bf16, f16 and f32 in f32. No bit of a logit differs from f32's.
+    /// As its files have it. No bit of a logit differs from f32's.
     AsStored,
     /// Every matrix in bf16.
     Bf16,
@@ -48,12 +48,16 @@ impl Tensors for Stored {
         if let Some(blocks) = blocks {
             return Ok(Some((self.blocks)(blocks)));
         }
-        let is_half = self.held == Held::Bf16 || self.files.is_bf16(name);
-        let Some((outputs, inputs)) = self.files.matrix_shape(name).filter(|_| is_half) else {
+        let Some((outputs, inputs)) = self.files.matrix_shape(name) else {
             return Ok(None);
         };
-        let values = self.files.read_f32(name)?;
-        let panels = HalfPanels::pack(&values, outputs, inputs);
+        let in_bf16 = self.held == Held::Bf16;
+        let halves = match self.files.read_halves(name)? {
+            Some(halves) if !in_bf16 || halves.format == HalfFormat::Bf16 => halves,
+            _ if in_bf16 => HalfWeight::rounded(&self.files.read_f32(name)?),
+            _ => return Ok(None),
+        };
+        let panels = HalfPanels::pack(&halves, outputs, inputs);
         Ok(Some(Compact::Halves(Arc::new(panels))))
     }
 }

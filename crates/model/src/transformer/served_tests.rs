@@ -2,13 +2,15 @@
 
 use std::path::Path;
 
+use candle_core::quantized::GgmlDType;
+
 use super::tests::{batch, lora, serve, tokens};
 use super::*;
 use crate::base::{BaseModel, save_base};
 use crate::fixture::{TinyShape, random_adapter, write_tiny_gguf};
 use crate::kv::KvPool;
 use crate::lora::LoadedAdapter;
-use crate::quant::{BlockFormat, Quantization};
+use crate::quant::Quantization;
 
 const FORMS: [Held; 5] = [
     Held::AsStored,
@@ -39,9 +41,9 @@ fn served(tied: bool) -> Vec<(String, Llama)> {
     let mut all: Vec<(String, Llama)> = FORMS
         .map(|held| (format!("{held:?}"), load(dir.path(), held)))
         .into();
-    for format in [BlockFormat::Q8_0, BlockFormat::Q4_0] {
+    for format in [GgmlDType::Q8_0, GgmlDType::Q4_0] {
         let dir = tempfile::tempdir().unwrap();
-        write_tiny_gguf(dir.path(), &base, Some(format)).unwrap();
+        write_tiny_gguf(dir.path(), &base, format).unwrap();
         all.push((format!("GGUF {format:?}"), load(dir.path(), Held::AsStored)));
     }
     all
@@ -107,7 +109,7 @@ fn a_model_in_bf16_is_served_with_the_bits_of_its_values_as_f32() {
 fn blocks_of_a_file_are_served_as_they_are_whatever_is_asked_for() {
     let base = base(false);
     let dir = tempfile::tempdir().unwrap();
-    write_tiny_gguf(dir.path(), &base, Some(BlockFormat::Q8_0)).unwrap();
+    write_tiny_gguf(dir.path(), &base, GgmlDType::Q8_0).unwrap();
     let of_file = losses(&Llama::load_served(dir.path(), Held::AsStored).unwrap());
     for held in FORMS {
         let llama = Llama::load_served(dir.path(), held).unwrap();
