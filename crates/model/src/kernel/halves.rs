@@ -147,6 +147,29 @@ impl HalfPanels {
         values
     }
 
+    /// Some outputs, for `x · Wᵀ`, as f32.
+    ///
+    /// # Panics
+    /// `outputs` does not start at a multiple of sixteen, or lies outside.
+    pub fn widened(&self, outputs: Range<usize>) -> Panels {
+        assert!(
+            outputs.start.is_multiple_of(LANES) && outputs.end <= self.outputs,
+            "outputs {outputs:?} of {}",
+            self.outputs
+        );
+        let start = outputs.start / LANES * self.inputs;
+        let end = start + outputs.len().div_ceil(LANES) * self.inputs;
+        let lines = self.lines.get(start..end).unwrap_or_default();
+        let mut data = vec![0.0; lines.len() * LANES];
+        let (slots, _) = data.as_chunks_mut::<LANES>();
+        for (slots, line) in slots.iter_mut().zip(lines) {
+            for (slot, bits) in slots.iter_mut().zip(line.0) {
+                *slot = self.format.widened(bits);
+            }
+        }
+        Panels::over(data, outputs.len(), self.inputs)
+    }
+
     /// The transpose's outputs `inputs`, for `g · W`, as f32.
     ///
     /// # Panics
@@ -260,11 +283,17 @@ mod tests {
     }
 
     #[test]
-    fn every_part_of_the_transpose_is_that_of_the_values_as_f32() {
+    fn every_part_is_that_of_the_values_as_f32_in_both_directions() {
         for (n, k) in [(48, 32), (37, 19), (5, 40), (150, 24)] {
             for format in FORMATS {
-                let (weight, _) = weight(format, n * k);
+                let (weight, wide) = weight(format, n * k);
                 let halves = HalfPanels::pack(&weight, n, k);
+                for first in (0..n).step_by(16) {
+                    let part = first..n.min(first + 32);
+                    let rows = &wide[part.start * k..part.end * k];
+                    let expected = Panels::pack(rows, part.len(), k);
+                    assert_eq!(halves.widened(part).data(), expected.data());
+                }
                 for first in (0..k).step_by(16) {
                     let part = first..k.min(first + 32);
                     let columns = halves.read(0..n, part.clone());

@@ -10,6 +10,8 @@ use crate::quant::Blocks;
 
 /// Outputs of one tile, of either direction: four registers' lanes, and two groups of a block.
 const TILE: usize = 64;
+/// Rows from which on a part of a weight is widened once for all of them, and not by each few.
+const WIDENED_ROWS: usize = 512;
 
 /// A weight `[outputs, inputs]`. Cheap to clone: an embedding is shared with the output projection that it is.
 #[derive(Debug, Clone)]
@@ -20,8 +22,8 @@ pub(super) enum Compact {
     Blocks(Arc<Blocks>),
     /// Multiplied as it is, with inputs in 8 bits: for serving. A gradient would be that of the exact inputs.
     Integers(Arc<IntegerPanels>),
-    /// bf16 or f16, multiplied as it is (forward) or in tiles (backward), with the bits that its values in f32
-    /// give.
+    /// bf16 or f16, multiplied as it is, or in tiles with many rows and backward: with the bits that its values
+    /// in f32 give.
     Halves(Arc<HalfPanels>),
 }
 
@@ -87,7 +89,14 @@ impl Compact {
                 product_tiled(x, (outputs, inputs), (TILE, &panels), y, epilogue);
             }
             Self::Integers(panels) => product_integers(x, panels, y, epilogue),
-            Self::Halves(panels) => product_halves(x, panels, y, epilogue),
+            Self::Halves(panels) if x.len() < WIDENED_ROWS * panels.inputs() => {
+                product_halves(x, panels, y, epilogue);
+            }
+            Self::Halves(panels) => {
+                let shape = (panels.outputs(), panels.inputs());
+                let panels = |rows: Range<usize>| panels.widened(rows);
+                product_tiled(x, shape, (TILE, &panels), y, epilogue);
+            }
         }
     }
 

@@ -183,6 +183,26 @@ mod tests {
     }
 
     #[test]
+    fn products_of_halves_have_the_bits_of_the_values_packed() {
+        for (outputs, inputs) in [(70, 96), (33, 40), (130, 256), (16, 20)] {
+            let halves = halves(&values(1, outputs * inputs), outputs, inputs);
+            let plain = Frozen::packed(&halves.read(0..outputs, 0..inputs), outputs, inputs);
+            let halves = Frozen::compact(halves);
+            // The last in tiles.
+            for rows in [1, 13, 600] {
+                let x = values(3, rows * inputs);
+                assert!(halves.apply(&x) == plain.apply(&x), "{outputs} {rows}");
+                let dy = values(4, rows * outputs);
+                let start = values(5, rows * inputs);
+                let (mut expected, mut dx) = (start.clone(), start);
+                plain.backward(&dy, &mut expected, Epilogue::Add);
+                halves.backward(&dy, &mut dx, Epilogue::Add);
+                assert!(dx == expected, "{outputs} {rows}");
+            }
+        }
+    }
+
+    #[test]
     fn gradients_of_served_forms_are_those_of_their_values() {
         let (outputs, inputs, rows) = (40, 256, 5);
         let weight = values(1, outputs * inputs);
