@@ -173,7 +173,7 @@ impl Pass<'_> {
             projected.unwrap_or_else(|| self.projected(index, &normed, &post_normed));
 
         let (dgate, dup) =
-            self.swiglu_layer_backward(index, &gated, inner(Module::DownProj), stream, gradients);
+            self.swiglu_layer_backward(index, gated, inner(Module::DownProj), stream, gradients);
         let mut dnormed = vec![0.0; post_normed.len()];
         for (module, dy) in [(Module::GateProj, dgate), (Module::UpProj, dup)] {
             self.project_backward(
@@ -231,13 +231,13 @@ impl Pass<'_> {
     fn swiglu_layer_backward(
         &self,
         index: usize,
-        Gated { gate, up }: &Gated,
+        Gated { gate, up }: Gated,
         inner: &[f32],
         stream: &[f32],
         gradients: &mut Gradients<'_>,
     ) -> (Vec<f32>, Vec<f32>) {
         let width = self.weights.config.intermediate_size;
-        let activated = swiglu(gate, up, width);
+        let activated = swiglu(&gate, &up, width);
         let mut dactivated = vec![0.0; activated.len()];
         self.project_backward(
             (index, Module::DownProj),
@@ -246,7 +246,9 @@ impl Pass<'_> {
             &mut dactivated,
             gradients,
         );
-        swiglu_backward(gate, up, &dactivated, width)
+        // The widest values of a layer: none stays longer than it is needed.
+        drop(activated);
+        swiglu_backward(&gate, &up, &dactivated, width)
     }
 
     /// Through attention, rotation and head norms of one layer: the gradients of what its projections made
