@@ -168,10 +168,14 @@ pub struct Hyperparameters {
     /// Examples per forward pass; gradients accumulate up to batchSize.
     #[schemars(range(min = 1, max = 4096))]
     pub micro_batch_size: u32,
-    /// Tokens per example. A longer one is no error; it loses the start of its prompt, then the end
-    /// of its completion, and is counted in the message of the finished run.
+    /// Tokens per example; truncation says what becomes of a longer one.
     #[schemars(range(min = 8, max = 131_072))]
     pub maximum_sequence_length: u32,
+    /// What becomes of a longer example that is trained on: CutStart, which is meant where it is left out,
+    /// takes the start of its prompt, then the end of its completion; CutEnd its end; Drop leaves it out;
+    /// Error ends the run. The message of the finished run counts them. What is scored is cut at the start.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub truncation: Option<Truncation>,
     /// Decoupled weight decay of AdamW (Loshchilov and Hutter 2019).
     #[schemars(extend(
         "pattern" = UNSIGNED_PATTERN,
@@ -220,6 +224,7 @@ impl Default for Hyperparameters {
             batch_size: 32,
             micro_batch_size: 8,
             maximum_sequence_length: 512,
+            truncation: None,
             weight_decay: Decimal::from("0"),
             maximum_gradient_norm: Decimal::from("1.0"),
             seed: 0,
@@ -238,6 +243,20 @@ open_enum! {
         Linear = "Linear",
         /// No change.
         Constant = "Constant",
+    }
+}
+
+open_enum! {
+    /// What becomes of an example that is too long.
+    pub enum Truncation (spec) {
+        /// It loses the start of its prompt, then the end of its completion.
+        CutStart = "CutStart",
+        /// It loses its end.
+        CutEnd = "CutEnd",
+        /// It is left out.
+        Drop = "Drop",
+        /// It ends the run.
+        Error = "Error",
     }
 }
 

@@ -226,6 +226,31 @@ pub struct Lora {
     pub target_modules: Vec<String>,
 }
 
+/// What becomes of an example that is longer than [`Hyperparameters::maximum_sequence_length`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Truncation {
+    /// It loses the start of its prompt, then the end of its completion; counted in [`RowsUsed::cut`].
+    #[default]
+    CutStart,
+    /// It loses its end; counted in [`RowsUsed::cut`].
+    CutEnd,
+    /// It is left out; counted in [`RowsUsed::dropped`].
+    Drop,
+    /// It ends the run.
+    Error,
+}
+
+impl Truncation {
+    /// Whether it is what a spec means that says nothing.
+    #[expect(
+        clippy::trivially_copy_pass_by_ref,
+        reason = "serde calls it with a reference"
+    )]
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// The learning rate's course after the warm-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Schedule {
@@ -255,9 +280,13 @@ pub struct Hyperparameters {
     pub batch_size: u32,
     /// Examples per forward pass.
     pub micro_batch_size: u32,
-    /// Tokens of one example. A longer one is cut at the start of its prompt, then at the end of its
-    /// completion, and counted in [`RowsUsed::cut`].
+    /// Tokens of one example. [`Truncation`] says what becomes of a longer one.
     pub maximum_sequence_length: u32,
+    /// Of examples that are trained on, or looked at on the way. What is scored at the end is always cut at
+    /// the start: runs are compared on the same rows. Left out where it is the usual, as
+    /// [`RunKey::quantization`].
+    #[serde(default, skip_serializing_if = "Truncation::is_default")]
+    pub truncation: Truncation,
     /// Decoupled weight decay (AdamW).
     pub weight_decay: f64,
     /// Gradients are scaled down to this 2-norm.
@@ -422,6 +451,9 @@ pub struct RowsUsed {
     pub rows: u64,
     /// Those that were longer than [`Hyperparameters::maximum_sequence_length`] and were cut.
     pub cut: u64,
+    /// Those that were longer and were left out.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub dropped: u64,
 }
 
 /// One measure on the test rows.

@@ -423,19 +423,23 @@ fn complete(
     )
 }
 
-/// How many rows were longer than the run takes and were cut; nothing where none was.
+/// How many rows were longer than the run takes, and were cut or left out; nothing where none was.
 fn cut_rows(cr: &TrainingRun, result: &RunResult) -> String {
-    let splits = [("train", result.train_rows), ("test", result.test_rows)];
-    let counts: Vec<String> = splits
-        .iter()
-        .filter(|(_, rows)| rows.cut > 0)
-        .map(|(split, rows)| format!("{} of {} {split} rows", rows.cut, rows.rows))
-        .collect();
+    let (train, test) = (result.train_rows, result.test_rows);
+    let counts: Vec<String> = [
+        (train.cut, train.rows, "train", "cut"),
+        (test.cut, test.rows, "test", "cut"),
+        (train.dropped, train.rows, "train", "left out"),
+    ]
+    .into_iter()
+    .filter(|(count, ..)| *count > 0)
+    .map(|(count, rows, split, what)| format!("{count} of {rows} {split} rows were {what}"))
+    .collect();
     if counts.is_empty() {
         return String::new();
     }
     format!(
-        "; {} were cut, because they are longer than spec.hyperparameters.maximumSequenceLength {}",
+        "; {}, because they are longer than spec.hyperparameters.maximumSequenceLength {}",
         counts.join(" and "),
         cr.spec.hyperparameters.maximum_sequence_length
     )

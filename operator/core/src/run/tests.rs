@@ -145,7 +145,11 @@ impl World {
             writes: 0,
             created: vec![],
             events: vec![],
-            train_rows: RowsUsed { rows: 2000, cut: 0 },
+            train_rows: RowsUsed {
+                rows: 2000,
+                cut: 0,
+                dropped: 0,
+            },
         }
     }
 
@@ -372,7 +376,11 @@ impl World {
                 excluded: 0,
             }],
             train_rows: self.train_rows,
-            test_rows: RowsUsed { rows: 400, cut: 0 },
+            test_rows: RowsUsed {
+                rows: 400,
+                cut: 0,
+                dropped: 0,
+            },
             classification: None,
             finished_time: at(self.seconds).to_string(),
             code_version: "0".to_owned(),

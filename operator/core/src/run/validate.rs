@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use graftwork_api::training_run::{
-    EvaluationMetric, MethodType, ObjectiveType, Quantization, Schedule,
+    EvaluationMetric, MethodType, ObjectiveType, Quantization, Schedule, Truncation,
 };
 use graftwork_api::uri::PvcUri;
 use graftwork_api::{Decimal, TrainingRunSpec};
@@ -277,6 +277,7 @@ fn read_hyperparameters(spec: &TrainingRunSpec) -> Result<run::Hyperparameters, 
             "spec.hyperparameters.maximumSequenceLength",
             given.maximum_sequence_length,
         )?,
+        truncation: read_truncation(given.truncation.as_ref())?,
         weight_decay: number(
             "spec.hyperparameters.weightDecay",
             &given.weight_decay,
@@ -304,6 +305,20 @@ fn read_hyperparameters(spec: &TrainingRunSpec) -> Result<run::Hyperparameters, 
             )?),
         },
     })
+}
+
+fn read_truncation(given: Option<&Truncation>) -> Result<run::Truncation, Invalid> {
+    match given {
+        None | Some(Truncation::CutStart) => Ok(run::Truncation::CutStart),
+        Some(Truncation::CutEnd) => Ok(run::Truncation::CutEnd),
+        Some(Truncation::Drop) => Ok(run::Truncation::Drop),
+        Some(Truncation::Error) => Ok(run::Truncation::Error),
+        Some(Truncation::Other(other)) => Err(unknown(
+            "spec.hyperparameters.truncation",
+            other,
+            Truncation::KNOWN,
+        )),
+    }
 }
 
 /// The benchmarks, and the claims that hold their files.

@@ -167,8 +167,12 @@ fn limits(config: &TrainerConfig, outcome: &Outcome, licence: Option<&str>) -> S
          - It was scored on {tested} rows of the same dataset, of which it has seen none, and on \
          nothing else: other inputs, safety and bias are untested.\n\
          - Rows longer than {length} tokens were cut: {train_cut} of {trained} trained on, {test_cut} \
-         of {tested} scored.\n\
+         of {tested} scored{dropped}.\n\
          - {licence}, and so do those of the dataset's sources.\n",
+        dropped = match train.dropped {
+            0 => String::new(),
+            rows => format!("; {rows} to train on were left out"),
+        },
         tested = test.rows,
         trained = train.rows,
         train_cut = train.cut,
@@ -245,8 +249,16 @@ mod tests {
             steps: 40,
             final_loss: 1.5,
             metrics: Vec::new(),
-            train_rows: RowsUsed { rows: 90, cut: 2 },
-            test_rows: RowsUsed { rows: 10, cut: 1 },
+            train_rows: RowsUsed {
+                rows: 90,
+                cut: 2,
+                dropped: 0,
+            },
+            test_rows: RowsUsed {
+                rows: 10,
+                cut: 1,
+                dropped: 0,
+            },
         }
     }
 

@@ -25,7 +25,7 @@ use super::compare::Compared;
 use super::evaluate::TestRows;
 use super::preference::Pair;
 use super::test_rows::read_test;
-use super::tokens::{examples, pairs};
+use super::tokens::{Fit, examples, pairs};
 use crate::failure::{Failure, causes};
 
 /// The frozen model.
@@ -282,36 +282,48 @@ pub fn read_rows(
     }
     let (test, test_rows) = read_test(store, config, tokenizer, base, length)?;
     let validation = read_validation(store, config)?;
+    let fit = Fit {
+        maximum: length,
+        truncation: config.hyperparameters.truncation,
+    };
     let (train_file, validation_file) = (file_name(Split::Train), file_name(Split::Validation));
     let train_rows = (&*train_file, &*train);
     let validation_rows = (&*validation_file, &*validation);
     let mut inputs = match config.objective {
         Objective::Sft => {
-            let train = examples(train_rows, tokenizer, length)?;
+            let train = examples(train_rows, tokenizer, fit)?;
             Inputs {
-                validation: examples(validation_rows, tokenizer, length)?.examples,
-                train_rows: used(&train.was_cut),
-                train: train.examples,
+                validation: examples(validation_rows, tokenizer, fit)?.kept,
+                train_rows: train.used(),
+                train: train.kept,
                 ..Inputs::default()
             }
         }
         Objective::Dpo { .. } => {
-            let (train_pairs, was_cut) = pairs(train_rows, tokenizer, length)?;
+            let train = pairs(train_rows, tokenizer, fit)?;
             Inputs {
-                validation_pairs: pairs(validation_rows, tokenizer, length)?.0,
-                train_rows: used(&was_cut),
-                train_pairs,
+                validation_pairs: pairs(validation_rows, tokenizer, fit)?.kept,
+                train_rows: train.used(),
+                train_pairs: train.kept,
                 ..Inputs::default()
             }
         }
     };
     (inputs.test, inputs.test_rows) = (test, test_rows);
-    if inputs.train_rows.cut + inputs.test_rows.cut > 0 {
+    if inputs.train_rows.dropped > 0 && inputs.lengths().is_empty() {
+        return Err(Failure::bad_data(format!(
+            "all {} rows to train on are longer than spec.hyperparameters.maximumSequenceLength {length}, and \
+             truncation is Drop",
+            inputs.train_rows.rows
+        )));
+    }
+    if inputs.train_rows.cut + inputs.train_rows.dropped + inputs.test_rows.cut > 0 {
         tracing::warn!(
             train_rows = inputs.train_rows.cut,
+            dropped_train_rows = inputs.train_rows.dropped,
             test_rows = inputs.test_rows.cut,
             maximum_sequence_length = length,
-            "rows were longer and were cut"
+            "rows were longer and were cut or left out"
         );
     }
     tracing::info!(
@@ -349,6 +361,7 @@ pub fn used(was_cut: &[bool]) -> RowsUsed {
     RowsUsed {
         rows: was_cut.len() as u64,
         cut: was_cut.iter().filter(|was_cut| **was_cut).count() as u64,
+        dropped: 0,
     }
 }
 

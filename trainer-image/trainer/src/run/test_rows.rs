@@ -3,7 +3,7 @@
 use graftwork_artifacts::Store;
 use graftwork_artifacts::rows::{self, Row, file_name};
 use graftwork_contract::dataset::Split;
-use graftwork_contract::run::{Evaluation, MetricKind, RowsUsed, TrainerConfig};
+use graftwork_contract::run::{Evaluation, MetricKind, RowsUsed, TrainerConfig, Truncation};
 use graftwork_model::config::LlamaConfig;
 use graftwork_model::tokenizer::TextTokenizer;
 
@@ -11,7 +11,7 @@ use super::evaluate::{SAMPLES, TestRows};
 use super::inputs::{read_split, used};
 use super::labels::labels;
 use super::seen::rows_trained_on;
-use super::tokens::{examples, question};
+use super::tokens::{Fit, examples, question};
 use crate::failure::{Failure, causes};
 
 /// Reads the rows of the test split that are scored.
@@ -50,10 +50,15 @@ pub fn read_test(
     }
     let mut was_cut = vec![false; rows.len()];
     if metrics.iter().any(|metric| !metric.needs_answers()) {
-        let scored = examples((&file, &rows), tokenizer, length)?;
+        // Whatever is trained on: runs are compared on the same rows.
+        let fit = Fit {
+            maximum: length,
+            truncation: Truncation::CutStart,
+        };
+        let scored = examples((&file, &rows), tokenizer, fit)?;
         was_cut = scored.was_cut;
         test.rows = unseen.iter().map(|(index, _)| *index).collect();
-        let scored = scored.examples.into_iter().zip(&was_seen);
+        let scored = scored.kept.into_iter().zip(&was_seen);
         test.examples = scored
             .filter_map(|(example, was_seen)| (!was_seen).then_some(example))
             .collect();

@@ -1,6 +1,7 @@
 //! Rows of a dataset as tokens: to train on, and to ask.
 
 use graftwork_artifacts::rows::Row;
+use graftwork_contract::run::{RowsUsed, Truncation};
 use graftwork_model::tokenizer::{
     ChatError, ChatMessage, TextTokenizer, TokenizedExample, TokenizerError,
 };
@@ -9,13 +10,79 @@ use rayon::prelude::*;
 use super::preference::Pair;
 use crate::failure::{Failure, causes};
 
+/// What is done about examples that are too long.
+#[derive(Debug, Clone, Copy)]
+pub struct Fit {
+    /// Tokens of an example at most.
+    pub maximum: usize,
+    /// What becomes of a longer one.
+    pub truncation: Truncation,
+}
+
+impl Fit {
+    /// Whether an example of so many tokens, of row `index` from 0, is used.
+    ///
+    /// # Errors
+    /// [`Failure`] with `BadData` where it ends the run.
+    fn takes(self, tokens: usize, (file, index): (&str, usize)) -> Result<bool, Failure> {
+        if tokens <= self.maximum {
+            return Ok(true);
+        }
+        match self.truncation {
+            Truncation::CutStart | Truncation::CutEnd => Ok(true),
+            Truncation::Drop => Ok(false),
+            Truncation::Error => Err(Failure::bad_data(format!(
+                "{file}: row {} has {tokens} tokens, more than \
+                 spec.hyperparameters.maximumSequenceLength {}, and truncation is Error",
+                index + 1,
+                self.maximum
+            ))),
+        }
+    }
+
+    /// Takes `excess` tokens away, and what is more than the maximum then.
+    fn cut(self, example: &mut TokenizedExample, excess: usize, bos: Option<u32>) {
+        match self.truncation {
+            Truncation::CutStart => shorten(example, excess, self.maximum, bos),
+            Truncation::CutEnd | Truncation::Drop | Truncation::Error => {
+                example.tokens.truncate(self.maximum);
+                example.loss_mask.truncate(self.maximum);
+            }
+        }
+    }
+}
+
 /// Rows as tokens.
-#[derive(Debug, Default)]
-pub struct Examples {
-    /// In the order of the rows; never longer than was asked for.
-    pub examples: Vec<TokenizedExample>,
-    /// Whether each row was longer, and was cut.
+#[derive(Debug)]
+pub struct Fitted<T> {
+    /// In the order of the rows, without those that were left out; never longer than was asked for.
+    pub kept: Vec<T>,
+    /// Whether each of them was longer, and was cut.
     pub was_cut: Vec<bool>,
+    /// Rows that were longer, and were left out.
+    pub dropped: u64,
+}
+
+impl<T> Fitted<T> {
+    /// Of what each row became; none: it was left out.
+    fn of(rows: Vec<Option<(T, bool)>>) -> Self {
+        let dropped = rows.iter().filter(|row| row.is_none()).count() as u64;
+        let (kept, was_cut) = rows.into_iter().flatten().unzip();
+        Self {
+            kept,
+            was_cut,
+            dropped,
+        }
+    }
+
+    /// How many rows there were, and what became of them.
+    pub fn used(&self) -> RowsUsed {
+        RowsUsed {
+            rows: self.was_cut.len() as u64 + self.dropped,
+            cut: self.was_cut.iter().filter(|was_cut| **was_cut).count() as u64,
+            dropped: self.dropped,
+        }
+    }
 }
 
 /// A test row: what is asked and what should come.
@@ -33,41 +100,41 @@ pub struct Question {
     pub was_cut: bool,
 }
 
-/// Tokens of each row, at most `maximum` of them. `file` is where the rows are from.
+/// Tokens of each row. `file` is where the rows are from.
 ///
 /// # Errors
-/// [`Failure`] with `BadData`, naming file and row: one that the tokenizer or the chat template refuses; or with
-/// `BadConfig` where the base model's tokenizer can make no training rows at all.
+/// [`Failure`] with `BadData`, naming file and row: one that the tokenizer or the chat template refuses, or that is
+/// too long; or with `BadConfig` where the base model's tokenizer can make no training rows at all.
 pub fn examples(
     (file, rows): (&str, &[Row]),
     tokenizer: &TextTokenizer,
-    maximum: usize,
-) -> Result<Examples, Failure> {
-    let (examples, was_cut) = rows
-        .par_iter()
-        .enumerate()
-        .map(|(index, row)| {
-            let mut example =
-                example(row, tokenizer).map_err(|error| refused((file, index), &error))?;
-            let was_cut = cut(&mut example, maximum, tokenizer.bos());
-            Ok((example, was_cut))
-        })
-        .collect::<Result<Vec<_>, Failure>>()?
-        .into_iter()
-        .unzip();
-    Ok(Examples { examples, was_cut })
+    fit: Fit,
+) -> Result<Fitted<TokenizedExample>, Failure> {
+    let fitted = rows.par_iter().enumerate().map(|(index, row)| {
+        let mut example =
+            example(row, tokenizer).map_err(|error| refused((file, index), &error))?;
+        let tokens = example.tokens.len();
+        if !fit.takes(tokens, (file, index))? {
+            return Ok(None);
+        }
+        let excess = tokens.saturating_sub(fit.maximum);
+        if excess > 0 {
+            fit.cut(&mut example, excess, tokenizer.bos());
+        }
+        Ok(Some((example, excess > 0)))
+    });
+    Ok(Fitted::of(fitted.collect::<Result<Vec<_>, Failure>>()?))
 }
 
-/// The pairs of rows of format Preference, each sequence with at most `maximum` tokens. Both of a pair
-/// have the same prompt, cut alike.
+/// The pairs of rows of format Preference. Both of a pair have the same prompt, cut alike.
 ///
 /// # Errors
 /// As [`examples`]; rows of another format.
 pub fn pairs(
     (file, rows): (&str, &[Row]),
     tokenizer: &TextTokenizer,
-    maximum: usize,
-) -> Result<(Vec<Pair>, Vec<bool>), Failure> {
+    fit: Fit,
+) -> Result<Fitted<Pair>, Failure> {
     let pairs = rows.par_iter().enumerate().map(|(index, row)| {
         let Row::Preference {
             prompt,
@@ -90,23 +157,27 @@ pub fn pairs(
             rejected: example(rejected)?,
             reference: 0.0,
         };
-        let was_cut = cut_pair(&mut pair, maximum, tokenizer.bos());
-        Ok((pair, was_cut))
+        if !fit.takes(longest(&pair), (file, index))? {
+            return Ok(None);
+        }
+        let was_cut = cut_pair(&mut pair, fit, tokenizer.bos());
+        Ok(Some((pair, was_cut)))
     });
-    Ok(pairs
-        .collect::<Result<Vec<_>, Failure>>()?
-        .into_iter()
-        .unzip())
+    Ok(Fitted::of(pairs.collect::<Result<Vec<_>, Failure>>()?))
 }
 
-fn cut_pair(pair: &mut Pair, maximum: usize, bos: Option<u32>) -> bool {
-    let longest = pair.chosen.tokens.len().max(pair.rejected.tokens.len());
-    let excess = longest.saturating_sub(maximum);
+/// Tokens of the longer sequence.
+fn longest(pair: &Pair) -> usize {
+    pair.chosen.tokens.len().max(pair.rejected.tokens.len())
+}
+
+fn cut_pair(pair: &mut Pair, fit: Fit, bos: Option<u32>) -> bool {
+    let excess = longest(pair).saturating_sub(fit.maximum);
     if excess == 0 {
         return false;
     }
     for example in [&mut pair.chosen, &mut pair.rejected] {
-        shorten(example, excess, maximum, bos);
+        fit.cut(example, excess, bos);
     }
     true
 }
@@ -271,12 +342,16 @@ mod tests {
             reference: 0.0,
         };
         let whole = pair.clone();
-        assert!(!cut_pair(&mut pair, 7, Some(0)));
+        let fit = |maximum| Fit {
+            maximum,
+            truncation: Truncation::CutStart,
+        };
+        assert!(!cut_pair(&mut pair, fit(7), Some(0)));
         assert_eq!(pair, whole);
-        assert!(cut_pair(&mut pair, 5, Some(0)));
+        assert!(cut_pair(&mut pair, fit(5), Some(0)));
         assert_eq!(pair.chosen.tokens, [0, 3, 8]);
         assert_eq!(pair.rejected.tokens, [0, 3, 9, 9, 9]);
-        assert!(cut_pair(&mut pair, 2, Some(0)));
+        assert!(cut_pair(&mut pair, fit(2), Some(0)));
         assert_eq!(pair.chosen.tokens, [0, 8]);
         assert_eq!(pair.rejected.tokens, [0, 9]);
         assert_eq!(pair.rejected.loss_mask, [false, true]);
@@ -307,7 +382,11 @@ mod tests {
         };
         let rows = [row("fine"), row("secret")];
         let refuse = |words: &str| {
-            examples(("train.parquet", &rows), &template(words), 64)
+            let fit = Fit {
+                maximum: 64,
+                truncation: Truncation::CutStart,
+            };
+            examples(("train.parquet", &rows), &template(words), fit)
                 .unwrap_err()
                 .message
         };
@@ -322,6 +401,54 @@ mod tests {
             own.contains("chat template") && !own.contains("secre"),
             "{own}"
         );
+    }
+
+    #[test]
+    fn what_is_too_long_is_cut_left_out_or_refused_as_was_asked_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let shape = graftwork_model::fixture::TinyShape::default();
+        graftwork_model::fixture::write_tiny_base(dir.path(), &shape, 1).unwrap();
+        let tokenizer = TextTokenizer::load(dir.path()).unwrap();
+        let row = |prompt: &str| Row::Completion {
+            prompt: prompt.to_owned(),
+            completion: "yes".to_owned(),
+        };
+        // Tokens are bytes; each row has a beginning and an end besides.
+        let rows = [row("ab"), row("abcdef")];
+        let fitted = |truncation| {
+            let fit = Fit {
+                maximum: 8,
+                truncation,
+            };
+            examples(("train.parquet", &rows), &tokenizer, fit)
+        };
+        let whole = tokenizer.example_completion("abcdef", "yes").unwrap();
+        let excess = whole.tokens.len() - 8;
+        assert!(excess > 0);
+
+        let start = fitted(Truncation::CutStart).unwrap();
+        assert_eq!(start.was_cut, [false, true]);
+        assert_eq!(start.kept[1].tokens[1..], whole.tokens[1 + excess..]);
+        let end = fitted(Truncation::CutEnd).unwrap();
+        assert_eq!(end.kept[1].tokens, whole.tokens[..8]);
+        assert_eq!(end.kept[0], start.kept[0]);
+        let dropped = fitted(Truncation::Drop).unwrap();
+        assert_eq!(dropped.kept, [start.kept[0].clone()]);
+        let used = |cut, dropped| RowsUsed {
+            rows: 2,
+            cut,
+            dropped,
+        };
+        assert_eq!(
+            [start.used(), end.used(), dropped.used()],
+            [used(1, 0), used(1, 0), used(0, 1)]
+        );
+        let refused = fitted(Truncation::Error).unwrap_err().message;
+        assert!(
+            refused.starts_with("train.parquet: row 2 has "),
+            "{refused}"
+        );
+        assert!(refused.contains("maximumSequenceLength 8"), "{refused}");
     }
 
     #[test]

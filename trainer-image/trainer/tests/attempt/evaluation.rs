@@ -46,7 +46,14 @@ fn rows_that_the_run_trains_on_are_left_out_and_counted() {
     for metric in &result.metrics {
         assert_eq!((metric.samples, metric.excluded), (6, 4), "{metric:?}");
     }
-    assert_eq!(result.test_rows, RowsUsed { rows: 6, cut: 0 });
+    assert_eq!(
+        result.test_rows,
+        RowsUsed {
+            rows: 6,
+            cut: 0,
+            dropped: 0
+        }
+    );
     let rows: Vec<u64> = samples(&world, &config)
         .iter()
         .map(|sample| sample["row"].as_u64().unwrap())

@@ -47,8 +47,22 @@ fn a_run_learns_is_scored_and_leaves_a_peft_folder() {
         })
         .sum();
     assert_eq!(figures, 400, "one line for every step");
-    assert_eq!(result.train_rows, RowsUsed { rows: 48, cut: 0 });
-    assert_eq!(result.test_rows, RowsUsed { rows: 24, cut: 0 });
+    assert_eq!(
+        result.train_rows,
+        RowsUsed {
+            rows: 48,
+            cut: 0,
+            dropped: 0
+        }
+    );
+    assert_eq!(
+        result.test_rows,
+        RowsUsed {
+            rows: 24,
+            cut: 0,
+            dropped: 0
+        }
+    );
 
     // Nobody goes on from a checkpoint of a run that has its result, and one that a killed attempt
     // left behind goes with the next.
@@ -72,8 +86,53 @@ fn rows_that_are_too_long_are_cut_and_counted() {
     config["hyperparameters"]["maximumSequenceLength"] = json!(13);
     assert_eq!(world.run(&config), 0, "{:?}", world.summary(&config));
     let result = world.result(&config);
-    assert_eq!(result.train_rows, RowsUsed { rows: 48, cut: 16 });
-    assert_eq!(result.test_rows, RowsUsed { rows: 24, cut: 8 });
+    assert_eq!(
+        result.train_rows,
+        RowsUsed {
+            rows: 48,
+            cut: 16,
+            dropped: 0
+        }
+    );
+    assert_eq!(
+        result.test_rows,
+        RowsUsed {
+            rows: 24,
+            cut: 8,
+            dropped: 0
+        }
+    );
+}
+
+#[test]
+fn rows_that_are_too_long_are_left_out_or_end_the_run_where_that_is_asked_for() {
+    let world = World::new();
+    let config_of = |run: &str, truncation: &str| {
+        let mut config = world.config(run);
+        config["hyperparameters"]["maximumSteps"] = json!(2);
+        config["hyperparameters"]["maximumSequenceLength"] = json!(13);
+        config["hyperparameters"]["truncation"] = json!(truncation);
+        config
+    };
+    let config = config_of("dropped", "Drop");
+    assert_eq!(world.run(&config), 0, "{:?}", world.summary(&config));
+    let used = world.result(&config).train_rows;
+    assert_eq!((used.rows, used.cut, used.dropped), (48, 0, 16));
+    // What is scored is cut, whatever is trained on.
+    let used = world.result(&config).test_rows;
+    assert_eq!((used.rows, used.cut, used.dropped), (24, 8, 0));
+
+    let (code, reason, message) = world.failure(&config_of("refused", "Error"));
+    assert_eq!((code, reason.as_str()), (65, "DataError"));
+    assert!(
+        message.starts_with("train.parquet: row ") && message.contains("truncation is Error"),
+        "{message}"
+    );
+    let mut config = config_of("empty", "Drop");
+    config["hyperparameters"]["maximumSequenceLength"] = json!(4);
+    let (code, _, message) = world.failure(&config);
+    assert_eq!(code, 65);
+    assert!(message.starts_with("all 48 rows"), "{message}");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use graftwork_api::training_run::{
     Benchmark, EarlyStopping, MethodType, ModelOutput, ObjectiveType, Quantization, Subject,
+    Truncation,
 };
 use graftwork_contract::run::TrainerConfig;
 
@@ -428,6 +429,12 @@ fn a_field_that_can_not_work_ends_the_run() {
                 spec.hyperparameters.early_stopping = Some(EarlyStopping { patience: 3 });
             }),
             "spec.hyperparameters.earlyStopping: it needs spec.hyperparameters.validateEverySteps",
+        ),
+        (
+            Box::new(|spec| {
+                spec.hyperparameters.truncation = Some(Truncation::Other("Fold".to_owned()));
+            }),
+            "spec.hyperparameters.truncation: \"Fold\" is not known to this version",
         ),
         (
             Box::new(|spec| spec.checkpoint.keep_best = true),

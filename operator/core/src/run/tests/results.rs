@@ -88,12 +88,22 @@ fn rows_that_were_cut_are_counted_in_the_condition_and_the_event() {
     assert!(message.ends_with(words), "{message}");
     assert_eq!(world.events.last().unwrap().note, message);
 
+    let mut dropped = World::new();
+    dropped.train_rows.dropped = 7;
+    dropped.start();
+    dropped.publish_result();
+    dropped.end_pod(0, |_| {});
+    dropped.reconcile();
+    let (_, _, message) = dropped.succeeded();
+    let words = "; 7 of 2000 train rows were left out, because they are longer than ";
+    assert!(message.contains(words), "{message}");
+
     let mut whole = World::new();
     whole.start();
     whole.publish_result();
     whole.end_pod(0, |_| {});
     whole.reconcile();
-    assert!(!whole.succeeded().2.contains("cut"));
+    assert!(!whole.succeeded().2.contains("longer than"));
 }
 
 #[test]
