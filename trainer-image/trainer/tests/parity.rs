@@ -17,9 +17,10 @@ use graftwork_model::base::BaseModel;
 use graftwork_model::kv::{KV_BLOCK_TOKENS, KvPool};
 use graftwork_model::lora::{LoadedAdapter, LoraParams};
 use graftwork_model::peft::{Adapter, AdapterTensor};
+use graftwork_model::quant::Quantization;
 use graftwork_model::tokenizer::TokenizedExample;
 use graftwork_model::transformer::{
-    Llama, LogitRows, Loss, ModelError, PackedBatch, SequenceStep, StepSeed,
+    Held, Llama, LogitRows, Loss, ModelError, PackedBatch, SequenceStep, StepSeed,
 };
 use serde::Deserialize;
 use serde_json::json;
@@ -227,4 +228,31 @@ fn a_run_on_qwen_2_with_a_sliding_window_is_that_of_peft() {
 #[test]
 fn a_run_on_qwen_3_is_that_of_peft() {
     check_run("qwen3");
+}
+
+#[test]
+fn a_run_beside_8_bit_weights_ends_near_the_one_beside_the_weights_themselves() {
+    for case in ["mistral", "llama-bias"] {
+        let text = std::fs::read_to_string(fixture(&format!("{case}/expected.json"))).unwrap();
+        let run: Run = serde_json::from_str(&text).unwrap();
+        let base = fixture(&format!("{case}/base"));
+        let llama = Llama::load(&base, Held::Blocks(Quantization::Q8_0)).unwrap();
+        let start = Adapter::load(&fixture(&format!("{case}/adapter"))).unwrap();
+        let params = LoraParams::from_adapter(&start, llama.config()).unwrap();
+        let losses = train(&llama, &params, &run);
+        let (first, last) = (losses[0], losses[losses.len() - 1]);
+        let recorded = run.losses[losses.len() - 1];
+        assert!(last <= 0.7 * first, "{case}: {first} to {last} only");
+        assert!(
+            (last / recorded - 1.0).abs() < 0.02,
+            "{case}: {last}, {recorded} recorded beside the weights themselves"
+        );
+        assert!(
+            losses
+                .iter()
+                .zip(&run.losses)
+                .any(|(a, b)| (a - b).abs() > 1e-5),
+            "{case}: nothing was quantised"
+        );
+    }
 }
