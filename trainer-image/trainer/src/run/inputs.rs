@@ -310,13 +310,7 @@ pub fn read_rows(
         }
     };
     (inputs.test, inputs.test_rows) = (test, test_rows);
-    if inputs.train_rows.dropped > 0 && inputs.lengths().is_empty() {
-        return Err(Failure::bad_data(format!(
-            "all {} rows to train on are longer than spec.hyperparameters.maximumSequenceLength {length}, and \
-             truncation is Drop",
-            inputs.train_rows.rows
-        )));
-    }
+    check_some_fit(&inputs, train.len(), validation.len(), length)?;
     if inputs.train_rows.cut + inputs.train_rows.dropped + inputs.test_rows.cut > 0 {
         tracing::warn!(
             train_rows = inputs.train_rows.cut,
@@ -338,6 +332,33 @@ pub fn read_rows(
         "rows read"
     );
     Ok(inputs)
+}
+
+/// That not all rows of a split were too long.
+fn check_some_fit(
+    inputs: &Inputs,
+    train: usize,
+    validation: usize,
+    length: usize,
+) -> Result<(), Failure> {
+    let splits = [
+        ("train", train, inputs.lengths().len()),
+        (
+            "validation",
+            validation,
+            inputs.validation.len() + inputs.validation_pairs.len(),
+        ),
+    ];
+    match splits
+        .iter()
+        .find(|(_, rows, kept)| *rows > 0 && *kept == 0)
+    {
+        None => Ok(()),
+        Some((split, rows, _)) => Err(Failure::bad_data(format!(
+            "all {rows} rows of the {split} split are longer than \
+             spec.hyperparameters.maximumSequenceLength {length}, and truncation is Drop"
+        ))),
+    }
 }
 
 /// The rows to score while training; none where that is not wanted.
