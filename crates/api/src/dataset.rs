@@ -11,6 +11,7 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::analyzer::Analyzer;
 use crate::decimal::{Decimal, PERCENT_PATTERN};
 use crate::enums::open_enum;
 use crate::reference::{BaseModelSource, ObjectReference, VersionedDigest};
@@ -297,6 +298,9 @@ pub struct Privacy {
     /// when the annotation `graftwork.dev/refresh` changes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pseudonym_key_ref: Option<SecretKeyReference>,
+    /// Who is asked for names and addresses beside; left out, nobody.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub analyzer: Option<Analyzer>,
 }
 
 open_enum! {

@@ -164,6 +164,7 @@ fn dataset() -> Dataset {
             mode: PrivacyMode::Redact,
             columns: Vec::new(),
             pseudonym_key_ref: None,
+            analyzer: None,
         }),
         validation: Validation {
             minimum_rows: 100,
@@ -209,6 +210,7 @@ fn postgres_dataset() -> Dataset {
             mode: PrivacyMode::Redact,
             columns: Vec::new(),
             pseudonym_key_ref: None,
+            analyzer: None,
         }),
         validation: Validation {
             minimum_rows: 1000,

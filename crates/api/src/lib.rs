@@ -15,6 +15,7 @@ pub mod names;
 pub mod uri;
 
 pub mod amount;
+pub mod analyzer;
 mod command;
 mod decimal;
 mod enums;

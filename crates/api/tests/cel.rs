@@ -163,6 +163,10 @@ fn dataset_cases() -> Vec<Case> {
     let restricted = "Restricted data needs privacy with a mode other than Allow";
     let keyed = "pseudonymKeyRef is needed with mode Pseudonymise, and with no other";
     let key = json!({"name": "pseudonyms", "key": "key"});
+    let asked = |score: &str| {
+        let analyzer = json!({"url": "http://presidio.privacy.svc:3000", "minimumScore": score});
+        privacy("Public", json!({"mode": "Redact", "analyzer": analyzer}))
+    };
     let invalid =
         |percent: &str| json!({"spec": {"validation": {"maximumInvalidPercent": percent}}});
     vec![
@@ -216,6 +220,12 @@ fn dataset_cases() -> Vec<Case> {
             keyed,
             privacy("Public", json!({"mode": "Reject", "columns": ["prompt"]})),
             privacy("Public", json!({"mode": "Reject", "pseudonymKeyRef": key})),
+        ),
+        case(
+            "datasets",
+            "minimumScore is at most 1",
+            asked("1.0"),
+            asked("1.5"),
         ),
         case(
             "datasets",

@@ -270,6 +270,14 @@ impl Checked {
 }
 
 impl Guard {
+    /// Whether the installation names this host itself, whoever else may reach it.
+    pub fn is_named(&self, host: &Host) -> bool {
+        match host {
+            Host::Name(name) => self.allows_name(name),
+            Host::Address(address) => self.0.iter().any(|it| it.has_address(*address)),
+        }
+    }
+
     /// Whether a host may be looked up at all.
     ///
     /// # Errors

@@ -7,10 +7,12 @@ use serde::{Deserialize, Serialize};
 use crate::Digest;
 use crate::remote::Remote;
 
+mod analyzer;
 pub mod database_secret;
 mod mix;
 mod tokens;
 
+pub use analyzer::Analyzer;
 pub use mix::Share;
 pub use tokens::{BaseModel, TokenCounts, TokenizerProvenance};
 
@@ -82,6 +84,9 @@ pub struct Privacy {
     pub mode: PrivacyMode,
     /// The columns that are looked at: of the format, or the split's group column.
     pub columns: Vec<String>,
+    /// Who is asked for what no rule of ours finds; none: nobody.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub analyzer: Option<Analyzer>,
 }
 
 /// The part of a dataset that a row belongs to.

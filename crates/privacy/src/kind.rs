@@ -67,37 +67,46 @@ impl fmt::Display for Kind {
     }
 }
 
-/// How often each type was found.
+/// How often each type was found, those that others than [`find`](crate::find()) know by their own names.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Counts(BTreeMap<Kind, u64>);
+pub struct Counts {
+    own: BTreeMap<Kind, u64>,
+    others: BTreeMap<String, u64>,
+}
 
 impl Counts {
     /// One more of a type.
     pub fn add(&mut self, kind: Kind) {
-        *self.0.entry(kind).or_default() += 1;
+        *self.own.entry(kind).or_default() += 1;
+    }
+
+    /// So many more of a type that is named.
+    pub fn add_named(&mut self, name: &str, count: u64) {
+        let known = self.others.entry(name.to_owned()).or_default();
+        *known = known.saturating_add(count);
     }
 
     /// Adds what another text had.
     pub fn merge(&mut self, other: &Self) {
-        for (kind, count) in &other.0 {
-            *self.0.entry(*kind).or_default() += count;
+        for (kind, count) in &other.own {
+            *self.own.entry(*kind).or_default() += count;
+        }
+        for (name, count) in &other.others {
+            self.add_named(name, *count);
         }
     }
 
     /// Whether nothing was found.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// The types that were found, with their counts, in the order of precedence.
-    pub fn iter(&self) -> impl Iterator<Item = (Kind, u64)> + '_ {
-        self.0.iter().map(|(kind, count)| (*kind, *count))
+        self.own.is_empty() && self.others.is_empty()
     }
 
     /// Counts by the types' names.
     pub fn by_name(&self) -> BTreeMap<String, u64> {
-        self.iter()
-            .map(|(kind, count)| (kind.name().to_owned(), count))
-            .collect()
+        let mut counts = self.others.clone();
+        for (kind, count) in &self.own {
+            *counts.entry(kind.name().to_owned()).or_default() += count;
+        }
+        counts
     }
 }

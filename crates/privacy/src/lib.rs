@@ -8,7 +8,8 @@
 //! It does no I/O, and nothing that it returns but the masked text holds a character of the data:
 //! findings are a type and two offsets, errors and `Debug` output say neither text nor key.
 //!
-//! It does not know names of people, addresses or birthdays, numbers that are written in words, nor
+//! It does not know names of people, addresses or birthdays (what another analyser finds, [`mask_with`]
+//! masks beside its own), numbers that are written in words, nor
 //! what a picture shows. docs/datasets.md has the list of what it promises.
 
 #![forbid(unsafe_code)]
@@ -20,8 +21,10 @@ mod find;
 mod hmac;
 mod kind;
 mod mask;
+mod others;
 mod surroundings;
 
 pub use find::{Finding, find};
 pub use kind::{Counts, Kind};
-pub use mask::{Key, KeyTooShort, MINIMUM_KEY_BYTES, Masker, mask};
+pub use mask::{Key, KeyTooShort, MINIMUM_KEY_BYTES, Masker, mask, mask_with};
+pub use others::{Other, beside};

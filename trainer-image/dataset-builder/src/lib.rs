@@ -9,7 +9,7 @@
 //! number is given once, and what was finished before is found and not done again.
 //!
 //! It does not talk to Kubernetes, and to no network but the databases, stores and servers that sources
-//! name; it counts tokens and keeps texts, and never prints data: logs and messages name source, line and
+//! name, and the analyser of personal data where one is named; it counts tokens and keeps texts, and never prints data: logs and messages name source, line and
 //! rule.
 //!
 //! Rows stream: whatever the size of the sources, memory holds at most [`spill::DEFAULT_MEMORY_BYTES`] of
@@ -58,3 +58,4 @@ mod stored;
 pub mod streams;
 pub mod termination;
 pub mod tokens;
+mod waiting;

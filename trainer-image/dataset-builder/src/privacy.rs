@@ -1,19 +1,33 @@
 //! Personal data in rows: masked, refused or counted, as the spec says.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::path::Path;
 
 use graftwork_artifacts::rows::Row;
-use graftwork_contract::dataset::{BuildConfig, PrivacyMode};
-use graftwork_privacy::{Counts, Key, Kind, Masker, find, mask};
+use graftwork_contract::dataset::{self as contract, BuildConfig, PrivacyMode};
+use graftwork_privacy::{Counts, Key, Kind, Masker, Other, beside, find, mask_with};
 
 use crate::failure::Failure;
+use crate::remote::{Analyzer, Answers};
 
 /// What is done about personal data.
 #[derive(Debug)]
 pub struct Screen {
     columns: Vec<String>,
     action: Action,
+    helper: Option<Helper>,
+}
+
+/// Who is asked for what no rule of ours finds.
+#[derive(Debug)]
+struct Helper {
+    analyzer: Analyzer,
+    /// Its types, by their number: the name in status, and the word in masked text.
+    types: Vec<(String, String)>,
+    /// What it said of the rows that come next.
+    answers: RefCell<Answers>,
 }
 
 #[derive(Debug)]
@@ -39,10 +53,51 @@ impl Screen {
             PrivacyMode::Reject => Action::Reject,
             PrivacyMode::Allow => Action::Count,
         };
+        let helper = Analyzer::open(config)?.map(|analyzer| Helper {
+            types: analyzer
+                .entities()
+                .iter()
+                .map(|entity| (contract::Analyzer::type_name(entity), entity.clone()))
+                .collect(),
+            analyzer,
+            answers: RefCell::default(),
+        });
         Ok(Some(Self {
             columns: privacy.columns.clone(),
             action,
+            helper,
         }))
+    }
+
+    /// Whether rows have to be [looked at](Self::look_ahead) before they are screened.
+    pub fn looks_ahead(&self) -> bool {
+        self.helper.is_some()
+    }
+
+    /// The texts of a row, and of its group column, that are screened.
+    pub fn texts(&self, row: &mut Row, group: Option<(&str, &mut String)>) -> Vec<String> {
+        texts(row)
+            .into_iter()
+            .chain(group)
+            .filter(|(name, _)| self.is_screened(name))
+            .map(|(_, text)| text.clone())
+            .collect()
+    }
+
+    /// Asks the analyser about the texts of the rows that come next.
+    ///
+    /// # Errors
+    /// An analyser that does not answer, refuses, or makes no sense.
+    pub fn look_ahead(&self, texts: &BTreeSet<String>) -> Result<(), Failure> {
+        if let Some(helper) = &self.helper {
+            let answers = helper.analyzer.ask(texts)?;
+            *helper.answers.borrow_mut() = answers;
+        }
+        Ok(())
+    }
+
+    fn is_screened(&self, column: &str) -> bool {
+        self.columns.iter().any(|known| known == column)
     }
 
     /// Screens a row with the text of its group column.
@@ -58,23 +113,25 @@ impl Screen {
         let mut found = Counts::default();
         let mut rule = None;
         for (name, text) in texts(row).into_iter().chain(group) {
-            if !self.columns.iter().any(|column| column == name) {
+            if !self.is_screened(name) {
                 continue;
             }
+            let others = match &self.helper {
+                None => Vec::new(),
+                Some(helper) => helper.others(text, name)?,
+            };
             match &self.action {
                 Action::Mask(masker) => {
-                    if let Some(masked) = mask(text, masker, &mut found) {
+                    if let Some(masked) = mask_with(text, &others, masker, &mut found) {
                         *text = masked;
                     }
                 }
-                Action::Count => find(text).iter().for_each(|it| found.add(it.kind)),
+                Action::Count => {
+                    look(text, &others, &mut found);
+                }
                 Action::Reject => {
-                    let mut kinds: Vec<Kind> = find(text).iter().map(|it| it.kind).collect();
-                    kinds.iter().for_each(|kind| found.add(*kind));
-                    kinds.sort_unstable();
-                    kinds.dedup();
+                    let kinds = look(text, &others, &mut found);
                     if rule.is_none() && !kinds.is_empty() {
-                        let kinds: Vec<&str> = kinds.into_iter().map(Kind::name).collect();
                         rule = Some(format!("{name} holds personal data ({})", kinds.join(", ")));
                     }
                 }
@@ -83,6 +140,47 @@ impl Screen {
         counts.merge(&found);
         rule.map_or(Ok(()), Err)
     }
+}
+
+impl Helper {
+    /// What the analyser found in a text.
+    ///
+    /// # Errors
+    /// A rule: nobody asked about this text, so that nobody may say that it holds nothing.
+    fn others(&self, text: &str, column: &str) -> Result<Vec<Other<'_>>, String> {
+        let answers = self.answers.borrow();
+        let spots = answers
+            .get(text)
+            .ok_or_else(|| format!("{column} was not looked at by spec.privacy.analyzer"))?;
+        let other = |spot: &crate::remote::Spot| {
+            let (name, placeholder) = self.types.get(spot.entity)?;
+            Some(Other {
+                name,
+                placeholder,
+                start: spot.start,
+                end: spot.end,
+            })
+        };
+        Ok(spots.iter().filter_map(other).collect())
+    }
+}
+
+/// Counts what stands in a text, and names its types.
+fn look<'a>(text: &str, others: &[Other<'a>], counts: &mut Counts) -> Vec<&'a str> {
+    let own = find(text);
+    let mut kinds: Vec<Kind> = own.iter().map(|it| it.kind).collect();
+    kinds.iter().for_each(|kind| counts.add(*kind));
+    kinds.sort_unstable();
+    kinds.dedup();
+    let mut names: Vec<&'a str> = beside(text, &own, others)
+        .iter()
+        .map(|it| it.name)
+        .collect();
+    names.iter().for_each(|name| counts.add_named(name, 1));
+    names.sort_unstable();
+    names.dedup();
+    let own = kinds.into_iter().map(|kind| -> &'a str { kind.name() });
+    own.chain(names).collect()
 }
 
 /// The texts of a row, each with its column.
@@ -131,6 +229,7 @@ mod tests {
         Screen {
             columns: columns.iter().map(|name| (*name).to_owned()).collect(),
             action,
+            helper: None,
         }
     }
 

@@ -13,7 +13,7 @@ use crate::files::SourceFile;
 use crate::lines::{Line, Lines, MAXIMUM_LINE_BYTES};
 use crate::parquet_rows::ParquetRows;
 use crate::remote::Found;
-use crate::row::{self, GoodRow, Wanted};
+use crate::row::{self, Wanted};
 use crate::sources::Collecting;
 use crate::spill::Scratch;
 use crate::streams::{MAXIMUM_UNPACKED_BYTES, Packing, Seen, hash, is_of_volume, unpacked};
@@ -200,8 +200,8 @@ fn read_text(
         Some(header) => read_csv(place, &header, &mut lines, wanted, collecting)?,
         None => {
             if !first.is_empty() {
-                let row = row::parse(&first, wanted, &mut collecting.noted.findings);
-                collecting.take(row, |rule| place.row(number, rule))?;
+                let object = row::object(&first);
+                collecting.judge(object, usize::MAX, wanted, |rule| place.row(number, rule))?;
             }
             read_jsonl(place, &mut lines, wanted, collecting)?;
         }
@@ -236,12 +236,12 @@ fn read_jsonl(
         .map_err(|error| place.failed(last, &error))?
     {
         last = number;
-        let row = match line {
+        let object = match line {
             Line::Whole(line) if line.trim_ascii().is_empty() => continue,
-            Line::Whole(line) => row::parse(line, wanted, &mut collecting.noted.findings),
+            Line::Whole(line) => row::object(line),
             Line::TooLong => Err(format!("is longer than {MAXIMUM_LINE_BYTES} bytes")),
         };
-        collecting.take(row, |rule| place.row(number, rule))?;
+        collecting.judge(object, usize::MAX, wanted, |rule| place.row(number, rule))?;
     }
     Ok(())
 }
@@ -262,9 +262,7 @@ fn read_csv(
         .map_err(|error| place.failed(last, &error))?
     {
         last = number;
-        let row =
-            record.and_then(|record| row::read(&record, wanted, &mut collecting.noted.findings));
-        collecting.take(row, |rule| place.row(number, rule))?;
+        collecting.judge(record, usize::MAX, wanted, |rule| place.row(number, rule))?;
     }
     Ok(())
 }
@@ -285,17 +283,10 @@ fn read_parquet(
         for record in batch {
             number += 1;
             // Lines and records of CSV are bounded before they are read.
-            let row = row::read(&record, wanted, &mut collecting.noted.findings)
-                .and_then(|good| bounded(good, MAXIMUM_LINE_BYTES));
-            collecting.take(row, |rule| place.row(number, rule))?;
+            collecting.judge(Ok(record), MAXIMUM_LINE_BYTES, wanted, |rule| {
+                place.row(number, rule)
+            })?;
         }
     }
     Ok(())
-}
-
-fn bounded(row: GoodRow, limit: usize) -> Result<GoodRow, String> {
-    if row.row.text_bytes() > limit {
-        return Err(format!("is longer than {limit} bytes"));
-    }
-    Ok(row)
 }

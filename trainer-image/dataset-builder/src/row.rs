@@ -33,6 +33,17 @@ pub struct GoodRow {
 }
 
 impl GoodRow {
+    /// The row, where its texts have no more than so many bytes.
+    ///
+    /// # Errors
+    /// The rule that a longer one breaks.
+    pub fn bounded(self, limit: usize) -> Result<Self, String> {
+        if self.row.text_bytes() > limit {
+            return Err(format!("is longer than {limit} bytes"));
+        }
+        Ok(self)
+    }
+
     /// What decides the row's split: its group, or all of it.
     pub fn split_key(&self) -> &str {
         self.source_group.as_deref().unwrap_or(&self.canonical)
@@ -95,6 +106,14 @@ impl<'a> Wanted<'a> {
 /// # Errors
 /// The broken rule, in words and without data.
 pub fn parse(line: &[u8], wanted: Wanted<'_>, counts: &mut Counts) -> Result<GoodRow, String> {
+    read(&object(line)?, wanted, counts)
+}
+
+/// The object of a line that is not blank.
+///
+/// # Errors
+/// The broken rule, in words and without data.
+pub fn object(line: &[u8]) -> Result<Map<String, Value>, String> {
     let text = std::str::from_utf8(line)
         .map_err(|error| format!("is not UTF-8 (byte {})", error.valid_up_to() + 1))?;
     let value: Value = serde_json::from_str(text).map_err(|error| {
@@ -102,10 +121,32 @@ pub fn parse(line: &[u8], wanted: Wanted<'_>, counts: &mut Counts) -> Result<Goo
         let problem = problem.split(" at line ").next().unwrap_or_default();
         format!("is not JSON ({problem}, column {})", error.column())
     })?;
-    let Value::Object(object) = value else {
-        return Err("is not a JSON object".to_owned());
+    match value {
+        Value::Object(object) => Ok(object),
+        _ => Err("is not a JSON object".to_owned()),
+    }
+}
+
+/// The texts of a row that its screen will look at; none of a row that breaks a rule before.
+pub fn screened_texts(object: &Map<String, Value>, wanted: Wanted<'_>) -> Vec<String> {
+    let fields = Fields {
+        object,
+        renamed: wanted.renamed,
     };
-    read(&object, wanted, counts)
+    let (Some(screen), Ok(mut row)) = (wanted.screen, shapes::row(&fields, wanted.format)) else {
+        return Vec::new();
+    };
+    let own = own_group(wanted);
+    let mut group = own.and_then(|name| fields.scalar(name).ok());
+    screen.texts(&mut row, own.zip(group.as_mut()))
+}
+
+/// The group column, where the format has none of its name: such a one is kept, and screened, as the
+/// format's.
+fn own_group(wanted: Wanted<'_>) -> Option<&str> {
+    wanted
+        .group_column
+        .filter(|name| !columns(wanted.format).contains(name))
 }
 
 /// Reads a row that is an object already, see [`parse`].
@@ -151,10 +192,7 @@ fn judge(
         .then(|| fields.number(REWARD_COLUMN))
         .transpose()?;
     let mut group = source_group.clone();
-    // A group column that the format has is kept, and screened, as the format's.
-    let own = wanted
-        .group_column
-        .filter(|name| !columns(wanted.format).contains(name));
+    let own = own_group(wanted);
     if let Some(screen) = wanted.screen {
         screen.apply(&mut row, own.zip(group.as_mut()), counts)?;
     }

@@ -9,6 +9,7 @@ use graftwork_contract::dataset::{
 };
 use graftwork_contract::exit::ExitCode;
 use graftwork_privacy::Counts;
+use serde_json::{Map, Value};
 
 use crate::config;
 use crate::failure::Failure;
@@ -23,6 +24,7 @@ use crate::spill::Scratch;
 use crate::stored::{RowSorter, Rows};
 use crate::streams::hash;
 use crate::tokens::Measured;
+use crate::waiting::Waiting;
 
 /// How many different rules a message names.
 const NAMED_RULES: usize = 3;
@@ -33,16 +35,71 @@ pub struct Collecting {
     rows: RowSorter,
     /// How much of the present source's rows is taken; none: all of them.
     share: Option<Share>,
+    /// What waits for an analyser, of the present source.
+    waiting: Waiting,
     /// What is noted.
     pub noted: Collected,
 }
 
 impl Collecting {
+    /// Judges a row, or the rule that it broke when it was read. Texts of a good one may have so many
+    /// bytes. Where an analyser is asked about rows, this one waits until there are enough of them.
+    ///
+    /// # Errors
+    /// Those of the scratch volume, and of the analyser.
+    pub fn judge(
+        &mut self,
+        object: Result<Map<String, Value>, String>,
+        limit: usize,
+        wanted: Wanted<'_>,
+        at: impl FnOnce(String) -> RejectedRow,
+    ) -> Result<(), Failure> {
+        if wanted.screen.is_some_and(Screen::looks_ahead) {
+            self.waiting.push(object, limit, at(String::new()));
+            return if self.waiting.is_full() {
+                self.settle(wanted)
+            } else {
+                Ok(())
+            };
+        }
+        let row = self.read(object, limit, wanted);
+        self.take(row, at)
+    }
+
+    /// Judges the rows that wait.
+    ///
+    /// # Errors
+    /// Those of the scratch volume, and of the analyser.
+    pub fn settle(&mut self, wanted: Wanted<'_>) -> Result<(), Failure> {
+        let waiting = std::mem::take(&mut self.waiting);
+        let Some(screen) = wanted.screen.filter(|_| !waiting.is_empty()) else {
+            return Ok(());
+        };
+        screen.look_ahead(&waiting.texts(wanted))?;
+        for waiter in waiting.into_rows() {
+            let row = self.read(waiter.object, waiter.limit, wanted);
+            self.take(row, |rule| RejectedRow {
+                rule,
+                ..waiter.place
+            })?;
+        }
+        Ok(())
+    }
+
+    fn read(
+        &mut self,
+        object: Result<Map<String, Value>, String>,
+        limit: usize,
+        wanted: Wanted<'_>,
+    ) -> Result<GoodRow, String> {
+        row::read(&object?, wanted, &mut self.noted.findings)?.bounded(limit)
+    }
+
     /// Keeps a good row; of a bad one where it was and why.
     ///
     /// # Errors
     /// Those of the scratch volume.
-    pub fn take(
+    fn take(
         &mut self,
         row: Result<GoodRow, String>,
         at: impl FnOnce(String) -> RejectedRow,
@@ -158,6 +215,7 @@ pub fn collect(
     let mut collecting = Collecting {
         rows: RowSorter::new(scratch),
         share: None,
+        waiting: Waiting::default(),
         noted: Collected::default(),
     };
     let nulls = Nulls::default();
@@ -177,10 +235,7 @@ pub fn collect(
         match &source.query {
             Some(asked) => {
                 let seen = query::read(config, source, asked, &mut |line, record| {
-                    let row = record.and_then(|object| {
-                        row::read(&object, wanted, &mut collecting.noted.findings)
-                    });
-                    collecting.take(row, |rule| RejectedRow {
+                    collecting.judge(record, usize::MAX, wanted, |rule| RejectedRow {
                         source: source.name.clone(),
                         file: None,
                         line,
@@ -197,6 +252,7 @@ pub fn collect(
                 None => read(source, wanted, &mut collecting)?,
             },
         }
+        collecting.settle(wanted)?;
         tracing::info!(
             source = source.name,
             good = collecting.rows.count(),

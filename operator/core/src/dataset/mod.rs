@@ -1,6 +1,7 @@
 //! Dataset: a change of spec, of a source or of the refresh annotation is a new fingerprint, and so is a time
 //! of the schedule that has come; a fingerprint that the store does not know is built by a Job.
 
+mod analyzer;
 mod children;
 mod mix;
 mod retention;

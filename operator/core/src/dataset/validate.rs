@@ -15,8 +15,8 @@ use graftwork_contract::dataset::{
 use graftwork_contract::glob::{Glob, is_pattern};
 use graftwork_contract::uri::DataUri;
 
-use super::mix;
 use super::timing::{self, Timing};
+use super::{analyzer, mix};
 
 /// A spec that can be built.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,7 +51,11 @@ impl Valid {
     /// Whether the operator sees everything that decides a build's outcome: there is nothing to look at again.
     pub fn is_seen_whole(&self) -> bool {
         let is_key = |source: &Source| matches!(source.place, Place::Key { .. });
-        let reads_more = self.pseudonym_key.is_some() || self.base.is_some();
+        let asks = self
+            .privacy
+            .as_ref()
+            .is_some_and(|privacy| privacy.analyzer.is_some());
+        let reads_more = self.pseudonym_key.is_some() || self.base.is_some() || asks;
         !reads_more && self.sources.iter().all(is_key)
     }
 }
@@ -282,7 +286,11 @@ fn read_privacy(
         privacy.columns.clone()
     };
     Ok((
-        Some(Privacy { mode, columns }),
+        Some(Privacy {
+            mode,
+            columns,
+            analyzer: privacy.analyzer.as_ref().map(analyzer::read).transpose()?,
+        }),
         privacy.pseudonym_key_ref.clone(),
     ))
 }

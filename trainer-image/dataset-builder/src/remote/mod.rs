@@ -4,6 +4,7 @@
 //! Nothing is connected to but addresses that the installation allows, on every redirect anew. No answer is
 //! held whole. What was listed is read in the state in which it was listed, or not at all.
 
+mod analyzer;
 mod body;
 mod client;
 mod hub;
@@ -24,6 +25,7 @@ use crate::authorities;
 use crate::failure::{Failure, causes};
 use crate::files::{MAXIMUM_ENTRIES, MAXIMUM_FILES};
 use crate::secret::Mounted;
+pub use analyzer::{Analyzer, Answers, Spot};
 use body::{Body, Pieces};
 use client::Client;
 use hub::Repository;

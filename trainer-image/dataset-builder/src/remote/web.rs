@@ -19,7 +19,8 @@ use super::problem::{Problem, of_connection, of_status};
 use crate::failure::Failure;
 use crate::secret::Mounted;
 
-const US: &str = concat!("graftwork/", env!("CARGO_PKG_VERSION"));
+/// Who we say we are.
+pub const US: &str = concat!("graftwork/", env!("CARGO_PKG_VERSION"));
 
 /// A file on a web server.
 pub struct Site {

@@ -9,6 +9,7 @@
     reason = "a failed step is a failed test, and tests watch the clock"
 )]
 
+mod analyzer;
 mod dealing;
 mod measured;
 mod postgres;
@@ -150,6 +151,7 @@ impl Bench {
         self.config.privacy = Some(Privacy {
             mode,
             columns: columns.iter().map(|name| (*name).to_owned()).collect(),
+            analyzer: None,
         });
     }
 

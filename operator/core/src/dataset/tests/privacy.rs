@@ -1,5 +1,6 @@
 //! What a spec says about personal data, and what a build is told of it.
 
+use graftwork_api::analyzer::Analyzer;
 use graftwork_api::dataset::{Classification, Privacy, PrivacyMode, SecretKeyReference};
 use graftwork_contract::dataset::BuildConfig;
 use graftwork_contract::pod;
@@ -14,6 +15,7 @@ fn privacy(mode: PrivacyMode) -> Privacy {
         }),
         mode,
         columns: vec![],
+        analyzer: None,
     }
 }
 
@@ -113,6 +115,62 @@ fn another_way_with_personal_data_is_another_fingerprint_and_a_classification_is
         let fingerprint = world(Classification::Public, Some(privacy(mode))).fingerprint();
         assert!(!known.contains(&fingerprint));
         known.push(fingerprint);
+    }
+}
+
+fn asking(change: impl FnOnce(&mut Analyzer)) -> World {
+    let mut analyzer = Analyzer {
+        url: "http://presidio.privacy.svc:3000".to_owned(),
+        ..Analyzer::default()
+    };
+    change(&mut analyzer);
+    let mut asked = privacy(PrivacyMode::Redact);
+    asked.analyzer = Some(analyzer);
+    world(Classification::Restricted, Some(asked))
+}
+
+#[test]
+fn a_build_is_told_whom_to_ask_for_names_and_nobody_where_the_spec_names_nobody() {
+    let mut world = asking(|_| ());
+    let told = config(&world.reconcile())
+        .privacy
+        .unwrap()
+        .analyzer
+        .unwrap();
+    assert_eq!(told.url, "http://presidio.privacy.svc:3000");
+    assert_eq!(told.entities, ["LOCATION", "PERSON"]);
+    assert_eq!(
+        (told.language.as_str(), told.minimum_score.as_str()),
+        ("en", "0.5")
+    );
+    assert_eq!(told.timeout_seconds, 30);
+    let plain = privacy(PrivacyMode::Redact);
+    let mut plain = self::world(Classification::Restricted, Some(plain));
+    assert_eq!(config(&plain.reconcile()).privacy.unwrap().analyzer, None);
+    assert_ne!(plain.fingerprint(), asking(|_| ()).fingerprint());
+}
+
+#[test]
+fn a_wrong_field_of_the_analyser_is_named_and_a_credential_in_its_url_is_not_shown() {
+    type Change = fn(&mut Analyzer);
+    let file: Change = |it| it.url = "file:///etc/passwd".to_owned();
+    let user: Change = |it| it.url = "http://ann:SECRET@presidio.privacy.svc".to_owned();
+    let path: Change = |it| it.url = "http://presidio.privacy.svc/other".to_owned();
+    let score: Change = |it| it.minimum_score = Some("1.5".into());
+    let seconds: Change = |it| it.timeout_seconds = Some(0);
+    for (change, field) in [
+        (file, "spec.privacy.analyzer.url"),
+        (user, "spec.privacy.analyzer.url"),
+        (path, "spec.privacy.analyzer.url"),
+        (score, "spec.privacy.analyzer.minimumScore"),
+        (seconds, "spec.privacy.analyzer.timeoutSeconds"),
+    ] {
+        let mut world = asking(change);
+        assert!(world.reconcile().create.is_empty(), "{field}");
+        assert_eq!(world.ready().1, reason::INVALID_SPEC);
+        let message = world.ready().2;
+        assert!(message.starts_with(field), "{message}");
+        assert!(!message.contains("SECRET"), "{message}");
     }
 }
 

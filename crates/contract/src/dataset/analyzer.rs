@@ -1,0 +1,69 @@
+//! A server that finds what no rule finds, such as names: one that answers as Presidio's analyser does.
+
+use serde::{Deserialize, Serialize};
+
+/// What is asked of an analyser, and where it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Analyzer {
+    /// Where it is, as [`crate::uri::Endpoint`] reads it; `/analyze` is below.
+    pub url: String,
+    /// Language of the texts, by its two letters.
+    pub language: String,
+    /// Types that count, as the analyser calls them.
+    pub entities: Vec<String>,
+    /// What is less sure does not count: a decimal from 0 to 1, as it was written.
+    pub minimum_score: String,
+    /// Seconds that one answer may take.
+    pub timeout_seconds: u32,
+}
+
+impl Analyzer {
+    /// Names, and where people live or are.
+    pub const USUAL_ENTITIES: [&'static str; 2] = ["PERSON", "LOCATION"];
+
+    /// Reads [`Self::minimum_score`]; none where it is no decimal from 0 to 1.
+    pub fn score(text: &str) -> Option<f64> {
+        let is_plain = |byte: u8| byte.is_ascii_digit() || byte == b'.';
+        let score = text.parse::<f64>().ok()?;
+        (text.bytes().all(is_plain) && score <= 1.0).then_some(score)
+    }
+
+    /// The name of a type in manifests and status: `US_PASSPORT` is `usPassport`.
+    pub fn type_name(entity: &str) -> String {
+        let mut words = entity.split('_').filter(|word| !word.is_empty());
+        let mut name = words.next().unwrap_or_default().to_ascii_lowercase();
+        for word in words {
+            let (first, rest) = word.split_at_checked(1).unwrap_or((word, ""));
+            name.push_str(&first.to_ascii_uppercase());
+            name.push_str(&rest.to_ascii_lowercase());
+        }
+        name
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn types_are_named_as_our_own_are() {
+        for (entity, name) in [
+            ("PERSON", "person"),
+            ("US_PASSPORT", "usPassport"),
+            ("IP_ADDRESS", "ipAddress"),
+            ("_A__B_", "aB"),
+        ] {
+            assert_eq!(Analyzer::type_name(entity), name);
+        }
+    }
+
+    #[test]
+    fn a_score_is_a_plain_decimal_from_zero_to_one() {
+        assert_eq!(Analyzer::score("0.35"), Some(0.35));
+        assert_eq!(Analyzer::score("1"), Some(1.0));
+        for wrong in ["", ".", "-0", "1.1", "NaN", "1e-1", "inf"] {
+            assert_eq!(Analyzer::score(wrong), None, "{wrong}");
+        }
+    }
+}
