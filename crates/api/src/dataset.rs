@@ -92,6 +92,12 @@ pub struct DatasetSpec {
     /// The model that the rows are for: their length is measured in its tokens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base_model: Option<BaseModelSource>,
+    /// Pods that read, check, mask and measure rows side by side, before one puts them in order: the
+    /// outcome is the same for any number. Left out, one pod does all. Columns that deal rows (the
+    /// split's groupColumn, the balance's column) may not be masked then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 64))]
+    pub shards: Option<u32>,
     /// When sources that don't tell are looked at again; left out, only when the spec or the annotation
     /// `graftwork.dev/refresh` changes. The same rows make no new version.
     #[serde(default, skip_serializing_if = "Option::is_none")]

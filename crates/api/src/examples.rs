@@ -173,6 +173,7 @@ fn dataset() -> Dataset {
         },
         balance: None,
         base_model: None,
+        shards: None,
         schedule: None,
         retention: None,
         split: Split {
@@ -219,6 +220,7 @@ fn postgres_dataset() -> Dataset {
         },
         balance: None,
         base_model: Some(base()),
+        shards: None,
         schedule: Some(crate::schedule::Schedule {
             cron: "0 1 * * *".to_owned(),
             time_zone: Some("Europe/Stockholm".to_owned()),
@@ -251,6 +253,7 @@ fn s3_dataset() -> Dataset {
         validation: Validation::default(),
         balance: None,
         base_model: None,
+        shards: None,
         schedule: None,
         retention: None,
         split: Split::default(),
@@ -557,6 +560,7 @@ fn quickstart() -> Result<Vec<Value>, serde_json::Error> {
             privacy: None,
             balance: None,
             base_model: None,
+            shards: None,
             schedule: None,
             retention: None,
             validation: Validation::default(),

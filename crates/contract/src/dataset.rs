@@ -10,10 +10,12 @@ use crate::remote::Remote;
 mod analyzer;
 pub mod database_secret;
 mod mix;
+mod part;
 mod tokens;
 
 pub use analyzer::Analyzer;
 pub use mix::Share;
+pub use part::{BrokenRule, PartManifest};
 pub use tokens::{BaseModel, TokenCounts, TokenizerProvenance};
 
 /// The shape of a dataset's rows.
@@ -147,6 +149,10 @@ pub struct BuildConfig {
     /// Whose tokens rows are measured in; none: they are not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base_model: Option<BaseModel>,
+    /// In how many parts rows are read, judged, masked and measured, each by a pod of its own; none: in
+    /// this one. The outcome is the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shards: Option<u32>,
     /// Networks and names that sources may be at beside what everybody reaches (see [`crate::address`]).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub allowed_hosts: Vec<String>,

@@ -30,6 +30,17 @@ pub fn dataset_builds(name: &str) -> String {
     format!("datasets/{name}/builds")
 }
 
+/// `datasets/<name>/parts`: what the parts of a build leave for its end.
+pub fn dataset_parts(name: &str) -> String {
+    format!("datasets/{name}/parts")
+}
+
+/// `datasets/<name>/parts/<fingerprint>/<number>-of-<count>`: one part, by its number from 1.
+pub fn dataset_part(name: &str, fingerprint: &Digest, number: u32, count: u32) -> String {
+    let folder = dataset_parts(name);
+    format!("{folder}/{}/{number}-of-{count}", fingerprint.hex())
+}
+
 /// `runs/<name>/<digest of the resolved spec>`.
 pub fn run(name: &str, inputs: &Digest) -> String {
     format!("runs/{name}/{}", inputs.hex())

@@ -38,6 +38,22 @@ pub fn build_job(metadata: ObjectMeta, template: PodTemplateSpec) -> Job {
     }
 }
 
+/// A Job that runs `template` once for every index below `count`, all at a time. The first that fails ends
+/// all.
+pub fn build_indexed(metadata: ObjectMeta, template: PodTemplateSpec, count: u32) -> Job {
+    let count = i32::try_from(count).unwrap_or(i32::MAX);
+    let mut job = build_job(metadata, template);
+    if let Some(spec) = &mut job.spec {
+        spec.completion_mode = Some(INDEXED.to_owned());
+        spec.completions = Some(count);
+        spec.parallelism = Some(count);
+    }
+    job
+}
+
+/// The completion mode of Jobs with several pods.
+pub const INDEXED: &str = "Indexed";
+
 /// The exit codes that get a rule, in the order of the rules.
 fn ruled_codes() -> impl Iterator<Item = ExitCode> {
     ExitCode::ALL
@@ -145,15 +161,40 @@ const POD_LAG_SECONDS: u64 = 5;
 /// none while the pod's end is not known yet.
 pub fn end(job: &Job, pods: &[Pod], now: Timestamp) -> Option<End> {
     let name = job.metadata.name.as_deref().unwrap_or_default();
-    let pod = pods
+    let own: Vec<&Pod> = pods
         .iter()
         .filter(|pod| pod.labels.get(JOB_NAME_LABEL).map(String::as_str) == Some(name))
-        .max_by_key(|pod| pod.created);
+        .collect();
+    let newest = own.iter().copied().max_by_key(|pod| pod.created);
+    // Of several pods the first that failed by itself says why the others were stopped.
+    let pod = first_failed(job, &own).or(newest);
     let Some(pod) = pod else {
         return Some(end_of_job(job));
     };
     let lagging = seconds_between(finished_at(job), Some(now)) < POD_LAG_SECONDS;
     end_of_pod(pod).or_else(|| (!lagging).then(|| end_of_job(job)))
+}
+
+fn first_failed<'a>(job: &Job, pods: &[&'a Pod]) -> Option<&'a Pod> {
+    let spec = job.spec.as_ref();
+    if spec.and_then(|spec| spec.completion_mode.as_deref()) != Some(INDEXED) {
+        return None;
+    }
+    let failed = pods.iter().filter_map(|pod| match &pod.container {
+        Container::Terminated {
+            exit_code,
+            finished,
+            ..
+        } if *exit_code != 0 => {
+            // What a pod that was stopped ends with is no code of ours.
+            let is_own = ExitCode::from_code(*exit_code).is_some();
+            Some((!is_own, *finished, *pod))
+        }
+        _ => None,
+    });
+    failed
+        .min_by_key(|(is_foreign, finished, _)| (*is_foreign, *finished))
+        .map(|(.., pod)| pod)
 }
 
 /// The end of a pod; none where it did not end.
@@ -326,6 +367,29 @@ mod tests {
         }
         let end = end(&failed, &[pod(70, "Error")], at(100)).unwrap();
         assert_eq!(end.active_seconds, 90);
+    }
+
+    #[test]
+    fn of_several_pods_the_first_that_failed_by_itself_says_why() {
+        let mut several = build_indexed(ObjectMeta::default(), PodTemplateSpec::default(), 3);
+        let failed = job("Failed", "");
+        (several.metadata, several.status) = (failed.metadata, failed.status);
+        let at_second = |code: i32, second: i64| {
+            let mut pod = pod(code, "Error");
+            if let Container::Terminated { finished, .. } = &mut pod.container {
+                *finished = Some(at(second));
+            }
+            pod.created = Some(at(second));
+            pod
+        };
+        let pods = [
+            at_second(143, 1),
+            at_second(69, 9),
+            at_second(65, 5),
+            at_second(0, 2),
+        ];
+        let end = end(&several, &pods, at(100)).unwrap();
+        assert_eq!(end.cause, Cause::Exit(ExitCode::BadData));
     }
 
     #[test]

@@ -7,18 +7,22 @@ use graftwork_artifacts::{Error as StoreError, Put, Store};
 use graftwork_contract::dataset::{
     BuildConfig, BuildRecord, Manifest, Provenance, RowCounts, Split, VersionRecord,
 };
+use graftwork_contract::exit::ExitCode;
 use graftwork_contract::{Digest, paths};
 
 use crate::clock;
 use crate::deal::{Dealt, beside, deal};
+use crate::dealing::Part;
 use crate::failure::Failure;
 use crate::languages::{guess, is_looked_at};
 use crate::order::order;
+use crate::parts;
 use crate::privacy::Screen;
 use crate::report::{REPORT_FILE, report};
 use crate::sources::{Collected, collect, judge};
 use crate::spill::Scratch;
 use crate::statistics::{self, Classes, STATISTICS_FILE, SplitStatistics, Statistics};
+use crate::stored::Rows;
 use crate::tokens::{BaseTokens, Measured};
 
 /// The version that a build ended with.
@@ -47,18 +51,46 @@ pub struct Places<'a> {
 /// See [`Failure`]; rows and the first bad ones are in it as far as they are known.
 pub fn build(config: &BuildConfig, places: Places<'_>) -> Result<Built, Failure> {
     let store = Store::open(places.store)?;
-    if let Some(built) = finished_before(config, &store)? {
-        return Ok(built);
+    let outcome = match finished_before(config, &store)? {
+        Some(built) => Ok(built),
+        None => make(config, &store, places),
+    };
+    // What another attempt at these rows can use stays.
+    let is_over = match &outcome {
+        Ok(_) => true,
+        Err(failure) => failure.code != ExitCode::Unavailable,
+    };
+    if is_over {
+        parts::clean_up(config, &store);
     }
-    let scratch = places.scratch;
+    outcome
+}
+
+/// Reads all rows in this process.
+fn gather(config: &BuildConfig, places: Places<'_>) -> Result<(Rows, Collected), Failure> {
     let screen = Screen::new(config, places.key_file)?;
     let base = BaseTokens::load(config)?;
     let measured = base.as_ref().map(|base| Measured {
         measure: base,
         maximum: config.validation.maximum_tokens_per_row,
     });
-    let (rows, mut collected) = collect(config, screen.as_ref(), measured, scratch)?;
-    collected.tokenizer = base.map(|base| base.provenance);
+    let mut gathered = collect(
+        config,
+        Part::WHOLE,
+        screen.as_ref(),
+        measured,
+        places.scratch,
+    )?;
+    gathered.noted.tokenizer = base.map(|base| base.provenance);
+    Ok((gathered.rows, gathered.noted))
+}
+
+fn make(config: &BuildConfig, store: &Store, places: Places<'_>) -> Result<Built, Failure> {
+    let scratch = places.scratch;
+    let (rows, mut collected) = match config.shards.filter(|count| *count > 1) {
+        Some(count) => parts::gather(config, count, store, scratch)?,
+        None => gather(config, places)?,
+    };
     let ordered = order(config, scratch, rows)?;
     collected.good = ordered.kept_count;
     collected.duplicates = ordered.duplicates();
@@ -74,15 +106,18 @@ pub fn build(config: &BuildConfig, places: Places<'_>) -> Result<Built, Failure>
     }
     let mut dealt = deal(config, scratch, ordered, collected.rejected_rows())?;
     dealt.counts.beyond_weight = collected.beyond_weight;
-    let manifest = publish(config, &store, scratch, &dealt, &collected)?;
-    let built = number(config, &store, &dealt, &manifest, collected)?;
+    let manifest = publish(config, store, scratch, &dealt, &collected)?;
+    let built = number(config, store, &dealt, &manifest, collected)?;
     let version = built.record.version;
     tracing::info!(version, digest = %built.record.digest, created = built.created, "dataset built");
-    finish(config, &store, built)
+    finish(config, store, built)
 }
 
 /// A build of this fingerprint that came to its end, in an earlier attempt.
-fn finished_before(config: &BuildConfig, store: &Store) -> Result<Option<Built>, Failure> {
+pub(crate) fn finished_before(
+    config: &BuildConfig,
+    store: &Store,
+) -> Result<Option<Built>, Failure> {
     let path = paths::dataset_build(&config.dataset, &config.fingerprint);
     let Some(done) = store.get_json::<BuildRecord>(&path)? else {
         return Ok(None);

@@ -9,10 +9,12 @@ use graftwork_contract::{exit, pod};
 
 use crate::build::{Places, build};
 use crate::config;
+use crate::dealing::Part;
 use crate::detect::detect;
 use crate::failure::Failure;
+use crate::parts::build_part;
 use crate::spill::{Scratch, default_memory_bytes};
-use crate::termination::{self, succeeded};
+use crate::termination::{self, part_made, succeeded};
 
 const EXAMPLES: &str = "Examples:
   One build, as a Job starts it:
@@ -49,6 +51,10 @@ pub struct Cli {
     /// quarter of the container's memory, and at most 512 MiB
     #[arg(long, value_name = "BYTES")]
     pub memory_bytes: Option<u64>,
+    /// Makes one part of the build, by its number from 0, where the configuration has `shards`: as a pod of
+    /// an Indexed Job does
+    #[arg(long, env = "JOB_COMPLETION_INDEX", value_name = "INDEX")]
+    pub part: Option<u32>,
     /// Something else than a build
     #[command(subcommand)]
     pub command: Option<Command>,
@@ -102,7 +108,12 @@ fn build_version(cli: &Cli) -> ExitCode {
             key_file: &cli.pseudonym_key,
             scratch: &scratch,
         };
-        build(&config, places)
+        let Some(index) = cli.part else {
+            return build(&config, places).map(|built| succeeded(&built));
+        };
+        let count = config.shards.unwrap_or(1);
+        let part = Part { index, count };
+        build_part(&config, part, places).map(|made| part_made(part, made.as_ref()))
     }))
     .unwrap_or_else(|_| {
         Err(Failure::bug(
@@ -110,7 +121,7 @@ fn build_version(cli: &Cli) -> ExitCode {
         ))
     });
     let (summary, code) = match outcome {
-        Ok(built) => (succeeded(&built), exit::ExitCode::Done),
+        Ok(summary) => (summary, exit::ExitCode::Done),
         Err(failure) => {
             tracing::error!(
                 code = failure.code.code(),

@@ -8,6 +8,9 @@
 //! Killed at any instant and started again, it ends in the same state: files appear whole, a
 //! number is given once, and what was finished before is found and not done again.
 //!
+//! With `shards`, several pods read, judge, mask and measure rows ([`parts`]), and one puts them in order and
+//! goes on from there: what they make is the same for any number of them.
+//!
 //! It does not talk to Kubernetes, and to no network but the databases, stores and servers that sources
 //! name, and the analyser of personal data where one is named; it counts tokens and keeps texts, and never prints data: logs and messages name source, line and
 //! rule.
@@ -31,6 +34,7 @@ pub mod config;
 mod connect;
 pub mod csv;
 mod deal;
+pub mod dealing;
 pub mod detect;
 mod duplicates;
 pub mod failure;
@@ -40,6 +44,7 @@ pub mod lines;
 pub mod nulls;
 mod order;
 pub mod parquet_rows;
+pub mod parts;
 pub mod privacy;
 pub mod query;
 pub mod reader;

@@ -186,7 +186,8 @@ fn read_text(
         Some(first) => first,
         None => {
             let rule = format!("is longer than {MAXIMUM_LINE_BYTES} bytes");
-            collecting.noted.reject(place.row(number, rule));
+            let at = |rule| place.row(number, rule);
+            collecting.judge(|| Err(rule), usize::MAX, wanted, at)?;
             Vec::new()
         }
     };
@@ -200,8 +201,8 @@ fn read_text(
         Some(header) => read_csv(place, &header, &mut lines, wanted, collecting)?,
         None => {
             if !first.is_empty() {
-                let object = row::object(&first);
-                collecting.judge(object, usize::MAX, wanted, |rule| place.row(number, rule))?;
+                let at = |rule| place.row(number, rule);
+                collecting.judge(|| row::object(&first), usize::MAX, wanted, at)?;
             }
             read_jsonl(place, &mut lines, wanted, collecting)?;
         }
@@ -236,12 +237,17 @@ fn read_jsonl(
         .map_err(|error| place.failed(last, &error))?
     {
         last = number;
-        let object = match line {
-            Line::Whole(line) if line.trim_ascii().is_empty() => continue,
-            Line::Whole(line) => row::object(line),
-            Line::TooLong => Err(format!("is longer than {MAXIMUM_LINE_BYTES} bytes")),
-        };
-        collecting.judge(object, usize::MAX, wanted, |rule| place.row(number, rule))?;
+        let at = |rule| place.row(number, rule);
+        match line {
+            Line::Whole(line) if line.trim_ascii().is_empty() => {}
+            Line::Whole(line) => {
+                collecting.judge(|| row::object(line), usize::MAX, wanted, at)?;
+            }
+            Line::TooLong => {
+                let rule = format!("is longer than {MAXIMUM_LINE_BYTES} bytes");
+                collecting.judge(|| Err(rule), usize::MAX, wanted, at)?;
+            }
+        }
     }
     Ok(())
 }
@@ -262,7 +268,8 @@ fn read_csv(
         .map_err(|error| place.failed(last, &error))?
     {
         last = number;
-        collecting.judge(record, usize::MAX, wanted, |rule| place.row(number, rule))?;
+        let at = |rule| place.row(number, rule);
+        collecting.judge(|| record, usize::MAX, wanted, at)?;
     }
     Ok(())
 }
@@ -283,9 +290,8 @@ fn read_parquet(
         for record in batch {
             number += 1;
             // Lines and records of CSV are bounded before they are read.
-            collecting.judge(Ok(record), MAXIMUM_LINE_BYTES, wanted, |rule| {
-                place.row(number, rule)
-            })?;
+            let at = |rule| place.row(number, rule);
+            collecting.judge(|| Ok(record), MAXIMUM_LINE_BYTES, wanted, at)?;
         }
     }
     Ok(())

@@ -3,15 +3,17 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 
+use graftwork_contract::Digest;
 use graftwork_contract::dataset::{
-    BuildConfig, NAMED_REJECTED_ROWS, RejectedRow, Share, Source, SourceProvenance,
-    TokenizerProvenance,
+    BrokenRule, BuildConfig, NAMED_REJECTED_ROWS, Query, RejectedRow, Share, Source,
+    SourceProvenance, TokenizerProvenance,
 };
 use graftwork_contract::exit::ExitCode;
 use graftwork_privacy::Counts;
 use serde_json::{Map, Value};
 
 use crate::config;
+use crate::dealing::{Dealing, Part};
 use crate::failure::Failure;
 use crate::files::files;
 use crate::nulls::Nulls;
@@ -35,6 +37,8 @@ pub struct Collecting {
     rows: RowSorter,
     /// How much of the present source's rows is taken; none: all of them.
     share: Option<Share>,
+    /// Which part of all rows is taken.
+    dealing: Dealing,
     /// What waits for an analyser, of the present source.
     waiting: Waiting,
     /// What is noted.
@@ -42,18 +46,22 @@ pub struct Collecting {
 }
 
 impl Collecting {
-    /// Judges a row, or the rule that it broke when it was read. Texts of a good one may have so many
+    /// Judges a row that `object` reads, if it is this part's. Texts of a good one may have so many
     /// bytes. Where an analyser is asked about rows, this one waits until there are enough of them.
     ///
     /// # Errors
     /// Those of the scratch volume, and of the analyser.
     pub fn judge(
         &mut self,
-        object: Result<Map<String, Value>, String>,
+        object: impl FnOnce() -> Result<Map<String, Value>, String>,
         limit: usize,
         wanted: Wanted<'_>,
         at: impl FnOnce(String) -> RejectedRow,
     ) -> Result<(), Failure> {
+        if !self.dealing.takes_row() {
+            return Ok(());
+        }
+        let object = object();
         if wanted.screen.is_some_and(Screen::looks_ahead) {
             self.waiting.push(object, limit, at(String::new()));
             return if self.waiting.is_full() {
@@ -141,15 +149,6 @@ pub struct Collected {
     pub beyond_weight: u64,
 }
 
-/// A rule that rows of a source broke.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BrokenRule {
-    /// The first row.
-    pub first: RejectedRow,
-    /// How many rows.
-    pub rows: u64,
-}
-
 impl Collected {
     /// The number of bad rows.
     pub fn rejected_rows(&self) -> u64 {
@@ -199,22 +198,35 @@ impl Collected {
 }
 
 /// Rules that are counted apart.
-const MAXIMUM_RULES: usize = 1000;
+pub const MAXIMUM_RULES: usize = 1000;
 
-/// Reads every source.
+/// What was read of all sources.
+#[derive(Debug)]
+pub struct Gathered {
+    /// Good rows.
+    pub rows: Rows,
+    /// What is noted.
+    pub noted: Collected,
+    /// Over the names and states of everything that there is to read, whichever part reads it.
+    pub listing: Digest,
+}
+
+/// Reads a part of every source.
 ///
 /// # Errors
 /// A source that is not there, can't be read, or holds other bytes than the build was planned for.
 /// Bad rows are no error here, see [`judge`].
 pub fn collect(
     config: &BuildConfig,
+    part: Part,
     screen: Option<&Screen>,
     measured: Option<Measured<'_>>,
     scratch: &Scratch,
-) -> Result<(Rows, Collected), Failure> {
+) -> Result<Gathered, Failure> {
     let mut collecting = Collecting {
         rows: RowSorter::new(scratch),
         share: None,
+        dealing: Dealing::new(part),
         waiting: Waiting::default(),
         noted: Collected::default(),
     };
@@ -232,25 +244,13 @@ pub fn collect(
             measured,
             nulls: Some(&nulls),
         };
-        match &source.query {
-            Some(asked) => {
-                let seen = query::read(config, source, asked, &mut |line, record| {
-                    collecting.judge(record, usize::MAX, wanted, |rule| RejectedRow {
-                        source: source.name.clone(),
-                        file: None,
-                        line,
-                        rule,
-                    })
-                })?;
-                collecting.noted.provenance.push(seen);
+        match (&source.query, &source.remote) {
+            (Some(asked), _) => ask(config, source, asked, wanted, &mut collecting)?,
+            (None, Some(remote)) => {
+                let shelf = remote::open(config, source, remote)?;
+                fetch(source, &shelf, scratch, wanted, &mut collecting)?;
             }
-            None => match &source.remote {
-                Some(remote) => {
-                    let shelf = remote::open(config, source, remote)?;
-                    fetch(source, &shelf, scratch, wanted, &mut collecting)?;
-                }
-                None => read(source, wanted, &mut collecting)?,
-            },
+            (None, None) => read(source, wanted, &mut collecting)?,
         }
         collecting.settle(wanted)?;
         tracing::info!(
@@ -261,12 +261,45 @@ pub fn collect(
         );
     }
     collecting.noted.nulls = nulls.into_counts();
-    Ok((collecting.rows.finish()?, collecting.noted))
+    Ok(Gathered {
+        rows: collecting.rows.finish()?,
+        noted: collecting.noted,
+        listing: collecting.dealing.listing(),
+    })
+}
+
+/// Reads the answer to a query: one part does, in one transaction.
+fn ask(
+    config: &BuildConfig,
+    source: &Source,
+    query: &Query,
+    wanted: Wanted<'_>,
+    collecting: &mut Collecting,
+) -> Result<(), Failure> {
+    if !collecting.dealing.takes_whole(source, &source.uri, None) {
+        return Ok(());
+    }
+    let seen = query::read(config, source, query, &mut |line, record| {
+        let at = |rule| RejectedRow {
+            source: source.name.clone(),
+            file: None,
+            line,
+            rule,
+        };
+        collecting.judge(|| record, usize::MAX, wanted, at)
+    })?;
+    collecting.noted.provenance.push(seen);
+    Ok(())
 }
 
 /// Reads the files of a source, one after the other.
 fn read(source: &Source, wanted: Wanted<'_>, collecting: &mut Collecting) -> Result<(), Failure> {
-    for file in files(source)? {
+    let files = files(source)?;
+    let is_one = files.len() == 1;
+    for file in files {
+        if !collecting.dealing.takes(source, &file.uri, None, is_one) {
+            continue;
+        }
         let outcome = reader::read(source, &file, wanted, collecting);
         let (digest, size_bytes) = match (outcome, &source.digest) {
             (Ok(seen), _) => seen,
@@ -306,7 +339,13 @@ fn fetch(
     wanted: Wanted<'_>,
     collecting: &mut Collecting,
 ) -> Result<(), Failure> {
-    for found in shelf.list()? {
+    let listed = shelf.list()?;
+    let is_one = listed.len() == 1;
+    for found in listed {
+        let dealing = &mut collecting.dealing;
+        if !dealing.takes(source, &found.uri, found.state(), is_one) {
+            continue;
+        }
         let opened = shelf.read(&found)?;
         let named = (source, &found);
         let (digest, size_bytes) =

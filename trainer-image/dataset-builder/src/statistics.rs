@@ -6,12 +6,11 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use graftwork_artifacts::rows::Row;
-use graftwork_contract::dataset::{Classification, Leakage, RowCounts, Split};
+use graftwork_contract::dataset::{BrokenRule, Classification, Leakage, RowCounts, Split};
 use graftwork_privacy::{Counts, Masker, mask};
 use serde_json::{Value, json};
 
 use crate::failure::Failure;
-use crate::sources::BrokenRule;
 use crate::spill::Scratch;
 use crate::spill::sorter::Sorter;
 use crate::stored::{array, put_text, take_number, take_text};

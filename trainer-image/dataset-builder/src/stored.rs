@@ -259,6 +259,17 @@ impl RowSorter {
         Ok(())
     }
 
+    /// Adds a row as [`Rows::records`] gives it.
+    ///
+    /// # Errors
+    /// Those of the scratch volume; a record that is none of ours.
+    pub fn push_record(&mut self, record: &[u8]) -> Result<(), Failure> {
+        Stored::decode(record)?;
+        self.sorter.push(record)?;
+        self.count += 1;
+        Ok(())
+    }
+
     /// How many there are so far.
     pub fn count(&self) -> u64 {
         self.count
@@ -287,6 +298,14 @@ impl Rows {
     /// How many there are.
     pub fn count(&self) -> u64 {
         self.count
+    }
+
+    /// All rows from the first, as they were stored.
+    ///
+    /// # Errors
+    /// Those of the scratch volume.
+    pub fn records(&self) -> Result<Records<'_>, Failure> {
+        self.sorted.records()
     }
 
     /// All rows from the first.

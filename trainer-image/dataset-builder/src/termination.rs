@@ -3,10 +3,11 @@
 use std::io;
 use std::path::Path;
 
-use graftwork_contract::dataset::BuildSummary;
+use graftwork_contract::dataset::{BuildSummary, PartManifest};
 use graftwork_contract::pod::TERMINATION_BYTES;
 
 use crate::build::Built;
+use crate::dealing::Part;
 
 /// The summary of a build that ended with a version.
 pub fn succeeded(built: &Built) -> BuildSummary {
@@ -26,6 +27,29 @@ pub fn succeeded(built: &Built) -> BuildSummary {
         digest: Some(record.digest.clone()),
         rows: Some(record.rows),
         rejected: record.rejected.clone(),
+    }
+}
+
+/// The summary of a part; none was needed where the build came to its end before.
+pub fn part_made(part: Part, made: Option<&PartManifest>) -> BuildSummary {
+    let rows = made.map_or_else(
+        || "the build is done already".to_owned(),
+        |made| {
+            let rejected: u64 = made.rules.iter().map(|rule| rule.rows).sum();
+            format!("{} good rows, {rejected} rejected", made.good)
+        },
+    );
+    BuildSummary {
+        reason: "Completed".to_owned(),
+        message: format!(
+            "part {} of {}: {rows}",
+            u64::from(part.index) + 1,
+            part.count
+        ),
+        version: None,
+        digest: None,
+        rows: None,
+        rejected: Vec::new(),
     }
 }
 

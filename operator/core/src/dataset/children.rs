@@ -11,6 +11,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
+use super::parts::Attempt;
 use super::step::{Step, attempt_of, attempts, is_of, uri};
 use super::validate::{Place, Source, Valid};
 use super::{KIND, Observed, SourceState, secrets};
@@ -45,6 +46,15 @@ pub fn job_name(owner: &str, fingerprint: &Digest, attempt: u32) -> String {
     names::child_name(owner, &suffix)
 }
 
+/// Name of the Job that makes an attempt's parts.
+pub fn parts_name(owner: &str, fingerprint: &Digest, attempt: u32) -> String {
+    let suffix = match attempt {
+        0 | 1 => format!("parts-{}", short(fingerprint)),
+        number => format!("parts-{}-{number}", short(fingerprint)),
+    };
+    names::child_name(owner, &suffix)
+}
+
 /// Adds a step's children and removals to its actions.
 pub fn build(
     cr: &Dataset,
@@ -63,18 +73,16 @@ pub fn build(
         return;
     };
     if let Step::Build { attempt, .. } = step {
-        let name = job_name(
-            cr.metadata.name.as_deref().unwrap_or_default(),
-            fingerprint,
-            *attempt,
-        );
-        let exists = observed
-            .jobs
-            .iter()
-            .any(|job| job.metadata.name.as_deref() == Some(name.as_str()));
-        if !exists {
+        let made = Attempt::of(&observed.jobs, fingerprint, *attempt);
+        // A spec that wants other parts waits for the end of those that are being made.
+        let next = match (made.rest, valid.shards) {
+            (Some(_), _) => None,
+            (None, Some(shards)) if made.parts.is_none() => Some(Stage::Parts(shards)),
+            (None, _) => (made.parts.is_none() || made.waits_for_rest()).then_some(Stage::Rest),
+        };
+        if let Some(stage) = next {
             let config = build_config(cr, valid, fingerprint, &observed.sources, settings);
-            start(cr, valid, &config, *attempt, settings, actions);
+            start(cr, valid, &config, *attempt, stage, settings, actions);
         }
     }
     actions.delete.extend(jobs::stuck(&observed.pods, now));
@@ -114,11 +122,21 @@ fn outlived<'a>(jobs: &'a [Job], fingerprint: &'a Digest) -> impl Iterator<Item 
         .filter(move |job| attempt_of(job) + KEPT_JOBS <= newest)
 }
 
+/// What a Job of an attempt does.
+#[derive(Debug, Clone, Copy)]
+enum Stage {
+    /// Makes so many parts, each by a pod of its own.
+    Parts(u32),
+    /// Does what follows, or all.
+    Rest,
+}
+
 fn start(
     cr: &Dataset,
     valid: &Valid,
     config: &BuildConfig,
     attempt: u32,
+    stage: Stage,
     settings: &Settings,
     actions: &mut Actions<DatasetStatus>,
 ) {
@@ -130,7 +148,7 @@ fn start(
         &owner,
         valid,
         &config.fingerprint,
-        attempt,
+        (attempt, stage),
         configuration,
         settings,
     ));
@@ -197,6 +215,7 @@ fn build_config(
         }),
         classification: valid.classification,
         privacy: valid.privacy.clone(),
+        shards: valid.shards,
         allowed_hosts: settings.data_sources.allow.clone(),
         hub_endpoint: settings.data_sources.hub_endpoint.clone(),
     }
@@ -226,7 +245,7 @@ fn build_attempt(
     owner: &Owner,
     valid: &Valid,
     fingerprint: &Digest,
-    attempt: u32,
+    (attempt, stage): (u32, Stage),
     configuration: String,
     settings: &Settings,
 ) -> Job {
@@ -269,8 +288,11 @@ fn build_attempt(
         restart_policy: "Never",
         priority_class_name: None,
     };
-    let mut metadata =
-        owner.child_metadata(&job_name(&owner.name, fingerprint, attempt), COMPONENT);
+    let name = match stage {
+        Stage::Parts(_) => parts_name(&owner.name, fingerprint, attempt),
+        Stage::Rest => job_name(&owner.name, fingerprint, attempt),
+    };
+    let mut metadata = owner.child_metadata(&name, COMPONENT);
     metadata
         .labels
         .get_or_insert_default()
@@ -280,5 +302,9 @@ fn build_attempt(
         fingerprint.hex().to_owned(),
     );
     let template = build_pod(recipe, Placement::default(), settings);
-    jobs::build_job(metadata, secrets::mount(valid, template))
+    let template = secrets::mount(valid, template);
+    match stage {
+        Stage::Parts(count) => jobs::build_indexed(metadata, template, count),
+        Stage::Rest => jobs::build_job(metadata, template),
+    }
 }

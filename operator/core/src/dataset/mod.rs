@@ -4,6 +4,7 @@
 mod analyzer;
 mod children;
 mod mix;
+mod parts;
 mod retention;
 mod secrets;
 mod status;
@@ -87,9 +88,13 @@ pub fn fingerprint(cr: &Dataset, sources: &BTreeMap<String, SourceState>) -> Opt
 /// Names of the objects that a build with this fingerprint would have next.
 pub fn names(cr: &Dataset, fingerprint: &Digest, jobs: &[Job]) -> Names {
     let owner = cr.metadata.name.as_deref().unwrap_or_default();
+    let next = step::attempts(jobs, fingerprint) + 1;
     Names {
         configuration: children::configuration_name(owner, fingerprint),
-        job: children::job_name(owner, fingerprint, step::attempts(jobs, fingerprint) + 1),
+        job: match cr.spec.shards {
+            Some(2..) => children::parts_name(owner, fingerprint, next),
+            _ => children::job_name(owner, fingerprint, next),
+        },
     }
 }
 

@@ -10,6 +10,7 @@ use graftwork_contract::exit::{AfterExit, ExitCode};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::batch::v1::Job;
 
+use super::parts::Attempt;
 use super::validate::{Place, Valid};
 use super::{Observed, SourceState, status, timing};
 use crate::jobs::{self, Cause, End, JobState};
@@ -194,16 +195,17 @@ pub fn attempts(jobs: &[Job], fingerprint: &Digest) -> u32 {
 }
 
 fn attempt(fingerprint: Digest, observed: &Observed, now: Timestamp) -> Step {
-    let last = jobs_of(&observed.jobs, &fingerprint).max_by_key(|job| attempt_of(job));
-    let Some(job) = last else {
+    let number = attempts(&observed.jobs, &fingerprint);
+    let last = Attempt::of(&observed.jobs, &fingerprint, number);
+    let Some(job) = last.last() else {
         return start(fingerprint, None, observed);
     };
-    let number = attempt_of(job);
     let under_way = matches!(jobs::state(job), JobState::Active | JobState::Suspended);
-    let end = jobs::end(job, &observed.pods, now).filter(|_| !under_way);
+    let end = jobs::end(job, &observed.pods, now).filter(|_| !under_way && !last.waits_for_rest());
     let Some(end) = end else {
-        let before = jobs_of(&observed.jobs, &fingerprint)
-            .find(|job| attempt_of(job) + 1 == number)
+        let before = number
+            .checked_sub(1)
+            .and_then(|before| Attempt::of(&observed.jobs, &fingerprint, before).last())
             .and_then(|job| Some(ended(job, &jobs::end(job, &observed.pods, now)?)));
         return Step::Build {
             fingerprint,

@@ -5,6 +5,7 @@ mod bad_input;
 mod base_model;
 mod building;
 mod dealing;
+mod parts;
 mod postgres;
 mod privacy;
 mod properties;
@@ -56,6 +57,7 @@ impl World {
                 privacy: None,
                 retention: None,
                 base_model: None,
+                shards: None,
                 schedule: None,
                 validation: Validation::default(),
                 split: Split::default(),

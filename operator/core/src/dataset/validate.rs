@@ -16,7 +16,7 @@ use graftwork_contract::glob::{Glob, is_pattern};
 use graftwork_contract::uri::DataUri;
 
 use super::timing::{self, Timing};
-use super::{analyzer, mix};
+use super::{analyzer, mix, parts};
 
 /// A spec that can be built.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,6 +45,8 @@ pub struct Valid {
     pub base: Option<PvcUri>,
     /// When the sources are looked at again.
     pub timing: Option<Timing>,
+    /// How many pods read the rows; none: the one that does the rest.
+    pub shards: Option<u32>,
 }
 
 impl Valid {
@@ -206,6 +208,7 @@ pub fn validate(spec: &DatasetSpec) -> Result<Valid, Invalid> {
         balance: read_balance(spec)?,
         split: read_split(&spec.split)?,
         timing: timing::read(spec)?,
+        shards: parts::read(spec)?,
     })
 }
 

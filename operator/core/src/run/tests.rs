@@ -58,6 +58,7 @@ fn dataset() -> Dataset {
             validation: graftwork_api::dataset::Validation::default(),
             base_model: None,
             schedule: None,
+            shards: None,
             retention: None,
             balance: None,
             classification: None,

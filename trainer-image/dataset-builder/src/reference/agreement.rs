@@ -154,6 +154,7 @@ fn config() -> impl Strategy<Value = BuildConfig> {
                 maximum_upsample,
             }),
             base_model: None,
+            shards: None,
             allowed_hosts: Vec::new(),
             hub_endpoint: None,
         },

@@ -43,6 +43,13 @@ pub struct Found {
     listed: Listed,
 }
 
+impl Found {
+    /// Its state, where a list told.
+    pub fn state(&self) -> Option<&str> {
+        self.listed.etag.as_deref()
+    }
+}
+
 /// What a server says of a file of its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Listed {

@@ -12,6 +12,7 @@
 mod analyzer;
 mod dealing;
 mod measured;
+mod parts;
 mod postgres;
 mod privacy;
 mod s3;
@@ -72,6 +73,7 @@ impl Bench {
             privacy: None,
             balance: None,
             base_model: None,
+            shards: None,
             allowed_hosts: Vec::new(),
             hub_endpoint: None,
         };

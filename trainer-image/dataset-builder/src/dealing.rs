@@ -1,0 +1,88 @@
+//! Which rows a part of a build takes. Several files of a source are dealt as they are, one file row by row,
+//! so that its parts are as large as one another; a query is one part's.
+
+use graftwork_contract::Digest;
+use graftwork_contract::dataset::Source;
+use graftwork_contract::digest::PartsHasher;
+
+/// One of several parts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Part {
+    /// Its number, from 0.
+    pub index: u32,
+    /// How many there are.
+    pub count: u32,
+}
+
+impl Part {
+    /// All rows.
+    pub const WHOLE: Self = Self { index: 0, count: 1 };
+
+    fn has(self, number: u64) -> bool {
+        let turn = number.checked_rem(u64::from(self.count));
+        turn.is_none_or(|turn| turn == u64::from(self.index))
+    }
+}
+
+/// Files and rows on their way, in the order of sources, names and lines.
+#[derive(Debug)]
+pub struct Dealing {
+    part: Part,
+    /// Files and queries so far.
+    things: u64,
+    /// Rows of the present file so far.
+    rows: u64,
+    is_by_row: bool,
+    listing: PartsHasher,
+}
+
+impl Dealing {
+    /// Nothing was dealt yet.
+    pub fn new(part: Part) -> Self {
+        Self {
+            part,
+            things: 0,
+            rows: 0,
+            is_by_row: false,
+            listing: PartsHasher::new(),
+        }
+    }
+
+    /// Whether this part reads a file or an object, of which its source has just one or several. Its state
+    /// is what a list said of it.
+    pub fn takes(&mut self, source: &Source, uri: &str, state: Option<&str>, is_one: bool) -> bool {
+        if is_one {
+            self.see(source, uri, state);
+            self.is_by_row = true;
+            true
+        } else {
+            self.takes_whole(source, uri, state)
+        }
+    }
+
+    /// Whether this part reads something that only one part does.
+    pub fn takes_whole(&mut self, source: &Source, uri: &str, state: Option<&str>) -> bool {
+        self.see(source, uri, state);
+        self.is_by_row = false;
+        self.things += 1;
+        self.part.has(self.things - 1)
+    }
+
+    fn see(&mut self, source: &Source, uri: &str, state: Option<&str>) {
+        self.rows = 0;
+        let state = state.unwrap_or_default();
+        self.listing.part(&source.name).part(uri).part(state);
+    }
+
+    /// Whether the next row is this part's.
+    pub fn takes_row(&mut self) -> bool {
+        let number = self.rows;
+        self.rows += 1;
+        !self.is_by_row || self.part.has(number)
+    }
+
+    /// Over everything that was seen.
+    pub fn listing(&self) -> Digest {
+        self.listing.finish()
+    }
+}
