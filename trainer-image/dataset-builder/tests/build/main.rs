@@ -11,7 +11,9 @@
 
 mod analyzer;
 mod dealing;
+mod hostile;
 mod measured;
+mod page;
 mod parts;
 mod postgres;
 mod privacy;
