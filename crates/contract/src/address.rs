@@ -407,6 +407,26 @@ mod tests {
     }
 
     #[test]
+    fn a_host_is_named_by_its_name_or_network_and_not_by_being_public() {
+        let entries = ["presidio.privacy.svc", ".corp.example", "10.1.0.0/16"];
+        let guard = Guard::parse(&entries.map(str::to_owned)).unwrap();
+        for (host, is_named) in [
+            ("presidio.privacy.svc", true),
+            ("a.corp.example", true),
+            ("10.1.2.3", true),
+            ("10.2.2.3", false),
+            ("8.8.8.8", false),
+            ("analyzer.example.com", false),
+        ] {
+            assert_eq!(
+                guard.is_named(&Host::parse(host).unwrap()),
+                is_named,
+                "{host}"
+            );
+        }
+    }
+
+    #[test]
     fn every_special_address_is_known() {
         use Reach::{LinkLocal, Loopback, Metadata, Multicast, Private, Public, Reserved};
         for (expected, texts) in [

@@ -19,10 +19,9 @@ use crate::order::order;
 use crate::parts;
 use crate::privacy::Screen;
 use crate::report::{REPORT_FILE, report};
-use crate::sources::{Collected, collect, judge};
+use crate::sources::{Collected, Gathered, collect, judge};
 use crate::spill::Scratch;
 use crate::statistics::{self, Classes, STATISTICS_FILE, SplitStatistics, Statistics};
-use crate::stored::Rows;
 use crate::tokens::{BaseTokens, Measured};
 
 /// The version that a build ended with.
@@ -66,30 +65,31 @@ pub fn build(config: &BuildConfig, places: Places<'_>) -> Result<Built, Failure>
     outcome
 }
 
-/// Reads all rows in this process.
-fn gather(config: &BuildConfig, places: Places<'_>) -> Result<(Rows, Collected), Failure> {
+/// Reads the rows of a part in this process, with what they are measured with.
+pub(crate) fn gather(
+    config: &BuildConfig,
+    part: Part,
+    places: Places<'_>,
+) -> Result<Gathered, Failure> {
     let screen = Screen::new(config, places.key_file)?;
     let base = BaseTokens::load(config)?;
     let measured = base.as_ref().map(|base| Measured {
         measure: base,
         maximum: config.validation.maximum_tokens_per_row,
     });
-    let mut gathered = collect(
-        config,
-        Part::WHOLE,
-        screen.as_ref(),
-        measured,
-        places.scratch,
-    )?;
+    let mut gathered = collect(config, part, screen.as_ref(), measured, places.scratch)?;
     gathered.noted.tokenizer = base.map(|base| base.provenance);
-    Ok((gathered.rows, gathered.noted))
+    Ok(gathered)
 }
 
 fn make(config: &BuildConfig, store: &Store, places: Places<'_>) -> Result<Built, Failure> {
     let scratch = places.scratch;
     let (rows, mut collected) = match config.shards.filter(|count| *count > 1) {
         Some(count) => parts::gather(config, count, store, scratch)?,
-        None => gather(config, places)?,
+        None => {
+            let Gathered { rows, noted, .. } = gather(config, Part::WHOLE, places)?;
+            (rows, noted)
+        }
     };
     let ordered = order(config, scratch, rows)?;
     collected.good = ordered.kept_count;

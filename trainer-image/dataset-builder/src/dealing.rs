@@ -86,3 +86,74 @@ impl Dealing {
         self.listing.finish()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    fn source(name: &str) -> Source {
+        Source {
+            name: name.to_owned(),
+            uri: String::new(),
+            path: String::new(),
+            root: None,
+            columns: BTreeMap::new(),
+            digest: None,
+            query: None,
+            remote: None,
+            share: None,
+        }
+    }
+
+    /// What a part takes of three files, a query, and a file of five rows.
+    fn taken(index: u32, count: u32) -> (Vec<String>, Digest) {
+        let mut dealing = Dealing::new(Part { index, count });
+        let mut taken = Vec::new();
+        for uri in ["a", "b", "c"] {
+            if dealing.takes(&source("many"), uri, None, false) {
+                assert!(dealing.takes_row() && dealing.takes_row());
+                taken.push(uri.to_owned());
+            }
+        }
+        if dealing.takes_whole(&source("query"), "q", None) {
+            assert!(dealing.takes_row() && dealing.takes_row());
+            taken.push("q".to_owned());
+        }
+        assert!(dealing.takes(&source("one"), "o", None, true));
+        taken.extend(
+            (0..5)
+                .filter(|_| dealing.takes_row())
+                .map(|row| format!("o{row}")),
+        );
+        (taken, dealing.listing())
+    }
+
+    #[test]
+    fn every_thing_and_every_row_is_one_parts_and_all_parts_see_the_same() {
+        let all = ["a", "b", "c", "o0", "o1", "o2", "o3", "o4", "q"];
+        let (_, listing) = taken(0, 1);
+        for count in [1, 2, 3, 7] {
+            let mut together = Vec::new();
+            for index in 0..count {
+                let (part, seen) = taken(index, count);
+                assert_eq!(seen, listing);
+                together.extend(part);
+            }
+            together.sort();
+            assert_eq!(together, all, "{count} parts");
+        }
+    }
+
+    #[test]
+    fn another_state_is_another_listing() {
+        let listing = |state: &str| {
+            let mut dealing = Dealing::new(Part::WHOLE);
+            dealing.takes(&source("many"), "a", Some(state), false);
+            dealing.listing()
+        };
+        assert_eq!(listing("1"), listing("1"));
+        assert_ne!(listing("1"), listing("2"));
+    }
+}

@@ -16,14 +16,12 @@ use graftwork_contract::dataset::{
 };
 use graftwork_contract::paths;
 
-use crate::build::{Places, finished_before};
+use crate::build::{self, Places, finished_before};
 use crate::dealing::Part;
 use crate::failure::Failure;
-use crate::privacy::Screen;
-use crate::sources::{Collected, Gathered, MAXIMUM_RULES, collect};
+use crate::sources::{Collected, Gathered, MAXIMUM_RULES};
 use crate::spill::Scratch;
 use crate::stored::{RowSorter, Rows};
-use crate::tokens::{BaseTokens, Measured};
 
 /// The good rows of a part: each with its length before it, as eight bytes, the highest first.
 const ROWS_FILE: &str = "rows.bin";
@@ -72,14 +70,7 @@ fn make(
     if let Some(manifest) = made_before(&store, &folder)? {
         return Ok(Some(manifest));
     }
-    let screen = Screen::new(config, places.key_file)?;
-    let base = BaseTokens::load(config)?;
-    let measured = base.as_ref().map(|base| Measured {
-        measure: base,
-        maximum: config.validation.maximum_tokens_per_row,
-    });
-    let mut gathered = collect(config, part, screen.as_ref(), measured, places.scratch)?;
-    gathered.noted.tokenizer = base.map(|base| base.provenance);
+    let gathered = build::gather(config, part, places)?;
     let staged = store.stage(&folder)?;
     let file = staged.dir().join(ROWS_FILE);
     write(&gathered.rows, &file)?;

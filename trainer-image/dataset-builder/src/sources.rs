@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::path::Path;
+use std::time::UNIX_EPOCH;
 
 use graftwork_contract::Digest;
 use graftwork_contract::dataset::{
@@ -297,7 +299,9 @@ fn read(source: &Source, wanted: Wanted<'_>, collecting: &mut Collecting) -> Res
     let files = files(source)?;
     let is_one = files.len() == 1;
     for file in files {
-        if !collecting.dealing.takes(source, &file.uri, None, is_one) {
+        let state = source.root.as_ref().and_then(|_| state(&file.path));
+        let dealing = &mut collecting.dealing;
+        if !dealing.takes(source, &file.uri, state.as_deref(), is_one) {
             continue;
         }
         let outcome = reader::read(source, &file, wanted, collecting);
@@ -329,6 +333,13 @@ fn read(source: &Source, wanted: Wanted<'_>, collecting: &mut Collecting) -> Res
         });
     }
     Ok(())
+}
+
+/// The state of a volume's file: its size and the time of its last change, which all pods see alike.
+fn state(path: &Path) -> Option<String> {
+    let metadata = path.metadata().ok()?;
+    let since = metadata.modified().ok()?.duration_since(UNIX_EPOCH).ok()?;
+    Some(format!("{} {}", metadata.len(), since.as_nanos()))
 }
 
 /// Reads what a source has on the network, one after the other.
