@@ -7,15 +7,15 @@ use serde::{Deserialize, Serialize};
 use crate::Digest;
 use crate::remote::Remote;
 
-mod analyzer;
 pub mod database_secret;
 mod mix;
 mod part;
+mod privacy;
 mod tokens;
 
-pub use analyzer::Analyzer;
 pub use mix::Share;
 pub use part::{BrokenRule, PartManifest};
+pub use privacy::{Analyzer, Privacy, PrivacyMode};
 pub use tokens::{BaseModel, TokenCounts, TokenizerProvenance};
 
 /// The shape of a dataset's rows.
@@ -63,32 +63,6 @@ impl Classification {
             Self::Restricted => "Restricted",
         }
     }
-}
-
-/// What happens to personal data.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum PrivacyMode {
-    /// Its type stands in its place.
-    Redact,
-    /// A keyed pseudonym stands in its place.
-    Pseudonymise,
-    /// Its row is invalid.
-    Reject,
-    /// It stays, and is counted.
-    Allow,
-}
-
-/// Where personal data is looked for, and what happens to it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Privacy {
-    /// What happens to it.
-    pub mode: PrivacyMode,
-    /// The columns that are looked at: of the format, or the split's group column.
-    pub columns: Vec<String>,
-    /// Who is asked for what no rule of ours finds; none: nobody.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub analyzer: Option<Analyzer>,
 }
 
 /// The part of a dataset that a row belongs to.

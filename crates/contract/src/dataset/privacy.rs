@@ -1,6 +1,33 @@
-//! A server that finds what no rule finds, such as names: one that answers as Presidio's analyser does.
+//! What happens to personal data, and who is asked for what no rule finds, such as names: a server that
+//! answers as Presidio's analyser does.
 
 use serde::{Deserialize, Serialize};
+
+/// What happens to personal data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum PrivacyMode {
+    /// Its type stands in its place.
+    Redact,
+    /// A keyed pseudonym stands in its place.
+    Pseudonymise,
+    /// Its row is invalid.
+    Reject,
+    /// It stays, and is counted.
+    Allow,
+}
+
+/// Where personal data is looked for, and what happens to it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Privacy {
+    /// What happens to it.
+    pub mode: PrivacyMode,
+    /// The columns that are looked at: of the format, or the split's group column.
+    pub columns: Vec<String>,
+    /// Who is asked for what no rule of ours finds; none: nobody.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub analyzer: Option<Analyzer>,
+}
 
 /// What is asked of an analyser, and where it is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
