@@ -60,6 +60,12 @@ use crate::schema::rules;
 ), (
     "has(self.baseModel) || !has(self.validation) || !has(self.validation.maximumTokensPerRow)",
     "maximumTokensPerRow needs baseModel",
+), (
+    "!has(self.transform) || self.sources.all(source, !has(source.columns))",
+    "columns of sources have no place beside transform: name columns there, with AS",
+), (
+    "has(self.transform) || !has(self.privacy) || !has(self.privacy.pseudonymKeyRef) || self.privacy.mode == 'Pseudonymise'",
+    "pseudonymKeyRef is needed with mode Pseudonymise, and else only with transform",
 )])))]
 pub struct DatasetSpec {
     /// What the data is, for people.
@@ -75,6 +81,12 @@ pub struct DatasetSpec {
         extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"])
     )]
     pub sources: Vec<Source>,
+    /// SQL over the sources, each a table by its name: one SELECT, whose columns are those of the rows.
+    /// Left out, the rows of the sources are taken as they are. Beside the usual functions there are
+    /// redact(text), pseudonymise(text), token_count(text) and sha256_hex(text).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 16_384))]
+    pub transform: Option<String>,
     /// What a row must hold.
     pub format: DatasetFormat,
     /// What happens to personal data; left out, nobody looks for any.
@@ -284,8 +296,8 @@ open_enum! {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = rules(&[(
-    "has(self.pseudonymKeyRef) == (self.mode == 'Pseudonymise')",
-    "pseudonymKeyRef is needed with mode Pseudonymise, and with no other",
+    "has(self.pseudonymKeyRef) || self.mode != 'Pseudonymise'",
+    "pseudonymKeyRef is needed with mode Pseudonymise",
 )])))]
 pub struct Privacy {
     /// Redact: its type stands in its place. Pseudonymise: so does a pseudonym, the same one for the
@@ -300,8 +312,9 @@ pub struct Privacy {
         extend("x-kubernetes-list-type" = "set")
     )]
     pub columns: Vec<String>,
-    /// The key of pseudonyms, of at least 16 bytes. Another key, other pseudonyms; a change is seen
-    /// when the annotation `graftwork.dev/refresh` changes.
+    /// The key of pseudonyms, of at least 16 bytes: for the mode, and for pseudonymise() in
+    /// `transform`. Another key, other pseudonyms; a change is seen when the annotation
+    /// `graftwork.dev/refresh` changes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pseudonym_key_ref: Option<SecretKeyReference>,
     /// Who is asked for names and addresses beside; left out, nobody.

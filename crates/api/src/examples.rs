@@ -62,6 +62,11 @@ pub fn all() -> Result<Vec<Example>, serde_json::Error> {
             vec![object(&s3_dataset())?],
         ),
         example(
+            "sql-dataset.yaml",
+            "Rows that SQL makes of two sources: decisions, with the names of their categories from a CSV file.",
+            vec![object(&sql_dataset())?],
+        ),
+        example(
             "training-run.yaml",
             "A LoRA training whose result becomes the next version of the adapter topics.",
             vec![object(&training_run())?],
@@ -156,6 +161,7 @@ fn dataset() -> Dataset {
                 ..Source::default()
             },
         ],
+        transform: None,
         format: DatasetFormat {
             type_: FormatType::Completion,
             reward: false,
@@ -203,6 +209,7 @@ fn postgres_dataset() -> Dataset {
             maximum_rows: Some(1_000_000),
             ..Source::default()
         }],
+        transform: None,
         format: DatasetFormat {
             type_: FormatType::Completion,
             reward: false,
@@ -245,6 +252,7 @@ fn s3_dataset() -> Dataset {
             secret_ref: Some(ObjectReference::new("corpus")),
             ..Source::default()
         }],
+        transform: None,
         format: DatasetFormat {
             type_: FormatType::Chat,
             reward: false,
@@ -259,6 +267,40 @@ fn s3_dataset() -> Dataset {
         split: Split::default(),
     };
     Dataset::new("faq", spec)
+}
+
+fn sql_dataset() -> Dataset {
+    let sql = "SELECT redact(d.claim) AS prompt, c.title AS completion, d.claim_id\nFROM decisions d\nJOIN categories c ON c.code = d.category\nWHERE token_count(d.claim) BETWEEN 8 AND 1024";
+    let source = |name: &str, uri: &str| Source {
+        name: name.to_owned(),
+        uri: Some(uri.to_owned()),
+        ..Source::default()
+    };
+    let spec = DatasetSpec {
+        description: Some("The category of an expense claim".to_owned()),
+        classification: None,
+        sources: vec![
+            source("decisions", "pvc://data/decisions/*.parquet"),
+            source("categories", "pvc://data/categories.csv"),
+        ],
+        transform: Some(sql.to_owned()),
+        format: DatasetFormat {
+            type_: FormatType::Completion,
+            reward: false,
+        },
+        privacy: None,
+        validation: Validation::default(),
+        balance: None,
+        base_model: Some(base()),
+        shards: None,
+        schedule: None,
+        retention: None,
+        split: Split {
+            group_column: Some("claim_id".to_owned()),
+            ..Split::default()
+        },
+    };
+    Dataset::new("expense-categories", spec)
 }
 
 fn training_run() -> TrainingRun {
@@ -553,6 +595,7 @@ fn quickstart() -> Result<Vec<Value>, serde_json::Error> {
                 }),
                 ..Source::default()
             }],
+            transform: None,
             format: DatasetFormat {
                 type_: FormatType::Completion,
                 reward: false,

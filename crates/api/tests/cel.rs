@@ -161,12 +161,17 @@ fn dataset_cases() -> Vec<Case> {
     let privacy = |classification: &str, privacy: Value| json!({"spec": {"classification": classification, "privacy": privacy}});
     let timed = "column is needed with method Time, and with no other";
     let restricted = "Restricted data needs privacy with a mode other than Allow";
-    let keyed = "pseudonymKeyRef is needed with mode Pseudonymise, and with no other";
+    let keyed = "pseudonymKeyRef is needed with mode Pseudonymise";
+    let idle = "pseudonymKeyRef is needed with mode Pseudonymise, and else only with transform";
+    let renamed =
+        "columns of sources have no place beside transform: name columns there, with AS";
     let key = json!({"name": "pseudonyms", "key": "key"});
     let asked = |score: &str| {
         let analyzer = json!({"url": "http://presidio.privacy.svc:3000", "minimumScore": score});
         privacy("Public", json!({"mode": "Redact", "analyzer": analyzer}))
     };
+    let plain = json!([{"name": "a", "uri": "pvc://data/a"}]);
+    let mapped = json!([{"name": "a", "uri": "pvc://data/a", "columns": {"prompt": "question"}}]);
     let invalid =
         |percent: &str| json!({"spec": {"validation": {"maximumInvalidPercent": percent}}});
     vec![
@@ -217,7 +222,7 @@ fn dataset_cases() -> Vec<Case> {
         ),
         case(
             "datasets",
-            keyed,
+            idle,
             privacy("Public", json!({"mode": "Reject", "columns": ["prompt"]})),
             privacy("Public", json!({"mode": "Reject", "pseudonymKeyRef": key})),
         ),
@@ -226,6 +231,18 @@ fn dataset_cases() -> Vec<Case> {
             "minimumScore is at most 1",
             asked("1.0"),
             asked("1.5"),
+        ),
+        case(
+            "datasets",
+            idle,
+            json!({"spec": {"transform": "SELECT 1", "sources": plain, "privacy": {"mode": "Redact", "pseudonymKeyRef": key}}}),
+            privacy("Public", json!({"mode": "Redact", "pseudonymKeyRef": key})),
+        ),
+        case(
+            "datasets",
+            renamed,
+            json!({"spec": {"transform": "SELECT 1", "sources": plain}}),
+            json!({"spec": {"transform": "SELECT 1", "sources": mapped}}),
         ),
         case(
             "datasets",

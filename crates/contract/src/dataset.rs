@@ -107,6 +107,9 @@ pub struct BuildConfig {
     pub reward: bool,
     /// Where the rows come from, in order.
     pub sources: Vec<Source>,
+    /// What is made of the sources; none: their rows are the version's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transform: Option<Transform>,
     /// Which rows are good, and how many must be.
     pub validation: Validation,
     /// How rows are dealt to train, validation and test.
@@ -133,6 +136,17 @@ pub struct BuildConfig {
     /// Where the hub of `hf://` sources is, as [`crate::uri::Endpoint`] reads it; none: [`HUB_ENDPOINT`](crate::remote::HUB_ENDPOINT).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hub_endpoint: Option<String>,
+}
+
+/// SQL over the sources, each a table by its name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Transform {
+    /// One SELECT, whose columns are those of the rows.
+    pub sql: String,
+    /// Whether a key of pseudonyms is mounted for it.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub pseudonym_key: bool,
 }
 
 /// The column that says what answering as a row does is worth: a number.
@@ -456,6 +470,9 @@ pub struct Provenance {
     /// What rows were measured with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokenizer: Option<TokenizerProvenance>,
+    /// What was made of the sources.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transform: Option<TransformProvenance>,
     /// Version number of the dataset before this one.
     pub parent: Option<u32>,
     /// RFC 3339 time of the build.
@@ -492,6 +509,18 @@ pub struct QueryProvenance {
     pub snapshot_time: String,
     /// Rows of the answer.
     pub rows: u64,
+}
+
+/// The SQL that made the rows of the sources.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TransformProvenance {
+    /// SHA-256 of the text.
+    pub digest: Digest,
+    /// The text.
+    pub text: String,
+    /// RFC 3339 time that `now()` was: of the latest snapshot of a database, or else of the build.
+    pub now: String,
 }
 
 /// `versions/<n>.json`: number `n` of a dataset, create-only.

@@ -1,6 +1,7 @@
 //! One build, from the configuration to a numbered version.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use graftwork_artifacts::rows::{self, RowWriter, file_name};
 use graftwork_artifacts::{Error as StoreError, Put, Store};
@@ -17,12 +18,13 @@ use crate::failure::Failure;
 use crate::languages::{guess, is_looked_at};
 use crate::order::order;
 use crate::parts;
-use crate::privacy::Screen;
+use crate::privacy::{Screen, read_key};
 use crate::report::{REPORT_FILE, report};
-use crate::sources::{Collected, Gathered, collect, judge};
+use crate::sources::{Collected, Gathered, Tools, collect, judge};
 use crate::spill::Scratch;
 use crate::statistics::{self, Classes, STATISTICS_FILE, SplitStatistics, Statistics};
-use crate::tokens::{BaseTokens, Measured};
+use crate::tokens::{BaseTokens, Measure, Measured};
+use crate::transform::Given;
 
 /// The version that a build ended with.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,12 +75,23 @@ pub(crate) fn gather(
 ) -> Result<Gathered, Failure> {
     let screen = Screen::new(config, places.key_file)?;
     let base = BaseTokens::load(config)?;
-    let measured = base.as_ref().map(|base| Measured {
+    let measured = base.as_deref().map(|base| Measured {
         measure: base,
         maximum: config.validation.maximum_tokens_per_row,
     });
-    let mut gathered = collect(config, part, screen.as_ref(), measured, places.scratch)?;
-    gathered.noted.tokenizer = base.map(|base| base.provenance);
+    let tools = Tools {
+        screen: screen.as_ref(),
+        measured,
+        given: Given {
+            tokens: base.clone().map(|base| base as Arc<dyn Measure>),
+            key: match &config.transform {
+                Some(transform) if transform.pseudonym_key => Some(read_key(places.key_file)?),
+                _ => None,
+            },
+        },
+    };
+    let mut gathered = collect(config, part, tools, places.scratch)?;
+    gathered.noted.tokenizer = base.as_ref().map(|base| base.provenance.clone());
     Ok(gathered)
 }
 
@@ -173,6 +186,7 @@ fn publish(
         code_version: env!("CARGO_PKG_VERSION").to_owned(),
         privacy: config.privacy.clone(),
         tokenizer: collected.tokenizer.clone(),
+        transform: collected.transform.clone(),
         parent: latest.map(|(number, _)| number),
         created_time: clock::rfc3339(),
     };

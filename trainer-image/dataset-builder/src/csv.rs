@@ -10,6 +10,9 @@ use crate::lines::{Line, Lines, MAXIMUM_LINE_BYTES};
 /// Delimiters that are known.
 const DELIMITERS: [u8; 4] = [b',', b';', b'\t', b'|'];
 
+/// Letters of a column's name, where a header is guessed.
+const MAXIMUM_NAME: usize = 63;
+
 /// The columns of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Header {
@@ -37,6 +40,30 @@ impl Header {
                 names,
             })
         })
+    }
+
+    /// Reads a file's first line as a header where nobody says what its columns are called: names, as
+    /// many as a delimiter gives; none where it is something else.
+    pub fn guess(line: &[u8]) -> Option<Self> {
+        DELIMITERS
+            .iter()
+            .rev()
+            .filter_map(|delimiter| {
+                let mut record = Record::new(*delimiter);
+                if !record.add(line).ok()? {
+                    return None;
+                }
+                let names: Vec<String> = record
+                    .take()
+                    .into_iter()
+                    .map(|name| name.trim().to_owned())
+                    .collect();
+                names.iter().all(|name| is_name(name)).then_some(Self {
+                    delimiter: *delimiter,
+                    names,
+                })
+            })
+            .max_by_key(|header| header.names.len())
     }
 
     /// A column that stands twice.
@@ -92,6 +119,16 @@ impl Header {
         let values = fields.into_iter().map(Value::String);
         Ok(self.names.iter().cloned().zip(values).collect())
     }
+}
+
+/// Whether a text looks like a column's name, and not like JSON or prose.
+fn is_name(text: &str) -> bool {
+    let is_first = |letter: char| letter.is_alphabetic() || letter == '_';
+    let is_next = |letter: char| letter.is_alphanumeric() || "_-. ".contains(letter);
+    text.starts_with(is_first)
+        && text.chars().all(is_next)
+        && text.chars().count() <= MAXIMUM_NAME
+        && !["true", "false", "null"].contains(&text)
 }
 
 /// A record, or the rule that it breaks.

@@ -63,4 +63,5 @@ mod stored;
 pub mod streams;
 pub mod termination;
 pub mod tokens;
+mod transform;
 mod waiting;

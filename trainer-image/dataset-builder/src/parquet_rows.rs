@@ -8,7 +8,7 @@ use arrow_array::cast::AsArray as _;
 use arrow_array::types::{Float32Type, Float64Type, Int64Type, UInt64Type};
 use arrow_array::{Array, ArrayRef, RecordBatch};
 use arrow_cast::cast::cast;
-use arrow_schema::DataType;
+use arrow_schema::{DataType, Field};
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
 use parquet::file::metadata::RowGroupMetaData;
@@ -28,11 +28,11 @@ pub struct ParquetRows {
 }
 
 impl ParquetRows {
-    /// Opens a file for the columns in `wanted`; others are left alone.
+    /// Opens a file for the columns in `wanted`, or for all that have a place in JSON; others are left alone.
     ///
     /// # Errors
     /// What is wrong with the file, in words and without data.
-    pub fn open(file: File, wanted: &[&str]) -> Result<Self, String> {
+    pub fn open(file: File, wanted: Option<&[&str]>) -> Result<Self, String> {
         let open = || {
             let builder =
                 ParquetRecordBatchReaderBuilder::try_new(file).map_err(|error| words(&error))?;
@@ -48,14 +48,19 @@ impl ParquetRows {
                 ));
             }
             let fields = builder.schema().fields();
+            let is_wanted = |field: &Field| match wanted {
+                Some(names) => names.contains(&field.name().as_str()),
+                None => has_place(field.data_type()),
+            };
             let indices: Vec<usize> = (0..fields.len())
-                .filter(|index| {
-                    let field = fields.get(*index);
-                    field.is_some_and(|field| wanted.contains(&field.name().as_str()))
-                })
+                .filter(|index| fields.get(*index).is_some_and(|field| is_wanted(field)))
                 .collect();
-            let mask = ProjectionMask::roots(builder.parquet_schema(), indices);
-            let batch = batch_rows(builder.metadata().row_groups(), wanted)?;
+            let names: Vec<&str> = indices
+                .iter()
+                .filter_map(|index| Some(fields.get(*index)?.name().as_str()))
+                .collect();
+            let mask = ProjectionMask::roots(builder.parquet_schema(), indices.iter().copied());
+            let batch = batch_rows(builder.metadata().row_groups(), &names)?;
             let batches = builder
                 .with_projection(mask)
                 .with_batch_size(batch)
@@ -119,7 +124,11 @@ fn words(error: &dyn std::error::Error) -> String {
     format!("is not a Parquet file that can be read: {error}")
 }
 
-fn objects(batch: &RecordBatch) -> Result<Vec<Map<String, Value>>, String> {
+/// Rows as objects.
+///
+/// # Errors
+/// A column of a type that has no place in JSON, with its name.
+pub fn objects(batch: &RecordBatch) -> Result<Vec<Map<String, Value>>, String> {
     let mut rows = vec![Map::new(); batch.num_rows()];
     for (field, column) in batch.schema().fields().iter().zip(batch.columns()) {
         let name = field.name();
@@ -131,6 +140,30 @@ fn objects(batch: &RecordBatch) -> Result<Vec<Map<String, Value>>, String> {
         }
     }
     Ok(rows)
+}
+
+/// Whether values of a type have a place in JSON, see [`value`].
+fn has_place(kind: &DataType) -> bool {
+    match kind {
+        DataType::List(item) | DataType::LargeList(item) => has_place(item.data_type()),
+        DataType::Struct(fields) => fields.iter().all(|field| has_place(field.data_type())),
+        DataType::Dictionary(_, inner) => has_place(inner),
+        kind => {
+            kind.is_null()
+                || kind.is_integer()
+                || kind.is_string()
+                || kind.is_decimal()
+                || matches!(
+                    kind,
+                    DataType::Boolean
+                        | DataType::Float32
+                        | DataType::Float64
+                        | DataType::Date32
+                        | DataType::Date64
+                        | DataType::Timestamp(..)
+                )
+        }
+    }
 }
 
 /// The column in one of the types that [`value`] knows. Times are written as in ISO 8601, in UTC, and
@@ -229,6 +262,13 @@ mod tests {
     }
 
     fn read(file: &tempfile::NamedTempFile, wanted: &[&str]) -> Result<Vec<Value>, String> {
+        read_some(file, Some(wanted))
+    }
+
+    fn read_some(
+        file: &tempfile::NamedTempFile,
+        wanted: Option<&[&str]>,
+    ) -> Result<Vec<Value>, String> {
         let mut rows = ParquetRows::open(file.reopen().unwrap(), wanted)?;
         let mut all = Vec::new();
         while let Some(rows) = rows.next_rows()? {
@@ -275,6 +315,18 @@ mod tests {
         )]);
         let problem = read(&file, &["text"]).unwrap_err();
         assert_eq!(problem, "column text is of type Binary");
+    }
+
+    #[test]
+    fn where_all_columns_are_wanted_those_of_bytes_are_left_out() {
+        let list = ListArray::from_iter_primitive::<Int32Type, _, _>([Some(vec![Some(1)])]);
+        let file = write(vec![
+            column("text", StringArray::from(vec!["a"])),
+            column("image", BinaryArray::from(vec![&b"\x00"[..]])),
+            column("list", list),
+        ]);
+        let rows = read_some(&file, None).unwrap();
+        assert_eq!(rows, [serde_json::json!({"text": "a", "list": [1]})]);
     }
 
     #[test]

@@ -206,7 +206,11 @@ fn texts(row: &mut Row) -> Vec<(&'static str, &mut String)> {
     }
 }
 
-fn read_key(path: &Path) -> Result<Key, Failure> {
+/// The key of pseudonyms.
+///
+/// # Errors
+/// A key that is not there, can't be read, or is too short.
+pub fn read_key(path: &Path) -> Result<Key, Failure> {
     let bytes = std::fs::read(path).map_err(|error| match error.kind() {
         ErrorKind::NotFound | ErrorKind::NotADirectory => Failure::source_not_found(
             "spec.privacy.pseudonymKeyRef: there is no such Secret, or it has no such key",

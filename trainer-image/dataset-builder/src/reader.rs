@@ -8,13 +8,14 @@ use graftwork_contract::Digest;
 use graftwork_contract::dataset::{RejectedRow, Source};
 
 use crate::csv::Header;
+use crate::dealing::Dealing;
 use crate::failure::Failure;
 use crate::files::SourceFile;
 use crate::lines::{Line, Lines, MAXIMUM_LINE_BYTES};
 use crate::parquet_rows::ParquetRows;
+use crate::query::Record;
 use crate::remote::Found;
-use crate::row::{self, Wanted};
-use crate::sources::Collecting;
+use crate::row;
 use crate::spill::Scratch;
 use crate::streams::{MAXIMUM_UNPACKED_BYTES, Packing, Seen, hash, is_of_volume, unpacked};
 
@@ -22,6 +23,21 @@ use crate::streams::{MAXIMUM_UNPACKED_BYTES, Packing, Seen, hash, is_of_volume, 
 const PARQUET: &[u8] = b"PAR1";
 /// What is read.
 const KINDS: &str = "sources are JSONL, CSV or Parquet, plain, .gz or .zst";
+
+/// What takes the records of a source, one after the other.
+pub trait Take {
+    /// The columns that are looked at, as the source names them; none: all of them.
+    fn columns(&self) -> Option<Vec<&str>>;
+
+    /// Which files and rows are taken: others are another part's.
+    fn dealing(&mut self) -> &mut Dealing;
+
+    /// Takes a record, or the rule that it breaks and where.
+    ///
+    /// # Errors
+    /// Those of the scratch volume. A bad row is no error.
+    fn take(&mut self, record: Record, at: &dyn Fn(String) -> RejectedRow) -> Result<(), Failure>;
+}
 
 /// A file of a source, as messages name it.
 #[derive(Debug, Clone, Copy)]
@@ -83,8 +99,7 @@ impl<'a> Place<'a> {
 pub fn read(
     source: &Source,
     file: &SourceFile,
-    wanted: Wanted<'_>,
-    collecting: &mut Collecting,
+    take: &mut dyn Take,
 ) -> Result<(Digest, u64), Failure> {
     let place = Place::of_file(source, file);
     let bytes = |line| move |error: io::Error| place.failed(line, &error);
@@ -97,11 +112,11 @@ pub fn read(
         .map_err(bytes(0))?;
     if head.starts_with(PARQUET) {
         let again = opened.try_clone().map_err(bytes(0))?;
-        read_parquet(place, again, wanted, collecting)?;
+        read_parquet(place, again, take)?;
         opened.rewind().map_err(bytes(0))?;
         return hash(opened).map_err(bytes(0));
     }
-    read_text(place, opened, &head, wanted, collecting)
+    read_text(place, opened, &head, take)
 }
 
 /// Reads what comes from the network, as [`read`] reads a file. Parquet, which begins at its end, is laid on
@@ -114,8 +129,7 @@ pub fn read_stream(
     (source, found): (&Source, &Found),
     mut stream: impl Read + 'static,
     scratch: &Scratch,
-    wanted: Wanted<'_>,
-    collecting: &mut Collecting,
+    take: &mut dyn Take,
 ) -> Result<(Digest, u64), Failure> {
     let place = Place {
         source,
@@ -130,10 +144,10 @@ pub fn read_stream(
     let whole = Cursor::new(head.clone()).chain(stream);
     if head.starts_with(PARQUET) {
         let (file, seen) = laid_down(place, whole, scratch)?;
-        read_parquet(place, file, wanted, collecting)?;
+        read_parquet(place, file, take)?;
         return Ok(seen.finish());
     }
-    read_text(place, whole, &head, wanted, collecting)
+    read_text(place, whole, &head, take)
 }
 
 /// A stream as a file of the scratch volume.
@@ -169,8 +183,7 @@ fn read_text(
     place: Place<'_>,
     stream: impl Read + 'static,
     head: &[u8],
-    wanted: Wanted<'_>,
-    collecting: &mut Collecting,
+    take: &mut dyn Take,
 ) -> Result<(Digest, u64), Failure> {
     let bytes = |line| move |error: io::Error| place.failed(line, &error);
     let packing = Packing::of(head);
@@ -186,8 +199,7 @@ fn read_text(
         Some(first) => first,
         None => {
             let rule = format!("is longer than {MAXIMUM_LINE_BYTES} bytes");
-            let at = |rule| place.row(number, rule);
-            collecting.judge(|| Err(rule), usize::MAX, wanted, at)?;
+            hand_over(place, number, take, || Err(rule))?;
             Vec::new()
         }
     };
@@ -197,14 +209,17 @@ fn read_text(
             return Err(place.bad(0, &format!("holds, packed, {kind}; {KINDS}")));
         }
     }
-    match Header::read(&first, &wanted.columns()) {
-        Some(header) => read_csv(place, &header, &mut lines, wanted, collecting)?,
+    let header = match take.columns() {
+        Some(wanted) => Header::read(&first, &wanted),
+        None => Header::guess(&first),
+    };
+    match header {
+        Some(header) => read_csv(place, &header, &mut lines, take)?,
         None => {
             if !first.is_empty() {
-                let at = |rule| place.row(number, rule);
-                collecting.judge(|| row::object(&first), usize::MAX, wanted, at)?;
+                hand_over(place, number, take, || row::object(&first))?;
             }
-            read_jsonl(place, &mut lines, wanted, collecting)?;
+            read_jsonl(place, &mut lines, take)?;
         }
     }
     Ok(seen.finish())
@@ -225,11 +240,23 @@ fn first_line(lines: &mut Lines<impl BufRead>) -> io::Result<Option<FirstLine>> 
     Ok(None)
 }
 
+/// Has the next record taken, which `record` reads, unless it is another part's.
+fn hand_over(
+    place: Place<'_>,
+    number: u64,
+    take: &mut dyn Take,
+    record: impl FnOnce() -> Record,
+) -> Result<(), Failure> {
+    if !take.dealing().takes_row() {
+        return Ok(());
+    }
+    take.take(record(), &|rule| place.row(number, rule))
+}
+
 fn read_jsonl(
     place: Place<'_>,
     lines: &mut Lines<impl BufRead>,
-    wanted: Wanted<'_>,
-    collecting: &mut Collecting,
+    take: &mut dyn Take,
 ) -> Result<(), Failure> {
     let mut last = 0;
     while let Some((number, line)) = lines
@@ -237,15 +264,12 @@ fn read_jsonl(
         .map_err(|error| place.failed(last, &error))?
     {
         last = number;
-        let at = |rule| place.row(number, rule);
         match line {
             Line::Whole(line) if line.trim_ascii().is_empty() => {}
-            Line::Whole(line) => {
-                collecting.judge(|| row::object(line), usize::MAX, wanted, at)?;
-            }
+            Line::Whole(line) => hand_over(place, number, take, || row::object(line))?,
             Line::TooLong => {
                 let rule = format!("is longer than {MAXIMUM_LINE_BYTES} bytes");
-                collecting.judge(|| Err(rule), usize::MAX, wanted, at)?;
+                hand_over(place, number, take, || Err(rule))?;
             }
         }
     }
@@ -256,8 +280,7 @@ fn read_csv(
     place: Place<'_>,
     header: &Header,
     lines: &mut Lines<impl BufRead>,
-    wanted: Wanted<'_>,
-    collecting: &mut Collecting,
+    take: &mut dyn Take,
 ) -> Result<(), Failure> {
     if let Some(name) = header.repeated() {
         return Err(place.bad(0, &format!("has two columns named {name:?}")));
@@ -268,20 +291,14 @@ fn read_csv(
         .map_err(|error| place.failed(last, &error))?
     {
         last = number;
-        let at = |rule| place.row(number, rule);
-        collecting.judge(|| record, usize::MAX, wanted, at)?;
+        hand_over(place, number, take, || record)?;
     }
     Ok(())
 }
 
-fn read_parquet(
-    place: Place<'_>,
-    file: File,
-    wanted: Wanted<'_>,
-    collecting: &mut Collecting,
-) -> Result<(), Failure> {
+fn read_parquet(place: Place<'_>, file: File, take: &mut dyn Take) -> Result<(), Failure> {
     let mut number = 0;
-    let mut rows = ParquetRows::open(file, &wanted.columns())
+    let mut rows = ParquetRows::open(file, take.columns().as_deref())
         .map_err(|problem| place.bad(number, &problem))?;
     while let Some(batch) = rows
         .next_rows()
@@ -289,9 +306,7 @@ fn read_parquet(
     {
         for record in batch {
             number += 1;
-            // Lines and records of CSV are bounded before they are read.
-            let at = |rule| place.row(number, rule);
-            collecting.judge(|| Ok(record), MAXIMUM_LINE_BYTES, wanted, at)?;
+            hand_over(place, number, take, || Ok(record))?;
         }
     }
     Ok(())

@@ -7,27 +7,28 @@ use std::time::UNIX_EPOCH;
 
 use graftwork_contract::Digest;
 use graftwork_contract::dataset::{
-    BrokenRule, BuildConfig, NAMED_REJECTED_ROWS, Query, RejectedRow, Share, Source,
-    SourceProvenance, TokenizerProvenance,
+    BrokenRule, BuildConfig, NAMED_REJECTED_ROWS, RejectedRow, Share, Source, SourceProvenance,
+    TokenizerProvenance, TransformProvenance,
 };
 use graftwork_contract::exit::ExitCode;
 use graftwork_privacy::Counts;
-use serde_json::{Map, Value};
 
 use crate::config;
 use crate::dealing::{Dealing, Part};
 use crate::failure::Failure;
 use crate::files::files;
+use crate::lines::MAXIMUM_LINE_BYTES;
 use crate::nulls::Nulls;
 use crate::privacy::Screen;
-use crate::query;
-use crate::reader;
+use crate::query::{self, Record};
+use crate::reader::{self, Take};
 use crate::remote::{self, Shelf};
 use crate::row::{self, GoodRow, Wanted};
 use crate::spill::Scratch;
 use crate::stored::{RowSorter, Rows};
 use crate::streams::hash;
 use crate::tokens::Measured;
+use crate::transform::{self, Given};
 use crate::waiting::Waiting;
 
 /// How many different rules a message names.
@@ -38,9 +39,9 @@ const NAMED_RULES: usize = 3;
 pub struct Collecting {
     rows: RowSorter,
     /// How much of the present source's rows is taken; none: all of them.
-    share: Option<Share>,
+    pub share: Option<Share>,
     /// Which part of all rows is taken.
-    dealing: Dealing,
+    pub dealing: Dealing,
     /// What waits for an analyser, of the present source.
     waiting: Waiting,
     /// What is noted.
@@ -48,83 +49,98 @@ pub struct Collecting {
 }
 
 impl Collecting {
-    /// Judges a row that `object` reads, if it is this part's. Texts of a good one may have so many
-    /// bytes. Where an analyser is asked about rows, this one waits until there are enough of them.
-    ///
-    /// # Errors
-    /// Those of the scratch volume, and of the analyser.
-    pub fn judge(
-        &mut self,
-        object: impl FnOnce() -> Result<Map<String, Value>, String>,
-        limit: usize,
-        wanted: Wanted<'_>,
-        at: impl FnOnce(String) -> RejectedRow,
-    ) -> Result<(), Failure> {
-        if !self.dealing.takes_row() {
-            return Ok(());
+    /// Nothing yet.
+    pub fn new(scratch: &Scratch, part: Part) -> Self {
+        Self {
+            rows: RowSorter::new(scratch),
+            share: None,
+            dealing: Dealing::new(part),
+            waiting: Waiting::default(),
+            noted: Collected::default(),
         }
-        let object = object();
-        if wanted.screen.is_some_and(Screen::looks_ahead) {
-            self.waiting.push(object, limit, at(String::new()));
-            return if self.waiting.is_full() {
-                self.settle(wanted)
-            } else {
-                Ok(())
-            };
-        }
-        let row = self.read(object, limit, wanted);
-        self.take(row, at)
     }
 
-    /// Judges the rows that wait.
-    ///
-    /// # Errors
-    /// Those of the scratch volume, and of the analyser.
-    pub fn settle(&mut self, wanted: Wanted<'_>) -> Result<(), Failure> {
-        let waiting = std::mem::take(&mut self.waiting);
-        let Some(screen) = wanted.screen.filter(|_| !waiting.is_empty()) else {
-            return Ok(());
-        };
-        screen.look_ahead(&waiting.texts(wanted))?;
-        for waiter in waiting.into_rows() {
-            let row = self.read(waiter.object, waiter.limit, wanted);
-            self.take(row, |rule| RejectedRow {
-                rule,
-                ..waiter.place
-            })?;
-        }
-        Ok(())
+    /// Whether the present source's share leaves a row out, given as canonical JSON. Such rows are counted.
+    pub fn is_beyond_share(&mut self, canonical: &str) -> bool {
+        let is_beyond = self.share.is_some_and(|it| !it.takes(canonical));
+        self.noted.beyond_weight += u64::from(is_beyond);
+        is_beyond
     }
 
-    fn read(
-        &mut self,
-        object: Result<Map<String, Value>, String>,
-        limit: usize,
-        wanted: Wanted<'_>,
-    ) -> Result<GoodRow, String> {
-        row::read(&object?, wanted, &mut self.noted.findings)?.bounded(limit)
+    fn read(&mut self, record: Record, wanted: Wanted<'_>) -> Result<GoodRow, String> {
+        // Lines and records of CSV are bounded before they are read; Parquet and SQL are not.
+        row::read(&record?, wanted, &mut self.noted.findings)?.bounded(MAXIMUM_LINE_BYTES)
     }
 
     /// Keeps a good row; of a bad one where it was and why.
-    ///
-    /// # Errors
-    /// Those of the scratch volume.
-    fn take(
+    fn keep(
         &mut self,
         row: Result<GoodRow, String>,
         at: impl FnOnce(String) -> RejectedRow,
     ) -> Result<(), Failure> {
         match row {
-            Ok(good) if self.share.is_some_and(|it| !it.takes(&good.canonical)) => {
-                self.noted.beyond_weight += 1;
-                Ok(())
-            }
+            Ok(good) if self.is_beyond_share(&good.canonical) => Ok(()),
             Ok(good) => self.rows.push(&good),
             Err(rule) => {
                 self.noted.reject(at(rule));
                 Ok(())
             }
         }
+    }
+}
+
+/// Takes records as rows of the version: keeps good ones, and of bad ones where they were and why. Where an
+/// analyser is asked about rows, they wait until there are enough of them.
+#[derive(Debug)]
+pub struct RowTake<'a> {
+    /// What is asked of a row.
+    pub wanted: Wanted<'a>,
+    /// Where it goes.
+    pub collecting: &'a mut Collecting,
+}
+
+impl RowTake<'_> {
+    /// Takes the records that wait.
+    ///
+    /// # Errors
+    /// Those of the scratch volume, and of the analyser.
+    pub fn settle(&mut self) -> Result<(), Failure> {
+        let waiting = std::mem::take(&mut self.collecting.waiting);
+        let Some(screen) = self.wanted.screen.filter(|_| !waiting.is_empty()) else {
+            return Ok(());
+        };
+        screen.look_ahead(&waiting.texts(self.wanted))?;
+        for waiter in waiting.into_rows() {
+            let row = self.collecting.read(waiter.record, self.wanted);
+            let place = waiter.place;
+            self.collecting
+                .keep(row, |rule| RejectedRow { rule, ..place })?;
+        }
+        Ok(())
+    }
+}
+
+impl Take for RowTake<'_> {
+    fn columns(&self) -> Option<Vec<&str>> {
+        Some(self.wanted.columns())
+    }
+
+    fn dealing(&mut self) -> &mut Dealing {
+        &mut self.collecting.dealing
+    }
+
+    fn take(&mut self, record: Record, at: &dyn Fn(String) -> RejectedRow) -> Result<(), Failure> {
+        if self.wanted.screen.is_some_and(Screen::looks_ahead) {
+            let waiting = &mut self.collecting.waiting;
+            waiting.push(record, at(String::new()));
+            return if waiting.is_full() {
+                self.settle()
+            } else {
+                Ok(())
+            };
+        }
+        let row = self.collecting.read(record, self.wanted);
+        self.collecting.keep(row, at)
     }
 }
 
@@ -141,6 +157,8 @@ pub struct Collected {
     pub provenance: Vec<SourceProvenance>,
     /// What rows were measured with.
     pub tokenizer: Option<TokenizerProvenance>,
+    /// What was made of the sources.
+    pub transform: Option<TransformProvenance>,
     /// How often each type of personal data was found.
     pub findings: Counts,
     /// Rows that were left out and had no value in a column, by column.
@@ -202,6 +220,17 @@ impl Collected {
 /// Rules that are counted apart.
 pub const MAXIMUM_RULES: usize = 1000;
 
+/// What rows are made with.
+#[derive(Debug)]
+pub struct Tools<'a> {
+    /// Who looks for personal data in them.
+    pub screen: Option<&'a Screen>,
+    /// How long they are.
+    pub measured: Option<Measured<'a>>,
+    /// What SQL over the sources may call.
+    pub given: Given,
+}
+
 /// What was read of all sources.
 #[derive(Debug)]
 pub struct Gathered {
@@ -213,7 +242,7 @@ pub struct Gathered {
     pub listing: Digest,
 }
 
-/// Reads a part of every source.
+/// Reads a part of every source, and makes of them what the SQL says where there is any.
 ///
 /// # Errors
 /// A source that is not there, can't be read, or holds other bytes than the build was planned for.
@@ -221,46 +250,56 @@ pub struct Gathered {
 pub fn collect(
     config: &BuildConfig,
     part: Part,
-    screen: Option<&Screen>,
-    measured: Option<Measured<'_>>,
+    tools: Tools<'_>,
     scratch: &Scratch,
 ) -> Result<Gathered, Failure> {
-    let mut collecting = Collecting {
-        rows: RowSorter::new(scratch),
-        share: None,
-        dealing: Dealing::new(part),
-        waiting: Waiting::default(),
-        noted: Collected::default(),
-    };
+    let mut collecting = Collecting::new(scratch, part);
     let nulls = Nulls::default();
-    for source in &config.sources {
-        collecting.share = source.share;
-        let wanted = Wanted {
-            format: config.format,
-            group_column: config.split.group_column.as_deref(),
-            time_column: config.split.time_column.as_deref(),
-            class_column: config.balance.as_ref().map(|it| it.column.as_str()),
-            reward: config.reward,
-            renamed: &source.columns,
-            screen,
-            measured,
-            nulls: Some(&nulls),
-        };
-        match (&source.query, &source.remote) {
-            (Some(asked), _) => ask(config, source, asked, wanted, &mut collecting)?,
-            (None, Some(remote)) => {
-                let shelf = remote::open(config, source, remote)?;
-                fetch(source, &shelf, scratch, wanted, &mut collecting)?;
-            }
-            (None, None) => read(source, wanted, &mut collecting)?,
+    // What SQL returns has the format's names.
+    let own_names = BTreeMap::new();
+    let asked = Wanted {
+        format: config.format,
+        group_column: config.split.group_column.as_deref(),
+        time_column: config.split.time_column.as_deref(),
+        class_column: config.balance.as_ref().map(|it| it.column.as_str()),
+        reward: config.reward,
+        renamed: &own_names,
+        screen: tools.screen,
+        measured: tools.measured,
+        nulls: Some(&nulls),
+    };
+    match &config.transform {
+        Some(it) => {
+            transform::collect(
+                config,
+                &it.sql,
+                tools.given,
+                asked,
+                scratch,
+                &mut collecting,
+            )?;
         }
-        collecting.settle(wanted)?;
-        tracing::info!(
-            source = source.name,
-            good = collecting.rows.count(),
-            rejected = collecting.noted.rejected_rows(),
-            "source read"
-        );
+        None => {
+            for source in &config.sources {
+                collecting.share = source.share;
+                let mut take = RowTake {
+                    wanted: Wanted {
+                        renamed: &source.columns,
+                        ..asked
+                    },
+                    collecting: &mut collecting,
+                };
+                let seen = read_source(config, source, scratch, &mut take)?;
+                take.settle()?;
+                collecting.noted.provenance.extend(seen);
+                tracing::info!(
+                    source = source.name,
+                    good = collecting.rows.count(),
+                    rejected = collecting.noted.rejected_rows(),
+                    "source read"
+                );
+            }
+        }
     }
     collecting.noted.nulls = nulls.into_counts();
     Ok(Gathered {
@@ -270,41 +309,54 @@ pub fn collect(
     })
 }
 
-/// Reads the answer to a query: one part does, in one transaction.
-fn ask(
+/// Reads one source, or this part's share of it: what was read of it.
+///
+/// # Errors
+/// See [`collect`].
+pub fn read_source(
     config: &BuildConfig,
     source: &Source,
-    query: &Query,
-    wanted: Wanted<'_>,
-    collecting: &mut Collecting,
-) -> Result<(), Failure> {
-    if !collecting.dealing.takes_whole(source, &source.uri, None) {
-        return Ok(());
+    scratch: &Scratch,
+    take: &mut dyn Take,
+) -> Result<Vec<SourceProvenance>, Failure> {
+    if let Some(asked) = &source.query {
+        // One part asks, in one transaction.
+        if !take.dealing().takes_whole(source, &source.uri, None) {
+            return Ok(Vec::new());
+        }
+        let seen = query::read(config, source, asked, &mut |line, record| {
+            take.take(record, &|rule| RejectedRow {
+                source: source.name.clone(),
+                file: None,
+                line,
+                rule,
+            })
+        })?;
+        return Ok(vec![seen]);
     }
-    let seen = query::read(config, source, query, &mut |line, record| {
-        let at = |rule| RejectedRow {
-            source: source.name.clone(),
-            file: None,
-            line,
-            rule,
-        };
-        collecting.judge(|| record, usize::MAX, wanted, at)
-    })?;
-    collecting.noted.provenance.push(seen);
-    Ok(())
+    match &source.remote {
+        Some(remote) => {
+            let shelf = remote::open(config, source, remote)?;
+            fetch(source, &shelf, scratch, take)
+        }
+        None => read(source, take),
+    }
 }
 
 /// Reads the files of a source, one after the other.
-fn read(source: &Source, wanted: Wanted<'_>, collecting: &mut Collecting) -> Result<(), Failure> {
+fn read(source: &Source, take: &mut dyn Take) -> Result<Vec<SourceProvenance>, Failure> {
+    let mut provenance = Vec::new();
     let files = files(source)?;
     let is_one = files.len() == 1;
     for file in files {
         let state = source.root.as_ref().and_then(|_| state(&file.path));
-        let dealing = &mut collecting.dealing;
-        if !dealing.takes(source, &file.uri, state.as_deref(), is_one) {
+        if !take
+            .dealing()
+            .takes(source, &file.uri, state.as_deref(), is_one)
+        {
             continue;
         }
-        let outcome = reader::read(source, &file, wanted, collecting);
+        let outcome = reader::read(source, &file, take);
         let (digest, size_bytes) = match (outcome, &source.digest) {
             (Ok(seen), _) => seen,
             // Bytes that the build was not planned for say nothing of the source.
@@ -323,7 +375,7 @@ fn read(source: &Source, wanted: Wanted<'_>, collecting: &mut Collecting) -> Res
                 source.name, source.uri
             )));
         }
-        collecting.noted.provenance.push(SourceProvenance {
+        provenance.push(SourceProvenance {
             name: source.name.clone(),
             uri: file.uri,
             digest,
@@ -332,7 +384,7 @@ fn read(source: &Source, wanted: Wanted<'_>, collecting: &mut Collecting) -> Res
             query: None,
         });
     }
-    Ok(())
+    Ok(provenance)
 }
 
 /// The state of a volume's file: its size and the time of its last change, which all pods see alike.
@@ -347,21 +399,22 @@ fn fetch(
     source: &Source,
     shelf: &Shelf<'_>,
     scratch: &Scratch,
-    wanted: Wanted<'_>,
-    collecting: &mut Collecting,
-) -> Result<(), Failure> {
+    take: &mut dyn Take,
+) -> Result<Vec<SourceProvenance>, Failure> {
+    let mut provenance = Vec::new();
     let listed = shelf.list()?;
     let is_one = listed.len() == 1;
     for found in listed {
-        let dealing = &mut collecting.dealing;
-        if !dealing.takes(source, &found.uri, found.state(), is_one) {
+        if !take
+            .dealing()
+            .takes(source, &found.uri, found.state(), is_one)
+        {
             continue;
         }
         let opened = shelf.read(&found)?;
         let named = (source, &found);
-        let (digest, size_bytes) =
-            reader::read_stream(named, opened.body, scratch, wanted, collecting)?;
-        collecting.noted.provenance.push(SourceProvenance {
+        let (digest, size_bytes) = reader::read_stream(named, opened.body, scratch, take)?;
+        provenance.push(SourceProvenance {
             name: source.name.clone(),
             uri: found.uri,
             digest,
@@ -370,7 +423,7 @@ fn fetch(
             query: None,
         });
     }
-    Ok(())
+    Ok(provenance)
 }
 
 /// Whether the rows are good enough for a version.

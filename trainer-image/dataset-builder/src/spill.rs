@@ -55,7 +55,17 @@ impl Scratch {
 
     /// Bytes that one sort or table may hold.
     pub fn share_bytes(&self) -> usize {
-        usize::try_from(self.memory_bytes / SHARES).unwrap_or(usize::MAX)
+        self.shares_bytes(1)
+    }
+
+    /// Bytes of so many shares.
+    pub fn shares_bytes(&self, count: u64) -> usize {
+        usize::try_from(self.memory_bytes / SHARES * count).unwrap_or(usize::MAX)
+    }
+
+    /// The folder.
+    pub fn dir(&self) -> &Path {
+        &self.dir
     }
 
     /// A new file that nobody else can see.

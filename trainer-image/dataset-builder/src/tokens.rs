@@ -6,6 +6,7 @@
 use std::fmt::Debug;
 use std::io::ErrorKind;
 use std::path::Path;
+use std::sync::Arc;
 
 use graftwork_artifacts::rows::{Message, Row};
 use graftwork_contract::dataset::{BaseModel, BuildConfig, Format, TokenizerProvenance};
@@ -19,12 +20,18 @@ use graftwork_model::tokenizer::{
 use crate::failure::{Failure, causes};
 
 /// What can say how long a row is.
-pub trait Measure: Debug {
+pub trait Measure: Debug + Send + Sync {
     /// Tokens of a row.
     ///
     /// # Errors
     /// The rule that the row breaks, in words and without data.
     fn tokens(&self, row: &Row) -> Result<u32, String>;
+
+    /// Tokens of a text alone, without what a template or the end of a row adds.
+    ///
+    /// # Errors
+    /// What is wrong with the text, in words and without data.
+    fn count(&self, text: &str) -> Result<u32, String>;
 }
 
 /// A measure, and how long a row may be by it.
@@ -64,7 +71,7 @@ impl BaseTokens {
     /// # Errors
     /// A folder or file that is not there, can't be read or can't be used, or a tokenizer that can make no
     /// rows of the configuration's format.
-    pub fn load(config: &BuildConfig) -> Result<Option<Self>, Failure> {
+    pub fn load(config: &BuildConfig) -> Result<Option<Arc<Self>>, Failure> {
         let Some(base) = &config.base_model else {
             return Ok(None);
         };
@@ -83,10 +90,10 @@ impl BaseTokens {
                 base.uri, config.format
             )));
         }
-        Ok(Some(Self {
+        Ok(Some(Arc::new(Self {
             tokenizer,
             provenance: provenance(base)?,
-        }))
+        })))
     }
 }
 
@@ -115,6 +122,13 @@ impl Measure for BaseTokens {
         };
         length
             .map(|length| u32::try_from(length).unwrap_or(u32::MAX))
+            .map_err(|error| refused(&error).to_owned())
+    }
+
+    fn count(&self, text: &str) -> Result<u32, String> {
+        let tokens = self.tokenizer.encode(text, false);
+        tokens
+            .map(|tokens| u32::try_from(tokens.len()).unwrap_or(u32::MAX))
             .map_err(|error| refused(&error).to_owned())
     }
 }

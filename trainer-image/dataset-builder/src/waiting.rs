@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 
 use graftwork_contract::dataset::RejectedRow;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
+use crate::query::Record;
 use crate::row::{Wanted, screened_texts};
 
 /// Rows that wait at most.
@@ -16,9 +17,7 @@ const MAXIMUM_BYTES: usize = 4 << 20;
 #[derive(Debug)]
 pub struct Waiter {
     /// The row, or the rule that it broke.
-    pub object: Result<Map<String, Value>, String>,
-    /// Bytes that its texts may have.
-    pub limit: usize,
+    pub record: Record,
     /// Where it was, without a rule.
     pub place: RejectedRow,
 }
@@ -32,20 +31,11 @@ pub struct Waiting {
 
 impl Waiting {
     /// One more.
-    pub fn push(
-        &mut self,
-        object: Result<Map<String, Value>, String>,
-        limit: usize,
-        place: RejectedRow,
-    ) {
-        if let Ok(object) = &object {
+    pub fn push(&mut self, record: Record, place: RejectedRow) {
+        if let Ok(object) = &record {
             self.bytes += object.values().map(text_bytes).sum::<usize>();
         }
-        self.rows.push(Waiter {
-            object,
-            limit,
-            place,
-        });
+        self.rows.push(Waiter { record, place });
     }
 
     /// Whether there are none.
@@ -60,7 +50,7 @@ impl Waiting {
 
     /// Their texts that are screened, each once.
     pub fn texts(&self, wanted: Wanted<'_>) -> BTreeSet<String> {
-        let objects = self.rows.iter().filter_map(|row| row.object.as_ref().ok());
+        let objects = self.rows.iter().filter_map(|row| row.record.as_ref().ok());
         objects
             .flat_map(|object| screened_texts(object, wanted))
             .collect()
@@ -98,7 +88,7 @@ mod tests {
                 line: 1,
                 rule: String::new(),
             };
-            waiting.push(Ok(row.as_object().unwrap().clone()), usize::MAX, place);
+            waiting.push(Ok(row.as_object().unwrap().clone()), place);
             count += 1;
         }
         count

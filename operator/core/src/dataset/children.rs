@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use graftwork_api::{Dataset, DatasetStatus, labels, names};
-use graftwork_contract::dataset::{BaseModel, BuildConfig, Source as BuildSource};
+use graftwork_contract::dataset::{BaseModel, BuildConfig, Source as BuildSource, Transform};
 use graftwork_contract::remote::Remote;
 use graftwork_contract::uri::{DataUri, ObjectStore};
 use graftwork_contract::{Digest, pod};
@@ -203,6 +203,10 @@ fn build_config(
                 share: source.share,
             })
             .collect(),
+        transform: valid.transform.as_ref().map(|sql| Transform {
+            sql: sql.clone(),
+            pseudonym_key: valid.pseudonym_key.is_some(),
+        }),
         validation: valid.validation.clone(),
         split: valid.split.clone(),
         balance: valid.balance.clone(),

@@ -404,6 +404,9 @@ pub fn fingerprint(
             .part("balance")
             .part(Digest::of_json(balance).ok()?.as_str());
     }
+    if let Some(sql) = &valid.transform {
+        hasher.part("transform").part(sql);
+    }
     if let Some(base) = &valid.base {
         hasher.part("base model").part(base.to_string());
     }

@@ -48,6 +48,7 @@ impl World {
             DatasetSpec {
                 description: None,
                 sources,
+                transform: None,
                 format: DatasetFormat {
                     type_: FormatType::Completion,
                     reward: false,

@@ -27,6 +27,8 @@ pub struct Valid {
     pub reward: bool,
     /// Where they come from.
     pub sources: Vec<Source>,
+    /// SQL that makes rows of the sources.
+    pub transform: Option<String>,
     /// Which are good.
     pub validation: Validation,
     /// How they are dealt.
@@ -57,7 +59,9 @@ impl Valid {
             .privacy
             .as_ref()
             .is_some_and(|privacy| privacy.analyzer.is_some());
-        let reads_more = self.pseudonym_key.is_some() || self.base.is_some() || asks;
+        // SQL may ask what time it is.
+        let tells_time = self.transform.is_some();
+        let reads_more = self.pseudonym_key.is_some() || self.base.is_some() || asks || tells_time;
         !reads_more && self.sources.iter().all(is_key)
     }
 }
@@ -181,6 +185,7 @@ pub fn validate(spec: &DatasetSpec) -> Result<Valid, Invalid> {
         ));
     }
     let classification = read_classification(spec)?;
+    let transform = read_transform(spec)?;
     let (privacy, pseudonym_key) = read_privacy(spec, format)?;
     let kept_versions = spec.retention.as_ref().map(|retention| retention.versions);
     if kept_versions == Some(0) {
@@ -197,6 +202,7 @@ pub fn validate(spec: &DatasetSpec) -> Result<Valid, Invalid> {
         format,
         reward,
         sources,
+        transform,
         validation: Validation {
             minimum_rows: spec.validation.minimum_rows,
             maximum_invalid_percent: percent.to_string(),
@@ -263,10 +269,13 @@ fn read_privacy(
         ));
     }
     let keyed = mode == contract::PrivacyMode::Pseudonymise;
-    if keyed != privacy.pseudonym_key_ref.is_some() {
+    let is_named = privacy.pseudonym_key_ref.is_some();
+    // SQL may call pseudonymise() whatever happens to its columns afterwards.
+    let is_idle = is_named && !keyed && spec.transform.is_none();
+    if is_idle || (keyed && !is_named) {
         return Err(Invalid::new(
             "spec.privacy.pseudonymKeyRef",
-            "is needed with mode Pseudonymise, and with no other",
+            "is needed with mode Pseudonymise, and else only with spec.transform",
         ));
     }
     let known = known_columns(spec, format);
@@ -296,6 +305,23 @@ fn read_privacy(
         }),
         privacy.pseudonym_key_ref.clone(),
     ))
+}
+
+/// The SQL. Whether it can be used, the build says.
+fn read_transform(spec: &DatasetSpec) -> Result<Option<String>, Invalid> {
+    let Some(sql) = &spec.transform else {
+        return Ok(None);
+    };
+    if sql.trim().is_empty() {
+        return Err(Invalid::new("spec.transform", "is empty; write one SELECT"));
+    }
+    if let Some(source) = spec.sources.iter().find(|it| !it.columns.is_empty()) {
+        return Err(Invalid::new(
+            format!("spec.sources[{}].columns", source.name),
+            "has no place beside spec.transform: name columns there, with AS",
+        ));
+    }
+    Ok(Some(sql.clone()))
 }
 
 /// The columns that a row can keep.

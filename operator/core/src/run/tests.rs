@@ -51,6 +51,7 @@ fn dataset() -> Dataset {
                 uri: Some("pvc://text/rows.jsonl".to_owned()),
                 ..Source::default()
             }],
+            transform: None,
             format: DatasetFormat {
                 type_: FormatType::Completion,
                 reward: false,

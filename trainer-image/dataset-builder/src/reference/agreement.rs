@@ -131,6 +131,7 @@ fn config() -> impl Strategy<Value = BuildConfig> {
             format: Format::Text,
             reward: false,
             sources: Vec::new(),
+            transform: None,
             validation: Validation {
                 minimum_rows: 1,
                 maximum_invalid_percent: "0".into(),

@@ -55,6 +55,7 @@ impl Bench {
             format,
             reward: false,
             sources: Vec::new(),
+            transform: None,
             validation: Validation {
                 minimum_rows: 1,
                 maximum_invalid_percent: "10".into(),

@@ -273,6 +273,7 @@ fn write_rewarded(
         code_version: "test".into(),
         privacy: None,
         tokenizer: None,
+        transform: None,
         parent: None,
         created_time: "2026-01-01T00:00:00Z".into(),
     };

@@ -1,0 +1,337 @@
+//! `spec.transform`: one SELECT over the sources, each a table by its name. What it returns are the rows.
+//!
+//! The same inputs give the same rows on any machine: a table's rows come in an order that follows from their
+//! content, whatever order they arrived in; the query runs in one partition on one thread; `now()` is the time
+//! of the snapshot, and functions that answer differently each time are refused. What is left to the engine
+//! is the order of rows that `ORDER BY` calls equal.
+//!
+//! Nothing but these tables can be read and nothing can be written: no statement but a query is taken, and
+//! the engine has no catalog of files.
+
+mod functions;
+mod joins;
+mod problem;
+mod shape;
+mod table;
+mod unnamed;
+
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+use datafusion::common::tree_node::{TreeNode as _, TreeNodeRecursion};
+use datafusion::common::{DataFusionError, TableReference};
+use datafusion::execution::SessionStateBuilder;
+use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
+use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
+use datafusion::execution::runtime_env::RuntimeEnvBuilder;
+use datafusion::logical_expr::{Expr, LogicalPlan, Volatility};
+use datafusion::physical_optimizer::optimizer::PhysicalOptimizer;
+use datafusion::physical_plan::execute_stream;
+use datafusion::prelude::{SQLOptions, SessionConfig, SessionContext};
+use datafusion::sql::parser::{DFParserBuilder, Statement};
+use datafusion::sql::sqlparser::ast;
+use futures::StreamExt as _;
+use graftwork_artifacts::rows::columns;
+use graftwork_contract::Digest;
+use graftwork_contract::dataset::{BuildConfig, RejectedRow, TransformProvenance};
+use jiff::Timestamp;
+
+use crate::clock;
+use crate::failure::Failure;
+use crate::parquet_rows::objects;
+use crate::reader::Take as _;
+use crate::row::Wanted;
+use crate::shapes;
+use crate::sources::{Collecting, RowTake, read_source};
+use crate::spill::Scratch;
+pub use functions::Given;
+use joins::MergeJoins;
+use table::{Gathering, Table, TableTake};
+
+/// What rows of the result are said to come from.
+const RESULT: &str = "transform";
+/// Shares of the memory (see [`Scratch::shares_bytes`]) that the query may hold: the sort of its rows takes
+/// one more.
+const SHARES: u64 = 3;
+/// Bytes of rows that operators hand on at a time, about.
+const BATCH_BYTES: u64 = 4 << 20;
+/// Rows that operators hand on at a time, at most.
+const BATCH_ROWS: u64 = 1024;
+
+/// Reads every source as a table and takes what the SQL makes of them.
+///
+/// # Errors
+/// Those of sources; SQL that can't be used, with line and column; a query that does not fit in memory and
+/// can't spill, with what could not.
+pub fn collect(
+    config: &BuildConfig,
+    sql: &str,
+    given: Given,
+    wanted: Wanted<'_>,
+    scratch: &Scratch,
+    collecting: &mut Collecting,
+) -> Result<(), Failure> {
+    // What can't be read says so before anything is fetched.
+    let statement = parse(sql)?;
+    let mut tables = BTreeMap::new();
+    for source in &config.sources {
+        collecting.share = source.share;
+        let mut gathering = Gathering::new(scratch);
+        let mut take = TableTake {
+            name: &source.name,
+            gathering: &mut gathering,
+            collecting: &mut *collecting,
+        };
+        let seen = read_source(config, source, scratch, &mut take)?;
+        collecting.noted.provenance.extend(seen);
+        let table = gathering.finish(scratch)?;
+        tracing::info!(
+            source = source.name,
+            rows = table.rows,
+            rejected = collecting.noted.rejected_rows(),
+            "source read as a table"
+        );
+        tables.insert(source.name.clone(), table);
+    }
+    collecting.share = None;
+    let now = snapshot(collecting);
+    collecting.noted.transform = Some(TransformProvenance {
+        digest: Digest::of(sql.as_bytes()),
+        text: sql.to_owned(),
+        now: now.to_string(),
+    });
+    let query = Query {
+        config,
+        wanted,
+        scratch,
+        tables,
+        given,
+        now,
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::bug(format!("no runtime for a query: {error}")))?;
+    runtime.block_on(query.run(statement, collecting))
+}
+
+/// The time that `now()` is: when the latest snapshot of a database was taken, or where there is none, now.
+fn snapshot(collecting: &Collecting) -> Timestamp {
+    let queries = collecting.noted.provenance.iter();
+    queries
+        .filter_map(|source| source.query.as_ref()?.snapshot_time.parse().ok())
+        .max()
+        .or_else(|| clock::rfc3339().parse().ok())
+        .unwrap_or_default()
+}
+
+/// The one statement, which is a query.
+fn parse(sql: &str) -> Result<Statement, Failure> {
+    let wrong = |error: DataFusionError| problem::planning(&error, &BTreeMap::new());
+    let mut statements = DFParserBuilder::new(sql)
+        .build()
+        .and_then(|mut parser| parser.parse_statements())
+        .map_err(wrong)?;
+    let first = statements.pop_front();
+    if !statements.is_empty() {
+        return Err(problem::refused("has several statements; write one SELECT"));
+    }
+    match first {
+        Some(Statement::Statement(inner)) if matches!(*inner, ast::Statement::Query(_)) => {
+            Ok(Statement::Statement(inner))
+        }
+        None => Err(problem::refused("holds no statement; write one SELECT")),
+        Some(_) => Err(problem::refused(
+            "is no SELECT; nothing else may be done to the sources",
+        )),
+    }
+}
+
+/// A query on its way.
+struct Query<'a> {
+    config: &'a BuildConfig,
+    wanted: Wanted<'a>,
+    scratch: &'a Scratch,
+    tables: BTreeMap<String, Table>,
+    given: Given,
+    now: Timestamp,
+}
+
+impl Query<'_> {
+    async fn run(self, statement: Statement, collecting: &mut Collecting) -> Result<(), Failure> {
+        let wrong = |error: DataFusionError| problem::planning(&error, &self.tables);
+        let session = self.session().map_err(wrong)?;
+        let state = session.state();
+        let plan = state.statement_to_plan(statement).await.map_err(wrong)?;
+        SQLOptions::new()
+            .with_allow_ddl(false)
+            .with_allow_dml(false)
+            .with_allow_statements(false)
+            .verify_plan(&plan)
+            .map_err(wrong)?;
+        self.check_functions(&plan)?;
+        let kept = self.kept_columns(&plan)?;
+        let physical = state.create_physical_plan(&plan).await.map_err(wrong)?;
+        let failed = |error: DataFusionError| problem::running(&error, self.scratch, self.memory());
+        let mut batches = execute_stream(physical, session.task_ctx()).map_err(failed)?;
+        let mut take = RowTake {
+            wanted: self.wanted,
+            collecting,
+        };
+        let mut line = 0;
+        while let Some(batch) = batches.next().await {
+            let batch = batch.map_err(failed)?;
+            let batch = batch
+                .project(&kept)
+                .map_err(|error| failed(DataFusionError::from(error)))?;
+            let rows = objects(&batch).map_err(|problem| {
+                problem::refused(&format!("{problem}, which no row can hold; CAST it"))
+            })?;
+            for row in rows {
+                line += 1;
+                take.take(Ok(row), &|rule| RejectedRow {
+                    source: RESULT.to_owned(),
+                    file: None,
+                    line,
+                    rule,
+                })?;
+            }
+        }
+        // An analyser may not have been asked about the last of them.
+        take.settle()?;
+        tracing::info!(rows = line, "transformed");
+        Ok(())
+    }
+
+    /// Bytes that operators may hold.
+    fn memory(&self) -> usize {
+        self.scratch.shares_bytes(SHARES)
+    }
+
+    /// Rows that operators hand on at a time: fewer where rows are long. It follows from the tables alone,
+    /// so that it is the same everywhere.
+    fn batch_rows(&self) -> usize {
+        let longest = self.tables.values().map(Table::row_bytes).max();
+        let rows = BATCH_BYTES / longest.unwrap_or(0).max(1);
+        usize::try_from(rows.clamp(16, BATCH_ROWS)).unwrap_or(16)
+    }
+
+    fn session(&self) -> Result<SessionContext, DataFusionError> {
+        let memory = self.memory();
+        let mut config = SessionConfig::new()
+            .with_target_partitions(1)
+            .with_batch_size(self.batch_rows())
+            .with_information_schema(false)
+            // Set aside by each sort for merging what it spilled.
+            .with_sort_spill_reservation_bytes(memory / 8);
+        let options = config.options_mut();
+        options.sql_parser.collect_spans = true;
+        options.sql_parser.map_string_types_to_utf8view = false;
+        // One that never ends would end the Job.
+        options.execution.enable_recursive_ctes = false;
+        let disk = DiskManagerBuilder::default()
+            .with_mode(DiskManagerMode::Directories(vec![
+                self.scratch.dir().to_path_buf(),
+            ]))
+            // The volume says when it is full.
+            .with_max_temp_directory_size(u64::MAX);
+        let pool = TrackConsumersPool::new(FairSpillPool::new(memory), NonZeroUsize::MIN);
+        let runtime = RuntimeEnvBuilder::new()
+            .with_memory_pool(Arc::new(pool))
+            .with_disk_manager_builder(disk)
+            .build_arc()?;
+        let mut rules = PhysicalOptimizer::new().rules;
+        rules.insert(0, Arc::new(MergeJoins));
+        let state = SessionStateBuilder::new_with_default_features()
+            .with_config(config)
+            .with_runtime_env(runtime)
+            .with_physical_optimizer_rules(rules)
+            .build();
+        let session = SessionContext::new_with_state(state);
+        for function in functions::all(&self.given, self.now) {
+            session.register_udf(function);
+        }
+        for (name, table) in &self.tables {
+            let name = TableReference::bare(name.as_str());
+            session.register_table(name, Arc::new(table.clone()))?;
+        }
+        Ok(session)
+    }
+
+    /// Refuses functions that answer differently each time, and those that lack what they need.
+    fn check_functions(&self, plan: &LogicalPlan) -> Result<(), Failure> {
+        let mut problem = None;
+        let outcome = plan.apply_with_subqueries(|node| {
+            node.apply_expressions(|expression| {
+                expression.apply(|part| {
+                    let Expr::ScalarFunction(call) = part else {
+                        return Ok(TreeNodeRecursion::Continue);
+                    };
+                    let name = call.func.name();
+                    let is_volatile = call.func.signature().volatility == Volatility::Volatile;
+                    let found = if is_volatile {
+                        Some(format!(
+                            "calls {name}(), whose answer is another one each time; the same sources must give the same rows"
+                        ))
+                    } else {
+                        self.given.lacks(name).map(str::to_owned)
+                    };
+                    if found.is_none() {
+                        return Ok(TreeNodeRecursion::Continue);
+                    }
+                    problem = found;
+                    Ok(TreeNodeRecursion::Stop)
+                })
+            })
+        });
+        match (outcome, problem) {
+            (_, Some(problem)) => Err(problem::refused(&problem)),
+            (Err(error), None) => Err(problem::planning(&error, &self.tables)),
+            (Ok(_), None) => Ok(()),
+        }
+    }
+
+    /// The columns of the result that rows are made of.
+    fn kept_columns(&self, plan: &LogicalPlan) -> Result<Vec<usize>, Failure> {
+        let fields = plan.schema().fields();
+        let names: Vec<&str> = fields.iter().map(|field| field.name().as_str()).collect();
+        let wanted = self.wanted.columns();
+        let kept = |name: &&str| wanted.contains(name);
+        let indices: Vec<usize> = (0..names.len())
+            .filter(|index| names.get(*index).is_some_and(kept))
+            .collect();
+        let again = indices.iter().enumerate().find_map(|(at, index)| {
+            let before = indices.get(..at).unwrap_or_default();
+            let name = names.get(*index)?;
+            let is_there = before.iter().any(|it| names.get(*it) == Some(name));
+            is_there.then_some(*name)
+        });
+        if let Some(name) = again {
+            return Err(problem::refused(&format!(
+                "returns two columns named {name}; give one another name with AS"
+            )));
+        }
+        let others = shapes::other_columns(self.config.format);
+        let is_of_other_shape = others.iter().any(|name| names.contains(name));
+        let own = columns(self.config.format)
+            .iter()
+            .copied()
+            .filter(|_| !is_of_other_shape);
+        let beside = [
+            self.wanted.group_column,
+            self.wanted.time_column,
+            self.wanted.class_column,
+            self.config
+                .reward
+                .then_some(graftwork_contract::dataset::REWARD_COLUMN),
+        ];
+        let missing = own
+            .chain(beside.into_iter().flatten())
+            .find(|name| !names.contains(name));
+        match missing {
+            Some(name) => Err(problem::missing(name, &names)),
+            None => Ok(indices),
+        }
+    }
+}

@@ -1,0 +1,319 @@
+//! What is wrong with the SQL, or with what it does to the rows: for a person, and without data. Before the
+//! first row is read, an error quotes the SQL alone; after it, it may quote a row and is never repeated.
+
+use std::collections::BTreeMap;
+
+use datafusion::arrow::error::ArrowError;
+use datafusion::common::{DataFusionError, SchemaError};
+use datafusion::sql::sqlparser::parser::ParserError;
+
+use super::table::Table;
+use crate::failure::Failure;
+use crate::spill::Scratch;
+
+/// Columns that a message names.
+const NAMED_COLUMNS: usize = 20;
+
+/// SQL that is refused: `problem` goes on after the field's name.
+pub fn refused(problem: &str) -> Failure {
+    Failure::query_failed(format!("spec.transform {problem}"))
+}
+
+/// A column that rows are made of and that the result does not have.
+pub fn missing(name: &str, columns: &[&str]) -> Failure {
+    let near = nearest(name, columns.iter().copied());
+    let near = near.map_or_else(String::new, |near| format!(" (did you mean {near}?)"));
+    refused(&format!(
+        "returns no column {name}{near}, which the Dataset's spec asks for; it returns {}",
+        listed(columns.iter().copied())
+    ))
+}
+
+/// What is wrong before a row was read.
+pub fn planning(error: &DataFusionError, tables: &BTreeMap<String, Table>) -> Failure {
+    let span = error.diagnostic().and_then(|it| it.span.as_ref());
+    let place = span.map(|span| (span.start.line, span.start.column));
+    let root = error.find_root();
+    let (problem, place) = match root {
+        DataFusionError::SQL(error, _) => syntax(error),
+        DataFusionError::SchemaError(error, _) => (schema(error), place),
+        DataFusionError::Internal(text) => return Failure::bug(format!("spec.transform: {text}")),
+        other => (unknown_name(&other.message(), tables), place),
+    };
+    let place = place.map_or_else(String::new, |(line, column)| {
+        format!(" (line {line}, column {column})")
+    });
+    let empty = tables
+        .iter()
+        .find(|(_, table)| table.columns().next().is_none());
+    match empty {
+        // An answer of a database that is empty today has columns tomorrow.
+        Some((name, _)) if matches!(root, DataFusionError::SchemaError(..)) => {
+            Failure::bad_data(format!(
+                "spec.transform: {problem}{place}; source {name} has no rows, and so no columns"
+            ))
+        }
+        _ => Failure::query_failed(format!("spec.transform: {problem}{place}")),
+    }
+}
+
+/// A text that is no SQL: `expected x, found: y at Line: 1, Column: 8`.
+fn syntax(error: &ParserError) -> (String, Option<(u64, u64)>) {
+    let text = match error {
+        ParserError::TokenizerError(text) | ParserError::ParserError(text) => text.as_str(),
+        ParserError::RecursionLimitExceeded => return ("is nested too deeply".to_owned(), None),
+    };
+    let Some((problem, place)) = text.rsplit_once(" at Line: ") else {
+        return (text.to_owned(), None);
+    };
+    let place = place
+        .split_once(", Column: ")
+        .and_then(|(line, column)| Some((line.parse().ok()?, column.parse().ok()?)));
+    (problem.to_owned(), place)
+}
+
+fn schema(error: &SchemaError) -> String {
+    match error {
+        SchemaError::FieldNotFound {
+            field,
+            valid_fields,
+        } => {
+            let names: Vec<String> = valid_fields
+                .iter()
+                .map(datafusion::common::Column::flat_name)
+                .collect();
+            let bare = valid_fields.iter().map(|field| field.name.as_str());
+            let near = match nearest(&field.name, bare) {
+                Some(near) => format!("; did you mean {near}?"),
+                None => String::new(),
+            };
+            let columns = match names.as_slice() {
+                [] => String::new(),
+                names => format!("; columns are {}", listed(names.iter().map(String::as_str))),
+            };
+            format!("there is no column {}{near}{columns}", field.flat_name())
+        }
+        other => other.to_string(),
+    }
+}
+
+/// A table that is not there, with those that are. Other messages stay.
+fn unknown_name(message: &str, tables: &BTreeMap<String, Table>) -> String {
+    let first = message.replace('\n', " ");
+    let name = first
+        .strip_prefix("table '")
+        .and_then(|rest| rest.strip_suffix("' not found"))
+        .and_then(|name| name.rsplit('.').next());
+    let Some(name) = name else {
+        return first;
+    };
+    let names = tables.keys().map(String::as_str);
+    let near = match nearest(name, names.clone()) {
+        Some(near) => format!("; did you mean {near}?"),
+        None => String::new(),
+    };
+    format!(
+        "there is no source {name}{near}; sources are {}, and a name with - stands in double quotes",
+        listed(names)
+    )
+}
+
+/// What went wrong with rows. No text of the engine is repeated: it may quote them.
+pub fn running(error: &DataFusionError, scratch: &Scratch, memory: usize) -> Failure {
+    let bad = |what: &str| {
+        Failure::bad_data(format!(
+            "spec.transform: {what}; its value is data and is not shown"
+        ))
+    };
+    match error.find_root() {
+        DataFusionError::ResourcesExhausted(text) => exhausted(text, memory),
+        DataFusionError::IoError(error) => scratch.failed(error),
+        DataFusionError::External(error) => match error.downcast_ref::<Failure>() {
+            Some(failure) => failure.clone(),
+            None => bad("the query failed on a row"),
+        },
+        DataFusionError::ArrowError(error, _) => match error.as_ref() {
+            ArrowError::IoError(_, error) => scratch.failed(error),
+            ArrowError::DivideByZero => bad("a row divides by zero; NULLIF(x, 0) gives null"),
+            ArrowError::ArithmeticOverflow(_) => bad("a number is too large for its type"),
+            ArrowError::CastError(text) => bad(&format!(
+                "a value can't be CAST{}; TRY_CAST gives null in its place",
+                target(text).map_or_else(String::new, |kind| format!(" to {kind}"))
+            )),
+            ArrowError::ParseError(_) => {
+                bad("a text can't be read as the number or time that is asked for")
+            }
+            _ => bad("the query failed on a row"),
+        },
+        DataFusionError::NotImplemented(_) => refused("asks for what the engine can't do"),
+        DataFusionError::Internal(_) | DataFusionError::ExecutionJoin(_) => {
+            Failure::bug("spec.transform: the query engine failed")
+        }
+        _ => bad("the query failed on a row"),
+    }
+}
+
+/// The type that a value could not become: what stands last in `... to value of Int64 type`.
+fn target(text: &str) -> Option<&str> {
+    let (_, kind) = text.rsplit_once(" to value of ")?;
+    let kind = kind.strip_suffix(" type")?;
+    kind.bytes()
+        .all(|byte| byte.is_ascii_alphanumeric())
+        .then_some(kind)
+}
+
+/// Memory that is not enough: what it was for, and whether a disk could have helped.
+fn exhausted(text: &str, memory: usize) -> Failure {
+    let name = consumer(text);
+    let limit = memory >> 10;
+    let advice = "raise datasetBuilder.resources.limits.memory of the chart";
+    let kept = match name {
+        name if name.starts_with("HashJoin") => "NOT IN, or a subquery in a condition,",
+        name if name.starts_with("CrossJoin") => "a join without a condition",
+        name if name.starts_with("NestedLoopJoin") || name.starts_with("PiecewiseMergeJoin") => {
+            "a join whose condition has no equality"
+        }
+        name if name.starts_with("SMJ") => "a join, of the rows that share one key,",
+        name if name.starts_with("TopK") || name.starts_with("PartitionedTopK") => {
+            "ORDER BY with LIMIT"
+        }
+        name if name.starts_with("AggregateStream") => "an aggregate over all rows",
+        name if name.contains("Aggregate") || name.contains("Sort") => {
+            return Failure::query_failed(format!(
+                "spec.transform: {name} spills to the scratch volume and still needs more than {limit} KiB of memory; {advice}"
+            ));
+        }
+        _ => "an operator",
+    };
+    Failure::query_failed(format!(
+        "spec.transform: {kept} holds more than {limit} KiB in memory and can't spill to the scratch volume ({name}); write the query without it, or {advice}"
+    ))
+}
+
+/// Who asked for the memory, by the engine's name.
+fn consumer(text: &str) -> &str {
+    let tracked = text
+        .split_once("Additional allocation failed for ")
+        .and_then(|(_, rest)| rest.split_once(" with top memory"));
+    let plain = || {
+        let (_, rest) = text.split_once(" for ")?;
+        rest.split_once(" with ")
+    };
+    let name = tracked.or_else(plain).map_or("", |(name, _)| name);
+    // `ExternalSorter[0]`, or with an id `ExternalSorter#3(can spill: true)`.
+    let end = name.find(['[', '#', '(']).unwrap_or(name.len());
+    name.get(..end).unwrap_or_default()
+}
+
+fn listed<'a>(names: impl Iterator<Item = &'a str>) -> String {
+    let names: Vec<&str> = names.collect();
+    match names.get(..NAMED_COLUMNS) {
+        Some(first) if names.len() > NAMED_COLUMNS => {
+            format!(
+                "{} and {} more",
+                first.join(", "),
+                names.len() - NAMED_COLUMNS
+            )
+        }
+        _ => names.join(", "),
+    }
+}
+
+/// The name that is most like this one, where one is alike.
+fn nearest<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let limit = name.chars().count() / 3 + 1;
+    names
+        .map(|other| (distance(name, other), other))
+        .filter(|(distance, _)| *distance <= limit)
+        .min()
+        .map(|(_, other)| other)
+}
+
+/// Letters to add, drop or change until one is the other (Levenshtein), whatever their case.
+fn distance(one: &str, other: &str) -> usize {
+    let other: Vec<char> = other.to_lowercase().chars().collect();
+    let mut before: Vec<usize> = (0..=other.len()).collect();
+    for (row, letter) in one.to_lowercase().chars().enumerate() {
+        let mut present = vec![row + 1];
+        for (column, wanted) in other.iter().enumerate() {
+            let at = |costs: &[usize], index: usize| costs.get(index).copied().unwrap_or_default();
+            let changed = at(&before, column) + usize::from(letter != *wanted);
+            let dropped = at(&before, column + 1) + 1;
+            let added = at(&present, column) + 1;
+            present.push(changed.min(dropped).min(added));
+        }
+        before = present;
+    }
+    before.last().copied().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nearest_name_is_one_that_is_alike() {
+        let names = ["prompt", "completion", "record_date"];
+        for (name, expected) in [
+            ("promt", Some("prompt")),
+            ("Prompt", Some("prompt")),
+            ("recorddate", Some("record_date")),
+            ("reward", None),
+        ] {
+            assert_eq!(nearest(name, names.into_iter()), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_place_in_the_text_is_read_from_the_parsers_words() {
+        let error = ParserError::ParserError(
+            "Expected: an expression, found: FROM at Line: 2, Column: 8".to_owned(),
+        );
+        let expected = "Expected: an expression, found: FROM".to_owned();
+        assert_eq!(syntax(&error), (expected, Some((2, 8))));
+    }
+
+    #[test]
+    fn who_needs_more_memory_is_named_with_whether_it_can_spill() {
+        let tracked = |name: &str| {
+            format!(
+                "Additional allocation failed for {name} with top memory consumers (across reservations) as:\n  x\nError: Failed"
+            )
+        };
+        let crossed = exhausted(&tracked("CrossJoinExec"), 1 << 20);
+        assert_eq!(crossed.reason, "QueryFailed");
+        for words in ["a join without a condition", "1024 KiB", "can't spill"] {
+            assert!(crossed.message.contains(words), "{crossed}");
+        }
+        let plain = "Failed to allocate additional 1 KB for ExternalSorter[0] with 2 B already allocated for this reservation";
+        let sorted = exhausted(plain, 1 << 20);
+        assert!(sorted.message.contains("ExternalSorter spills"), "{sorted}");
+        assert_eq!(
+            consumer(&tracked("HashJoinInput#2(can spill: false)")),
+            "HashJoinInput"
+        );
+    }
+
+    #[test]
+    fn a_value_that_breaks_the_query_is_not_repeated() {
+        let scratch = Scratch::new(std::path::Path::new("/nowhere"), 0);
+        let errors = [
+            ArrowError::CastError("Cannot cast string 'SECRET' to value of Int64 type".to_owned()),
+            ArrowError::CastError("Cannot cast ' to value of SECRET' to Int64".to_owned()),
+            ArrowError::ParseError("SECRET".to_owned()),
+            ArrowError::ComputeError("SECRET".to_owned()),
+        ];
+        let errors = errors.map(DataFusionError::from);
+        let others = [DataFusionError::Execution("SECRET".to_owned())];
+        for (index, error) in errors.into_iter().chain(others).enumerate() {
+            let failure = running(&error, &scratch, 0);
+            assert_eq!(failure.reason, "DataError");
+            assert!(!failure.message.contains("SECRET"), "{failure}");
+            assert_eq!(
+                failure.message.contains("CAST to Int64"),
+                index == 0,
+                "{failure}"
+            );
+        }
+    }
+}

@@ -1,0 +1,427 @@
+//! A source as a table: its rows in an order that follows from their content, as Parquet on the scratch volume.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use datafusion::arrow::datatypes::{Schema, SchemaRef};
+use datafusion::arrow::error::ArrowError;
+use datafusion::arrow::record_batch::{RecordBatch, RecordBatchOptions};
+use datafusion::catalog::{Session, TableProvider};
+use datafusion::common::{DataFusionError, Result as EngineResult};
+use datafusion::execution::{SendableRecordBatchStream, TaskContext};
+use datafusion::logical_expr::{Expr, TableType};
+use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+use datafusion::physical_plan::streaming::{PartitionStream, StreamingTableExec};
+use futures::{StreamExt as _, future, stream};
+use graftwork_contract::dataset::RejectedRow;
+use graftwork_contract::digest::canonical_json;
+use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
+use parquet::arrow::{ArrowWriter, ProjectionMask};
+use parquet::basic::{Compression, ZstdLevel};
+use parquet::errors::ParquetError;
+use parquet::file::properties::WriterProperties;
+use serde_json::{Map, Value};
+use sha2::{Digest as _, Sha256};
+
+use super::shape::{self, Shape};
+use super::unnamed::Unnamed;
+use crate::dealing::Dealing;
+use crate::failure::Failure;
+use crate::query::Record;
+use crate::reader::Take;
+use crate::sources::Collecting;
+use crate::spill::sorter::Sorter;
+use crate::spill::{Scratch, damaged};
+
+/// Columns that a table may have.
+const MAXIMUM_COLUMNS: usize = 1024;
+/// Bytes of the hash that a record begins with, so that rows are compared quickly.
+const PREFIX: usize = 8;
+/// Rows that become columns at a time, at most, and their bytes, about.
+const BATCH_ROWS: usize = 1024;
+const BATCH_BYTES: usize = 4 << 20;
+/// Bytes of a row group that are held before they are written, about.
+const GROUP_BYTES: usize = 32 << 20;
+
+/// Rows of a source on their way.
+#[derive(Debug)]
+pub struct Gathering {
+    sorter: Sorter,
+    shapes: BTreeMap<String, Shape>,
+    rows: u64,
+    bytes: u64,
+}
+
+/// Takes the records of a source into its table.
+pub struct TableTake<'a> {
+    /// The source's name.
+    pub name: &'a str,
+    /// Its table.
+    pub gathering: &'a mut Gathering,
+    /// What is noted, and the source's share.
+    pub collecting: &'a mut Collecting,
+}
+
+impl Take for TableTake<'_> {
+    fn columns(&self) -> Option<Vec<&str>> {
+        None
+    }
+
+    fn dealing(&mut self) -> &mut Dealing {
+        &mut self.collecting.dealing
+    }
+
+    fn take(&mut self, record: Record, at: &dyn Fn(String) -> RejectedRow) -> Result<(), Failure> {
+        match record {
+            Err(rule) => {
+                self.collecting.noted.reject(at(rule));
+                Ok(())
+            }
+            Ok(object) => {
+                let value = Value::Object(object);
+                let canonical = canonical_json(&value);
+                if self.collecting.is_beyond_share(&canonical) {
+                    return Ok(());
+                }
+                self.gathering.push(&value, &canonical, self.name)
+            }
+        }
+    }
+}
+
+impl Gathering {
+    /// No rows yet.
+    pub fn new(scratch: &Scratch) -> Self {
+        Self {
+            sorter: Sorter::new(scratch),
+            shapes: BTreeMap::new(),
+            rows: 0,
+            bytes: 0,
+        }
+    }
+
+    fn push(&mut self, row: &Value, canonical: &str, source: &str) -> Result<(), Failure> {
+        for (name, value) in row.as_object().into_iter().flatten() {
+            match self.shapes.get_mut(name) {
+                Some(shape) => shape.note(value),
+                None => {
+                    let mut shape = Shape::default();
+                    shape.note(value);
+                    self.shapes.insert(name.clone(), shape);
+                }
+            }
+        }
+        if self.shapes.len() > MAXIMUM_COLUMNS {
+            return Err(Failure::bad_data(format!(
+                "source {source}: its rows have more than {MAXIMUM_COLUMNS} columns, which is what spec.transform can read"
+            )));
+        }
+        let hash = Sha256::digest(canonical);
+        let mut record = Vec::with_capacity(PREFIX + canonical.len());
+        record.extend(hash.iter().take(PREFIX));
+        record.extend_from_slice(canonical.as_bytes());
+        self.rows += 1;
+        self.bytes += canonical.len() as u64;
+        self.sorter.push(&record)
+    }
+
+    /// The table.
+    ///
+    /// # Errors
+    /// Those of the scratch volume.
+    pub fn finish(self, scratch: &Scratch) -> Result<Table, Failure> {
+        let fields = shape::fields(&self.shapes);
+        let schema = Arc::new(Schema::new(fields));
+        // Without columns there is nothing to write, and nothing to ask for.
+        if schema.fields().is_empty() {
+            return Ok(Table {
+                schema,
+                file: None,
+                rows: 0,
+                bytes: 0,
+            });
+        }
+        let mut spool = Spool::create(&schema, scratch)?;
+        let sorted = self.sorter.finish()?;
+        let mut records = sorted.records()?;
+        while let Some(record) = records.next_record()? {
+            let json = record.get(PREFIX..).unwrap_or_default();
+            spool.push(json)?;
+        }
+        Ok(Table {
+            schema,
+            file: Some(spool.finish()?),
+            rows: self.rows,
+            bytes: self.bytes,
+        })
+    }
+}
+
+/// A Parquet file that is being written.
+struct Spool<'a> {
+    schema: &'a SchemaRef,
+    scratch: &'a Scratch,
+    writer: ArrowWriter<std::fs::File>,
+    rows: Vec<Map<String, Value>>,
+    bytes: usize,
+}
+
+impl<'a> Spool<'a> {
+    fn create(schema: &'a SchemaRef, scratch: &'a Scratch) -> Result<Self, Failure> {
+        let properties = WriterProperties::builder()
+            .set_compression(Compression::ZSTD(ZstdLevel::default()))
+            .build();
+        let writer = ArrowWriter::try_new(scratch.file()?, Arc::clone(schema), Some(properties))
+            .map_err(|error| unwritten(&error, scratch))?;
+        Ok(Self {
+            schema,
+            scratch,
+            writer,
+            rows: Vec::new(),
+            bytes: 0,
+        })
+    }
+
+    fn push(&mut self, json: &[u8]) -> Result<(), Failure> {
+        self.rows
+            .push(serde_json::from_slice(json).map_err(|_| damaged())?);
+        self.bytes += json.len();
+        if self.rows.len() >= BATCH_ROWS || self.bytes >= BATCH_BYTES {
+            self.write()?;
+        }
+        Ok(())
+    }
+
+    fn write(&mut self) -> Result<(), Failure> {
+        let failed = |error: &ArrowError| Failure::bug(format!("rows are no table: {error}"));
+        let columns =
+            shape::columns(&self.rows, self.schema.fields()).map_err(|error| failed(&error))?;
+        let batch = RecordBatch::try_new(Arc::clone(self.schema), columns)
+            .map_err(|error| failed(&error))?;
+        self.rows.clear();
+        self.bytes = 0;
+        let mut written = self.writer.write(&batch);
+        if written.is_ok() && self.writer.in_progress_size() > GROUP_BYTES {
+            written = self.writer.flush();
+        }
+        written.map_err(|error| unwritten(&error, self.scratch))
+    }
+
+    fn finish(mut self) -> Result<Unnamed, Failure> {
+        if !self.rows.is_empty() {
+            self.write()?;
+        }
+        let scratch = self.scratch;
+        let file = self
+            .writer
+            .into_inner()
+            .map_err(|error| unwritten(&error, scratch))?;
+        Ok(Unnamed::new(file))
+    }
+}
+
+/// An error of the scratch volume, or a defect.
+fn unwritten(error: &ParquetError, scratch: &Scratch) -> Failure {
+    if let ParquetError::External(inner) = error
+        && let Some(error) = inner.downcast_ref::<std::io::Error>()
+    {
+        return scratch.failed(error);
+    }
+    Failure::bug(format!("a table can't be written: {error}"))
+}
+
+/// A source whose rows can be asked for.
+#[derive(Debug, Clone)]
+pub struct Table {
+    schema: SchemaRef,
+    /// None: there are no rows.
+    file: Option<Unnamed>,
+    /// How many rows it has.
+    pub rows: u64,
+    bytes: u64,
+}
+
+impl Table {
+    /// Bytes of a row, on average.
+    pub fn row_bytes(&self) -> u64 {
+        self.bytes / self.rows.max(1)
+    }
+
+    /// The names of its columns.
+    pub fn columns(&self) -> impl Iterator<Item = &str> {
+        self.schema
+            .fields()
+            .iter()
+            .map(|field| field.name().as_str())
+    }
+}
+
+#[async_trait]
+impl TableProvider for Table {
+    fn schema(&self) -> SchemaRef {
+        Arc::clone(&self.schema)
+    }
+
+    fn table_type(&self) -> TableType {
+        TableType::Base
+    }
+
+    async fn scan(
+        &self,
+        _session: &dyn Session,
+        projection: Option<&Vec<usize>>,
+        _filters: &[Expr],
+        limit: Option<usize>,
+    ) -> EngineResult<Arc<dyn ExecutionPlan>> {
+        let schema = match projection {
+            Some(indices) => Arc::new(self.schema.project(indices)?),
+            None => Arc::clone(&self.schema),
+        };
+        let scan = Scan {
+            schema: Arc::clone(&schema),
+            file: self.file.clone(),
+        };
+        let plan = StreamingTableExec::try_new(
+            schema,
+            vec![Arc::new(scan)],
+            None,
+            Vec::new(),
+            false,
+            limit,
+        )?;
+        Ok(Arc::new(plan))
+    }
+}
+
+/// Some columns of a table, read from the first row on each time.
+#[derive(Debug)]
+struct Scan {
+    schema: SchemaRef,
+    file: Option<Unnamed>,
+}
+
+impl Scan {
+    fn open(&self, file: &Unnamed, batch_rows: usize) -> Result<ParquetRecordBatchReader, Failure> {
+        let failed = |error: ParquetError| Failure::bug(format!("a table can't be read: {error}"));
+        let builder = ParquetRecordBatchReaderBuilder::try_new(file.clone()).map_err(failed)?;
+        let fields = builder.schema().fields();
+        let is_wanted = |index: &usize| {
+            let field = fields.get(*index);
+            field.is_some_and(|field| self.schema.field_with_name(field.name()).is_ok())
+        };
+        let indices: Vec<usize> = (0..fields.len()).filter(is_wanted).collect();
+        let mask = ProjectionMask::roots(builder.parquet_schema(), indices);
+        builder
+            .with_projection(mask)
+            .with_batch_size(batch_rows)
+            .build()
+            .map_err(failed)
+    }
+}
+
+impl PartitionStream for Scan {
+    fn schema(&self) -> &SchemaRef {
+        &self.schema
+    }
+
+    fn execute(&self, context: Arc<TaskContext>) -> SendableRecordBatchStream {
+        let schema = Arc::clone(&self.schema);
+        let batch_rows = context.session_config().batch_size();
+        let opened = self.file.as_ref().map(|file| self.open(file, batch_rows));
+        let batches = match opened {
+            None => stream::empty().boxed(),
+            Some(Err(failure)) => {
+                let error = DataFusionError::External(Box::new(failure));
+                stream::once(future::ready(Err(error))).boxed()
+            }
+            Some(Ok(batches)) => {
+                let wanted = Arc::clone(&schema);
+                stream::iter(batches)
+                    .map(move |batch| arranged(&batch?, &wanted))
+                    .boxed()
+            }
+        };
+        Box::pin(RecordBatchStreamAdapter::new(schema, batches))
+    }
+}
+
+/// The columns in the order in which they were asked for.
+fn arranged(batch: &RecordBatch, schema: &SchemaRef) -> EngineResult<RecordBatch> {
+    let columns = schema.fields().iter().map(|field| {
+        let column = batch.column_by_name(field.name());
+        column.cloned().ok_or_else(|| {
+            let failure = Failure::bug("a table lacks a column of its own");
+            DataFusionError::External(Box::new(failure))
+        })
+    });
+    let columns = columns.collect::<EngineResult<Vec<_>>>()?;
+    let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
+    Ok(RecordBatch::try_new_with_options(
+        Arc::clone(schema),
+        columns,
+        &options,
+    )?)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn table(rows: &[Value], scratch: &Scratch) -> Table {
+        let mut gathering = Gathering::new(scratch);
+        for row in rows {
+            gathering.push(row, &canonical_json(row), "rows").unwrap();
+        }
+        gathering.finish(scratch).unwrap()
+    }
+
+    fn texts(table: &Table) -> Vec<String> {
+        let scan = Scan {
+            schema: Arc::clone(&table.schema),
+            file: None,
+        };
+        let reader = scan.open(table.file.as_ref().unwrap(), 7).unwrap();
+        reader
+            .flat_map(|batch| crate::parquet_rows::objects(&batch.unwrap()).unwrap())
+            .map(|row| canonical_json(&Value::Object(row)))
+            .collect()
+    }
+
+    #[test]
+    fn the_order_of_a_table_is_that_of_its_content() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut rows: Vec<Value> = (0..500).map(|n| json!({"n": n, "text": "é"})).collect();
+        let large = Scratch::new(dir.path(), 1 << 30);
+        let expected = texts(&table(&rows, &large));
+        rows.reverse();
+        let small = Scratch::new(dir.path(), 0);
+        assert_eq!(texts(&table(&rows, &small)), expected);
+        assert_eq!(expected.len(), 500);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_source_without_rows_is_a_table_without_columns() {
+        let dir = tempfile::tempdir().unwrap();
+        let table = table(&[], &Scratch::new(dir.path(), 0));
+        assert_eq!((table.columns().count(), table.rows), (0, 0));
+    }
+
+    #[test]
+    fn too_many_columns_are_refused_with_the_limit() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut gathering = Gathering::new(&Scratch::new(dir.path(), 0));
+        let row: Map<String, Value> = (0..=MAXIMUM_COLUMNS)
+            .map(|n| (format!("c{n}"), json!(n)))
+            .collect();
+        let row = Value::Object(row);
+        let failure = gathering.push(&row, "{}", "wide").unwrap_err();
+        assert_eq!(failure.reason, "DataError");
+        assert!(failure.message.contains("source wide"), "{failure}");
+        assert!(failure.message.contains("1024"), "{failure}");
+    }
+}
