@@ -163,8 +163,7 @@ fn dataset_cases() -> Vec<Case> {
     let restricted = "Restricted data needs privacy with a mode other than Allow";
     let keyed = "pseudonymKeyRef is needed with mode Pseudonymise";
     let idle = "pseudonymKeyRef is needed with mode Pseudonymise, and else only with transform";
-    let renamed =
-        "columns of sources have no place beside transform: name columns there, with AS";
+    let renamed = "columns of sources have no place beside transform: name columns there, with AS";
     let key = json!({"name": "pseudonyms", "key": "key"});
     let asked = |score: &str| {
         let analyzer = json!({"url": "http://presidio.privacy.svc:3000", "minimumScore": score});

@@ -12,6 +12,7 @@ mod properties;
 mod remote;
 mod retention;
 mod schedule;
+mod transform;
 
 use graftwork_api::conditions::{condition, reason};
 use graftwork_api::dataset::{

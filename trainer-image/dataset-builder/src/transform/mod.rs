@@ -120,9 +120,16 @@ pub fn collect(
 fn snapshot(collecting: &Collecting) -> Timestamp {
     let queries = collecting.noted.provenance.iter();
     queries
-        .filter_map(|source| source.query.as_ref()?.snapshot_time.parse().ok())
+        .filter_map(|source| {
+            source
+                .query
+                .as_ref()?
+                .snapshot_time
+                .parse::<Timestamp>()
+                .ok()
+        })
         .max()
-        .or_else(|| clock::rfc3339().parse().ok())
+        .or_else(|| clock::rfc3339().parse::<Timestamp>().ok())
         .unwrap_or_default()
 }
 

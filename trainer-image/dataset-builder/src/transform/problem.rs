@@ -103,7 +103,7 @@ fn unknown_name(message: &str, tables: &BTreeMap<String, Table>) -> String {
     let name = first
         .strip_prefix("table '")
         .and_then(|rest| rest.strip_suffix("' not found"))
-        .and_then(|name| name.rsplit('.').next());
+        .map(|name| name.strip_prefix("datafusion.public.").unwrap_or(name));
     let Some(name) = name else {
         return first;
     };

@@ -20,6 +20,7 @@ mod privacy;
 mod s3;
 mod sources;
 mod streaming;
+mod transform;
 mod web;
 
 use std::collections::BTreeMap;
