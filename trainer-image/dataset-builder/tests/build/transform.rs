@@ -375,9 +375,9 @@ fn a_source_without_rows_is_bad_data_and_not_wrong_sql() {
     );
 }
 
-/// 12 MB of rows in another order than that of their texts.
+/// 24 MB of rows in another order than that of their texts.
 fn many() -> String {
-    (0..40_000_u32).fold(String::new(), |text, n| {
+    (0..80_000_u32).fold(String::new(), |text, n| {
         let hash = Digest::of(&n.to_be_bytes());
         let words = format!("{0} {0} {0} {0}", hash.hex());
         text + &format!("{{\"text\": \"{words}\", \"n\": {n}}}\n")
@@ -385,7 +385,7 @@ fn many() -> String {
 }
 
 /// Bytes of memory that hold none of these rows' sorts.
-const LITTLE: u64 = 8 << 20;
+const LITTLE: u64 = 16 << 20;
 
 #[test]
 fn sorts_joins_and_groups_spill_and_end_with_the_same_rows() {
