@@ -63,11 +63,6 @@ impl Scratch {
         usize::try_from(self.memory_bytes / SHARES * count).unwrap_or(usize::MAX)
     }
 
-    /// The folder.
-    pub fn dir(&self) -> &Path {
-        &self.dir
-    }
-
     /// A new file that nobody else can see.
     ///
     /// # Errors

@@ -12,6 +12,7 @@ mod functions;
 mod joins;
 mod problem;
 mod shape;
+mod spilled;
 mod table;
 mod unnamed;
 
@@ -19,10 +20,11 @@ use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
+use datafusion::common::config::SpillCompression;
 use datafusion::common::tree_node::{TreeNode as _, TreeNodeRecursion};
 use datafusion::common::{DataFusionError, TableReference};
 use datafusion::execution::SessionStateBuilder;
-use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
+use datafusion::execution::disk_manager::DiskManagerBuilder;
 use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::logical_expr::{Expr, LogicalPlan, Volatility};
@@ -47,6 +49,7 @@ use crate::sources::{Collecting, RowTake, read_source};
 use crate::spill::Scratch;
 pub use functions::Given;
 use joins::MergeJoins;
+use spilled::Spills;
 use table::{Gathering, Table, TableTake};
 
 /// What rows of the result are said to come from.
@@ -59,7 +62,7 @@ const BATCH_BYTES: u64 = 4 << 20;
 /// Rows that operators hand on at a time, at most.
 const BATCH_ROWS: u64 = 1024;
 
-/// Reads every source as a table and takes what the SQL makes of them.
+/// Reads every source as a table and takes what the SQL makes of them: how many files were spilled on the way.
 ///
 /// # Errors
 /// Those of sources; SQL that can't be used, with line and column; a query that does not fit in memory and
@@ -71,7 +74,7 @@ pub fn collect(
     wanted: Wanted<'_>,
     scratch: &Scratch,
     collecting: &mut Collecting,
-) -> Result<(), Failure> {
+) -> Result<u64, Failure> {
     // What can't be read says so before anything is fetched.
     let statement = parse(sql)?;
     let mut tables = BTreeMap::new();
@@ -166,9 +169,11 @@ struct Query<'a> {
 }
 
 impl Query<'_> {
-    async fn run(self, statement: Statement, collecting: &mut Collecting) -> Result<(), Failure> {
+    /// Takes the rows of the result: how many files were spilled.
+    async fn run(self, statement: Statement, collecting: &mut Collecting) -> Result<u64, Failure> {
         let wrong = |error: DataFusionError| problem::planning(&error, &self.tables);
-        let session = self.session().map_err(wrong)?;
+        let spills = Arc::new(Spills::new(self.scratch));
+        let session = self.session(Arc::clone(&spills)).map_err(wrong)?;
         let state = session.state();
         let plan = state.statement_to_plan(statement).await.map_err(wrong)?;
         SQLOptions::new()
@@ -207,8 +212,8 @@ impl Query<'_> {
         }
         // An analyser may not have been asked about the last of them.
         take.settle()?;
-        tracing::info!(rows = line, "transformed");
-        Ok(())
+        tracing::info!(rows = line, spilled_files = spills.count(), "transformed");
+        Ok(spills.count())
     }
 
     /// Bytes that operators may hold.
@@ -224,12 +229,13 @@ impl Query<'_> {
         usize::try_from(rows.clamp(16, BATCH_ROWS)).unwrap_or(16)
     }
 
-    fn session(&self) -> Result<SessionContext, DataFusionError> {
+    fn session(&self, spills: Arc<Spills>) -> Result<SessionContext, DataFusionError> {
         let memory = self.memory();
         let mut config = SessionConfig::new()
             .with_target_partitions(1)
             .with_batch_size(self.batch_rows())
             .with_information_schema(false)
+            .with_spill_compression(SpillCompression::Lz4Frame)
             // Set aside by each sort for merging what it spilled.
             .with_sort_spill_reservation_bytes(memory / 8);
         let options = config.options_mut();
@@ -237,12 +243,7 @@ impl Query<'_> {
         options.sql_parser.map_string_types_to_utf8view = false;
         // One that never ends would end the Job.
         options.execution.enable_recursive_ctes = false;
-        let disk = DiskManagerBuilder::default()
-            .with_mode(DiskManagerMode::Directories(vec![
-                self.scratch.dir().to_path_buf(),
-            ]))
-            // The volume says when it is full.
-            .with_max_temp_directory_size(u64::MAX);
+        let disk = DiskManagerBuilder::default().with_temp_file_factory(spills);
         let pool = TrackConsumersPool::new(FairSpillPool::new(memory), NonZeroUsize::MIN);
         let runtime = RuntimeEnvBuilder::new()
             .with_memory_pool(Arc::new(pool))
@@ -339,6 +340,71 @@ impl Query<'_> {
         match missing {
             Some(name) => Err(problem::missing(name, &names)),
             None => Ok(indices),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::dealing::Part;
+    use crate::nulls::Nulls;
+
+    #[test]
+    fn what_does_not_fit_in_memory_is_spilled() {
+        let dir = tempfile::tempdir().unwrap();
+        let rows = (0..20_000_u32).fold(String::new(), |text, n| {
+            let hash = Digest::of(&n.to_be_bytes());
+            text + &format!("{{\"text\": \"{0} {0} {0} {0}\"}}\n", hash.hex())
+        });
+        let path = dir.path().join("rows.jsonl");
+        std::fs::write(&path, rows).unwrap();
+        let config: BuildConfig = serde_json::from_value(json!({
+            "dataset": "topics",
+            "fingerprint": Digest::of(b"any"),
+            "format": "Text",
+            "sources": [{"name": "many", "uri": "configmap://many/rows.jsonl", "path": path}],
+            "validation": {"minimumRows": 1, "maximumInvalidPercent": "0"},
+            "split": {"groupColumn": null, "trainPercent": 80, "validationPercent": 10, "testPercent": 10, "seed": 7},
+        }))
+        .unwrap();
+        let (own_names, nulls) = (BTreeMap::new(), Nulls::default());
+        let wanted = Wanted {
+            format: config.format,
+            group_column: None,
+            time_column: None,
+            class_column: None,
+            reward: false,
+            renamed: &own_names,
+            screen: None,
+            measured: None,
+            nulls: Some(&nulls),
+        };
+        let spilled = |memory| {
+            let scratch = Scratch::new(dir.path(), memory);
+            let mut collecting = Collecting::new(&scratch, Part::WHOLE);
+            let sql = "SELECT text FROM many ORDER BY text";
+            collect(
+                &config,
+                sql,
+                Given::default(),
+                wanted,
+                &scratch,
+                &mut collecting,
+            )
+            .unwrap()
+        };
+        assert_eq!(spilled(1 << 30), 0);
+        assert!(spilled(8 << 20) > 0);
+    }
+
+    #[test]
+    fn only_one_query_is_read() {
+        assert!(parse("SELECT 1; ").is_ok());
+        for text in ["", "SELECT 1; SELECT 2", "DROP TABLE a", "COPY a TO 'b'"] {
+            assert_eq!(parse(text).unwrap_err().reason, "QueryFailed", "{text}");
         }
     }
 }
