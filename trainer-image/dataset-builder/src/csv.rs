@@ -265,6 +265,31 @@ mod tests {
     }
 
     #[test]
+    fn where_nobody_names_columns_a_header_is_what_looks_like_names() {
+        let guess = |line: &str| Header::guess(line.as_bytes()).map(|it| (it.delimiter, it.names));
+        for (line, delimiter, names) in [
+            ("code,title", b',', vec!["code", "title"]),
+            ("\"Claim id\";été;b_2", b';', vec!["Claim id", "été", "b_2"]),
+            ("text", b',', vec!["text"]),
+        ] {
+            let names = names.into_iter().map(str::to_owned).collect();
+            assert_eq!(guess(line), Some((delimiter, names)), "{line}");
+        }
+        for line in [
+            r#"{"code": 1}"#,
+            "[1, 2]",
+            "true",
+            "7,8",
+            "code,",
+            "What is this?",
+            "\"a",
+            "",
+        ] {
+            assert_eq!(guess(line), None, "{line}");
+        }
+    }
+
+    #[test]
     fn broken_records_are_named_by_their_rule_and_the_next_ones_are_read() {
         let text = b"prompt,n\na\nb,1,2\n\"c\"x,1\nd\"e,1\n\xff,1\nok,1\n\"open,1\nend";
         let rules: Vec<_> = rows(text)

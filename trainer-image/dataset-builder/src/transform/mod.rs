@@ -236,6 +236,7 @@ impl Query<'_> {
             .with_batch_size(self.batch_rows())
             .with_information_schema(false)
             .with_spill_compression(SpillCompression::Lz4Frame)
+            .with_enforce_batch_size_in_joins(true)
             // Set aside by each sort for merging what it spilled.
             .with_sort_spill_reservation_bytes(memory / 8);
         let options = config.options_mut();
