@@ -272,7 +272,7 @@ mod tests {
             ("\"Claim id\";été;b_2", b';', vec!["Claim id", "été", "b_2"]),
             ("text", b',', vec!["text"]),
         ] {
-            let names = names.into_iter().map(str::to_owned).collect();
+            let names: Vec<String> = names.into_iter().map(str::to_owned).collect();
             assert_eq!(guess(line), Some((delimiter, names)), "{line}");
         }
         for line in [

@@ -268,37 +268,27 @@ pub fn collect(
         measured: tools.measured,
         nulls: Some(&nulls),
     };
-    match &config.transform {
-        Some(it) => {
-            transform::collect(
-                config,
-                &it.sql,
-                tools.given,
-                asked,
-                scratch,
-                &mut collecting,
-            )?;
-        }
-        None => {
-            for source in &config.sources {
-                collecting.share = source.share;
-                let mut take = RowTake {
-                    wanted: Wanted {
-                        renamed: &source.columns,
-                        ..asked
-                    },
-                    collecting: &mut collecting,
-                };
-                let seen = read_source(config, source, scratch, &mut take)?;
-                take.settle()?;
-                collecting.noted.provenance.extend(seen);
-                tracing::info!(
-                    source = source.name,
-                    good = collecting.rows.count(),
-                    rejected = collecting.noted.rejected_rows(),
-                    "source read"
-                );
-            }
+    if config.transform.is_some() {
+        transform::collect(config, tools.given, asked, scratch, &mut collecting)?;
+    } else {
+        for source in &config.sources {
+            collecting.share = source.share;
+            let mut take = RowTake {
+                wanted: Wanted {
+                    renamed: &source.columns,
+                    ..asked
+                },
+                collecting: &mut collecting,
+            };
+            let seen = read_source(config, source, scratch, &mut take)?;
+            take.settle()?;
+            collecting.noted.provenance.extend(seen);
+            tracing::info!(
+                source = source.name,
+                good = collecting.rows.count(),
+                rejected = collecting.noted.rejected_rows(),
+                "source read"
+            );
         }
     }
     collecting.noted.nulls = nulls.into_counts();

@@ -69,12 +69,15 @@ const BATCH_ROWS: u64 = 1024;
 /// can't spill, with what could not.
 pub fn collect(
     config: &BuildConfig,
-    sql: &str,
     given: Given,
     wanted: Wanted<'_>,
     scratch: &Scratch,
     collecting: &mut Collecting,
 ) -> Result<u64, Failure> {
+    let Some(transform) = &config.transform else {
+        return Err(Failure::bug("there is no SQL"));
+    };
+    let sql = transform.sql.as_str();
     // What can't be read says so before anything is fetched.
     let statement = parse(sql)?;
     let mut tables = BTreeMap::new();
@@ -367,6 +370,7 @@ mod tests {
             "fingerprint": Digest::of(b"any"),
             "format": "Text",
             "sources": [{"name": "many", "uri": "configmap://many/rows.jsonl", "path": path}],
+            "transform": {"sql": "SELECT text FROM many ORDER BY text"},
             "validation": {"minimumRows": 1, "maximumInvalidPercent": "0"},
             "split": {"groupColumn": null, "trainPercent": 80, "validationPercent": 10, "testPercent": 10, "seed": 7},
         }))
@@ -386,16 +390,7 @@ mod tests {
         let spilled = |memory| {
             let scratch = Scratch::new(dir.path(), memory);
             let mut collecting = Collecting::new(&scratch, Part::WHOLE);
-            let sql = "SELECT text FROM many ORDER BY text";
-            collect(
-                &config,
-                sql,
-                Given::default(),
-                wanted,
-                &scratch,
-                &mut collecting,
-            )
-            .unwrap()
+            collect(&config, Given::default(), wanted, &scratch, &mut collecting).unwrap()
         };
         assert_eq!(spilled(1 << 30), 0);
         assert!(spilled(8 << 20) > 0);
