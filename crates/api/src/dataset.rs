@@ -64,6 +64,9 @@ use crate::schema::rules;
     "!has(self.transform) || self.sources.all(source, !has(source.columns))",
     "columns of sources have no place beside transform: name columns there, with AS",
 ), (
+    "!has(self.transform) || !has(self.shards) || self.shards == 1",
+    "shards have no place beside transform: one pod runs the SQL",
+), (
     "has(self.transform) || !has(self.privacy) || !has(self.privacy.pseudonymKeyRef) || self.privacy.mode == 'Pseudonymise'",
     "pseudonymKeyRef is needed with mode Pseudonymise, and else only with transform",
 )])))]
@@ -106,7 +109,8 @@ pub struct DatasetSpec {
     pub base_model: Option<BaseModelSource>,
     /// Pods that read, check, mask and measure rows side by side, before one puts them in order: the
     /// outcome is the same for any number. Left out, one pod does all. Columns that deal rows (the
-    /// split's groupColumn, the balance's column) may not be masked then.
+    /// split's groupColumn, the balance's column) may not be masked then. More than one have no place
+    /// beside `transform`, which one pod runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 64))]
     pub shards: Option<u32>,

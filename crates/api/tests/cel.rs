@@ -164,6 +164,7 @@ fn dataset_cases() -> Vec<Case> {
     let keyed = "pseudonymKeyRef is needed with mode Pseudonymise";
     let idle = "pseudonymKeyRef is needed with mode Pseudonymise, and else only with transform";
     let renamed = "columns of sources have no place beside transform: name columns there, with AS";
+    let sharded = "shards have no place beside transform: one pod runs the SQL";
     let key = json!({"name": "pseudonyms", "key": "key"});
     let asked = |score: &str| {
         let analyzer = json!({"url": "http://presidio.privacy.svc:3000", "minimumScore": score});
@@ -242,6 +243,18 @@ fn dataset_cases() -> Vec<Case> {
             renamed,
             json!({"spec": {"transform": "SELECT 1", "sources": plain}}),
             json!({"spec": {"transform": "SELECT 1", "sources": mapped}}),
+        ),
+        case(
+            "datasets",
+            sharded,
+            json!({"spec": {"transform": "SELECT 1", "sources": plain, "shards": 1}}),
+            json!({"spec": {"transform": "SELECT 1", "sources": plain, "shards": 2}}),
+        ),
+        case(
+            "datasets",
+            sharded,
+            json!({"spec": {"sources": plain, "shards": 64}}),
+            json!({"spec": {"transform": "SELECT 1", "sources": plain, "shards": 64}}),
         ),
         case(
             "datasets",

@@ -71,9 +71,13 @@ fn validate(config: &BuildConfig) -> Result<(), Failure> {
         ));
     }
     percent(&config.validation.maximum_invalid_percent)?;
-    if config.shards.is_some_and(|count| count > 1)
-        && let Some(column) = unmasked(config)
-    {
+    let has_parts = config.shards.is_some_and(|count| count > 1);
+    if has_parts && config.transform.is_some() {
+        return Err(Failure::bad_config(
+            "spec.shards: spec.transform is one query over all rows, which one pod runs; leave spec.shards out, or spec.transform",
+        ));
+    }
+    if has_parts && let Some(column) = unmasked(config) {
         return Err(Failure::bad_config(format!(
             "spec.shards: parts would hold the unmasked text of column {column:?}, which deals rows; leave it out of spec.privacy.columns, or shards out"
         )));

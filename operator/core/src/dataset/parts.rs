@@ -16,8 +16,8 @@ const MAXIMUM: u32 = 64;
 /// Reads `spec.shards`. None where one pod does all.
 ///
 /// # Errors
-/// A number that is out of bounds; a column that deals rows and is masked elsewhere: parts lie in the store
-/// for a while, and hold it as the source has it.
+/// A number that is out of bounds; SQL over the sources, which sees all rows at once; a column that deals rows
+/// and is masked elsewhere: parts lie in the store for a while, and hold it as the source has it.
 pub fn read(spec: &DatasetSpec) -> Result<Option<u32>, Invalid> {
     let Some(shards) = spec.shards else {
         return Ok(None);
@@ -28,6 +28,12 @@ pub fn read(spec: &DatasetSpec) -> Result<Option<u32>, Invalid> {
     }
     if shards == 1 {
         return Ok(None);
+    }
+    if spec.transform.is_some() {
+        return Err(invalid(format!(
+            "is {shards}, and spec.transform is one query over all rows, which one pod runs; \
+             leave spec.shards out, or spec.transform"
+        )));
     }
     let masking = spec
         .privacy

@@ -5,7 +5,7 @@ use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use graftwork_contract::dataset::Analyzer;
+use graftwork_contract::dataset::{Analyzer, Transform};
 use serde_json::{Value, json};
 
 use super::*;
@@ -158,6 +158,32 @@ fn names_are_masked_beside_our_own_types_counted_and_in_no_file() {
     assert!(questions.iter().all(|it| it["language"] == "sv"));
     assert_eq!(questions[0]["entities"], json!(["LOCATION", "PERSON"]));
     assert_eq!(questions[0]["score_threshold"], json!(0.5));
+}
+
+#[test]
+fn rows_that_sql_makes_are_asked_about_to_the_last() {
+    let server = Server::start(|_, question| (200, found(question)));
+    let mut bench = bench(server.port, PrivacyMode::Redact);
+    bench.config.transform = Some(Transform {
+        sql: "SELECT prompt, completion FROM \"rows\"".into(),
+        pseudonym_key: false,
+    });
+    let (code, summary) = bench.build();
+    assert_eq!(code, 0, "{summary:?}");
+    let digest = summary.digest.unwrap();
+    let rows: Vec<Row> = Split::ALL
+        .iter()
+        .flat_map(|split| bench.rows(&digest, *split))
+        .collect();
+    assert_eq!(rows.len(), 300);
+    for row in rows {
+        let Row::Completion { prompt, completion } = row else {
+            panic!("another format");
+        };
+        assert!(prompt.contains("I am [PERSON] ("), "{prompt}");
+        assert_eq!(completion, "Hello [PERSON]");
+    }
+    assert_eq!(bench.version(1).unwrap().findings["person"], 600);
 }
 
 #[test]

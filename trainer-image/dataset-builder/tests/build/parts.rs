@@ -1,6 +1,6 @@
 //! Builds in parts, each a process of its own: what comes out is what one process makes.
 
-use graftwork_contract::dataset::{Balance, PartManifest};
+use graftwork_contract::dataset::{Balance, PartManifest, Transform};
 
 use super::sources::{gzip, parquet};
 use super::*;
@@ -208,6 +208,22 @@ fn too_many_bad_rows_are_seen_over_all_parts_and_the_parts_go() {
     let (code, summary) = bench.in_parts(2);
     assert_eq!((code, summary.reason.as_str()), (65, "DataError"));
     assert_eq!(summary.rows.unwrap().rejected, 12);
+    assert!(!bench.parts_dir().exists());
+}
+
+#[test]
+fn sql_over_all_rows_is_not_for_parts() {
+    let mut bench = mixed();
+    bench.config.shards = Some(2);
+    bench.config.transform = Some(Transform {
+        sql: "SELECT prompt, completion FROM one".into(),
+        pseudonym_key: false,
+    });
+    let (code, summary) = bench.part(0);
+    assert_eq!((code, summary.reason.as_str()), (64, "InvalidSpec"));
+    for words in ["spec.shards: ", "spec.transform"] {
+        assert!(summary.message.contains(words), "{summary:?}");
+    }
     assert!(!bench.parts_dir().exists());
 }
 

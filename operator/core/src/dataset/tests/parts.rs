@@ -119,6 +119,24 @@ fn the_number_of_parts_is_no_reason_to_build_again() {
 }
 
 #[test]
+fn parts_and_sql_over_all_rows_are_refused_together_and_each_is_taken_alone() {
+    let mut both = world(2);
+    both.cr.spec.transform = Some("SELECT prompt, completion FROM bulk".to_owned());
+    let mut alone = both.clone();
+    alone.cr.spec.shards = Some(1);
+    assert!(both.reconcile().create.is_empty());
+    let (_, reason, message) = both.ready();
+    assert_eq!(reason, reason::INVALID_SPEC);
+    assert!(message.starts_with("spec.shards: is 2"), "{message}");
+    assert!(
+        message.contains("leave spec.shards out, or spec.transform"),
+        "{message}"
+    );
+    let actions = alone.reconcile();
+    assert_eq!(actions.create[0].metadata.name, named(&alone, "build"));
+}
+
+#[test]
 fn parts_that_would_hold_what_is_masked_are_refused() {
     let mut all = world(2);
     all.cr.spec.privacy = Some(Privacy {

@@ -34,6 +34,7 @@ fn a_build_is_told_the_sql_and_whether_it_has_a_key() {
             name: "pseudonyms".to_owned(),
             key: "key".to_owned(),
         }),
+        analyzer: None,
     });
     let told = config(&world.reconcile()).transform.unwrap();
     assert!(told.pseudonym_key);
@@ -65,6 +66,7 @@ fn what_has_no_place_beside_sql_is_named_before_a_build() {
             mode: PrivacyMode::Redact,
             columns: vec![],
             pseudonym_key_ref: Some(SecretKeyReference::default()),
+            analyzer: None,
         });
     };
     for (change, field) in [
