@@ -12,11 +12,13 @@ mod mix;
 mod part;
 mod privacy;
 mod tokens;
+mod transform;
 
 pub use mix::Share;
 pub use part::{BrokenRule, PartManifest};
 pub use privacy::{Analyzer, Privacy, PrivacyMode};
 pub use tokens::{BaseModel, TokenCounts, TokenizerProvenance};
+pub use transform::{Transform, TransformProvenance};
 
 /// The shape of a dataset's rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -136,17 +138,6 @@ pub struct BuildConfig {
     /// Where the hub of `hf://` sources is, as [`crate::uri::Endpoint`] reads it; none: [`HUB_ENDPOINT`](crate::remote::HUB_ENDPOINT).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hub_endpoint: Option<String>,
-}
-
-/// SQL over the sources, each a table by its name.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Transform {
-    /// One SELECT, whose columns are those of the rows.
-    pub sql: String,
-    /// Whether a key of pseudonyms is mounted for it.
-    #[serde(default, skip_serializing_if = "is_default")]
-    pub pseudonym_key: bool,
 }
 
 /// The column that says what answering as a row does is worth: a number.
@@ -509,18 +500,6 @@ pub struct QueryProvenance {
     pub snapshot_time: String,
     /// Rows of the answer.
     pub rows: u64,
-}
-
-/// The SQL that made the rows of the sources.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct TransformProvenance {
-    /// SHA-256 of the text.
-    pub digest: Digest,
-    /// The text.
-    pub text: String,
-    /// RFC 3339 time that `now()` was: of the latest snapshot of a database, or else of the build.
-    pub now: String,
 }
 
 /// `versions/<n>.json`: number `n` of a dataset, create-only.

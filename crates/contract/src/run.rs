@@ -240,17 +240,6 @@ pub enum Truncation {
     Error,
 }
 
-impl Truncation {
-    /// Whether it is what a spec means that says nothing.
-    #[expect(
-        clippy::trivially_copy_pass_by_ref,
-        reason = "serde calls it with a reference"
-    )]
-    pub fn is_default(&self) -> bool {
-        *self == Self::default()
-    }
-}
-
 /// The learning rate's course after the warm-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Schedule {
@@ -285,7 +274,7 @@ pub struct Hyperparameters {
     /// Of examples that are trained on, or looked at on the way. What is scored at the end is always cut at
     /// the start: runs are compared on the same rows. Left out where it is the usual, as
     /// [`RunKey::quantization`].
-    #[serde(default, skip_serializing_if = "Truncation::is_default")]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub truncation: Truncation,
     /// Decoupled weight decay (AdamW).
     pub weight_decay: f64,
@@ -493,6 +482,11 @@ pub struct Metric {
 )]
 fn is_zero(number: &u64) -> bool {
     *number == 0
+}
+
+/// Whether it is what a spec means that says nothing.
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 impl Metric {
