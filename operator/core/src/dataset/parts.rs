@@ -7,7 +7,7 @@ use graftwork_contract::Digest;
 use k8s_openapi::api::batch::v1::Job;
 
 use super::step::{attempt_of, is_of};
-use super::validate::Invalid;
+use super::validate::{Invalid, read_format};
 use crate::jobs::{self, JobState};
 
 /// Most pods of a build.
@@ -59,16 +59,7 @@ pub fn read(spec: &DatasetSpec) -> Result<Option<u32>, Invalid> {
 }
 
 fn is_of_format(spec: &DatasetSpec, column: &str) -> bool {
-    use graftwork_api::dataset::FormatType;
-    use graftwork_contract::dataset::Format;
-    let format = match &spec.format.type_ {
-        FormatType::Text => Format::Text,
-        FormatType::Completion => Format::Completion,
-        FormatType::Chat => Format::Chat,
-        FormatType::Preference => Format::Preference,
-        FormatType::Other(_) => return false,
-    };
-    format.columns().contains(&column)
+    read_format(spec).is_ok_and(|format| format.columns().contains(&column))
 }
 
 /// Whether a Job makes parts.

@@ -125,8 +125,8 @@ fn parts_and_sql_over_all_rows_are_refused_together_and_each_is_taken_alone() {
     let mut alone = both.clone();
     alone.cr.spec.shards = Some(1);
     assert!(both.reconcile().create.is_empty());
-    let (_, reason, message) = both.ready();
-    assert_eq!(reason, reason::INVALID_SPEC);
+    let (_, why, message) = both.ready();
+    assert_eq!(why, reason::INVALID_SPEC);
     assert!(message.starts_with("spec.shards: is 2"), "{message}");
     assert!(
         message.contains("leave spec.shards out, or spec.transform"),
