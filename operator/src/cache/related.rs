@@ -282,9 +282,10 @@ impl Related for PersistentVolumeClaim {
             uris.any(|uri| points_into(uri, &name))
         });
         let runs = readable(&caches.runs, &namespace);
-        let runs = runs
-            .iter()
-            .filter(|run| points_into(&run.spec.base_model.uri, &name));
+        let runs = runs.iter().filter(|run| {
+            let others = graftwork_operator_core::run::claims(&run.spec);
+            points_into(&run.spec.base_model.uri, &name) || others.contains(&name)
+        });
         let adapters = readable(&caches.adapters, &namespace);
         let adapters = adapters.iter().filter(|adapter| {
             let import = adapter.spec.import.as_ref();

@@ -43,6 +43,13 @@ pub async fn observe(context: &Context, cr: &TrainingRun) -> Result<Observed, Ap
         base_claim: PvcUri::parse(&cr.spec.base_model.uri)
             .map(|uri| claim(context, &namespace, uri.claim()))
             .unwrap_or_default(),
+        claims: run::claims(&cr.spec)
+            .into_iter()
+            .map(|name| {
+                let state = claim(context, &namespace, &name);
+                (name, state)
+            })
+            .collect(),
         configuration: config_map(
             context,
             &namespace,

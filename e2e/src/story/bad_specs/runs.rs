@@ -42,6 +42,22 @@ pub async fn refused(stage: &Stage) -> anyhow::Result<()> {
         ],
     )
     .await?;
+    let no_claim = run_with("no-claim", |spec| {
+        let benchmark = json!({"name": "quiz", "uri": "pvc://absent/quiz.jsonl"});
+        spec["evaluation"]["benchmarks"] = json!([benchmark]);
+    });
+    expect(
+        stage,
+        no_claim,
+        "Succeeded",
+        SHOWN,
+        &[
+            "ClaimNotFound",
+            "spec.evaluation.benchmarks[quiz].uri",
+            "absent",
+        ],
+    )
+    .await?;
     let no_base = run_with("no-base", |spec| {
         spec["baseModel"]["uri"] = json!(format!("pvc://{CLAIM}/absent"));
     });

@@ -28,7 +28,7 @@ pub struct Waiting {
 }
 
 impl Waiting {
-    fn new(reason: &'static str, message: impl Into<String>) -> Self {
+    pub(super) fn new(reason: &'static str, message: impl Into<String>) -> Self {
         Self {
             reason,
             message: message.into(),
@@ -83,11 +83,10 @@ pub fn key(valid: &Valid, cr: &TrainingRun, base: &Digest) -> Option<Digest> {
 ///
 /// # Errors
 /// What is missing, with the field.
-pub fn visible(cr: &TrainingRun, valid: &Valid, observed: &Observed) -> Result<(), Waiting> {
+pub fn visible(cr: &TrainingRun, observed: &Observed) -> Result<(), Waiting> {
     if cr.status.as_ref().is_some_and(|it| it.resolved.is_some()) {
         return Ok(());
     }
-    base_claim(valid, observed)?;
     resolve_dataset(cr, None, &observed.dataset)?;
     find_adapter(cr, &observed.adapter)?;
     if let Some(initial) = initial_version(&cr.spec) {
@@ -96,22 +95,11 @@ pub fn visible(cr: &TrainingRun, valid: &Valid, observed: &Observed) -> Result<(
     Ok(())
 }
 
-fn base_claim(valid: &Valid, observed: &Observed) -> Result<(), Waiting> {
-    match observed.base_claim.problem(valid.base.claim()) {
-        None => Ok(()),
-        Some(problem) => Err(Waiting::new(
-            reason::BASE_MODEL_NOT_FOUND,
-            format!("spec.baseModel.uri: {problem}"),
-        )),
-    }
-}
-
 /// The base model, where it can be used.
 ///
 /// # Errors
 /// Why not, with the field.
-pub fn base<'a>(valid: &Valid, observed: &'a Observed) -> Result<&'a Base, Waiting> {
-    base_claim(valid, observed)?;
+pub fn base(observed: &Observed) -> Result<&Base, Waiting> {
     match &observed.base {
         Asked::Answered(Ok(base)) => Ok(base),
         Asked::Answered(Err(problem)) => Err(Waiting::new(

@@ -3,6 +3,7 @@
 
 mod attempt;
 mod children;
+mod claims;
 mod inputs;
 mod status;
 mod step;
@@ -10,6 +11,8 @@ mod validate;
 
 #[cfg(test)]
 mod tests;
+
+use std::collections::BTreeMap;
 
 use graftwork_api::{Dataset, LoRAAdapter, TrainingRun, TrainingRunStatus};
 use graftwork_contract::proto::trainer::v1::Progress;
@@ -23,6 +26,7 @@ use crate::plan::Plan;
 use crate::settings::Settings;
 use crate::storage::StorageProblem;
 
+pub use claims::claims;
 pub use inputs::{Initial, initial_version};
 pub use step::pod_of;
 pub use validate::{Invalid, Valid, validate};
@@ -43,6 +47,8 @@ pub struct Observed {
     pub initial: Referenced<LoRAAdapter>,
     /// The claim of the base model.
     pub base_claim: ClaimState,
+    /// The other claims that the spec names (see [`claims()`]).
+    pub claims: BTreeMap<String, ClaimState>,
     /// The base model, where it is not pinned yet.
     pub base: Asked<DescribedBase>,
     /// The stored pin of the run's inputs.

@@ -165,6 +165,7 @@ fn is_stalled(reason: &str) -> bool {
         reason,
         reason::COMPUTE_PROFILE_NOT_FOUND
             | reason::OBJECT_NOT_OURS
+            | reason::CLAIM_NOT_FOUND
             | reason::BASE_MODEL_NOT_FOUND
             | reason::BASE_MODEL_INVALID
             | reason::BASE_MODEL_UNSUPPORTED

@@ -13,7 +13,7 @@ use k8s_openapi::api::batch::v1::Job;
 use super::attempt::{self, Closing, Counts};
 use super::inputs::{self, Waiting};
 use super::validate::Valid;
-use super::{Observed, children};
+use super::{Observed, children, claims};
 use crate::jobs::{self, JobState, seconds_between};
 use crate::observed::{Asked, Container, Found, Pod, Record};
 use crate::settings::Settings;
@@ -163,11 +163,14 @@ fn begin(
         }
     };
     let image = settings.trainer_image(profile);
+    if let Some(missing) = claims::missing(cr, observed) {
+        return Step::Wait(missing);
+    }
     let stored = match pin(cr, valid, image, observed) {
         Ok(stored) => stored,
         // The keeper may be minutes away; what nobody needs it for is said at once.
         Err(step) if is_keeper_away(&step) => {
-            return inputs::visible(cr, valid, observed).map_or_else(Step::Wait, |()| step);
+            return inputs::visible(cr, observed).map_or_else(Step::Wait, |()| step);
         }
         Err(step) => return step,
     };
@@ -232,7 +235,7 @@ fn pin(
 }
 
 fn describe_base(valid: &Valid, observed: &Observed) -> Result<Digest, Step> {
-    let base = inputs::base(valid, observed).map_err(Step::Wait)?;
+    let base = inputs::base(observed).map_err(Step::Wait)?;
     let rank = valid.lora.rank;
     if rank > base.hidden_size {
         return Err(Step::Invalid(super::Invalid::new(
@@ -313,7 +316,7 @@ fn watch(cr: &TrainingRun, number: u32, job: &Job, observed: &Observed, now: Tim
         JobState::Suspended => Step::Watch(Phase::Queued(
             "the queue has not let the run's Job in yet".to_owned(),
         )),
-        JobState::Active => under_way(cr, number, pod_of(job, &observed.pods), now),
+        JobState::Active => under_way(cr, number, job, observed, now),
         JobState::Complete => {
             let since = seconds_between(jobs::finished_at(job), Some(now));
             match (&observed.result, jobs::end(job, &observed.pods, now)) {
@@ -337,8 +340,14 @@ fn running_since(pod: &Pod) -> Option<Timestamp> {
     }
 }
 
-fn under_way(cr: &TrainingRun, number: u32, pod: Option<&Pod>, now: Timestamp) -> Step {
-    let Some(pod) = pod else {
+fn under_way(
+    cr: &TrainingRun,
+    number: u32,
+    job: &Job,
+    observed: &Observed,
+    now: Timestamp,
+) -> Step {
+    let Some(pod) = pod_of(job, &observed.pods) else {
         return Step::Watch(Phase::Starting("the run's pod is being made".to_owned()));
     };
     if let Some(message) = pod.image_problem() {
@@ -358,9 +367,9 @@ fn under_way(cr: &TrainingRun, number: u32, pod: Option<&Pod>, now: Timestamp) -
         };
     }
     if let Some(message) = &pod.unschedulable {
-        return Step::Watch(Phase::Queued(format!(
-            "the run's pod has no node: {message}"
-        )));
+        let missing = claims::missing(cr, observed).map(|waiting| waiting.message);
+        let said = missing.unwrap_or_else(|| format!("the run's pod has no node: {message}"));
+        return Step::Watch(Phase::Queued(said));
     }
     match &pod.container {
         Container::Running { .. } => {

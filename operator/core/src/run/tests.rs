@@ -1,6 +1,7 @@
 //! A run and a small cluster around it, in which plans are carried out.
 
 mod attempts;
+mod claims;
 mod inputs;
 mod pauses;
 mod pods;
@@ -153,6 +154,10 @@ impl World {
                 dropped: 0,
             },
         }
+    }
+
+    fn claim(&mut self, name: &str, state: ClaimState) {
+        self.observed.claims.insert(name.to_owned(), state);
     }
 
     /// Looks at the world as the shell does, and plans.

@@ -94,6 +94,8 @@ fn benchmarks_are_mounted_and_name_another_run() {
         benchmark("critical", "pvc://benchmarks/critical.jsonl"),
         benchmark("arc", "pvc://models/arc/easy.jsonl"),
     ];
+    world.claim("benchmarks", ClaimState::Bound);
+    world.claim("models", ClaimState::Bound);
     assert_ne!(key(&world), without);
     let valid = validate(&world.cr.spec).unwrap();
     assert_eq!(
@@ -162,6 +164,8 @@ fn a_model_is_written_to_its_claim_and_names_another_run() {
     };
     let without = key(&world);
     full(&mut world.cr.spec, "pvc://made/by/topics");
+    // It gets its volume with the first pod that writes to it.
+    world.claim("made", ClaimState::NotBound);
     assert_ne!(key(&world), without);
     let mut made = None;
     let mut configured = None;
@@ -311,7 +315,7 @@ fn what_is_waited_for_is_named_and_no_run_that_can_go_on_has_failed() {
             Box::new(|world| world.observed.base_claim = ClaimState::Absent),
             true,
             reason::BASE_MODEL_NOT_FOUND,
-            "spec.baseModel.uri: PersistentVolumeClaim \"models\" does not exist",
+            "spec.baseModel.uri: PersistentVolumeClaim \"models\" does not exist; create it, then the run goes on by itself",
         ),
         (
             Box::new(|world| {
