@@ -328,7 +328,7 @@ fn training_run() -> TrainingRun {
             warmup_steps: 20,
             maximum_steps: Some(400),
             batch_size: 32,
-            micro_batch_size: 32,
+            micro_batch_size: Some(32),
             maximum_sequence_length: 128,
             ..Hyperparameters::default()
         },

@@ -135,8 +135,14 @@ pub struct TrainingRunSpec {
 #[serde(rename_all = "camelCase", default)]
 #[schemars(extend("x-kubernetes-validations" = rules(&[
     ("!(has(self.epochs) && has(self.maximumSteps))", "epochs and maximumSteps exclude each other"),
-    ("self.microBatchSize <= self.batchSize", "microBatchSize is at most batchSize"),
-    ("self.batchSize % self.microBatchSize == 0", "batchSize is a multiple of microBatchSize"),
+    (
+        "!has(self.microBatchSize) || self.microBatchSize <= self.batchSize",
+        "microBatchSize is at most batchSize, which is 32 where it is left out",
+    ),
+    (
+        "!has(self.microBatchSize) || self.batchSize % self.microBatchSize == 0",
+        "batchSize, which is 32 where it is left out, is a multiple of microBatchSize",
+    ),
     ("!has(self.earlyStopping) || has(self.validateEverySteps)", "earlyStopping needs validateEverySteps"),
 ])))]
 pub struct Hyperparameters {
@@ -165,9 +171,11 @@ pub struct Hyperparameters {
     /// Examples per optimizer step.
     #[schemars(range(min = 1, max = 65536))]
     pub batch_size: u32,
-    /// Examples per forward pass; gradients accumulate up to batchSize.
+    /// Examples per forward pass; gradients accumulate up to batchSize. Left out, it is the largest
+    /// divisor of batchSize up to 8.
+    #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 4096))]
-    pub micro_batch_size: u32,
+    pub micro_batch_size: Option<u32>,
     /// Tokens per example; truncation says what becomes of a longer one.
     #[schemars(range(min = 8, max = 131_072))]
     pub maximum_sequence_length: u32,
@@ -222,7 +230,7 @@ impl Default for Hyperparameters {
             epochs: None,
             maximum_steps: None,
             batch_size: 32,
-            micro_batch_size: 8,
+            micro_batch_size: None,
             maximum_sequence_length: 512,
             truncation: None,
             weight_decay: Decimal::from("0"),

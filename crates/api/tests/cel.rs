@@ -347,6 +347,7 @@ fn run_cases() -> Vec<Case> {
 
 fn hyperparameter_cases() -> Vec<Case> {
     let hyper = |hyper: Value| json!({"spec": {"hyperparameters": hyper}});
+    let multiple = "batchSize, which is 32 where it is left out, is a multiple of microBatchSize";
     vec![
         case(
             "trainingruns",
@@ -356,15 +357,21 @@ fn hyperparameter_cases() -> Vec<Case> {
         ),
         case(
             "trainingruns",
-            "microBatchSize is at most batchSize",
+            "microBatchSize is at most batchSize, which is 32 where it is left out",
             hyper(json!({"batchSize": 8, "microBatchSize": 8})),
             hyper(json!({"batchSize": 8, "microBatchSize": 16})),
         ),
         case(
             "trainingruns",
-            "batchSize is a multiple of microBatchSize",
+            multiple,
             hyper(json!({"batchSize": 12, "microBatchSize": 4})),
             hyper(json!({"batchSize": 12, "microBatchSize": 5})),
+        ),
+        case(
+            "trainingruns",
+            multiple,
+            hyper(json!({"batchSize": 4, "microBatchSize": null})),
+            hyper(json!({"batchSize": 4, "microBatchSize": 3})),
         ),
         case(
             "trainingruns",

@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 
 use graftwork_api::training_run::{
-    EvaluationMetric, MethodType, ObjectiveType, Quantization, Schedule, Truncation,
+    EvaluationMetric, Hyperparameters, MethodType, ObjectiveType, Quantization, Schedule,
+    Truncation,
 };
 use graftwork_api::uri::PvcUri;
 use graftwork_api::{Decimal, TrainingRunSpec};
@@ -227,20 +228,35 @@ fn read_keep_best(spec: &TrainingRunSpec) -> Result<bool, Invalid> {
     Ok(is_wanted)
 }
 
+/// Most examples per forward pass of a run that does not say how many.
+const MICRO_BATCH: u32 = 8;
+
+/// Examples per step, and per forward pass.
+fn read_batch(given: &Hyperparameters) -> Result<(u32, u32), Invalid> {
+    const BATCH: &str = "spec.hyperparameters.batchSize";
+    const MICRO: &str = "spec.hyperparameters.microBatchSize";
+    let batch = at_least_one(BATCH, given.batch_size)?;
+    let Some(micro) = given.micro_batch_size else {
+        let mut sizes = (1..=MICRO_BATCH).rev();
+        let micro = sizes.find(|size| batch.is_multiple_of(*size));
+        return Ok((batch, micro.unwrap_or(1)));
+    };
+    let micro = at_least_one(MICRO, micro)?;
+    if micro > batch {
+        let message = format!("{micro} is above batchSize {batch}");
+        return Err(Invalid::new(MICRO, message));
+    }
+    if !batch.is_multiple_of(micro) {
+        let message = format!("{batch} is not a multiple of microBatchSize {micro}");
+        return Err(Invalid::new(BATCH, message));
+    }
+    Ok((batch, micro))
+}
+
 fn read_hyperparameters(spec: &TrainingRunSpec) -> Result<run::Hyperparameters, Invalid> {
     const VALIDATE: &str = "spec.hyperparameters.validateEverySteps";
     let given = &spec.hyperparameters;
-    let micro = at_least_one(
-        "spec.hyperparameters.microBatchSize",
-        given.micro_batch_size,
-    )?;
-    let batch = at_least_one("spec.hyperparameters.batchSize", given.batch_size)?;
-    if !batch.is_multiple_of(micro) {
-        return Err(Invalid::new(
-            "spec.hyperparameters.batchSize",
-            format!("{batch} is not a multiple of microBatchSize {micro}"),
-        ));
-    }
+    let (batch, micro) = read_batch(given)?;
     if given.epochs.is_some() && given.maximum_steps.is_some() {
         return Err(Invalid::new(
             "spec.hyperparameters",

@@ -374,6 +374,16 @@ fn what_is_waited_for_is_named_and_no_run_that_can_go_on_has_failed() {
 }
 
 #[test]
+fn a_run_that_leaves_out_its_micro_batch_takes_what_divides_its_batch() {
+    for (batch, micro) in [(32, 8), (8, 8), (4, 4), (12, 6), (7, 7), (11, 1), (1, 1)] {
+        let mut spec = World::new().cr.spec;
+        spec.hyperparameters.batch_size = batch;
+        let valid = validate(&spec).unwrap().hyperparameters;
+        assert_eq!((valid.batch_size, valid.micro_batch_size), (batch, micro));
+    }
+}
+
+#[test]
 fn a_field_that_can_not_work_ends_the_run() {
     for (change, words) in [
         (
@@ -445,8 +455,15 @@ fn a_field_that_can_not_work_ends_the_run() {
             "spec.checkpoint.keepBest: it needs spec.hyperparameters.validateEverySteps",
         ),
         (
-            Box::new(|spec| spec.hyperparameters.batch_size = 12),
+            Box::new(|spec| {
+                spec.hyperparameters.batch_size = 12;
+                spec.hyperparameters.micro_batch_size = Some(8);
+            }),
             "spec.hyperparameters.batchSize: 12 is not a multiple of microBatchSize 8",
+        ),
+        (
+            Box::new(|spec| spec.hyperparameters.micro_batch_size = Some(64)),
+            "spec.hyperparameters.microBatchSize: 64 is above batchSize 32",
         ),
         (
             Box::new(|spec| spec.hyperparameters.learning_rate = "nan".into()),
