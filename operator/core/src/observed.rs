@@ -264,6 +264,8 @@ pub struct Base {
     pub hidden_size: u32,
     /// Number of layers.
     pub layers: u32,
+    /// Modules that an adapter may change; empty where the keeper does not say.
+    pub target_modules: Vec<String>,
     /// Tokens.
     pub vocabulary: u32,
     /// Longest context.

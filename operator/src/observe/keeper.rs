@@ -188,6 +188,7 @@ pub async fn base(
                 digest,
                 hidden_size: reply.hidden_size,
                 layers: reply.layers,
+                target_modules: reply.target_modules,
                 vocabulary: reply.vocabulary,
                 maximum_positions: reply.maximum_positions,
                 parameters: reply.parameters,

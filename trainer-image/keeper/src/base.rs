@@ -10,6 +10,7 @@ use std::time::SystemTime;
 use graftwork_contract::proto::store::v1::{DescribeBaseReply, Problem};
 use graftwork_model::base::{base_digest, check_base};
 use graftwork_model::config::LlamaConfig;
+use graftwork_model::lora::Module;
 use graftwork_model::tokenizer::TextTokenizer;
 use tokio::sync::Notify;
 
@@ -149,6 +150,7 @@ pub fn reply(result: Result<Base, Problem>) -> DescribeBaseReply {
             maximum_positions: config.max_position_embeddings as u32,
             parameters: config.parameters() as u64,
             model_type: config.family.model_type().to_owned(),
+            target_modules: Module::ALL.map(|module| module.name().to_owned()).to_vec(),
             ..DescribeBaseReply::default()
         },
         Err(problem) => DescribeBaseReply {
@@ -199,6 +201,23 @@ mod tests {
         let second = models.read(dir.path()).unwrap().digest;
         assert_ne!(second, first);
         assert_eq!(second, base_digest(dir.path()).unwrap());
+    }
+
+    #[test]
+    fn a_model_is_described_with_the_modules_that_adapters_may_change() {
+        let dir = tempfile::tempdir().unwrap();
+        write_tiny_base(dir.path(), &TinyShape::default(), 1).unwrap();
+        let described = reply(Ok(BaseModels::default().read(dir.path()).unwrap()));
+        let modules = [
+            "q_proj",
+            "k_proj",
+            "v_proj",
+            "o_proj",
+            "gate_proj",
+            "up_proj",
+            "down_proj",
+        ];
+        assert_eq!(described.target_modules, modules);
     }
 
     fn problem(folder: &Path) -> Problem {

@@ -91,6 +91,13 @@ pub async fn refused(stage: &Stage) -> anyhow::Result<()> {
         &["BaseModelUnsupported", "spec.baseModel.uri", "mamba"],
     )
     .await?;
+    unfit(stage).await?;
+    for_another_base(stage).await?;
+    immutable(stage).await
+}
+
+/// Runs that do not go with their base model, or with their rows.
+async fn unfit(stage: &Stage) -> anyhow::Result<()> {
     let rank = run_with("rank-above", |spec| {
         spec["method"]["lora"]["rank"] = json!(1000);
     });
@@ -119,8 +126,15 @@ pub async fn refused(stage: &Stage) -> anyhow::Result<()> {
         &["InvalidSpec", "spec.method.lora.targetModules", "z_proj"],
     )
     .await?;
-    for_another_base(stage).await?;
-    immutable(stage).await
+    let pairs = run_with("pairs", |spec| spec["objective"] = json!({"type": "DPO"}));
+    expect(
+        stage,
+        pairs,
+        "Succeeded",
+        READ,
+        &["InvalidSpec", "spec.objective.type", "Preference", "amber"],
+    )
+    .await
 }
 
 /// A run's spec stays as it is, field by field, but for `suspend`.

@@ -95,6 +95,7 @@ impl World {
             digest: Digest::of(b"base"),
             hidden_size: 64,
             layers: 2,
+            target_modules: vec![],
             vocabulary: 100,
             maximum_positions: 512,
             parameters: 1000,

@@ -5,6 +5,7 @@ mod attempt;
 mod children;
 mod claims;
 mod inputs;
+mod rows;
 mod status;
 mod step;
 mod validate;

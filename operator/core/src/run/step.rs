@@ -13,7 +13,7 @@ use k8s_openapi::api::batch::v1::Job;
 use super::attempt::{self, Closing, Counts};
 use super::inputs::{self, Waiting};
 use super::validate::Valid;
-use super::{Observed, children, claims};
+use super::{Observed, children, claims, rows};
 use crate::jobs::{self, JobState, seconds_between};
 use crate::observed::{Asked, Container, Found, Pod, Record};
 use crate::settings::Settings;
@@ -221,10 +221,13 @@ fn pin(
             let image = pinned.map_or(image, |pinned| pinned.image.as_str());
             let printed = inputs::print(&resolved, image, profile);
             if pinned == Some(&printed) {
-                Err(Step::Store(publish_request(cr, valid, &digest, &resolved)))
-            } else {
-                Err(Step::Pin(printed))
+                return Err(Step::Store(publish_request(cr, valid, &digest, &resolved)));
             }
+            let refused = match pinned {
+                None => rows::refused(valid, &resolved.dataset, observed),
+                Some(_) => None,
+            };
+            Err(refused.map_or(Step::Pin(printed), Step::Invalid))
         }
         Asked::Unreachable(why) => Err(waiting(reason::STORAGE_UNAVAILABLE, why)),
         Asked::NotAsked => Err(waiting(
@@ -243,6 +246,17 @@ fn describe_base(valid: &Valid, observed: &Observed) -> Result<Digest, Step> {
             format!(
                 "{rank} is above the base model's hidden size {}",
                 base.hidden_size
+            ),
+        )));
+    }
+    let known = &base.target_modules;
+    let mut named = valid.lora.target_modules.iter();
+    if let Some(unknown) = named.find(|name| !known.is_empty() && !known.contains(name)) {
+        return Err(Step::Invalid(super::Invalid::new(
+            "spec.method.lora.targetModules",
+            format!(
+                "\"{unknown}\" is no module of the base model that can be adapted; these are: {}",
+                known.join(", ")
             ),
         )));
     }

@@ -8,6 +8,7 @@ mod pods;
 mod properties;
 mod references;
 mod results;
+mod rows;
 
 use graftwork_api::conditions::{condition, reason};
 use graftwork_api::dataset::{DatasetFormat, DatasetVersion, FormatType, LatestVersion, Source};
@@ -136,6 +137,7 @@ impl World {
                     digest: Digest::of(b"base"),
                     hidden_size: 192,
                     layers: 4,
+                    target_modules: vec![],
                     vocabulary: 2048,
                     maximum_positions: 512,
                     parameters: 2_000_000,
