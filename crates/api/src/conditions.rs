@@ -84,6 +84,7 @@ reasons! {
 
     BUILDING = "Building", "Dataset Ready, Reconciling", "A Job builds a version, or is about to.", "Wait.";
     SOURCE_NOT_FOUND = "SourceNotFound", "Dataset Ready", "A ConfigMap, key, claim, file, bucket, object or Secret that a source names, or the Secret with the key of pseudonyms, is not there.", "Create it, or correct the field that the message names; the operator looks again by itself.";
+    SPLIT_EMPTY = "SplitEmpty", "Dataset events", "A part of the split that is to have a share of the rows got none; the message names it.", "Give the Dataset more rows, or more values of groupColumn, or change spec.split; runs on this version measure nothing there.";
     DATA_ERROR = "DataError", "Dataset Ready, TrainingRun Succeeded", "The rows break the spec's validation: too many invalid or too few valid; the message names source, line and rule.", "Correct the rows, or relax spec.validation.";
     SOURCE_DENIED = "SourceDenied", "Dataset Ready", "A source's database, store or server refuses who asks, or its certificate or address is not allowed; the message says which.", "Correct the Secret, the user's grants or dataSources.allow in the chart's values, then change the annotation graftwork.dev/refresh.";
     SOURCE_UNAVAILABLE = "SourceUnavailable", "Dataset Ready", "A source's database, store or server does not answer, or went away in the middle of its rows; nothing of them is kept.", "Look at it; the operator tries again by itself, at growing intervals.";

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use graftwork_api::conditions::{condition, reason};
 use graftwork_api::dataset::{
-    DatasetVersion, LatestVersion, Leakage, RejectedRow, RowCounts, TokenCounts,
+    DatasetVersion, LatestVersion, Leakage, RejectedRow, RowCounts, Split, TokenCounts,
 };
 use graftwork_api::{Dataset, DatasetStatus, Time, labels};
 use graftwork_contract::dataset::VersionRecord;
@@ -265,7 +265,8 @@ fn ready(
     });
     next.versions = versions.iter().copied().map(print_version).collect();
     let rows = &latest.rows;
-    let message = format!(
+    let empty = empty_parts(&cr.spec.split, latest);
+    let mut message = format!(
         "version {version} has {} rows: {} train, {} validation, {} test; {} were left out",
         valid_rows(latest),
         rows.train,
@@ -273,6 +274,10 @@ fn ready(
         rows.test,
         rows.rejected + rows.duplicates + rows.beyond_weight
     );
+    if let Some(empty) = &empty {
+        message.push_str("; ");
+        message.push_str(empty);
+    }
     let said = Said {
         truth: Truth::True,
         reason: reason::READY,
@@ -283,7 +288,34 @@ fn ready(
     if changed && actions.events.is_empty() {
         actions.events = vec![Event::normal(reason::READY, message)];
     }
+    if let Some(empty) = empty.filter(|_| changed) {
+        let note = format!("version {version}: {empty}");
+        let warning = Event::warning(reason::SPLIT_EMPTY, note);
+        actions.events.push(warning);
+    }
     actions
+}
+
+/// Parts of the split that have no row though they are to have some, in words.
+fn empty_parts(split: &Split, record: &VersionRecord) -> Option<String> {
+    let rows = &record.rows;
+    let parts = [
+        ("train", split.train_percent, rows.train),
+        ("validation", split.validation_percent, rows.validation),
+        ("test", split.test_percent, rows.test),
+    ];
+    let empty: Vec<String> = parts
+        .into_iter()
+        .filter(|(_, percent, rows)| *percent > 0 && *rows == 0)
+        .map(|(name, percent, _)| format!("{name} (spec.split.{name}Percent is {percent})"))
+        .collect();
+    if empty.is_empty() {
+        return None;
+    }
+    Some(format!(
+        "no row fell into {}: it takes more rows, or more groups, or another split",
+        empty.join(" or ")
+    ))
 }
 
 fn valid_rows(record: &VersionRecord) -> u64 {

@@ -237,19 +237,24 @@ impl World {
     }
 
     fn publish_with(&mut self, version: u32, rejected: Vec<RejectedRow>) {
+        let rows = RowCounts {
+            train: 80,
+            validation: 10,
+            test: 10,
+            rejected: 1,
+            duplicates: 0,
+            beyond_weight: 0,
+        };
+        self.publish_rows(version, rows, rejected);
+    }
+
+    fn publish_rows(&mut self, version: u32, rows: RowCounts, rejected: Vec<RejectedRow>) {
         let digest = Digest::of(&version.to_le_bytes());
         let record = VersionRecord {
             version,
             digest: digest.clone(),
             schema_hash: Digest::of(b"schema"),
-            rows: RowCounts {
-                train: 80,
-                validation: 10,
-                test: 10,
-                rejected: 1,
-                duplicates: 0,
-                beyond_weight: 0,
-            },
+            rows,
             rejected,
             size_bytes: 9,
             created_time: at(self.seconds).to_string(),
