@@ -4,6 +4,7 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use crate::detect;
+use crate::fold::fold;
 use crate::kind::Kind;
 
 /// Where something stands. It does not hold what stands there.
@@ -18,8 +19,22 @@ pub struct Finding {
 }
 
 /// Personal data in `text`, in order and without overlaps. Of two that overlap the one whose type
-/// comes first in [`Kind`] stays, of one type the longer one.
+/// comes first in [`Kind`] stays, of one type the longer one. Unicode's other forms of letters, digits
+/// and signs (NFKC) count as the usual ones.
 pub fn find(text: &str) -> Vec<Finding> {
+    let mut found = detect_all(text);
+    if let Some(folded) = fold(text) {
+        // Beside what was found in the text as it is: a form may join what stood apart.
+        found.extend(detect_all(&folded.text).into_iter().map(|it| Finding {
+            kind: it.kind,
+            start: folded.start(it.start),
+            end: folded.end(it.end),
+        }));
+    }
+    without_overlaps(found)
+}
+
+fn detect_all(text: &str) -> Vec<Finding> {
     let mut found = Vec::new();
     for (kind, detect) in detect::ALL {
         let spans = detect(text);
@@ -29,7 +44,7 @@ pub fn find(text: &str) -> Vec<Finding> {
                 .map(|(start, end)| Finding { kind, start, end }),
         );
     }
-    without_overlaps(found)
+    found
 }
 
 fn without_overlaps(mut found: Vec<Finding>) -> Vec<Finding> {

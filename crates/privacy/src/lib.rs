@@ -18,6 +18,7 @@ mod check_digits;
 mod context;
 mod detect;
 mod find;
+mod fold;
 mod hmac;
 mod kind;
 mod mask;

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use crate::find::{Finding, find};
+use crate::fold::fold;
 use crate::hmac::hmac_sha256;
 use crate::kind::{Counts, Kind};
 use crate::others::{Other, beside};
@@ -189,8 +190,10 @@ fn words(value: &str) -> Vec<u8> {
     words.collect::<Vec<_>>().join(" ").into_bytes()
 }
 
-/// One value however it is written: case and separators say nothing of a person.
+/// One value however it is written: case, separators and forms of letters say nothing of a person.
 fn normal(kind: Kind, value: &str) -> Vec<u8> {
+    let folded = fold(value).filter(|_| kind != Kind::Secret);
+    let value = folded.as_ref().map_or(value, |folded| folded.text.as_str());
     match kind {
         Kind::Secret => value.as_bytes().to_vec(),
         Kind::Email | Kind::IpAddress => value.to_lowercase().into_bytes(),
@@ -228,6 +231,23 @@ mod tests {
             counts,
             [("email".to_owned(), 2), ("ipAddress".to_owned(), 1)]
         );
+    }
+
+    #[test]
+    fn what_is_written_in_other_forms_is_found_where_it_stands() {
+        let text = "Skriv till ann＠example．com, eller betala med ４１１１ １１１１ １１１１ １１１１ nu.";
+        let (text, _) = masked(text, &Masker::Redact);
+        assert_eq!(
+            text,
+            "Skriv till [EMAIL], eller betala med [PAYMENT_CARD] nu."
+        );
+        let masker = Masker::Pseudonymise(key());
+        for (form, usual) in [
+            ("ann＠example.com", "ann@example.com"),
+            ("４111 1111 1111 １１１１", "4111 1111 1111 1111"),
+        ] {
+            assert_eq!(masked(form, &masker), masked(usual, &masker));
+        }
     }
 
     #[test]
@@ -306,6 +326,7 @@ mod tests {
                 "AKIAIOSFODNN7EXAMPLE", "password=", "token: ", "Bearer ", "version ", "order ",
                 "tel ", "[EMAIL]", "[PHONE-abcdefghijklmnopabcd]", "x", "-", ".", "/", "@", "0", "é",
                 "-----BEGIN PRIVATE KEY-----", "://user:", "\n", "7", "#", "1x",
+                "ann＠example．com", "＠", "４", "㏂",
             ]).prop_map(str::to_owned),
             1 => ".{0,6}",
         ];
