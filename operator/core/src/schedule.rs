@@ -15,8 +15,14 @@ use jiff::{SignedDuration, Timestamp};
 
 /// A time that is longer over than this was missed.
 pub const MISSED_AFTER: SignedDuration = SignedDuration::from_secs(300);
-/// Fields of an expression: minute, hour, day of the month, month, day of the week.
-const FIELDS: usize = 5;
+/// Fields of an expression, and what they take beside `*`, lists, ranges and steps.
+const FIELDS: [(&str, &str); 5] = [
+    ("minute", "0 to 59"),
+    ("hour", "0 to 23"),
+    ("day of the month", "1 to 31, or L for the last"),
+    ("month", "1 to 12, or JAN to DEC"),
+    ("day of the week", "0 (Sunday) to 7, or SUN to SAT"),
+];
 
 /// Times by an expression in a time zone.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,7 +82,7 @@ impl Schedule {
     pub fn parse(cron: &str, zone: &str) -> Result<Self, ScheduleProblem> {
         let refused = |why: &str| ScheduleProblem::Cron(format!("\"{cron}\" {why}"));
         let fields = cron.split_whitespace().count();
-        if fields != FIELDS {
+        if fields != FIELDS.len() {
             return Err(refused(&format!(
                 "has {fields} fields, not the five for minute, hour, day of the month, month and day of the week"
             )));
@@ -87,7 +93,7 @@ impl Schedule {
             .build();
         let parsed = parser
             .parse(cron)
-            .map_err(|error| refused(&format!("is no cron expression: {error}")))?;
+            .map_err(|_| refused(&broken_part(&parser, cron)))?;
         let zone = TimeZoneDatabase::bundled()
             .get(zone)
             .map_err(|_| ScheduleProblem::TimeZone(zone.to_owned()))?;
@@ -144,6 +150,26 @@ impl Schedule {
             }
             Some(newest) => Turn::Due(times(Some(newest))),
         }
+    }
+}
+
+/// What is wrong with an expression: the first field that is none by itself.
+fn broken_part(parser: &CronParser, cron: &str) -> String {
+    let parts: Vec<&str> = cron.split_whitespace().collect();
+    let is_field = |index: usize| {
+        let alone: Vec<&str> = parts
+            .iter()
+            .enumerate()
+            .map(|(at, part)| if at == index { *part } else { "*" })
+            .collect();
+        parser.parse(&alone.join(" ")).is_ok()
+    };
+    let mut fields = FIELDS.into_iter().zip(&parts).enumerate();
+    match fields.find(|(index, _)| !is_field(*index)) {
+        Some((_, ((name, takes), part))) => format!(
+            "is no cron expression: \"{part}\" is no {name}, which takes {takes}, `*`, lists, ranges and steps"
+        ),
+        None => "is no cron expression: its fields do not go together".to_owned(),
     }
 }
 
@@ -286,8 +312,15 @@ mod tests {
             ("0 1 * *", "UTC", "has 4 fields"),
             ("0 0 1 * * *", "UTC", "has 6 fields"),
             ("@daily", "UTC", "has 1 fields"),
-            ("60 1 * * *", "UTC", "is no cron expression"),
-            ("0 1 * * FOO", "UTC", "is no cron expression"),
+            (
+                "60 1 * * *",
+                "UTC",
+                "is no cron expression: \"60\" is no minute, which takes 0 to 59,",
+            ),
+            ("0 1-25 * * *", "UTC", "\"1-25\" is no hour"),
+            ("0 1 0 * *", "UTC", "\"0\" is no day of the month"),
+            ("0 1 * JUNE *", "UTC", "\"JUNE\" is no month"),
+            ("0 1 * * FOO", "UTC", "\"FOO\" is no day of the week"),
             ("0 0 30 2 *", "UTC", "never comes"),
             ("0 1 * * *", "Europe/Atlantis", "is not a time zone"),
             ("0 1 * * *", "../../etc/passwd", "is not a time zone"),
