@@ -175,22 +175,14 @@ fn judge(
         renamed: wanted.renamed,
     };
     let mut row = shapes::row(&fields, wanted.format)?;
-    let source_group = wanted
-        .group_column
-        .map(|name| fields.scalar(name))
-        .transpose()?;
-    let time = wanted
-        .time_column
-        .map(|name| fields.time(name))
-        .transpose()?;
-    let class = wanted
-        .class_column
-        .map(|name| fields.scalar(name))
-        .transpose()?;
-    let reward = wanted
-        .reward
-        .then(|| fields.number(REWARD_COLUMN))
-        .transpose()?;
+    let group = wanted.group_column.map(|name| fields.scalar(name));
+    let source_group = asked_by("spec.split.groupColumn", group)?;
+    let time = wanted.time_column.map(|name| fields.time(name));
+    let time = asked_by("spec.split.column", time)?;
+    let class = wanted.class_column.map(|name| fields.scalar(name));
+    let class = asked_by("spec.balance.column", class)?;
+    let reward = wanted.reward.then(|| fields.number(REWARD_COLUMN));
+    let reward = asked_by("spec.format.reward", reward)?;
     let mut group = source_group.clone();
     let own = own_group(wanted);
     if let Some(screen) = wanted.screen {
@@ -214,6 +206,11 @@ fn judge(
         tokens,
         source_group,
     })
+}
+
+/// What a field of the spec asks a row for beside the columns of the format; the broken rule names it.
+fn asked_by<T>(field: &str, value: Option<Result<T, String>>) -> Result<Option<T>, String> {
+    value.transpose().map_err(|rule| format!("{field}: {rule}"))
 }
 
 /// The columns of the format.
@@ -316,12 +313,46 @@ mod tests {
         );
         let wrong = br#"{"text": "a", "id": null}"#;
         let rule = parse(wrong, Format::Text, Some("id")).unwrap_err();
-        assert_eq!(rule, "id is not a string, number or boolean");
+        assert_eq!(
+            rule,
+            "spec.split.groupColumn: id is not a string, number or boolean"
+        );
         let missing = br#"{"text": "a"}"#;
         assert_eq!(
             parse(missing, Format::Text, Some("id")).unwrap_err(),
-            "id is missing"
+            "spec.split.groupColumn: id is missing"
         );
+    }
+
+    #[test]
+    fn a_column_that_only_the_spec_asks_for_is_named_with_its_field() {
+        let renamed = BTreeMap::new();
+        let wanted = Wanted {
+            format: Format::Text,
+            group_column: None,
+            time_column: None,
+            class_column: None,
+            reward: false,
+            renamed: &renamed,
+            screen: None,
+            measured: None,
+            nulls: None,
+        };
+        let timed = Wanted {
+            time_column: Some("day"),
+            ..wanted
+        };
+        let balanced = Wanted {
+            class_column: Some("topic"),
+            ..wanted
+        };
+        for (wanted, rule) in [
+            (timed, "spec.split.column: day is missing"),
+            (balanced, "spec.balance.column: topic is missing"),
+        ] {
+            let parsed = super::parse(br#"{"text": "a"}"#, wanted, &mut Counts::default());
+            assert_eq!(parsed.unwrap_err(), rule);
+        }
     }
 
     #[test]
@@ -362,18 +393,21 @@ mod tests {
             assert_eq!(good.canonical, r#"{"reward":1.0,"text":"a"}"#, "{line}");
         }
         for (line, rule) in [
-            (r#"{"text": "a"}"#, "reward (column kpi) is missing"),
+            (
+                r#"{"text": "a"}"#,
+                "spec.format.reward: reward (column kpi) is missing",
+            ),
             (
                 r#"{"text": "a", "kpi": "much"}"#,
-                "reward (column kpi) is not a number",
+                "spec.format.reward: reward (column kpi) is not a number",
             ),
             (
                 r#"{"text": "a", "kpi": "nan"}"#,
-                "reward (column kpi) is not a number",
+                "spec.format.reward: reward (column kpi) is not a number",
             ),
             (
                 r#"{"text": "a", "kpi": true}"#,
-                "reward (column kpi) is not a number",
+                "spec.format.reward: reward (column kpi) is not a number",
             ),
         ] {
             assert_eq!(parse(line).unwrap_err(), rule, "{line}");

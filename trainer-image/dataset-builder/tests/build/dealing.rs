@@ -115,7 +115,7 @@ fn a_split_by_time_keeps_later_rows_out_of_train() {
     bench.source("rows", "{\"text\": \"a\", \"day\": \"SECRET\"}");
     let (code, summary) = bench.build();
     assert_eq!(code, 65);
-    let rule = "day is not a time (RFC 3339, a date, or seconds since 1970)";
+    let rule = "spec.split.column: day is not a time (RFC 3339, a date, or seconds since 1970)";
     assert_eq!(summary.rejected[0].rule, rule);
     assert!(!format!("{summary:?}").contains("SECRET"));
 }
