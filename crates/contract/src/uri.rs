@@ -133,7 +133,7 @@ pub enum UriError {
     #[error("has no valid bucket")]
     Bucket,
     /// A repository or revision that no hub takes.
-    #[error("is not hf://ORG/NAME@REVISION")]
+    #[error("is not hf://ORG/NAME@REVISION/PATH")]
     Repository,
     /// A path that is missing, leaves its root or can be read in two ways.
     #[error("has a path with an empty, hidden or encoded part, or none")]

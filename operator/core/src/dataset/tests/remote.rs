@@ -154,6 +154,10 @@ fn what_can_not_be_read_is_refused_with_the_field_and_none_of_its_secrets() {
             ".uri: \"https://data.example.com/*.jsonl\": a web server has no lists",
         ),
         (
+            source("hf://org/faq/a.jsonl", None),
+            ".uri: is not hf://ORG/NAME@REVISION/PATH",
+        ),
+        (
             source("hf://org/faq@main", None),
             ".uri: \"hf://org/faq@main\" names no file",
         ),
