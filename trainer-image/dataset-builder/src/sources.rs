@@ -72,6 +72,11 @@ impl Collecting {
         row::read(&record?, wanted, &mut self.noted.findings)?.bounded(MAXIMUM_LINE_BYTES)
     }
 
+    /// Good and bad rows so far, of all sources.
+    fn tally(&self) -> (u64, u64) {
+        (self.rows.count(), self.noted.rejected_rows())
+    }
+
     /// Keeps a good row; of a bad one where it was and why.
     fn keep(
         &mut self,
@@ -272,6 +277,7 @@ pub fn collect(
         transform::collect(config, tools.given, asked, scratch, &mut collecting)?;
     } else {
         for source in &config.sources {
+            let before = collecting.tally();
             collecting.share = source.share;
             let mut take = RowTake {
                 wanted: Wanted {
@@ -283,10 +289,11 @@ pub fn collect(
             let seen = read_source(config, source, scratch, &mut take)?;
             take.settle()?;
             collecting.noted.provenance.extend(seen);
+            let (good, rejected) = collecting.tally();
             tracing::info!(
                 source = source.name,
-                good = collecting.rows.count(),
-                rejected = collecting.noted.rejected_rows(),
+                good = good - before.0,
+                rejected = rejected - before.1,
                 "source read"
             );
         }

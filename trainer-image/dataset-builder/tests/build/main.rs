@@ -166,7 +166,7 @@ impl Bench {
         fs::write(self.dir.path().join("key"), key).unwrap();
     }
 
-    fn start(&self) -> Child {
+    fn command(&self) -> Command {
         let path = self.dir.path().join("config.json");
         fs::write(&path, serde_json::to_vec(&self.config).unwrap()).unwrap();
         let mut command = command(&path, &self.store_dir(), &self.summary_file());
@@ -174,7 +174,11 @@ impl Bench {
         if let Some(bytes) = self.memory {
             command.args(["--memory-bytes", &bytes.to_string()]);
         }
-        command.spawn().unwrap()
+        command
+    }
+
+    fn start(&self) -> Child {
+        self.command().spawn().unwrap()
     }
 
     fn scratch_dir(&self) -> PathBuf {

@@ -45,6 +45,33 @@ pub(super) fn parquet(numbers: std::ops::Range<u32>) -> Vec<u8> {
 }
 
 #[test]
+fn the_log_counts_the_rows_of_each_source_by_itself() {
+    let mut bench = Bench::new(Format::Completion);
+    let first = format!("{}{{\"prompt\": 1}}\n", completions(0..100));
+    bench.source("first", &first);
+    bench.source("second", &completions(100..130));
+    let mut command = bench.command();
+    let output = command
+        .env_remove("RUST_LOG")
+        .stdout(Stdio::piped())
+        .output();
+    let log = String::from_utf8(output.unwrap().stdout).unwrap();
+    let counts: Vec<_> = log
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap())
+        .map(|mut line| line["fields"].take())
+        .filter(|fields| fields["message"] == "source read")
+        .map(|fields| {
+            let source = fields["source"].as_str().unwrap().to_owned();
+            (source, fields["good"].as_u64(), fields["rejected"].as_u64())
+        })
+        .collect();
+    let expected = [("first", 100, 1), ("second", 30, 0)];
+    let expected = expected.map(|(name, good, bad)| (name.to_owned(), Some(good), Some(bad)));
+    assert_eq!(counts, expected);
+}
+
+#[test]
 fn the_same_rows_are_the_same_version_however_their_files_are_written() {
     let rows = completions(0..100);
     let mut bench = Bench::new(Format::Completion);
