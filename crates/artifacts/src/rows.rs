@@ -108,6 +108,52 @@ impl Row {
                 .sum(),
         }
     }
+
+    /// The texts, each with its column; of a conversation what was said.
+    pub fn texts(&self) -> Vec<(&'static str, &str)> {
+        match self {
+            Self::Text { text } => vec![("text", text)],
+            Self::Completion { prompt, completion } => {
+                vec![("prompt", prompt), ("completion", completion)]
+            }
+            Self::Preference {
+                prompt,
+                chosen,
+                rejected,
+            } => vec![
+                ("prompt", prompt),
+                ("chosen", chosen),
+                ("rejected", rejected),
+            ],
+            Self::Chat { messages } => messages
+                .iter()
+                .map(|message| ("messages", message.content.as_str()))
+                .collect(),
+        }
+    }
+
+    /// The same, to be changed.
+    pub fn texts_mut(&mut self) -> Vec<(&'static str, &mut String)> {
+        match self {
+            Self::Text { text } => vec![("text", text)],
+            Self::Completion { prompt, completion } => {
+                vec![("prompt", prompt), ("completion", completion)]
+            }
+            Self::Preference {
+                prompt,
+                chosen,
+                rejected,
+            } => vec![
+                ("prompt", prompt),
+                ("chosen", chosen),
+                ("rejected", rejected),
+            ],
+            Self::Chat { messages } => messages
+                .iter_mut()
+                .map(|message| ("messages", &mut message.content))
+                .collect(),
+        }
+    }
 }
 
 /// The columns of a format.

@@ -6,7 +6,6 @@
 
 use graftwork_artifacts::rows::Row;
 
-use crate::statistics::texts;
 use crate::stored::Hash;
 
 /// Rows that are looked at, about.
@@ -26,7 +25,7 @@ pub fn is_looked_at(hash: &Hash, rows: u64) -> bool {
 /// The ISO 639-3 code of a row's likely language.
 pub fn guess(row: &Row) -> &'static str {
     let mut start = String::new();
-    for (_, text) in texts(row) {
+    for (_, text) in row.texts() {
         let left = CHARACTERS.saturating_sub(start.chars().count());
         start.extend(text.chars().take(left));
         start.push(' ');

@@ -112,7 +112,7 @@ impl Screen {
     ) -> Result<(), String> {
         let mut found = Counts::default();
         let mut rule = None;
-        for (name, text) in texts(row).into_iter().chain(group) {
+        for (name, text) in row.texts_mut().into_iter().chain(group) {
             if !self.is_screened(name) {
                 continue;
             }
@@ -181,29 +181,6 @@ fn look<'a>(text: &str, others: &[Other<'a>], counts: &mut Counts) -> Vec<&'a st
     names.dedup();
     let own = kinds.into_iter().map(|kind| -> &'a str { kind.name() });
     own.chain(names).collect()
-}
-
-/// The texts of a row, each with its column.
-fn texts(row: &mut Row) -> Vec<(&'static str, &mut String)> {
-    match row {
-        Row::Text { text } => vec![("text", text)],
-        Row::Completion { prompt, completion } => {
-            vec![("prompt", prompt), ("completion", completion)]
-        }
-        Row::Preference {
-            prompt,
-            chosen,
-            rejected,
-        } => vec![
-            ("prompt", prompt),
-            ("chosen", chosen),
-            ("rejected", rejected),
-        ],
-        Row::Chat { messages } => messages
-            .iter_mut()
-            .map(|message| ("messages", &mut message.content))
-            .collect(),
-    }
 }
 
 /// The key of pseudonyms.

@@ -77,7 +77,7 @@ impl SplitStatistics {
             return;
         }
         let mut characters = 0;
-        for (column, text) in texts(row) {
+        for (column, text) in row.texts() {
             let count = text.chars().count() as u64;
             characters += count;
             self.words += text.split_whitespace().count() as u64 * times;
@@ -233,29 +233,6 @@ fn named(class: &str, masks: bool) -> String {
     let masked = masks.then(|| mask(class, &Masker::Redact, &mut Counts::default()));
     let name = masked.flatten().unwrap_or_else(|| class.to_owned());
     name.chars().take(80).collect()
-}
-
-/// The texts of a row, each with its column.
-pub fn texts(row: &Row) -> Vec<(&'static str, &str)> {
-    match row {
-        Row::Text { text } => vec![("text", text)],
-        Row::Completion { prompt, completion } => {
-            vec![("prompt", prompt), ("completion", completion)]
-        }
-        Row::Preference {
-            prompt,
-            chosen,
-            rejected,
-        } => vec![
-            ("prompt", prompt),
-            ("chosen", chosen),
-            ("rejected", rejected),
-        ],
-        Row::Chat { messages } => messages
-            .iter()
-            .map(|message| ("messages", message.content.as_str()))
-            .collect(),
-    }
 }
 
 /// The rules that rows broke, of all sources together.

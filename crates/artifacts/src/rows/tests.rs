@@ -55,6 +55,25 @@ proptest! {
     }
 }
 
+proptest! {
+    #[test]
+    fn texts_stand_with_the_columns_of_their_format_and_can_be_changed(
+        (format, rows) in rows(),
+    ) {
+        for mut row in rows {
+            let count = row.texts().len();
+            prop_assert!(row.texts().iter().all(|(column, _)| columns(format).contains(column)));
+            for (index, (_, text)) in row.texts_mut().into_iter().enumerate() {
+                *text = index.to_string();
+            }
+            let changed = row.texts().into_iter().map(|(_, text)| text.to_owned());
+            let changed: Vec<String> = changed.collect();
+            let expected: Vec<String> = (0..count).map(|index| index.to_string()).collect();
+            prop_assert_eq!(changed, expected);
+        }
+    }
+}
+
 #[test]
 fn more_rows_than_a_batch_keep_their_order_and_the_bytes_are_the_same_each_time() {
     let dir = tempfile::tempdir().unwrap();
