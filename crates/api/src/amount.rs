@@ -53,6 +53,24 @@ impl Amount {
         Self(text.into())
     }
 
+    /// An amount of at least so many bytes: the least one in whole kibibytes, in the largest unit that
+    /// says it without a fraction.
+    pub fn at_least(bytes: u64) -> Self {
+        let kibibytes = bytes.div_ceil(1024);
+        let zeros = if kibibytes == 0 {
+            0
+        } else {
+            kibibytes.trailing_zeros()
+        };
+        let (unit, shift) = match zeros {
+            0..10 => ("Ki", 0),
+            10..20 => ("Mi", 10),
+            20..30 => ("Gi", 20),
+            _ => ("Ti", 30),
+        };
+        Self(format!("{}{unit}", kibibytes >> shift))
+    }
+
     /// The text as written.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -100,6 +118,23 @@ impl JsonSchema for Amount {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn bytes_are_written_as_the_least_amount_that_has_room_for_them() {
+        for (bytes, expected) in [
+            (0, "0Ki"),
+            (1, "1Ki"),
+            (1_572_864, "1536Ki"),
+            (1_572_865, "1537Ki"),
+            (1 << 20, "1Mi"),
+            (3 << 30, "3Gi"),
+            (2 << 40, "2Ti"),
+        ] {
+            let amount = Amount::at_least(bytes);
+            assert_eq!(amount.as_str(), expected);
+            assert!(amount.bytes().unwrap() >= bytes, "{amount}");
+        }
+    }
 
     #[test]
     fn amounts_are_read_as_kubernetes_reads_quantities() {

@@ -18,6 +18,7 @@ pub mod exit;
 pub mod feedback;
 pub mod glob;
 pub mod keeper;
+pub mod key_values;
 pub mod latency;
 pub mod ledger;
 pub mod openapi;

@@ -3,7 +3,12 @@
 #![forbid(unsafe_code)]
 
 use clap::Parser as _;
+use graftwork_contract::pod::TERMINATION_BYTES;
+use graftwork_listen::last_words;
 
 fn main() -> anyhow::Result<()> {
-    engine::run::run(engine::options::Options::parse())
+    let options = engine::options::Options::parse();
+    let file = options.termination_file.clone();
+    engine::run::run(options)
+        .inspect_err(|error| last_words::leave(&file, &format!("{error:#}"), TERMINATION_BYTES))
 }

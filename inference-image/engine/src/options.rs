@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::Parser;
+use graftwork_contract::key_values::DEFAULT_MIB;
 use graftwork_contract::pod;
 
 const EXAMPLES: &str = "\
@@ -53,7 +54,7 @@ pub struct Options {
     pub maximum_waiting: u32,
 
     /// Memory of the KV cache at most, in MiB; less is taken where less is of use.
-    #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = DEFAULT_MIB, value_parser = clap::value_parser!(u32).range(1..))]
     pub kv_cache_mib: u32,
 
     /// Memory of loaded adapters at most, in MiB; without it, only their number counts.
@@ -72,6 +73,10 @@ pub struct Options {
     /// read those.
     #[arg(long)]
     pub vllm_metrics: bool,
+
+    /// Why the engine ends, where it ends with an error, is written here if there is such a file.
+    #[arg(long, value_name = "FILE", default_value = pod::TERMINATION_FILE)]
+    pub termination_file: PathBuf,
 
     /// Seconds after SIGTERM in which new requests are still taken, until endpoints have caught up.
     #[arg(long, default_value_t = 5)]

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail, ensure};
 use graftwork_contract::endpoint::{BaseFormat, EngineConfig};
+use graftwork_contract::key_values::KeyValueBlock;
 use graftwork_contract::pod;
 use graftwork_contract::signing::{Addressee, Guard};
 use graftwork_listen::{Listener, clock};
@@ -360,7 +361,10 @@ fn start_device(
     metrics: &Arc<Metrics>,
 ) -> anyhow::Result<(Device, device::End)> {
     let sequences = config.maximum_batch_size.max(1) as usize;
-    let blocks_of_context = base.context_tokens.div_ceil(KV_BLOCK_TOKENS);
+    let block_bytes = KvPool::block_bytes(&base.config) as u64;
+    let block = KeyValueBlock::new(block_bytes, KV_BLOCK_TOKENS as u64)
+        .context("the base model has no keys and values")?;
+    let context = base.context_tokens as u64;
     let (bytes, named) = match config.key_value_cache_bytes {
         Some(bytes) => (bytes, format!("spec.engine.keyValueCache of {bytes} bytes")),
         None => (
@@ -368,16 +372,15 @@ fn start_device(
             format!("--kv-cache-mib {}", options.kv_cache_mib),
         ),
     };
-    let block_bytes = KvPool::block_bytes(&base.config).max(1);
-    let affordable = usize::try_from(bytes).unwrap_or(usize::MAX) / block_bytes;
     ensure!(
-        affordable >= blocks_of_context,
-        "{named} holds {} tokens, the context has {}, which take {} bytes: give it more or lower maximumContextTokens",
-        affordable * KV_BLOCK_TOKENS,
-        base.context_tokens,
-        blocks_of_context * block_bytes
+        block.blocks_in(bytes) >= block.blocks_for(context),
+        "{named} holds {} tokens, the context has {context}, which take {} bytes: give it more or lower maximumContextTokens",
+        block.tokens_in(bytes),
+        block.bytes_for(context)
     );
-    let pool = KvPool::new(&base.config, affordable.min(sequences * blocks_of_context));
+    let useful = (sequences as u64).saturating_mul(block.blocks_for(context));
+    let blocks = block.blocks_in(bytes).min(useful);
+    let pool = KvPool::new(&base.config, blocks as usize);
     let settings = DeviceSettings {
         sequences,
         pass_tokens: options.pass_tokens as usize,

@@ -1,11 +1,13 @@
 //! HTTP/1.1, and HTTP/2 without TLS (which gRPC needs), as engine and router speak them on one port: connections that
-//! send no head in time are closed, and an end lets each finish its requests; and the [`clock`] that both read.
+//! send no head in time are closed, and an end lets each finish its requests; the [`clock`] that both read; and their
+//! [`last_words`].
 //!
 //! It reads no bodies and knows no routes.
 
 #![forbid(unsafe_code)]
 
 pub mod clock;
+pub mod last_words;
 
 use std::time::Duration;
 

@@ -35,6 +35,9 @@ pub struct Settings {
     /// This pod's UID: pushes are signed for it.
     #[arg(long, env = pod::ENV_POD_UID)]
     pub pod_uid: String,
+    /// Why the router ends, where it ends with an error, is written here if there is such a file.
+    #[arg(long, value_name = "FILE", default_value = pod::TERMINATION_FILE)]
+    pub termination_file: PathBuf,
     /// After SIGTERM requests are still accepted for so long, until nobody sends any here.
     #[arg(long, default_value = "5s", value_parser = duration)]
     pub drain_delay: Duration,

@@ -1,6 +1,7 @@
 //! Pieces of observation that all kinds share. The shell fills them; each kind's `Observed` is made
 //! of them.
 
+use graftwork_contract::key_values::KeyValueBlock;
 use jiff::Timestamp;
 
 use crate::plan::Target;
@@ -114,6 +115,8 @@ pub struct Pod {
     pub container: Container,
     /// Restarts of the first container.
     pub restarts: i32,
+    /// How its process before this one ended, in words; none where there was none.
+    pub last_end: Option<String>,
 }
 
 /// State of a pod's first container.
@@ -176,11 +179,21 @@ impl Pod {
             .or_else(|| self.image_problem().map(str::to_owned))
             .or_else(|| match &self.container {
                 Container::Waiting { reason, message } if reason != "ContainerCreating" => {
-                    Some(format!("{reason}: {message}"))
+                    // The kubelet's own words in a back-off say only how long it is.
+                    let said = self.last_end.as_ref().unwrap_or(message);
+                    Some(format!("{reason}: {said}"))
                 }
                 Container::Terminated {
-                    exit_code, message, ..
-                } => Some(format!("exited with {exit_code}: {message}")),
+                    exit_code,
+                    reason,
+                    message,
+                    ..
+                } => Some(describe_end(*exit_code, reason, message)),
+                // It may end the same way again: what it said counts until it is ready.
+                Container::Running { .. } if !self.ready => self
+                    .last_end
+                    .as_ref()
+                    .map(|said| format!("started again: {said}")),
                 _ => None,
             })
     }
@@ -199,6 +212,12 @@ impl Pod {
             _ => None,
         }
     }
+}
+
+/// How a process ended, in its own words where it left some.
+pub fn describe_end(exit_code: i32, reason: &str, message: &str) -> String {
+    let said = if message.is_empty() { reason } else { message };
+    format!("exited with {exit_code}: {}", said.trim_end())
 }
 
 /// One record of the store, as the keeper gave it.
@@ -272,6 +291,8 @@ pub struct Base {
     pub maximum_positions: u32,
     /// Parameters.
     pub parameters: u64,
+    /// A block of its KV cache; none where the keeper is older than this question.
+    pub key_values: Option<KeyValueBlock>,
 }
 
 /// What is wrong with files.

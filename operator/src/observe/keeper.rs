@@ -2,6 +2,7 @@
 
 use graftwork_api::labels;
 use graftwork_api::uri::PvcUri;
+use graftwork_contract::key_values::KeyValueBlock;
 use graftwork_contract::proto::store::v1::DescribeBaseRequest;
 use graftwork_operator_core::hindered;
 use graftwork_operator_core::observed::{
@@ -192,6 +193,10 @@ pub async fn base(
                 vocabulary: reply.vocabulary,
                 maximum_positions: reply.maximum_positions,
                 parameters: reply.parameters,
+                key_values: KeyValueBlock::new(
+                    reply.key_value_block_bytes,
+                    u64::from(reply.key_value_block_tokens),
+                ),
             })),
             (None, Err(error)) => Asked::Unreachable(error.to_string()),
         },

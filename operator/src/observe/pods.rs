@@ -1,8 +1,10 @@
 //! Pods as decisions need them.
 
 use graftwork_api::labels;
-use graftwork_operator_core::observed::{Container, Pod};
-use k8s_openapi::api::core::v1::{ContainerState, Pod as ClusterPod, PodCondition};
+use graftwork_operator_core::observed::{Container, Pod, describe_end};
+use k8s_openapi::api::core::v1::{
+    ContainerState, ContainerStatus, Pod as ClusterPod, PodCondition,
+};
 use kube::ResourceExt as _;
 
 use crate::cache::in_namespace;
@@ -39,7 +41,10 @@ pub fn read(pod: &ClusterPod) -> Pod {
             .find(|condition| condition.type_ == kind)
     };
     let is_true = |condition: &&PodCondition| condition.status == "True";
-    let container = status.container_statuses.iter().flatten().next();
+    let container = own(
+        pod,
+        status.container_statuses.as_deref().unwrap_or_default(),
+    );
     Pod {
         name: pod.name_any(),
         uid: pod.uid().unwrap_or_default(),
@@ -63,7 +68,24 @@ pub fn read(pod: &ClusterPod) -> Pod {
             .map(read_state)
             .unwrap_or_default(),
         restarts: container.map_or(0, |container| container.restart_count),
+        last_end: container
+            .and_then(|container| container.last_state.as_ref()?.terminated.as_ref())
+            .map(|ended| {
+                let reason = ended.reason.as_deref().unwrap_or_default();
+                let message = ended.message.as_deref().unwrap_or_default();
+                describe_end(ended.exit_code, reason, message)
+            }),
     }
+}
+
+/// The state of our container, which is called as the component is: what admission adds to a pod may
+/// come first.
+fn own<'a>(pod: &ClusterPod, statuses: &'a [ContainerStatus]) -> Option<&'a ContainerStatus> {
+    let component = pod.labels().get(labels::COMPONENT);
+    let named = statuses
+        .iter()
+        .find(|status| Some(&status.name) == component);
+    named.or_else(|| statuses.first())
 }
 
 fn read_state(state: &ContainerState) -> Container {
@@ -86,5 +108,80 @@ fn read_state(state: &ContainerState) -> Container {
         }
     } else {
         Container::Unknown
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn engine(statuses: &Value) -> Pod {
+        let pod = json!({
+            "metadata": {"name": "engine-1", "labels": {labels::COMPONENT: labels::component::ENGINE}},
+            "status": {"containerStatuses": statuses},
+        });
+        read(&serde_json::from_value(pod).unwrap())
+    }
+
+    fn status(name: &str, state: &Value, last: &Value) -> Value {
+        json!({
+            "name": name, "image": "i", "imageID": "", "ready": false, "restartCount": 3,
+            "state": state, "lastState": last,
+        })
+    }
+
+    #[test]
+    fn what_a_process_said_at_its_end_is_said_through_the_back_off_and_the_next_start() {
+        let words = "Error: the KV cache is too small\n";
+        let ended = json!({"terminated": {"exitCode": 1, "reason": "Error", "message": words}});
+        let back_off =
+            json!({"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 20s"}});
+        for (state, last, expected) in [
+            (
+                &back_off,
+                &ended,
+                Some("CrashLoopBackOff: exited with 1: Error: the KV cache is too small"),
+            ),
+            (
+                &json!({"running": {}}),
+                &ended,
+                Some("started again: exited with 1: Error: the KV cache is too small"),
+            ),
+            (
+                &back_off,
+                &json!({"terminated": {"exitCode": 137, "reason": "OOMKilled"}}),
+                Some("CrashLoopBackOff: exited with 137: OOMKilled"),
+            ),
+            (
+                &back_off,
+                &json!({}),
+                Some("CrashLoopBackOff: back-off 20s"),
+            ),
+            (&json!({"running": {}}), &json!({}), None),
+            (
+                &ended,
+                &json!({}),
+                Some("exited with 1: Error: the KV cache is too small"),
+            ),
+        ] {
+            let pod = engine(&json!([status("engine", state, last)]));
+            assert_eq!(pod.problem().as_deref(), expected, "{state} {last}");
+        }
+        let mut pod = engine(&json!([status("engine", &json!({"running": {}}), &ended)]));
+        pod.ready = true;
+        assert_eq!(pod.problem(), None, "it serves");
+    }
+
+    #[test]
+    fn a_container_that_admission_adds_is_not_taken_for_ours() {
+        let theirs = json!({"waiting": {"reason": "ErrImagePull", "message": "no such image"}});
+        let pod = engine(&json!([
+            status("agent", &theirs, &json!({})),
+            status("engine", &json!({"running": {}}), &json!({})),
+        ]));
+        assert!(pod.is_running());
+        assert_eq!(pod.restarts, 3);
     }
 }

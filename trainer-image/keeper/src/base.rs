@@ -10,6 +10,7 @@ use std::time::SystemTime;
 use graftwork_contract::proto::store::v1::{DescribeBaseReply, Problem};
 use graftwork_model::base::{base_digest, check_base};
 use graftwork_model::config::LlamaConfig;
+use graftwork_model::kv::{KV_BLOCK_TOKENS, KvPool};
 use graftwork_model::lora::Module;
 use graftwork_model::tokenizer::TextTokenizer;
 use tokio::sync::Notify;
@@ -151,6 +152,8 @@ pub fn reply(result: Result<Base, Problem>) -> DescribeBaseReply {
             parameters: config.parameters() as u64,
             model_type: config.family.model_type().to_owned(),
             target_modules: Module::ALL.map(|module| module.name().to_owned()).to_vec(),
+            key_value_block_bytes: KvPool::block_bytes(&config) as u64,
+            key_value_block_tokens: KV_BLOCK_TOKENS as u32,
             ..DescribeBaseReply::default()
         },
         Err(problem) => DescribeBaseReply {

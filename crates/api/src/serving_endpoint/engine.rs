@@ -6,6 +6,9 @@ use serde::{Deserialize, Serialize};
 use crate::amount::Amount;
 use crate::enums::open_enum;
 
+/// What [`EngineSpec::maximum_context_tokens`] is at least.
+pub const MINIMUM_CONTEXT: u32 = 16;
+
 /// What an engine is; a change rolls the engines one after the other.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
@@ -28,7 +31,7 @@ pub struct EngineSpec {
     pub maximum_loaded_adapters: u32,
     /// Tokens that prompt and answer may have together; left out, what the model allows.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 16, max = 1_048_576))]
+    #[schemars(range(min = MINIMUM_CONTEXT, max = 1_048_576))]
     pub maximum_context_tokens: Option<u32>,
     /// Memory of loaded adapters at most; left out, only their number counts.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -143,3 +143,35 @@ fn the_process_ends_with_0_after_sigterm() {
     };
     assert_eq!(status.code(), Some(0), "{:?}", rest.join().unwrap());
 }
+
+#[test]
+fn a_process_that_cannot_start_leaves_why_where_the_kubelet_reads_it() {
+    let mut files = Files::new();
+    files.config.key_value_cache_bytes = Some(1 << 10);
+    files.write_config();
+    let log = files.options().termination_file;
+    let engine = || {
+        let here = "127.0.0.1:0";
+        Command::new(env!("CARGO_BIN_EXE_engine"))
+            .arg("--config")
+            .arg(files.config_path())
+            .arg("--store")
+            .arg(files.store())
+            .arg("--termination-file")
+            .arg(&log)
+            .args(["--listen-http", here, "--listen-grpc", here])
+            .args(["--listen-metrics", here, "--pod-uid", "p"])
+            .output()
+            .unwrap()
+    };
+    assert_eq!(engine().status.code(), Some(1));
+    assert!(!log.exists(), "outside a pod no file is made");
+    std::fs::write(&log, "what a process before left, which was longer").unwrap();
+    assert_eq!(engine().status.code(), Some(1));
+    let left = std::fs::read_to_string(&log).unwrap();
+    assert!(
+        left.starts_with("spec.engine.keyValueCache of 1024 bytes holds 0 tokens, the context has"),
+        "{left}"
+    );
+    assert!(left.ends_with("lower maximumContextTokens"), "{left}");
+}

@@ -562,3 +562,22 @@ fn the_process_drains_on_sigterm_and_exits_with_0() {
     assert_eq!(router.wait().unwrap().code(), Some(0));
     assert!(lines.any(|line| line.unwrap().contains("\"drained\"")));
 }
+
+#[test]
+fn a_router_that_cannot_start_leaves_why_where_the_kubelet_reads_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = folder.path().join("termination-log");
+    std::fs::write(&log, "").unwrap();
+    let path = folder.path().join("config.json");
+    std::fs::write(&path, "{\"endpoint\": 5}").unwrap();
+    let router = std::process::Command::new(env!("CARGO_BIN_EXE_router"))
+        .args(["--pod-uid", "pod", "--config"])
+        .arg(&path)
+        .arg("--termination-file")
+        .arg(&log)
+        .output()
+        .unwrap();
+    assert_eq!(router.status.code(), Some(1));
+    let left = std::fs::read_to_string(&log).unwrap();
+    assert!(left.contains("config.json"), "{left}");
+}

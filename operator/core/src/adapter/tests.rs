@@ -55,6 +55,7 @@ impl World {
             vocabulary: 100,
             maximum_positions: 512,
             parameters: 1000,
+            key_values: None,
         };
         Self {
             cr,

@@ -22,6 +22,7 @@ use std::time::Duration;
 use graftwork_api::serving_endpoint::RolloutState;
 use graftwork_api::{ServingEndpoint, ServingEndpointStatus};
 use graftwork_contract::Digest;
+use graftwork_contract::key_values::KeyValueBlock;
 use jiff::Timestamp;
 
 use crate::observed::Asked;
@@ -53,6 +54,8 @@ pub struct ServedBase {
     pub digest: Digest,
     /// Longest context.
     pub maximum_positions: u32,
+    /// A block of its KV cache, where the keeper has just said it.
+    pub key_values: Option<KeyValueBlock>,
 }
 
 /// What is to be done about a ServingEndpoint.
@@ -162,6 +165,7 @@ fn served_base(valid: &Valid<'_>, observed: &Observed) -> Option<ServedBase> {
         return Some(ServedBase {
             digest: base.digest.clone(),
             maximum_positions: base.maximum_positions,
+            key_values: base.key_values,
         });
     }
     let configured = fleet::read_configuration(observed.engine_configuration.ours())?;
@@ -171,6 +175,7 @@ fn served_base(valid: &Valid<'_>, observed: &Observed) -> Option<ServedBase> {
     same.then_some(ServedBase {
         digest: configured.base_digest,
         maximum_positions: configured.maximum_context_tokens,
+        key_values: None,
     })
 }
 

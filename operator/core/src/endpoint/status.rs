@@ -14,7 +14,7 @@ use super::desired::{self, Desired};
 use super::fleet::Fleet;
 use super::observed::{Observed, children_names};
 use super::rollout::{is_active, seconds_since};
-use super::validate::{Invalid, Policy, Step, Strategy, Valid};
+use super::validate::{self, Invalid, Policy, Step, Strategy, Valid};
 use super::{KIND, ServedBase};
 use crate::conditions::{self, Conditions, Truth, counted, shorten};
 use crate::observed::{Asked, Pod};
@@ -157,19 +157,17 @@ pub fn problem(
             Moving::Reconciling,
         ));
     };
-    let asked = cr.spec.engine.maximum_context_tokens?;
-    let described = matches!(observed.base, Asked::Answered(Ok(_)));
-    (described && asked > base.maximum_positions).then(|| {
-        Trouble::new(
-            Truth::False,
-            reason::INVALID_SPEC,
-            format!(
-                "spec.engine.maximumContextTokens: {asked} is above the base model's {}",
-                base.maximum_positions
-            ),
-            Moving::Stalled,
-        )
-    })
+    // What the files have is known only from who has read them.
+    if !matches!(observed.base, Asked::Answered(Ok(_))) {
+        return None;
+    }
+    let message = validate::base_problem(&cr.spec.engine, &valid.engine, base)?;
+    Some(Trouble::new(
+        Truth::False,
+        reason::INVALID_SPEC,
+        message,
+        Moving::Stalled,
+    ))
 }
 
 /// Everything that is known, said.

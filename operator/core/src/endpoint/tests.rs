@@ -99,6 +99,8 @@ impl World {
             vocabulary: 100,
             maximum_positions: 512,
             parameters: 1000,
+            // 512 tokens take 1.5 MiB.
+            key_values: KeyValueBlock::new(49_152, 16),
         };
         Self {
             cr,
@@ -369,6 +371,11 @@ impl World {
     fn condition(&self, kind: &str) -> (&str, &str) {
         let found = crate::conditions::find(&self.status().conditions, kind).unwrap();
         (found.status.as_str(), found.reason.as_str())
+    }
+
+    fn message(&self, kind: &str) -> &str {
+        let found = crate::conditions::find(&self.status().conditions, kind);
+        &found.unwrap().message
     }
 
     fn engine_config(&self) -> EngineConfig {

@@ -14,7 +14,7 @@ use crate::settings::{ComputeProfile, Settings};
 
 mod engine;
 
-pub use engine::EngineRoom;
+pub use engine::{EngineRoom, base_problem};
 
 /// A spec that can be acted on.
 #[derive(Debug, Clone, PartialEq)]

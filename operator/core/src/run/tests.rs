@@ -141,6 +141,7 @@ impl World {
                     vocabulary: 2048,
                     maximum_positions: 512,
                     parameters: 2_000_000,
+                    key_values: None,
                 })),
                 ..Observed::default()
             },

@@ -376,6 +376,12 @@ async fn a_base_model_is_described_or_its_problem_is() {
         (base.hidden_size as usize, base.layers as usize),
         (shape().hidden, shape().layers)
     );
+    // Keys and values of 16 tokens in 4 bytes each.
+    let width = shape().kv_heads * shape().hidden / shape().heads;
+    assert_eq!(
+        (base.key_value_block_tokens, base.key_value_block_bytes),
+        (16, (2 * shape().layers * width * 16 * 4) as u64)
+    );
     for (claim, path) in [
         ("models", "absent"),
         ("absent", "base"),

@@ -152,6 +152,7 @@ impl Files {
             adapter_cache: None,
             adapter_cache_mib: 64,
             vllm_metrics: false,
+            termination_file: self.dir.path().join("termination-log"),
             drain_delay_seconds: 0,
             drain_limit_seconds: 20,
         }

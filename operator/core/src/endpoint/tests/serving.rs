@@ -142,6 +142,53 @@ fn a_keeper_that_is_away_takes_nothing_down() {
 }
 
 #[test]
+fn a_kv_cache_without_room_for_one_context_is_refused_before_an_engine_starts_with_it() {
+    let message = |spec: &Value, context: u32| {
+        let mut world = World::new(&json!({"engine": spec}));
+        if let Asked::Answered(Ok(base)) = &mut world.observed.base {
+            base.maximum_positions = context;
+        }
+        world.settle();
+        let refused = world.condition(condition::READY) == ("False", reason::INVALID_SPEC);
+        assert_eq!(world.observed.engine_deployment == Found::Absent, refused);
+        refused.then(|| world.message(condition::READY).to_owned())
+    };
+    assert_eq!(
+        message(&json!({"keyValueCache": "1Mi"}), 512).unwrap(),
+        "spec.engine.keyValueCache: 1Mi holds 336 tokens of this base model, and one context has 512; \
+         set it to at least 1536Ki, or spec.engine.maximumContextTokens to at most 336"
+    );
+    assert_eq!(message(&json!({"keyValueCache": "1536Ki"}), 512), None);
+    let shorter = json!({"keyValueCache": "1Mi", "maximumContextTokens": 336});
+    assert_eq!(message(&shorter, 512), None);
+    assert_eq!(
+        message(&json!({}), 1 << 20).unwrap(),
+        "spec.engine.keyValueCache: left out, it is 1Gi, which holds 349520 tokens of this base model, \
+         and one context has 1048576; set it to at least 3Gi, or spec.engine.maximumContextTokens to at most \
+         349520"
+    );
+}
+
+#[test]
+fn engines_that_run_stay_when_the_kv_cache_becomes_too_small() {
+    let mut world = World::serving(&json!({}));
+    let deployed = template(&world.observed.engine_deployment);
+    world.cr.spec.engine.key_value_cache = Some("1Mi".into());
+    world.settle();
+    assert_eq!(
+        world.condition(condition::STALLED),
+        ("True", reason::INVALID_SPEC)
+    );
+    assert_eq!(template(&world.observed.engine_deployment), deployed);
+    assert_eq!(world.act().apply, []);
+    // A keeper of an older version does not say what a block takes.
+    if let Asked::Answered(Ok(base)) = &mut world.observed.base {
+        base.key_values = None;
+    }
+    assert_ne!(world.act().apply, []);
+}
+
+#[test]
 fn trouble_is_said_and_running_children_stay() {
     let context = json!({"engine": {"maximumContextTokens": 4096}});
     let mut world = World::serving(&json!({}));

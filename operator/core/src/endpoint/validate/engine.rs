@@ -2,10 +2,12 @@
 
 use graftwork_api::Amount;
 use graftwork_api::amount::{MINIMUM, bytes};
-use graftwork_api::serving_endpoint::{BaseQuantization, EngineSpec};
+use graftwork_api::serving_endpoint::{BaseQuantization, EngineSpec, MINIMUM_CONTEXT};
 use graftwork_contract::endpoint::BaseFormat;
+use graftwork_contract::key_values;
 
 use super::{Invalid, unknown};
+use crate::endpoint::ServedBase;
 use crate::settings::ComputeProfile;
 
 /// How an engine holds its base model, and what it may take, in bytes; none: nothing is said.
@@ -124,6 +126,50 @@ fn read_amount(field: &str, amount: Option<&Amount>) -> Result<Option<u64>, Inva
         ));
     }
     Ok(Some(read))
+}
+
+/// What the base model's files have no room for, or don't have: field, value, limit and remedy.
+pub fn base_problem(engine: &EngineSpec, room: &EngineRoom, base: &ServedBase) -> Option<String> {
+    context_problem(engine, base).or_else(|| cache_problem(engine, room, base))
+}
+
+/// A context that the base model does not have.
+fn context_problem(engine: &EngineSpec, base: &ServedBase) -> Option<String> {
+    let asked = engine.maximum_context_tokens?;
+    (asked > base.maximum_positions).then(|| {
+        format!(
+            "spec.engine.maximumContextTokens: {asked} is above the base model's {}",
+            base.maximum_positions
+        )
+    })
+}
+
+/// A KV cache without room for one context: an engine refuses to start with it.
+fn cache_problem(engine: &EngineSpec, room: &EngineRoom, base: &ServedBase) -> Option<String> {
+    let block = base.key_values?;
+    let context = engine
+        .maximum_context_tokens
+        .unwrap_or(base.maximum_positions);
+    let default = u64::from(key_values::DEFAULT_MIB) << 20;
+    let bytes = room.key_value_cache_bytes.unwrap_or(default);
+    let held = block.tokens_in(bytes);
+    if held >= u64::from(context) {
+        return None;
+    }
+    let value = match &engine.key_value_cache {
+        Some(written) => format!("{written} holds"),
+        None => format!("left out, it is {}, which holds", Amount::at_least(default)),
+    };
+    let least = Amount::at_least(block.bytes_for(u64::from(context)));
+    let lower = if held >= u64::from(MINIMUM_CONTEXT) {
+        format!(", or spec.engine.maximumContextTokens to at most {held}")
+    } else {
+        String::new()
+    };
+    Some(format!(
+        "spec.engine.keyValueCache: {value} {held} tokens of this base model, and one context has {context}; \
+         set it to at least {least}{lower}"
+    ))
 }
 
 #[cfg(test)]
