@@ -1,5 +1,7 @@
 //! Configuration of engines and routers, and the HTTP headers between them.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::Digest;
@@ -127,6 +129,10 @@ pub struct RouterConfig {
     pub base_name: Option<String>,
     /// Stable versions only.
     pub models: Vec<RouterModel>,
+    /// Models that have no version to answer with yet, and whose stable version answers for each. Left out
+    /// where there is none.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub stand_ins: BTreeMap<String, String>,
     /// Answers that leave nothing to chance are kept up to so many bytes. Left out where 0: none is.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub response_cache_bytes: u64,

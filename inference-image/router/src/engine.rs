@@ -344,6 +344,7 @@ mod tests {
                 })
                 .collect(),
             base_name: "tiny".into(),
+            stand_ins: vec![],
         };
         Table::from_push(&push, Fence::default(), registry, clock::now()).unwrap()
     }

@@ -6,7 +6,8 @@
 //! Where hedging is on, a slow attempt gets a second one beside it; the first answer counts.
 //!
 //! Where no engine gave an answer, a fallback of the table gets the request, once: the failure counts for the
-//! version that was asked for, and the answer's header names the one that ran.
+//! version that was asked for, and the answer's header names the one that ran. The stand-in of a model that has no
+//! version yet gets its requests at once.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -33,7 +34,7 @@ use crate::failure::Failure;
 use crate::relay::{Broken, Kind, next_data, relay};
 use crate::request::{Probe, caller, onward_headers, request_id, strip_hop_by_hop, wanted_side};
 use crate::state::{Account, Shared};
-use crate::table::Version;
+use crate::table::{Table, Version};
 
 /// So many other engines are tried.
 pub const RETRIES: usize = 2;
@@ -73,6 +74,61 @@ struct Pinned {
     caller: Option<String>,
     /// How the text begins, where nothing else keeps it on one engine.
     beginning: Option<u64>,
+}
+
+/// What the table gives a request.
+struct Chosen {
+    version: Arc<Version>,
+    is_candidate: bool,
+    /// What answers where the version is unavailable.
+    fallback: Option<Arc<Version>>,
+}
+
+impl Chosen {
+    fn read(
+        shared: &Shared,
+        table: &Table,
+        name: &str,
+        side: Option<Side>,
+        caller: Option<&str>,
+    ) -> Result<Self, Failure> {
+        let model = || name.to_owned();
+        let Some(found) = table.models.get(name) else {
+            let Some(version) = table.stand_in(name) else {
+                return Err(Failure::UnknownModel { model: model() });
+            };
+            // Who asked for the candidate by name wants nothing else.
+            if side == Some(Side::Candidate) {
+                return Err(Failure::NoCandidate { model: model() });
+            }
+            shared.metrics.stand_in(name);
+            return Ok(Self {
+                version: version.clone(),
+                is_candidate: false,
+                fallback: None,
+            });
+        };
+        let draw = || rand::random_range(0..100);
+        let Ok(mut version) = choose(found, side, caller, clock::now(), draw) else {
+            return Err(Failure::NoCandidate { model: model() });
+        };
+        let mut is_candidate = !Arc::ptr_eq(&version, &found.stable);
+        // Traffic never points at what is not there: without an engine that has the candidate its share
+        // stays on stable. Who asked for it by name is told so.
+        if is_candidate && side != Some(Side::Candidate) && !table.anyone_has(&version) {
+            version = found.stable.clone();
+            is_candidate = false;
+        }
+        let fallback = match side {
+            Some(Side::Candidate) => None,
+            _ => table.fallback(found, &version),
+        };
+        Ok(Self {
+            version,
+            is_candidate,
+            fallback,
+        })
+    }
 }
 
 /// How the search for an engine ended.
@@ -142,25 +198,11 @@ impl Pinned {
         let caller = caller(&head.headers, &probe);
 
         let table = shared.table.load();
-        let Some(model) = table.models.get(&probe.model) else {
-            return Err(Failure::UnknownModel { model: probe.model });
-        };
-        let draw = || rand::random_range(0..100);
-        let Ok(mut version) = choose(model, side, caller, clock::now(), draw) else {
-            return Err(Failure::NoCandidate { model: probe.model });
-        };
-        let mut is_candidate = !Arc::ptr_eq(&version, &model.stable);
-        // Traffic never points at what is not there: without an engine that has the candidate its share
-        // stays on stable. Who asked for it by name is told so.
-        if is_candidate && side != Some(Side::Candidate) && !table.anyone_has(&version) {
-            version = model.stable.clone();
-            is_candidate = false;
-        }
-        // Who asked for the candidate by name wants nothing else.
-        let fallback = match side {
-            Some(Side::Candidate) => None,
-            _ => table.fallback(model, &version),
-        };
+        let Chosen {
+            version,
+            is_candidate,
+            fallback,
+        } = Chosen::read(shared, &table, &probe.model, side, caller)?;
         let beginning = match (&*version.digest, caller) {
             ("", None) => beginning(&body),
             _ => None,

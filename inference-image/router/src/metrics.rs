@@ -178,6 +178,11 @@ impl Metrics {
             .inc();
     }
 
+    /// Another model's version is asked for a model that has none.
+    pub fn stand_in(&self, model: &str) {
+        self.fallbacks.with_label_values(&[model, "none"]).inc();
+    }
+
     /// The response cache had the answer.
     pub fn cache_hit(&self) {
         self.cache_hits.inc();

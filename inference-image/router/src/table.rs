@@ -85,6 +85,8 @@ pub struct Table {
     pub models: BTreeMap<String, Model>,
     /// The bare base model's name.
     pub base_name: Option<String>,
+    /// Models that have no version yet, by name, and whose stable version answers for each.
+    pub stand_ins: BTreeMap<String, String>,
     /// Engines that the operator named; empty in a mounted table.
     pub engines: Vec<Target>,
     /// Of the push; `None` for a mounted table.
@@ -152,7 +154,10 @@ impl Table {
     /// # Errors
     /// See [`InvalidTable`].
     pub fn from_config(config: &RouterConfig) -> Result<Self, InvalidTable> {
-        let mut table = Self::default();
+        let mut table = Self {
+            stand_ins: config.stand_ins.clone(),
+            ..Self::default()
+        };
         for model in &config.models {
             let stable = adapter_version(&model.name, model.version, model.digest.as_str())?;
             table.insert(
@@ -178,7 +183,11 @@ impl Table {
         registry: &Registry,
         now: Instant,
     ) -> Result<Self, InvalidTable> {
+        let stand_ins = push.stand_ins.iter();
         let mut table = Self {
+            stand_ins: stand_ins
+                .map(|it| (it.name.clone(), it.model.clone()))
+                .collect(),
             fence: Some(fence),
             ..Self::default()
         };
@@ -207,6 +216,12 @@ impl Table {
     pub fn fallback(&self, model: &Model, version: &Version) -> Option<Arc<Version>> {
         let stable = &self.models.get(model.fallback.as_deref()?)?.stable;
         (**stable != *version).then(|| stable.clone())
+    }
+
+    /// The stable version that answers for a model that has no version yet. Only one step here, too.
+    pub fn stand_in(&self, name: &str) -> Option<&Arc<Version>> {
+        let model = self.models.get(self.stand_ins.get(name)?)?;
+        Some(&model.stable)
     }
 
     /// Whether some engine of the operator's list has `version` (in a mounted table nobody knows: yes).
@@ -365,6 +380,7 @@ mod tests {
                 lacks: vec!["sha256:b".into()],
             }],
             base_name: "tiny".into(),
+            stand_ins: vec![],
         }
     }
 
@@ -406,6 +422,22 @@ mod tests {
         ] {
             assert_eq!(to(&mut push, name, false).as_deref(), of_stable, "{name}");
             assert_eq!(to(&mut push, name, true).as_deref(), of_candidate, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_stand_in_is_one_step_to_a_stable_version_that_the_table_has() {
+        let mut push = push(Some(candidate(100, 120)));
+        push.stand_ins = [("new", "m"), ("newer", "new"), ("lost", "nobody")]
+            .map(|(name, model)| wire::StandIn {
+                name: name.into(),
+                model: model.into(),
+            })
+            .into();
+        let table = read(&push).unwrap();
+        assert_eq!(table.stand_in("new").unwrap().header, "m@v1");
+        for name in ["newer", "lost", "m", "nobody"] {
+            assert_eq!(table.stand_in(name), None, "{name}");
         }
     }
 

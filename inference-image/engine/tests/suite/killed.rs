@@ -257,6 +257,7 @@ async fn push(
         models: adapters.iter().map(model).collect(),
         engines: engines.iter().map(engine).collect(),
         base_name: BASE.into(),
+        stand_ins: vec![],
     };
     let call = sign(
         &operator_key(),
@@ -282,6 +283,7 @@ async fn kills_cost_their_own_streams_alone(kills: usize) {
         engines_host: "nowhere".into(),
         base_name: Some(BASE.into()),
         models: vec![],
+        stand_ins: [].into(),
         response_cache_bytes: 0,
     };
     let folder = tempfile::tempdir().unwrap();

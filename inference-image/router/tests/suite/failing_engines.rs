@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use crate::rig::engine::{Behaviour, FakeEngine};
 use crate::rig::{Rig, candidate, config, digest, question, stream_question, table, until};
 use graftwork_contract::endpoint::CODE_VERSION_NOT_HERE;
+use graftwork_contract::proto::router::v1 as wire;
 use http_body_util::BodyExt as _;
 use serde_json::json;
 
@@ -87,6 +88,32 @@ async fn where_nobody_has_the_version_the_fallback_answers_and_is_named() {
         "nobody said that something else may answer"
     );
     table.models[0].fallback = "tiny".into();
+    rig.push(&table).await;
+    for body in [question("u"), stream_question("u")] {
+        let answer = rig.ask(body).await;
+        assert_eq!(answer.status, 200, "{}", answer.text);
+        assert_eq!(answer.adapter(), "tiny@base");
+    }
+    assert!((rig.metric("graftwork_router_fallbacks_total").await - 2.0).abs() < 0.1);
+}
+
+#[tokio::test]
+async fn where_a_model_has_no_version_yet_its_stand_in_answers_and_is_named() {
+    let engine = FakeEngine::start().await;
+    let mut rig = Rig::start(&[]).await;
+    let mut table = table(None, &[&engine]);
+    table.models.clear();
+    rig.push(&table).await;
+    let answer = rig.ask(question("u")).await;
+    assert_eq!(
+        (answer.status.as_u16(), answer.code().as_str()),
+        (404, "model_not_found"),
+        "nobody said that something else may answer"
+    );
+    table.stand_ins = vec![wire::StandIn {
+        name: "m".into(),
+        model: "tiny".into(),
+    }];
     rig.push(&table).await;
     for body in [question("u"), stream_question("u")] {
         let answer = rig.ask(body).await;

@@ -15,7 +15,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde_json::json;
 
-use super::fleet::{Fleet, fallback};
+use super::fleet::{Fleet, fallback, stand_ins};
 use super::observed::{Names, Observed, children_names};
 use super::validate::Valid;
 use super::{KIND, ServedBase};
@@ -78,6 +78,7 @@ impl<'a> Builder<'a> {
         let router = self.router_config();
         let router_hash = hash(&json!(RouterConfig {
             models: Vec::new(),
+            stand_ins: BTreeMap::new(),
             ..router.clone()
         }));
         let metadata = |name: &str, component| self.owner.child_metadata(name, component);
@@ -132,7 +133,12 @@ impl<'a> Builder<'a> {
     }
 
     fn router_config(&self) -> RouterConfig {
-        let served = self.cr.status.iter().flat_map(|status| &status.adapters);
+        let served = self
+            .cr
+            .status
+            .as_ref()
+            .map_or(&[][..], |status| &status.adapters);
+        let stand_ins = stand_ins(&self.cr.spec.adapters, served).into_iter();
         RouterConfig {
             endpoint: self.owner.name.clone(),
             owner_uid: self.owner.uid.clone(),
@@ -143,6 +149,7 @@ impl<'a> Builder<'a> {
             ),
             base_name: self.cr.spec.base_model.name.clone(),
             models: served
+                .iter()
                 .filter_map(|adapter| {
                     let stable = adapter.stable.as_ref()?;
                     Some(RouterModel {
@@ -153,6 +160,7 @@ impl<'a> Builder<'a> {
                     })
                 })
                 .collect(),
+            stand_ins: stand_ins.map(|it| (it.name, it.model)).collect(),
             response_cache_bytes: match &self.cr.spec.response_cache {
                 Some(cache) if cache.enabled => RESPONSE_CACHE_BYTES,
                 _ => 0,

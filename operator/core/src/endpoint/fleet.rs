@@ -7,7 +7,7 @@ use graftwork_api::{ServingEndpoint, VersionedDigest};
 use graftwork_contract::endpoint::{EngineAdapter, EngineConfig};
 use graftwork_contract::proto::engine::v1::{AdapterState, AdapterVersion, SyncReply, SyncRequest};
 use graftwork_contract::proto::router::v1::{
-    Candidate as RoutedCandidate, EngineTarget, Model, RoutingTable, Version,
+    Candidate as RoutedCandidate, EngineTarget, Model, RoutingTable, StandIn, Version,
 };
 use graftwork_contract::{Digest, paths, pod};
 use k8s_openapi::api::core::v1::ConfigMap;
@@ -251,6 +251,7 @@ fn routing_table(
         models,
         engines: targets,
         base_name,
+        stand_ins: stand_ins(&cr.spec.adapters, served),
     }
 }
 
@@ -264,6 +265,19 @@ pub fn fallback(entries: &[AdapterEntry], name: &str) -> Option<String> {
         fallback
     };
     Some(model.to_owned())
+}
+
+/// The models that have no stable version yet, with the one whose stable version answers for each.
+pub fn stand_ins(entries: &[AdapterEntry], served: &[ServedAdapter]) -> Vec<StandIn> {
+    served
+        .iter()
+        .filter(|adapter| adapter.stable.is_none())
+        .filter_map(|adapter| {
+            let name = adapter.name.clone();
+            let model = fallback(entries, &name)?;
+            (model != name).then_some(StandIn { name, model })
+        })
+        .collect()
 }
 
 /// An IPv6 address stands in brackets before a port.
@@ -403,5 +417,39 @@ mod tests {
             names,
             [Some("a".to_owned()), Some("a".to_owned()), None, None]
         );
+    }
+
+    #[test]
+    fn a_model_without_a_version_is_answered_for_by_another_one() {
+        let entry = |name: &str, fallback: Option<&str>| AdapterEntry {
+            name: name.to_owned(),
+            fallback: fallback.map(str::to_owned),
+            ..AdapterEntry::default()
+        };
+        let served = |name: &str, version: Option<u32>| ServedAdapter {
+            name: name.to_owned(),
+            stable: version.map(|version| VersionedDigest {
+                version,
+                digest: "sha256:a".to_owned(),
+            }),
+            ..ServedAdapter::default()
+        };
+        let entries = [
+            entry("own", Some(FALLBACK_STABLE)),
+            entry("new", Some("old")),
+            entry("old", Some("tiny")),
+            entry("none", None),
+        ];
+        let adapters = [
+            served("own", None),
+            served("new", None),
+            served("old", Some(1)),
+            served("none", None),
+        ];
+        let expected = StandIn {
+            name: "new".to_owned(),
+            model: "old".to_owned(),
+        };
+        assert_eq!(stand_ins(&entries, &adapters), [expected]);
     }
 }

@@ -85,6 +85,7 @@ pub fn config(engines_host: &str) -> RouterConfig {
             digest: digest(1),
             fallback: None,
         }],
+        stand_ins: [].into(),
         response_cache_bytes: 0,
     }
 }
@@ -124,6 +125,7 @@ pub fn table(candidate: Option<wire::Candidate>, engines: &[&FakeEngine]) -> wir
             })
             .collect(),
         base_name: "tiny".into(),
+        stand_ins: vec![],
     }
 }
 

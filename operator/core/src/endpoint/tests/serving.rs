@@ -142,6 +142,35 @@ fn a_keeper_that_is_away_takes_nothing_down() {
 }
 
 #[test]
+fn an_adapter_that_has_no_version_is_answered_for_by_its_fallback_until_it_has_one() {
+    let mut world = World::new(&json!({
+        "adapters": [{"name": "a", "adapterRef": {"name": "a"}, "fallback": "tiny"}],
+    }));
+    world.observed.adapters.clear();
+    world.settle();
+    world.start_pods();
+    world.settle();
+    let table = world.table.clone().unwrap();
+    assert_eq!(table.models, []);
+    let [stand_in] = &table.stand_ins[..] else {
+        panic!("{table:?}")
+    };
+    assert_eq!(
+        (stand_in.name.as_str(), stand_in.model.as_str()),
+        ("a", "tiny")
+    );
+    let mounted = |world: &World| world.router_config().stand_ins.get("a").cloned();
+    assert_eq!(mounted(&world), Some("tiny".to_owned()));
+    let routers = template(&world.observed.router_deployment);
+    world.approve(1).settle();
+    let table = world.table.clone().unwrap();
+    assert_eq!(table.stand_ins, []);
+    assert_eq!(table.models[0].fallback, "tiny");
+    assert_eq!(mounted(&world), None);
+    assert_eq!(template(&world.observed.router_deployment), routers);
+}
+
+#[test]
 fn a_kv_cache_without_room_for_one_context_is_refused_before_an_engine_starts_with_it() {
     let message = |spec: &Value, context: u32| {
         let mut world = World::new(&json!({"engine": spec}));
