@@ -10,7 +10,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use super::{Writer, covers, managed_fields};
+use super::managed_fields::{self, Handover};
+use super::{Writer, covers};
 use crate::api::{self, ApiError, Class, FIELD_MANAGER};
 use crate::cache::{Caches, find};
 use crate::observe;
@@ -95,7 +96,8 @@ impl Writer {
                 self.count(&kind, "create", &Ok(()));
                 tracing::info!(kind, namespace, name, "created");
                 self.remember(&created, hash);
-                match self.hand_over(api, &created).await {
+                let handover = managed_fields::handover(&kind, created.managed_fields());
+                match self.hand_over(api, &created, handover).await {
                     // Somebody wrote to it meanwhile: the next look does it, before it applies.
                     Err(error) if error.class() == Class::Conflict || error.is_not_found() => {
                         Ok(())
@@ -132,16 +134,18 @@ impl Writer {
         object.meta_mut().uid = live.uid();
         let body = serde_json::to_value(&object).unwrap_or_default();
         let live_value = serde_json::to_value(live).unwrap_or_default();
-        let same = covers(&live_value, &body) || self.was_applied(live, &live_value, &hash);
-        match self.hand_over(api, live).await {
-            // The cache is behind, and nothing waits for it.
-            Err(error) if same && error.class() == Class::Conflict => return Ok(()),
+        let kind = K::kind(&()).into_owned();
+        let covered = covers(&live_value, &body) || self.was_applied(live, &live_value, &hash);
+        let handover = managed_fields::handover(&kind, live.managed_fields());
+        let same = covered && !handover.as_ref().is_some_and(|it| it.takes_back);
+        match self.hand_over(api, live, handover).await {
+            // The cache is behind, and nothing waits for it: what changed is seen when it comes.
+            Err(error) if covered && error.class() == Class::Conflict => return Ok(()),
             handed_over => handed_over?,
         }
         if same {
             return Ok(());
         }
-        let kind = K::kind(&()).into_owned();
         let (namespace, name) = observe::place(&object);
         let parameters = PatchParams::apply(FIELD_MANAGER).force();
         let answer = self
@@ -156,15 +160,27 @@ impl Writer {
         outcome
     }
 
-    /// Gives what a create of ours made to server-side apply, so that a later apply takes out what
-    /// it no longer names.
-    async fn hand_over<K: Applied>(&self, api: &Api<K>, live: &K) -> Result<(), ApiError> {
-        let Some(fields) = managed_fields::as_applied(live.managed_fields()) else {
+    /// Gives what a create of ours made, and what others added where we alone write, to server-side
+    /// apply, so that a later apply takes out what it does not name.
+    async fn hand_over<K: Applied>(
+        &self,
+        api: &Api<K>,
+        live: &K,
+        handover: Option<Handover>,
+    ) -> Result<(), ApiError> {
+        let Some(Handover { fields, takes_back }) = handover else {
             return Ok(());
+        };
+        // Without the hash the apply follows, also where this process ends before it.
+        let annotations = if takes_back {
+            json!({labels::CONTENT_HASH_ANNOTATION: null})
+        } else {
+            json!({})
         };
         let patch = json!({"metadata": {
             "uid": live.uid(),
             "resourceVersion": live.resource_version(),
+            "annotations": annotations,
             "managedFields": fields,
         }});
         let parameters = PatchParams {
@@ -176,8 +192,14 @@ impl Writer {
             .term
             .write(api.patch_metadata(&name, &parameters, &Patch::Merge(&patch)))
             .await;
-        let outcome = answer.map(|_| ());
-        self.count(&K::kind(&()), "hand_over", &outcome);
+        let kind = K::kind(&());
+        let verb = if takes_back { "take_back" } else { "hand_over" };
+        let outcome = answer.map(|_| {
+            if takes_back {
+                tracing::info!(%kind, name, "what others added is taken out");
+            }
+        });
+        self.count(&kind, verb, &outcome);
         outcome
     }
 

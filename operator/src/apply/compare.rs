@@ -3,7 +3,8 @@
 use serde_json::Value;
 
 /// Whether every field of `desired` stands in `live` with the same value. Lists of objects are
-/// compared as sets (others may add to them), quantities by their amount.
+/// compared as sets, quantities by their amount. More may stand there: what the API server fills in can't be told
+/// from what others add by its looks, but by its manager (see `managed_fields`).
 pub fn covers(live: &Value, desired: &Value) -> bool {
     match (live, desired) {
         (Value::Object(live), Value::Object(desired)) => desired.iter().all(|(key, value)| {

@@ -21,5 +21,6 @@ mod metrics;
 mod plan_only;
 mod port_forward;
 mod refusals;
+mod taken_back;
 mod values;
 mod watches;
