@@ -3,7 +3,7 @@
 
 use graftwork_api::conditions::reason;
 use graftwork_api::serving_endpoint::{
-    Candidate, EndpointCommand, EndpointVerb, PausedBy, RolloutState,
+    AdapterRollout, Candidate, EndpointCommand, EndpointVerb, PausedBy, RolloutState,
 };
 use graftwork_api::{AnswerOutcome, VersionedDigest};
 
@@ -151,9 +151,8 @@ fn resume(machine: &Machine<'_>) -> Outcome {
         return Err("the rollout is not paused".to_owned());
     };
     // What was paused by a person goes back into the step's own pause, which was running meanwhile.
-    let change = if machine.is_paused_by(&PausedBy::Step) || !is_pause(machine, rollout.step) {
-        machine.resume()
-    } else {
+    let own = own_pause(machine, rollout).filter(|_| !machine.is_paused_by(&PausedBy::Step));
+    let (change, message) = if let Some(rest) = own {
         let resumed = machine.resume();
         let mut change = machine.pause(rollout, rollout.step, PausedBy::Step);
         if let (Some(next), Some(resumed)) = (&mut change.adapter.rollout, resumed.adapter.rollout)
@@ -162,18 +161,48 @@ fn resume(machine: &Machine<'_>) -> Outcome {
             next.window_since = resumed.window_since;
             next.analysis = resumed.analysis;
         }
-        change
+        (change, rest.describe(rollout.step))
+    } else {
+        (machine.resume(), "the pause is over".to_owned())
     };
-    Ok(answered(change, AnswerOutcome::Done, "the pause is over"))
+    Ok(answered(change, AnswerOutcome::Done, &message))
 }
 
-/// Whether the strategy itself pauses at that step.
-fn is_pause(machine: &Machine<'_>, index: u32) -> bool {
-    match &machine.inputs.policy.strategy {
-        Strategy::Canary(steps) => matches!(steps.get(index as usize), Some(Step::Pause(_))),
-        Strategy::BlueGreen { .. } => true,
-        Strategy::Immediate => false,
+/// What is left of the pause that the strategy itself makes at a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Rest {
+    Seconds(u64),
+    UntilSomebodyEndsIt,
+}
+
+impl Rest {
+    fn describe(self, step: u32) -> String {
+        let goes_on = format!("that pause is over; the one of step {step} itself goes on");
+        match self {
+            Self::Seconds(0) => "the pause is over".to_owned(),
+            Self::Seconds(left) => format!("{goes_on} for another {left} s"),
+            Self::UntilSomebodyEndsIt => format!("{goes_on} until somebody says Resume or Promote"),
+        }
     }
+}
+
+/// None where the strategy does not pause at the rollout's step.
+fn own_pause(machine: &Machine<'_>, rollout: &AdapterRollout) -> Option<Rest> {
+    let length = match &machine.inputs.policy.strategy {
+        Strategy::Canary(steps) => match steps.get(rollout.step as usize)? {
+            Step::Pause(length) => *length,
+            Step::SetWeight(_) => return None,
+        },
+        Strategy::BlueGreen {
+            auto_promote,
+            preview_seconds,
+            ..
+        } => auto_promote.then_some(*preview_seconds),
+        Strategy::Immediate => return None,
+    };
+    Some(length.map_or(Rest::UntilSomebodyEndsIt, |length| {
+        Rest::Seconds(length.saturating_sub(machine.elapsed(rollout)))
+    }))
 }
 
 fn retry(machine: &Machine<'_>, command: &EndpointCommand) -> Outcome {

@@ -386,7 +386,8 @@ impl Machine<'_> {
         rollout.state == RolloutState::Stepping
     }
 
-    fn elapsed(&self, rollout: &AdapterRollout) -> u64 {
+    /// Seconds since the step began.
+    pub fn elapsed(&self, rollout: &AdapterRollout) -> u64 {
         let entered = rollout
             .step_since
             .as_ref()

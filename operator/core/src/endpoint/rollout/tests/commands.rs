@@ -65,6 +65,29 @@ fn a_persons_pause_holds_and_the_steps_own_pause_runs_on_meanwhile() {
 }
 
 #[test]
+fn resume_says_whether_the_steps_own_pause_goes_on() {
+    let mut world = World::new(policy(canary()));
+    world.want(2).after(20);
+    world.say(EndpointVerb::Pause, 2);
+    world.after(10);
+    assert_eq!(
+        world.say(EndpointVerb::Resume, 2).1,
+        "that pause is over; the one of step 1 itself goes on for another 30 s"
+    );
+    assert_eq!(world.at(), (RolloutState::Paused, 1, 10));
+    world.after(30);
+    assert_eq!(world.at(), (RolloutState::Paused, 3, 50));
+    world.say(EndpointVerb::Pause, 2);
+    assert_eq!(
+        world.say(EndpointVerb::Resume, 2).1,
+        "that pause is over; the one of step 3 itself goes on until somebody says Resume or Promote"
+    );
+    assert_eq!(world.at(), (RolloutState::Paused, 3, 50));
+    assert_eq!(world.say(EndpointVerb::Resume, 2).1, "the pause is over");
+    assert_eq!(world.stable(), 2);
+}
+
+#[test]
 fn promote_waits_for_engines_only() {
     let mut world = World::new(judged(policy(canary()), 0));
     world.want(2);
