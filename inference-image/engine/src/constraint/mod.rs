@@ -116,14 +116,18 @@ impl Grammars {
     /// # Errors
     /// [`ConstraintError::Schema`] where the schema can't be met, or is too large.
     pub fn constraint(&self, schema: &Value) -> Result<Constraint, ConstraintError> {
-        let mut schema = schema.clone();
-        if let Some(schema) = schema.as_object_mut() {
+        let mut guided = schema.clone();
+        if let Some(fields) = guided.as_object_mut() {
             let options = json!({"whitespace_pattern": WHITE_SPACE});
-            schema.insert("x-guidance".to_owned(), options);
+            fields.insert("x-guidance".to_owned(), options);
         }
-        let grammar = TopLevelGrammar::from_json_schema(schema);
+        let grammar = TopLevelGrammar::from_json_schema(guided);
         let parser = self.factory.create_parser(grammar);
-        let parser = parser.map_err(|error| ConstraintError::Schema(shown(&error.to_string())))?;
+        let parser = parser.map_err(|error| {
+            // The library names no place.
+            let blamed = schema::blame(schema).map(|blamed| blamed.to_string());
+            ConstraintError::Schema(blamed.unwrap_or_else(|| shown(&error.to_string())))
+        })?;
         Ok(Constraint {
             matcher: Matcher::new(Ok(parser)),
             next: None,

@@ -2,6 +2,10 @@
 //!
 //! Keywords are those that llguidance makes grammars of; it passes over some others in silence.
 
+use std::panic::AssertUnwindSafe;
+
+use llguidance::derivre::{RegexAst, RegexBuilder};
+use llguidance::panic_utils::catch_unwind;
 use serde_json::{Map, Value};
 
 /// Bytes of a schema, as compact JSON.
@@ -200,13 +204,82 @@ fn check_pattern(value: &Value, place: &str) -> Result<(), SchemaError> {
 /// References stay in the schema: nothing is fetched.
 fn check_reference(root: &Value, value: &Value, place: &str) -> Result<(), SchemaError> {
     let target = value.as_str().and_then(|target| target.strip_prefix('#'));
-    match target {
-        Some(pointer) if pointer.is_empty() || root.pointer(pointer).is_some() => Ok(()),
-        _ => wrong(
-            place,
-            "must name a place of this schema that is there, for example \"#/$defs/item\"",
-        ),
+    let Some(pointer) = target.filter(|pointer| root.pointer(pointer).is_some()) else {
+        let problem =
+            "must name a place of this schema that is there, for example \"#/$defs/item\"";
+        return wrong(place, problem);
+    };
+    if is_endless(root, pointer) {
+        let problem = format!(
+            "leads to references alone, in a circle or more than {MAXIMUM_DEPTH} of them; one must end at a schema"
+        );
+        return wrong(place, problem);
     }
+    Ok(())
+}
+
+/// Whether references lead to references, and not to an end.
+fn is_endless(root: &Value, pointer: &str) -> bool {
+    let mut next = Some(pointer);
+    for _ in 0..=MAXIMUM_DEPTH {
+        let Some(pointer) = next else {
+            return false;
+        };
+        let reference = root.pointer(pointer).and_then(|schema| schema.get("$ref"));
+        next = reference.and_then(|it| it.as_str()?.strip_prefix('#'));
+    }
+    true
+}
+
+/// The first regular expression that can't be had, of a schema that [`check`] accepted and that became no grammar.
+/// It costs what a grammar does: not for where others wait.
+pub fn blame(schema: &Value) -> Option<SchemaError> {
+    blame_below(schema, "")
+}
+
+fn blame_below(schema: &Value, place: &str) -> Option<SchemaError> {
+    schema.as_object()?.iter().find_map(|(name, value)| {
+        let place = &below(place, name);
+        match name.as_str() {
+            "pattern" => blame_pattern(value.as_str()?, place),
+            "patternProperties" => value.as_object()?.iter().find_map(|(pattern, schema)| {
+                let place = &below(place, pattern);
+                blame_pattern(pattern, place).or_else(|| blame_below(schema, place))
+            }),
+            "properties" | "$defs" | "definitions" => value
+                .as_object()?
+                .iter()
+                .find_map(|(name, schema)| blame_below(schema, &below(place, name))),
+            "anyOf" | "oneOf" | "allOf" | "prefixItems" => {
+                let mut schemas = value.as_array()?.iter().enumerate();
+                schemas.find_map(|(index, schema)| {
+                    blame_below(schema, &below(place, &index.to_string()))
+                })
+            }
+            "items" | "additionalItems" | "additionalProperties" => blame_below(value, place),
+            _ => None,
+        }
+    })
+}
+
+fn blame_pattern(pattern: &str, place: &str) -> Option<SchemaError> {
+    let expression = RegexAst::SearchRegex(pattern.to_owned());
+    let made = catch_unwind(AssertUnwindSafe(|| RegexBuilder::new().mk(&expression)));
+    let error = made.err()?.to_string();
+    wrong::<()>(place, describe(&error)).err()
+}
+
+/// What the library says of a regular expression, in one line.
+fn describe(error: &str) -> String {
+    let what = if error.starts_with("lookarounds") {
+        "\\b, \\B, and ^ or $ anywhere but at its ends are not supported"
+    } else {
+        // The expression and a mark below it come first.
+        error
+            .rsplit_once("error: ")
+            .map_or("it can't be read", |(_, what)| what.trim())
+    };
+    format!("is no regular expression that this engine has: {what}")
 }
 
 /// The pointer of a field.
@@ -235,6 +308,46 @@ mod tests {
             "$defs": {"c": {"type": "integer", "description": "whole"}},
         });
         assert_eq!(check(&schema), Ok(()));
+    }
+
+    #[test]
+    fn a_schema_may_lead_back_to_itself_below_a_property() {
+        let list =
+            json!({"properties": {"next": {"$ref": "#"}, "other": {"$ref": "#/properties/next"}}});
+        assert_eq!(check(&list), Ok(()));
+    }
+
+    #[test]
+    fn a_regular_expression_that_cannot_be_had_is_told_with_its_place() {
+        for (schema, place, part) in [
+            (
+                json!({"properties": {"a": {"pattern": "(x"}}}),
+                "/properties/a/pattern",
+                "has: unclosed group",
+            ),
+            (
+                json!({"anyOf": [{"pattern": "^x$"}, {"items": {"pattern": "x(?=y)"}}]}),
+                "/anyOf/1/items/pattern",
+                "look-around",
+            ),
+            (
+                json!({"patternProperties": {"^ok$": true, "[z-a]": true}}),
+                "/patternProperties/[z-a]",
+                "invalid character class range",
+            ),
+            (json!({"pattern": "\\bx"}), "/pattern", "\\b, \\B"),
+            (json!({"pattern": "x^y"}), "/pattern", "at its ends"),
+        ] {
+            assert_eq!(check(&schema), Ok(()));
+            let error = blame(&schema).unwrap();
+            assert_eq!(error.place, place, "{error}");
+            assert!(error.problem.contains(part), "{error}");
+            assert!(!error.problem.contains('\n'), "{error}");
+        }
+        let names = json!({
+            "properties": {"pattern": {"type": "string"}}, "const": {"pattern": "("}, "pattern": "^a/[0-9]+$",
+        });
+        assert_eq!(blame(&names), None);
     }
 
     #[test]
@@ -269,6 +382,12 @@ mod tests {
             (json!({"enum": []}), "/enum", "not empty"),
             (json!({"$ref": "https://example.com/a"}), "/$ref", "#/$defs"),
             (json!({"$ref": "#/$defs/none"}), "/$ref", "that is there"),
+            (json!({"$ref": "#"}), "/$ref", "in a circle"),
+            (
+                json!({"items": {"$ref": "#/$defs/a"}, "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}}),
+                "/$defs/a/$ref",
+                "in a circle",
+            ),
             (deep, deepest.as_str(), "32"),
             (json!({"title": "x".repeat(70_000)}), "", "65536"),
         ] {

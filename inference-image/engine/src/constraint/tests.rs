@@ -118,6 +118,18 @@ fn a_schema_that_nothing_meets_is_refused() {
 }
 
 #[test]
+fn a_regular_expression_that_becomes_no_grammar_is_told_with_its_place() {
+    let (_, grammars) = grammars();
+    let schema =
+        json!({"type": "object", "properties": {"a": {"type": "string", "pattern": "(x"}}});
+    assert_eq!(check(&schema), Ok(()));
+    assert_eq!(
+        grammars.constraint(&schema).unwrap_err().to_string(),
+        "/properties/a/pattern is no regular expression that this engine has: unclosed group"
+    );
+}
+
+#[test]
 fn a_grammar_above_its_limit_is_refused() {
     let (_, mut grammars) = grammars();
     grammars.factory.limits_mut().max_grammar_size = 10;
