@@ -63,6 +63,23 @@ impl ApiError {
         self.code() == Some(404)
     }
 
+    /// Whether nothing can be made because the namespace is being deleted, or is gone.
+    pub fn is_namespace_going(&self) -> bool {
+        let Self::Kube(kube::Error::Api(status)) = self else {
+            return false;
+        };
+        let causes = status.details.iter().flat_map(|details| &details.causes);
+        let mut causes = causes.map(|cause| cause.reason.as_str());
+        match status.code {
+            403 => causes.any(|reason| reason == "NamespaceTerminating"),
+            404 => status
+                .details
+                .as_ref()
+                .is_some_and(|details| details.kind == "namespaces"),
+            _ => false,
+        }
+    }
+
     /// What to do next.
     pub fn class(&self) -> Class {
         match self.code() {
@@ -172,7 +189,44 @@ fn read_kubeconfig(files: &OsStr) -> anyhow::Result<Kubeconfig> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+
+    fn answer(status: serde_json::Value) -> ApiError {
+        let status: kube::core::Status = serde_json::from_value(status).unwrap();
+        ApiError::Kube(kube::Error::Api(status.boxed()))
+    }
+
+    #[test]
+    fn a_namespace_that_goes_is_told_from_other_refusals() {
+        let terminating =
+            json!({"causes": [{"reason": "NamespaceTerminating", "field": "metadata.namespace"}]});
+        for (status, going) in [
+            (json!({"code": 403, "details": terminating}), true),
+            (
+                json!({"code": 404, "details": {"kind": "namespaces", "name": "team"}}),
+                true,
+            ),
+            (
+                json!({"code": 404, "details": {"kind": "events", "name": "x"}}),
+                false,
+            ),
+            (
+                json!({"code": 403, "details": {"causes": [{"reason": "Quota"}]}}),
+                false,
+            ),
+            (json!({"code": 403}), false),
+            (json!({"code": 409, "details": terminating}), false),
+        ] {
+            assert_eq!(
+                answer(status.clone()).is_namespace_going(),
+                going,
+                "{status}"
+            );
+        }
+        assert!(!ApiError::Deadline.is_namespace_going());
+    }
 
     fn kubeconfig(server: &str, namespace: &str) -> tempfile::NamedTempFile {
         let file = tempfile::NamedTempFile::new().unwrap();

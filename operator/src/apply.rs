@@ -289,8 +289,15 @@ impl Writer {
             .write(api.create(&PostParams::default(), &body))
             .await;
         let outcome = answer.map(|_| ());
-        if let Err(error) = &outcome {
-            tracing::warn!(%error, reason = event.reason, "an event could not be sent");
+        match &outcome {
+            Ok(()) => {}
+            // Nobody is left to read it.
+            Err(error) if error.is_namespace_going() => {
+                tracing::debug!(%error, reason = event.reason, "an event is not sent any more");
+            }
+            Err(error) => {
+                tracing::warn!(%error, reason = event.reason, "an event could not be sent");
+            }
         }
         self.count("Event", "create", &outcome);
     }
