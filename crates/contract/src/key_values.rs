@@ -53,7 +53,7 @@ mod tests {
             assert_eq!(block.blocks_for(tokens), blocks, "{tokens} tokens");
             assert_eq!(block.bytes_for(tokens), blocks * 49_152, "{tokens} tokens");
         }
-        // Four layers with three heads of 64: 1 MiB is no context of 512.
+        // Four layers with three heads of 32: 1 MiB is no context of 512.
         assert_eq!(block.tokens_in(1 << 20), 336);
         assert_eq!(block.tokens_in(block.bytes_for(512)), 512);
         assert_eq!(block.tokens_in(block.bytes_for(512) - 1), 496);

@@ -4,13 +4,15 @@ use anyhow::{Context as _, ensure};
 use graftwork_api::ServingEndpoint;
 use graftwork_api::lora_adapter::AdapterVersion;
 use k8s_openapi::api::apps::v1::Deployment;
-use kube::api::DynamicObject;
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::api::{DynamicObject, Patch, PatchParams};
 use serde_json::{Value, json};
 
 use super::super::Stage;
 use super::super::stage::condition;
 use super::super::traffic::{Load, expectations};
 use super::{READ, SHOWN, expect, says};
+use crate::cluster::wait;
 use crate::manifests::{self, CLAIM};
 
 /// Conditions of endpoints that can't be.
@@ -120,6 +122,11 @@ pub async fn serving(stage: &Stage) -> anyhow::Result<()> {
             ],
         ),
         (
+            bad(|spec| spec["engine"]["keyValueCache"] = json!("1Mi")),
+            READ,
+            &["InvalidSpec", "spec.engine.keyValueCache", "1Mi", "1536Ki"],
+        ),
+        (
             bad(|spec| spec["baseModel"]["uri"] = json!("pvc://nowhere/base-model")),
             SHOWN,
             &["BaseModelNotFound", "spec.baseModel.uri", "nowhere"],
@@ -158,7 +165,37 @@ pub async fn serving(stage: &Stage) -> anyhow::Result<()> {
         "a bad adapter: before {before:#?}, now {now:#?}"
     );
     traffic.stop().await?;
-    Ok(())
+    additions_go(stage).await
+}
+
+/// What somebody adds to a configuration and to a pod template is taken out.
+async fn additions_go(stage: &Stage) -> anyhow::Result<()> {
+    const ROUTER: &str = "assistants-router";
+    let maps = stage.world.cluster.api::<ConfigMap>(&stage.namespace);
+    let deployments = stage.world.cluster.api::<Deployment>(&stage.namespace);
+    let somebody = PatchParams {
+        field_manager: Some("somebody".to_owned()),
+        ..PatchParams::default()
+    };
+    let key = json!({"data": {"theirs": "1"}});
+    maps.patch(ROUTER, &somebody, &Patch::Merge(key)).await?;
+    let container = json!({"name": "router", "env": [{"name": "THEIRS", "value": "1"}]});
+    let variable = json!({"spec": {"template": {"spec": {"containers": [container]}}}});
+    let patched = deployments
+        .patch(ROUTER, &somebody, &Patch::Strategic(variable))
+        .await?;
+    ensure!(
+        json!(patched.spec).to_string().contains("THEIRS"),
+        "nothing was added"
+    );
+    wait("what somebody added to be gone", SHOWN, || async {
+        let data = maps.get(ROUTER).await?.data.unwrap_or_default();
+        ensure!(data.len() == 1, "keys: {:?}", data.keys());
+        let spec = json!(deployments.get(ROUTER).await?.spec).to_string();
+        ensure!(!spec.contains("THEIRS"), "{spec}");
+        Ok(Some(()))
+    })
+    .await
 }
 
 /// The adapter that the endpoint serves is given a folder that is none: it says so, and its version stays in
