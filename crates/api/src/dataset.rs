@@ -86,7 +86,7 @@ pub struct DatasetSpec {
     pub sources: Vec<Source>,
     /// SQL over the sources, each a table by its name: one SELECT, whose columns are those of the rows.
     /// Left out, the rows of the sources are taken as they are. Beside the usual functions there are
-    /// redact(text), pseudonymise(text), token_count(text) and sha256_hex(text).
+    /// `redact(text)`, `pseudonymise(text)`, `token_count(text)` and `sha256_hex(text)`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 16_384))]
     pub transform: Option<String>,
@@ -316,7 +316,7 @@ pub struct Privacy {
         extend("x-kubernetes-list-type" = "set")
     )]
     pub columns: Vec<String>,
-    /// The key of pseudonyms, of at least 16 bytes: for the mode, and for pseudonymise() in
+    /// The key of pseudonyms, of at least 16 bytes: for the mode, and for `pseudonymise()` in
     /// `transform`. Another key, other pseudonyms; a change is seen when the annotation
     /// `graftwork.dev/refresh` changes.
     #[serde(default, skip_serializing_if = "Option::is_none")]

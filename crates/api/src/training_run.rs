@@ -179,8 +179,8 @@ pub struct Hyperparameters {
     /// Tokens per example; truncation says what becomes of a longer one.
     #[schemars(range(min = 8, max = 131_072))]
     pub maximum_sequence_length: u32,
-    /// What becomes of a longer example that is trained on: CutStart, which is meant where it is left out,
-    /// takes the start of its prompt, then the end of its completion; CutEnd its end; Drop leaves it out;
+    /// What becomes of a longer example that is trained on: `CutStart`, which is meant where it is left out,
+    /// takes the start of its prompt, then the end of its completion; `CutEnd` its end; Drop leaves it out;
     /// Error ends the run. The message of the finished run counts them. What is scored is cut at the start.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub truncation: Option<Truncation>,
