@@ -163,15 +163,11 @@ fn dataset_cases() -> Vec<Case> {
     let restricted = "Restricted data needs privacy with a mode other than Allow";
     let keyed = "pseudonymKeyRef is needed with mode Pseudonymise";
     let idle = "pseudonymKeyRef is needed with mode Pseudonymise, and else only with transform";
-    let renamed = "columns of sources have no place beside transform: name columns there, with AS";
-    let sharded = "shards have no place beside transform: one pod runs the SQL";
     let key = json!({"name": "pseudonyms", "key": "key"});
     let asked = |score: &str| {
         let analyzer = json!({"url": "http://presidio.privacy.svc:3000", "minimumScore": score});
         privacy("Public", json!({"mode": "Redact", "analyzer": analyzer}))
     };
-    let plain = json!([{"name": "a", "uri": "pvc://data/a"}]);
-    let mapped = json!([{"name": "a", "uri": "pvc://data/a", "columns": {"prompt": "question"}}]);
     let invalid =
         |percent: &str| json!({"spec": {"validation": {"maximumInvalidPercent": percent}}});
     vec![
@@ -234,9 +230,32 @@ fn dataset_cases() -> Vec<Case> {
         ),
         case(
             "datasets",
+            "maximumTokensPerRow needs baseModel",
+            json!({"spec": {"validation": {"maximumTokensPerRow": 4096}, "baseModel": {"uri": "pvc://models/base"}}}),
+            json!({"spec": {"validation": {"maximumTokensPerRow": 4096}}}),
+        ),
+        case(
+            "datasets",
+            "maximumInvalidPercent is at most 100",
+            invalid("100"),
+            invalid("100.1"),
+        ),
+    ]
+}
+
+fn transform_cases() -> Vec<Case> {
+    let idle = "pseudonymKeyRef is needed with mode Pseudonymise, and else only with transform";
+    let renamed = "columns of sources have no place beside transform: name columns there, with AS";
+    let sharded = "shards have no place beside transform: one pod runs the SQL";
+    let key = json!({"name": "pseudonyms", "key": "key"});
+    let plain = json!([{"name": "a", "uri": "pvc://data/a"}]);
+    let mapped = json!([{"name": "a", "uri": "pvc://data/a", "columns": {"prompt": "question"}}]);
+    vec![
+        case(
+            "datasets",
             idle,
             json!({"spec": {"transform": "SELECT 1", "sources": plain, "privacy": {"mode": "Redact", "pseudonymKeyRef": key}}}),
-            privacy("Public", json!({"mode": "Redact", "pseudonymKeyRef": key})),
+            json!({"spec": {"classification": "Public", "privacy": {"mode": "Redact", "pseudonymKeyRef": key}}}),
         ),
         case(
             "datasets",
@@ -255,18 +274,6 @@ fn dataset_cases() -> Vec<Case> {
             sharded,
             json!({"spec": {"sources": plain, "shards": 64}}),
             json!({"spec": {"transform": "SELECT 1", "sources": plain, "shards": 64}}),
-        ),
-        case(
-            "datasets",
-            "maximumTokensPerRow needs baseModel",
-            json!({"spec": {"validation": {"maximumTokensPerRow": 4096}, "baseModel": {"uri": "pvc://models/base"}}}),
-            json!({"spec": {"validation": {"maximumTokensPerRow": 4096}}}),
-        ),
-        case(
-            "datasets",
-            "maximumInvalidPercent is at most 100",
-            invalid("100"),
-            invalid("100.1"),
         ),
     ]
 }
@@ -582,6 +589,7 @@ fn cases() -> Vec<Case> {
     [
         source_cases(),
         dataset_cases(),
+        transform_cases(),
         run_cases(),
         hyperparameter_cases(),
         immutable_run_cases(),

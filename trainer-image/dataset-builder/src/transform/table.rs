@@ -150,9 +150,10 @@ impl Gathering {
             let json = record.get(PREFIX..).unwrap_or_default();
             spool.push(json)?;
         }
+        let file = Some(spool.finish()?);
         Ok(Table {
             schema,
-            file: Some(spool.finish()?),
+            file,
             rows: self.rows,
             bytes: self.bytes,
         })

@@ -11,11 +11,8 @@ fn world(shards: u32) -> World {
     world
 }
 
-fn named(world: &World, stage: &str) -> Option<String> {
-    Some(format!(
-        "topics-{stage}-{}",
-        &world.fingerprint().hex()[..8]
-    ))
+fn named(world: &World, stage: &str) -> String {
+    format!("topics-{stage}-{}", &world.fingerprint().hex()[..8])
 }
 
 fn summary(reason: &str, message: &str) -> BuildSummary {
@@ -36,7 +33,7 @@ fn rows_are_read_by_an_indexed_job_and_one_pod_does_the_rest() {
     let [job] = &actions.create[..] else {
         panic!("one Job at a time")
     };
-    assert_eq!(job.metadata.name, named(&world, "parts"));
+    assert_eq!(job.metadata.name, Some(named(&world, "parts")));
     let spec = job.spec.as_ref().unwrap();
     assert_eq!(spec.completion_mode.as_deref(), Some("Indexed"));
     assert_eq!((spec.completions, spec.parallelism), (Some(4), Some(4)));
@@ -54,7 +51,7 @@ fn rows_are_read_by_an_indexed_job_and_one_pod_does_the_rest() {
     let [job] = &actions.create[..] else {
         panic!("one Job at a time")
     };
-    assert_eq!(job.metadata.name, named(&world, "build"));
+    assert_eq!(job.metadata.name, Some(named(&world, "build")));
     assert_eq!(job.spec.as_ref().unwrap().completion_mode, None);
     assert_eq!(world.ready().1, reason::BUILDING);
     assert!(world.reconcile().create.is_empty());
@@ -90,7 +87,7 @@ fn an_attempt_whose_parts_or_whose_rest_found_no_store_is_followed_by_new_parts(
         assert!(world.reconcile().create.is_empty(), "after a pause");
         world.seconds += 600;
         let actions = world.reconcile();
-        let name = format!("{}-2", named(&world, "parts").unwrap());
+        let name = format!("{}-2", named(&world, "parts"));
         assert_eq!(actions.create[0].metadata.name, Some(name));
         assert_eq!(actions.create.len(), 1);
     }
@@ -115,7 +112,7 @@ fn the_number_of_parts_is_no_reason_to_build_again() {
     assert_eq!(world(7).fingerprint(), alone);
     let mut one = world(1);
     let actions = one.reconcile();
-    assert_eq!(actions.create[0].metadata.name, named(&one, "build"));
+    assert_eq!(actions.create[0].metadata.name, Some(named(&one, "build")));
 }
 
 #[test]
@@ -133,7 +130,10 @@ fn parts_and_sql_over_all_rows_are_refused_together_and_each_is_taken_alone() {
         "{message}"
     );
     let actions = alone.reconcile();
-    assert_eq!(actions.create[0].metadata.name, named(&alone, "build"));
+    assert_eq!(
+        actions.create[0].metadata.name,
+        Some(named(&alone, "build"))
+    );
 }
 
 #[test]
