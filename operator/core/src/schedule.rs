@@ -93,7 +93,7 @@ impl Schedule {
             .build();
         let parsed = parser
             .parse(cron)
-            .map_err(|_| refused(&broken_part(&parser, cron)))?;
+            .map_err(|_| refused(&broken_part(parser, cron)))?;
         let zone = TimeZoneDatabase::bundled()
             .get(zone)
             .map_err(|_| ScheduleProblem::TimeZone(zone.to_owned()))?;
@@ -154,7 +154,7 @@ impl Schedule {
 }
 
 /// What is wrong with an expression: the first field that is none by itself.
-fn broken_part(parser: &CronParser, cron: &str) -> String {
+fn broken_part(parser: CronParser, cron: &str) -> String {
     let parts: Vec<&str> = cron.split_whitespace().collect();
     let is_field = |index: usize| {
         let alone: Vec<&str> = parts

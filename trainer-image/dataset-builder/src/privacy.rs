@@ -76,7 +76,7 @@ impl Screen {
 
     /// The texts of a row, and of its group column, that are screened.
     pub fn texts(&self, row: &mut Row, group: Option<(&str, &mut String)>) -> Vec<String> {
-        texts(row)
+        row.texts_mut()
             .into_iter()
             .chain(group)
             .filter(|(name, _)| self.is_screened(name))

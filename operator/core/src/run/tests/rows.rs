@@ -34,7 +34,7 @@ fn what_the_rows_can_not_give_is_refused_before_there_is_a_job() {
                 world.cr.spec.evaluation.metrics =
                     vec![EvaluationMetric::Loss, EvaluationMetric::RougeL];
                 change(world, |dataset| {
-                    dataset.spec.format.type_ = FormatType::Text
+                    dataset.spec.format.type_ = FormatType::Text;
                 });
             },
             "spec.evaluation.metrics: RougeL needs rows with answers, Dataset \"topics\" has format Text; \
