@@ -31,6 +31,8 @@ bin=${CARGO_TARGET_DIR:-$cache/target}/x86_64-unknown-linux-gnu/debug
 text=
 base_model=$root/e2e/demo-data/base-model
 
+. "$here/progress.sh"
+trap tock EXIT
 say() { echo "images: $*" >&2; }
 fail() {
 	say "$*"
@@ -226,10 +228,12 @@ make_text() {
 	[ -e /usr/share/wordnet/data.noun ] ||
 		fail "the demo's text is made from Debian's package wordnet-base, which is not here: install it, or use --from-source with Docker"
 	say "making the demo's text from WordNet"
+	tick "making the demo's text"
 	rm -rf "$text.new"
 	mkdir -p "$text.new"
 	python3 "$script" --out "$text.new" >&2
 	mv "$text.new" "$text"
+	tock
 }
 
 mkdir -p "$store"
@@ -253,7 +257,11 @@ for name in "${names[@]}"; do
 	fi
 	key[$name]=$(key_of "$name")
 	archive[$name]=$store/$name-${key[$name]}.tar
-	[ -f "${archive[$name]}" ] || build "$name" "${key[$name]}" "${archive[$name]}"
+	[ -f "${archive[$name]}" ] || {
+		tick "making the image $name"
+		build "$name" "${key[$name]}" "${archive[$name]}"
+		tock
+	}
 	# Recently used ones are kept.
 	touch "${archive[$name]}"
 done
@@ -266,6 +274,8 @@ if [ "$to" = node ]; then
 	[ -x "$ctr" ] || fail "no local cluster is running (e2e/cluster/cluster up)"
 fi
 for name in "${names[@]}"; do
+	tick "bringing the image $name to where it is wanted"
 	deliver "$name" "${key[$name]}" "${archive[$name]}"
+	tock
 done
 echo "$tag"

@@ -1,7 +1,7 @@
 # Sourced: commands that take minutes, and show that they go on.
 
-# Runs a command with its output in a log, a line every 15 seconds, and the log's end where it fails; a failure ends the
-# script with the command's status.
+# Runs a command with its output in a log, a line after 5 seconds and every 15 from then on, and the log's end where it
+# fails; a failure ends the script with the command's status.
 quietly() { # what, command...
 	local what=$1 start=$SECONDS folder=${XDG_CACHE_HOME:-$HOME/.cache}/graftwork/logs log status=0
 	shift
@@ -20,7 +20,7 @@ quietly() { # what, command...
 	while kill -0 "$pid" 2>/dev/null; do
 		sleep 0.5
 		waited=$((waited + 1))
-		[ $((waited % 30)) -ne 0 ] || echo "   ... $((SECONDS - start)) s: $(tail -n 1 "$log" | cut -c 1-100)"
+		[ $((waited % 30)) -ne 10 ] || echo "   ... $((SECONDS - start)) s: $(tail -n 1 "$log" | cut -c 1-100)"
 	done
 	wait "$pid" || status=$?
 	trap - INT TERM HUP
@@ -30,4 +30,22 @@ quietly() { # what, command...
 		exit "$status"
 	}
 	echo "   done in $((SECONDS - start)) s"
+}
+
+# A line on standard error for every five seconds from `tick` to `tock`, for what keeps its output to itself. The
+# script calls `tock` when it ends, too.
+ticker=
+tick() { # what
+	local what=$1 start=$SECONDS script=$$
+	# It ends with a script that was killed, and holds neither its output nor a lock of it (descriptors 8 and 9).
+	while sleep 1 && kill -0 "$script" 2>/dev/null; do
+		[ $(((SECONDS - start) % 5)) -ne 0 ] || echo "   ... $what: $((SECONDS - start)) s"
+	done >&2 8>&- 9>&- &
+	ticker=$!
+}
+tock() {
+	[ -n "$ticker" ] || return 0
+	kill "$ticker" 2>/dev/null || true
+	wait "$ticker" 2>/dev/null || true
+	ticker=
 }

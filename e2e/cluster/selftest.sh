@@ -4,5 +4,8 @@
 # (it fails) while somebody uses the cluster.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
+. ./progress.sh
+trap tock EXIT
 ./cluster build
-GRAFTWORK_CLUSTER_SELFTEST=1 GOWORK=off CGO_ENABLED=0 exec go test ./tool -count=1 -timeout 15m -v "$@"
+tick "the cluster's own tests"
+GRAFTWORK_CLUSTER_SELFTEST=1 GOWORK=off CGO_ENABLED=0 go test ./tool -count=1 -timeout 15m -v "$@"

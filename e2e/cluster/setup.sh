@@ -8,6 +8,7 @@
 # Exit code 4: this machine cannot run the local cluster.
 set -euo pipefail
 
+. "$(dirname "${BASH_SOURCE[0]}")/progress.sh"
 way_out='use a cluster of your own instead: `make demo CLUSTER=current`'
 
 refuse() {
@@ -90,22 +91,18 @@ if [[ " ${packages[*]} " == *" postgresql-15 "* ]] && [ ! -e /etc/postgresql-com
 	export UCF_FORCE_CONFFOLD=1
 fi
 
-log=$(mktemp)
-trap 'rm -f "$log"' EXIT
-export DEBIAN_FRONTEND=noninteractive
-start=$SECONDS
-echo "setup: installing ${packages[*]}"
-# A package mirror that fails once usually answers the next time.
-for try in 1 2 3; do
+install_packages() {
 	# The lock option waits for another package manager instead of failing at once.
-	if apt-get -qq -o DPkg::Lock::Timeout=300 update >"$log" 2>&1 &&
-		apt-get -qq -y -o DPkg::Lock::Timeout=300 install --no-install-recommends "${packages[@]}" >>"$log" 2>&1; then
-		echo "setup: installed in $((SECONDS - start)) s"
-		exit 0
-	fi
-	echo "setup: try $try failed" >&2
-	sleep $((try * 3))
-done
-cat "$log" >&2
-echo "setup: could not install ${packages[*]}" >&2
-exit 1
+	local try apt=(apt-get -q -y -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0)
+	# A package mirror that fails once usually answers the next time.
+	for try in 1 2 3; do
+		"${apt[@]}" update && "${apt[@]}" install --no-install-recommends "${packages[@]}" && return 0
+		echo "setup: try $try failed"
+		sleep $((try * 3))
+	done
+	return 1
+}
+
+export DEBIAN_FRONTEND=noninteractive
+echo "setup: ${packages[*]}"
+quietly "installing Debian packages" install_packages

@@ -23,8 +23,8 @@ pub async fn step<T>(
     result
 }
 
-/// Prints how long `work` has taken whenever nothing was said for five seconds.
-async fn ticking<T>(work: impl Future<Output = T>) -> T {
+/// Prints how long `work` has taken whenever nobody has said anything for five seconds.
+pub async fn ticking<T>(work: impl Future<Output = T>) -> T {
     let start = Instant::now();
     let mut tick = tokio::time::interval(Duration::from_secs(1));
     let mut spoken = (SPOKEN.load(Ordering::Relaxed), start);

@@ -43,7 +43,7 @@ use futures::future::BoxFuture;
 
 use crate::cluster::Cluster;
 use crate::install::Installation;
-use crate::report::{all_not_proved, as_speaker, say, seconds};
+use crate::report::{all_not_proved, as_speaker, say, seconds, ticking};
 pub use fixture::Adapters;
 pub use stage::Stage;
 
@@ -190,7 +190,7 @@ impl Stories {
         let mut outcomes = Vec::new();
         for story in stories.iter().filter(|story| self.wants(story)) {
             let start = Instant::now();
-            let outcome = as_speaker(story.name, self.tell(story, world)).await;
+            let outcome = as_speaker(story.name, ticking(self.tell(story, world))).await;
             let time = seconds(start.elapsed());
             match &outcome {
                 Ok(()) => say(&format!("test story::{} ... ok ({time})", story.name)),
