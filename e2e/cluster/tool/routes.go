@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os/exec"
@@ -15,6 +16,10 @@ type route struct{ Dst, Dev, Table string }
 // there.
 func checkRoutes() error {
 	out, err := exec.Command("ip", "-4", "-json", "route", "show", "table", "all").Output()
+	// A machine that is asked before anything is installed; `up` asks again.
+	if errors.Is(err, exec.ErrNotFound) {
+		return nil
+	}
 	if err != nil {
 		return fmt.Errorf("ask for the machine's routes: %w", err)
 	}

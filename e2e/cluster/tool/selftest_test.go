@@ -5,6 +5,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -77,6 +78,18 @@ func (s *selftest) clusterOf(clone string, args ...string) (code int, said strin
 	if _, exited := err.(*exec.ExitError); err != nil && !exited {
 		s.t.Fatal(err)
 	}
+	return c.ProcessState.ExitCode(), string(out)
+}
+
+// run calls what is behind `make COMMAND`, and ends it where it is not refused soon.
+func (s *selftest) run(command string) (code int, said string) {
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	c := exec.CommandContext(ctx, "../../run", command)
+	c.Env = append(os.Environ(), "CLUSTER=local", "STORIES=")
+	c.Cancel = func() error { return c.Process.Signal(syscall.SIGTERM) }
+	c.WaitDelay = 10 * time.Second
+	out, _ := c.CombinedOutput()
 	return c.ProcessState.ExitCode(), string(out)
 }
 
@@ -392,6 +405,12 @@ func (s *selftest) aDemoIsNotDisturbed() {
 		code, said := s.cluster(command, "--owner", "test", "--owner-pid", s.pid())
 		if code != exitOwned || !strings.Contains(said, "make demo-down") {
 			s.t.Errorf("%s while a demo runs: exit code %d: %s", command, code, said)
+		}
+	}
+	for _, command := range []string{"test", "e2e"} {
+		code, said := s.run(command)
+		if code != exitOwned || !strings.Contains(said, "make demo-down") || strings.Contains(said, "what this machine needs") {
+			s.t.Errorf("make %s while a demo runs: exit code %d: %s", command, code, said)
 		}
 	}
 	if code, _ := s.cluster("down", "--owner", "test"); code != exitOwned {

@@ -171,6 +171,13 @@ func TestARouteOfTheMachineToTheClustersAddressesIsRefused(t *testing.T) {
 	}
 }
 
+func TestRoutesAreNotLookedAtBeforeThereIsAProgramForIt(t *testing.T) {
+	t.Setenv("PATH", t.TempDir())
+	if err := checkRoutes(); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestControllersAreHandedDownOrTheMissingOneIsNamed(t *testing.T) {
 	cgroup := func(controllers string) string {
 		folder := t.TempDir()
