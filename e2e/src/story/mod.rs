@@ -33,6 +33,7 @@ mod source_fails_mid_build;
 mod train_then_serve;
 mod trainer_killed;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -58,6 +59,12 @@ pub struct World {
     pub user: String,
     /// Adapters that were trained once, to be imported.
     pub adapters: Adapters,
+}
+
+/// The audit log of the local cluster; none where the cluster is another one, whose node is not this machine and is not
+/// to be touched.
+fn audit_log() -> Option<PathBuf> {
+    std::env::var_os("GRAFTWORK_AUDIT_LOG").map(PathBuf::from)
 }
 
 /// One story: its name and what it does in a namespace of its own.

@@ -12,7 +12,7 @@ use kube::api::{Api, DynamicObject, ListParams};
 use serde_json::json;
 use tokio::process::Command;
 
-use super::Stage;
+use super::{Stage, audit_log};
 use crate::report::not_proved;
 
 /// The user that the server runs as where we are root, which it refuses.
@@ -40,8 +40,8 @@ impl Server {
             not_proved("anything of PostgreSQL: Debian's package postgresql-15 is not installed");
             return Ok(None);
         };
-        // Only the local cluster has an audit log here, and this machine as its neighbour.
-        if std::env::var_os("GRAFTWORK_AUDIT_LOG").is_none() {
+        // Only the local cluster has this machine as its neighbour.
+        if audit_log().is_none() {
             not_proved("anything of PostgreSQL: pods of this cluster may not reach this machine");
             return Ok(None);
         }
