@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, anyhow, bail, ensure};
 use graftwork_api::lora_adapter::AdapterVersion;
 use graftwork_api::serving_endpoint::ServedAdapter;
-use graftwork_api::{Dataset, LoRAAdapter, ServingEndpoint, TrainingRun};
+use graftwork_api::{Dataset, LoRAAdapter, ServingEndpoint, TrainingRun, TrainingRunStatus};
 use graftwork_contract::endpoint::base_header;
 use serde_json::json;
 
@@ -17,12 +17,17 @@ use crate::install::Installation;
 use crate::load::{self, control};
 use crate::manifests::{self, BASE_NAME, Training};
 use crate::report::{say, step};
+use crate::story::live_rollback::ensure_says_numbers;
 use crate::story::stage::{ENGINES, condition};
 
 /// A definition that no training row holds.
 const PROMPT: &str = "Definition: a large grey animal with a long trunk\nTopic:";
 /// The gate of every version: a share of right answers that shuffled labels can't reach.
 const MINIMUM: &str = "0.30";
+/// By how much a candidate may be slower than the stable version.
+const PERCENT: &str = "200";
+/// Requests of the candidate without which nothing is said.
+const MINIMUM_REQUESTS: u64 = 30;
 
 /// A load Job: requests for `topics` from inside the cluster.
 struct Load<'a> {
@@ -129,14 +134,18 @@ impl<'a> Walk<'a> {
         ]});
         self.apply(&manifests::adapter("parts-of-speech", &gate, None))
             .await?;
-        self.train("topics-1", "topics", "topics", 100).await?;
-        self.train(
-            "parts-of-speech-1",
-            "parts-of-speech",
-            "parts-of-speech",
-            60,
-        )
-        .await
+        for (name, adapter, steps) in [
+            ("topics-1", "topics", 100),
+            ("parts-of-speech-1", "parts-of-speech", 60),
+        ] {
+            let status = self.train(name, adapter, adapter, steps).await?;
+            let reference = status.resolved.and_then(|resolved| resolved.reference);
+            ensure!(
+                reference.as_deref() == Some("base"),
+                "{name} was compared with {reference:?}, not with the bare base"
+            );
+        }
+        Ok(())
     }
 
     /// Trains and prints what status says as it moves.
@@ -146,7 +155,7 @@ impl<'a> Walk<'a> {
         dataset: &str,
         adapter: &str,
         steps: u64,
-    ) -> anyhow::Result<()> {
+    ) -> anyhow::Result<TrainingRunStatus> {
         let training = Training {
             name,
             dataset,
@@ -196,7 +205,7 @@ impl<'a> Walk<'a> {
             }),
         )
         .await?;
-        self.finish_run(name).await
+        self.finish_run(name).await.map(drop)
     }
 
     async fn start_run(&self, training: &Training<'_>) -> anyhow::Result<()> {
@@ -211,7 +220,7 @@ impl<'a> Walk<'a> {
         &self,
         name: &str,
         what: &str,
-        mut until: impl FnMut(&graftwork_api::TrainingRunStatus) -> bool,
+        mut until: impl FnMut(&TrainingRunStatus) -> bool,
     ) -> anyhow::Result<Shown> {
         let mut shown = Shown::default();
         self.cluster
@@ -224,13 +233,14 @@ impl<'a> Walk<'a> {
         Ok(shown)
     }
 
-    async fn finish_run(&self, name: &str) -> anyhow::Result<()> {
+    /// Prints what a run has measured, of its adapter and of the reference on the same rows.
+    async fn finish_run(&self, name: &str) -> anyhow::Result<TrainingRunStatus> {
         let run = self
             .cluster
             .api::<TrainingRun>(self.namespace)
             .get(name)
             .await?;
-        let status = run.status.as_ref().context("status")?;
+        let status = run.status.context("status")?;
         let succeeded =
             condition(&status.conditions, "Succeeded").context("no condition Succeeded")?;
         ensure!(
@@ -248,7 +258,15 @@ impl<'a> Walk<'a> {
                 metric.baseline.as_ref().map_or("-", |b| b.as_str()),
             ));
         }
-        Ok(())
+        ensure!(
+            status
+                .metrics
+                .iter()
+                .any(|metric| metric.name == "exact_match" && metric.baseline.is_some()),
+            "{name}: no exact match of adapter and reference: {:?}",
+            status.metrics
+        );
+        Ok(status)
     }
 
     /// The version that a run made, once the gate has judged it.
@@ -291,8 +309,8 @@ impl<'a> Walk<'a> {
             "strategy": "Canary",
             "canary": {"steps": [{"setWeight": 10}, {"pause": {"seconds": 15}}, {"setWeight": 50}, {"pause": {"seconds": 15}}]},
             "analysis": {
-                "intervalSeconds": 5, "minimumRequests": 30, "failureLimit": 1,
-                "rules": [{"metric": "error_rate", "maximum": "0.01"}, {"metric": "latency_p95", "maximumIncreasePercent": "200"}],
+                "intervalSeconds": 5, "minimumRequests": MINIMUM_REQUESTS, "failureLimit": 1,
+                "rules": [{"metric": "error_rate", "maximum": "0.01"}, {"metric": "latency_p95", "maximumIncreasePercent": PERCENT}],
             },
         });
         self.apply(&manifests::endpoint(
@@ -462,16 +480,9 @@ impl<'a> Walk<'a> {
                     },
                 )
                 .await?;
-            // Metric, value, limit and samples: "latency_p95 512 ms > 24 ms ... over 812 requests".
-            let message = rejected.message;
-            ensure!(
-                message.contains("latency_p95")
-                    && message.contains(" requests")
-                    && message.contains('>')
-                    && message.chars().filter(char::is_ascii_digit).count() >= 3,
-                "taken back for another reason: {message}"
-            );
-            Ok(message)
+            ensure_says_numbers(&rejected.message, PERCENT, MINIMUM_REQUESTS)
+                .context("v4 was taken back")?;
+            Ok(rejected.message)
         })
         .await?;
         say(&format!("   taken back: {message}"));

@@ -208,7 +208,7 @@ async fn everybody_says_so(stage: &Stage) -> anyhow::Result<RejectedDigest> {
             "{what} says {reason}: {message}"
         );
     }
-    ensure_says_numbers(&rejected.message)?;
+    ensure_says_numbers(&rejected.message, PERCENT, MINIMUM_REQUESTS)?;
 
     let served = stage.served().await?;
     let stable = served.stable.as_ref().map(|stable| stable.version);
@@ -250,23 +250,28 @@ async fn everybody_says_so(stage: &Stage) -> anyhow::Result<RejectedDigest> {
     Ok(rejected.clone())
 }
 
-/// Value, limit and samples: `latency_p95 0.4039 > 0.0109 of the stable version + 100 % over 260 requests`.
-fn ensure_says_numbers(message: &str) -> anyhow::Result<()> {
+/// Value, limit and samples: `latency_p95 0.4039 > 0.0109 of the stable version + 100 % over 260 requests`, where so many
+/// percent are allowed and nothing is said before so many requests.
+pub fn ensure_says_numbers(
+    message: &str,
+    percent: &str,
+    minimum_requests: u64,
+) -> anyhow::Result<()> {
     let numbers: Vec<f64> = message
         .split_whitespace()
         .filter_map(|word| word.parse().ok())
         .collect();
-    let percent: f64 = PERCENT.parse()?;
+    let percent: f64 = percent.parse()?;
     let told = match numbers.as_slice() {
         [value, stable, said, samples] => {
             (*said - percent).abs() < f64::EPSILON
                 && *value > stable * (1.0 + percent / 100.0)
-                && *samples >= MINIMUM_REQUESTS as f64
+                && *samples >= minimum_requests as f64
         }
         _ => false,
     };
     ensure!(
-        told && message.contains(" requests"),
+        told && message.contains("latency_p95") && message.contains(" requests"),
         "value, limit and samples are not told: {message}"
     );
     Ok(())
@@ -322,8 +327,10 @@ mod tests {
     #[test]
     fn a_message_without_one_of_the_numbers_is_refused() {
         let whole = "latency_p95 0.4039 > 0.0109 of the stable version + 100 % over 260 requests";
-        ensure_says_numbers(whole).unwrap();
+        let says = |message: &str| ensure_says_numbers(message, PERCENT, MINIMUM_REQUESTS);
+        says(whole).unwrap();
         for (from, to) in [
+            ("latency_p95", "error_rate"),
             ("0.4039", "high"),
             ("0.4039", "0.0200"),
             ("0.0109", "that"),
@@ -332,7 +339,7 @@ mod tests {
             (" over 260 requests", ""),
         ] {
             let lacking = whole.replace(from, to);
-            assert!(ensure_says_numbers(&lacking).is_err(), "{lacking}");
+            assert!(says(&lacking).is_err(), "{lacking}");
         }
     }
 }

@@ -21,7 +21,7 @@ mod from_git_again;
 mod gpu_profile;
 mod helm_cycle;
 mod hot_swap;
-mod live_rollback;
+pub(crate) mod live_rollback;
 mod manual_approval_and_verbs;
 mod nightly_postgres_to_version;
 mod operator_killed;
