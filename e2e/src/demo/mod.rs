@@ -2,6 +2,7 @@
 //! it is bad. Every step asserts what it shows.
 
 mod ask;
+mod processors;
 mod progress;
 mod walk;
 

@@ -1,11 +1,24 @@
 //! What a run's status tells while it trains, as lines for people.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 
+use super::processors::Moment;
 use crate::report::{say, seconds};
 use crate::story::stage::condition;
+
+/// How long a training of the demo may take on two processors that it has for itself.
+const TRAINING: Duration = Duration::from_secs(60);
+/// The trainer's process.
+const TRAINER: &str = "trainer";
+
+/// A moment of a training; with the processors' time where the trainer is on this machine.
+#[derive(Clone, Copy)]
+struct Seen {
+    at: Instant,
+    processors: Option<Moment>,
+}
 
 /// What has been printed of a run's progress.
 #[derive(Default)]
@@ -15,7 +28,7 @@ pub struct Shown {
     /// How often status told of a loss and an estimated end in the middle of the training.
     while_training: u32,
     /// When the first step and the last were seen.
-    training: Option<(Instant, Instant)>,
+    training: Option<(Seen, Seen)>,
 }
 
 impl Shown {
@@ -27,7 +40,10 @@ impl Shown {
             return;
         };
         if reason == "Training" && progress.step > 0 {
-            let now = Instant::now();
+            let now = Seen {
+                at: Instant::now(),
+                processors: Moment::now(TRAINER),
+            };
             self.training = Some((self.training.map_or(now, |(first, _)| first), now));
         }
         let tenth = Some(progress.percent / 10);
@@ -57,17 +73,34 @@ impl Shown {
         ));
     }
 
-    /// Says how long the training took, and fails where status told nothing meanwhile.
+    /// Says how long the training took, and fails where status told nothing meanwhile, or where it took longer than it
+    /// may: from the first step that status showed to the last, less what other programs took of the processors. Where
+    /// the trainer is on another machine, nobody knows what others took, and the time is only said.
     pub fn of_the_training(&self, name: &str) -> anyhow::Result<()> {
         ensure!(
             self.while_training > 0,
             "{name}: status told of no loss and no estimated end while it trained"
         );
         if let Some((first, last)) = self.training {
+            let took = seconds(last.at - first.at);
+            let Some((first, last)) = first.processors.zip(last.processors) else {
+                say(&format!(
+                    "   first to last step in {took} (not judged: the trainer is not on this machine)"
+                ));
+                return Ok(());
+            };
+            let own = last.since(&first);
             say(&format!(
-                "   first to last step in {}",
-                seconds(last - first)
+                "   first to last step in {took}, {} without what others took of the processors",
+                seconds(own)
             ));
+            ensure!(
+                own <= TRAINING,
+                "{name} trained for {} of the processors' own time, not {} at most: this machine is slower than \
+                 two cores that the demo is made for, or the trainer is",
+                seconds(own),
+                seconds(TRAINING)
+            );
         }
         Ok(())
     }
