@@ -7,15 +7,15 @@ use std::time::Instant;
 use anyhow::{Context as _, bail, ensure};
 use graftwork_api::lora_adapter::AdapterVersion;
 use graftwork_api::serving_endpoint::{PausedBy, RolloutState};
-use graftwork_api::{Answer, LoRAAdapter, ServingEndpoint};
-use kube::api::{Patch, PatchParams};
+use graftwork_api::{Answer, Dataset, LoRAAdapter, ServingEndpoint, TrainingRun};
+use kube::api::{Patch, PatchParams, PostParams};
 use serde_json::json;
 
 use super::Stage;
 use super::stage::ENGINES;
 use super::traffic::{Load, expectations};
-use crate::cluster::MINUTE;
-use crate::manifests;
+use crate::cluster::{MINUTE, wait};
+use crate::manifests::{self, Training};
 
 pub async fn run(stage: Stage) -> anyhow::Result<()> {
     let start = Instant::now();
@@ -263,23 +263,35 @@ async fn judge(
     Ok(())
 }
 
+/// What the policies say of every field of status but the commands.
+const OPERATORS: &str = "written by the operator only";
+
 async fn spoofing_is_refused(stage: &Stage, digest: &str) -> anyhow::Result<()> {
-    let spoofed = json!({"commands": {"version/1": {"id": "spoof", "verb": "Approve", "digest": digest, "user": "somebody-else"}}});
-    refused::<LoRAAdapter>(stage, "colours", spoofed, "user must be your own name").await?;
-    refused::<LoRAAdapter>(
-        stage,
-        "colours",
-        json!({"approved": 1}),
-        "written by the operator only",
-    )
-    .await?;
-    refused::<ServingEndpoint>(
-        stage,
-        "assistants",
-        json!({"readyReplicas": 77}),
-        "written by the operator only",
-    )
-    .await?;
+    let spoofed = |verb: &str| json!({"id": "spoof", "verb": verb, "digest": digest, "user": "somebody-else"});
+    let own = "user must be your own name";
+    let approve = json!({"commands": {"version/1": spoofed("Approve")}});
+    refused::<LoRAAdapter>(stage, "colours", approve, own).await?;
+    let promote = json!({"commands": {"adapter/colours": spoofed("Promote")}});
+    refused::<ServingEndpoint>(stage, "assistants", promote, own).await?;
+
+    // A Dataset and a run that nothing becomes of, for want of a ConfigMap.
+    stage
+        .apply(&manifests::config_map_dataset("nothing", "nothing"))
+        .await?;
+    let training = Training {
+        name: "nothing",
+        dataset: "nothing",
+        ..Training::default()
+    };
+    stage.apply(&training.object_without_adapter()).await?;
+    let generation = json!({"observedGeneration": 77});
+    refused::<Dataset>(stage, "nothing", generation.clone(), OPERATORS).await?;
+    refused::<TrainingRun>(stage, "nothing", generation, OPERATORS).await?;
+    refused::<LoRAAdapter>(stage, "colours", json!({"approved": 1}), OPERATORS).await?;
+    let ready = json!({"readyReplicas": 77});
+    refused::<ServingEndpoint>(stage, "assistants", ready, OPERATORS).await?;
+    replacement_is_refused(stage).await?;
+
     // By server-side apply too, which could take fields over from the operator.
     let ready = json!({
         "type": "Ready", "status": "False", "reason": "Mine", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z",
@@ -289,16 +301,28 @@ async fn spoofing_is_refused(stage: &Stage, digest: &str) -> anyhow::Result<()> 
     });
     let api = stage.world.cluster.api::<LoRAAdapter>(&stage.namespace);
     let parameters = PatchParams::apply("somebody").force();
-    match api
+    let outcome = api
         .patch_status("colours", &parameters, &Patch::Apply(takeover))
-        .await
-    {
-        Ok(_) => bail!("conditions were taken over by server-side apply"),
-        Err(kube::Error::Api(error)) if error.message.contains("written by the operator only") => {
-            Ok(())
+        .await;
+    ensure_refused(outcome, "conditions by server-side apply", OPERATORS)
+}
+
+/// By PUT, with all that the operator has written but for one number.
+async fn replacement_is_refused(stage: &Stage) -> anyhow::Result<()> {
+    let api = stage.world.cluster.api::<ServingEndpoint>(&stage.namespace);
+    wait("a PUT that meets no other write", MINUTE, || async {
+        let mut endpoint = api.get("assistants").await?;
+        endpoint.status.get_or_insert_default().ready_replicas = 77;
+        let outcome = api
+            .replace_status("assistants", &PostParams::default(), &endpoint)
+            .await;
+        // The operator has written since it was read.
+        if matches!(&outcome, Err(kube::Error::Api(error)) if error.is_conflict()) {
+            return Ok(None);
         }
-        Err(error) => bail!("the takeover was refused for another reason: {error}"),
-    }
+        Ok(Some(ensure_refused(outcome, "a status by PUT", OPERATORS)))
+    })
+    .await?
 }
 
 async fn refused<K>(
@@ -314,14 +338,18 @@ where
         + serde::de::DeserializeOwned,
     K::DynamicType: Default,
 {
-    match stage
+    let outcome = stage
         .world
         .cluster
         .patch_status::<K>(&stage.namespace, name, status.clone())
-        .await
-    {
-        Ok(_) => bail!("the API server accepted {status}"),
+        .await;
+    ensure_refused(outcome, &status.to_string(), why)
+}
+
+fn ensure_refused<T>(outcome: kube::Result<T>, what: &str, why: &str) -> anyhow::Result<()> {
+    match outcome {
+        Ok(_) => bail!("the API server accepted {what}"),
         Err(kube::Error::Api(error)) if error.message.contains(why) => Ok(()),
-        Err(error) => bail!("{status} was refused for another reason: {error}"),
+        Err(error) => bail!("{what} was refused for another reason: {error}"),
     }
 }
