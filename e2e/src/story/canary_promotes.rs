@@ -26,7 +26,7 @@ pub async fn run(stage: Stage) -> anyhow::Result<()> {
         traffic.seen("colours@v1").await?;
         stage.proved(&format!("{weight} % of callers get v2"), start.elapsed());
     }
-    stage.stable("assistants", "colours", 2, 2 * MINUTE).await?;
+    stage.promoted(2, 2 * MINUTE).await?;
     stage.proved("v2 is stable", start.elapsed());
 
     traffic.stop().await?;

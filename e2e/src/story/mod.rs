@@ -4,6 +4,7 @@ mod fixture;
 mod inventory;
 mod postgres;
 mod progress;
+mod promoted;
 mod rows;
 mod s3;
 mod seen;

@@ -1,4 +1,4 @@
-//! The leading operator is killed five times in a run and five times in a rollout under traffic: the end is the same as
+//! The leading operator is killed five times in a run and five times in a rollout, under traffic: the end is the same as
 //! without, with one Job for the run, no orphan and no failed request. With every operator away for three minutes
 //! during a canary, training goes on and traffic is back on the stable version.
 
@@ -49,6 +49,14 @@ pub async fn run(stage: Stage) -> anyhow::Result<()> {
         ))
         .await?;
     stage.apply(&training(KILLED)).await?;
+    let expect = expectations(&[
+        ("colours", 1, "amber"),
+        ("colours", 2, "basalt"),
+        ("colours", 3, "rambling"),
+    ]);
+    let traffic = stage
+        .start_traffic(&beside_training("during-kills", &expect))
+        .await?;
     is_training(&stage, KILLED).await?;
     let mut killed = BTreeSet::new();
     for _ in 0..KILLS {
@@ -58,14 +66,6 @@ pub async fn run(stage: Stage) -> anyhow::Result<()> {
     ensure!(killed.len() == KILLS, "{killed:?}");
     stage.proved(&format!("killed in the run: {killed:?}"), start.elapsed());
 
-    let expect = expectations(&[
-        ("colours", 1, "amber"),
-        ("colours", 2, "basalt"),
-        ("colours", 3, "rambling"),
-    ]);
-    let traffic = stage
-        .start_traffic(&Load::new("during-kills", &expect))
-        .await?;
     stage.import("colours", "basalt", &json!({})).await?;
     stage.weight(10, 2 * MINUTE).await?;
     let mut killed = BTreeSet::new();
@@ -83,13 +83,16 @@ pub async fn run(stage: Stage) -> anyhow::Result<()> {
         &format!("killed in the rollout: {killed:?}"),
         start.elapsed(),
     );
-    stage.stable("assistants", "colours", 2, 4 * MINUTE).await?;
+    stage.promoted(2, 4 * MINUTE).await?;
     let summary = traffic.stop().await?;
     ensure!(
         summary.of("colours@v1") > 0 && summary.of("colours@v2") > 0,
         "{summary:?}"
     );
-    stage.proved("promoted, no request failed", start.elapsed());
+    stage.proved(
+        "promoted as without kills, and no request failed in any of them",
+        start.elapsed(),
+    );
 
     let killed = stage.run_complete(KILLED, 5 * MINUTE).await?;
     let killed = killed.status.context("status")?;
@@ -129,6 +132,14 @@ fn training(name: &str) -> DynamicObject {
     .object_without_adapter();
     training.data["spec"]["evaluation"] = json!({"metrics": ["Loss"], "maximumRows": 50});
     training
+}
+
+/// Traffic for minutes, at a pace that leaves something for the training.
+fn beside_training<'a>(job: &'a str, expect: &'a str) -> Load<'a> {
+    Load {
+        think_milliseconds: 150,
+        ..Load::new(job, expect)
+    }
 }
 
 async fn is_training(stage: &Stage, run: &str) -> anyhow::Result<()> {
@@ -307,12 +318,9 @@ async fn everybody_away(stage: &Stage, expect: &str) -> anyhow::Result<()> {
         .await?;
     stage.apply(&training(ALONE)).await?;
     is_training(stage, ALONE).await?;
-    // Three minutes at a pace that leaves something for the training.
-    let load = Load {
-        think_milliseconds: 150,
-        ..Load::new("away", expect)
-    };
-    let traffic = stage.start_traffic(&load).await?;
+    let traffic = stage
+        .start_traffic(&beside_training("away", expect))
+        .await?;
     let story = while_away(stage, expect, &traffic).await;
     let back = scale_operator(stage, 2).await;
     story?;
