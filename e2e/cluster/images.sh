@@ -16,7 +16,8 @@
 #   --from-source              with Docker, from the Dockerfiles' builder stages: what machines do
 #                              that are not Linux on x86-64, or lack the text of wordnet-base
 #
-# The tag is printed on standard output, everything else on standard error.
+# The tag is printed on standard output, everything else on standard error. --from-source keeps to what macOS has: bash
+# 3.2, and neither flock nor sha256sum.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -25,6 +26,8 @@ cache=${XDG_CACHE_HOME:-$HOME/.cache}/graftwork
 store=$cache/images
 prefix=graftwork.dev
 PATH=$PATH:/usr/sbin:/sbin
+sha256=(sha256sum)
+command -v sha256sum >/dev/null || sha256=(shasum -a 256)
 
 to=node tag=dev registry= kind_name= from_source= names=()
 bin=${CARGO_TARGET_DIR:-$cache/target}/x86_64-unknown-linux-gnu/debug
@@ -92,7 +95,7 @@ sources_of() {
 
 # With --from-source: the whole tree, as it stands.
 tree_key() {
-	(cd "$root" && git ls-files --cached --others --exclude-standard -z | LC_ALL=C sort -z | xargs -0 shasum 2>/dev/null) | shasum | cut -c 1-12
+	(cd "$root" && git ls-files --cached --others --exclude-standard -z | LC_ALL=C sort -z | xargs -0 "${sha256[@]}" 2>/dev/null) | "${sha256[@]}" | cut -c 1-12
 }
 
 key_of() {
@@ -101,7 +104,7 @@ key_of() {
 		return
 	}
 	# Contents only: where a clone or its target folder lies changes nothing.
-	sources_of "$1" | LC_ALL=C sort | tr '\n' '\0' | xargs -0 sha256sum | cut -d ' ' -f 1 | sha256sum | cut -c 1-12
+	sources_of "$1" | LC_ALL=C sort | tr '\n' '\0' | xargs -0 "${sha256[@]}" | cut -d ' ' -f 1 | "${sha256[@]}" | cut -c 1-12
 }
 
 engine() {
@@ -165,7 +168,7 @@ build() {
 	mv "$work/image.tar" "$archive"
 	rm -rf "$work"
 	# shellcheck disable=SC2012 # names of our own making, newest first
-	ls -t "$store/$name"-????????????.tar | tail -n +4 | xargs -r rm -f
+	ls -t "$store/$name"-????????????.tar | tail -n +4 | xargs rm -f
 	say "built $name ($(du -h "$archive" | cut -f 1)) in $((SECONDS - start)) s"
 }
 
@@ -223,7 +226,7 @@ deliver() {
 # Makes the demo's text anew when the script that makes it has changed.
 make_text() {
 	local script=$root/e2e/demo-data/wordnet.py
-	text=$cache/demo-text-$(sha256sum "$script" | cut -c 1-12)
+	text=$cache/demo-text-$("${sha256[@]}" "$script" | cut -c 1-12)
 	[ ! -d "$text" ] || return 0
 	[ -e /usr/share/wordnet/data.noun ] ||
 		fail "the demo's text is made from Debian's package wordnet-base, which is not here: install it, or use --from-source with Docker"
@@ -236,16 +239,31 @@ make_text() {
 	tock
 }
 
-mkdir -p "$store"
 # One call at a time: two would tear at the same archives.
-exec 8>"$store/lock"
-flock 8
+one_at_a_time() {
+	if command -v flock >/dev/null; then
+		exec 8>"$store/lock"
+		flock 8
+		return
+	fi
+	# Without it, a file with the process that made it; that of a dead one does not count.
+	held=$store/lock.pid
+	until (set -o noclobber && echo $$ >"$held") 2>/dev/null; do
+		kill -0 "$(cat "$held" 2>/dev/null)" 2>/dev/null || rm -f "$held"
+		sleep 1
+	done
+	trap 'tock; rm -f "$held"' EXIT
+}
+
+mkdir -p "$store"
+one_at_a_time
 # Left by a call that was killed.
 rm -rf "$store"/work.*
 
 builder=$(engine)
 [ -z "$from_source" ] || builder=docker
-declare -A key archive
+# Of each name, in their order.
+keys=() archives=()
 for name in "${names[@]}"; do
 	dockerfile_of "$name" >/dev/null
 	for file in $([ -n "$from_source" ] || binaries_of "$name"); do
@@ -255,27 +273,29 @@ for name in "${names[@]}"; do
 		[ -f "$base_model/config.json" ] || fail "$base_model holds no base model (make base-model)"
 		[ -n "$text" ] || make_text
 	fi
-	key[$name]=$(key_of "$name")
-	archive[$name]=$store/$name-${key[$name]}.tar
-	[ -f "${archive[$name]}" ] || {
+	key=$(key_of "$name")
+	archive=$store/$name-$key.tar
+	[ -f "$archive" ] || {
 		tick "making the image $name"
-		build "$name" "${key[$name]}" "${archive[$name]}"
+		build "$name" "$key" "$archive"
 		tock
 	}
 	# Recently used ones are kept.
-	touch "${archive[$name]}"
+	touch "$archive"
+	keys+=("$key")
+	archives+=("$archive")
 done
 if [ "$tag" = auto ]; then
 	# With a letter first: helm's --set takes digits alone for a number.
-	tag=c$(for name in "${names[@]}"; do echo "$name ${key[$name]}"; done | LC_ALL=C sort | sha256sum | cut -c 1-12)
+	tag=c$(for i in "${!names[@]}"; do echo "${names[i]} ${keys[i]}"; done | LC_ALL=C sort | "${sha256[@]}" | cut -c 1-12)
 fi
 if [ "$to" = node ]; then
 	ctr=$("$here/cluster" path bin)/node-ctr
 	[ -x "$ctr" ] || fail "no local cluster is running (e2e/cluster/cluster up)"
 fi
-for name in "${names[@]}"; do
-	tick "bringing the image $name to where it is wanted"
-	deliver "$name" "${key[$name]}" "${archive[$name]}"
+for i in "${!names[@]}"; do
+	tick "bringing the image ${names[i]} to where it is wanted"
+	deliver "${names[i]}" "${keys[i]}" "${archives[i]}"
 	tock
 done
 echo "$tag"

@@ -6,8 +6,8 @@ quietly() { # what, command...
 	local what=$1 start=$SECONDS folder=${XDG_CACHE_HOME:-$HOME/.cache}/graftwork/logs log status=0
 	shift
 	mkdir -p "$folder"
-	log=${what,,}
-	log=$folder/${log//[^a-z0-9]/-}.log
+	# In words of the bash 3.2 that macOS has.
+	log=$folder/$(LC_ALL=C tr '[:upper:]' '[:lower:]' <<<"$what" | LC_ALL=C tr -c 'a-z0-9\n' '-').log
 	echo "== $what"
 	# In a process group of its own, so that Ctrl-C ends what the command itself has started, too; and without a lock
 	# that this script may hold (descriptor 9), which must go with this script.
@@ -45,7 +45,8 @@ tick() { # what
 }
 tock() {
 	[ -n "$ticker" ] || return 0
-	kill "$ticker" 2>/dev/null || true
+	# Bash has words for a process that ends by a gentler signal before it has begun.
+	kill -KILL "$ticker" 2>/dev/null || true
 	wait "$ticker" 2>/dev/null || true
 	ticker=
 }
