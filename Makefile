@@ -35,7 +35,7 @@ demo: ## Brings the whole loop up, walks through it and leaves it running
 demo-down: ## Removes the demo and its cluster; nothing is left behind
 	@e2e/run demo-down
 
-test: ## Every test, with the stories on a real cluster
+test: ## Every test but soak and parity, with the stories on a real cluster
 	@e2e/run test
 
 unit: ## The tests that need no cluster and no root
