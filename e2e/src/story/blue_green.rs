@@ -4,14 +4,18 @@
 use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
+use graftwork_api::Time;
 use graftwork_api::serving_endpoint::RolloutState;
 use serde_json::{Value, json};
 
 use super::Stage;
-use super::stage::ENGINES;
+use super::stage::{ENGINES, condition};
 use super::traffic::{Load, expectations};
 use crate::cluster::MINUTE;
 use crate::manifests;
+
+/// How long the version before is kept.
+const KEPT_SECONDS: i64 = 6;
 
 pub async fn run(stage: Stage) -> anyhow::Result<()> {
     let start = Instant::now();
@@ -50,9 +54,14 @@ pub async fn run(stage: Stage) -> anyhow::Result<()> {
     let kept = served.stable.as_ref().is_some_and(|it| it.version == 1)
         && served.candidate.as_ref().is_some_and(|it| it.weight == 100);
     ensure!(kept, "v1 is not kept while v2 takes over: {served:?}");
+    let begun = served.rollout.context("no rollout")?.since;
     traffic.seen("colours@v2").await?;
     stage.stable("assistants", "colours", 2, MINUTE).await?;
-    stage.proved("all traffic moved at once by Promote", start.elapsed());
+    let kept = kept_for(&stage, &begun).await?;
+    stage.proved(
+        &format!("all traffic moved at once by Promote, and v1 was kept for {kept} s"),
+        start.elapsed(),
+    );
 
     stage
         .apply(&manifests::endpoint(
@@ -84,10 +93,27 @@ pub async fn run(stage: Stage) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// For how many seconds the version before was kept since the promotion had `begun`, both by the operator's clock, which
+/// may have said them in whole seconds. Fails where that is less than the spec says.
+async fn kept_for(stage: &Stage, begun: &Time) -> anyhow::Result<i64> {
+    let ended = stage
+        .endpoint("assistants", MINUTE, "Progressing=False", |endpoint| {
+            let progressing = condition(&endpoint.status.as_ref()?.conditions, "Progressing")?;
+            (progressing.status == "False").then(|| progressing.last_transition_time.clone())
+        })
+        .await?;
+    let kept = ended.0.as_second() - begun.0.as_second();
+    ensure!(
+        kept + 1 >= KEPT_SECONDS,
+        "v1 was kept for {kept} s, not for {KEPT_SECONDS}: from {begun:?} to {ended:?}"
+    );
+    Ok(kept)
+}
+
 /// The version before is kept for longer than a person's look at it takes.
 fn rollout(auto_promote: bool) -> Value {
     json!({
         "strategy": "BlueGreen",
-        "blueGreen": {"autoPromote": auto_promote, "previewSeconds": 3, "scaleDownDelaySeconds": 6},
+        "blueGreen": {"autoPromote": auto_promote, "previewSeconds": 3, "scaleDownDelaySeconds": KEPT_SECONDS},
     })
 }
