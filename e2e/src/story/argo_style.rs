@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use super::Stage;
 use super::fixture::marker_rows;
 use super::stage::OURS;
-use crate::cluster::documents;
+use crate::cluster::{MINUTE, documents, wait};
 use crate::manifests::{self, CLAIM, Training};
 
 /// Argo CD's field manager.
@@ -62,7 +62,10 @@ pub async fn run(stage: Stage) -> anyhow::Result<()> {
 
     // Last: an example has the name of the endpoint.
     apply_files(&stage).await?;
-    stage.proved("every example is accepted", start.elapsed());
+    stage.proved(
+        "every example is accepted, and no spec is invalid",
+        start.elapsed(),
+    );
     Ok(())
 }
 
@@ -253,16 +256,48 @@ async fn apply_files(stage: &Stage) -> anyhow::Result<()> {
                 .with_context(|| format!("apply {folder} {way:?}"))?;
         }
     }
+    let mut examples = Vec::new();
     for entry in std::fs::read_dir("examples")? {
         let path = entry?.path();
         let text = std::fs::read_to_string(&path)?;
         for object in documents(&text)? {
-            stage
-                .apply(&object)
-                .await
-                .with_context(|| path.display().to_string())?;
+            let applied = stage.apply(&object).await;
+            examples.push(applied.with_context(|| path.display().to_string())?);
         }
     }
+    for example in &examples {
+        ensure_valid(stage, example).await?;
+    }
+    Ok(())
+}
+
+/// The API server's yes is not the operator's: once it has looked at the newest spec of an object of ours, it calls
+/// none invalid.
+async fn ensure_valid(stage: &Stage, example: &DynamicObject) -> anyhow::Result<()> {
+    let types = example.types.clone().context("kind")?;
+    if types.api_version != "graftwork.dev/v1alpha1" {
+        return Ok(());
+    }
+    let name = example.metadata.name.as_deref().context("name")?;
+    let kind: kube::core::GroupVersionKind = (&types).try_into()?;
+    let api = dynamic(stage, &ApiResource::from_gvk(&kind));
+    let what = format!("the operator to look at {} {name}", types.kind);
+    let conditions = wait(&what, MINUTE, || async {
+        let live = api.get(name).await?;
+        let all = live.data["status"]["conditions"].as_array().cloned();
+        let looked_at = |condition: &Value| {
+            (condition["type"] == "Ready" || condition["type"] == "Succeeded")
+                && condition["observedGeneration"].as_i64() == live.metadata.generation
+        };
+        Ok(all.filter(|all| all.iter().any(looked_at)))
+    })
+    .await?;
+    let invalid = conditions.iter().find(|it| it["reason"] == "InvalidSpec");
+    ensure!(
+        invalid.is_none(),
+        "the example {} {name}: {invalid:?}",
+        types.kind
+    );
     Ok(())
 }
 
