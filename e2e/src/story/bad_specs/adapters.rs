@@ -65,6 +65,16 @@ pub async fn refused(stage: &Stage) -> anyhow::Result<()> {
         &["BaseModelNotFound", "spec.baseModel.uri", "absent"],
     )
     .await?;
+    let mut unsupported = import("unsupported", "adapters/amber");
+    unsupported.data["spec"]["baseModel"]["uri"] = json!(format!("pvc://{CLAIM}/other-kind"));
+    expect(
+        stage,
+        unsupported,
+        "Ready",
+        READ,
+        &["BaseModelUnsupported", "spec.baseModel.uri", "mamba"],
+    )
+    .await?;
     // Half as wide, and with half the rank that its configuration names.
     for (name, asked) in [("other-width", 4), ("other-rank", 8)] {
         expect(

@@ -1,6 +1,6 @@
-//! Endpoints: adapters that are not there, names that are taken, and a spec that goes bad while it serves.
+//! Endpoints: adapters that are not there, and a spec that goes bad while it serves.
 
-use anyhow::{Context as _, ensure};
+use anyhow::ensure;
 use graftwork_api::ServingEndpoint;
 use graftwork_api::lora_adapter::AdapterVersion;
 use k8s_openapi::api::apps::v1::Deployment;
@@ -35,41 +35,7 @@ pub async fn refused(stage: &Stage) -> anyhow::Result<()> {
         SHOWN,
         &["VersionNotFound", "spec.adapters[colours].version", "9"],
     )
-    .await?;
-    let foreign: Deployment = serde_json::from_value(json!({
-        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "taken-engine"},
-        "spec": {"replicas": 0, "selector": {"matchLabels": {"a": "b"}}, "template": {
-            "metadata": {"labels": {"a": "b"}},
-            "spec": {"containers": [{"name": "main", "image": stage.world.installation.image("e2e")}]},
-        }},
-    }))?;
-    stage
-        .world
-        .cluster
-        .api::<Deployment>(&stage.namespace)
-        .create(&kube::api::PostParams::default(), &foreign)
-        .await?;
-    let taken = manifests::endpoint("taken", &[], 0, &json!({}));
-    expect(
-        stage,
-        taken,
-        "Ready",
-        SHOWN,
-        &["ObjectNotOurs", "taken-engine"],
-    )
-    .await?;
-    let deployment: Deployment = stage
-        .get("taken-engine")
-        .await?
-        .context("the foreign Deployment is gone")?;
-    ensure!(
-        deployment
-            .metadata
-            .owner_references
-            .is_none_or(|owners| owners.is_empty()),
-        "it was adopted"
-    );
-    Ok(())
+    .await
 }
 
 /// The endpoint that serves is given one bad spec after another, under traffic: it says so, nothing that it made is
@@ -140,6 +106,11 @@ pub async fn serving(stage: &Stage) -> anyhow::Result<()> {
             bad(|spec| spec["baseModel"]["uri"] = json!(format!("pvc://{CLAIM}/absent"))),
             READ,
             &["BaseModelNotFound", "spec.baseModel.uri", "absent"],
+        ),
+        (
+            bad(|spec| spec["baseModel"]["uri"] = json!(format!("pvc://{CLAIM}/other-kind"))),
+            READ,
+            &["BaseModelUnsupported", "spec.baseModel.uri", "mamba"],
         ),
     ] {
         says(stage, &endpoint, "Ready", within, words).await?;

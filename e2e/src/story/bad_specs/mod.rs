@@ -6,6 +6,7 @@ mod datasets;
 mod endpoints;
 mod names;
 mod runs;
+mod taken;
 
 use std::time::{Duration, Instant};
 
@@ -55,6 +56,8 @@ pub async fn run(stage: Stage) -> anyhow::Result<()> {
     stage.proved("adapters", start.elapsed());
     endpoints::refused(&stage).await?;
     stage.proved("endpoints", start.elapsed());
+    taken::refused(&stage).await?;
+    stage.proved("names that others have", start.elapsed());
     being_deleted(&stage).await?;
     stage.proved("references to what is being deleted", start.elapsed());
     endpoints::serving(&stage).await?;
