@@ -2,15 +2,16 @@
 
 use anyhow::{Context as _, ensure};
 use base64::prelude::{BASE64_STANDARD, Engine as _};
+use graftwork_api::Dataset;
 use graftwork_api::dataset::{DatasetVersion, LatestVersion, RejectedRow};
-use graftwork_api::{Dataset, labels};
+use graftwork_api::labels::{self, component};
 use kube::api::{Patch, PatchParams};
 use serde_json::{Value, json};
 
 use super::super::Stage;
 use super::super::fixture::{Files, marker_rows};
 use super::super::stage::condition;
-use super::{READ, SHOWN, expect, says};
+use super::{READ, SHOWN, expect, go_bad_beside_a_job, says};
 use crate::manifests::{self, CLAIM};
 
 /// Conditions of Datasets that can't be built.
@@ -107,6 +108,11 @@ async fn config_map(stage: &Stage) -> anyhow::Result<()> {
     let mut dataset = manifests::config_map_dataset("mixed", "mixed");
     dataset.data["spec"]["validation"]["maximumInvalidPercent"] = json!("10");
     stage.apply(&dataset).await?;
+    let mut bad = dataset.clone();
+    bad.data["spec"]["schedule"] = json!({"cron": "0 1 * * *", "timeZone": "Europe/Atlantis"});
+    let words = ["InvalidSpec", "spec.schedule.timeZone"];
+    let job = (component::DATASET_BUILDER, "Dataset", "mixed");
+    go_bad_beside_a_job(stage, job, &[(&dataset, bad, &words)]).await?;
     let first = stage.dataset_ready("mixed").await?;
     ensure!((first.version, first.rows) == (1, 38), "{first:?}");
     let version = newest(stage, "mixed").await?;

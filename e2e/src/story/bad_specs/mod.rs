@@ -11,7 +11,9 @@ mod taken;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
-use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, Patch, PatchParams};
+use graftwork_api::labels;
+use k8s_openapi::api::batch::v1::Job;
+use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams};
 use kube::core::GroupVersionKind;
 use serde_json::{Value, json};
 
@@ -271,6 +273,48 @@ async fn says(
         contains(&text, words).map(Some)
     })
     .await
+}
+
+/// The Jobs of one component of an object, each with what is another as soon as somebody touches it.
+async fn jobs(
+    stage: &Stage,
+    (component, kind, owner): (&str, &str, &str),
+) -> anyhow::Result<Vec<(Option<String>, Option<i64>, bool)>> {
+    let selector = labels::to_text(&labels::selector(component, kind, owner));
+    let api = stage.world.cluster.api::<Job>(&stage.namespace);
+    let jobs = api.list(&ListParams::default().labels(&selector)).await?;
+    let touched = |job: Job| {
+        let metadata = job.metadata;
+        let deleting = metadata.deletion_timestamp.is_some();
+        (metadata.uid, metadata.generation, deleting)
+    };
+    Ok(jobs.items.into_iter().map(touched).collect())
+}
+
+/// Gives objects specs that can't work, each with what it then says, while a Job of `of` is at work: it is left alone.
+/// Good specs follow.
+async fn go_bad_beside_a_job(
+    stage: &Stage,
+    of: (&str, &str, &str),
+    objects: &[(&DynamicObject, DynamicObject, &[&str])],
+) -> anyhow::Result<()> {
+    let before = wait(&format!("a Job of {of:?}"), READ, || async {
+        let jobs = jobs(stage, of).await?;
+        Ok((!jobs.is_empty()).then_some(jobs))
+    })
+    .await?;
+    for (_, bad, words) in objects {
+        says(stage, bad, "Ready", READ, words).await?;
+    }
+    let now = jobs(stage, of).await?;
+    ensure!(
+        now == before,
+        "the Job of {of:?} was touched: {before:?}, now {now:?}"
+    );
+    for (good, ..) in objects {
+        stage.apply(good).await?;
+    }
+    Ok(())
 }
 
 fn contains(text: &str, words: &[&str]) -> anyhow::Result<()> {

@@ -1,11 +1,13 @@
-//! Names as long as names may be work like others, and what is made for them has names that fit.
+//! Names as long as names may be work like others, and what is made for them has names that fit. Meanwhile the run's
+//! Dataset and LoRAAdapter are given specs that can't work, and its Job goes on.
 
 use anyhow::ensure;
+use graftwork_api::labels::component;
 use serde_json::json;
 
 use super::super::Stage;
-use super::{READ, run_with};
-use crate::manifests;
+use super::{READ, go_bad_beside_a_job, run_with};
+use crate::manifests::{self, CLAIM};
 
 /// The longest name of an object.
 const LONGEST: usize = 253;
@@ -20,9 +22,8 @@ pub async fn long(stage: &Stage) -> anyhow::Result<()> {
         version.stage.as_str() == "Approved"
     };
     stage.version(&adapter, 1, "Approved", approved).await?;
-    stage
-        .apply(&manifests::config_map_dataset(&dataset, "amber"))
-        .await?;
+    let rows = manifests::config_map_dataset(&dataset, "amber");
+    stage.apply(&rows).await?;
     stage.dataset_ready(&dataset).await?;
     stage
         .apply(&run_with(&run, |spec| {
@@ -30,7 +31,33 @@ pub async fn long(stage: &Stage) -> anyhow::Result<()> {
             spec["adapterRef"] = json!({"name": adapter});
         }))
         .await?;
-    stage.run_complete(&run, READ * 4).await?;
+    // What the run is made of goes bad while it trains.
+    let mut no_rows = rows.clone();
+    no_rows.data["spec"]["sources"][0]["configMapRef"]["key"] = json!("gone.jsonl");
+    let import = |path: &str| {
+        let uri = format!("pvc://{CLAIM}/adapters/{path}");
+        manifests::adapter(&adapter, &json!({}), Some(&uri))
+    };
+    let job = (component::TRAINER, "TrainingRun", run.as_str());
+    go_bad_beside_a_job(
+        stage,
+        job,
+        &[
+            (&rows, no_rows, &["SourceNotFound", "gone.jsonl"]),
+            (
+                &import("basalt"),
+                import("absent"),
+                &["ImportFailed", "absent"],
+            ),
+        ],
+    )
+    .await?;
+    let done = stage.run_complete(&run, READ * 4).await?;
+    let attempts = done.status.and_then(|status| status.attempts);
+    ensure!(
+        attempts.as_ref().is_some_and(|it| it.started == 1),
+        "{attempts:?}"
+    );
     let published = stage.version(&adapter, 2, "Approved", approved).await?;
     ensure!(
         published.training_run.as_ref() == Some(&run),
