@@ -138,7 +138,8 @@ impl Stage {
     pub async fn ask_two_thousand(&self, load: &Load<'_>) -> anyhow::Result<Summary> {
         let job = self.start_load(load.job, load.arguments(), &[]).await?;
         let summary = self.load_summary(&job).await?;
-        ensure_whole(&summary)?;
+        ensure_enough(&summary)?;
+        ensure_none_failed(&summary)?;
         ensure_no_stream_error(&summary)?;
         Ok(summary)
     }
@@ -213,11 +214,12 @@ impl Traffic {
     /// The same, where streams may have ended in an error event.
     pub async fn stop_with_broken_streams(self) -> anyhow::Result<Summary> {
         let summary = self.stop_with_failures().await?;
-        ensure_whole(&summary)?;
+        ensure_none_failed(&summary)?;
         Ok(summary)
     }
 
-    /// Ends the traffic, and leaves to the story what may have failed. Fails where it ended before.
+    /// Ends the traffic, and leaves to the story what may have failed. Fails where it ended before, and where requests,
+    /// users or answers were missing.
     pub async fn stop_with_failures(self) -> anyhow::Result<Summary> {
         let cluster = &self.stage.world.cluster;
         control::tell(cluster, &self.stage.namespace, &self.job).await?;
@@ -226,12 +228,18 @@ impl Traffic {
             summary.told,
             "the load ended before the story did: {summary:?}"
         );
+        ensure_enough(&summary)?;
         Ok(summary)
     }
 }
 
-fn ensure_whole(summary: &Summary) -> anyhow::Result<()> {
+fn ensure_none_failed(summary: &Summary) -> anyhow::Result<()> {
     ensure!(summary.failed == 0, "failed requests: {summary:?}");
+    Ok(())
+}
+
+/// Enough to prove something, whatever became of the requests.
+fn ensure_enough(summary: &Summary) -> anyhow::Result<()> {
     ensure!(summary.total >= REQUESTS, "too few requests: {summary:?}");
     ensure!(summary.users == USERS, "not every user asked: {summary:?}");
     ensure!(
@@ -263,10 +271,10 @@ mod tests {
 
     #[test]
     fn a_load_with_something_missing_is_no_proof() {
-        ensure_whole(&summary(|_| {})).unwrap();
+        ensure_enough(&summary(|_| {})).unwrap();
+        ensure_none_failed(&summary(|_| {})).unwrap();
         ensure_no_stream_error(&summary(|_| {})).unwrap();
         for (what, lacking) in [
-            ("failed requests", summary(|it| it.failed = 1)),
             ("too few requests", summary(|it| it.total -= 1)),
             ("not every user", summary(|it| it.users -= 1)),
             (
@@ -274,11 +282,14 @@ mod tests {
                 summary(|it| it.longest_gap_milliseconds = 10_001),
             ),
         ] {
-            let error = ensure_whole(&lacking).unwrap_err().to_string();
+            let error = ensure_enough(&lacking).unwrap_err().to_string();
             assert!(error.contains(what), "{error}");
         }
+        let failed = summary(|it| it.failed = 1);
+        ensure_enough(&failed).unwrap();
+        assert!(ensure_none_failed(&failed).is_err());
         let broken = summary(|it| it.stream_errors = 1);
-        ensure_whole(&broken).unwrap();
+        ensure_none_failed(&broken).unwrap();
         assert!(ensure_no_stream_error(&broken).is_err());
     }
 
