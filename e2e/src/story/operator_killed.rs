@@ -178,6 +178,7 @@ async fn ensure_unfinished(stage: &Stage) -> anyhow::Result<()> {
 async fn kill_leader(stage: &Stage) -> anyhow::Result<String> {
     let moment = Duration::from_millis(rand::rng().random_range(200..MOMENT_MILLISECONDS));
     wait("a living leader", MINUTE, || living_leader(stage)).await?;
+    // A moment of its work that nobody chose.
     tokio::time::sleep(moment).await;
     let system = &stage.world.installation.system_namespace;
     let pods = stage.world.cluster.api::<Pod>(system);

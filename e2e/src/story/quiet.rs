@@ -48,6 +48,7 @@ pub async fn run(stage: Stage) -> anyhow::Result<()> {
     let mut log = Log::at_end(&path)?;
     settle(&mut log, &ours).await?;
     stage.proved("they have settled", start.elapsed());
+    // That nothing comes shows by waiting only.
     tokio::time::sleep(QUIET).await;
     let seen = ours.sort(&log.events()?);
     ensure!(
