@@ -206,9 +206,14 @@ pub struct LoRAAdapterStatus {
     #[schemars(length(max = 50), extend("x-kubernetes-list-type" = "atomic"))]
     pub versions: Vec<AdapterVersion>,
     /// The newest version that is stable on an endpoint; where none is, the last one that was, without
-    /// endpoints. An endpoint that follows the adapter and serves none of it yet begins with it.
+    /// endpoints. An endpoint that follows the adapter and never served it begins with it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub production: Option<Production>,
+    /// What each endpoint serves as stable or served last, by the store's ledger: an endpoint that serves
+    /// none of the adapter yet begins with its own.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 100), extend("x-kubernetes-list-type" = "atomic"))]
+    pub last_served: Vec<LastServed>,
     /// The newest version that may see traffic; endpoints that follow the adapter go there.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
@@ -404,6 +409,20 @@ pub struct Production {
     /// Names of the endpoints on which it is stable.
     #[schemars(length(max = 100), inner(length(max = 253)), extend("x-kubernetes-list-type" = "atomic"))]
     pub endpoints: Vec<String>,
+}
+
+/// What an endpoint serves as stable, or served last.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LastServed {
+    /// Name of the ServingEndpoint.
+    #[schemars(length(max = 253))]
+    pub endpoint: String,
+    /// The adapter's name on it.
+    #[schemars(length(max = 63))]
+    pub adapter: String,
+    /// Version number.
+    pub version: u32,
 }
 
 open_enum! {

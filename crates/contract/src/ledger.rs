@@ -1,5 +1,6 @@
 //! The ledger of an adapter's versions: small records, each written once and never changed.
-//! Stage, number and rejection of a version come back from here when status is lost.
+//! Stage, number and rejection of a version, and what each endpoint served, come back from here when
+//! status is lost.
 
 use serde::{Deserialize, Serialize};
 
@@ -43,6 +44,22 @@ impl RecordKind {
             Self::Barred => "barred",
         }
     }
+}
+
+/// Stem of the records that say what an endpoint serves: `production-<k>.json`. They are numbered
+/// through all versions of an adapter, so that the highest of an endpoint is the newest.
+pub const PRODUCTION: &str = "production";
+/// Stem of the records of rollbacks after one that was undone: `rejected-<k>.json`, from 2.
+pub const REJECTED: &str = RecordKind::Rejected.file_stem();
+
+/// The number of a record of which there may be many: 7 of `production-7.json`, for that stem.
+pub fn number_of(file: &str, stem: &str) -> Option<u32> {
+    let digits = file
+        .strip_prefix(stem)?
+        .strip_prefix('-')?
+        .strip_suffix(".json")?;
+    let number: u32 = digits.parse().ok()?;
+    (number > 0 && number.to_string() == digits).then_some(number)
 }
 
 /// `created.json`.
@@ -148,7 +165,7 @@ pub struct Approved {
     pub time: String,
 }
 
-/// `rejected.json` and `barred.json`.
+/// `rejected.json`, `rejected-<k>.json` and `barred.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Rejected {
@@ -160,4 +177,42 @@ pub struct Rejected {
     pub by: String,
     /// RFC 3339.
     pub time: String,
+}
+
+/// `production-<k>.json`: from here on an endpoint serves the version as the stable one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Production {
+    /// Name of the ServingEndpoint.
+    pub endpoint: String,
+    /// The adapter's name on it.
+    pub adapter: String,
+    /// Rollbacks of the version that were on record then: it serves in spite of them, so they are
+    /// undone.
+    #[serde(default)]
+    pub rollbacks: u32,
+    /// RFC 3339.
+    pub time: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_numbered_record_has_one_name() {
+        assert_eq!(number_of("production-7.json", PRODUCTION), Some(7));
+        assert_eq!(number_of("rejected-2.json", REJECTED), Some(2));
+        for other in [
+            "production.json",
+            "production-0.json",
+            "production-07.json",
+            "production-+7.json",
+            "production-7",
+            "production-.json",
+            "rejected-2.json",
+        ] {
+            assert_eq!(number_of(other, PRODUCTION), None, "{other}");
+        }
+    }
 }

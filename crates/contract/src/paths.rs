@@ -94,6 +94,18 @@ pub fn adapter_record(name: &str, version: u32, record: crate::ledger::RecordKin
     )
 }
 
+/// `adapters/<name>/versions/<n>/production-<k>.json`: what an endpoint serves from then on.
+pub fn adapter_production(name: &str, version: u32, number: u32) -> String {
+    let stem = crate::ledger::PRODUCTION;
+    format!("adapters/{name}/versions/{version}/{stem}-{number}.json")
+}
+
+/// `adapters/<name>/versions/<n>/rejected-<k>.json`: a rollback after one that was undone.
+pub fn adapter_rollback(name: &str, version: u32, number: u32) -> String {
+    let stem = crate::ledger::REJECTED;
+    format!("adapters/{name}/versions/{version}/{stem}-{number}.json")
+}
+
 /// Folder of a run's own adapter, where it names no LoRAAdapter to publish to.
 pub fn run_adapter(name: &str, inputs: &Digest, digest: &Digest) -> String {
     format!("{}/adapter/{}", run(name, inputs), digest.hex())

@@ -1,6 +1,8 @@
 //! Which records may be written: the ledger of adapter versions and the pinned inputs of runs, each of its own type.
 
-use graftwork_contract::ledger::{Approved, Created, Gate, Rejected};
+use graftwork_contract::ledger::{
+    Approved, Created, Gate, PRODUCTION, Production, REJECTED, Rejected, number_of,
+};
 use graftwork_contract::run::Resolved;
 use serde::de::DeserializeOwned;
 
@@ -9,7 +11,7 @@ use serde::de::DeserializeOwned;
 pub enum RecordError {
     /// Not a path of the ledger.
     #[error(
-        "{0:?} is not a record that may be written; those are adapters/NAME/versions/N/(created|gate|approved|rejected|barred).json and runs/NAME/KEY/resolved.json"
+        "{0:?} is not a record that may be written; those are adapters/NAME/versions/N/(created|gate|approved|rejected|barred|production-K|rejected-K).json and runs/NAME/KEY/resolved.json"
     )]
     Path(String),
     /// Not the content that belongs there.
@@ -50,6 +52,13 @@ pub fn check(path: &str, content: &[u8]) -> Result<(), RecordError> {
                 "gate.json" => parse::<Gate>(path, content).map(drop),
                 "approved.json" => parse::<Approved>(path, content).map(drop),
                 "rejected.json" | "barred.json" => parse::<Rejected>(path, content).map(drop),
+                _ if number_of(record, PRODUCTION).is_some() => {
+                    parse::<Production>(path, content).map(drop)
+                }
+                // The first rollback is rejected.json.
+                _ if number_of(record, REJECTED).is_some_and(|number| number > 1) => {
+                    parse::<Rejected>(path, content).map(drop)
+                }
                 _ => Err(refused()),
             }
         }
@@ -95,10 +104,13 @@ mod tests {
             Ok(())
         );
         let rejected = br#"{"reason": "RejectedByUser", "message": "", "by": "ann", "time": "2026-01-01T00:00:00Z"}"#;
-        for record in ["rejected", "barred"] {
+        for record in ["rejected", "barred", "rejected-2"] {
             let path = format!("adapters/expenses/versions/7/{record}.json");
             assert_eq!(check(&path, rejected), Ok(()));
         }
+        let production = br#"{"endpoint": "assistants", "adapter": "expenses", "rollbacks": 1, "time": "2026-01-01T00:00:00Z"}"#;
+        let path = "adapters/expenses/versions/7/production-12.json";
+        assert_eq!(check(path, production), Ok(()));
     }
 
     #[test]
@@ -107,6 +119,11 @@ mod tests {
             "adapters/expenses/versions/0/approved.json",
             "adapters/expenses/versions/07/approved.json",
             "adapters/expenses/versions/7/other.json",
+            "adapters/expenses/versions/7/production.json",
+            "adapters/expenses/versions/7/production-0.json",
+            "adapters/expenses/versions/7/production-01.json",
+            "adapters/expenses/versions/7/rejected-1.json",
+            "adapters/expenses/versions/7/approved-2.json",
             "adapters/../versions/7/approved.json",
             "adapters/Expenses/versions/7/approved.json",
             "datasets/a/versions/1.json",
@@ -119,7 +136,15 @@ mod tests {
                 "{path}"
             );
         }
-        let wrong = check("adapters/expenses/versions/7/approved.json", b"{}");
-        assert!(matches!(wrong, Err(RecordError::Content { .. })));
+        for record in ["approved", "production-1", "rejected-2"] {
+            let wrong = check(
+                &format!("adapters/expenses/versions/7/{record}.json"),
+                b"{}",
+            );
+            assert!(
+                matches!(wrong, Err(RecordError::Content { .. })),
+                "{record}"
+            );
+        }
     }
 }

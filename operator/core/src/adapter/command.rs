@@ -250,7 +250,7 @@ fn judge_approval(
     base_trouble: Option<&str>,
 ) -> Option<(AnswerOutcome, String)> {
     let refused = |message: String| Some((AnswerOutcome::Refused, message));
-    if let Some(rejected) = &version.ledger.rejected {
+    if let Some(rejected) = version.ledger.rejection() {
         return refused(format!(
             "version {number} was rejected ({}): a rejection is final",
             rejected.reason

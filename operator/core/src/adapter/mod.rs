@@ -7,6 +7,7 @@ mod gate;
 mod ledger;
 mod listing;
 mod observed;
+mod production;
 mod status;
 mod step;
 mod validate;

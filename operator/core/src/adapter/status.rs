@@ -19,6 +19,7 @@ use super::gate::Judgement;
 use super::ledger::Ledger;
 use super::listing::listed;
 use super::observed::Observed;
+use super::production;
 use super::step::{VersionView, View};
 use super::validate::Invalid;
 use crate::conditions::{self, Conditions, Truth, shorten};
@@ -192,6 +193,7 @@ pub fn report(
             .cloned()
             .collect(),
     });
+    next.last_served = production::last_served(ledger);
     next.approved = view.approved;
     if let Asked::Answered(Ok(base)) = &observed.base {
         next.base_model = Some(ResolvedBaseModel {

@@ -18,6 +18,7 @@ use super::command::{Accepted, Verb};
 use super::gate::{self, Judgement};
 use super::ledger::{Ledger, Version};
 use super::observed::{Observed, Verified};
+use super::production::{self, served_as, stable_on};
 use super::validate::Valid;
 use crate::observed::{Asked, Problem};
 
@@ -61,7 +62,7 @@ pub struct VersionView {
     pub stable_on: Vec<String>,
     /// The rollback that took it from its last endpoint.
     pub rolled_back: Option<RolledBack>,
-    /// An endpoint pins it, or is rolling it out, or a run waits for it.
+    /// An endpoint pins it, is rolling it out or served it last, or a run waits for it.
     pub is_named: bool,
 }
 
@@ -126,7 +127,8 @@ pub fn view(cr: &LoRAAdapter, valid: &Valid, ledger: &Ledger, observed: &Observe
                 rolled_back(name, version.created.digest.as_str(), &observed.endpoints);
             let digest = version.created.digest.as_str();
             let is_named = is_named(name, *number, digest, &observed.endpoints)
-                || observed.wanted.contains(number);
+                || observed.wanted.contains(number)
+                || ledger.served.values().any(|it| it.version == *number);
             let verified = verified(version, observed);
             // A gate is on record only for files that were verified: while the keeper owes the
             // answer, what was judged stays judged.
@@ -157,10 +159,8 @@ pub fn view(cr: &LoRAAdapter, valid: &Valid, ledger: &Ledger, observed: &Observe
             VersionStage::Approved | VersionStage::Production
         ) && view
             .ledger
-            .rejected
-            .as_ref()
+            .rejection()
             .is_none_or(|rejected| is_undone(view, rejected))
-            && view.ledger.barred.is_none()
             // Nothing becomes eligible before the base is known, and what was eligible stays.
             && view
                 .fits_base
@@ -183,16 +183,22 @@ pub fn view(cr: &LoRAAdapter, valid: &Valid, ledger: &Ledger, observed: &Observe
 }
 
 /// The version that was in production when the last endpoint of the adapter went, where nothing speaks
-/// against it: an endpoint that is made anew goes on from there. Only status knows it.
+/// against it: an endpoint that is made anew goes on from there. Where status was lost, the ledger says
+/// it.
 fn last_production(cr: &LoRAAdapter, ledger: &Ledger, base: BaseDigest<'_>) -> Option<u32> {
-    let number = cr.status.as_ref()?.production.as_ref()?.version;
+    let of_status = cr.status.as_ref().and_then(|it| it.production.as_ref());
+    let of_ledger = ledger.served.values().max_by_key(|served| served.number);
+    let number = of_status
+        .map(|production| production.version)
+        .or_else(|| of_ledger.map(|served| served.version))?;
     let version = ledger.versions.get(&number)?;
     let of_base = version.created.base.as_str();
     let fits = base.shown().is_none_or(|base| base == of_base);
-    (fits && version.rejected.is_none() && version.barred.is_none()).then_some(number)
+    (fits && version.rejection().is_none()).then_some(number)
 }
 
-/// A rollback that a person undid: the version is stable somewhere again.
+/// A rollback that a person undid, whether the ledger says so yet or not: the version is stable
+/// somewhere again.
 fn is_undone(view: &VersionView, rejected: &Rejected) -> bool {
     view.stage == VersionStage::Production && rejected.reason == reason::ROLLED_BACK_ON_ENDPOINT
 }
@@ -246,8 +252,7 @@ fn stage(
             message,
         );
     }
-    let ledger = &view.ledger;
-    if let Some(rejected) = ledger.barred.as_ref().or(ledger.rejected.as_ref()) {
+    if let Some(rejected) = view.ledger.rejection() {
         return said(
             VersionStage::Rejected,
             &rejected.reason,
@@ -347,42 +352,6 @@ fn is_named(adapter: &str, number: u32, digest: &str, endpoints: &[ServingEndpoi
     })
 }
 
-/// Names of the endpoints on which that content of this adapter is stable.
-fn stable_on(adapter: &str, digest: &str, endpoints: &[ServingEndpoint]) -> Vec<String> {
-    let mut names: Vec<String> = endpoints
-        .iter()
-        .filter(|endpoint| {
-            served_as(adapter, endpoint).any(|alias| {
-                endpoint
-                    .status
-                    .iter()
-                    .flat_map(|status| &status.adapters)
-                    .any(|served| {
-                        served.name == alias
-                            && served
-                                .stable
-                                .as_ref()
-                                .is_some_and(|stable| stable.digest == digest)
-                    })
-            })
-        })
-        .filter_map(|endpoint| endpoint.metadata.name.clone())
-        .collect();
-    names.sort();
-    names
-}
-
-/// The names under which an endpoint that is not going away serves the adapter.
-fn served_as<'a>(adapter: &'a str, endpoint: &'a ServingEndpoint) -> impl Iterator<Item = &'a str> {
-    let going = endpoint.metadata.deletion_timestamp.is_some();
-    endpoint
-        .spec
-        .adapters
-        .iter()
-        .filter(move |entry| !going && entry.adapter_ref.name == adapter)
-        .map(|entry| entry.name.as_str())
-}
-
 /// The newest rollback of that content that no endpoint is trying to undo.
 fn rolled_back(adapter: &str, digest: &str, endpoints: &[ServingEndpoint]) -> Option<RolledBack> {
     let entries = endpoints.iter().flat_map(|endpoint| {
@@ -421,39 +390,35 @@ pub fn publications(
     let name = cr.metadata.name.as_deref().unwrap_or_default();
     let mut requests = Vec::new();
     if let Some(created) = next_version(name, cr, ledger, observed, now) {
-        requests.extend(request(
-            name,
-            created.version,
-            RecordKind::Created,
-            &created,
-        ));
+        let path = paths::adapter_record(name, created.version, RecordKind::Created);
+        requests.extend(request(path, &created));
     }
     for (number, version) in &view.versions {
         let records = &version.ledger;
         if let (None, Some(judgement)) = (&records.gate, &version.judgement) {
             let gate = record_judgement(valid, judgement, now);
-            requests.extend(request(name, *number, RecordKind::Gate, &gate));
+            let path = paths::adapter_record(name, *number, RecordKind::Gate);
+            requests.extend(request(path, &gate));
         }
         if let Some(approved) = approval(valid, *number, version, accepted, now) {
-            requests.extend(request(name, *number, RecordKind::Approved, &approved));
+            let path = paths::adapter_record(name, *number, RecordKind::Approved);
+            requests.extend(request(path, &approved));
         }
-        if let Some((kind, rejected)) = rejection(*number, version, accepted, now) {
-            requests.extend(request(name, *number, kind, &rejected));
+        if let Some((path, rejected)) = rejection(name, *number, version, accepted, now) {
+            requests.extend(request(path, &rejected));
         }
     }
+    let endpoints = &observed.endpoints;
+    requests.extend(production::publications(name, ledger, endpoints, now));
     requests
 }
 
-fn request<T: serde::Serialize>(
-    name: &str,
-    number: u32,
-    kind: RecordKind,
-    record: &T,
-) -> Option<PublishRequest> {
+/// A record to be written.
+pub fn request<T: serde::Serialize>(path: String, record: &T) -> Option<PublishRequest> {
     // Records are plain structs with string keys: they always are JSON.
     let value = serde_json::to_value(record).ok()?;
     Some(PublishRequest {
-        path: paths::adapter_record(name, number, kind),
+        path,
         content: digest::canonical_json(&value).into_bytes(),
     })
 }
@@ -583,12 +548,14 @@ fn record_judgement(valid: &Valid, judgement: &Judgement, now: Timestamp) -> Gat
     }
 }
 
+/// A rejection that is to be put on record, and where.
 fn rejection(
+    name: &str,
     number: u32,
     version: &VersionView,
     accepted: &[Accepted],
     now: Timestamp,
-) -> Option<(RecordKind, Rejected)> {
+) -> Option<(String, Rejected)> {
     let ledger = &version.ledger;
     if ledger.is_rejected_for_good() || !version.stable_on.is_empty() {
         return None;
@@ -610,9 +577,9 @@ fn rejection(
             by: command.user.clone(),
             time,
         };
-        return Some((kind, rejected));
+        return Some((paths::adapter_record(name, number, kind), rejected));
     }
-    if ledger.rejected.is_some() {
+    if ledger.rejection().is_some() {
         return None;
     }
     if let Some(rolled_back) = &version.rolled_back {
@@ -622,7 +589,12 @@ fn rejection(
             by: rolled_back.endpoint.clone(),
             time,
         };
-        return Some((RecordKind::Rejected, rejected));
+        let path = if ledger.rollbacks == 0 {
+            paths::adapter_record(name, number, RecordKind::Rejected)
+        } else {
+            paths::adapter_rollback(name, number, ledger.rollbacks + 1)
+        };
+        return Some((path, rejected));
     }
     // Files never change, and neither does what is wrong with them; another base, or one that is not
     // known, is another matter.
@@ -635,7 +607,8 @@ fn rejection(
                 by: BY_KEEPER.to_owned(),
                 time,
             };
-            Some((RecordKind::Rejected, rejected))
+            let path = paths::adapter_record(name, number, RecordKind::Rejected);
+            Some((path, rejected))
         }
         _ => None,
     }

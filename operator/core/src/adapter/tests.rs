@@ -22,6 +22,7 @@ mod accepted;
 mod judged;
 mod many;
 mod people;
+mod served;
 mod trouble;
 mod unanswered;
 

@@ -134,7 +134,8 @@ impl Context<'_> {
         let may_be_tried =
             |wanted: &VersionedDigest| !is_barred(&wanted.digest, &rejected, &settings_hash);
         let first = if adapter.stable.is_none() {
-            desired::first(entry, adapters, self.base)
+            let name = self.cr.metadata.name.as_deref().unwrap_or_default();
+            desired::first(name, entry, adapters, self.base)
         } else {
             None
         };

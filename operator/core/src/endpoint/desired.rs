@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use graftwork_api::conditions::reason;
-use graftwork_api::lora_adapter::{AdapterVersion, Gate, VersionStage};
+use graftwork_api::lora_adapter::{AdapterVersion, Gate, LastServed, VersionStage};
 use graftwork_api::serving_endpoint::{AdapterEntry, Rollout};
 use graftwork_api::{LoRAAdapter, VersionedDigest};
 use graftwork_contract::Digest;
@@ -59,27 +59,37 @@ pub fn desired(
     }
 }
 
-/// The version that an endpoint begins with that follows an adapter and serves none of it yet: the one
-/// in production, so that a newer one climbs there as everywhere. None where nothing was in production,
-/// where that version may not see traffic, or where the spec names one.
+/// The version that the endpoint of that name begins with while it serves none of the adapter: the one
+/// that it served last itself, whatever the spec names by now; or, where it follows an adapter that it
+/// never served, the one in production. What is newer climbs there as everywhere. None where there is no
+/// such version, or where it may not see traffic.
 pub fn first(
+    endpoint: &str,
     entry: &AdapterEntry,
     adapters: &BTreeMap<String, LoRAAdapter>,
     base: Option<&Digest>,
 ) -> Option<VersionedDigest> {
-    if entry.version.is_some() {
-        return None;
-    }
     let usable = usable(&entry.adapter_ref.name, adapters, base).ok()?;
-    let in_production = |version: &&AdapterVersion| {
-        let may_see_traffic = matches!(
-            version.stage,
-            VersionStage::Approved | VersionStage::Production
-        );
-        usable.production == Some(version.version) && may_see_traffic
+    let that_may_see_traffic = |number: u32| {
+        let is_meant = |version: &&AdapterVersion| {
+            let may_see_traffic = matches!(
+                version.stage,
+                VersionStage::Approved | VersionStage::Production
+            );
+            version.version == number && may_see_traffic
+        };
+        usable.versions.iter().find(is_meant)
     };
-    let version = usable.versions.iter().find(in_production)?;
-    Some(version.versioned_digest())
+    let own = usable
+        .last_served
+        .iter()
+        .find(|last| last.endpoint == endpoint && last.adapter == entry.name)
+        .and_then(|last| that_may_see_traffic(last.version));
+    let elsewhere = || {
+        let followed = usable.production.filter(|_| entry.version.is_none());
+        followed.and_then(that_may_see_traffic)
+    };
+    Some(own.or_else(elsewhere)?.versioned_digest())
 }
 
 /// An adapter whose versions fit the endpoint's base model.
@@ -88,6 +98,8 @@ struct Usable<'a> {
     approved: Option<u32>,
     /// The version in production, or the last that was.
     production: Option<u32>,
+    /// What each endpoint served last.
+    last_served: &'a [LastServed],
     /// Those that its status lists.
     versions: &'a [AdapterVersion],
 }
@@ -111,6 +123,7 @@ fn usable<'a>(
         return Ok(Usable {
             approved: None,
             production: None,
+            last_served: &[],
             versions: &[],
         });
     };
@@ -126,6 +139,7 @@ fn usable<'a>(
     Ok(Usable {
         approved: status.approved,
         production: status.production.as_ref().map(|it| it.version),
+        last_served: &status.last_served,
         versions: &status.versions,
     })
 }
@@ -274,7 +288,7 @@ mod tests {
             });
             let adapters = [("a".to_owned(), adapter)].into();
             let base = Digest::of(base);
-            first(&entry(pin), &adapters, Some(&base)).map(|it| it.version)
+            first("one", &entry(pin), &adapters, Some(&base)).map(|it| it.version)
         };
         assert_eq!(ask(None, Some(2), "Approved", b"base"), Some(2));
         assert_eq!(ask(None, Some(2), "Production", b"base"), Some(2));
@@ -293,6 +307,32 @@ mod tests {
                 "{production:?} {stage}"
             );
         }
+    }
+
+    #[test]
+    fn an_endpoint_begins_with_what_it_served_last_itself_whatever_serves_elsewhere() {
+        let ask = |endpoint, pin, stage| {
+            let mut adapter = adapter(stage, "");
+            let status = adapter.status.as_mut().unwrap();
+            let production = json!({"version": 1, "endpoints": []});
+            status.production = serde_json::from_value(production).unwrap();
+            status.last_served = serde_json::from_value(json!([
+                {"endpoint": "mine", "adapter": "alias", "version": 2},
+                {"endpoint": "mine", "adapter": "another", "version": 1},
+                {"endpoint": "theirs", "adapter": "alias", "version": 1},
+            ]))
+            .unwrap();
+            let adapters = [("a".to_owned(), adapter)].into();
+            let base = Digest::of(b"base");
+            first(endpoint, &entry(pin), &adapters, Some(&base)).map(|it| it.version)
+        };
+        assert_eq!(ask("mine", None, "Approved"), Some(2));
+        assert_eq!(ask("mine", Some(1), "Approved"), Some(2), "the pin climbs");
+        assert_eq!(ask("theirs", None, "Approved"), Some(1));
+        assert_eq!(ask("new", None, "Approved"), Some(1));
+        assert_eq!(ask("new", Some(2), "Approved"), None);
+        assert_eq!(ask("mine", None, "Rejected"), Some(1), "what else serves");
+        assert_eq!(ask("mine", Some(2), "Rejected"), None);
     }
 
     #[test]

@@ -48,6 +48,26 @@ fn a_pin_and_a_version_that_may_not_be_served_do_not_wait_for_production() {
 }
 
 #[test]
+fn an_endpoint_made_anew_goes_on_from_its_own_version_whatever_serves_elsewhere() {
+    for pin in [None, Some(4)] {
+        let mut world = anew(3, 4);
+        let adapter = world.observed.adapters.get_mut("a").unwrap();
+        adapter.status.as_mut().unwrap().last_served = serde_json::from_value(json!([
+            {"endpoint": "assistants", "adapter": "a", "version": 2},
+            {"endpoint": "others", "adapter": "a", "version": 3},
+        ]))
+        .unwrap();
+        world.cr.spec.adapters[0].version = pin;
+        world.settle();
+        world.start_pods();
+        world.settle();
+        assert_eq!((world.stable(), world.state()), (2, RolloutState::Paused));
+        let candidate = world.status().adapters[0].candidate.clone().unwrap();
+        assert_eq!((candidate.version, candidate.weight), (4, 10), "{pin:?}");
+    }
+}
+
+#[test]
 fn a_version_that_this_endpoint_rejected_is_not_where_it_begins() {
     let mut world = anew(2, 4);
     world.settle();
