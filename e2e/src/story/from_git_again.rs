@@ -1,6 +1,6 @@
 //! Every object of ours is deleted and applied anew, as a new cluster would do from Git, with the store kept: nothing
-//! is trained again, versions have the same numbers and stages, and what was rejected, by a gate or by a live rollback,
-//! stays rejected.
+//! is trained again, versions have the same numbers and stages, what was rejected, by a gate or by a live rollback,
+//! stays rejected, and a version that was in its canary is not served to everybody: its canary begins anew.
 
 use std::time::Instant;
 
@@ -18,22 +18,23 @@ use crate::manifests::{self, CLAIM, Training};
 
 /// The adapter that is trained; `colours` is imported.
 const TRAINED: &str = "answers";
-/// What stands in Git of `colours`: the version that was taken back.
-const IMPORTED: &str = "basalt";
+/// What stands in Git of `colours`: the version that is in its canary.
+const IMPORTED: &str = "rambling";
 /// A version's number, its stage, and the reason.
 type Standing = (u32, &'static str, &'static str);
 /// Each adapter, and where its versions stand before and after, newest first.
-const STAGES: [(&str, [Standing; 2]); 2] = [
+const STAGES: [(&str, &[Standing]); 2] = [
     (
         TRAINED,
-        [
+        &[
             (2, "Rejected", "GateFailed"),
             (1, "Production", "StableOnEndpoint"),
         ],
     ),
     (
         "colours",
-        [
+        &[
+            (3, "Approved", "GatePassed"),
             (2, "Rejected", "RolledBackOnEndpoint"),
             (1, "Production", "StableOnEndpoint"),
         ],
@@ -59,6 +60,7 @@ pub async fn run(stage: Stage) -> anyhow::Result<()> {
     for object in &later {
         stage.apply(object).await?;
     }
+    in_its_canary(&stage).await?;
     stage.run_complete("second", 5 * MINUTE).await?;
     let before = stages(&stage).await?;
     stage.proved(&format!("before: {before:?}"), start.elapsed());
@@ -70,7 +72,8 @@ pub async fn run(stage: Stage) -> anyhow::Result<()> {
     for object in git() {
         stage.apply(&object).await?;
     }
-    never_a_candidate(&stage).await?;
+    goes_on(&stage).await?;
+    stage.proved("v1 serves, and v3 is in its canary", start.elapsed());
     for run in ["first", "second"] {
         let run: TrainingRun = stage.run_complete(run, MINUTE).await?;
         let attempts = run
@@ -95,7 +98,7 @@ pub async fn run(stage: Stage) -> anyhow::Result<()> {
 async fn taken_back(stage: &Stage) -> anyhow::Result<()> {
     stage.import("colours", "amber", &json!({})).await?;
     stage.stable("assistants", "colours", 1, 2 * MINUTE).await?;
-    stage.import("colours", IMPORTED, &json!({})).await?;
+    stage.import("colours", "basalt", &json!({})).await?;
     stage
         .rollout_state(&[RolloutState::Paused], 2 * MINUTE)
         .await?;
@@ -110,33 +113,52 @@ async fn taken_back(stage: &Stage) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Waits until both adapters are stable at v1 on the endpoint that was made anew. What is rejected is never tried on
-/// the way.
-async fn never_a_candidate(stage: &Stage) -> anyhow::Result<()> {
-    let mut tried = None;
-    let what = "both adapters to be stable at v1";
+/// The third version of `colours` waits in its canary for a person.
+async fn in_its_canary(stage: &Stage) -> anyhow::Result<()> {
+    stage.weight(10, 2 * MINUTE).await?;
+    stage.rollout_state(&[RolloutState::Paused], MINUTE).await?;
+    let served = stage.served().await?;
+    let versions = (
+        served.stable.as_ref().map(|it| it.version),
+        served.candidate.as_ref().map(|it| it.version),
+    );
+    ensure!(versions == (Some(1), Some(3)), "{served:?}");
+    Ok(())
+}
+
+/// Waits until both adapters are stable at v1 on the endpoint that was made anew, and v3 of `colours` is in its canary
+/// again. Nothing else is tried on the way, and v3 never serves alone.
+async fn goes_on(stage: &Stage) -> anyhow::Result<()> {
+    let mut wrong = None;
+    let what = "both adapters to be stable at v1, and v3 of colours to be in its canary";
     stage
         .endpoint("assistants", 2 * MINUTE, what, |endpoint| {
             let status = endpoint.status.as_ref()?;
-            let mut candidates = status
-                .adapters
-                .iter()
-                .filter_map(|it| it.candidate.as_ref());
-            if let Some(again) = candidates.find(|it| it.version > 1) {
-                tried = Some(again.clone());
+            let mut settled = 0;
+            for served in &status.adapters {
+                let stable = served.stable.as_ref().map(|it| it.version);
+                let candidate = served.candidate.as_ref().map(|it| it.version);
+                let state = served.rollout.as_ref().map(|it| &it.state);
+                let expected = match (stable, candidate) {
+                    (None | Some(1), None | Some(1)) => true,
+                    (Some(1), Some(3)) => served.name == "colours",
+                    _ => false,
+                };
+                if !expected {
+                    wrong = Some(served.clone());
+                }
+                let rests = if served.name == "colours" {
+                    candidate == Some(3) && state == Some(&RolloutState::Paused)
+                } else {
+                    candidate.is_none()
+                };
+                settled += usize::from(stable == Some(1) && rests);
             }
-            let stable = |name: &&str| {
-                let served = status.adapters.iter().find(|served| served.name == **name);
-                let version = served
-                    .and_then(|it| it.stable.as_ref())
-                    .map(|it| it.version);
-                version == Some(1) && served.is_some_and(|it| it.candidate.is_none())
-            };
             let ready = condition(&status.conditions, "Ready")?.status == "True";
-            (ready && ["colours", TRAINED].iter().all(stable)).then_some(())
+            (ready && settled == 2).then_some(())
         })
         .await?;
-    ensure!(tried.is_none(), "{tried:?} was tried again");
+    ensure!(wrong.is_none(), "{wrong:?} was not to be");
     Ok(())
 }
 
@@ -192,16 +214,23 @@ fn read(adapter: &LoRAAdapter) -> Option<Stages> {
     Some(read.collect())
 }
 
-/// The versions of each adapter, once they stand where they have to.
+/// Whether the store has it on record that the endpoint serves v1: after that, status may be lost.
+fn is_on_record(name: &str, adapter: &LoRAAdapter) -> bool {
+    let mut last = adapter.status.iter().flat_map(|it| &it.last_served);
+    last.any(|it| it.endpoint == "assistants" && it.adapter == name && it.version == 1)
+}
+
+/// The versions of each adapter, once they stand where they have to, and are on record.
 async fn stages(stage: &Stage) -> anyhow::Result<Vec<Stages>> {
     let mut all = Vec::new();
-    for (adapter, expected) in STAGES {
+    for (name, expected) in STAGES {
         let what = format!("its versions to be {expected:?}");
         let stages = stage
             .world
             .cluster
-            .wait_for::<LoRAAdapter, _>(&stage.namespace, adapter, MINUTE, &what, |adapter| {
-                let stages = read(adapter?)?;
+            .wait_for::<LoRAAdapter, _>(&stage.namespace, name, MINUTE, &what, |adapter| {
+                let adapter = adapter.filter(|it| is_on_record(name, it))?;
+                let stages = read(adapter)?;
                 let names: Vec<(u32, &str, &str)> = stages
                     .iter()
                     .map(|(number, stage, reason, _)| (*number, stage.as_str(), reason.as_str()))
