@@ -21,6 +21,7 @@ mod metrics;
 mod plan_only;
 mod port_forward;
 mod refusals;
+mod rights;
 mod taken_back;
 mod values;
 mod watches;
