@@ -212,11 +212,12 @@ async fn drive<K: Stored + Debug>(
         let pauses = Arc::clone(&pauses);
         let newest = newest.clone();
         let touch = touch_of(&*object);
+        // `name` is the span's own in a line of JSON.
         let span = tracing::info_span!(
             "reconcile",
             kind = touch.kind.name(),
             namespace = touch.namespace,
-            name = touch.name
+            object = touch.name
         );
         async move {
             context.touches.take(&touch);

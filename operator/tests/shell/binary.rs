@@ -121,6 +121,15 @@ impl Operator {
         std::fs::read_to_string(self.files.path().join(name)).unwrap()
     }
 
+    /// The lines of its log with that message.
+    fn said(&self, message: &str) -> Vec<Value> {
+        let log = self.read("stderr");
+        let lines = log.lines().map(|line| serde_json::from_str(line).unwrap());
+        lines
+            .filter(|line: &Value| line["message"] == message)
+            .collect()
+    }
+
     async fn ended(&mut self) -> ExitStatus {
         let ended = tokio::time::timeout(WITHIN, self.process.wait()).await;
         ended
@@ -264,6 +273,33 @@ async fn a_leader_that_is_asked_to_stop_finishes_what_it_does_and_gives_the_leas
     assert_eq!(holder(&last.body), "", "the lease is free");
     let of_lease = writes.iter().find(|it| it.path.starts_with("leases"));
     assert!(holder(&of_lease.unwrap().body).starts_with("me-"));
+}
+
+#[tokio::test]
+async fn a_line_of_the_log_says_which_object_was_looked_at() {
+    let api = with_a_dataset(keeping(HashMap::new(), takes));
+    let mut operator = Operator::start(&api, &[]).await;
+    let deployments = || {
+        api.writes()
+            .iter()
+            .any(|it| it.path.starts_with("deployments"))
+    };
+    operator
+        .wait_until("the keeper", async || deployments())
+        .await;
+    operator.ask_to_stop().await;
+    let status = operator.ended().await;
+    assert!(status.success(), "{}", operator.read("stderr"));
+    let created = operator.said("created");
+    let of_claim = created
+        .iter()
+        .find(|line| line["kind"] == "PersistentVolumeClaim");
+    let span = &of_claim.unwrap()["span"];
+    // The store is looked at for its namespace.
+    let expected = json!({
+        "kind": "Namespace", "namespace": "team", "object": "team", "name": "reconcile",
+    });
+    assert_eq!(*span, expected);
 }
 
 #[tokio::test]
