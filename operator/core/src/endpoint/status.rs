@@ -412,8 +412,14 @@ fn columns(adapters: &[ServedAdapter], rejected: &[RejectedDigest]) -> EndpointC
     }
 }
 
-/// Seconds that are left of a timed pause or preview.
+/// How long a timed pause or preview goes on; a second where it is over and something else holds it.
 pub fn pause_left(policy: &Policy, rollout: &AdapterRollout, now: Timestamp) -> Option<Duration> {
+    let seconds = pause_seconds_left(policy, rollout, now)?;
+    Some(Duration::from_secs(seconds.max(1)))
+}
+
+/// Seconds that are left of a timed pause or preview; none where there is no such one.
+fn pause_seconds_left(policy: &Policy, rollout: &AdapterRollout, now: Timestamp) -> Option<u64> {
     if rollout.state == RolloutState::Promoting {
         return None;
     }
@@ -430,9 +436,7 @@ pub fn pause_left(policy: &Policy, rollout: &AdapterRollout, now: Timestamp) -> 
         Strategy::BlueGreen { .. } | Strategy::Immediate => return None,
     };
     let entered = rollout.step_since.as_ref()?;
-    Some(Duration::from_secs(
-        length.saturating_sub(seconds_since(entered.0, now)).max(1),
-    ))
+    Some(length.saturating_sub(seconds_since(entered.0, now)))
 }
 
 /// Conditions about rollouts and adapters.
@@ -537,40 +541,41 @@ fn progress(
             let why = rollout.message.as_deref().unwrap_or_default();
             (Truth::True, reason::ROLLING_BACK, format!("{whom}: {why}"))
         }
-        RolloutState::Paused => match (&rollout.paused_by, pause_left(policy, rollout, now)) {
-            (Some(PausedBy::Step), Some(_)) => (
-                Truth::True,
-                reason::PAUSED,
-                format!("{whom}, step {}", rollout.step),
-            ),
-            (Some(PausedBy::Analysis), _) => {
-                let why = rollout.message.as_deref().unwrap_or_default();
-                (
+        RolloutState::Paused => {
+            match (&rollout.paused_by, pause_seconds_left(policy, rollout, now)) {
+                (Some(PausedBy::Step), Some(0)) if inconclusive.is_some() => {
+                    held(&whom, inconclusive.as_deref().unwrap_or_default())
+                }
+                (Some(PausedBy::Step), Some(_)) => (
+                    Truth::True,
+                    reason::PAUSED,
+                    format!("{whom}, step {}", rollout.step),
+                ),
+                (Some(PausedBy::Analysis), _) => {
+                    let why = rollout.message.as_deref().unwrap_or_default();
+                    (
+                        Truth::Unknown,
+                        reason::PAUSED,
+                        format!("{whom} is held by a failed analysis: {why}"),
+                    )
+                }
+                (Some(PausedBy::Command), _) => (
                     Truth::Unknown,
                     reason::PAUSED,
-                    format!("{whom} is held by a failed analysis: {why}"),
-                )
-            }
-            (Some(PausedBy::Command), _) => (
-                Truth::Unknown,
-                reason::PAUSED,
-                format!("{whom} is held until somebody says Resume"),
-            ),
-            _ => (
-                Truth::Unknown,
-                reason::PAUSED,
-                format!(
-                    "{whom}, step {}, until somebody says Resume or Promote",
-                    rollout.step
+                    format!("{whom} is held until somebody says Resume"),
                 ),
-            ),
-        },
+                _ => (
+                    Truth::Unknown,
+                    reason::PAUSED,
+                    format!(
+                        "{whom}, step {}, until somebody says Resume or Promote",
+                        rollout.step
+                    ),
+                ),
+            }
+        }
         _ => match inconclusive {
-            Some(why) => (
-                Truth::True,
-                reason::ANALYSIS_INCONCLUSIVE,
-                format!("{whom} is held: {why}"),
-            ),
+            Some(why) => held(&whom, &why),
             None => (
                 Truth::True,
                 reason::STEPPING,
@@ -578,6 +583,12 @@ fn progress(
             ),
         },
     }
+}
+
+/// A candidate that nobody can judge keeps its weight.
+fn held(whom: &str, why: &str) -> (Truth, &'static str, String) {
+    let message = format!("{whom} is held: {why}");
+    (Truth::True, reason::ANALYSIS_INCONCLUSIVE, message)
 }
 
 /// What is said whatever else is: readiness, availability, where the endpoint is.

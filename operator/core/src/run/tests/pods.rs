@@ -43,6 +43,42 @@ fn progress_reaches_status_and_is_not_written_at_every_report() {
 }
 
 #[test]
+fn what_the_trainer_does_is_the_reason() {
+    for (stage, why, words) in [
+        ("Prepare", reason::STARTING, "reads model and data"),
+        ("Train", reason::TRAINING, "takes optimizer steps"),
+        ("Evaluate", reason::EVALUATING, "measures on the test rows"),
+        ("Package", reason::EVALUATING, "writes the result"),
+        ("Dance", reason::STARTING, "reads model and data"),
+    ] {
+        let mut world = World::new();
+        world.start();
+        world.seconds += 1;
+        world.observed.report = Some(Report {
+            progress: Progress {
+                stage: stage.to_owned(),
+                ..Progress::default()
+            },
+            at: at(world.seconds),
+        });
+        world.reconcile();
+        let (truth, reason, message) = world.succeeded();
+        assert_eq!((truth.as_str(), reason.as_str()), ("Unknown", why));
+        assert_eq!(message, format!("the trainer {words}"), "{stage}");
+    }
+    // Between its pod's end and what it left in the store.
+    let mut world = World::new();
+    world.start();
+    world.end_pod(0, |_| {});
+    world.reconcile();
+    let (truth, reason, message) = world.succeeded();
+    assert_eq!(
+        (truth.as_str(), reason.as_str(), message.as_str()),
+        ("Unknown", reason::EVALUATING, "the result is being read")
+    );
+}
+
+#[test]
 fn a_run_that_nobody_works_on_has_no_estimate_of_its_end() {
     for suspend in [true, false] {
         let mut world = World::new();
