@@ -133,6 +133,24 @@ fn a_candidate_that_too_few_requests_judge_is_held_and_says_so() {
 }
 
 #[test]
+fn a_candidate_that_takes_over_says_so_until_routers_follow() {
+    let mut world = World::serving(&json!({"rollout": {"strategy": "Immediate"}}));
+    world.deaf_routers = true;
+    world.approve(2).settle();
+    assert_eq!(
+        (world.state(), world.stable()),
+        (RolloutState::Promoting, 1)
+    );
+    assert_eq!(
+        world.condition(condition::PROGRESSING),
+        ("True", reason::PROMOTING)
+    );
+    world.deaf_routers = false;
+    world.settle();
+    assert_eq!((world.rollout(), world.stable()), (None, 2));
+}
+
+#[test]
 fn one_engine_is_one_engine() {
     let world = World::serving(&json!({}));
     let conditions = &world.status().conditions;
