@@ -71,7 +71,7 @@ use crate::schema::rules;
     "pseudonymKeyRef is needed with mode Pseudonymise, and else only with transform",
 )])))]
 pub struct DatasetSpec {
-    /// What the data is, for people.
+    /// What the data is, for people: it stands in the manifest and the report of what is built from now on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
     pub description: Option<String>,

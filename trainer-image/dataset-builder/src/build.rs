@@ -178,10 +178,13 @@ fn publish(
     let json = serde_json::to_vec_pretty(&statistics.to_json())
         .map_err(|error| Failure::bug(error.to_string()))?;
     staged.write(STATISTICS_FILE, &json)?;
-    staged.write(REPORT_FILE, report(&statistics, &dealt.digest).as_bytes())?;
+    let description = config.description.as_deref();
+    let html = report(&statistics, description, &dealt.digest);
+    staged.write(REPORT_FILE, html.as_bytes())?;
     let latest =
         store.latest_numbered::<VersionRecord>(&paths::dataset_versions(&config.dataset))?;
     let provenance = Provenance {
+        description: config.description.clone(),
         sources: collected.provenance.clone(),
         code_version: env!("CARGO_PKG_VERSION").to_owned(),
         privacy: config.privacy.clone(),

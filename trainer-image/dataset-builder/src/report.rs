@@ -29,14 +29,17 @@ figure { margin: 0 0 1rem; } figcaption { color: #555; }
 </style>
 ";
 
-/// The report.
-pub fn report(statistics: &Statistics, digest: &Digest) -> String {
+/// The report; `description` is what the Dataset says of itself.
+pub fn report(statistics: &Statistics, description: Option<&str>, digest: &Digest) -> String {
     let mut html = String::from(HEAD);
     let name = escaped(&statistics.dataset);
     let _ = write!(
         html,
         "<title>{name}</title></head><body>\n<h1>{name}</h1>\n<p><code>{digest}</code></p>\n"
     );
+    if let Some(description) = description {
+        let _ = writeln!(html, "<p>{}</p>", escaped(description));
+    }
     if let Some(classification) = statistics.classification {
         let _ = writeln!(html, "<p>Classification: {}</p>", classification.name());
     }
@@ -227,7 +230,7 @@ mod tests {
 
     #[test]
     fn the_report_has_every_number_and_loads_nothing() {
-        let html = report(&statistics(), &Digest::of(b"rows"));
+        let html = report(&statistics(), None, &Digest::of(b"rows"));
         for words in [
             "<h1>topics</h1>",
             "<p>Classification: Restricted</p>",
@@ -251,8 +254,19 @@ mod tests {
     }
 
     #[test]
+    fn a_description_is_a_text_and_where_there_is_none_nothing_stands() {
+        let said = report(&statistics(), Some("What <b>we</b> know"), &Digest::of(b""));
+        assert!(
+            said.contains("<p>What &lt;b&gt;we&lt;/b&gt; know</p>"),
+            "{said}"
+        );
+        let unsaid = report(&statistics(), None, &Digest::of(b""));
+        assert!(!unsaid.contains("<p></p>"), "{unsaid}");
+    }
+
+    #[test]
     fn names_of_classes_are_texts_and_never_markup() {
-        let html = report(&statistics(), &Digest::of(b"rows"));
+        let html = report(&statistics(), None, &Digest::of(b"rows"));
         assert!(
             html.contains("&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;"),
             "{html}"
@@ -261,7 +275,7 @@ mod tests {
 
     #[test]
     fn every_tag_that_opens_is_closed() {
-        let html = report(&statistics(), &Digest::of(b"rows"));
+        let html = report(&statistics(), None, &Digest::of(b"rows"));
         for tag in [
             "html", "head", "body", "style", "table", "tr", "td", "th", "svg", "text", "figure",
             "h2",

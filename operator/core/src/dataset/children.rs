@@ -163,6 +163,7 @@ fn build_config(
 ) -> BuildConfig {
     BuildConfig {
         dataset: cr.metadata.name.clone().unwrap_or_default(),
+        description: cr.spec.description.clone(),
         fingerprint: fingerprint.clone(),
         format: valid.format,
         reward: valid.reward,

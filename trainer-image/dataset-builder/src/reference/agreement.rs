@@ -127,6 +127,7 @@ fn config() -> impl Strategy<Value = BuildConfig> {
     (near, equal, method, any::<bool>(), balance).prop_map(
         |(near_duplicates, duplicates, method, grouped, balance)| BuildConfig {
             dataset: "topics".into(),
+            description: None,
             fingerprint: Digest::of(b"any"),
             format: Format::Text,
             reward: false,

@@ -52,6 +52,7 @@ impl Bench {
         fs::create_dir(dir.path().join("scratch")).unwrap();
         let config = BuildConfig {
             dataset: "topics".into(),
+            description: Some("What was asked & answered".into()),
             fingerprint: Digest::of(b"first"),
             format,
             reward: false,
@@ -273,6 +274,10 @@ fn a_build_leaves_rows_manifest_version_and_record() {
     let manifest = rows::manifest(&bench.store(), "topics", &digest).unwrap();
     let source = fs::read(bench.dir.path().join("rows.jsonl")).unwrap();
     assert_eq!(manifest.provenance.sources[0].digest, Digest::of(&source));
+    assert_eq!(manifest.provenance.description, bench.config.description);
+    let folder = bench.store_dir().join(paths::dataset("topics", &digest));
+    let report = fs::read_to_string(folder.join("report.html")).unwrap();
+    assert!(report.contains("<p>What was asked &amp; answered</p>"));
     assert_eq!(manifest.files.len(), 5);
     let record = bench.version(1).unwrap();
     assert_eq!(record.digest, digest);

@@ -269,6 +269,7 @@ fn write_rewarded(
     }
     let files = staged.files().unwrap();
     let provenance = Provenance {
+        description: None,
         sources: vec![],
         code_version: "test".into(),
         privacy: None,

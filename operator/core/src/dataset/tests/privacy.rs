@@ -175,6 +175,16 @@ fn a_wrong_field_of_the_analyser_is_named_and_a_credential_in_its_url_is_not_sho
 }
 
 #[test]
+fn a_description_reaches_the_build_and_is_no_reason_for_another() {
+    let mut world = World::from_config_map();
+    let plain = world.fingerprint();
+    world.cr.spec.description = Some("Questions and answers".to_owned());
+    assert_eq!(world.fingerprint(), plain);
+    let told = config(&world.reconcile()).description;
+    assert_eq!(told.as_deref(), Some("Questions and answers"));
+}
+
+#[test]
 fn the_key_of_pseudonyms_is_mounted_read_only_and_no_pod_hangs_without_it() {
     let mode = PrivacyMode::Pseudonymise;
     let actions = world(Classification::Restricted, Some(privacy(mode))).reconcile();

@@ -1,0 +1,64 @@
+//! Where a version of a dataset came from. None of it enters the version's digest.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Privacy, TokenizerProvenance, TransformProvenance};
+use crate::Digest;
+
+/// Where a version came from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Provenance {
+    /// What the data is, as the Dataset said when the version was built.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    /// Each source with the SHA-256 of the bytes that were read.
+    pub sources: Vec<SourceProvenance>,
+    /// Version of the builder.
+    pub code_version: String,
+    /// What was done about personal data.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub privacy: Option<Privacy>,
+    /// What rows were measured with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokenizer: Option<TokenizerProvenance>,
+    /// What was made of the sources.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transform: Option<TransformProvenance>,
+    /// Version number of the dataset before this one.
+    pub parent: Option<u32>,
+    /// RFC 3339 time of the build.
+    pub created_time: String,
+}
+
+/// One source as it was read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SourceProvenance {
+    /// Name in the spec.
+    pub name: String,
+    /// Its URI.
+    pub uri: String,
+    /// SHA-256 of the bytes; of a query's rows as lines of JSON, in the order in which they came.
+    pub digest: Digest,
+    /// Number of bytes.
+    pub size_bytes: u64,
+    /// What the server calls this state of it, as it wrote it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub etag: Option<String>,
+    /// What a database was asked, and when.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub query: Option<QueryProvenance>,
+}
+
+/// What a database was asked, and what it looked like then.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct QueryProvenance {
+    /// SHA-256 of the query's text.
+    pub digest: Digest,
+    /// RFC 3339 time of the snapshot that the query saw, by the database's clock.
+    pub snapshot_time: String,
+    /// Rows of the answer.
+    pub rows: u64,
+}
