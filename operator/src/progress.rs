@@ -5,9 +5,10 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
-use graftwork_contract::proto::trainer::v1::WatchRequest;
 use graftwork_contract::proto::trainer::v1::trainer_client::TrainerClient;
+use graftwork_contract::proto::trainer::v1::{Progress, WatchRequest};
 use graftwork_operator_core::run::Report;
+use jiff::{SignedDuration, Timestamp};
 
 use crate::cache::{Touch, Touches};
 use crate::calls::{Calls, Peer};
@@ -17,6 +18,8 @@ use crate::clock;
 const TOUCH_EVERY: Duration = Duration::from_secs(3);
 /// Time before a broken stream is opened again.
 const AGAIN_AFTER: Duration = Duration::from_secs(1);
+/// How old a report may say that it is: beyond that, the clocks of two nodes differ.
+const OLDEST: SignedDuration = SignedDuration::from_secs(60);
 
 #[derive(Default)]
 struct Stream {
@@ -106,10 +109,8 @@ impl Listener {
                 return Err("another pod answered".to_owned());
             }
             let stage = progress.stage.clone();
-            let report = Report {
-                progress,
-                at: clock::now(),
-            };
+            let at = time_of(&progress, clock::now());
+            let report = Report { progress, at };
             self.streams
                 .update(&self.uid, |stream| stream.report = Some(report));
             let due = touched
@@ -121,5 +122,42 @@ impl Listener {
             }
         }
         Ok(())
+    }
+}
+
+/// When what a report says became so: as the trainer says, so that people see how old a report is that was
+/// long on its way; or now, where it does not say, or its clock is ahead of ours or far behind.
+fn time_of(progress: &Progress, now: Timestamp) -> Timestamp {
+    let said = i64::try_from(progress.at_unix_milliseconds)
+        .ok()
+        .filter(|milliseconds| *milliseconds > 0)
+        .and_then(|milliseconds| Timestamp::from_millisecond(milliseconds).ok());
+    said.filter(|said| *said <= now && now.duration_since(*said) <= OLDEST)
+        .unwrap_or(now)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_is_as_old_as_the_trainer_says_unless_its_clock_is_wrong() {
+        let now = Timestamp::from_millisecond(1_760_000_000_500).unwrap();
+        for (said, expected) in [
+            (1_760_000_000_500, 1_760_000_000_500),
+            (1_759_999_997_250, 1_759_999_997_250),
+            (1_759_999_940_500, 1_759_999_940_500),
+            (1_759_999_940_499, 1_760_000_000_500),
+            (1_760_000_000_501, 1_760_000_000_500),
+            (u64::MAX, 1_760_000_000_500),
+            (0, 1_760_000_000_500),
+        ] {
+            let progress = Progress {
+                at_unix_milliseconds: said,
+                ..Progress::default()
+            };
+            let at = time_of(&progress, now).as_millisecond();
+            assert_eq!(at, expected, "{said}");
+        }
     }
 }

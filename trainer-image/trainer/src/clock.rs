@@ -26,6 +26,11 @@ pub fn unix_seconds() -> u64 {
     unix().as_secs()
 }
 
+/// Wall time in milliseconds since 1970.
+pub fn unix_milliseconds() -> u64 {
+    unix().as_millis() as u64
+}
+
 /// Wall time in nanoseconds since 1970.
 pub fn unix_nanoseconds() -> u64 {
     unix().as_nanos() as u64

@@ -87,7 +87,7 @@ pub enum Referenced<T> {
 pub struct Report {
     /// What it said.
     pub progress: Progress,
-    /// When it arrived.
+    /// When it became so, by the trainer's clock; when it arrived, where that clock can't be right.
     pub at: Timestamp,
 }
 

@@ -11,6 +11,8 @@ use tokio_stream::Stream;
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::{Request, Response, Status};
 
+use crate::clock;
+
 /// A watcher is told of changes at most this often.
 const INTERVAL: Duration = Duration::from_millis(500);
 
@@ -49,13 +51,17 @@ impl Reporter {
         Self(watch::Sender::new(Progress {
             pod_uid,
             stage: Stage::Prepare.name().to_owned(),
+            at_unix_milliseconds: clock::unix_milliseconds(),
             ..Progress::default()
         }))
     }
 
-    /// Changes the progress.
+    /// Changes the progress, and says when.
     pub fn update(&self, change: impl FnOnce(&mut Progress)) {
-        self.0.send_modify(change);
+        self.0.send_modify(|progress| {
+            change(progress);
+            progress.at_unix_milliseconds = clock::unix_milliseconds();
+        });
     }
 
     /// Goes to another stage.
@@ -139,6 +145,12 @@ mod tests {
         let first = stream.message().await.unwrap().unwrap();
         assert_eq!((first.pod_uid.as_str(), first.step), ("uid", 3));
         assert_eq!(first.stage, "Prepare");
+        // What nobody was there to hear is as old as it is.
+        let began = first.at_unix_milliseconds;
+        assert!(began > 0 && clock::unix_milliseconds() >= began);
+        let mut again = client.watch(WatchRequest {}).await.unwrap().into_inner();
+        let heard = again.message().await.unwrap().unwrap();
+        assert_eq!(heard.at_unix_milliseconds, began);
         // Many changes in no time are one message: the newest state.
         for step in 4..1000 {
             reporter.update(|progress| progress.step = step);
@@ -146,5 +158,6 @@ mod tests {
         reporter.enter(Stage::Train);
         let second = stream.message().await.unwrap().unwrap();
         assert_eq!((second.step, second.stage.as_str()), (999, "Train"));
+        assert!(second.at_unix_milliseconds >= began);
     }
 }
