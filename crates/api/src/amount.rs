@@ -6,7 +6,7 @@ use std::fmt;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
-use crate::schema::rules;
+use crate::schema::bounds;
 
 /// An amount of bytes such as `512Mi` or `1.5Gi`. The text is kept as it was written.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -110,7 +110,7 @@ impl JsonSchema for Amount {
             "type": "string",
             "pattern": PATTERN,
             "maxLength": 20,
-            "x-kubernetes-validations": rules(&[(rule.as_str(), message.as_str())]),
+            "x-kubernetes-validations": bounds(&[(rule.as_str(), message.as_str())]),
         })
     }
 }

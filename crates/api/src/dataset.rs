@@ -16,7 +16,7 @@ use crate::decimal::{Decimal, PERCENT_PATTERN};
 use crate::enums::open_enum;
 use crate::reference::{BaseModelSource, ObjectReference, VersionedDigest};
 use crate::schedule::{Schedule, ScheduleTimes};
-use crate::schema::rules;
+use crate::schema::{bounds, rules};
 
 /// A versioned dataset: rows from one or more sources, validated and split.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -194,7 +194,7 @@ pub struct Source {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend(
         "pattern" = WEIGHT_PATTERN,
-        "x-kubernetes-validations" = rules(&[(
+        "x-kubernetes-validations" = bounds(&[(
             "double(self) > 0.0 && double(self) <= 1000.0",
             "weight is above 0 and at most 1000",
         )]),
@@ -366,7 +366,7 @@ pub struct Validation {
     /// is made.
     #[schemars(extend(
         "pattern" = PERCENT_PATTERN,
-        "x-kubernetes-validations" = rules(&[(
+        "x-kubernetes-validations" = bounds(&[(
             "double(self) <= 100.0",
             "maximumInvalidPercent is at most 100",
         )]),

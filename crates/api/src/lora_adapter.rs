@@ -16,7 +16,7 @@ use crate::dataset::LatestVersion;
 use crate::decimal::{Decimal, UNSIGNED_PATTERN};
 use crate::enums::open_enum;
 use crate::reference::{BaseModelSource, VersionedDigest};
-use crate::schema::{DIGEST_PATTERN, rules};
+use crate::schema::{DIGEST_PATTERN, bounds, rules};
 use crate::training_run::{Metric, ResolvedBaseModel};
 
 /// An adapter: immutable versions, the gate they pass, and the one that is approved.
@@ -93,7 +93,7 @@ pub struct Gate {
     /// there.
     #[schemars(extend(
         "pattern" = UNSIGNED_PATTERN,
-        "x-kubernetes-validations" = rules(&[(
+        "x-kubernetes-validations" = bounds(&[(
             "double(self) >= 0.5 && double(self) < 1.0",
             "confidence is at least 0.5 and below 1",
         )]),

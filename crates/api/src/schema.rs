@@ -10,6 +10,17 @@ pub(crate) fn rules(rules: &[(&str, &str)]) -> Value {
         .collect()
 }
 
+/// The same for a value that is text: the refused value is said too.
+pub(crate) fn bounds(rules: &[(&str, &str)]) -> Value {
+    rules
+        .iter()
+        .map(|(rule, message)| {
+            let expression = format!("'{message}, not ' + self");
+            json!({"rule": rule, "message": message, "messageExpression": expression})
+        })
+        .collect()
+}
+
 /// A digest as it is written everywhere: `sha256:` and 64 hexadecimal digits.
 pub const DIGEST_PATTERN: &str = "^sha256:[0-9a-f]{64}$";
 

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::decimal::{Decimal, UNSIGNED_PATTERN};
 use crate::enums::open_enum;
 use crate::reference::ObjectReference;
-use crate::schema::rules;
+use crate::schema::{bounds, rules};
 
 /// What is optimised.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -24,7 +24,7 @@ pub struct Objective {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend(
         "pattern" = UNSIGNED_PATTERN,
-        "x-kubernetes-validations" = rules(&[(
+        "x-kubernetes-validations" = bounds(&[(
             "double(self) > 0.0 && double(self) <= 100.0",
             "beta is above 0 and at most 100",
         )]),
@@ -141,7 +141,7 @@ pub struct LoraMethod {
     /// Numerator of the scaling alpha / rank.
     #[schemars(extend(
         "pattern" = UNSIGNED_PATTERN,
-        "x-kubernetes-validations" = rules(&[(
+        "x-kubernetes-validations" = bounds(&[(
             "double(self) > 0.0 && double(self) <= 65536.0",
             "alpha is above 0 and at most 65536",
         )]),
@@ -150,7 +150,7 @@ pub struct LoraMethod {
     /// Probability with which an input of A is dropped in training.
     #[schemars(extend(
         "pattern" = UNSIGNED_PATTERN,
-        "x-kubernetes-validations" = rules(&[("double(self) < 1.0", "dropout is at least 0 and below 1")]),
+        "x-kubernetes-validations" = bounds(&[("double(self) < 1.0", "dropout is at least 0 and below 1")]),
     ))]
     pub dropout: Decimal,
     /// Linear layers that get a delta, by the last part of their name.

@@ -14,7 +14,7 @@ use crate::enums::open_enum;
 use crate::reference::{
     BaseModelSource, ObjectReference, VersionReference, VersionedDigest, VersionedReference,
 };
-use crate::schema::rules;
+use crate::schema::{bounds, rules};
 pub use crate::training_method::{
     LoraMethod, Method, MethodType, ModelOutput, Objective, ObjectiveType, Quantization, Subject,
 };
@@ -149,7 +149,7 @@ pub struct Hyperparameters {
     /// Peak learning rate of AdamW, above 0 and at most 1; a decimal in quotes, such as "8e-5".
     #[schemars(extend(
         "pattern" = UNSIGNED_PATTERN,
-        "x-kubernetes-validations" = rules(&[(
+        "x-kubernetes-validations" = bounds(&[(
             "double(self) > 0.0 && double(self) <= 1.0",
             "learningRate is above 0 and at most 1",
         )]),
@@ -187,13 +187,13 @@ pub struct Hyperparameters {
     /// Decoupled weight decay of AdamW (Loshchilov and Hutter 2019).
     #[schemars(extend(
         "pattern" = UNSIGNED_PATTERN,
-        "x-kubernetes-validations" = rules(&[("double(self) <= 1.0", "weightDecay is at most 1")]),
+        "x-kubernetes-validations" = bounds(&[("double(self) <= 1.0", "weightDecay is at most 1")]),
     ))]
     pub weight_decay: Decimal,
     /// Norm to which the gradient of a step is clipped; "0" does not clip.
     #[schemars(extend(
         "pattern" = UNSIGNED_PATTERN,
-        "x-kubernetes-validations" = rules(&[(
+        "x-kubernetes-validations" = bounds(&[(
             "double(self) <= 1000.0",
             "maximumGradientNorm is at most 1000",
         )]),

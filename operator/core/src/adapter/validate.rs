@@ -259,8 +259,12 @@ fn read_rule(field: &str, rule: &GateRule) -> Result<Rule, Invalid> {
 }
 
 fn number(field: &str, text: &Decimal) -> Result<f64, Invalid> {
-    text.value()
-        .ok_or_else(|| Invalid::new(field, format!("\"{text}\" is not a number")))
+    text.value().ok_or_else(|| {
+        Invalid::new(
+            field,
+            format!("\"{text}\" is not a number: write a decimal, such as 0.95"),
+        )
+    })
 }
 
 fn unknown(field: &str, value: &str, known: &[&str]) -> Invalid {
@@ -376,6 +380,11 @@ mod tests {
         ] {
             assert_eq!(validate(&spec(&gate)).unwrap_err().field, field, "{gate}");
         }
+        let no_number = json!({"confidence": "x"});
+        assert_eq!(
+            validate(&spec(&no_number)).unwrap_err().message,
+            "\"x\" is not a number: write a decimal, such as 0.95"
+        );
         let mut bad = spec(&json!({}));
         bad.base_model.uri = "s3://models/x".to_owned();
         let invalid = validate(&bad).unwrap_err();

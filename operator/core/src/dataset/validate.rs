@@ -172,7 +172,10 @@ pub fn validate(spec: &DatasetSpec) -> Result<Valid, Invalid> {
         if sources.iter().any(|known| known.name == source.name) {
             return Err(Invalid::new(
                 "spec.sources",
-                format!("the name {:?} stands twice", source.name),
+                format!(
+                    "the name {:?} stands twice: rename one of the two",
+                    source.name
+                ),
             ));
         }
         sources.push(source);
@@ -548,7 +551,11 @@ fn read_split(split: &graftwork_api::dataset::Split) -> Result<HashSplit, Invali
     if sum != 100 {
         return Err(Invalid::new(
             "spec.split",
-            format!("trainPercent, validationPercent and testPercent sum to {sum}, not to 100"),
+            format!(
+                "trainPercent, validationPercent and testPercent sum to {sum}, not to 100: {} one of them by {}",
+                if sum > 100 { "lower" } else { "raise" },
+                sum.abs_diff(100)
+            ),
         ));
     }
     Ok(HashSplit {

@@ -198,7 +198,10 @@ fn check_names(base: Option<&str>, entries: &[AdapterEntry]) -> Result<(), Inval
         if !names.insert(&entry.name) {
             return Err(Invalid::new(
                 format!("spec.adapters[{index}].name"),
-                format!("the model name \"{}\" stands twice", entry.name),
+                format!(
+                    "the model name \"{}\" stands twice: rename one of the two",
+                    entry.name
+                ),
             ));
         }
     }
@@ -302,7 +305,10 @@ fn read_steps(steps: &[CanaryStep]) -> Result<Vec<Step>, Invalid> {
             }
             (None, Some(pause)) if reached > 0 => Step::Pause(pause.seconds),
             (None, Some(_)) => {
-                return Err(Invalid::new(field, "the first step is a setWeight"));
+                return Err(Invalid::new(
+                    field,
+                    "is a pause, and the first step is a setWeight: put one before it",
+                ));
             }
             _ => {
                 return Err(Invalid::new(
@@ -347,8 +353,12 @@ fn read_rule(field: &str, rule: &AnalysisRule) -> Result<Rule, Invalid> {
 }
 
 fn number(field: &str, text: &Decimal) -> Result<f64, Invalid> {
-    text.value()
-        .ok_or_else(|| Invalid::new(field, format!("\"{text}\" is not a number")))
+    text.value().ok_or_else(|| {
+        Invalid::new(
+            field,
+            format!("\"{text}\" is not a number: write a decimal, such as 0.01"),
+        )
+    })
 }
 
 fn unknown(field: &str, value: &str, known: &[&str]) -> Invalid {
@@ -478,6 +488,20 @@ mod tests {
                 field,
                 "{more}"
             );
+        }
+        for (more, remedy) in [
+            (
+                json!({"baseModel": {"uri": "pvc://m/x", "name": "a"}}),
+                "rename one of the two",
+            ),
+            (steps(json!([{"pause": {}}])), "put one before it"),
+            (
+                rule(json!({"metric": "error_rate", "maximum": "x"})),
+                "\"x\" is not a number: write a decimal, such as 0.01",
+            ),
+        ] {
+            let message = validate(&spec(&more), &settings).unwrap_err().message;
+            assert!(message.contains(remedy), "{message}");
         }
         let invalid = validate(
             &spec(&json!({"engine": {"computeProfile": "moon"}})),

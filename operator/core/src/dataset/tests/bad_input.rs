@@ -43,7 +43,7 @@ fn a_bad_field_is_named_and_nothing_is_touched() {
         (
             Box::new(|spec: &mut DatasetSpec| spec.split.test_percent = 20)
                 as Box<dyn Fn(&mut DatasetSpec)>,
-            "spec.split:",
+            "spec.split: trainPercent, validationPercent and testPercent sum to 110, not to 100: lower one of them by 10",
         ),
         (
             Box::new(|spec| spec.validation.maximum_invalid_percent = "101".into()),
