@@ -58,9 +58,16 @@ fn values(variable: &Var) -> Vec<f32> {
         .unwrap()
 }
 
-/// Finite differences in the direction of a few elements of every tensor.
+/// Longest step along a gradient: beyond it the loss is no straight line.
+const LONGEST_STEP: f64 = 0.1;
+
+/// Finite differences along the gradient of every tensor, and in the direction of its largest element.
 pub(super) fn check_gradients<'a>(parameters: Vec<(&'a str, &'a Var)>, loss: &dyn Fn() -> Loss) {
-    let gradients = loss().sum.backward().unwrap();
+    let sum = |loss: &Loss| f64::from(loss.sum.to_scalar::<f32>().unwrap());
+    let here = loss();
+    // What a sum of f32 may be off by.
+    let rounding = 8.0 * f64::from(f32::EPSILON) * sum(&here).abs();
+    let gradients = here.sum.backward().unwrap();
     for (name, variable) in parameters {
         let before = values(variable);
         let gradient: Vec<f32> = gradients
@@ -80,10 +87,12 @@ pub(super) fn check_gradients<'a>(parameters: Vec<(&'a str, &'a Var)>, loss: &dy
             .enumerate()
             .max_by(|a, b| a.1.abs().total_cmp(&b.1.abs()))
             .unwrap();
-        let step = 1e-2;
-        let at = |delta: f32| {
-            let mut changed = before.clone();
-            changed[element] += delta;
+        let at = |delta: &dyn Fn(usize) -> f32| {
+            let changed: Vec<f32> = before
+                .iter()
+                .enumerate()
+                .map(|(index, value)| value + delta(index))
+                .collect();
             variable
                 .set(
                     &candle_core::Tensor::from_vec(
@@ -94,15 +103,33 @@ pub(super) fn check_gradients<'a>(parameters: Vec<(&'a str, &'a Var)>, loss: &dy
                     .unwrap(),
                 )
                 .unwrap();
-            f64::from(loss().sum.to_scalar::<f32>().unwrap())
+            sum(&loss())
         };
-        let numeric = (at(step) - at(-step)) / (2.0 * f64::from(step));
-        at(0.0);
+        let step = 1e-2_f32;
+        let of_element = |delta: f32| at(&|index| if index == element { delta } else { 0.0 });
+        let numeric = (of_element(step) - of_element(-step)) / (2.0 * f64::from(step));
         let difference = (numeric - f64::from(*exact)).abs();
         assert!(
             difference <= 0.03 * f64::from(exact.abs()) + 2e-2,
             "{name}[{element}]: {exact} by backward, {numeric} by differences"
         );
+        // All elements together, by a step as long as it takes to stand clear of rounding: a tensor whose elements are
+        // all small can be wrong too.
+        let squares = gradient.iter().map(|value| f64::from(*value).powi(2));
+        let norm = squares.sum::<f64>().sqrt();
+        let length = (20.0 * rounding / norm).min(LONGEST_STEP);
+        let along = |length: f64| at(&|index| (length * f64::from(gradient[index]) / norm) as f32);
+        let numeric = (along(length) - along(-length)) / (2.0 * length);
+        let slack = rounding / length;
+        assert!(
+            norm > 2.0 * slack,
+            "{name}: a gradient of {norm} can't be told from rounding, {slack}"
+        );
+        assert!(
+            (numeric - norm).abs() <= 0.05 * norm + slack,
+            "{name}: a gradient of {norm} by backward, {numeric} by differences"
+        );
+        at(&|_| 0.0);
     }
 }
 
@@ -148,22 +175,38 @@ fn a_new_adapter_changes_nothing_and_its_first_step_moves_b() {
         llama.score(&batch, Some(&adapter)).unwrap(),
         llama.score(&batch, None).unwrap()
     );
-    let gradients = llama
-        .forward_train(&batch, &params, StepSeed::default())
-        .unwrap()
-        .sum
-        .backward()
-        .unwrap();
-    for (name, variable) in params.iter() {
-        let gradient: Vec<f32> = gradients
-            .get(variable)
-            .unwrap()
-            .flatten_all()
-            .unwrap()
-            .to_vec1()
-            .unwrap();
+    let moves = || {
+        let loss = llama.forward_train(&batch, &params, StepSeed::default());
+        let gradients = loss.unwrap().sum.backward().unwrap();
+        let of = |variable: &Var| {
+            let gradient = gradients.get(variable).unwrap().flatten_all().unwrap();
+            gradient.to_vec1::<f32>().unwrap()
+        };
+        let all = params
+            .iter()
+            .map(|(name, variable)| (name.to_owned(), of(variable)));
+        all.collect::<Vec<(String, Vec<f32>)>>()
+    };
+    let first = moves();
+    for (name, gradient) in &first {
         let moves = gradient.iter().any(|value| *value != 0.0);
         assert_eq!(moves, name.contains("lora_B"), "{name}");
+    }
+    // One step down, after which B is not zero.
+    for ((name, variable), (_, gradient)) in params.iter().zip(&first) {
+        let stepped: Vec<f32> = values(variable)
+            .iter()
+            .zip(gradient)
+            .map(|(value, slope)| value - 0.1 * slope)
+            .collect();
+        let device = candle_core::Device::Cpu;
+        let stepped = candle_core::Tensor::from_vec(stepped, variable.shape(), &device);
+        variable.set(&stepped.unwrap()).unwrap();
+        let is_zero = values(variable).iter().all(|value| *value == 0.0);
+        assert!(!is_zero, "{name}");
+    }
+    for (name, gradient) in moves() {
+        assert!(gradient.iter().any(|value| *value != 0.0), "{name}");
     }
 }
 
