@@ -637,54 +637,6 @@ fn rules_refuse_what_breaks_them() {
     }
 }
 
-fn rules_in(schema: &Value, found: &mut Vec<Value>) {
-    match schema {
-        Value::Object(fields) => {
-            let rules = fields.get("x-kubernetes-validations");
-            let rules = rules.and_then(Value::as_array).into_iter().flatten();
-            found.extend(rules.cloned());
-            fields.values().for_each(|value| rules_in(value, found));
-        }
-        Value::Array(values) => values.iter().for_each(|value| rules_in(value, found)),
-        _ => {}
-    }
-}
-
-#[test]
-fn a_value_out_of_bounds_is_named_beside_the_bound() {
-    for (plural, breaks, said) in [
-        (
-            "trainingruns",
-            json!({"spec": {"hyperparameters": {"learningRate": "1.5"}}}),
-            "learningRate is above 0 and at most 1, not 1.5",
-        ),
-        (
-            "loraadapters",
-            json!({"spec": {"gate": {"confidence": "0.4"}}}),
-            "confidence is at least 0.5 and below 1, not 0.4",
-        ),
-    ] {
-        let found = messages(plural, &patched(base(plural), &breaks), None);
-        assert!(found.iter().any(|message| message == said), "{found:?}");
-    }
-    // The expression stands wherever such a bound does.
-    let mut rules = Vec::new();
-    for (_, definition) in crds::all().unwrap() {
-        rules_in(&definition, &mut rules);
-    }
-    let is_bound = |rule: &&Value| {
-        let text = rule["rule"].as_str().unwrap();
-        text.starts_with("double(self)") || text.starts_with("quantity(self)")
-    };
-    let bounds: Vec<&Value> = rules.iter().filter(is_bound).collect();
-    assert!(bounds.len() >= 12, "{}", bounds.len());
-    for bound in bounds {
-        let message = bound["message"].as_str().unwrap();
-        let expression = format!("'{message}, not ' + self");
-        assert_eq!(bound["messageExpression"], expression.as_str());
-    }
-}
-
 #[test]
 fn every_rule_has_a_case() {
     fn collect(schema: &Value, found: &mut BTreeSet<String>) {

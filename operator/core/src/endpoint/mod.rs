@@ -335,7 +335,8 @@ fn requeue_after(
             sooner(Duration::from_secs(due));
         }
         // The end of a timed pause, to the second.
-        sooner(status::pause_left(policy, rollout, now).unwrap_or(Duration::from_secs(30)));
+        let left = status::pause_left(policy, rollout, now);
+        sooner(left.map_or(Duration::from_secs(30), |left| left.max(SOON)));
     }
     wait
 }

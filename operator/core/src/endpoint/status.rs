@@ -412,14 +412,8 @@ fn columns(adapters: &[ServedAdapter], rejected: &[RejectedDigest]) -> EndpointC
     }
 }
 
-/// How long a timed pause or preview goes on; a second where it is over and something else holds it.
+/// What is left of a timed pause or preview; nothing where it is over and something else holds it.
 pub fn pause_left(policy: &Policy, rollout: &AdapterRollout, now: Timestamp) -> Option<Duration> {
-    let seconds = pause_seconds_left(policy, rollout, now)?;
-    Some(Duration::from_secs(seconds.max(1)))
-}
-
-/// Seconds that are left of a timed pause or preview; none where there is no such one.
-fn pause_seconds_left(policy: &Policy, rollout: &AdapterRollout, now: Timestamp) -> Option<u64> {
     if rollout.state == RolloutState::Promoting {
         return None;
     }
@@ -436,7 +430,8 @@ fn pause_seconds_left(policy: &Policy, rollout: &AdapterRollout, now: Timestamp)
         Strategy::BlueGreen { .. } | Strategy::Immediate => return None,
     };
     let entered = rollout.step_since.as_ref()?;
-    Some(length.saturating_sub(seconds_since(entered.0, now)))
+    let passed = seconds_since(entered.0, now);
+    Some(Duration::from_secs(length.saturating_sub(passed)))
 }
 
 /// Conditions about rollouts and adapters.
@@ -541,39 +536,37 @@ fn progress(
             let why = rollout.message.as_deref().unwrap_or_default();
             (Truth::True, reason::ROLLING_BACK, format!("{whom}: {why}"))
         }
-        RolloutState::Paused => {
-            match (&rollout.paused_by, pause_seconds_left(policy, rollout, now)) {
-                (Some(PausedBy::Step), Some(0)) if inconclusive.is_some() => {
-                    held(&whom, inconclusive.as_deref().unwrap_or_default())
-                }
-                (Some(PausedBy::Step), Some(_)) => (
+        RolloutState::Paused => match (&rollout.paused_by, pause_left(policy, rollout, now)) {
+            (Some(PausedBy::Step), Some(left)) => match inconclusive.filter(|_| left.is_zero()) {
+                Some(why) => held(&whom, &why),
+                None => (
                     Truth::True,
                     reason::PAUSED,
                     format!("{whom}, step {}", rollout.step),
                 ),
-                (Some(PausedBy::Analysis), _) => {
-                    let why = rollout.message.as_deref().unwrap_or_default();
-                    (
-                        Truth::Unknown,
-                        reason::PAUSED,
-                        format!("{whom} is held by a failed analysis: {why}"),
-                    )
-                }
-                (Some(PausedBy::Command), _) => (
+            },
+            (Some(PausedBy::Analysis), _) => {
+                let why = rollout.message.as_deref().unwrap_or_default();
+                (
                     Truth::Unknown,
                     reason::PAUSED,
-                    format!("{whom} is held until somebody says Resume"),
-                ),
-                _ => (
-                    Truth::Unknown,
-                    reason::PAUSED,
-                    format!(
-                        "{whom}, step {}, until somebody says Resume or Promote",
-                        rollout.step
-                    ),
-                ),
+                    format!("{whom} is held by a failed analysis: {why}"),
+                )
             }
-        }
+            (Some(PausedBy::Command), _) => (
+                Truth::Unknown,
+                reason::PAUSED,
+                format!("{whom} is held until somebody says Resume"),
+            ),
+            _ => (
+                Truth::Unknown,
+                reason::PAUSED,
+                format!(
+                    "{whom}, step {}, until somebody says Resume or Promote",
+                    rollout.step
+                ),
+            ),
+        },
         _ => match inconclusive {
             Some(why) => held(&whom, &why),
             None => (
