@@ -24,14 +24,12 @@
 
 #![forbid(unsafe_code)]
 
-mod authorities;
 mod balance;
 pub mod build;
 pub mod cli;
 mod clock;
 mod clusters;
 pub mod config;
-mod connect;
 pub mod csv;
 mod deal;
 pub mod dealing;

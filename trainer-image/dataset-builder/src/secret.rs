@@ -5,6 +5,7 @@ use std::io::{ErrorKind, Read as _};
 use std::path::Path;
 
 use graftwork_contract::dataset::Source;
+use graftwork_objects::stores::Credentials;
 
 use crate::failure::Failure;
 
@@ -101,5 +102,17 @@ impl<'a> Mounted<'a> {
             String::from_utf8(bytes).map_err(|_| self.bad(&format!("{name} is not UTF-8")))?;
         let text = text.trim_end_matches(['\n', '\r']);
         Ok(Some(text.to_owned()).filter(|text| !text.is_empty()))
+    }
+}
+
+impl Credentials for Mounted<'_> {
+    type Error = Failure;
+
+    fn text(&self, name: &str) -> Result<Option<String>, Failure> {
+        Mounted::text(self, name)
+    }
+
+    fn bad(&self, problem: &str) -> Failure {
+        Mounted::bad(self, problem)
     }
 }

@@ -10,7 +10,7 @@ use futures::stream::BoxStream;
 use tokio::runtime::Runtime;
 use tokio::time::timeout;
 
-use super::problem::Problem;
+use super::problem::{OfSource as _, Problem};
 
 /// Longest silence in the midst of an answer.
 const SILENCE: Duration = Duration::from_secs(120);

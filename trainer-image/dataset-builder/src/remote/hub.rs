@@ -6,13 +6,13 @@ use std::fmt::Write as _;
 
 use graftwork_contract::remote as entry;
 use graftwork_contract::uri::{Endpoint, WebUri};
+use graftwork_objects::client::Client;
 use http::header::{ETAG, LINK};
 use http::{HeaderValue, Response};
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
 use serde_json::Value;
 
-use super::client::Client;
 use super::problem::{Problem, of_connection};
 use super::web::{self, Location, header, pieces};
 use super::{Answer, Listed, Matching};

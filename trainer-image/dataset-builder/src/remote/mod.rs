@@ -6,7 +6,6 @@
 
 mod analyzer;
 mod body;
-mod client;
 mod hub;
 mod problem;
 mod stores;
@@ -19,17 +18,17 @@ use graftwork_contract::dataset::{BuildConfig, Source};
 use graftwork_contract::glob::{Glob, is_pattern};
 use graftwork_contract::remote::{self as entry, HUB_ENDPOINT, Remote};
 use graftwork_contract::uri::{DataUri, Endpoint};
+use graftwork_objects::authorities;
+use graftwork_objects::client::Client;
 use tokio::runtime::Runtime;
 
-use crate::authorities;
 use crate::failure::{Failure, causes};
 use crate::files::{MAXIMUM_ENTRIES, MAXIMUM_FILES};
 use crate::secret::Mounted;
 pub use analyzer::{Analyzer, Answers, Spot};
 use body::{Body, Pieces};
-use client::Client;
 use hub::Repository;
-use problem::Problem;
+use problem::{OfSource as _, Problem};
 use stores::Bucket;
 use web::Site;
 

@@ -6,6 +6,7 @@ use futures::StreamExt as _;
 use graftwork_contract::address::{MAXIMUM_REDIRECTS, Refused};
 use graftwork_contract::remote as entry;
 use graftwork_contract::uri::WebUri;
+use graftwork_objects::client::Client;
 use http::header::{ACCEPT_ENCODING, AUTHORIZATION, ETAG, LOCATION, USER_AGENT};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use http_body_util::BodyExt as _;
@@ -14,7 +15,6 @@ use object_store::client::HttpRequestBody;
 
 use super::Answer;
 use super::body::Pieces;
-use super::client::Client;
 use super::problem::{Problem, of_connection, of_status};
 use crate::failure::Failure;
 use crate::secret::Mounted;

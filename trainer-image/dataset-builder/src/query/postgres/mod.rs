@@ -11,6 +11,7 @@ use std::time::Duration;
 use futures::TryStreamExt as _;
 use graftwork_contract::address::Guard;
 use graftwork_contract::dataset::Query;
+use graftwork_objects::connect::{self, ConnectError};
 use serde_json::{Map, Value};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -20,7 +21,6 @@ use tokio_postgres::{Client, Config, Row, Statement};
 
 use super::login::{Login, Tls};
 use super::{Database, Record, Take};
-use crate::connect::{self, ConnectError};
 use crate::failure::Failure;
 use crate::lines::MAXIMUM_LINE_BYTES;
 use failures::{During, failure};

@@ -27,8 +27,8 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tower::Service;
 
-use super::problem::find;
 use crate::connect::{self, ConnectError};
+use crate::problem::find;
 
 /// Time until a server begins to answer, connecting included.
 const ANSWER_TIME: Duration = Duration::from_secs(60);
