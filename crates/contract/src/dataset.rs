@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Digest;
 use crate::remote::Remote;
+use crate::store::BucketStore;
 
 pub mod database_secret;
 mod mix;
@@ -143,6 +144,9 @@ pub struct BuildConfig {
     /// Where the hub of `hf://` sources is, as [`crate::uri::Endpoint`] reads it; none: [`HUB_ENDPOINT`](crate::remote::HUB_ENDPOINT).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hub_endpoint: Option<String>,
+    /// The store, where it is in a bucket; none: the folder that is mounted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub store: Option<BucketStore>,
 }
 
 /// The column that says what answering as a row does is worth: a number.

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::Digest;
+use crate::store::BucketStore;
 
 /// Request (router to engine) and answer (to the client): `<adapter>@v<version>`; the bare base model
 /// is `<name>@base`.
@@ -65,6 +66,9 @@ pub struct EngineConfig {
     /// Copies of adapters on the node's own disk at most, in [`pod::ADAPTER_CACHE_DIR`](crate::pod::ADAPTER_CACHE_DIR).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk_cache_bytes: Option<u64>,
+    /// The store, where it is in a bucket; none: the folder that is mounted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub store: Option<BucketStore>,
     /// Memory of the KV cache at most.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key_value_cache_bytes: Option<u64>,

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::store::BucketStore;
+
 /// `config.json` of a keeper.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -10,4 +12,7 @@ pub struct KeeperConfig {
     pub owner_uid: String,
     /// The operator's public keys (64 hexadecimal digits each); two during a rotation.
     pub operator_keys: Vec<String>,
+    /// The store, where it is in a bucket; none: the folder that is mounted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub store: Option<BucketStore>,
 }

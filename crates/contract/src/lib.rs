@@ -27,6 +27,7 @@ pub mod pod;
 pub mod remote;
 pub mod run;
 pub mod signing;
+pub mod store;
 pub mod uri;
 
 /// Generated messages and, with the feature `grpc`, clients and servers.

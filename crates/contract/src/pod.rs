@@ -4,8 +4,11 @@
 pub const CONFIG_DIR: &str = "/etc/graftwork";
 /// The configuration file in [`CONFIG_DIR`]; which type it holds depends on the process.
 pub const CONFIG_FILE: &str = "/etc/graftwork/config.json";
-/// Mount point of the namespace's folder of the artifact store.
+/// Mount point of the namespace's folder of the artifact store; of an `emptyDir` for what is on its way, where the
+/// store is in a bucket.
 pub const STORE_DIR: &str = "/var/lib/graftwork/store";
+/// The entries of the Secret that says who asks the store's bucket.
+pub const STORE_SECRET_DIR: &str = "/var/lib/graftwork/store-secret";
 /// Below this, one folder for each mounted claim of base models, sources and imports:
 /// `/var/lib/graftwork/claims/<claim>`.
 pub const CLAIMS_DIR: &str = "/var/lib/graftwork/claims";

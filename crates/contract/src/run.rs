@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Digest;
 use crate::dataset::{Classification, Format, Split};
+use crate::store::BucketStore;
 
 /// Configuration of one run (`config.json` of a trainer). The same for all attempts.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -38,6 +39,9 @@ pub struct TrainerConfig {
     /// version was built under.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub classification: Option<Classification>,
+    /// The store, where it is in a bucket; none: the folder that is mounted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub store: Option<BucketStore>,
     /// Compute threads; 0: as many as the container may use.
     #[serde(default)]
     pub threads: usize,

@@ -3,8 +3,7 @@
 //!
 //! Sources of datasets and the artifact store open their buckets here, and in no other way.
 //!
-//! This crate reads no file and no Kubernetes object: entries of a Secret come from [`stores::Credentials`].
-//! It does not know what objects mean.
+//! This crate does not know what objects mean, nor Kubernetes: a Secret is a mounted folder.
 
 #![forbid(unsafe_code)]
 
@@ -12,4 +11,5 @@ pub mod authorities;
 pub mod client;
 pub mod connect;
 pub mod problem;
+pub mod secret;
 pub mod stores;

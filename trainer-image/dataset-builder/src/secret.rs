@@ -1,16 +1,13 @@
 //! A mounted Secret, read as files. Nothing of it but its name and the names of its entries is ever said.
 
 use std::fmt;
-use std::io::{ErrorKind, Read as _};
 use std::path::Path;
 
 use graftwork_contract::dataset::Source;
+use graftwork_objects::secret::{self, EntryError};
 use graftwork_objects::stores::Credentials;
 
 use crate::failure::Failure;
-
-/// Longest entry of a Secret that is read, in bytes: certificates of a few authorities.
-const MAXIMUM_ENTRY_BYTES: u64 = 256 << 10;
 
 /// A text of a Secret: no log and no message prints it by accident.
 #[derive(Clone, PartialEq, Eq)]
@@ -69,25 +66,12 @@ impl<'a> Mounted<'a> {
     /// # Errors
     /// One that can't be read, or is longer than any may be.
     pub fn bytes(&self, name: &str) -> Result<Option<Vec<u8>>, Failure> {
-        let path = Path::new(&self.source.path).join(name);
-        let failed = |error: std::io::Error| {
-            Failure::unavailable(format!("{}: {name} can't be read: {error}", self.title()))
-        };
-        let file = match std::fs::File::open(path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(failed(error)),
-        };
-        let mut bytes = Vec::new();
-        file.take(MAXIMUM_ENTRY_BYTES + 1)
-            .read_to_end(&mut bytes)
-            .map_err(failed)?;
-        if bytes.len() as u64 > MAXIMUM_ENTRY_BYTES {
-            return Err(self.bad(&format!(
-                "{name} is longer than {MAXIMUM_ENTRY_BYTES} bytes"
-            )));
-        }
-        Ok(Some(bytes))
+        secret::entry(Path::new(&self.source.path), name).map_err(|error| match error {
+            EntryError::Read(_) => {
+                Failure::unavailable(format!("{}: {name} {error}", self.title()))
+            }
+            EntryError::TooLong => self.bad(&format!("{name} {error}")),
+        })
     }
 
     /// An entry without the line's end that editors leave; none where it is not there or empty.
@@ -98,10 +82,7 @@ impl<'a> Mounted<'a> {
         let Some(bytes) = self.bytes(name)? else {
             return Ok(None);
         };
-        let text =
-            String::from_utf8(bytes).map_err(|_| self.bad(&format!("{name} is not UTF-8")))?;
-        let text = text.trim_end_matches(['\n', '\r']);
-        Ok(Some(text.to_owned()).filter(|text| !text.is_empty()))
+        secret::text(bytes).map_err(|_| self.bad(&format!("{name} is not UTF-8")))
     }
 }
 
