@@ -8,7 +8,7 @@ use graftwork_contract::Digest;
 /// What a failure asks of the caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Category {
-    /// The volume did not do its part; the same call may succeed later.
+    /// The volume or the bucket did not do its part; the same call may succeed later.
     Transient,
     /// What is there, or what was asked for, can't be used; repeating changes nothing.
     Invalid,
@@ -94,6 +94,24 @@ pub enum Error {
         /// The cause.
         problem: String,
     },
+    /// A store in a bucket that can't be one.
+    #[error("the store {url}: {problem}")]
+    Bucket {
+        /// Where it is said to be.
+        url: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The bucket did not do its part.
+    #[error("cannot {action} {url}: {problem}")]
+    Remote {
+        /// What was tried.
+        action: &'static str,
+        /// The object, or the store.
+        url: String,
+        /// What is known of the cause; nothing of a Secret.
+        problem: String,
+    },
     /// The volume answered with an error.
     #[error("cannot {action} {}", path.display())]
     Io {
@@ -117,9 +135,10 @@ impl Error {
             | Self::Record { .. }
             | Self::FileType { .. }
             | Self::TooLarge { .. }
-            | Self::Rows { .. } => Category::Invalid,
+            | Self::Rows { .. }
+            | Self::Bucket { .. } => Category::Invalid,
             Self::Encode { .. } => Category::Bug,
-            Self::Io { .. } => Category::Transient,
+            Self::Remote { .. } | Self::Io { .. } => Category::Transient,
         }
     }
 

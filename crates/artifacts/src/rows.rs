@@ -31,7 +31,7 @@ use parquet::basic::{Compression, ZstdLevel};
 use parquet::errors::ParquetError;
 use parquet::file::properties::WriterProperties;
 
-use crate::{Error, MANIFEST_FILE, Result, Store};
+use crate::{Error, Fetched, MANIFEST_FILE, Result, Store};
 
 /// Rows that are encoded or decoded at a time.
 const BATCH_ROWS: usize = 1024;
@@ -388,6 +388,8 @@ pub struct RowReader {
     format: Format,
     batches: ParquetRecordBatchReader,
     rows: std::vec::IntoIter<Row>,
+    /// What keeps a copy on the disk.
+    _held: Option<Fetched>,
 }
 
 impl RowReader {
@@ -403,6 +405,7 @@ impl RowReader {
             format,
             batches,
             rows: Vec::new().into_iter(),
+            _held: None,
         })
     }
 }
@@ -510,8 +513,12 @@ pub fn open(store: &Store, dataset: &str, digest: &Digest, split: Split) -> Resu
         return Err(Error::Missing { path });
     };
     let file = std::collections::BTreeMap::from([(name.clone(), expected.clone())]);
-    store.verify(&folder, &file)?;
-    RowReader::open(&store.locate(&path)?, manifest.format)
+    let fetched = store.fetch(&folder, &file)?;
+    let reader = RowReader::open(&fetched.path().join(name), manifest.format)?;
+    Ok(RowReader {
+        _held: Some(fetched),
+        ..reader
+    })
 }
 
 /// All rows of one split, see [`open`].
@@ -520,12 +527,9 @@ pub fn read(store: &Store, dataset: &str, digest: &Digest, split: Split) -> Resu
 }
 
 /// The group of each row of one split, where the split has a column of groups that is none of the
-/// format's; empty where it has none. To be called after [`open`], which checks the file's SHA-256.
+/// format's; empty where it has none. The file's SHA-256 is checked before.
 pub fn groups(store: &Store, dataset: &str, digest: &Digest, split: Split) -> Result<Vec<String>> {
-    let format = manifest(store, dataset, digest)?.format;
-    let folder = paths::dataset(dataset, digest);
-    let path = store.locate(&format!("{folder}/{}", file_name(split)))?;
-    read_groups(RowReader::open(&path, format)?)
+    read_groups(open(store, dataset, digest, split)?)
 }
 
 fn read_groups(reader: RowReader) -> Result<Vec<String>> {
@@ -547,13 +551,9 @@ fn read_groups(reader: RowReader) -> Result<Vec<String>> {
     Ok(groups)
 }
 
-/// The reward of each row of one split; empty where the dataset keeps none. To be called after [`open`],
-/// which checks the file's SHA-256.
+/// The reward of each row of one split; empty where the dataset keeps none. The file's SHA-256 is checked before.
 pub fn rewards(store: &Store, dataset: &str, digest: &Digest, split: Split) -> Result<Vec<f64>> {
-    let format = manifest(store, dataset, digest)?.format;
-    let folder = paths::dataset(dataset, digest);
-    let path = store.locate(&format!("{folder}/{}", file_name(split)))?;
-    read_rewards(RowReader::open(&path, format)?)
+    read_rewards(open(store, dataset, digest, split)?)
 }
 
 fn read_rewards(reader: RowReader) -> Result<Vec<f64>> {

@@ -15,8 +15,10 @@ use graftwork_contract::Digest;
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
+use crate::bucket::Bucket;
 use crate::clock;
-use crate::store::{Put, Store, encode};
+use crate::folder::Folder;
+use crate::store::{Put, decode, encode};
 use crate::verify::digest_of_file;
 use crate::volume::Volume;
 use crate::{Error, Result};
@@ -163,7 +165,10 @@ pub struct StagedFiles {
 /// A folder that is being written. Dropped without [`Staged::publish`], it leaves nothing behind.
 #[derive(Debug)]
 pub struct Staged {
-    store: Store,
+    /// Where it is written: the store itself, or what is on its way to a bucket.
+    folder: Folder,
+    /// Where it goes, if that is a bucket.
+    bucket: Option<Bucket>,
     target: String,
     temp: PathBuf,
     /// Digest and size of the files that were hashed while they were written.
@@ -172,20 +177,35 @@ pub struct Staged {
 
 /// The part of every manifest that the store itself reads.
 #[derive(serde::Deserialize)]
-struct Identity {
+pub(crate) struct Identity {
     digest: Option<Digest>,
+    /// Name to SHA-256.
     #[serde(default)]
-    files: BTreeMap<String, Digest>,
+    pub(crate) files: BTreeMap<String, Digest>,
+}
+
+impl Identity {
+    /// Whether both are of the same content.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        match (&self.digest, &other.digest) {
+            (Some(one), Some(other)) => one == other,
+            (None, None) => self.files == other.files,
+            _ => false,
+        }
+    }
 }
 
 impl Staged {
-    pub(crate) fn new(store: Store, target: String, temp: PathBuf) -> Self {
-        Self {
-            store,
-            target,
+    pub(crate) fn new(folder: Folder, bucket: Option<Bucket>, target: &str) -> Result<Self> {
+        folder.locate(target)?;
+        let temp = folder.session()?.folder()?;
+        Ok(Self {
+            folder,
+            bucket,
+            target: target.to_owned(),
             temp,
             hashed: BTreeMap::new(),
-        }
+        })
     }
 
     /// The folder to write files into: plain files, no folders.
@@ -195,7 +215,7 @@ impl Staged {
 
     /// Changes where the folder will appear, for a name that depends on its content.
     pub fn retarget(&mut self, path: &str) -> Result<()> {
-        self.store.locate(path)?;
+        self.folder.locate(path)?;
         path.clone_into(&mut self.target);
         Ok(())
     }
@@ -209,7 +229,7 @@ impl Staged {
         crate::path::check(name)?;
         let to = self.temp.join(name);
         let mut source = File::open(from).map_err(Error::io("open", from))?;
-        let volume = self.store.volume();
+        let volume = self.folder.volume();
         let mut file = volume.create_file(&to).map_err(Error::io("create", &to))?;
         let mut hasher = Sha256::new();
         let mut buffer = vec![0_u8; 1 << 18];
@@ -240,7 +260,7 @@ impl Staged {
     /// Writes one file.
     pub fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
         crate::path::check(name)?;
-        self.store.write_synced(&self.temp.join(name), bytes)
+        self.folder.write_synced(&self.temp.join(name), bytes)
     }
 
     /// Digest and size of every file written so far, for the manifest.
@@ -280,18 +300,25 @@ impl Staged {
     pub fn publish<T: Serialize>(self, manifest: &T) -> Result<Put> {
         let path = format!("{}/{MANIFEST_FILE}", self.target);
         let manifest = encode(&path, manifest)?;
+        match &self.bucket {
+            Some(bucket) => bucket.publish(&self.temp, &self.target, manifest.as_bytes()),
+            None => self.publish_in_folder(&path, manifest.as_bytes()),
+        }
+    }
+
+    fn publish_in_folder(&self, path: &str, manifest: &[u8]) -> Result<Put> {
         self.sync_files()?;
-        self.store
-            .write_synced(&self.temp.join(MANIFEST_FILE), manifest.as_bytes())?;
-        self.store.sync_path(&self.temp)?;
-        let full = self.store.locate(&self.target)?;
-        self.store.make_parents(&full)?;
+        self.folder
+            .write_synced(&self.temp.join(MANIFEST_FILE), manifest)?;
+        self.folder.sync_path(&self.temp)?;
+        let full = self.folder.locate(&self.target)?;
+        self.folder.make_parents(&full)?;
         loop {
             // A rename replaces an empty folder and nothing else, so it is create-only: what we
             // publish is never empty.
-            let error = match self.store.volume().rename(&self.temp, &full) {
+            let error = match self.folder.volume().rename(&self.temp, &full) {
                 Ok(()) => {
-                    self.store.sync_parent(&full)?;
+                    self.folder.sync_parent(&full)?;
                     return Ok(Put::Created);
                 }
                 Err(error) => error,
@@ -302,38 +329,28 @@ impl Staged {
             ) {
                 return Err(Error::io("publish", &full)(error));
             }
-            if let Some(existing) = self.store.get_json::<Identity>(&path)? {
-                return self.compare(&existing, &manifest);
+            if let Some(existing) = self.folder.get(path)? {
+                return self.compare(&decode(path, &existing)?, &decode(path, manifest)?);
             }
             // Without a manifest the folder does not exist, whoever made it.
-            self.store.remove_folder(&self.target)?;
+            self.folder.remove_folder(&self.target)?;
         }
     }
 
-    fn compare(&self, existing: &Identity, manifest: &str) -> Result<Put> {
-        let conflict = || Error::Conflict {
-            path: self.target.clone(),
-        };
-        let ours: Identity = serde_json::from_str(manifest).map_err(|error| Error::Encode {
-            path: self.target.clone(),
-            problem: error.to_string(),
-        })?;
-        let same = match (&existing.digest, &ours.digest) {
-            (Some(existing), Some(ours)) => existing == ours,
-            (None, None) => existing.files == ours.files,
-            _ => false,
-        };
-        if !same {
-            return Err(conflict());
+    fn compare(&self, existing: &Identity, ours: &Identity) -> Result<Put> {
+        if !existing.is_same(ours) {
+            return Err(Error::Conflict {
+                path: self.target.clone(),
+            });
         }
-        self.store.verify(&self.target, &existing.files)?;
+        self.folder.verify(&self.target, &existing.files)?;
         Ok(Put::Existing)
     }
 
     fn sync_files(&self) -> Result<()> {
         for item in fs::read_dir(&self.temp).map_err(Error::io("list", &self.temp))? {
             let path = item.map_err(Error::io("list", &self.temp))?.path();
-            self.store.sync_path(&path)?;
+            self.folder.sync_path(&path)?;
         }
         Ok(())
     }
@@ -341,7 +358,7 @@ impl Staged {
 
 impl Drop for Staged {
     fn drop(&mut self) {
-        let _ = self.store.volume().remove_folder(&self.temp);
+        let _ = self.folder.volume().remove_folder(&self.temp);
     }
 }
 

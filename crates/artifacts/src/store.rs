@@ -1,25 +1,29 @@
-//! The store: records by path.
+//! The store: records by path, in a folder or in a bucket.
 
-use std::fs::{self, File};
-use std::io::{self, Read as _};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
 
+use graftwork_contract::Digest;
 use graftwork_contract::digest::canonical_json;
+use graftwork_contract::store::BucketStore;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::path::{is_absent, resolve};
-use crate::staging::{Session, Staged, clean_leftovers};
+use crate::bucket::Bucket;
+use crate::fetched::Fetched;
+use crate::folder::Folder;
+use crate::staging::{MANIFEST_FILE, Staged};
 use crate::volume::Volume;
 use crate::{Error, Result};
 
 /// The artifact store of one namespace. Cheap to clone; may be used from many threads.
 #[derive(Debug, Clone)]
-pub struct Store {
-    root: PathBuf,
-    volume: Volume,
-    session: Arc<Mutex<Option<Arc<Session>>>>,
+pub struct Store(Place);
+
+#[derive(Debug, Clone)]
+enum Place {
+    Folder(Folder),
+    Bucket(Bucket),
 }
 
 /// What a create-only write did.
@@ -38,126 +42,166 @@ pub struct Entry {
     pub path: String,
     /// Bytes.
     pub size: u64,
+    /// What a bucket calls the state of its bytes.
+    pub(crate) state: Option<String>,
 }
 
 impl Store {
     /// Opens the store for reading and writing: `root` is the namespace's folder and must exist.
     /// Removes what killed writers left behind.
     pub fn open(root: impl Into<PathBuf>) -> Result<Self> {
-        let store = Self::open_read_only(root)?;
-        clean_leftovers(&store.root);
-        Ok(store)
+        Folder::open(root).map(Place::Folder).map(Self)
+    }
+
+    /// Opens the store that a configuration names: in `bucket`, with `folder` for what is on its way, or in
+    /// `folder` itself. A bucket is not asked anything yet.
+    pub fn open_at(bucket: Option<&BucketStore>, folder: impl Into<PathBuf>) -> Result<Self> {
+        match bucket {
+            None => Self::open(folder),
+            Some(bucket) => {
+                let bucket = Bucket::open(bucket.clone(), Folder::open(folder)?, false)?;
+                Ok(Self(Place::Bucket(bucket)))
+            }
+        }
+    }
+
+    /// Opens a store in a bucket for reading; writing to it fails. It is not asked anything yet. `folder` takes
+    /// what is fetched.
+    pub fn open_bucket_read_only(bucket: &BucketStore, folder: impl Into<PathBuf>) -> Result<Self> {
+        let bucket = Bucket::open(bucket.clone(), Folder::open(folder)?, true)?;
+        Ok(Self(Place::Bucket(bucket)))
     }
 
     /// The same store on another disk: for tests of what its failures do.
     #[must_use]
     pub fn on(self, volume: Volume) -> Self {
-        Self {
-            volume,
-            session: Arc::default(),
-            ..self
-        }
+        Self(match self.0 {
+            Place::Folder(folder) => Place::Folder(folder.on(volume)),
+            Place::Bucket(bucket) => Place::Bucket(bucket.on(volume)),
+        })
     }
 
     /// Opens the store where the volume is mounted read-only; writing to it fails with the volume's
     /// error.
     pub fn open_read_only(root: impl Into<PathBuf>) -> Result<Self> {
-        let root = root.into();
-        let metadata = root
-            .metadata()
-            .map_err(Error::io("open the store", &root))?;
-        if !metadata.is_dir() {
-            return Err(Error::io("open the store", &root)(
-                io::ErrorKind::NotADirectory.into(),
-            ));
-        }
-        Ok(Self {
-            root,
-            volume: Volume::default(),
-            session: Arc::default(),
-        })
+        Folder::open_read_only(root).map(Place::Folder).map(Self)
     }
 
-    /// The folder on the disk.
+    /// Whether the store is in a bucket: every look at it is a request then.
+    pub const fn is_in_bucket(&self) -> bool {
+        matches!(self.0, Place::Bucket(_))
+    }
+
+    /// The folder on the disk: the store itself, or where what is on its way to and from a bucket is.
     pub fn root(&self) -> &Path {
-        &self.root
+        match &self.0 {
+            Place::Folder(folder) => folder.root(),
+            Place::Bucket(bucket) => bucket.scratch().root(),
+        }
     }
 
-    /// Where `path` stands on the disk, whether or not something is there: for readers that want a
-    /// folder. Refuses paths that leave the store.
+    /// Where `path` stands on the disk, whether or not something is there. Refuses paths that leave the store.
+    ///
+    /// # Errors
+    /// Also where the store is in a bucket: [`Store::fetch`] brings what is there.
     pub fn locate(&self, path: &str) -> Result<PathBuf> {
-        resolve(&self.root, path)
+        match &self.0 {
+            Place::Folder(folder) => folder.locate(path),
+            Place::Bucket(_) => Err(Error::Path {
+                path: path.to_owned(),
+                problem: "is in a bucket and on no disk",
+            }),
+        }
+    }
+
+    /// Files of a folder with these digests, to be read from the disk: where they stand, or copies that go with
+    /// the answer. Every byte is checked before.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] or [`Error::DigestMismatch`] for the first file that is not as it should be.
+    pub fn fetch(&self, folder: &str, files: &BTreeMap<String, Digest>) -> Result<Fetched> {
+        match &self.0 {
+            Place::Folder(place) => {
+                place.verify(folder, files)?;
+                place.locate(folder).map(Fetched::standing)
+            }
+            Place::Bucket(bucket) => bucket.fetch(folder, files),
+        }
+    }
+
+    /// Files of a folder for a look at what they say of themselves, which reads little however large they are.
+    /// Of safetensors in a bucket there is the header alone, in a file as long as the whole; other files are
+    /// checked as [`Store::fetch`] does. In a folder nothing is read and nothing is checked.
+    ///
+    /// # Errors
+    /// As for [`Store::fetch`].
+    pub fn peek(&self, folder: &str, files: &BTreeMap<String, Digest>) -> Result<Fetched> {
+        match &self.0 {
+            Place::Folder(place) => place.locate(folder).map(Fetched::standing),
+            Place::Bucket(bucket) => bucket.peek(folder, files),
+        }
+    }
+
+    /// Checks that every file of `folder` that `files` names is there with that SHA-256.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] or [`Error::DigestMismatch`] for the first file that is not.
+    pub fn verify(&self, folder: &str, files: &BTreeMap<String, Digest>) -> Result<()> {
+        match &self.0 {
+            Place::Folder(place) => place.verify(folder, files),
+            Place::Bucket(bucket) => bucket.verify(folder, files),
+        }
+    }
+
+    /// Whether a folder with a manifest is at `path`.
+    pub fn is_published(&self, path: &str) -> Result<bool> {
+        match &self.0 {
+            Place::Folder(folder) => Ok(folder.locate(path)?.exists()),
+            Place::Bucket(bucket) => bucket.exists(&format!("{path}/{MANIFEST_FILE}")),
+        }
     }
 
     /// The bytes at `path`; `None` where nothing is there.
     pub fn get(&self, path: &str) -> Result<Option<Vec<u8>>> {
-        let full = resolve(&self.root, path)?;
-        match fs::read(&full) {
-            Ok(bytes) => Ok(Some(bytes)),
-            Err(error) if is_absent(&error) || error.kind() == io::ErrorKind::IsADirectory => {
-                Ok(None)
-            }
-            Err(error) => Err(Error::io("read", &full)(error)),
+        match &self.0 {
+            Place::Folder(folder) => folder.get(path),
+            Place::Bucket(bucket) => Ok(bucket.get_up_to(path, u64::MAX)?.map(|(bytes, _)| bytes)),
         }
     }
 
     /// At most `limit` bytes at `path` with the whole file's size; `None` where nothing is there.
     pub fn get_up_to(&self, path: &str, limit: u64) -> Result<Option<(Vec<u8>, u64)>> {
-        let full = resolve(&self.root, path)?;
-        let read = || {
-            let file = File::open(&full)?;
-            let metadata = file.metadata()?;
-            if metadata.is_dir() {
-                return Err(io::ErrorKind::NotFound.into());
-            }
-            let mut bytes = Vec::new();
-            file.take(limit).read_to_end(&mut bytes)?;
-            Ok((bytes, metadata.len()))
-        };
-        match read() {
-            Ok(found) => Ok(Some(found)),
-            Err(error) if is_absent(&error) => Ok(None),
-            Err(error) => Err(Error::io("read", &full)(error)),
+        match &self.0 {
+            Place::Folder(folder) => folder.get_up_to(path, limit),
+            Place::Bucket(bucket) => bucket.get_up_to(path, limit),
+        }
+    }
+
+    /// [`Store::get_up_to`] for each entry of a list, in its order. What is known of a bucket's entries in the
+    /// state that the list says is not asked for again.
+    pub fn get_listed(&self, entries: &[Entry], limit: u64) -> Result<Vec<Option<(Vec<u8>, u64)>>> {
+        match &self.0 {
+            Place::Folder(folder) => entries
+                .iter()
+                .map(|entry| folder.get_up_to(&entry.path, limit))
+                .collect(),
+            Place::Bucket(bucket) => bucket.get_listed(entries, limit),
         }
     }
 
     /// The record at `path`; `None` where nothing is there.
     pub fn get_json<T: DeserializeOwned>(&self, path: &str) -> Result<Option<T>> {
-        let Some(bytes) = self.get(path)? else {
-            return Ok(None);
-        };
-        serde_json::from_slice(&bytes)
-            .map(Some)
-            .map_err(|error| Error::Record {
-                path: path.to_owned(),
-                problem: error.to_string(),
-            })
+        self.get(path)?
+            .map(|bytes| decode(path, &bytes))
+            .transpose()
     }
 
     /// Writes `bytes` at `path` if nothing is there. Of racing writers exactly one creates; the same
     /// bytes again are [`Put::Existing`], other bytes are [`Error::Conflict`].
     pub fn put_new(&self, path: &str, bytes: &[u8]) -> Result<Put> {
-        let full = resolve(&self.root, path)?;
-        // A common case in repeated reconciles; the decision below does not depend on it.
-        if let Some(existing) = self.get(path)? {
-            return compare(path, &existing, bytes);
-        }
-        let temp = self.session()?.file();
-        let written = self
-            .write_synced(&temp, bytes)
-            .and_then(|()| self.make_parents(&full))
-            .and_then(|()| self.name_once(&temp, &full));
-        // Where the name was taken by a hard link the temporary one is left over.
-        let _ = self.volume.remove_file(&temp);
-        if written? {
-            self.sync_parent(&full)?;
-            return Ok(Put::Created);
-        }
-        match self.get(path)? {
-            Some(existing) => compare(path, &existing, bytes),
-            None => Err(Error::Conflict {
-                path: path.to_owned(),
-            }),
+        match &self.0 {
+            Place::Folder(folder) => folder.put_new(path, bytes),
+            Place::Bucket(bucket) => bucket.put_new(path, bytes),
         }
     }
 
@@ -169,123 +213,36 @@ impl Store {
     /// Every file whose path begins with `prefix`, in the order of paths. As in object stores the
     /// prefix is text: end it with `/` to mean a folder. The empty prefix is the whole store.
     pub fn list(&self, prefix: &str) -> Result<Vec<Entry>> {
-        let folder = prefix.rsplit_once('/').map_or("", |(folder, _)| folder);
-        let full = if folder.is_empty() && !prefix.starts_with('/') {
-            self.root.clone()
-        } else {
-            resolve(&self.root, folder)?
-        };
-        let mut entries = Vec::new();
-        walk(&full, folder, prefix, &mut entries)?;
-        entries.sort();
-        Ok(entries)
+        match &self.0 {
+            Place::Folder(folder) => folder.list(prefix),
+            Place::Bucket(bucket) => bucket.list(prefix),
+        }
     }
 
     /// Begins a folder that will appear at `path` when it is published.
     pub fn stage(&self, path: &str) -> Result<Staged> {
-        resolve(&self.root, path)?;
-        let temp = self.session()?.folder()?;
-        Ok(Staged::new(self.clone(), path.to_owned(), temp))
+        match &self.0 {
+            Place::Folder(folder) => Staged::new(folder.clone(), None, path),
+            Place::Bucket(bucket) => {
+                Staged::new(bucket.scratch().clone(), Some(bucket.clone()), path)
+            }
+        }
     }
 
     /// Takes a record away. Nothing there is fine.
     pub fn remove(&self, path: &str) -> Result<()> {
-        let full = resolve(&self.root, path)?;
-        match self.volume.remove_file(&full) {
-            Ok(()) => self.sync_parent(&full),
-            Err(error) if is_absent(&error) => Ok(()),
-            Err(error) => Err(Error::io("remove", &full)(error)),
+        match &self.0 {
+            Place::Folder(folder) => folder.remove(path),
+            Place::Bucket(bucket) => bucket.remove(path),
         }
     }
 
     /// Takes a folder away: it disappears at once, then its files are removed. Nothing there is fine.
     pub fn remove_folder(&self, path: &str) -> Result<()> {
-        let full = resolve(&self.root, path)?;
-        let aside = self.session()?.file();
-        match self.volume.rename(&full, &aside) {
-            Ok(()) => {
-                self.sync_parent(&full)?;
-                self.volume
-                    .remove_folder(&aside)
-                    .map_err(Error::io("remove", &aside))
-            }
-            Err(error) if is_absent(&error) => Ok(()),
-            Err(error) => Err(Error::io("remove", &full)(error)),
+        match &self.0 {
+            Place::Folder(folder) => folder.remove_folder(path),
+            Place::Bucket(bucket) => bucket.remove_folder(path),
         }
-    }
-
-    fn session(&self) -> Result<Arc<Session>> {
-        let mut session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(session) = session.as_ref().filter(|session| session.is_there()) {
-            return Ok(session.clone());
-        }
-        // On a volume whose locks don't reach other nodes, a writer that rested for long looks like a killed one, and
-        // its folder may have been removed.
-        let new = Arc::new(Session::begin(&self.root, &self.volume)?);
-        *session = Some(new.clone());
-        Ok(new)
-    }
-
-    /// Makes the folders above `full`, each synced into its own parent.
-    pub(crate) fn make_parents(&self, full: &Path) -> Result<()> {
-        let mut missing = Vec::new();
-        let mut folder = full.parent();
-        while let Some(path) = folder.filter(|path| *path != self.root && !path.exists()) {
-            missing.push(path);
-            folder = path.parent();
-        }
-        for path in missing.into_iter().rev() {
-            match self.volume.create_folder(path) {
-                Ok(()) => self.sync_parent(path)?,
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                Err(error) => return Err(Error::io("create", path)(error)),
-            }
-        }
-        Ok(())
-    }
-
-    /// The disk, for what is written into a staged folder.
-    pub(crate) fn volume(&self) -> &Volume {
-        &self.volume
-    }
-
-    pub(crate) fn write_synced(&self, path: &Path, bytes: &[u8]) -> Result<()> {
-        let volume = &self.volume;
-        let mut file = volume
-            .create_file(path)
-            .map_err(Error::io("create", path))?;
-        volume
-            .write(&mut file, path, bytes)
-            .map_err(Error::io("write", path))?;
-        volume.sync(&file, path).map_err(Error::io("sync", path))
-    }
-
-    /// Gives the file at `temp` the name `full` unless that is taken. A hard link does it atomically
-    /// on every file system that has links; where there are none, a rename that refuses to replace
-    /// does.
-    fn name_once(&self, temp: &Path, full: &Path) -> Result<bool> {
-        let is_taken = |error: &io::Error| error.kind() == io::ErrorKind::AlreadyExists;
-        match self.volume.hard_link(temp, full) {
-            Ok(()) => Ok(true),
-            Err(error) if is_taken(&error) => Ok(false),
-            Err(_) => match self.volume.rename_new(temp, full) {
-                Ok(()) => Ok(true),
-                Err(error) if is_taken(&error) => Ok(false),
-                Err(error) => Err(Error::io("create", full)(error)),
-            },
-        }
-    }
-
-    /// Syncs the folder that holds `path`, so that the name survives a power cut.
-    pub(crate) fn sync_parent(&self, path: &Path) -> Result<()> {
-        self.sync_path(path.parent().unwrap_or(path))
-    }
-
-    /// Syncs a file or a folder.
-    pub(crate) fn sync_path(&self, path: &Path) -> Result<()> {
-        File::open(path)
-            .and_then(|file| self.volume.sync(&file, path))
-            .map_err(Error::io("sync", path))
     }
 }
 
@@ -298,7 +255,14 @@ pub(crate) fn encode<T: Serialize>(path: &str, record: &T) -> Result<String> {
         })
 }
 
-fn compare(path: &str, existing: &[u8], wanted: &[u8]) -> Result<Put> {
+pub(crate) fn decode<T: DeserializeOwned>(path: &str, bytes: &[u8]) -> Result<T> {
+    serde_json::from_slice(bytes).map_err(|error| Error::Record {
+        path: path.to_owned(),
+        problem: error.to_string(),
+    })
+}
+
+pub(crate) fn compare(path: &str, existing: &[u8], wanted: &[u8]) -> Result<Put> {
     if existing == wanted {
         Ok(Put::Existing)
     } else {
@@ -306,42 +270,4 @@ fn compare(path: &str, existing: &[u8], wanted: &[u8]) -> Result<Put> {
             path: path.to_owned(),
         })
     }
-}
-
-fn walk(full: &Path, relative: &str, prefix: &str, entries: &mut Vec<Entry>) -> Result<()> {
-    let read = match fs::read_dir(full) {
-        Ok(read) => read,
-        Err(error) if is_absent(&error) => return Ok(()),
-        Err(error) => return Err(Error::io("list", full)(error)),
-    };
-    for item in read {
-        let item = item.map_err(Error::io("list", full))?;
-        let Ok(name) = item.file_name().into_string() else {
-            continue;
-        };
-        if name.starts_with('.') {
-            continue;
-        }
-        let path = if relative.is_empty() {
-            name
-        } else {
-            format!("{relative}/{name}")
-        };
-        // Not followed: the store makes no symbolic links.
-        let metadata = match item.metadata() {
-            Ok(metadata) => metadata,
-            Err(error) if is_absent(&error) => continue,
-            Err(error) => return Err(Error::io("look at", &item.path())(error)),
-        };
-        let on_the_way = path.starts_with(prefix) || prefix.starts_with(&format!("{path}/"));
-        if metadata.is_dir() && on_the_way {
-            walk(&item.path(), &path, prefix, entries)?;
-        } else if metadata.is_file() && path.starts_with(prefix) {
-            entries.push(Entry {
-                path,
-                size: metadata.len(),
-            });
-        }
-    }
-    Ok(())
 }

@@ -8,6 +8,7 @@ use std::path::Path;
 use graftwork_contract::Digest;
 use sha2::{Digest as _, Sha256};
 
+use crate::folder::Folder;
 use crate::{Error, Result, Store};
 
 /// SHA-256 of a file's bytes, read in pieces, and their number.
@@ -26,12 +27,9 @@ pub fn digest_of_file(path: &Path) -> Result<(Digest, u64)> {
     }
 }
 
-impl Store {
-    /// Checks that every file of `folder` that `files` names is there with that SHA-256.
-    ///
-    /// # Errors
-    /// [`Error::Missing`] or [`Error::DigestMismatch`] for the first file that is not.
-    pub fn verify(&self, folder: &str, files: &BTreeMap<String, Digest>) -> Result<()> {
+impl Folder {
+    /// See [`Store::verify`].
+    pub(crate) fn verify(&self, folder: &str, files: &BTreeMap<String, Digest>) -> Result<()> {
         for (name, expected) in files {
             let path = format!("{folder}/{name}");
             let full = self.locate(&path)?;
@@ -49,7 +47,9 @@ impl Store {
         }
         Ok(())
     }
+}
 
+impl Store {
     /// The bytes at `path`, which have this digest.
     pub fn get_verified(&self, path: &str, expected: &Digest) -> Result<Vec<u8>> {
         let bytes = self.get(path)?.ok_or_else(|| Error::Missing {
