@@ -94,7 +94,7 @@ pub enum Error {
         /// The cause.
         problem: String,
     },
-    /// A store in a bucket that can't be one.
+    /// A store in a bucket that can't be one. Those who installed it can mend it; no object of a user can.
     #[error("the store {url}: {problem}")]
     Bucket {
         /// Where it is said to be.
@@ -135,10 +135,9 @@ impl Error {
             | Self::Record { .. }
             | Self::FileType { .. }
             | Self::TooLarge { .. }
-            | Self::Rows { .. }
-            | Self::Bucket { .. } => Category::Invalid,
+            | Self::Rows { .. } => Category::Invalid,
             Self::Encode { .. } => Category::Bug,
-            Self::Remote { .. } | Self::Io { .. } => Category::Transient,
+            Self::Bucket { .. } | Self::Remote { .. } | Self::Io { .. } => Category::Transient,
         }
     }
 

@@ -10,6 +10,7 @@
 pub mod authorities;
 pub mod client;
 pub mod connect;
+pub mod fixture;
 pub mod problem;
 pub mod secret;
 pub mod stores;

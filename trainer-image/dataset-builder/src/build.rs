@@ -38,7 +38,7 @@ pub struct Built {
 /// Where a build keeps its things.
 #[derive(Debug, Clone, Copy)]
 pub struct Places<'a> {
-    /// The namespace's folder of the artifact store.
+    /// The namespace's folder of the artifact store, or one for what is on its way to a bucket.
     pub store: &'a Path,
     /// The key of pseudonyms.
     pub key_file: &'a Path,
@@ -51,7 +51,7 @@ pub struct Places<'a> {
 /// # Errors
 /// See [`Failure`]; rows and the first bad ones are in it as far as they are known.
 pub fn build(config: &BuildConfig, places: Places<'_>) -> Result<Built, Failure> {
-    let store = Store::open(places.store)?;
+    let store = Store::open_at(config.store.as_ref(), places.store)?;
     let outcome = match finished_before(config, &store)? {
         Some(built) => Ok(built),
         None => make(config, &store, places),

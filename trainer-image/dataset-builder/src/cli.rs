@@ -35,7 +35,7 @@ pub struct Cli {
     /// The build's configuration
     #[arg(long, value_name = "FILE", default_value = pod::CONFIG_FILE)]
     pub config: PathBuf,
-    /// The namespace's folder of the artifact store
+    /// The namespace's folder of the artifact store; a folder for what is on its way where the store is in a bucket
     #[arg(long, value_name = "FOLDER", default_value = pod::STORE_DIR)]
     pub store: PathBuf,
     /// Where the summary of the build goes, as JSON

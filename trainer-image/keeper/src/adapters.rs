@@ -142,9 +142,12 @@ pub fn verify_stored(
     let manifest: Manifest = store
         .get_json(&format!("{folder}/{MANIFEST_FILE}"))?
         .ok_or_else(missing)?;
-    store.verify(folder, &manifest.files)?;
-    let path = store.locate(folder)?;
-    verify(&path, Some(expected.unwrap_or(&manifest.digest)), base)
+    let fetched = store.fetch(folder, &manifest.files)?;
+    verify(
+        fetched.path(),
+        Some(expected.unwrap_or(&manifest.digest)),
+        base,
+    )
 }
 
 /// A folder elsewhere that becomes one of the store.

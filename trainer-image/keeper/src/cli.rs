@@ -12,7 +12,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use crate::config::Gatekeeper;
+use crate::config::{self, Gatekeeper};
 use crate::folders::Claims;
 use crate::server::{self, Keeper};
 
@@ -23,7 +23,7 @@ pub struct Cli {
     /// The mounted configuration
     #[arg(long, default_value = pod::CONFIG_FILE)]
     config: PathBuf,
-    /// The namespace's folder of the store
+    /// The namespace's folder of the store; a folder for what is on its way where the store is in a bucket
     #[arg(long, default_value = pod::STORE_DIR)]
     store: PathBuf,
     /// Where claims are mounted, each under its name
@@ -75,7 +75,9 @@ fn with_runtime(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Resul
 }
 
 async fn run(cli: Cli) -> anyhow::Result<()> {
-    let store = Store::open(&cli.store).with_context(|| cli.store.display().to_string())?;
+    let bucket = config::read(&cli.config)?.store;
+    let store = Store::open_at(bucket.as_ref(), &cli.store)
+        .with_context(|| cli.store.display().to_string())?;
     let gatekeeper = Gatekeeper::open(&cli.config, cli.pod_uid)?;
     let listener = TcpListener::bind(cli.listen)
         .await

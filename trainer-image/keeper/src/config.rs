@@ -96,7 +96,11 @@ impl Gatekeeper {
     }
 }
 
-fn read(path: &Path) -> anyhow::Result<KeeperConfig> {
+/// Reads the configuration.
+///
+/// # Errors
+/// A file that can't be read, or is none.
+pub fn read(path: &Path) -> anyhow::Result<KeeperConfig> {
     let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
     serde_json::from_str(&text).with_context(|| path.display().to_string())
 }

@@ -10,6 +10,9 @@ use graftwork_artifacts::{Error, Store};
 use graftwork_contract::dataset::{BuildRecord, VersionRecord};
 use graftwork_contract::paths;
 
+/// Records that are held at a time.
+const READ_AT_ONCE: usize = 64;
+
 /// Removes those of `versions` that may go: their numbers.
 ///
 /// First goes what a build would find a version by, then its rows, last its record: a keeper that is killed in
@@ -64,16 +67,16 @@ fn read_all<T: serde::de::DeserializeOwned>(store: &Store, folder: &str) -> Resu
 fn referred_to(store: &Store, versions: &[VersionRecord]) -> Result<BTreeSet<String>, Error> {
     let mut found = BTreeSet::new();
     for prefix in ["runs/", "adapters/"] {
-        for entry in store.list(prefix)? {
-            if !crate::server::is_record(&entry.path) {
-                continue;
-            }
-            let content = store.get(&entry.path)?.unwrap_or_default();
-            let text = String::from_utf8_lossy(&content);
-            for version in versions {
-                let hex = version.digest.hex();
-                if text.contains(hex) {
-                    found.insert(hex.to_owned());
+        let mut entries = store.list(prefix)?;
+        entries.retain(|entry| crate::server::is_record(&entry.path));
+        for some in entries.chunks(READ_AT_ONCE) {
+            for (content, _) in store.get_listed(some, u64::MAX)?.into_iter().flatten() {
+                let text = String::from_utf8_lossy(&content);
+                for version in versions {
+                    let hex = version.digest.hex();
+                    if text.contains(hex) {
+                        found.insert(hex.to_owned());
+                    }
                 }
             }
         }

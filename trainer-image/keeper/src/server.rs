@@ -118,12 +118,15 @@ impl Keeper {
                 entries.len()
             )));
         }
-        let mut records = Vec::new();
-        for entry in entries {
-            records.extend(self.record(&entry.path)?);
-        }
+        let contents = self
+            .store
+            .get_listed(&entries, MAXIMUM_RECORD_BYTES)
+            .map_err(|error| status(&error))?;
+        let records = entries.iter().zip(contents);
         Ok(proto::ListReply {
-            records,
+            records: records
+                .filter_map(|(entry, found)| found.map(|found| record(&entry.path, found)))
+                .collect(),
             pod_uid: self.gatekeeper.pod_uid(),
         })
     }
@@ -133,15 +136,7 @@ impl Keeper {
             .store
             .get_up_to(path, MAXIMUM_RECORD_BYTES)
             .map_err(|error| status(&error))?;
-        Ok(found.map(|(content, size)| {
-            let truncated = size > content.len() as u64;
-            let content = if truncated { Vec::new() } else { content };
-            proto::Record {
-                path: path.to_owned(),
-                content,
-                truncated,
-            }
-        }))
+        Ok(found.map(|found| record(path, found)))
     }
 
     async fn describe_base(
@@ -290,6 +285,16 @@ impl Keeper {
             }
         })?;
         T::decode(body.as_slice()).map_err(|error| Status::invalid_argument(error.to_string()))
+    }
+}
+
+/// A record by what was read of it and its size; one that is longer comes without its content.
+fn record(path: &str, (content, size): (Vec<u8>, u64)) -> proto::Record {
+    let truncated = size > content.len() as u64;
+    proto::Record {
+        path: path.to_owned(),
+        content: if truncated { Vec::new() } else { content },
+        truncated,
     }
 }
 

@@ -143,7 +143,7 @@ impl<'a> Checkpoints<'a> {
             epoch,
         };
         let folder = self.folder(place);
-        if self.store.locate(&folder)?.exists() {
+        if self.store.is_published(&folder)? {
             return Ok(());
         }
         let staged = self.store.stage(&folder)?;

@@ -159,6 +159,7 @@ fn config() -> impl Strategy<Value = BuildConfig> {
             shards: None,
             allowed_hosts: Vec::new(),
             hub_endpoint: None,
+            store: None,
         },
     )
 }

@@ -81,6 +81,7 @@ impl Bench {
             shards: None,
             allowed_hosts: Vec::new(),
             hub_endpoint: None,
+            store: None,
         };
         Self {
             dir,

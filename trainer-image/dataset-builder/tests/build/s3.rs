@@ -1,70 +1,27 @@
 //! Objects of a real S3 server, versitygw, which each test starts for itself. Without one on this machine
 //! (`e2e/run setup` builds it) they say that they were skipped.
 
-use std::net::{TcpListener, TcpStream};
-use std::time::Instant;
+use std::net::TcpListener;
 
-use super::postgres::skipped;
+use graftwork_objects::fixture::{self, KEY, KEY_ID, NETWORK, REGION};
+
 use super::sources::{gzip, parquet};
 use super::web::{bench, lineage};
 use super::*;
 
-const KEY_ID: &str = "AKIATEST4711";
-const KEY: &str = "hidden-4711/key";
-const REGION: &str = "eu-test-1";
-const LOOPBACK: &[&str] = &["127.0.0.1/32"];
+const LOOPBACK: &[&str] = &[NETWORK];
 
-/// A server of this test's own on the loopback, with the bucket `corpus`.
+/// A server with the bucket `corpus`.
 struct Server {
-    dir: tempfile::TempDir,
-    port: u16,
-    process: Child,
-}
-
-/// What `e2e/run setup` builds.
-fn program() -> Option<PathBuf> {
-    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-    let home = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
-    let folders = fs::read_dir(cache.or(home)?.join("graftwork")).ok()?;
-    folders
-        .flatten()
-        .filter(|entry| {
-            entry
-                .file_name()
-                .to_string_lossy()
-                .starts_with("versitygw-")
-        })
-        .map(|entry| entry.path().join("versitygw"))
-        .filter(|program| program.is_file())
-        .max()
+    s3: fixture::Server,
+    _dir: tempfile::TempDir,
 }
 
 impl Server {
     fn start() -> Option<Self> {
-        let Some(program) = program() else {
-            skipped("versitygw");
-            return None;
-        };
         let dir = tempfile::tempdir().unwrap();
-        fs::create_dir_all(dir.path().join("corpus")).unwrap();
-        // Free a moment ago; a server that can't have it does not start, and the test fails.
-        let port = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = port.local_addr().unwrap().port();
-        let process = Command::new(program)
-            .args(["--access", KEY_ID, "--secret", KEY, "--region", REGION])
-            .args(["--port", &format!("127.0.0.1:{port}"), "posix"])
-            .arg(dir.path())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let server = Self { dir, port, process };
-        let start = Instant::now();
-        while TcpStream::connect(("127.0.0.1", port)).is_err() {
-            assert!(start.elapsed() < Duration::from_secs(20), "no server");
-            std::thread::yield_now();
-        }
-        Some(server)
+        let s3 = fixture::Server::start(dir.path(), "corpus").unwrap()?;
+        Some(Self { s3, _dir: dir })
     }
 
     /// Puts an object as a client does.
@@ -78,7 +35,7 @@ impl Server {
             .arg(format!("x-amz-content-sha256: {}", Digest::of(bytes).hex()))
             .arg("-T")
             .arg(file.path())
-            .arg(format!("http://127.0.0.1:{}/corpus/{key}", self.port))
+            .arg(format!("{}/corpus/{key}", self.endpoint()))
             .stdout(Stdio::null())
             .status()
             .unwrap();
@@ -87,13 +44,13 @@ impl Server {
 
     /// Lays a file where the server keeps its objects.
     fn lay(&self, key: &str, text: &str) {
-        let path = self.dir.path().join("corpus").join(key);
+        let path = self.s3.object(key);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, text).unwrap();
     }
 
     fn endpoint(&self) -> String {
-        format!("http://127.0.0.1:{}", self.port)
+        self.s3.endpoint()
     }
 
     fn bench(&self, uri: &str) -> Bench {
@@ -105,13 +62,6 @@ impl Server {
             ("AWS_SECRET_ACCESS_KEY", KEY),
         ];
         bench(uri, &entries, LOOPBACK)
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
     }
 }
 
@@ -291,4 +241,49 @@ fn a_bucket_without_a_secret_is_asked_by_nobody_and_not_at_all_where_the_chart_i
         assert_eq!(outcome, (64, "SourceDenied"), "{summary:?}");
         assert!(summary.message.contains(words), "{summary:?}");
     }
+}
+
+#[test]
+fn a_version_in_a_bucket_is_the_one_on_a_volume() {
+    let Some(server) = Server::start() else {
+        return;
+    };
+    let mut bench = Bench::new(Format::Completion);
+    bench.source("faq", &completions(0..60));
+    let (_, there) = bench.build();
+    let config = server.s3.config("s3://corpus/ml/team");
+    bench.config.store = Some(config.clone());
+    let (code, summary) = bench.build();
+    assert_eq!(code, 0, "{summary:?}");
+    assert_eq!((&summary.digest, summary.version), (&there.digest, Some(1)));
+    bench.fingerprint("second");
+    let (code, again) = bench.build();
+    assert_eq!((code, again.version), (0, Some(1)), "{again:?}");
+
+    let digest = summary.digest.unwrap();
+    let store = Store::open_at(Some(&config), bench.scratch_dir()).unwrap();
+    for split in Split::ALL {
+        let rows = rows::read(&store, "topics", &digest, split).unwrap();
+        let same = rows::read(&bench.store(), "topics", &digest, split).unwrap();
+        assert_eq!(rows, same);
+    }
+    drop(store);
+    for record in [
+        "datasets/topics/versions/1.json",
+        "datasets/topics/versions/2.json",
+    ] {
+        let is_there = server.s3.object(&format!("ml/team/{record}")).exists();
+        assert_eq!(is_there, record.ends_with("1.json"), "{record}");
+    }
+
+    server.s3.write_secret("wrong-hidden").unwrap();
+    bench.fingerprint("third");
+    let (code, summary) = bench.build();
+    let outcome = (code, summary.reason.as_str());
+    assert_eq!(outcome, (69, "StorageUnavailable"), "{summary:?}");
+    assert!(
+        summary.message.contains("SignatureDoesNotMatch"),
+        "{summary:?}"
+    );
+    assert!(!summary.message.contains("hidden"), "{summary:?}");
 }

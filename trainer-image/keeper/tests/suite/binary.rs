@@ -50,6 +50,7 @@ fn start_binary(dir: &Path) -> (Running, String, Log) {
     let config = KeeperConfig {
         owner_uid: "namespace".into(),
         operator_keys: vec![],
+        store: None,
     };
     fs::write(
         dir.join("config.json"),

@@ -47,6 +47,7 @@ impl Bench {
         let config = KeeperConfig {
             owner_uid: "namespace".into(),
             operator_keys: vec![],
+            store: None,
         };
         fs::write(path("config.json"), serde_json::to_vec(&config).unwrap()).unwrap();
 

@@ -48,6 +48,7 @@ fn write_config(path: &Path, keys: &[SigningKey]) {
             .iter()
             .map(|key| print_key(&key.verifying_key()))
             .collect(),
+        store: None,
     };
     fs::write(path, serde_json::to_vec(&config).unwrap()).unwrap();
 }

@@ -242,12 +242,11 @@ fn read_adapter(
         .get_json(&path)
         .map_err(|error| failure(&error))?
         .ok_or_else(|| Failure::bad_config(format!("{named}: {path} does not exist")))?;
-    store
-        .verify(&folder, &manifest.files)
+    let fetched = store
+        .fetch(&folder, &manifest.files)
         .map_err(|error| failure(&error))?;
-    let dir = store.locate(&folder).map_err(|error| failure(&error))?;
-    let adapter =
-        Adapter::load(&dir).map_err(|error| file_failure(named, error.category(), &error))?;
+    let adapter = Adapter::load(fetched.path())
+        .map_err(|error| file_failure(named, error.category(), &error))?;
     if adapter.digest() != resolved.digest.as_str() {
         return Err(Failure::bad_config(format!(
             "{named} has digest {}, expected {}",

@@ -69,7 +69,7 @@ pub struct RunArgs {
     /// The run's configuration
     #[arg(long, value_name = "FILE", default_value = CONFIG_FILE)]
     pub config: PathBuf,
-    /// The namespace's folder of the artifact store
+    /// The namespace's folder of the artifact store; a folder for what is on its way where the store is in a bucket
     #[arg(long, value_name = "DIR", default_value = STORE_DIR)]
     pub store: PathBuf,
     /// Where the summary is left
@@ -125,7 +125,8 @@ fn attempt(
     reporter: &Reporter,
     stop: &StopFlag,
 ) -> Result<Digest, Failure> {
-    let store = Store::open(&args.store).map_err(|error| store_failure(&error))?;
+    let store = Store::open_at(config.store.as_ref(), &args.store)
+        .map_err(|error| store_failure(&error))?;
     if let Some(result) = existing_result(&store, config)? {
         tracing::info!(digest = %result.digest, "this run has its result already");
         reporter.update(|progress| {

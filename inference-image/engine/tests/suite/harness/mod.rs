@@ -75,6 +75,7 @@ impl Files {
             adapter_memory_bytes: None,
             disk_cache_bytes: None,
             key_value_cache_bytes: None,
+            store: None,
         };
         Self { dir, model, config }
     }
