@@ -25,7 +25,7 @@ pub struct Options {
     #[arg(long, default_value = pod::CONFIG_FILE)]
     pub config: PathBuf,
 
-    /// The namespace's folder of the artifact store.
+    /// The namespace's folder of the artifact store; a folder for copies where the store is in a bucket.
     #[arg(long, default_value = pod::STORE_DIR)]
     pub store: PathBuf,
 
@@ -61,7 +61,8 @@ pub struct Options {
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     pub adapter_memory_mib: Option<u32>,
 
-    /// Folder on the node's own disk for copies of adapters, where the store is far away.
+    /// Folder on the node's own disk for copies of adapters, where the store is far away. A store in a bucket has
+    /// one without it.
     #[arg(long)]
     pub adapter_cache: Option<PathBuf>,
 

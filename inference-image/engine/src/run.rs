@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail, ensure};
+use graftwork_artifacts::Store;
 use graftwork_contract::endpoint::{BaseFormat, EngineConfig};
 use graftwork_contract::key_values::KeyValueBlock;
 use graftwork_contract::pod;
@@ -37,6 +38,8 @@ use crate::registry::{self, AdapterRegistry};
 use crate::vllm::VllmMetrics;
 use crate::{grpc, mounted};
 
+/// Folder of the store's mount with copies of adapters, where the store is in a bucket.
+const COPIES: &str = "adapters";
 /// Time for streams to write their error event after the drain's limit.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
@@ -137,12 +140,8 @@ impl Running {
                 adapters: config.maximum_loaded_adapters as usize,
                 bytes: adapter_memory(&options, &config),
             },
-            files: AdapterFiles::new(
-                options.store.clone(),
-                config.base_digest.clone(),
-                Arc::clone(&base.config),
-            )
-            .with_cache(open_cache(&options, &config)?),
+            files: open_files(&options, &config, &base.config)?
+                .with_cache(open_cache(&options, &config)?),
             metrics: Arc::clone(&metrics),
         });
         let permits = permit_count(&options, &config);
@@ -399,11 +398,28 @@ fn adapter_memory(options: &Options, config: &EngineConfig) -> u64 {
     said.unwrap_or(u64::MAX)
 }
 
-/// The disk cache, where the endpoint asks for one or a folder for it is named.
+/// The adapters' files, in the mounted folder or in a bucket. A bucket is not asked anything yet.
+fn open_files(
+    options: &Options,
+    config: &EngineConfig,
+    shape: &Arc<LlamaConfig>,
+) -> anyhow::Result<AdapterFiles> {
+    let (digest, shape) = (config.base_digest.clone(), Arc::clone(shape));
+    let Some(bucket) = &config.store else {
+        return Ok(AdapterFiles::new(options.store.clone(), digest, shape));
+    };
+    let store = Store::open_bucket_read_only(bucket, &options.store)
+        .with_context(|| format!("copies of adapters in {}", options.store.display()))?;
+    Ok(AdapterFiles::in_bucket(store, digest, shape))
+}
+
+/// The disk cache, where the endpoint asks for one, a folder for it is named, or the store is in a bucket.
 fn open_cache(options: &Options, config: &EngineConfig) -> anyhow::Result<Option<DiskCache>> {
+    let by_flag = u64::from(options.adapter_cache_mib) << 20;
     let (dir, budget) = match (&options.adapter_cache, config.disk_cache_bytes) {
+        (None, None) if config.store.is_some() => (options.store.join(COPIES), by_flag),
         (None, None) => return Ok(None),
-        (Some(dir), None) => (dir.clone(), u64::from(options.adapter_cache_mib) << 20),
+        (Some(dir), None) => (dir.clone(), by_flag),
         (dir, Some(bytes)) => {
             let mounted = || PathBuf::from(pod::ADAPTER_CACHE_DIR);
             (dir.clone().unwrap_or_else(mounted), bytes)

@@ -4,6 +4,7 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
+use graftwork_artifacts::{Fetched, Store};
 use graftwork_contract::Digest;
 use graftwork_contract::adapter::{CONFIG_FILE, MANIFEST_FILE, Manifest, Provenance, WEIGHTS_FILE};
 use graftwork_model::config::LlamaConfig;
@@ -11,6 +12,7 @@ use graftwork_model::lora::LoadedAdapter;
 use graftwork_model::peft::{Adapter, AdapterError, AdapterHeader};
 use graftwork_model::tensor_file::TensorFileError;
 
+use super::bucket::{self, Depth};
 use super::disk_cache::DiskCache;
 pub use super::state::REASON_INCOMPATIBLE;
 use super::state::{Fingerprint, HeaderRead, Refusal, Source};
@@ -30,12 +32,38 @@ pub const REASON_DIGEST: &str = "DigestMismatch";
 pub const REASON_BASE: &str = "BaseModelMismatch";
 
 /// The longest manifest that is read: it lists a handful of files.
-const MAXIMUM_MANIFEST_BYTES: u64 = 4 << 20;
+pub(super) const MAXIMUM_MANIFEST_BYTES: u64 = 4 << 20;
+
+/// Where a store is.
+#[derive(Debug, Clone)]
+enum Place {
+    /// Mounted here.
+    Folder(PathBuf),
+    /// In a bucket: what is read is a copy.
+    Bucket(Store),
+}
+
+/// An adapter's folder on this machine's disk.
+enum Folder {
+    /// The store's own.
+    Mounted(PathBuf),
+    /// A copy, which goes with this value.
+    Copy(Fetched),
+}
+
+impl Folder {
+    fn path(&self) -> &Path {
+        match self {
+            Self::Mounted(path) => path,
+            Self::Copy(fetched) => fetched.path(),
+        }
+    }
+}
 
 /// Reads adapters of one store for one base model.
 #[derive(Debug, Clone)]
 pub struct AdapterFiles {
-    store: PathBuf,
+    store: Place,
     base_digest: Digest,
     config: Arc<LlamaConfig>,
     cache: Option<Arc<DiskCache>>,
@@ -45,7 +73,17 @@ impl AdapterFiles {
     /// Reads below `store`, for the base model with this digest and configuration.
     pub fn new(store: PathBuf, base_digest: Digest, config: Arc<LlamaConfig>) -> Self {
         Self {
-            store,
+            store: Place::Folder(store),
+            base_digest,
+            config,
+            cache: None,
+        }
+    }
+
+    /// Reads from a store in a bucket.
+    pub fn in_bucket(store: Store, base_digest: Digest, config: Arc<LlamaConfig>) -> Self {
+        Self {
+            store: Place::Bucket(store),
             base_digest,
             config,
             cache: None,
@@ -63,12 +101,12 @@ impl AdapterFiles {
 
     /// Looks at manifest, configuration and the weights' header.
     pub fn read_header(&self, source: &Source) -> HeaderRead {
-        match self.folder(source) {
+        match self.folder(source, Depth::Header) {
             Ok(folder) => HeaderRead {
-                fingerprint: fingerprint(&folder),
+                fingerprint: fingerprint(folder.path()),
                 result: self
-                    .check_inside(&folder)
-                    .and_then(|()| self.check_header(&folder, source)),
+                    .check_inside(folder.path())
+                    .and_then(|()| self.check_header(folder.path(), source)),
             },
             Err(refusal) => HeaderRead {
                 fingerprint: Vec::new(),
@@ -94,11 +132,11 @@ impl AdapterFiles {
                 }
             }
         }
-        let folder = self.folder(source)?;
-        self.check_inside(&folder)?;
-        let adapter = self.load_from(&folder, source)?;
+        let folder = self.folder(source, Depth::Whole)?;
+        self.check_inside(folder.path())?;
+        let adapter = self.load_from(folder.path(), source)?;
         if let Some(cache) = &self.cache {
-            cache.put(&source.digest, &folder);
+            cache.put(&source.digest, folder.path());
         }
         Ok(adapter)
     }
@@ -120,27 +158,34 @@ impl AdapterFiles {
         LoadedAdapter::with_digest(&adapter, &digest, &self.config).map_err(|error| refuse(&error))
     }
 
-    fn folder(&self, source: &Source) -> Result<PathBuf, Refusal> {
+    fn folder(&self, source: &Source, depth: Depth) -> Result<Folder, Refusal> {
         let relative = Path::new(&source.folder);
         let inside = !source.folder.is_empty()
             && relative
                 .components()
                 .all(|part| matches!(part, Component::Normal(_)));
-        if inside {
-            return Ok(self.store.join(relative));
+        if !inside {
+            return Err(refusal(
+                REASON_FOLDER,
+                format!(
+                    "folder {:?} is not a relative path below the store",
+                    source.folder
+                ),
+            ));
         }
-        Err(refusal(
-            REASON_FOLDER,
-            format!(
-                "folder {:?} is not a relative path below the store",
-                source.folder
-            ),
-        ))
+        match &self.store {
+            Place::Folder(store) => Ok(Folder::Mounted(store.join(relative))),
+            Place::Bucket(store) => bucket::copy(store, &source.folder, depth).map(Folder::Copy),
+        }
     }
 
     /// The files are the store's own: a link could show any file of this machine.
     fn check_inside(&self, folder: &Path) -> Result<(), Refusal> {
-        let Ok(store) = self.store.canonicalize() else {
+        let Place::Folder(store) = &self.store else {
+            // A copy has files that were written a moment ago, and no links.
+            return Ok(());
+        };
+        let Ok(store) = store.canonicalize() else {
             // The store is away: reading says so.
             return Ok(());
         };
@@ -218,7 +263,7 @@ fn read_manifest(folder: &Path) -> Result<Manifest, Refusal> {
         .map_err(|error| refusal(REASON_INVALID, format!("{MANIFEST_FILE}: {error}")))
 }
 
-fn refusal(reason: &'static str, message: String) -> Refusal {
+pub(super) fn refusal(reason: &'static str, message: String) -> Refusal {
     Refusal {
         reason,
         message,

@@ -6,6 +6,7 @@
 
 #[cfg(test)]
 mod actor_tests;
+mod bucket;
 pub mod disk_cache;
 pub mod files;
 mod lease;
