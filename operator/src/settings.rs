@@ -3,8 +3,9 @@
 use std::path::Path;
 
 use graftwork_contract::address::Guard;
+use graftwork_contract::store::Place;
 use graftwork_contract::uri::Endpoint;
-use graftwork_operator_core::settings::Settings;
+use graftwork_operator_core::settings::{Settings, StoreSettings};
 
 /// Why settings can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -77,9 +78,29 @@ fn check(settings: &Settings) -> Result<(), String> {
             return Err(format!("dataSources.hubEndpoint: {hub} is not https"));
         }
     }
+    check_store(&settings.store)?;
     if settings.compute_profiles.is_empty() {
         return Err("computeProfiles: at least one profile is needed".to_owned());
     }
+    Ok(())
+}
+
+fn check_store(store: &StoreSettings) -> Result<(), String> {
+    let Some(url) = &store.url else {
+        let of_buckets = [
+            ("secretName", store.secret_name.is_some()),
+            ("serviceAccountName", store.service_account_name.is_some()),
+            ("allow", !store.allow.is_empty()),
+        ];
+        let said = of_buckets.iter().find(|(_, is_said)| *is_said);
+        return said.map_or(Ok(()), |(name, _)| {
+            Err(format!(
+                "store.{name}: only a store in a bucket has one; name the bucket in store.url"
+            ))
+        });
+    };
+    Place::parse(url).map_err(|error| format!("store.url: {url:?} {error}"))?;
+    Guard::parse(&store.allow).map_err(|error| format!("store.allow: {error}"))?;
     Ok(())
 }
 
@@ -130,6 +151,18 @@ mod tests {
             (
                 &format!("{GOOD}dataSources: {{hubEndpoint: https://hub.example.com/x}}\n"),
                 "dataSources.hubEndpoint: https://hub.example.com/x has a path",
+            ),
+            (
+                &format!("{GOOD}store: {{url: https://example.com/a}}\n"),
+                "store.url: \"https://example.com/a\" is not s3://",
+            ),
+            (
+                &format!("{GOOD}store: {{secretName: keys}}\n"),
+                "store.secretName: only a store in a bucket has one",
+            ),
+            (
+                &format!("{GOOD}store: {{url: s3://models, allow: [10.0.0.0/33]}}\n"),
+                "store.allow: \"10.0.0.0/33\"",
             ),
         ] {
             let message = load_text(text).unwrap_err().to_string();

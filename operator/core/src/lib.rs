@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod adapter;
+pub mod bucket;
 pub mod conditions;
 pub mod dataset;
 pub mod endpoint;
@@ -16,6 +17,7 @@ pub mod observed;
 pub mod plan;
 pub mod run;
 pub mod schedule;
+pub mod secret_volume;
 pub mod settings;
 pub mod storage;
 pub mod workload;

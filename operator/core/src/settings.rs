@@ -24,9 +24,9 @@ pub struct Settings {
     pub cluster_domain: String,
     /// Where trainers and engines run, by name. `default` must be there.
     pub compute_profiles: BTreeMap<String, ComputeProfile>,
-    /// The claim made in each namespace.
+    /// Where the store is: in a bucket, or on a claim made in each namespace.
     #[serde(default)]
-    pub store: StoreClaim,
+    pub store: StoreSettings,
     /// Resources of keepers.
     #[serde(default)]
     pub keeper: ContainerSettings,
@@ -83,10 +83,19 @@ pub struct ProfileImages {
     pub inference: Option<String>,
 }
 
-/// The claim of a namespace's store.
+/// The artifact store: a bucket where [`Self::url`] names one, else a claim in each namespace.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
-pub struct StoreClaim {
+pub struct StoreSettings {
+    /// `s3://BUCKET/PREFIX`, or the same with `gs` or `az`; a namespace's part is below it, under its name. What
+    /// follows up to [`Self::allow`] is of use with it alone.
+    pub url: Option<String>,
+    /// The Secret that says who asks, looked up in each namespace.
+    pub secret_name: Option<String>,
+    /// The service account whose identity asks, looked up in each namespace.
+    pub service_account_name: Option<String>,
+    /// Networks and names that the bucket may be at, beside what everybody reaches.
+    pub allow: Vec<String>,
     /// Storage class; none: the cluster's default, empty: no class.
     pub storage_class_name: Option<String>,
     /// Requested size.
@@ -96,9 +105,13 @@ pub struct StoreClaim {
     pub access_modes: Vec<String>,
 }
 
-impl Default for StoreClaim {
+impl Default for StoreSettings {
     fn default() -> Self {
         Self {
+            url: None,
+            secret_name: None,
+            service_account_name: None,
+            allow: Vec::new(),
             storage_class_name: None,
             size: Quantity("20Gi".to_owned()),
             access_modes: vec!["ReadWriteOnce".to_owned()],
@@ -251,7 +264,7 @@ mod tests {
     #[test]
     fn the_chart_asks_for_a_claim_that_every_provisioner_can_give() {
         let values = include_str!("../../../charts/graftwork/values.yaml");
-        let modes = StoreClaim::default().access_modes;
+        let modes = StoreSettings::default().access_modes;
         assert_eq!(modes, ["ReadWriteOnce"]);
         let line = format!("\n  accessModes: [{}]\n", modes.join(", "));
         assert!(values.contains(&line), "values.yaml has no line {line:?}");

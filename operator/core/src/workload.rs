@@ -17,6 +17,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{
     LabelSelector, LabelSelectorRequirement, ObjectMeta, OwnerReference,
 };
 
+use crate::bucket;
 use crate::settings::{ComputeProfile, Settings};
 
 /// Name of the claim that holds a namespace's store.
@@ -118,7 +119,7 @@ pub struct Recipe {
     pub resources: ResourceRequirements,
     /// `ConfigMap` mounted at [`pod::CONFIG_DIR`].
     pub configuration: String,
-    /// How the store is mounted; none: not at all.
+    /// How the store is mounted; none: not at all. One in a bucket is not mounted, but for what is on its way.
     pub store: Option<StoreAccess>,
     /// Claims mounted read-only at [`pod::claim_dir`].
     pub claims: BTreeSet<String>,
@@ -165,7 +166,11 @@ impl From<&ComputeProfile> for Placement {
 
 /// The template of a pod.
 pub fn build_pod(recipe: Recipe, placement: Placement, settings: &Settings) -> PodTemplateSpec {
-    let (volumes, mounts) = build_volumes(&recipe);
+    let (volumes, mounts) = build_volumes(&recipe, settings);
+    let mut labels = recipe.labels;
+    if recipe.store.is_some() && bucket::wants_azure_identity(settings) {
+        labels.insert(bucket::AZURE_IDENTITY.to_owned(), "true".to_owned());
+    }
     let container = Container {
         name: recipe.binary.to_owned(),
         image: Some(recipe.image),
@@ -223,6 +228,9 @@ pub fn build_pod(recipe: Recipe, placement: Placement, settings: &Settings) -> P
         priority_class_name: recipe.priority_class_name,
         restart_policy: Some(recipe.restart_policy.to_owned()),
         runtime_class_name: placement.runtime_class_name,
+        service_account_name: recipe
+            .store
+            .and_then(|_| settings.store.service_account_name.clone()),
         security_context: Some(PodSecurityContext {
             fs_group: Some(pod::USER_ID),
             fs_group_change_policy: Some("OnRootMismatch".to_owned()),
@@ -242,7 +250,7 @@ pub fn build_pod(recipe: Recipe, placement: Placement, settings: &Settings) -> P
     };
     PodTemplateSpec {
         metadata: Some(ObjectMeta {
-            labels: Some(recipe.labels),
+            labels: Some(labels),
             annotations: Some(recipe.annotations).filter(|it| !it.is_empty()),
             ..ObjectMeta::default()
         }),
@@ -256,7 +264,8 @@ pub fn build_pod(recipe: Recipe, placement: Placement, settings: &Settings) -> P
 /// none, it goes anywhere.
 fn beside_keeper(settings: &Settings, binary: &str) -> Option<Affinity> {
     let shared = |mode: &String| mode == "ReadWriteMany";
-    if settings.store.access_modes.iter().any(shared) {
+    // Every node reaches a bucket.
+    if settings.store.url.is_some() || settings.store.access_modes.iter().any(shared) {
         return None;
     }
     let beside = |selector: LabelSelector| PodAffinityTerm {
@@ -304,7 +313,7 @@ fn beside_keeper(settings: &Settings, binary: &str) -> Option<Affinity> {
     })
 }
 
-fn build_volumes(recipe: &Recipe) -> (Vec<Volume>, Vec<VolumeMount>) {
+fn build_volumes(recipe: &Recipe, settings: &Settings) -> (Vec<Volume>, Vec<VolumeMount>) {
     let mut volumes = vec![
         config_volume("config", &recipe.configuration, None),
         Volume {
@@ -329,7 +338,15 @@ fn build_volumes(recipe: &Recipe) -> (Vec<Volume>, Vec<VolumeMount>) {
         mounts.push(mount("adapter-cache", pod::ADAPTER_CACHE_DIR, false));
     }
     let mut claims = &recipe.claims | &recipe.outputs;
-    if recipe.store.is_some() {
+    let mut on_claim = recipe.store;
+    if let Some(in_bucket) = recipe.store.and_then(|_| bucket::volumes(settings)) {
+        on_claim = None;
+        for (volume, mount) in in_bucket {
+            volumes.push(volume);
+            mounts.push(mount);
+        }
+    }
+    if on_claim.is_some() {
         claims.insert(STORE_CLAIM.to_owned());
     }
     for (index, claim) in claims.iter().enumerate() {
@@ -343,7 +360,7 @@ fn build_volumes(recipe: &Recipe) -> (Vec<Volume>, Vec<VolumeMount>) {
             }),
             ..Volume::default()
         });
-        if let Some(access) = recipe.store.filter(|_| claim == STORE_CLAIM) {
+        if let Some(access) = on_claim.filter(|_| claim == STORE_CLAIM) {
             mounts.push(mount(
                 &name,
                 pod::STORE_DIR,

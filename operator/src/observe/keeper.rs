@@ -26,7 +26,10 @@ pub async fn problem(
     context: &Context,
     namespace: &str,
 ) -> Result<Option<StorageProblem>, ApiError> {
-    let claim = match find(&context.caches.claims, namespace, STORE_CLAIM) {
+    // Beside a bucket, a claim that stays from before is nobody's store.
+    let on_claim = context.settings.store.url.is_none();
+    let claim = find(&context.caches.claims, namespace, STORE_CLAIM).filter(|_| on_claim);
+    let claim = match claim {
         None => Found::Absent,
         Some(claim) if super::is_ours(&claim.metadata, None) => {
             Found::Ours(Box::new((*claim).clone()))

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use graftwork_operator_core::settings::{
     ComputeProfile, ContainerSettings, DataSources, EngineSettings, LeaderElection, ProfileImages,
-    RouterSettings, StoreClaim,
+    RouterSettings, StoreSettings,
 };
 use serde_json::Value;
 
@@ -95,7 +95,7 @@ fn the_schema_has_the_fields_that_the_operator_reads() {
     for (place, settings) in [
         (
             "/properties/store",
-            serde_json::to_value(StoreClaim::default()),
+            serde_json::to_value(StoreSettings::default()),
         ),
         (
             "/properties/dataSources",

@@ -15,6 +15,7 @@ use super::parts::Attempt;
 use super::step::{Step, attempt_of, attempts, is_of, uri};
 use super::validate::{Place, Source, Valid};
 use super::{KIND, Observed, SourceState, secrets};
+use crate::bucket;
 use crate::jobs;
 use crate::plan::{Actions, Child, ChildKind, Delete};
 use crate::settings::Settings;
@@ -25,8 +26,6 @@ use crate::workload::{
 const COMPONENT: &str = labels::component::DATASET_BUILDER;
 /// Jobs of ended attempts at one fingerprint that are kept for their logs.
 const KEPT_JOBS: u32 = 3;
-/// Azure gives an identity to pods with this label alone.
-const AZURE_IDENTITY: &str = "azure.workload.identity/use";
 
 fn short(fingerprint: &Digest) -> &str {
     fingerprint.hex().get(..8).unwrap_or_default()
@@ -223,6 +222,10 @@ fn build_config(
         shards: valid.shards,
         allowed_hosts: settings.data_sources.allow.clone(),
         hub_endpoint: settings.data_sources.hub_endpoint.clone(),
+        store: bucket::configuration(
+            settings,
+            cr.metadata.namespace.as_deref().unwrap_or_default(),
+        ),
     }
 }
 
@@ -241,7 +244,7 @@ fn pod_labels(owner: &Owner, valid: &Valid) -> BTreeMap<String, String> {
         )
     };
     if valid.sources.iter().any(is_azure) {
-        labels.insert(AZURE_IDENTITY.to_owned(), "true".to_owned());
+        labels.insert(bucket::AZURE_IDENTITY.to_owned(), "true".to_owned());
     }
     labels
 }

@@ -8,11 +8,10 @@ use std::path::Path;
 
 use graftwork_contract::dataset::database_secret as entry;
 use graftwork_contract::{pod, remote};
-use k8s_openapi::api::core::v1::{
-    KeyToPath, PodSpec, PodTemplateSpec, SecretVolumeSource, Volume, VolumeMount,
-};
+use k8s_openapi::api::core::v1::{KeyToPath, PodSpec, PodTemplateSpec, VolumeMount};
 
 use super::validate::{Place, Valid};
+use crate::secret_volume::{self, item};
 
 /// The folder of a source's Secret.
 pub fn folder(source: &str) -> String {
@@ -59,26 +58,9 @@ pub fn mount(valid: &Valid, mut template: PodTemplateSpec) -> PodTemplateSpec {
     template
 }
 
-fn item(key: &str, path: &str) -> KeyToPath {
-    KeyToPath {
-        key: key.to_owned(),
-        path: path.to_owned(),
-        // The process's group may read it, nobody else.
-        mode: Some(0o440),
-    }
-}
-
 fn add(spec: &mut PodSpec, volume: String, folder: String, secret: &str, items: Vec<KeyToPath>) {
-    spec.volumes.get_or_insert_default().push(Volume {
-        name: volume.clone(),
-        secret: Some(SecretVolumeSource {
-            secret_name: Some(secret.to_owned()),
-            items: Some(items),
-            optional: Some(true),
-            ..SecretVolumeSource::default()
-        }),
-        ..Volume::default()
-    });
+    let mounted = secret_volume::volume(volume.clone(), secret, items);
+    spec.volumes.get_or_insert_default().push(mounted);
     for container in &mut spec.containers {
         container
             .volume_mounts

@@ -19,6 +19,7 @@ use super::fleet::{Fleet, fallback, stand_ins};
 use super::observed::{Names, Observed, children_names};
 use super::validate::Valid;
 use super::{KIND, ServedBase};
+use crate::bucket;
 use crate::plan::Child;
 use crate::settings::Settings;
 use crate::workload::{Owner, Placement, Recipe, StoreAccess, build_configuration, build_pod};
@@ -128,6 +129,7 @@ impl<'a> Builder<'a> {
             adapter_memory_bytes: self.valid.engine.adapter_memory_bytes,
             // The rest of the volume is for what the file system adds, and for a copy that is being written.
             disk_cache_bytes: self.valid.engine.disk_cache_bytes.map(|size| size / 8 * 7),
+            store: bucket::configuration(self.settings, &self.owner.namespace),
             key_value_cache_bytes: self.valid.engine.key_value_cache_bytes,
         }
     }

@@ -9,6 +9,7 @@ use k8s_openapi::api::batch::v1::Job;
 use super::step::Step;
 use super::validate::Valid;
 use super::{KIND, Observed, Referenced, attempt, inputs};
+use crate::bucket;
 use crate::jobs::{self, JobState};
 use crate::plan::{Actions, Call, Child, ChildKind, Delete};
 use crate::settings::Settings;
@@ -88,6 +89,7 @@ fn make(
                 Referenced::There(dataset) => crate::dataset::classification(&dataset.spec),
                 Referenced::Absent | Referenced::Deleting | Referenced::Unreadable => None,
             },
+            store: bucket::configuration(settings, &owner.namespace),
             threads: 0,
         },
     );

@@ -11,6 +11,7 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 
 use super::Observed;
+use crate::bucket;
 use crate::plan::Child;
 use crate::settings::Settings;
 use crate::workload::{
@@ -38,10 +39,11 @@ pub fn build(observed: &Observed, claims: &BTreeSet<String>, settings: &Settings
         &KeeperConfig {
             owner_uid: observed.namespace_uid.clone(),
             operator_keys: observed.operator_keys.clone(),
+            store: bucket::configuration(settings, &observed.namespace),
         },
     );
     let mut children = vec![Child::ConfigMap(Box::new(configuration))];
-    if observed.claim.ours().is_none() {
+    if settings.store.url.is_none() && observed.claim.ours().is_none() {
         // A claim's spec can't be changed later, so it is only ever created.
         children.push(Child::Claim(Box::new(build_claim(
             metadata(STORE_CLAIM, labels::component::STORE),

@@ -1,5 +1,5 @@
-//! A namespace's storage: while there are objects of ours, a claim and a keeper. The claim has no
-//! owner and stays; the keeper goes with the last object.
+//! A namespace's storage: while there are objects of ours, a keeper, and a claim unless the store is in a bucket.
+//! The claim has no owner and stays; the keeper goes with the last object.
 
 mod children;
 
@@ -52,10 +52,8 @@ pub fn plan(observed: &Observed, settings: &Settings) -> Plan<()> {
             ..Actions::default()
         });
     }
-    if observed.claim.is_foreign()
-        || observed.configuration.is_foreign()
-        || observed.deployment.is_foreign()
-    {
+    let in_the_way = settings.store.url.is_none() && observed.claim.is_foreign();
+    if in_the_way || observed.configuration.is_foreign() || observed.deployment.is_foreign() {
         // The objects of the namespace say so: see `problem`.
         return Plan::Act(Actions {
             requeue_after: Some(NAME_TAKEN_PAUSE),
@@ -257,6 +255,26 @@ mod tests {
         let deleted: Vec<_> = actions(&world).delete.iter().map(|it| it.kind).collect();
         assert_eq!(deleted, [ChildKind::Deployment, ChildKind::ConfigMap]);
         assert!(actions(&world).delete.iter().all(|it| it.uid == "uid"));
+    }
+
+    #[test]
+    fn a_store_in_a_bucket_has_a_keeper_and_no_claim() {
+        let mut settings = settings();
+        settings.store.url = Some("s3://models/ml".to_owned());
+        let mut world = observed();
+        // Somebody's claim of that name is not in the way of a bucket.
+        world.claim = Found::Foreign;
+        let Plan::Act(actions) = plan(&world, &settings) else {
+            unreachable!("a namespace has no status")
+        };
+        let kinds: Vec<_> = actions.apply.iter().map(Child::kind).collect();
+        assert_eq!(kinds, [ChildKind::ConfigMap, ChildKind::Deployment]);
+        let Child::ConfigMap(map) = &actions.apply[0] else {
+            unreachable!("the first child is the configuration")
+        };
+        let text = &map.data.as_ref().unwrap()["config.json"];
+        let config: graftwork_contract::keeper::KeeperConfig = serde_json::from_str(text).unwrap();
+        assert_eq!(config.store.unwrap().url, "s3://models/ml/team");
     }
 
     #[test]
