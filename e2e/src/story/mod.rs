@@ -30,6 +30,7 @@ mod pii_rejected;
 mod quiet;
 mod retention_keeps_referenced;
 mod s3_source;
+mod s3_source_and_store;
 mod source_fails_mid_build;
 mod train_then_serve;
 mod trainer_killed;
@@ -108,7 +109,7 @@ const CONTROL: &[Story] = stories![
 ];
 
 /// Stories that touch the installation, or count what it writes: nothing else runs meanwhile.
-const ALONE: &[Story] = stories![quiet, operator_killed, helm_cycle];
+const ALONE: &[Story] = stories![quiet, operator_killed, s3_source_and_store, helm_cycle];
 
 /// Which stories to run.
 #[derive(Debug, Args)]

@@ -113,6 +113,30 @@ impl Server {
         Ok(std::fs::write(path, text)?)
     }
 
+    /// Whether an object is in the bucket.
+    pub fn has(&self, key: &str) -> bool {
+        self.dir.path().join(BUCKET).join(key).is_file()
+    }
+
+    /// The keys of every object below a folder of the bucket.
+    pub fn below(&self, folder: &str) -> anyhow::Result<Vec<String>> {
+        let root = self.dir.path().join(BUCKET);
+        let mut folders = vec![root.join(folder)];
+        let mut keys = Vec::new();
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(&folder).with_context(|| folder.display().to_string())? {
+                let path = entry?.path();
+                if path.is_dir() {
+                    folders.push(path);
+                } else {
+                    let key = path.strip_prefix(&root)?;
+                    keys.push(key.to_string_lossy().into_owned());
+                }
+            }
+        }
+        Ok(keys)
+    }
+
     /// Where pods find it.
     pub fn endpoint(&self) -> String {
         format!("http://{}:{PORT}", self.address)

@@ -1,6 +1,6 @@
 //! Objects of an S3 server become a version, by a pattern and with a Secret's keys; the same objects make no second one,
 //! more do. What goes wrong is said by name, the good version stays, and the key stands nowhere. The artifact store is a
-//! volume here: it does not lie on S3 yet.
+//! volume here.
 
 use std::time::Instant;
 
