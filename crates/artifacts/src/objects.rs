@@ -162,19 +162,21 @@ impl Objects {
         Ok(Some((bytes, size)))
     }
 
+    async fn read_one(self, path: String, limit: u64) -> Result<(String, Option<Content>)> {
+        let found = self.read(&path, limit).await?;
+        Ok((path, found))
+    }
+
     /// [`Objects::read`] for several, in their order.
     pub(crate) async fn read_all(
         &self,
         paths: Vec<String>,
         limit: u64,
     ) -> Result<Vec<(String, Option<Content>)>> {
-        let reads = paths.into_iter().map(|path| {
-            let objects = self.clone();
-            async move {
-                let found = objects.read(&path, limit).await?;
-                Ok::<_, Error>((path, found))
-            }
-        });
+        let reads: Vec<_> = paths
+            .into_iter()
+            .map(|path| self.clone().read_one(path, limit))
+            .collect();
         stream::iter(reads).buffered(READS).try_collect().await
     }
 
