@@ -1,5 +1,7 @@
 //! The keeper over a real socket: what it writes, what it refuses, what it says about files.
 
+mod bucket;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -24,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
-use crate::serving::serve;
+use crate::serving::serve_store;
 
 const PUBLISH: &str = "graftwork.store.v1.Keeper/Publish";
 const IMPORT: &str = "graftwork.store.v1.Keeper/Import";
@@ -83,8 +85,14 @@ fn lora() -> LoraConfig {
 impl Bench {
     async fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("store")).unwrap();
+        let store = Store::open(dir.path().join("store")).unwrap();
+        Self::on(dir, store).await
+    }
+
+    /// A keeper of this store.
+    async fn on(dir: tempfile::TempDir, store: Store) -> Self {
         let path = |name: &str| dir.path().join(name);
-        fs::create_dir(path("store")).unwrap();
         let model = write_tiny_base(&path("claims/models/base"), &shape(), 1).unwrap();
         let adapter = random_adapter(&model, &lora(), 1);
         adapter.save(&path("claims/models/adapter")).unwrap();
@@ -92,7 +100,7 @@ impl Bench {
 
         let gatekeeper = Gatekeeper::open(&path("config.json"), me().pod_uid).unwrap();
         tokio::spawn(gatekeeper.clone().follow());
-        let (client, stop) = serve(dir.path(), gatekeeper).await;
+        let (client, stop) = serve_store(dir.path(), store, gatekeeper).await;
         Self { dir, client, stop }
     }
 

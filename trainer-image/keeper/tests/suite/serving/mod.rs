@@ -17,6 +17,15 @@ pub async fn serve(
     gatekeeper: Gatekeeper,
 ) -> (KeeperClient<Channel>, CancellationToken) {
     let store = Store::open(dir.join("store")).unwrap();
+    serve_store(dir, store, gatekeeper).await
+}
+
+/// Serves a store and the folder `claims` of `dir` until the token is cancelled.
+pub async fn serve_store(
+    dir: &Path,
+    store: Store,
+    gatekeeper: Gatekeeper,
+) -> (KeeperClient<Channel>, CancellationToken) {
     let keeper = Keeper::new(store, Claims::new(dir.join("claims")), gatekeeper);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
