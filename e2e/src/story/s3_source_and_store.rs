@@ -62,10 +62,9 @@ async fn operators_are_new(stage: &Stage) -> anyhow::Result<()> {
 async fn the_loop(stage: &Stage, server: &mut Server) -> anyhow::Result<()> {
     let start = Instant::now();
     stage.seed().await?;
-    let lines = marker_rows("amber").iter().map(|row| format!("{row}\n"));
-    server
-        .put("faq/rows.jsonl", &lines.collect::<String>())
-        .await?;
+    let rows = marker_rows("amber");
+    let text: String = rows.iter().map(|row| format!("{row}\n")).collect();
+    server.put("faq/rows.jsonl", &text).await?;
     stage
         .apply(&dataset("amber", "s3://corpus/faq/*.jsonl")?)
         .await?;
