@@ -240,12 +240,8 @@ fn a_version_that_is_not_whole_is_published_anew_by_who_has_it() {
     fs::remove_file(server.object("adapters/a/1/w")).unwrap();
     let error = store.verify("adapters/a/1", &files).unwrap_err();
     assert!(matches!(&error, Error::Missing { path } if path == "adapters/a/1/w"));
-    publish(
-        &store,
-        "adapters/a/1",
-        &digest,
-        &[("w", b"weights"), ("card.md", b"# New")],
-    );
+    let new: [(&str, &[u8]); 2] = [("w", b"weights"), ("card.md", b"# New")];
+    publish(&store, "adapters/a/1", &digest, &new);
     store
         .verify("adapters/a/1", &files_of(&store, "adapters/a/1"))
         .unwrap();
