@@ -59,7 +59,7 @@ fn make(
             "there is no such part: the last one's index is {last} (spec.shards)"
         )));
     }
-    let store = Store::open(places.store)?;
+    let store = Store::open_at(config.store.as_ref(), places.store)?;
     if finished_before(config, &store)?.is_some() {
         return Ok(None);
     }
@@ -127,10 +127,13 @@ fn remove_others(config: &BuildConfig, store: &Store) -> Result<(), Failure> {
 /// next build.
 pub fn clean_up(config: &BuildConfig, store: &Store) {
     let folder = paths::dataset_parts(&config.dataset);
-    if !store.locate(&folder).is_ok_and(|full| full.exists()) {
-        return;
-    }
-    if let Err(error) = store.remove_folder(&folder) {
+    let removed = store.list(&format!("{folder}/")).and_then(|left| {
+        if left.is_empty() {
+            return Ok(());
+        }
+        store.remove_folder(&folder)
+    });
+    if let Err(error) = removed {
         tracing::warn!(%error, folder, "cannot remove the parts of a build");
     }
 }
@@ -195,7 +198,8 @@ pub fn gather(
     }
     let mut rows = RowSorter::new(scratch);
     for (part, manifest) in &parts {
-        let path = store.locate(&format!("{}/{ROWS_FILE}", folder(config, *part)))?;
+        let files = store.peek(&folder(config, *part), &manifest.files)?;
+        let path = files.path().join(ROWS_FILE);
         let expected = rows.count() + manifest.good;
         read(&path, &mut rows)?;
         if rows.count() != expected {
