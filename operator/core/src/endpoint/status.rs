@@ -538,7 +538,7 @@ fn progress(
         }
         RolloutState::Paused => match (&rollout.paused_by, pause_left(policy, rollout, now)) {
             (Some(PausedBy::Step), Some(left)) => match inconclusive.filter(|_| left.is_zero()) {
-                Some(why) => held(&whom, &why),
+                Some(why) => undecided(&whom, &why),
                 None => (
                     Truth::True,
                     reason::PAUSED,
@@ -568,7 +568,7 @@ fn progress(
             ),
         },
         _ => match inconclusive {
-            Some(why) => held(&whom, &why),
+            Some(why) => undecided(&whom, &why),
             None => (
                 Truth::True,
                 reason::STEPPING,
@@ -579,7 +579,7 @@ fn progress(
 }
 
 /// A candidate that nobody can judge keeps its weight.
-fn held(whom: &str, why: &str) -> (Truth, &'static str, String) {
+fn undecided(whom: &str, why: &str) -> (Truth, &'static str, String) {
     let message = format!("{whom} is held: {why}");
     (Truth::True, reason::ANALYSIS_INCONCLUSIVE, message)
 }
