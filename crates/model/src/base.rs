@@ -53,6 +53,14 @@ pub enum BaseError {
         /// The cause.
         source: candle_core::Error,
     },
+    /// The accelerator does not take a weight.
+    #[error("the accelerator does not hold tensor {tensor}")]
+    Device {
+        /// The tensor.
+        tensor: String,
+        /// The cause.
+        source: candle_core::Error,
+    },
     /// Which of several files is the model nobody can say.
     #[error("{} has {count} GGUF files, must have one", dir.display())]
     SeveralGguf {
@@ -101,6 +109,8 @@ impl BaseError {
             Self::File(error) => error.category(),
             Self::Gguf(error) => error.category(),
             Self::Quantize { .. } => Category::Bug,
+            // Too little memory, almost always: another profile helps, another try does not.
+            Self::Device { .. } => Category::Invalid,
             Self::Io { source, .. } => Category::of_io(source),
             Self::NoWeights(_)
             | Self::SeveralGguf { .. }

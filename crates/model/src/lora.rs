@@ -4,7 +4,7 @@
 //! `B: [out, rank]` and `s = alpha / rank`, or `alpha / sqrt(rank)` with rsLoRA (Kalajdzievski 2023).
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use candle_core::{Device, Tensor, Var};
 
@@ -13,6 +13,8 @@ use crate::kernel::Panels;
 use crate::peft::{Adapter, AdapterError, AdapterTensor};
 use crate::random::Stream;
 use crate::targets::{LoraPlan, Targets, Update};
+use crate::transformer::Accelerator;
+use crate::transformer::gpu::GpuUpdates;
 use crate::transformer::linear::Linear;
 
 /// The linear layers of a transformer layer, all of which can carry an adapter.
@@ -419,6 +421,8 @@ pub struct LoadedAdapter {
     digest: Arc<str>,
     model: LlamaConfig,
     layers: LoraLayers,
+    /// The same on a GPU, once a pass there has asked for it.
+    on_gpu: OnceLock<GpuUpdates>,
 }
 
 impl LoadedAdapter {
@@ -450,6 +454,7 @@ impl LoadedAdapter {
             digest: digest.into(),
             model: config.clone(),
             layers: LoraLayers::pack(&adapter.config.plan(config)?, config, &tensor),
+            on_gpu: OnceLock::new(),
         })
     }
 
@@ -480,6 +485,18 @@ impl LoadedAdapter {
     /// The packed updates.
     pub(crate) fn layers(&self) -> &LoraLayers {
         &self.layers
+    }
+
+    /// The updates in a GPU's memory, where they stay as long as the adapter. A process has one GPU.
+    ///
+    /// # Errors
+    /// Its memory is full.
+    pub(crate) fn on_gpu(&self, accelerator: &Accelerator) -> candle_core::Result<&GpuUpdates> {
+        if let Some(updates) = self.on_gpu.get() {
+            return Ok(updates);
+        }
+        let updates = GpuUpdates::of_packed(&self.layers, &self.model, accelerator)?;
+        Ok(self.on_gpu.get_or_init(|| updates))
     }
 
     /// Tells loaded adapters apart, for grouping rows; no part of any result.

@@ -67,7 +67,7 @@ impl BlockFormat {
         }
     }
 
-    fn dtype(self) -> GgmlDType {
+    pub(crate) fn dtype(self) -> GgmlDType {
         match self {
             Self::Q4_0 => GgmlDType::Q4_0,
             Self::Q8_0 => GgmlDType::Q8_0,
@@ -195,6 +195,11 @@ impl Blocks {
     /// Bytes held.
     pub fn bytes(&self) -> usize {
         self.data.len()
+    }
+
+    /// All blocks, row after row.
+    pub(crate) fn data(&self) -> &[u8] {
+        &self.data
     }
 
     fn row_bytes(&self) -> usize {

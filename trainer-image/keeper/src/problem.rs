@@ -144,6 +144,7 @@ pub fn of_base(error: &BaseError) -> Failure {
         | BaseError::File(_)
         | BaseError::Gguf(_)
         | BaseError::Quantize { .. }
+        | BaseError::Device { .. }
         | BaseError::SeveralGguf { .. }
         | BaseError::Io { .. }
         | BaseError::Index(_)

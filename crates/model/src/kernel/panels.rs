@@ -110,13 +110,12 @@ impl Panels {
     /// The same weight packed the other way: for `g · W` where this serves `x · Wᵀ`.
     #[must_use]
     pub fn transposed(&self) -> Self {
-        let mut weight = vec![0.0; self.outputs * self.inputs];
-        self.unpack(&mut weight);
-        Self::pack_transposed(&weight, self.outputs, self.inputs)
+        Self::pack_transposed(&self.row_major(), self.outputs, self.inputs)
     }
 
-    /// Writes the row-major weight `[outputs, inputs]`.
-    fn unpack(&self, weight: &mut [f32]) {
+    /// The weight as it was before it was packed, `[outputs, inputs]`.
+    pub(crate) fn row_major(&self) -> Vec<f32> {
+        let mut weight = vec![0.0; self.outputs * self.inputs];
         let panel_rows = weight.chunks_mut(LANES * self.inputs);
         for (panel, rows) in self
             .data()
@@ -129,6 +128,7 @@ impl Panels {
                 }
             }
         }
+        weight
     }
 
     /// Rows of the weight.

@@ -1,6 +1,6 @@
 //! The paged KV cache: storage of fixed size, cut into blocks that sequences borrow.
 //!
-//! A block holds [`KV_BLOCK_TOKENS`] tokens of every layer and head, in f32. Blocks go back to the
+//! A block holds [`KV_BLOCK_TOKENS`] tokens of every layer and head, in f32 (in a GPU's memory: bf16). Blocks go back to the
 //! pool when their sequence is dropped, from whichever thread. Sequences with the same beginning under the same
 //! adapter can share the full blocks of it: see [`KvSequence::adopt`].
 
@@ -12,6 +12,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::config::LlamaConfig;
 use crate::kernel::{BLOCK_TOKENS, HeadBlocks, write_token};
+use crate::transformer::Accelerator;
+use crate::transformer::gpu::GpuCache;
 pub use ledger::Owner;
 use ledger::{Ledger, Parent};
 
@@ -82,12 +84,19 @@ impl KvBlocks {
 /// All keys and values of an engine.
 #[derive(Debug)]
 pub struct KvPool {
-    storage: Vec<f32>,
+    storage: Storage,
     blocks: KvBlocks,
     shape: KvShape,
 }
 
-/// How a block is laid out: `[layers][kv_heads][keys: head_dim × 16, values: 16 × head_dim]`.
+/// Where keys and values lie.
+#[derive(Debug)]
+enum Storage {
+    Host(Vec<f32>),
+    Gpu(GpuCache),
+}
+
+/// How a block of the host's memory is laid out: `[layers][kv_heads][keys: head_dim × 16, values: 16 × head_dim]`.
 #[derive(Debug, Clone, Copy)]
 struct KvShape {
     layers: usize,
@@ -96,6 +105,14 @@ struct KvShape {
 }
 
 impl KvShape {
+    fn of(config: &LlamaConfig) -> Self {
+        Self {
+            layers: config.num_hidden_layers,
+            heads: config.num_key_value_heads,
+            head_dim: config.head_dim,
+        }
+    }
+
     fn head_size(self) -> usize {
         HeadBlocks::head_size(self.head_dim)
     }
@@ -110,21 +127,34 @@ impl KvShape {
 }
 
 impl KvPool {
-    /// A pool of `blocks` blocks for this model, all memory taken at once.
+    /// A pool of `blocks` blocks for a model that the CPU computes, all memory taken at once. For any model:
+    /// [`Llama::kv_pool`](crate::transformer::Llama::kv_pool).
     pub fn new(config: &LlamaConfig, blocks: usize) -> Self {
-        let shape = KvShape {
-            layers: config.num_hidden_layers,
-            heads: config.num_key_value_heads,
-            head_dim: config.head_dim,
-        };
+        let shape = KvShape::of(config);
+        let storage = Storage::Host(vec![0.0; blocks * shape.block_size()]);
+        Self::over(storage, blocks, shape)
+    }
+
+    /// A pool in a GPU's memory.
+    pub(crate) fn on_gpu(
+        config: &LlamaConfig,
+        blocks: usize,
+        on: &Accelerator,
+    ) -> candle_core::Result<Self> {
+        let cache = GpuCache::new(config, blocks * KV_BLOCK_TOKENS, on)?;
+        let shape = KvShape::of(config);
+        Ok(Self::over(Storage::Gpu(cache), blocks, shape))
+    }
+
+    fn over(storage: Storage, blocks: usize, shape: KvShape) -> Self {
         Self {
-            storage: vec![0.0; blocks * shape.block_size()],
+            storage,
             blocks: KvBlocks::new(blocks, KV_BLOCK_TOKENS),
             shape,
         }
     }
 
-    /// Bytes of one block of this model.
+    /// Bytes of one block of this model in the host's memory.
     pub fn block_bytes(config: &LlamaConfig) -> usize {
         let heads = config.num_hidden_layers * config.num_key_value_heads;
         heads * HeadBlocks::head_size(config.head_dim) * size_of::<f32>()
@@ -155,7 +185,15 @@ impl KvPool {
         Arc::ptr_eq(&self.blocks.0, &sequence.ledger.0)
     }
 
-    /// Writes one token's keys and values of one layer, `[kv_heads, head_dim]` each.
+    /// What a GPU holds, where this pool is there.
+    pub(crate) fn gpu(&self) -> Option<&GpuCache> {
+        match &self.storage {
+            Storage::Host(_) => None,
+            Storage::Gpu(cache) => Some(cache),
+        }
+    }
+
+    /// Writes one token's keys and values of one layer, `[kv_heads, head_dim]` each, to the host's memory.
     pub(crate) fn write(
         &mut self,
         sequence: &KvSequence,
@@ -169,7 +207,10 @@ impl KvPool {
         };
         let start = *block as usize * shape.block_size() + shape.offset(layer, 0);
         let size = shape.heads * shape.head_size();
-        let Some(heads) = self.storage.get_mut(start..start + size) else {
+        let Storage::Host(storage) = &mut self.storage else {
+            return;
+        };
+        let Some(heads) = storage.get_mut(start..start + size) else {
             return;
         };
         let vectors = keys
@@ -180,15 +221,19 @@ impl KvPool {
         }
     }
 
-    /// The keys and values of one layer and head of a sequence.
+    /// The keys and values of one layer and head of a sequence, from the host's memory.
     pub(crate) fn head<'a>(
         &'a self,
         sequence: &'a KvSequence,
         layer: usize,
         head: usize,
     ) -> HeadBlocks<'a> {
+        let storage = match &self.storage {
+            Storage::Host(storage) => storage.as_slice(),
+            Storage::Gpu(_) => &[],
+        };
         HeadBlocks {
-            storage: &self.storage,
+            storage,
             table: &sequence.blocks,
             stride: self.shape.block_size(),
             offset: self.shape.offset(layer, head),
@@ -277,6 +322,13 @@ impl KvSequence {
         for id in self.blocks.drain(..).rev() {
             ledger.release(id);
         }
+    }
+
+    /// Where its first `tokens` tokens lie, as numbers of places of [`KV_BLOCK_TOKENS`] to a block.
+    pub(crate) fn places(&self, tokens: usize) -> Vec<u32> {
+        let size = KV_BLOCK_TOKENS as u32;
+        let places = self.blocks.iter().flat_map(|id| id * size..(id + 1) * size);
+        places.take(tokens).collect()
     }
 
     pub(crate) fn advance(&mut self, tokens: usize) {

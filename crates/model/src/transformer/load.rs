@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use super::compact::Compact;
 use super::frozen::{Embedding, Frozen};
-use super::weights::{Llama, Tensors, Weights};
+use super::gpu::{Accelerator, GpuWeights};
+use super::weights::{Llama, Place, Tensors, Weights};
 use crate::base::BaseError;
 use crate::base_files::{BaseFiles, Role};
 use crate::kernel::{HalfFormat, HalfPanels, HalfWeight};
@@ -85,10 +86,24 @@ impl Llama {
         load(dir, held, Compact::served)
     }
 
+    /// Loads a base model's folder onto an accelerator, to train on it or to serve it.
+    ///
+    /// Matrices that stay in no blocks are rounded to the accelerator's bf16, whatever they are stored in.
+    ///
+    /// # Errors
+    /// As [`BaseModel::load`](crate::base::BaseModel::load), or the accelerator's memory is too small.
+    pub fn load_on(dir: &Path, held: Held, accelerator: &Accelerator) -> Result<Self, BaseError> {
+        let weights = GpuWeights::load(dir, held, accelerator)?;
+        Ok(Self::at(Place::Gpu(Arc::new(weights))))
+    }
+
     /// Bytes of its matrices for forward passes; one that is embedding and output projection counts once, but
-    /// for f32, where it is there in two forms.
+    /// for f32 on the CPU, where it is there in two forms.
     pub fn bytes(&self) -> usize {
-        let weights = &*self.weights;
+        let weights = match &self.place {
+            Place::Host(weights) => weights,
+            Place::Gpu(weights) => return weights.bytes(),
+        };
         let layers = weights.layers.iter().flat_map(|layer| &layer.linears);
         let output = match &weights.embedding {
             Embedding::Compact(_) if weights.config.tie_word_embeddings => 0,

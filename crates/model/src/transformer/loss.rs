@@ -2,6 +2,8 @@
 
 use super::backward::Gradients;
 use super::forward::{Pass, rms_norm};
+use super::gpu::{GpuPass, GpuWeights};
+use super::weights::Place;
 use super::{ModelError, PackedBatch};
 use crate::base::{EMBEDDING, FINAL_NORM, OUTPUT};
 use crate::kernel::{Epilogue, cross_entropy_gradient, log_sum_exp};
@@ -155,12 +157,15 @@ impl Llama {
         batch: &PackedBatch,
         adapter: Option<&LoadedAdapter>,
     ) -> Result<Vec<TokenScore>, ModelError> {
-        let weights = &*self.weights;
-        let config = &weights.config;
+        let config = self.config();
         batch.check(config)?;
         if adapter.is_some_and(|adapter| !adapter.fits(config)) {
             return Err(ModelError::ForeignAdapter);
         }
+        let weights = match &self.place {
+            Place::Host(weights) => &**weights,
+            Place::Gpu(weights) => return score_on_gpu(weights, batch, adapter),
+        };
         let pass = Pass {
             weights,
             lora: adapter.map(LoadedAdapter::layers),
@@ -170,4 +175,19 @@ impl Llama {
         let hidden = pass.run(&batch.tokens);
         Ok(pass.target_scores(&hidden, batch))
     }
+}
+
+fn score_on_gpu(
+    weights: &GpuWeights,
+    batch: &PackedBatch,
+    adapter: Option<&LoadedAdapter>,
+) -> Result<Vec<TokenScore>, ModelError> {
+    if batch.targets.is_empty() {
+        return Ok(Vec::new());
+    }
+    let updates = adapter.map(|adapter| adapter.on_gpu(weights.accelerator()));
+    let updates = updates.transpose()?;
+    let pass = GpuPass::new(weights, updates, None, &batch.segments)?;
+    let hidden = pass.run(&batch.tokens)?;
+    Ok(pass.target_scores(&hidden, batch)?)
 }

@@ -3,12 +3,14 @@
 //! One set of kernels serves training and serving. Training works on packed batches of whole sequences and
 //! keeps what backward needs; serving works on rows of many sequences over the paged KV cache. Rows are flat,
 //! `[rows, width]`, without padding. What differs between families is data: empty norms and biases, a window.
+//! A model that was loaded onto a GPU goes through the same functions: see `gpu/`.
 
 mod attention;
 mod backward;
 mod compact;
 mod forward;
 mod frozen;
+pub(crate) mod gpu;
 pub(crate) mod linear;
 mod load;
 mod loss;
@@ -18,6 +20,7 @@ mod serve;
 mod train;
 mod weights;
 
+pub use gpu::{Accelerator, Choice};
 pub use load::Held;
 pub use loss::TokenScore;
 pub use preference::{Answer, PreferenceBatch};
@@ -53,6 +56,9 @@ pub enum ModelError {
     /// A sequence belongs to another pool.
     #[error("the sequence belongs to another KV pool")]
     ForeignSequence,
+    /// The pool's memory is not where the model computes.
+    #[error("the KV pool is not where the model computes")]
+    ForeignPool,
     /// An adapter was loaded for a model of another shape.
     #[error("the adapter was loaded for a model of another shape")]
     ForeignAdapter,
@@ -75,6 +81,19 @@ pub struct PackedBatch {
     pub(crate) segments: Vec<usize>,
     /// `(row, next token)` for every token that is to be predicted, in row order.
     pub(crate) targets: Vec<(usize, u32)>,
+}
+
+impl ModelError {
+    /// Whether a GPU's memory is full. CUDA's libraries say it in the names of their errors alone.
+    pub fn is_out_of_memory(&self) -> bool {
+        let Self::Tensor(error) = self else {
+            return false;
+        };
+        let text = format!("{error:?}");
+        ["OUT_OF_MEMORY", "ALLOC_FAILED"]
+            .iter()
+            .any(|name| text.contains(name))
+    }
 }
 
 impl PackedBatch {

@@ -7,11 +7,13 @@
 use rayon::prelude::*;
 
 use super::attention::{score_scale, seen};
+use super::gpu::{GpuCache, GpuStep, GpuWeights, SequenceRows};
 use super::segments::{Segment, add_updates};
-use super::weights::{Llama, Weights};
+use super::weights::{Llama, Place, Weights};
 use super::{ModelError, check_tokens};
+use crate::config::LlamaConfig;
 use crate::kernel::{self, Epilogue, attend};
-use crate::kv::{KvError, KvPool, KvSequence};
+use crate::kv::{KV_BLOCK_TOKENS, KvError, KvPool, KvSequence};
 use crate::lora::{LoadedAdapter, Module};
 
 use super::forward::{head_norm, rms_norm, swiglu};
@@ -72,10 +74,69 @@ struct Row {
     position: usize,
 }
 
+/// All rows of a pass. Rows of one adapter stand together; the order of steps within it is the caller's.
+struct Rows<'a> {
+    rows: Vec<Row>,
+    tokens: Vec<u32>,
+    segments: Vec<Segment<'a>>,
+}
+
+impl<'a> Rows<'a> {
+    fn of(steps: &[SequenceStep<'a>]) -> Self {
+        let mut order: Vec<usize> = (0..steps.len()).collect();
+        let address = |step: &SequenceStep<'_>| step.adapter.map_or(0, LoadedAdapter::address);
+        order.sort_by_key(|index| steps.get(*index).map_or(0, address));
+        let (mut rows, mut tokens, mut segments) = (Vec::new(), Vec::new(), Vec::new());
+        for index in order {
+            let Some(step) = steps.get(index) else {
+                continue;
+            };
+            let start = rows.len();
+            let past = step.kv.len();
+            rows.extend((0..step.tokens.len()).map(|i| Row {
+                step: index,
+                position: past + i,
+            }));
+            tokens.extend_from_slice(step.tokens);
+            if let Some(adapter) = step.adapter {
+                match segments.last_mut() {
+                    Some(Segment {
+                        rows: range,
+                        adapter: last,
+                    }) if last.address() == adapter.address() => range.end = rows.len(),
+                    _ => segments.push(Segment {
+                        rows: start..rows.len(),
+                        adapter,
+                    }),
+                }
+            }
+        }
+        Self {
+            rows,
+            tokens,
+            segments,
+        }
+    }
+
+    /// The rows whose logits are wanted, each with its step, once the caches have grown.
+    fn wanted(&self, steps: &[SequenceStep<'_>]) -> Vec<(usize, usize)> {
+        let is_wanted = |row: &Row| {
+            steps.get(row.step).is_some_and(|step| {
+                let last = row.position + 1 == step.kv.len();
+                step.logits == LogitRows::All || (step.logits == LogitRows::Last && last)
+            })
+        };
+        let rows = self.rows.iter().enumerate();
+        rows.filter(|(_, row)| is_wanted(*row))
+            .map(|(index, row)| (index, row.step))
+            .collect()
+    }
+}
+
 struct Batch<'a> {
     weights: &'a Weights,
-    rows: Vec<Row>,
-    segments: Vec<Segment<'a>>,
+    rows: &'a [Row],
+    segments: &'a [Segment<'a>],
 }
 
 impl Batch<'_> {
@@ -89,12 +150,12 @@ impl Batch<'_> {
         let weights = self.weights.layers.get(layer);
         let mut outputs = modules
             .map(|module| weights.map_or_else(Vec::new, |weights| weights.linear(module).apply(x)));
-        add_updates(&self.segments, layer, &modules, x, &mut outputs);
+        add_updates(self.segments, layer, &modules, x, &mut outputs);
         outputs
     }
 
     fn rotate(&self, rows: &mut [f32], width: usize) {
-        for (values, row) in rows.chunks_exact_mut(width).zip(&self.rows) {
+        for (values, row) in rows.chunks_exact_mut(width).zip(self.rows) {
             let (cos, sin) = self.weights.rotation(row.position);
             kernel::rotate(values, cos, sin, 1.0);
         }
@@ -115,7 +176,7 @@ impl Batch<'_> {
         let rows = out
             .par_chunks_mut(width)
             .zip(query.par_chunks(width))
-            .zip(&self.rows);
+            .zip(self.rows);
         rows.for_each_init(Vec::new, |scores, ((out, query), row)| {
             let Some(cache) = caches.get(row.step) else {
                 return;
@@ -145,83 +206,160 @@ impl Llama {
         steps: &mut [SequenceStep<'_>],
         pool: &mut KvPool,
     ) -> Result<Vec<RowLogits>, ModelError> {
-        let weights = &*self.weights;
-        let config = &weights.config;
-        check(steps, weights, pool)?;
+        check(steps, self.config(), pool)?;
         reserve(steps, pool)?;
+        let rows = Rows::of(steps);
+        match &self.place {
+            Place::Host(weights) => Ok(on_host(weights, steps, &rows, pool)),
+            Place::Gpu(weights) => on_gpu(weights, steps, &rows, pool),
+        }
+    }
 
-        // Rows of one adapter stand together; the order of steps within it is the caller's.
-        let mut order: Vec<usize> = (0..steps.len()).collect();
-        let address = |step: &SequenceStep<'_>| step.adapter.map_or(0, LoadedAdapter::address);
-        order.sort_by_key(|index| steps.get(*index).map_or(0, address));
-        let mut batch = Batch {
-            weights,
-            rows: Vec::new(),
-            segments: Vec::new(),
-        };
-        let mut tokens = Vec::new();
-        for index in &order {
-            let Some(step) = steps.get(*index) else {
-                continue;
-            };
-            let start = batch.rows.len();
-            let past = step.kv.len();
-            batch.rows.extend((0..step.tokens.len()).map(|i| Row {
-                step: *index,
-                position: past + i,
-            }));
-            tokens.extend_from_slice(step.tokens);
-            if let Some(adapter) = step.adapter {
-                match batch.segments.last_mut() {
-                    Some(last) if last.adapter.address() == adapter.address() => {
-                        last.rows.end = batch.rows.len();
-                    }
-                    _ => batch.segments.push(Segment {
-                        rows: start..batch.rows.len(),
-                        adapter,
-                    }),
-                }
+    /// A pool of `blocks` KV blocks where this model computes, all memory taken at once.
+    ///
+    /// # Errors
+    /// A GPU's memory is too small.
+    pub fn kv_pool(&self, blocks: usize) -> Result<KvPool, ModelError> {
+        match &self.place {
+            Place::Host(weights) => Ok(KvPool::new(&weights.config, blocks)),
+            Place::Gpu(weights) => {
+                let pool = KvPool::on_gpu(weights.config(), blocks, weights.accelerator());
+                Ok(pool?)
             }
         }
+    }
 
-        let eps = config.rms_norm_eps;
-        let mut stream = weights.embed(tokens.iter().copied());
-        for (index, layer) in weights.layers.iter().enumerate() {
-            let normed = rms_norm(&stream, &layer.input_norm, eps);
-            let modules = [Module::QProj, Module::KProj, Module::VProj];
-            let [query, key, value] = batch.project(index, modules, &normed);
-            let (_, mut query) = head_norm(query, &layer.query_norm, eps);
-            let (_, mut key) = head_norm(key, &layer.key_norm, eps);
-            batch.rotate(&mut query, config.query_width());
-            batch.rotate(&mut key, config.key_width());
-            let vectors = key
-                .chunks_exact(config.key_width())
-                .zip(value.chunks_exact(config.key_width()));
-            for (row, vectors) in batch.rows.iter().zip(vectors) {
-                if let Some(step) = steps.get(row.step) {
-                    pool.write(step.kv, index, row.position, vectors);
-                }
+    /// Bytes of one block of such a pool.
+    pub fn kv_block_bytes(&self) -> usize {
+        match &self.place {
+            Place::Host(weights) => KvPool::block_bytes(&weights.config),
+            Place::Gpu(weights) => {
+                KV_BLOCK_TOKENS * GpuCache::token_bytes(weights.config(), weights.accelerator())
             }
-            let caches: Vec<&KvSequence> = steps.iter().map(|step| &*step.kv).collect();
-            let attended = batch.attend(index, &query, &caches, pool);
-            let [mut middle] = batch.project(index, [Module::OProj], &attended);
-            kernel::add(&stream, &mut middle);
-            let normed = rms_norm(&middle, &layer.post_norm, eps);
-            let modules = [Module::GateProj, Module::UpProj];
-            let [gate, up] = batch.project(index, modules, &normed);
-            let activated = swiglu(&gate, &up, config.intermediate_size);
-            [stream] = batch.project(index, [Module::DownProj], &activated);
-            kernel::add(&middle, &mut stream);
         }
-        for step in steps.iter_mut() {
-            step.kv.advance(step.tokens.len());
-        }
-        Ok(logits(weights, steps, &batch, &stream))
     }
 }
 
-fn check(steps: &[SequenceStep<'_>], weights: &Weights, pool: &KvPool) -> Result<(), ModelError> {
+fn on_host(
+    weights: &Weights,
+    steps: &mut [SequenceStep<'_>],
+    rows: &Rows<'_>,
+    pool: &mut KvPool,
+) -> Vec<RowLogits> {
     let config = &weights.config;
+    let batch = Batch {
+        weights,
+        rows: &rows.rows,
+        segments: &rows.segments,
+    };
+    let eps = config.rms_norm_eps;
+    let mut stream = weights.embed(rows.tokens.iter().copied());
+    for (index, layer) in weights.layers.iter().enumerate() {
+        let normed = rms_norm(&stream, &layer.input_norm, eps);
+        let modules = [Module::QProj, Module::KProj, Module::VProj];
+        let [query, key, value] = batch.project(index, modules, &normed);
+        let (_, mut query) = head_norm(query, &layer.query_norm, eps);
+        let (_, mut key) = head_norm(key, &layer.key_norm, eps);
+        batch.rotate(&mut query, config.query_width());
+        batch.rotate(&mut key, config.key_width());
+        let vectors = key
+            .chunks_exact(config.key_width())
+            .zip(value.chunks_exact(config.key_width()));
+        for (row, vectors) in batch.rows.iter().zip(vectors) {
+            if let Some(step) = steps.get(row.step) {
+                pool.write(step.kv, index, row.position, vectors);
+            }
+        }
+        let caches: Vec<&KvSequence> = steps.iter().map(|step| &*step.kv).collect();
+        let attended = batch.attend(index, &query, &caches, pool);
+        let [mut middle] = batch.project(index, [Module::OProj], &attended);
+        kernel::add(&stream, &mut middle);
+        let normed = rms_norm(&middle, &layer.post_norm, eps);
+        let modules = [Module::GateProj, Module::UpProj];
+        let [gate, up] = batch.project(index, modules, &normed);
+        let activated = swiglu(&gate, &up, config.intermediate_size);
+        [stream] = batch.project(index, [Module::DownProj], &activated);
+        kernel::add(&middle, &mut stream);
+    }
+    advance(steps);
+    let wanted = rows.wanted(steps);
+    let width = config.hidden_size;
+    let hidden: Vec<f32> = wanted
+        .iter()
+        .flat_map(|(row, _)| {
+            stream
+                .get(row * width..(row + 1) * width)
+                .unwrap_or_default()
+        })
+        .copied()
+        .collect();
+    let normed = rms_norm(&hidden, &weights.final_norm, eps);
+    let mut values = vec![0.0; wanted.len() * config.vocab_size];
+    weights
+        .output
+        .forward(&normed, &mut values, Epilogue::Store);
+    by_step(steps.len(), &wanted, &values, config.vocab_size)
+}
+
+fn on_gpu(
+    weights: &GpuWeights,
+    steps: &mut [SequenceStep<'_>],
+    rows: &Rows<'_>,
+    pool: &KvPool,
+) -> Result<Vec<RowLogits>, ModelError> {
+    let Some(cache) = pool.gpu() else {
+        return Err(ModelError::ForeignPool);
+    };
+    let mut sequences: Vec<SequenceRows> = Vec::new();
+    for (index, row) in rows.rows.iter().enumerate() {
+        let Some(step) = steps.get(row.step) else {
+            continue;
+        };
+        // A step's rows stand together, and its first one continues where its cache ends.
+        if row.position == step.kv.len() {
+            sequences.push(SequenceRows {
+                rows: index..index + 1,
+                places: step.kv.places(step.kv.len() + step.tokens.len()),
+            });
+        } else if let Some(sequence) = sequences.last_mut() {
+            sequence.rows.end = index + 1;
+        }
+    }
+    let adapters = rows
+        .segments
+        .iter()
+        .map(|segment| -> Result<_, ModelError> {
+            let updates = segment.adapter.on_gpu(weights.accelerator())?;
+            Ok((segment.rows.clone(), updates))
+        });
+    let step = GpuStep {
+        weights,
+        cache,
+        sequences,
+        adapters: adapters.collect::<Result<_, _>>()?,
+    };
+    if rows.rows.is_empty() {
+        return Ok(by_step(steps.len(), &[], &[], weights.config().vocab_size));
+    }
+    let hidden = step.run(&rows.tokens)?;
+    advance(steps);
+    let wanted = rows.wanted(steps);
+    let values = step.logits(&hidden, wanted.iter().map(|(row, _)| *row as u32).collect())?;
+    let vocabulary = weights.config().vocab_size;
+    Ok(by_step(steps.len(), &wanted, &values, vocabulary))
+}
+
+fn advance(steps: &mut [SequenceStep<'_>]) {
+    for step in steps {
+        step.kv.advance(step.tokens.len());
+    }
+}
+
+fn check(
+    steps: &[SequenceStep<'_>],
+    config: &LlamaConfig,
+    pool: &KvPool,
+) -> Result<(), ModelError> {
     for step in steps {
         check_tokens(step.tokens, config)?;
         let tokens = step.kv.len() + step.tokens.len();
@@ -259,40 +397,19 @@ fn reserve(steps: &mut [SequenceStep<'_>], pool: &KvPool) -> Result<(), ModelErr
     Ok(())
 }
 
-fn logits(
-    weights: &Weights,
-    steps: &[SequenceStep<'_>],
-    batch: &Batch<'_>,
-    hidden: &[f32],
+/// The logits of the wanted rows, `[rows, vocabulary]`, by the step that wants them.
+fn by_step(
+    steps: usize,
+    wanted: &[(usize, usize)],
+    values: &[f32],
+    vocabulary: usize,
 ) -> Vec<RowLogits> {
-    let config = &weights.config;
-    let (width, vocabulary) = (config.hidden_size, config.vocab_size);
-    let mut wanted = Vec::new();
-    let mut rows = Vec::new();
-    for (row, hidden) in batch.rows.iter().zip(hidden.chunks_exact(width)) {
-        let Some(step) = steps.get(row.step) else {
-            continue;
-        };
-        // The cache has grown by now.
-        let last = row.position + 1 == step.kv.len();
-        if step.logits == LogitRows::All || (step.logits == LogitRows::Last && last) {
-            wanted.push(row.step);
-            rows.extend_from_slice(hidden);
-        }
-    }
-    let normed = rms_norm(&rows, &weights.final_norm, config.rms_norm_eps);
-    let mut values = vec![0.0; wanted.len() * vocabulary];
-    weights
-        .output
-        .forward(&normed, &mut values, Epilogue::Store);
-    let mut out: Vec<RowLogits> = steps
-        .iter()
-        .map(|_| RowLogits {
-            values: Vec::new(),
-            vocabulary,
-        })
-        .collect();
-    for (step, row) in wanted.iter().zip(values.chunks_exact(vocabulary)) {
+    let none = || RowLogits {
+        values: Vec::new(),
+        vocabulary,
+    };
+    let mut out: Vec<RowLogits> = std::iter::repeat_with(none).take(steps).collect();
+    for ((_, step), row) in wanted.iter().zip(values.chunks_exact(vocabulary)) {
         if let Some(logits) = out.get_mut(*step) {
             logits.values.extend_from_slice(row);
         }

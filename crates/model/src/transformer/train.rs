@@ -2,7 +2,8 @@
 //!
 //! All trained tensors are joined into one vector, and the whole pass is one custom operation on it: forward
 //! computes loss and gradient together, backward hands the gradient out. Autograd thus sees one node, and no
-//! gradient of a frozen weight is ever computed (4 N floating-point operations a token instead of 6 N).
+//! gradient of a frozen weight is ever computed (4 N floating-point operations a token instead of 6 N). On a GPU
+//! only the pass is there: the parameters, their gradients and the optimiser stay in the host's memory.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,8 +12,9 @@ use candle_core::{CpuStorage, CustomOp1, Device, Layout, Shape, Tensor, Var};
 
 use super::backward::Gradients;
 use super::forward::{Dropout, Pass};
+use super::gpu::{GpuPass, GpuUpdates, GpuWeights};
 use super::preference::{PreferenceBatch, pair_loss};
-use super::weights::{Llama, Weights};
+use super::weights::{Llama, Place, Weights};
 use super::{ModelError, PackedBatch, TokenScore};
 use crate::base::{BaseModel, tensor_shapes};
 use crate::config::LlamaConfig;
@@ -51,6 +53,13 @@ enum Trained {
         /// As [`Llama::with_activation_bytes`].
         activation_bytes: usize,
     },
+    /// The same on a GPU.
+    GpuLora {
+        weights: Arc<GpuWeights>,
+        plan: Arc<LoraPlan>,
+        dropout: f64,
+        activation_bytes: usize,
+    },
     /// The whole model.
     Full { config: LlamaConfig },
 }
@@ -74,7 +83,7 @@ struct LossOp {
 }
 
 impl LossOp {
-    fn compute(&self, flat: &[f32]) -> (f64, Vec<f32>) {
+    fn compute(&self, flat: &[f32]) -> candle_core::Result<(f64, Vec<f32>)> {
         let slice = |name: &str| {
             let (offset, length) = self.places.get(name).copied().unwrap_or_default();
             flat.get(offset..offset + length).unwrap_or_default()
@@ -93,19 +102,34 @@ impl LossOp {
                 activation_bytes,
             } => {
                 let layers = LoraLayers::pack(plan, &weights.config, &slice);
-                let dropout = (*dropout > 0.0).then_some(Dropout {
-                    probability: *dropout,
-                    seed: self.seed.seed,
-                    step: self.seed.step,
-                });
                 let pass = Pass {
                     weights,
                     lora: Some(&layers),
-                    dropout,
+                    dropout: self.dropout(*dropout),
                     segments,
                 };
                 let sum = self.pass(&pass, *activation_bytes, &mut gradients);
-                (sum, gradients.flat)
+                Ok((sum, gradients.flat))
+            }
+            Trained::GpuLora {
+                weights,
+                plan,
+                dropout,
+                activation_bytes,
+            } => {
+                let (config, on) = (weights.config(), weights.accelerator());
+                let updates = GpuUpdates::of_tensors(plan, config, on, &slice)?;
+                let dropout = self.dropout(*dropout);
+                let pass = GpuPass::new(weights, Some(&updates), dropout, segments)?;
+                let (sum, named) =
+                    pass.loss_and_gradients(&self.batch, &self.goal, *activation_bytes)?;
+                for (name, gradient) in named {
+                    let values = gradient.flatten_all()?.to_vec1::<f32>()?;
+                    if let Some(slot) = gradients.slice(&name) {
+                        slot.copy_from_slice(&values);
+                    }
+                }
+                Ok((sum, gradients.flat))
             }
             Trained::Full { config } => {
                 let weights = Weights::pack(config, &slice);
@@ -116,9 +140,17 @@ impl LossOp {
                     segments,
                 };
                 let sum = self.pass(&pass, usize::MAX, &mut gradients);
-                (sum, gradients.flat)
+                Ok((sum, gradients.flat))
             }
         }
+    }
+
+    fn dropout(&self, probability: f64) -> Option<Dropout> {
+        (probability > 0.0).then_some(Dropout {
+            probability,
+            seed: self.seed.seed,
+            step: self.seed.step,
+        })
     }
 
     fn pass(&self, pass: &Pass<'_>, activation_bytes: usize, gradients: &mut Gradients<'_>) -> f64 {
@@ -140,7 +172,7 @@ impl LossOp {
 }
 
 /// The summed loss of all pairs, and what each target's negative log-likelihood adds to it.
-fn preference_factors(
+pub(super) fn preference_factors(
     batch: &PreferenceBatch,
     beta: f64,
     scores: &[TokenScore],
@@ -184,7 +216,7 @@ impl CustomOp1 for LossOp {
         let Some((start, end)) = layout.contiguous_offsets() else {
             candle_core::bail!("the joined parameters are not contiguous");
         };
-        let (sum, gradient) = self.compute(values.get(start..end).unwrap_or_default());
+        let (sum, gradient) = self.compute(values.get(start..end).unwrap_or_default())?;
         *self.gradient.lock().unwrap_or_else(PoisonError::into_inner) = gradient;
         Ok((CpuStorage::F32(vec![sum as f32]), Shape::from(())))
     }
@@ -275,11 +307,21 @@ impl Llama {
         seed: StepSeed,
     ) -> Result<Loss, ModelError> {
         batch.check(self.config())?;
-        let trained = Trained::Lora {
-            weights: Arc::clone(&self.weights),
-            plan: Arc::clone(lora.plan()),
-            dropout: lora.config().dropout,
-            activation_bytes: self.activation_bytes,
+        let (plan, dropout) = (Arc::clone(lora.plan()), lora.config().dropout);
+        let activation_bytes = self.activation_bytes;
+        let trained = match &self.place {
+            Place::Host(weights) => Trained::Lora {
+                weights: Arc::clone(weights),
+                plan,
+                dropout,
+                activation_bytes,
+            },
+            Place::Gpu(weights) => Trained::GpuLora {
+                weights: Arc::clone(weights),
+                plan,
+                dropout,
+                activation_bytes,
+            },
         };
         loss(lora.iter(), (trained, goal), batch, seed)
     }

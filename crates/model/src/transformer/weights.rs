@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::compact::Compact;
 use super::frozen::{Embedding, Frozen};
+use super::gpu::{Accelerator, GpuWeights};
 use crate::base::{
     BaseModel, EMBEDDING, FINAL_NORM, INPUT_NORM, KEY_NORM, OUTPUT, POST_NORM, QUERY_NORM,
     layer_tensor_name,
@@ -204,7 +205,7 @@ fn matrix<T: Tensors>(
 }
 
 /// Cosines and sines of every position's angles, which are computed in f64.
-fn rotary_tables(config: &LlamaConfig) -> (Vec<f32>, Vec<f32>) {
+pub(super) fn rotary_tables(config: &LlamaConfig) -> (Vec<f32>, Vec<f32>) {
     let frequencies = frequencies(config);
     let angles = (0..config.max_position_embeddings).flat_map(|position| {
         frequencies
@@ -216,18 +217,29 @@ fn rotary_tables(config: &LlamaConfig) -> (Vec<f32>, Vec<f32>) {
         .unzip()
 }
 
+/// Where a model's weights are, and so what computes.
+#[derive(Debug, Clone)]
+pub(super) enum Place {
+    Host(Arc<Weights>),
+    Gpu(Arc<GpuWeights>),
+}
+
 /// A frozen model, ready for passes. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Llama {
-    pub(super) weights: Arc<Weights>,
+    pub(super) place: Place,
     /// As [`Self::with_activation_bytes`].
     pub(super) activation_bytes: usize,
 }
 
 impl Llama {
     pub(super) fn over(weights: Weights) -> Self {
+        Self::at(Place::Host(Arc::new(weights)))
+    }
+
+    pub(super) fn at(place: Place) -> Self {
         Self {
-            weights: Arc::new(weights),
+            place,
             activation_bytes: usize::MAX,
         }
     }
@@ -253,6 +265,17 @@ impl Llama {
 
     /// The model's shape.
     pub fn config(&self) -> &LlamaConfig {
-        &self.weights.config
+        match &self.place {
+            Place::Host(weights) => &weights.config,
+            Place::Gpu(weights) => weights.config(),
+        }
+    }
+
+    /// What it computes on, where that is not the CPU.
+    pub fn accelerator(&self) -> Option<&Accelerator> {
+        match &self.place {
+            Place::Host(_) => None,
+            Place::Gpu(weights) => Some(weights.accelerator()),
+        }
     }
 }
