@@ -27,7 +27,7 @@ const STATE_FILE: &str = "state.safetensors";
 pub struct Environment {
     /// Compute threads.
     pub threads: usize,
-    /// The kernels that the machine's instruction set chose.
+    /// The kernels that the machine's instruction set chose, or the GPU's name.
     pub kernels: String,
     /// Version of the trainer.
     pub code_version: String,
@@ -110,6 +110,15 @@ impl Environment {
             threads,
             kernels: graftwork_model::kernel::Isa::detect().name().to_owned(),
             code_version: env!("CARGO_PKG_VERSION").to_owned(),
+        }
+    }
+
+    /// The same where a GPU of this name computes.
+    #[must_use]
+    pub fn on_gpu(self, gpu: Option<String>) -> Self {
+        Self {
+            kernels: gpu.unwrap_or(self.kernels),
+            ..self
         }
     }
 }

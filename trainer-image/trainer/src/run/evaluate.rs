@@ -2,7 +2,7 @@
 
 use graftwork_contract::dataset::Classification;
 use graftwork_contract::run::{Metric, MetricKind};
-use graftwork_model::kv::{KV_BLOCK_TOKENS, KvPool, KvSequence};
+use graftwork_model::kv::{KV_BLOCK_TOKENS, KvSequence};
 use graftwork_model::lora::LoadedAdapter;
 use graftwork_model::sampler::argmax;
 use graftwork_model::tokenizer::{TextTokenizer, TokenizedExample};
@@ -318,7 +318,8 @@ impl Evaluator<'_> {
             .iter()
             .map(|(_, prompt)| (prompt.len() + self.maximum_new_tokens).div_ceil(KV_BLOCK_TOKENS))
             .sum();
-        let mut pool = KvPool::new(self.model.config(), blocks);
+        let pool = self.model.kv_pool(blocks);
+        let mut pool = pool.map_err(|error| bug(&error))?;
         let mut answers: Vec<Answer> = prompts
             .iter()
             .map(|(number, prompt)| Answer {

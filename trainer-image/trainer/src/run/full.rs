@@ -11,7 +11,7 @@ use graftwork_contract::run::{ModelOutput, RunResult, TrainerConfig};
 use graftwork_model::base::{BaseModel, base_digest};
 use graftwork_model::shards::save_weights;
 use graftwork_model::tokenizer::TextTokenizer;
-use graftwork_model::transformer::{Held, Llama, TrainableLlama};
+use graftwork_model::transformer::{Accelerator, Held, Llama, TrainableLlama};
 
 use super::card::card;
 use super::compare::{Compared, score};
@@ -74,6 +74,7 @@ pub fn attempt(
         config,
         reporter,
         stop,
+        gpu: None,
         validation_loss: config
             .hyperparameters
             .validate_every_steps
@@ -125,6 +126,9 @@ pub fn attempt(
 fn read_base(config: &TrainerConfig) -> Result<(TrainableLlama, TextTokenizer), Failure> {
     let resolved = &config.resolved.base;
     let (base, tokenizer) = read_verified(resolved, BaseModel::load)?;
+    if Accelerator::choose().accelerator.is_some() {
+        tracing::warn!("a run that trains every weight computes on the CPU: its GPU is not used");
+    }
     let model = TrainableLlama::new(&base).map_err(|error| Failure::bug(causes(&error)))?;
     tracing::info!(
         parameters = base.config().parameters(),

@@ -18,7 +18,7 @@ use graftwork_model::lora::{LoadedAdapter, LoraConfig, LoraParams};
 use graftwork_model::peft::Adapter;
 use graftwork_model::quant;
 use graftwork_model::tokenizer::{TextTokenizer, TokenizedExample};
-use graftwork_model::transformer::{Held, Llama};
+use graftwork_model::transformer::{Accelerator, Held, Llama};
 
 use super::benchmark::Benchmark;
 use super::compare::Compared;
@@ -88,7 +88,16 @@ impl Inputs {
 /// `Unavailable`: the volume does not give its files.
 pub fn read_base(resolved: &ResolvedBase) -> Result<Base, Failure> {
     let held = resolved.quantization.map_or(Held::AsStored, held);
-    let (model, tokenizer) = read_verified(resolved, |dir| Llama::load(dir, held))?;
+    let chosen = Accelerator::choose();
+    if chosen.is_unwanted {
+        tracing::warn!("{}", chosen.reason);
+    } else {
+        tracing::info!("{}", chosen.reason);
+    }
+    let (model, tokenizer) = read_verified(resolved, |dir| match &chosen.accelerator {
+        None => Llama::load(dir, held),
+        Some(gpu) => Llama::load_on(dir, held, gpu),
+    })?;
     tracing::info!(
         parameters = model.config().parameters(),
         digest = %resolved.digest,

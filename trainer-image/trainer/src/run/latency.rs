@@ -3,7 +3,7 @@
 //! difference that is smaller than the spread can't be told from none.
 
 use graftwork_contract::run::{LATENCY_P50, LATENCY_P95, Metric};
-use graftwork_model::kv::{KV_BLOCK_TOKENS, KvPool};
+use graftwork_model::kv::KV_BLOCK_TOKENS;
 use graftwork_model::lora::LoadedAdapter;
 use graftwork_model::sampler::argmax;
 use graftwork_model::transformer::{LogitRows, SequenceStep};
@@ -94,7 +94,8 @@ fn time(
     let mut seconds = Vec::with_capacity(prompts.len() * tokens);
     for prompt in prompts {
         let blocks = (prompt.len() + tokens).div_ceil(KV_BLOCK_TOKENS);
-        let mut pool = KvPool::new(evaluator.model.config(), blocks);
+        let pool = evaluator.model.kv_pool(blocks);
+        let mut pool = pool.map_err(|error| Failure::bug(causes(&error)))?;
         let mut kv = pool.sequence();
         let mut next = prompt.to_vec();
         for pass in 0..=tokens {

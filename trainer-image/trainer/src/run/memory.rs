@@ -1,4 +1,6 @@
-//! How much of the container's memory a training may keep activations in.
+//! How much of the container's memory, or of the GPU's, a training may keep activations in.
+
+use graftwork_model::transformer::Accelerator;
 
 /// What the container may hold, in bytes, or `max` (cgroup v2).
 const LIMIT_FILE: &str = "/sys/fs/cgroup/memory.max";
@@ -7,8 +9,12 @@ const STATUS_FILE: &str = "/proc/self/status";
 
 /// Bytes for activations, to be asked once the base model and the rows are there: half of what the
 /// container has left. The other half is for the optimiser, one layer's gradients, and a checkpoint on its
-/// way out. Without a limit there is none for activations either.
-pub fn activation_bytes() -> usize {
+/// way out. Without a limit there is none for activations either. On a GPU it is half of what its memory has
+/// left; the other half is for logits and for what one layer's pass needs.
+pub fn activation_bytes(accelerator: Option<&Accelerator>) -> usize {
+    if let Some(free) = accelerator.and_then(Accelerator::free_bytes) {
+        return free / 2;
+    }
     let read = |file| std::fs::read_to_string(file).ok();
     half_of_the_rest(read(LIMIT_FILE).as_deref(), read(STATUS_FILE).as_deref())
 }

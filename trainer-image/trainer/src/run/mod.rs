@@ -41,6 +41,7 @@ use graftwork_contract::{Digest, paths};
 use graftwork_model::lora::LoadedAdapter;
 use graftwork_model::lora::LoraParams;
 use graftwork_model::peft::{Adapter, AdapterError};
+use graftwork_model::transformer::Accelerator;
 
 use crate::checkpoint::CheckpointError;
 use crate::failure::{Failure, causes};
@@ -154,7 +155,7 @@ fn attempt(
 
     let activation_bytes = args
         .activation_bytes
-        .unwrap_or_else(memory::activation_bytes);
+        .unwrap_or_else(|| memory::activation_bytes(base.model.accelerator()));
     base.model = base.model.with_activation_bytes(activation_bytes);
 
     let mut session = Session {
@@ -162,6 +163,7 @@ fn attempt(
         config,
         reporter,
         stop,
+        gpu: base.model.accelerator().map(Accelerator::name),
         validation_loss: None,
     };
     if config.evaluate_only {
@@ -446,6 +448,11 @@ impl From<&TrainError> for Failure {
             TrainError::Diverged { .. }
             | TrainError::Exploded { .. }
             | TrainError::ExplodedGradient { .. } => Self::diverged(causes(error)),
+            TrainError::Model(model) if model.is_out_of_memory() => Self::bad_config(format!(
+                "the GPU's memory is full: take fewer tokens in a micro-batch, a quantised base model, or a \
+                 compute profile with a larger GPU ({})",
+                causes(error)
+            )),
             _ => Self::bug(causes(error)),
         }
     }

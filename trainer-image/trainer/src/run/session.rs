@@ -56,6 +56,8 @@ pub struct Session<'a> {
     pub reporter: &'a Reporter,
     /// Set by a signal.
     pub stop: &'a StopFlag,
+    /// Name of the GPU that computes; none: the CPU does.
+    pub gpu: Option<String>,
     /// The mean loss on rows that are not trained on, of the present values. It ends with
     /// [`ExitCode::Checkpointed`] where a stop was asked for on the way.
     pub validation_loss: Option<&'a dyn Fn() -> Result<f64, Failure>>,
@@ -99,7 +101,7 @@ impl Session<'_> {
     ) -> Result<Trained, Failure> {
         self.reporter.enter(Stage::Train);
         let checkpoints = self.checkpoints(objective)?;
-        let environment = Environment::new(rayon::current_num_threads());
+        let environment = Environment::new(rayon::current_num_threads()).on_gpu(self.gpu.clone());
         let mut training = Training::start(objective, examples, batches, plan)
             .map_err(|error| Failure::from(&error))?;
         self.resume(&mut training, &checkpoints, &environment, plan)?;
