@@ -15,10 +15,10 @@ use graftwork_listen::{Listener, clock};
 use graftwork_model::base::base_digest;
 use graftwork_model::config::LlamaConfig;
 use graftwork_model::kernel::Isa;
-use graftwork_model::kv::{KV_BLOCK_TOKENS, KvPool};
+use graftwork_model::kv::KV_BLOCK_TOKENS;
 use graftwork_model::quant::Quantization;
 use graftwork_model::tokenizer::TextTokenizer;
-use graftwork_model::transformer::{Held, Llama};
+use graftwork_model::transformer::{Accelerator, Held, Llama};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
@@ -159,7 +159,7 @@ impl Running {
             health: health.clone(),
             abort: abort.clone(),
             started: clock::unix_seconds(),
-            revision: revision(&config),
+            revision: revision(&config, base.llama.accelerator()),
         });
         let (http_address, http_listener) = bind(options.listen_http).await?;
         let readiness = health.clone();
@@ -287,7 +287,16 @@ async fn load_base(config: &EngineConfig) -> anyhow::Result<Base> {
             digest == expected.as_str(),
             "the base model in {path} has digest {digest}, the configuration says {expected}"
         );
-        let llama = Llama::load_served(dir, held)?;
+        let chosen = Accelerator::choose();
+        if chosen.is_unwanted {
+            tracing::warn!("{}", chosen.reason);
+        } else {
+            tracing::info!("{}", chosen.reason);
+        }
+        let llama = match &chosen.accelerator {
+            None => Llama::load_served(dir, held)?,
+            Some(gpu) => Llama::load_on(dir, held, gpu)?,
+        };
         let model = llama.config().clone();
         tracing::info!(?held, bytes = llama.bytes(), "the base model is loaded");
         let positions = model.max_position_embeddings;
@@ -326,12 +335,18 @@ fn held(format: BaseFormat) -> Held {
 }
 
 /// What computes answers here: engines of one revision give the same ones.
-fn revision(config: &EngineConfig) -> String {
+fn revision(config: &EngineConfig, accelerator: Option<&Accelerator>) -> String {
+    let kernels = match accelerator {
+        None => Isa::detect().name().to_owned(),
+        // A header's value and a part of a key: `NVIDIA L40S` becomes `NVIDIA-L40S`.
+        Some(gpu) => gpu
+            .name()
+            .replace(|c: char| !c.is_ascii_alphanumeric(), "-"),
+    };
     let mut revision = format!(
-        "{}-{}-{}",
+        "{}-{}-{kernels}",
         config.base_digest.short(),
         env!("CARGO_PKG_VERSION"),
-        Isa::detect().name()
     );
     if let Some(format) = config.quantization {
         revision.push('-');
@@ -360,7 +375,7 @@ fn start_device(
     metrics: &Arc<Metrics>,
 ) -> anyhow::Result<(Device, device::End)> {
     let sequences = config.maximum_batch_size.max(1) as usize;
-    let block_bytes = KvPool::block_bytes(&base.config) as u64;
+    let block_bytes = base.llama.kv_block_bytes() as u64;
     let block = KeyValueBlock::new(block_bytes, KV_BLOCK_TOKENS as u64)
         .context("the base model has no keys and values")?;
     let context = base.context_tokens as u64;
@@ -379,7 +394,10 @@ fn start_device(
     );
     let useful = (sequences as u64).saturating_mul(block.blocks_for(context));
     let blocks = block.blocks_in(bytes).min(useful);
-    let pool = KvPool::new(&base.config, blocks as usize);
+    let pool = base
+        .llama
+        .kv_pool(blocks as usize)
+        .with_context(|| format!("KV cache: {named}"))?;
     let settings = DeviceSettings {
         sequences,
         pass_tokens: options.pass_tokens as usize,
