@@ -14,13 +14,13 @@ use std::path::{Path, PathBuf};
 use candle_core::Var;
 use graftwork_contract::run::Schedule;
 use graftwork_model::base::BaseModel;
-use graftwork_model::kv::{KV_BLOCK_TOKENS, KvPool};
+use graftwork_model::kv::KV_BLOCK_TOKENS;
 use graftwork_model::lora::{LoadedAdapter, LoraParams};
 use graftwork_model::peft::{Adapter, AdapterTensor};
 use graftwork_model::quant::Quantization;
 use graftwork_model::tokenizer::TokenizedExample;
 use graftwork_model::transformer::{
-    Held, Llama, LogitRows, Loss, ModelError, PackedBatch, SequenceStep, StepSeed,
+    Accelerator, Held, Llama, LogitRows, Loss, ModelError, PackedBatch, SequenceStep, StepSeed,
 };
 use serde::Deserialize;
 use serde_json::json;
@@ -142,7 +142,8 @@ fn check_updates(case: &str, start: &Adapter, ours: &Adapter, recorded: &Adapter
 }
 
 fn logits(llama: &Llama, tokens: &[u32], adapter: &LoadedAdapter) -> Vec<Vec<f32>> {
-    let mut pool = KvPool::new(llama.config(), tokens.len().div_ceil(KV_BLOCK_TOKENS));
+    let pool = llama.kv_pool(tokens.len().div_ceil(KV_BLOCK_TOKENS));
+    let mut pool = pool.unwrap();
     let mut kv = pool.sequence();
     let mut steps = [SequenceStep {
         tokens,
@@ -254,5 +255,36 @@ fn a_run_beside_8_bit_weights_ends_near_the_one_beside_the_weights_themselves() 
                 .any(|(a, b)| (a - b).abs() > 1e-5),
             "{case}: nothing was quantised"
         );
+    }
+}
+
+/// The recorded run by the operations of a device, whose losses may be off by so many nats.
+fn check_run_on(accelerator: &Accelerator, case: &str, losses_bar: f64) {
+    let text = std::fs::read_to_string(fixture(&format!("{case}/expected.json"))).unwrap();
+    let run: Run = serde_json::from_str(&text).unwrap();
+    let base = fixture(&format!("{case}/base"));
+    let llama = Llama::load_on(&base, Held::AsStored, accelerator).unwrap();
+    let start = Adapter::load(&fixture(&format!("{case}/adapter"))).unwrap();
+    let params = LoraParams::from_adapter(&start, llama.config()).unwrap();
+    let losses = train(&llama, &params, &run);
+    let (first, last) = (losses[0], losses[losses.len() - 1]);
+    assert!(last <= 0.7 * first, "{case}: {first} to {last} only");
+    for (step, (loss, expected)) in losses.iter().zip(&run.losses).enumerate() {
+        assert!(
+            (loss - expected).abs() <= losses_bar,
+            "{case}, step {step}: {loss}, {expected} recorded"
+        );
+    }
+}
+
+#[test]
+fn runs_by_a_gpus_operations_are_those_of_peft() {
+    for case in ["llama", "qwen3"] {
+        check_run_on(&Accelerator::imitated(), case, LOSSES);
+        match Accelerator::first() {
+            // In bf16.
+            Ok(Some(gpu)) => check_run_on(&gpu, case, 10.0 * LOSSES),
+            Ok(None) | Err(_) => eprintln!("skipped: no GPU"),
+        }
     }
 }

@@ -5,7 +5,7 @@ use graftwork_model::tensor_file::TensorFile;
 use graftwork_model::transformer::{PreferenceBatch, StepSeed};
 use serde::Deserialize;
 
-use crate::{Case, check_gradients, fixture, read_json};
+use crate::{Case, GRADIENTS, check_gradients, fixture, read_json};
 
 #[derive(Deserialize)]
 struct Pair {
@@ -88,5 +88,5 @@ fn reference_loss_and_gradients_of_pairs_are_those_of_trl() {
     let (loss, mean) = loss(&params);
     assert!((mean - recorded.losses[0]).abs() < 1e-4, "{mean}");
     let mut expected = TensorFile::open(&fixture("preference/expected.safetensors")).unwrap();
-    check_gradients("preference", &loss, &params, &mut expected);
+    check_gradients(("preference", GRADIENTS), &loss, &params, &mut expected);
 }
