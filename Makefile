@@ -18,7 +18,7 @@ STORIES ?=
 export CLUSTER IMAGES REGISTRY STORIES
 
 .PHONY: help setup build demo demo-down test unit soak fuzz e2e lint fmt deny generate base-model parity parity-fixtures lm-eval privacy-figures build-memory \
-	bench-train bench-serve bench-router bench-data
+	bench-train bench-serve bench-router bench-data check-cuda test-cuda image-trainer-cuda image-inference-cuda
 
 help: ## This list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 20
@@ -107,3 +107,19 @@ bench-router: ## The router beside nginx, haproxy and sglang-router (a quarter o
 
 bench-data: ## Rows to token blocks, beside pyarrow and tokenizers (a quarter of an hour)
 	@bench/run data $(BENCH)
+
+# The GPU's architecture: 80 (A100), 86 (A10), 89 (L4, L40S), 90 (H100), 100 (B200), 120.
+CUDA_COMPUTE_CAP ?= 80
+export CUDA_COMPUTE_CAP
+
+check-cuda: ## Type-checks what is built for NVIDIA GPUs, without one (CUDA_COMPUTE_CAP=80; a quarter of an hour once)
+	@crates/model/cuda.sh check
+
+test-cuda: ## The tests of GPUs' operations on the GPU of this machine, in bf16
+	@crates/model/cuda.sh test
+
+image-trainer-cuda: ## The trainer's image for NVIDIA GPUs of one architecture (CUDA_COMPUTE_CAP=80)
+	@crates/model/cuda.sh image trainer
+
+image-inference-cuda: ## The engine's and router's image for NVIDIA GPUs of one architecture (CUDA_COMPUTE_CAP=80)
+	@crates/model/cuda.sh image inference
