@@ -82,7 +82,8 @@ impl Accelerator {
 
     /// Values as they are.
     pub(super) fn upload_f32(&self, values: Vec<f32>, shape: impl Into<Shape>) -> Result<Tensor> {
-        Tensor::from_vec(values, shape.into(), &self.device)
+        let shape: Shape = shape.into();
+        Tensor::from_vec(values, shape, &self.device)
     }
 
     /// Row numbers or tokens.
