@@ -26,6 +26,11 @@ impl Stream {
         }))
     }
 
+    /// What the bits are made from besides their index.
+    pub const fn key(self) -> u64 {
+        self.0
+    }
+
     /// 64 random bits.
     #[inline]
     pub const fn bits(self, index: u64) -> u64 {

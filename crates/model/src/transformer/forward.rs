@@ -21,30 +21,26 @@ pub(super) struct Dropout {
 }
 
 impl Dropout {
-    /// One for each element that is kept, zero for each that is dropped: of a tensor of so many elements.
-    pub fn kept(self, layer: usize, module: Module, elements: usize) -> Vec<u8> {
-        let (stream, threshold) = (self.stream(layer, module), self.threshold());
-        (0..elements)
-            .into_par_iter()
-            .map(|index| u8::from(stream.bits(index as u64) >= threshold))
-            .collect()
-    }
-
-    fn stream(self, layer: usize, module: Module) -> Stream {
+    /// Where the bits of one module's input come from.
+    pub fn stream(self, layer: usize, module: Module) -> Stream {
         Stream::new(self.seed, &[self.step, layer as u64, module as u64])
     }
 
     /// Elements whose bits are below it are dropped.
-    fn threshold(self) -> u64 {
+    pub fn threshold(self) -> u64 {
         (self.probability * 2.0_f64.powi(64)) as u64
     }
 
+    /// What the others are multiplied with.
+    pub fn factor(self) -> f32 {
+        (1.0 / (1.0 - self.probability)) as f32
+    }
+
     /// Zeroes or scales each element of `x` in place.
-    fn apply(self, layer: usize, module: Module, x: &mut [f32]) {
+    pub fn apply(self, layer: usize, module: Module, x: &mut [f32]) {
         const CHUNK: usize = 4096;
         let stream = self.stream(layer, module);
-        let kept = (1.0 / (1.0 - self.probability)) as f32;
-        let threshold = self.threshold();
+        let (kept, threshold) = (self.factor(), self.threshold());
         x.par_chunks_mut(CHUNK)
             .enumerate()
             .for_each(|(chunk, values)| {

@@ -4,7 +4,7 @@ use candle_core::{DType, Result, Tensor};
 
 use super::attention::{Heads, Projected};
 use super::maths::{rms_norm_backward, swiglu, swiglu_backward};
-use super::pass::{AttentionInputs, GpuPass, Inputs, Tape, dropped};
+use super::pass::{AttentionInputs, GpuPass, Inputs, Tape};
 use crate::lora::Module;
 
 /// Gradients in f32 by their PEFT names.
@@ -25,8 +25,7 @@ impl GpuPass<'_> {
         let Some(update) = self.update(at) else {
             return Ok(dx);
         };
-        let mask = self.mask(at, x)?;
-        let x = dropped(x, mask.as_ref())?;
+        let x = self.dropped(at, x)?;
         let dinner = dy.matmul(&update.b)?.affine(update.scaling, 0.0)?;
         for (factor, gradient) in [
             ("lora_A", dinner.t()?.matmul(&x)?),
@@ -35,7 +34,7 @@ impl GpuPass<'_> {
             let name = module.lora_name(layer, factor);
             gradients.push((name, gradient.to_dtype(DType::F32)?));
         }
-        let through = dropped(&dinner.matmul(&update.a)?, mask.as_ref())?;
+        let through = self.dropped(at, &dinner.matmul(&update.a)?)?;
         dx.add(&through.to_dtype(DType::F32)?)
     }
 

@@ -15,6 +15,7 @@ mod accelerator;
 mod attention;
 mod backward;
 mod cache;
+mod dropout;
 mod loss;
 mod maths;
 mod matrix;

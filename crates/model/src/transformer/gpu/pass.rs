@@ -3,6 +3,7 @@
 use candle_core::{DType, Result, Tensor};
 
 use super::attention::{Heads, Projected};
+use super::dropout::DropOut;
 use super::maths::{rms_norm, rotate, swiglu};
 use super::updates::{GpuUpdate, GpuUpdates};
 use super::weights::{GpuWeights, Layer};
@@ -103,20 +104,17 @@ impl<'a> GpuPass<'a> {
         starts.filter(|(_, tokens)| *tokens > 0).collect()
     }
 
-    /// What each element of LoRA's input is multiplied with, where there is dropout: the mask that the CPU draws.
-    pub(super) fn mask(
-        &self,
-        (layer, module): (usize, Module),
-        like: &Tensor,
-    ) -> Result<Option<Tensor>> {
+    /// LoRA's input, or its gradient, with dropped elements where there is dropout.
+    pub(super) fn dropped(&self, (layer, module): (usize, Module), x: &Tensor) -> Result<Tensor> {
         let Some(dropout) = self.dropout else {
-            return Ok(None);
+            return Ok(x.clone());
         };
-        let kept = dropout.kept(layer, module, like.elem_count());
-        let mask = Tensor::from_vec(kept, like.shape(), like.device())?;
-        mask.to_dtype(like.dtype())?
-            .affine(1.0 / (1.0 - dropout.probability), 0.0)
-            .map(Some)
+        let op = DropOut {
+            dropout,
+            layer,
+            module,
+        };
+        op.apply(x)
     }
 
     /// `y = W x + b + s B A drop(x)`
@@ -125,7 +123,7 @@ impl<'a> GpuPass<'a> {
         let y = self.weights.layer(layer)?.linear(module).forward(x)?;
         match self.update(at) {
             None => Ok(y),
-            Some(update) => y.add(&update.apply(&dropped(x, self.mask(at, x)?.as_ref())?)?),
+            Some(update) => y.add(&update.apply(&self.dropped(at, x)?)?),
         }
     }
 
@@ -267,13 +265,5 @@ impl<'a> GpuPass<'a> {
         let projected = query + 2 * key + norms + 2 * config.intermediate_size;
         let left = bytes.saturating_sub(self.weights.layers.len() * always);
         left / (rows * projected * size).max(1)
-    }
-}
-
-/// `x`, with a mask where there is one.
-pub(super) fn dropped(x: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
-    match mask {
-        Some(mask) => x.mul(mask),
-        None => Ok(x.clone()),
     }
 }
