@@ -1,7 +1,7 @@
 //! The paged KV cache: storage of fixed size, cut into blocks that sequences borrow.
 //!
-//! A block holds [`KV_BLOCK_TOKENS`] tokens of every layer and head, in f32 (in a GPU's memory: bf16). Blocks go back to the
-//! pool when their sequence is dropped, from whichever thread. Sequences with the same beginning under the same
+//! A block holds [`KV_BLOCK_TOKENS`] tokens of every layer and head, in f32, or in bf16 in a GPU's memory. Blocks go
+//! back to the pool when their sequence is dropped, from whichever thread. Sequences with the same beginning under the same
 //! adapter can share the full blocks of it: see [`KvSequence::adopt`].
 
 mod ledger;

@@ -146,7 +146,7 @@ mod tests {
         assert!(here.is_unwanted && here.accelerator.is_none());
         assert!(here.reason.contains("image"), "{}", here.reason);
         let unusable = choice(Err(candle_core::Error::NotCompiledWithCudaSupport), false);
-        assert!(unusable.is_unwanted && unusable.reason.contains("CUDA"));
+        assert!(unusable.is_unwanted && unusable.reason.contains("cuda"));
     }
 
     #[test]

@@ -96,9 +96,9 @@ impl<'a> GpuPass<'a> {
 
     /// First row and rows of each sequence that has any.
     pub(super) fn parts(&self) -> Vec<(usize, usize)> {
-        let starts = self.segments.iter().scan(0, |end, tokens| {
+        let starts = self.segments.iter().scan(0_usize, |end, tokens| {
             let start = *end;
-            *end += tokens;
+            *end += *tokens;
             Some((start, *tokens))
         });
         starts.filter(|(_, tokens)| *tokens > 0).collect()
