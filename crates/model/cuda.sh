@@ -2,7 +2,7 @@
 # What `make check-cuda`, `make test-cuda` and `make image-*-cuda` do: builds for NVIDIA GPUs of one architecture.
 #
 #   crates/model/cuda.sh check              type-checks everything that has the feature `cuda`; wants no GPU
-#   crates/model/cuda.sh test               the model's and the trainer's tests, on the GPU of this machine
+#   crates/model/cuda.sh test               the tests whose names have `gpu` in them, on the GPU of this machine
 #   crates/model/cuda.sh build FOLDER trainer|inference    binaries and the libraries they load, for an image
 #   crates/model/cuda.sh image trainer|inference           the image, as an archive in the cache
 #
@@ -135,8 +135,8 @@ test)
 	find_toolkit
 	export LD_LIBRARY_PATH=$lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 	# One after the other: they share one GPU.
-	cargo test --locked --package graftwork-model --package trainer --features graftwork-model/cuda,trainer/cuda \
-		-- --nocapture --test-threads 1 gpu
+	cargo test --locked --package graftwork-model --package trainer --package engine \
+		--features graftwork-model/cuda,trainer/cuda,engine/cuda -- --nocapture --test-threads 1 gpu
 	;;
 build) build "${2:?a folder}" "${3:?trainer or inference}" ;;
 image) image "${2:?trainer or inference}" ;;

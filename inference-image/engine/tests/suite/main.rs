@@ -13,6 +13,7 @@
 mod adapters;
 mod base_formats;
 mod drain;
+mod gpu;
 mod harness;
 mod hostile;
 mod killed;

@@ -10,6 +10,7 @@ use crate::fixture::{TinyShape, random_adapter};
 use crate::kv::KvPool;
 use crate::lora::{LoadedAdapter, LoraParams};
 use crate::quant::Quantization;
+use crate::sampler::argmax;
 use crate::transformer::tests::{batch, lora, serve, tokens};
 use crate::transformer::{
     Held, Llama, LogitRows, Loss, ModelError, PackedBatch, PreferenceBatch, SequenceStep, StepSeed,
@@ -229,10 +230,32 @@ fn served_logits_are_near_the_cpus_in_any_company_and_chunks() {
                 let apart = got.iter().zip(&expected).map(|(a, b)| (a - b).abs());
                 let apart = f64::from(apart.fold(0.0, f32::max) / (most - least));
                 assert!(apart <= bars.logits, "chunk {chunk}: apart by {apart:e}");
+                let case = format!("{}, chunk {chunk}", accelerator.name());
+                let most_lost = bars.logits * f64::from(most - least) * 2.0;
+                check_choices(&got, &expected, config.vocab_size, (&case, most_lost));
                 assert_eq!(pool.free_blocks(), 64);
             }
         }
     }
+}
+
+/// Where a device prefers another token, teacher forced, the CPU's logits of the two are near each other.
+fn check_choices(got: &[f32], expected: &[f32], vocabulary: usize, (case, most_lost): (&str, f64)) {
+    let (mut others, mut worst) = (0, 0.0_f64);
+    let rows = got
+        .chunks_exact(vocabulary)
+        .zip(expected.chunks_exact(vocabulary));
+    for (got, expected) in rows {
+        let (chosen, best) = (argmax(got) as usize, argmax(expected) as usize);
+        if chosen != best {
+            others += 1;
+            worst = worst.max(f64::from(expected[best] - expected[chosen]));
+        }
+    }
+    if others > 0 {
+        eprintln!("{case}: {others} rows prefer another token, the CPU's margin is {worst:e}");
+    }
+    assert!(worst <= most_lost, "{case}: {worst:e}");
 }
 
 #[test]
