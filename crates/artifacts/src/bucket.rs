@@ -329,7 +329,7 @@ impl Bucket {
     }
 
     pub(crate) fn verify(&self, folder: &str, files: &BTreeMap<String, Digest>) -> Result<()> {
-        let paths = self.paths(folder, files)?;
+        let paths = paths(folder, files)?;
         let objects = self.objects()?;
         self.run(async move {
             for (_, path, digest) in &paths {
@@ -358,7 +358,7 @@ impl Bucket {
         files: &BTreeMap<String, Digest>,
         is_head_enough: impl Fn(&str) -> bool,
     ) -> Result<Fetched> {
-        let paths = self.paths(folder, files)?;
+        let paths = paths(folder, files)?;
         let objects = self.objects()?;
         let session = self.scratch.session()?;
         let fetched = Fetched::copies(session.folder()?, session);
@@ -380,28 +380,6 @@ impl Bucket {
             Ok(())
         })?;
         Ok(fetched)
-    }
-
-    /// Name, path and digest of a folder's files.
-    fn paths(
-        &self,
-        folder: &str,
-        files: &BTreeMap<String, Digest>,
-    ) -> Result<Vec<(String, String, Digest)>> {
-        files
-            .iter()
-            .map(|(name, digest)| {
-                let path = format!("{folder}/{name}");
-                check(&path)?;
-                if name.contains('/') {
-                    return Err(Error::Path {
-                        path,
-                        problem: "is in a folder of the folder",
-                    });
-                }
-                Ok((name.clone(), path, digest.clone()))
-            })
-            .collect()
     }
 
     /// Puts the files of `dir` and then the manifest; see [`crate::Staged::publish`].
@@ -482,4 +460,22 @@ impl Bucket {
         }
         Ok(true)
     }
+}
+
+/// Name, path and digest of a folder's files.
+fn paths(folder: &str, files: &BTreeMap<String, Digest>) -> Result<Vec<(String, String, Digest)>> {
+    files
+        .iter()
+        .map(|(name, digest)| {
+            let path = format!("{folder}/{name}");
+            check(&path)?;
+            if name.contains('/') {
+                return Err(Error::Path {
+                    path,
+                    problem: "is in a folder of the folder",
+                });
+            }
+            Ok((name.clone(), path, digest.clone()))
+        })
+        .collect()
 }

@@ -50,7 +50,7 @@ const CONDITIONS: &str = ".conditions";
 const MAXIMUM_HEADER_BYTES: u64 = 100_000_000;
 
 /// Bytes, and how many there are in all.
-pub(crate) type Content = (Vec<u8>, u64);
+pub type Content = (Vec<u8>, u64);
 
 /// What the server calls the state of an object's bytes, where it tells.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 use crate::bucket::Bucket;
 use crate::fetched::Fetched;
 use crate::folder::Folder;
+use crate::objects::Content;
 use crate::staging::{MANIFEST_FILE, Staged};
 use crate::volume::Volume;
 use crate::{Error, Result};
@@ -179,7 +180,7 @@ impl Store {
 
     /// [`Store::get_up_to`] for each entry of a list, in its order. What is known of a bucket's entries in the
     /// state that the list says is not asked for again.
-    pub fn get_listed(&self, entries: &[Entry], limit: u64) -> Result<Vec<Option<(Vec<u8>, u64)>>> {
+    pub fn get_listed(&self, entries: &[Entry], limit: u64) -> Result<Vec<Option<Content>>> {
         match &self.0 {
             Place::Folder(folder) => entries
                 .iter()

@@ -109,10 +109,10 @@ impl BaseError {
             Self::File(error) => error.category(),
             Self::Gguf(error) => error.category(),
             Self::Quantize { .. } => Category::Bug,
-            // Too little memory, almost always: another profile helps, another try does not.
-            Self::Device { .. } => Category::Invalid,
             Self::Io { source, .. } => Category::of_io(source),
-            Self::NoWeights(_)
+            // The device: too little memory, almost always; another profile helps, another try does not.
+            Self::Device { .. }
+            | Self::NoWeights(_)
             | Self::SeveralGguf { .. }
             | Self::Index(_)
             | Self::MissingTensor(_)

@@ -75,13 +75,13 @@ struct Row {
 }
 
 /// All rows of a pass. Rows of one adapter stand together; the order of steps within it is the caller's.
-struct Rows<'a> {
+struct PassRows<'a> {
     rows: Vec<Row>,
     tokens: Vec<u32>,
     segments: Vec<Segment<'a>>,
 }
 
-impl<'a> Rows<'a> {
+impl<'a> PassRows<'a> {
     fn of(steps: &[SequenceStep<'a>]) -> Self {
         let mut order: Vec<usize> = (0..steps.len()).collect();
         let address = |step: &SequenceStep<'_>| step.adapter.map_or(0, LoadedAdapter::address);
@@ -127,7 +127,7 @@ impl<'a> Rows<'a> {
             })
         };
         let rows = self.rows.iter().enumerate();
-        rows.filter(|(_, row)| is_wanted(*row))
+        rows.filter(|(_, row)| is_wanted(row))
             .map(|(index, row)| (index, row.step))
             .collect()
     }
@@ -208,7 +208,7 @@ impl Llama {
     ) -> Result<Vec<RowLogits>, ModelError> {
         check(steps, self.config(), pool)?;
         reserve(steps, pool)?;
-        let rows = Rows::of(steps);
+        let rows = PassRows::of(steps);
         match &self.place {
             Place::Host(weights) => Ok(on_host(weights, steps, &rows, pool)),
             Place::Gpu(weights) => on_gpu(weights, steps, &rows, pool),
@@ -243,7 +243,7 @@ impl Llama {
 fn on_host(
     weights: &Weights,
     steps: &mut [SequenceStep<'_>],
-    rows: &Rows<'_>,
+    rows: &PassRows<'_>,
     pool: &mut KvPool,
 ) -> Vec<RowLogits> {
     let config = &weights.config;
@@ -304,7 +304,7 @@ fn on_host(
 fn on_gpu(
     weights: &GpuWeights,
     steps: &mut [SequenceStep<'_>],
-    rows: &Rows<'_>,
+    rows: &PassRows<'_>,
     pool: &KvPool,
 ) -> Result<Vec<RowLogits>, ModelError> {
     let Some(cache) = pool.gpu() else {

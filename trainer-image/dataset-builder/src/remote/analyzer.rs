@@ -12,6 +12,8 @@ use futures::{StreamExt as _, TryStreamExt as _, stream};
 use graftwork_contract::address::Guard;
 use graftwork_contract::dataset::{self as contract, BuildConfig};
 use graftwork_contract::uri::Endpoint;
+use graftwork_objects::authorities;
+use graftwork_objects::client::Client;
 use http::Request;
 use http::header::{CONTENT_TYPE, USER_AGENT};
 use http_body_util::{BodyExt as _, Limited};
@@ -20,10 +22,8 @@ use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 use tokio::time::timeout;
 
-use super::client::Client;
-use super::problem::{Problem, of_connection};
+use super::problem::{OfSource as _, Problem, of_connection};
 use super::web::US;
-use crate::authorities;
 use crate::failure::{Failure, causes};
 
 /// Requests that are on their way at a time.

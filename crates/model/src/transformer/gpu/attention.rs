@@ -14,7 +14,7 @@ const TILE_SCORES: usize = 1 << 26;
 const TILE_QUERIES: usize = 16;
 /// How the values of a row are cut into heads, and how far back queries see.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Heads {
+pub(super) struct HeadCut {
     heads: usize,
     kv_heads: usize,
     dim: usize,
@@ -41,7 +41,7 @@ pub(super) struct Projected<'a> {
     pub value: &'a Tensor,
 }
 
-impl Heads {
+impl HeadCut {
     /// What is added to a score to hide a key from a query.
     pub const HIDDEN: f64 = -1e30;
 
@@ -264,8 +264,8 @@ mod tests {
     const TOKENS: usize = 50;
 
     /// Grouped heads, in tiles of so many scores.
-    fn heads(window: Option<usize>, tile_scores: usize) -> Heads {
-        Heads {
+    fn heads(window: Option<usize>, tile_scores: usize) -> HeadCut {
+        HeadCut {
             heads: 4,
             kv_heads: 2,
             dim: 8,

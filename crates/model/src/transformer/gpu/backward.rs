@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Result, Tensor};
 
-use super::attention::{Heads, Projected};
+use super::attention::{HeadCut, Projected};
 use super::maths::{rms_norm_backward, swiglu, swiglu_backward};
 use super::pass::{AttentionInputs, GpuPass, Inputs, Tape};
 use crate::lora::Module;
@@ -111,7 +111,7 @@ impl GpuPass<'_> {
         dattended: &Tensor,
     ) -> Result<[(Module, Tensor); 3]> {
         let layer = self.weights.layer(index)?;
-        let heads = Heads::new(&self.weights.config, layer.window);
+        let heads = HeadCut::new(&self.weights.config, layer.window);
         let dattended = dattended.to_dtype(self.dtype())?;
         let (mut dqueries, mut dkeys, mut dvalues) = (Vec::new(), Vec::new(), Vec::new());
         for ((start, count), log_sums) in self.parts().into_iter().zip(log_sums) {

@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Result, Tensor};
 
-use super::attention::{Heads, Projected};
+use super::attention::{HeadCut, Projected};
 use super::dropout::DropOut;
 use super::maths::{rms_norm, rotate, swiglu};
 use super::updates::{GpuUpdate, GpuUpdates};
@@ -188,7 +188,7 @@ impl<'a> GpuPass<'a> {
         layer: &Layer,
         inputs: &AttentionInputs,
     ) -> Result<(Tensor, Vec<Vec<Tensor>>)> {
-        let heads = Heads::new(&self.weights.config, layer.window);
+        let heads = HeadCut::new(&self.weights.config, layer.window);
         let (mut parts, mut log_sums) = (Vec::new(), Vec::new());
         for (start, count) in self.parts() {
             let [query, key, value] = &inputs.part(start, count)?;

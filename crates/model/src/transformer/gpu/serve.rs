@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use candle_core::{DType, Result, Tensor};
 
-use super::attention::{Heads, Projected};
+use super::attention::{HeadCut, Projected};
 use super::cache::GpuCache;
 use super::maths::{rms_norm, rotate, swiglu};
 use super::updates::GpuUpdates;
@@ -157,7 +157,7 @@ impl GpuStep<'_> {
                     if (start..end).contains(&key) {
                         0.0
                     } else {
-                        Heads::HIDDEN as f32
+                        HeadCut::HIDDEN as f32
                     }
                 })
             });
@@ -251,7 +251,7 @@ impl Batch<'_> {
 
     fn attend(&self, index: usize, layer: &Layer, query: &Tensor) -> Result<Tensor> {
         let (weights, cache) = (self.step.weights, self.step.cache);
-        let heads = Heads::new(&weights.config, layer.window);
+        let heads = HeadCut::new(&weights.config, layer.window);
         let mut outs = Vec::with_capacity(self.parts.len());
         for part in &self.parts {
             outs.push(match part {
