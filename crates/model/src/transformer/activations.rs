@@ -3,6 +3,7 @@
 use super::families::{configs, lively};
 use super::forward::Pass;
 use super::tests::{batch, lora, tokens};
+use super::weights::Place;
 use super::*;
 use crate::fixture::random_adapter;
 use crate::lora::LoraParams;
@@ -47,10 +48,13 @@ fn layers_that_are_computed_again_give_the_bits_of_those_that_were_kept() {
 fn the_last_layers_are_kept_whole_as_far_as_the_bytes_go() {
     let config = configs().remove(0);
     let llama = Llama::new(&lively(config.clone()));
+    let Place::Host(weights) = &llama.place else {
+        panic!("there is a CPU")
+    };
     let text = tokens(50, 1);
     let segments = [text.len()];
     let pass = Pass {
-        weights: &llama.weights,
+        weights,
         lora: None,
         dropout: None,
         segments: &segments,
