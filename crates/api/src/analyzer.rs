@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::decimal::Decimal;
-use crate::schema::rules;
+use crate::schema::bounds;
 
 /// Pattern of a score: an exact decimal.
 const SCORE_PATTERN: &str = r"^[01](\.[0-9]{1,6})?$";
@@ -33,7 +33,7 @@ pub struct Analyzer {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend(
         "pattern" = SCORE_PATTERN,
-        "x-kubernetes-validations" = rules(&[(
+        "x-kubernetes-validations" = bounds(&[(
             "double(self) <= 1.0",
             "minimumScore is at most 1",
         )]),

@@ -385,7 +385,7 @@ mod tests {
             (json!({"$ref": "#"}), "/$ref", "in a circle"),
             (
                 json!({"items": {"$ref": "#/$defs/a"}, "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}}),
-                "/$defs/a/$ref",
+                "/items/$ref",
                 "in a circle",
             ),
             (deep, deepest.as_str(), "32"),
