@@ -22,8 +22,9 @@ use crate::load::Outcome;
 
 /// Requests of the candidate without which nothing is said.
 const MINIMUM_REQUESTS: u64 = 20;
-/// By how much a candidate may be slower.
-const PERCENT: &str = "100";
+/// By how much a candidate may be slower. On a busy machine everybody waits, and the one that says ten times as much is
+/// hardly twice as slow.
+const PERCENT: &str = "50";
 /// Which share of a candidate's answers may be errors.
 const ERRORS: &str = "0.01";
 
@@ -250,7 +251,7 @@ async fn everybody_says_so(stage: &Stage) -> anyhow::Result<RejectedDigest> {
     Ok(rejected.clone())
 }
 
-/// Value, limit and samples: `latency_p95 0.4039 > 0.0109 of the stable version + 100 % over 260 requests`, where so many
+/// Value, limit and samples: `latency_p95 0.4039 > 0.0109 of the stable version + 50 % over 260 requests`, where so many
 /// percent are allowed and nothing is said before so many requests.
 pub fn ensure_says_numbers(
     message: &str,
@@ -326,15 +327,15 @@ mod tests {
 
     #[test]
     fn a_message_without_one_of_the_numbers_is_refused() {
-        let whole = "latency_p95 0.4039 > 0.0109 of the stable version + 100 % over 260 requests";
+        let whole = "latency_p95 0.4039 > 0.0109 of the stable version + 50 % over 260 requests";
         let says = |message: &str| ensure_says_numbers(message, PERCENT, MINIMUM_REQUESTS);
         says(whole).unwrap();
         for (from, to) in [
             ("latency_p95", "error_rate"),
             ("0.4039", "high"),
-            ("0.4039", "0.0200"),
+            ("0.4039", "0.0150"),
             ("0.0109", "that"),
-            ("100", "50"),
+            ("50 %", "40 %"),
             ("260", "19"),
             (" over 260 requests", ""),
         ] {
