@@ -53,9 +53,10 @@ fuzz: ## Looks for input that a parser can't stand (FUZZ=adapter|request|templat
 e2e: ## The stories alone
 	@e2e/run e2e
 
-lint: ## Formatting and clippy, warnings are errors
+lint: ## Formatting, clippy (warnings are errors), and the crates that do no I/O each alone
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
+	.ci/alone
 
 fmt: ## Formats
 	cargo fmt --all

@@ -330,7 +330,12 @@ func removeLink() error {
 	if !linkExists(hostLink) {
 		return nil
 	}
-	return command("ip", "link", "delete", hostLink)
+	err := command("ip", "link", "delete", hostLink)
+	if err != nil && !linkExists(hostLink) {
+		// The namespace of its other end went meanwhile, and took both along.
+		return nil
+	}
+	return err
 }
 
 func command(name string, args ...string) error {
