@@ -35,15 +35,20 @@ const UNITS: [(&str, f64); 12] = [
     ("", 1.0),
 ];
 
-/// The bytes of a Kubernetes quantity, rounded up; none where the text is none.
-pub fn bytes(text: &str) -> Option<u64> {
+/// What a Kubernetes quantity amounts to, in its base unit; none where the text is none.
+pub fn value(text: &str) -> Option<f64> {
     if !text.starts_with(|first: char| first.is_ascii_digit()) {
         return None;
     }
     let (number, factor) = UNITS
         .iter()
         .find_map(|(suffix, factor)| Some((text.strip_suffix(suffix)?, factor)))?;
-    let bytes = number.parse::<f64>().ok()? * factor;
+    number.parse::<f64>().ok().map(|number| number * factor)
+}
+
+/// The bytes of a Kubernetes quantity, rounded up; none where the text is none.
+pub fn bytes(text: &str) -> Option<u64> {
+    let bytes = value(text)?;
     bytes.is_finite().then(|| bytes.ceil() as u64)
 }
 

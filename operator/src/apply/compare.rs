@@ -1,5 +1,6 @@
 //! Whether a live object already says all that a desired one says.
 
+use graftwork_api::amount;
 use serde_json::Value;
 
 /// Whether every field of `desired` stands in `live` with the same value. Lists of objects are
@@ -21,7 +22,7 @@ pub fn covers(live: &Value, desired: &Value) -> bool {
         }
         (Value::String(live), Value::String(desired)) => {
             live == desired
-                || matches!((amount(live), amount(desired)), (Some(a), Some(b)) if (a - b).abs() <= a.abs() * 1e-12)
+                || matches!((amount::value(live), amount::value(desired)), (Some(a), Some(b)) if (a - b).abs() <= a.abs() * 1e-12)
         }
         _ => live == desired,
     }
@@ -35,31 +36,6 @@ fn is_nothing(value: &Value) -> bool {
         Value::Array(list) => list.is_empty(),
         _ => false,
     }
-}
-
-/// The amount of a Kubernetes quantity.
-fn amount(text: &str) -> Option<f64> {
-    const SUFFIXES: [(&str, f64); 12] = [
-        ("Ki", 1024.0),
-        ("Mi", 1_048_576.0),
-        ("Gi", 1_073_741_824.0),
-        ("Ti", 1_099_511_627_776.0),
-        ("Pi", 1_125_899_906_842_624.0),
-        ("m", 1e-3),
-        ("k", 1e3),
-        ("M", 1e6),
-        ("G", 1e9),
-        ("T", 1e12),
-        ("P", 1e15),
-        ("", 1.0),
-    ];
-    if !text.starts_with(|first: char| first.is_ascii_digit()) {
-        return None;
-    }
-    let (number, factor) = SUFFIXES
-        .iter()
-        .find_map(|(suffix, factor)| Some((text.strip_suffix(suffix)?, factor)))?;
-    number.parse::<f64>().ok().map(|number| number * factor)
 }
 
 #[cfg(test)]
