@@ -26,8 +26,13 @@ pub const OUTPUT: &str = "lm_head.weight";
 
 /// A layer's norm before attention, `[hidden_size]`; within the layer, as the next ones.
 pub const INPUT_NORM: &str = "input_layernorm.weight";
-/// A layer's norm before the feed-forward layer, `[hidden_size]`.
+/// A layer's norm of the feed-forward layer's input, `[hidden_size]`, or where outputs have norms, of
+/// attention's output.
 pub const POST_NORM: &str = "post_attention_layernorm.weight";
+/// A layer's norm before the feed-forward layer, `[hidden_size]`, where outputs have norms.
+pub const PRE_FEED_FORWARD_NORM: &str = "pre_feedforward_layernorm.weight";
+/// A layer's norm of the feed-forward layer's output, `[hidden_size]`, where outputs have norms.
+pub const POST_FEED_FORWARD_NORM: &str = "post_feedforward_layernorm.weight";
 /// The norm of every head's query, `[head_dim]`, where the family has one.
 pub const QUERY_NORM: &str = "self_attn.q_norm.weight";
 /// The norm of every head's key, `[head_dim]`, where the family has one.
@@ -122,13 +127,53 @@ impl BaseError {
     }
 }
 
+/// The names of a layer's norms of `[hidden_size]`, by what they norm.
+#[derive(Debug, Clone, Copy)]
+pub struct NormNames {
+    /// Attention's input.
+    pub attention: &'static str,
+    /// Attention's output, where that has one.
+    pub attention_output: Option<&'static str>,
+    /// The feed-forward layer's input.
+    pub feed_forward: &'static str,
+    /// The feed-forward layer's output, where that has one.
+    pub feed_forward_output: Option<&'static str>,
+}
+
+impl NormNames {
+    /// Those of a family.
+    pub fn of(config: &LlamaConfig) -> Self {
+        let has_outputs = config.has_output_norms();
+        Self {
+            attention: INPUT_NORM,
+            attention_output: has_outputs.then_some(POST_NORM),
+            feed_forward: if has_outputs {
+                PRE_FEED_FORWARD_NORM
+            } else {
+                POST_NORM
+            },
+            feed_forward_output: has_outputs.then_some(POST_FEED_FORWARD_NORM),
+        }
+    }
+
+    /// All that there are, in the order in which a layer uses them.
+    pub fn all(self) -> impl Iterator<Item = &'static str> {
+        let places = [
+            Some(self.attention),
+            self.attention_output,
+            Some(self.feed_forward),
+            self.feed_forward_output,
+        ];
+        places.into_iter().flatten()
+    }
+}
+
 /// The names and shapes of one layer's tensors.
 pub fn layer_tensors(config: &LlamaConfig) -> Vec<(String, Vec<usize>)> {
-    let hidden = vec![config.hidden_size];
-    let mut tensors = vec![
-        (INPUT_NORM.to_owned(), hidden.clone()),
-        (POST_NORM.to_owned(), hidden),
-    ];
+    let norms = NormNames::of(config).all();
+    let mut tensors: Vec<(String, Vec<usize>)> = norms
+        .map(|name| (name.to_owned(), vec![config.hidden_size]))
+        .collect();
     if config.has_query_key_norm() {
         tensors.extend([QUERY_NORM, KEY_NORM].map(|name| (name.to_owned(), vec![config.head_dim])));
     }
@@ -193,9 +238,14 @@ impl BaseModel {
         })
     }
 
-    /// A model of random weights: normal with standard deviation 0.02, norms one, biases zero, as
-    /// transformers initialises it. The same seed gives the same bits.
+    /// A model of random weights: normal with standard deviation 0.02, norms that change nothing, biases
+    /// zero, as transformers initialises it. The same seed gives the same bits.
     pub fn random(config: LlamaConfig, seed: u64) -> Self {
+        let neutral_norm = if config.has_norms_above_one() {
+            0.0
+        } else {
+            1.0
+        };
         let tensors = tensor_shapes(&config)
             .into_iter()
             .enumerate()
@@ -204,7 +254,7 @@ impl BaseModel {
                 let values = if name.rsplit('.').next() == Some("bias") {
                     vec![0.0; elements]
                 } else if shape.len() == 1 {
-                    vec![1.0; elements]
+                    vec![neutral_norm; elements]
                 } else {
                     let stream = Stream::new(seed, &[index as u64]);
                     (0..elements as u64)
@@ -500,7 +550,9 @@ mod tests {
             assert_eq!(BaseModel::load(dir.path()).unwrap().config(), &config);
             let names = base.tensors();
             let has = |name: &str| names.contains_key(&layer_tensor_name(1, name));
-            assert_eq!(has(QUERY_NORM), family == Family::Qwen3, "{family:?}");
+            let has_head_norms = matches!(family, Family::Qwen3 | Family::Gemma3);
+            assert_eq!(has(QUERY_NORM), has_head_norms, "{family:?}");
+            assert_eq!(has(PRE_FEED_FORWARD_NORM), family == Family::Gemma3);
             assert_eq!(has("self_attn.q_proj.bias"), family == Family::Qwen2);
             assert_eq!(
                 config.parameters(),

@@ -1,6 +1,6 @@
 //! The `config.json` of a model of the Llama family in Hugging Face's format.
 //!
-//! What differs between the families (biases, norms of queries and keys, how far attention looks
+//! What differs between the families (biases, norms, the activation, how far attention looks
 //! back, the rotary embedding) is asked here and nowhere else. Every key that would change the maths
 //! and is not supported is refused by its name: a model that loads computes what its authors meant.
 
@@ -80,7 +80,7 @@ impl ConfigError {
 }
 
 /// Whose layer a model has. All are pre-norm decoders with rotary embedding, grouped-query attention
-/// and SwiGLU.
+/// and a gated feed-forward layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Family {
     /// Llama 2, 3, 3.1 and 3.2 (Touvron et al. 2023; Grattafiori et al. 2024).
@@ -91,11 +91,21 @@ pub enum Family {
     Qwen2,
     /// Qwen 3 (Yang et al. 2025): norms on every head's query and key.
     Qwen3,
+    /// Gemma 3's text models (Gemma Team 2025): norms on both sides of attention and of the
+    /// feed-forward layer, GELU, a scaled embedding, and a window with a rotary embedding of its own
+    /// in most layers.
+    Gemma3,
 }
 
 impl Family {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Llama, Self::Mistral, Self::Qwen2, Self::Qwen3];
+    pub const ALL: [Self; 5] = [
+        Self::Llama,
+        Self::Mistral,
+        Self::Qwen2,
+        Self::Qwen3,
+        Self::Gemma3,
+    ];
 
     /// `model_type` in `config.json`.
     pub fn model_type(self) -> &'static str {
@@ -104,6 +114,7 @@ impl Family {
             Self::Mistral => "mistral",
             Self::Qwen2 => "qwen2",
             Self::Qwen3 => "qwen3",
+            Self::Gemma3 => "gemma3_text",
         }
     }
 
@@ -114,8 +125,18 @@ impl Family {
             Self::Mistral => "MistralForCausalLM",
             Self::Qwen2 => "Qwen2ForCausalLM",
             Self::Qwen3 => "Qwen3ForCausalLM",
+            Self::Gemma3 => "Gemma3ForCausalLM",
         }
     }
+}
+
+/// What the gate of a feed-forward layer goes through before it is multiplied (Shazeer 2020).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// `x · sigmoid(x)`, which makes SwiGLU.
+    Silu,
+    /// GELU as its authors approximate it by tanh (Hendrycks, Gimpel 2016), which makes GEGLU.
+    GeluTanh,
 }
 
 /// Attention that looks back a fixed number of tokens (Beltagy et al. 2020).
@@ -154,6 +175,11 @@ pub struct LlamaConfig {
     pub rope_theta: f32,
     /// How the rotary embedding was stretched for longer sequences.
     pub rope_scaling: Option<Llama3Rope>,
+    /// Base of the rotary embedding of layers with a window, which nothing stretches; none: as the
+    /// others'.
+    pub local_rope_theta: Option<f32>,
+    /// What attention's scores are divided by the root of; none: [`Self::head_dim`].
+    pub query_pre_attn_scalar: Option<usize>,
     /// Which layers look back how far; none: all see everything before them.
     pub sliding_window: Option<SlidingWindow>,
     /// Whether queries, keys, values and attention's output have biases. What a family has by itself
@@ -203,7 +229,7 @@ impl LlamaConfig {
         }
         let mut seen = BTreeSet::new();
         eos_token_ids.retain(|id| seen.insert(*id));
-        let (rope_theta, rope_scaling) = keys.rope(max_position_embeddings)?;
+        let rope = keys.rope(family, max_position_embeddings)?;
         Ok(Self {
             family,
             hidden_size,
@@ -215,12 +241,14 @@ impl LlamaConfig {
             vocab_size: keys.size("vocab_size")?,
             max_position_embeddings,
             rms_norm_eps: keys.positive("rms_norm_eps", 1e-6)? as f32,
-            rope_theta,
-            rope_scaling,
+            rope_theta: rope.theta,
+            rope_scaling: rope.scaling,
+            local_rope_theta: rope.local_theta,
+            query_pre_attn_scalar: keys.query_pre_attn_scalar(family)?,
             sliding_window: keys.sliding_window(family, num_hidden_layers)?,
             attention_bias: family != Family::Qwen2 && keys.flag("attention_bias", false)?,
             mlp_bias: keys.flag("mlp_bias", false)?,
-            tie_word_embeddings: keys.flag("tie_word_embeddings", false)?,
+            tie_word_embeddings: keys.flag("tie_word_embeddings", family == Family::Gemma3)?,
             bos_token_id: keys.token_ids("bos_token_id")?.first().copied(),
             eos_token_ids,
         })
@@ -242,7 +270,6 @@ impl LlamaConfig {
             "rms_norm_eps": shortest(self.rms_norm_eps),
             "rope_theta": shortest(self.rope_theta),
             "rope_scaling": self.rope_scaling.as_ref().map(Llama3Rope::to_json),
-            "hidden_act": "silu",
             "attention_bias": self.attention_bias,
             "mlp_bias": self.mlp_bias,
             "attention_dropout": 0.0,
@@ -253,17 +280,32 @@ impl LlamaConfig {
             "torch_dtype": "bfloat16",
             "use_cache": true,
         });
-        if let (Some(keys), true) = (value.as_object_mut(), self.family != Family::Llama) {
-            let window = self.sliding_window.as_ref().map(|window| window.tokens);
-            keys.insert("sliding_window".to_owned(), json!(window));
-            if matches!(self.family, Family::Qwen2 | Family::Qwen3) {
-                keys.insert("use_sliding_window".to_owned(), json!(window.is_some()));
-                let types = (0..self.num_hidden_layers).map(|layer| match self.window(layer) {
-                    Some(_) => "sliding_attention",
-                    None => "full_attention",
-                });
-                keys.insert("layer_types".to_owned(), types.collect());
+        let mut insert = |field: &str, what: Value| {
+            if let Some(keys) = value.as_object_mut() {
+                keys.insert(field.to_owned(), what);
             }
+        };
+        let window = self.sliding_window.as_ref().map(|window| window.tokens);
+        if self.family != Family::Llama {
+            insert("sliding_window", json!(window));
+        }
+        if matches!(self.family, Family::Qwen2 | Family::Qwen3) {
+            insert("use_sliding_window", json!(window.is_some()));
+        }
+        if !matches!(self.family, Family::Llama | Family::Mistral) {
+            let types = (0..self.num_hidden_layers).map(|layer| match self.window(layer) {
+                Some(_) => "sliding_attention",
+                None => "full_attention",
+            });
+            insert("layer_types", types.collect());
+        }
+        if self.family == Family::Gemma3 {
+            let local = self.local_rope_theta.map(shortest);
+            insert("hidden_activation", json!("gelu_pytorch_tanh"));
+            insert("query_pre_attn_scalar", json!(self.query_pre_attn_scalar));
+            insert("rope_local_base_freq", json!(local));
+        } else {
+            insert("hidden_act", json!("silu"));
         }
         value
     }
@@ -294,7 +336,40 @@ impl LlamaConfig {
 
     /// Whether every head's query and key is normed before it is rotated.
     pub fn has_query_key_norm(&self) -> bool {
-        self.family == Family::Qwen3
+        matches!(self.family, Family::Qwen3 | Family::Gemma3)
+    }
+
+    /// Whether what attention and the feed-forward layer make is normed before it joins the residual
+    /// stream.
+    pub fn has_output_norms(&self) -> bool {
+        self.family == Family::Gemma3
+    }
+
+    /// Whether norms multiply with one plus what is stored.
+    pub fn has_norms_above_one(&self) -> bool {
+        self.family == Family::Gemma3
+    }
+
+    /// What looked up embeddings are multiplied with, in f32 as everything is computed: transformers
+    /// rounds it to the type that it computes in.
+    pub fn embedding_scale(&self) -> Option<f32> {
+        let is_scaled = self.family == Family::Gemma3;
+        is_scaled.then(|| (self.hidden_size as f64).sqrt() as f32)
+    }
+
+    /// The feed-forward layer's activation.
+    pub fn activation(&self) -> Activation {
+        match self.family {
+            Family::Llama | Family::Mistral | Family::Qwen2 | Family::Qwen3 => Activation::Silu,
+            Family::Gemma3 => Activation::GeluTanh,
+        }
+    }
+
+    /// What attention's scores are multiplied with: one over the root of the head's width, or of the
+    /// number that the configuration has in its place.
+    pub fn score_scale(&self) -> f32 {
+        let divisor = self.query_pre_attn_scalar.unwrap_or(self.head_dim);
+        (1.0 / (divisor as f64).sqrt()) as f32
     }
 
     /// How many tokens a layer's query sees, itself included; none: all before it.
@@ -345,239 +420,4 @@ fn read(dir: &Path, file: &str) -> Result<Option<String>, ConfigError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn minimal() -> Value {
-        json!({
-            "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 64,
-            "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
-            "num_key_value_heads": 2, "vocab_size": 300, "rms_norm_eps": 1e-5, "eos_token_id": [2, 3]
-        })
-    }
-
-    /// [`minimal`] of a family with other values of some keys.
-    fn changed(family: Family, changes: Value) -> Result<LlamaConfig, ConfigError> {
-        let mut config = minimal();
-        config["model_type"] = family.model_type().into();
-        config["architectures"] = json!([family.architecture()]);
-        for (field, value) in changes.as_object().unwrap() {
-            config[field] = value.clone();
-        }
-        LlamaConfig::from_json(&config.to_string(), None)
-    }
-
-    fn refused(family: Family, changes: Value) -> String {
-        changed(family, changes).unwrap_err().to_string()
-    }
-
-    fn with(field: &str, value: Value) -> String {
-        refused(Family::Llama, json!({field: value}))
-    }
-
-    #[test]
-    fn reads_sizes_and_joins_end_tokens() {
-        let config = LlamaConfig::from_json(
-            &minimal().to_string(),
-            Some(r#"{"eos_token_id": 3, "bos_token_id": 1}"#),
-        )
-        .unwrap();
-        assert_eq!(config.head_dim, 16);
-        assert_eq!(config.eos_token_ids, [2, 3]);
-        assert_eq!(config.group_size(), 2);
-        assert!(!config.tie_word_embeddings);
-        let again = LlamaConfig::from_json(&config.to_json().to_string(), None).unwrap();
-        assert_eq!(again, config);
-    }
-
-    #[test]
-    fn every_family_reads_back_what_it_writes() {
-        let llama3 = json!({
-            "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 512
-        });
-        for (family, changes) in [
-            (
-                Family::Llama,
-                json!({"rope_scaling": llama3, "attention_bias": true, "mlp_bias": true}),
-            ),
-            (Family::Mistral, json!({"sliding_window": 7, "head_dim": 8})),
-            (Family::Mistral, json!({"sliding_window": null})),
-            (Family::Qwen2, json!({"tie_word_embeddings": true})),
-            (
-                Family::Qwen2,
-                json!({"use_sliding_window": true, "sliding_window": 9, "max_window_layers": 1}),
-            ),
-            (
-                Family::Qwen3,
-                json!({"head_dim": 24, "attention_bias": true}),
-            ),
-        ] {
-            let config = changed(family, changes).unwrap();
-            let again = LlamaConfig::from_json(&config.to_json().to_string(), None).unwrap();
-            assert_eq!(again, config);
-            assert_eq!(again.family, family);
-        }
-    }
-
-    #[test]
-    fn families_differ_in_biases_norms_and_windows() {
-        let llama = changed(Family::Llama, json!({})).unwrap();
-        assert!(
-            Module::ALL
-                .into_iter()
-                .all(|module| !llama.has_bias(module))
-        );
-        assert!(!llama.has_query_key_norm());
-        let llama = changed(Family::Llama, json!({"attention_bias": true})).unwrap();
-        assert!(llama.has_bias(Module::OProj) && !llama.has_bias(Module::UpProj));
-
-        let mistral = changed(Family::Mistral, json!({"sliding_window": 5})).unwrap();
-        assert_eq!((mistral.window(0), mistral.window(1)), (Some(5), Some(5)));
-
-        let qwen2 = changed(Family::Qwen2, json!({"sliding_window": 5})).unwrap();
-        assert!(qwen2.has_bias(Module::VProj) && !qwen2.has_bias(Module::OProj));
-        assert_eq!(qwen2.window(0), None, "use_sliding_window is false");
-        let types = json!(["sliding_attention", "full_attention"]);
-        let changes = json!({
-            "sliding_window": 5, "use_sliding_window": true, "max_window_layers": 2,
-            "layer_types": types
-        });
-        let qwen2 = changed(Family::Qwen2, changes).unwrap();
-        assert_eq!((qwen2.window(0), qwen2.window(1)), (Some(5), None));
-
-        let qwen3 = changed(Family::Qwen3, json!({"head_dim": 32})).unwrap();
-        assert!(qwen3.has_query_key_norm() && !qwen3.has_bias(Module::QProj));
-        assert_eq!((qwen3.head_dim, qwen3.query_width()), (32, 128));
-    }
-
-    /// What transformers takes where a key is missing; a hand-written file may leave it out.
-    #[test]
-    fn absent_keys_have_the_familys_defaults() {
-        let mut config = minimal();
-        config["model_type"] = "mistral".into();
-        config["architectures"] = Value::Null;
-        config["num_attention_heads"] = 16.into();
-        config
-            .as_object_mut()
-            .unwrap()
-            .remove("num_key_value_heads");
-        let mistral = LlamaConfig::from_json(&config.to_string(), None).unwrap();
-        assert_eq!(mistral.num_key_value_heads, 8);
-        assert_eq!(mistral.max_position_embeddings, 131_072);
-        assert_eq!(mistral.window(1), Some(4096));
-        config["num_key_value_heads"] = Value::Null;
-        let mistral = LlamaConfig::from_json(&config.to_string(), None).unwrap();
-        assert_eq!(mistral.num_key_value_heads, 16);
-        let qwen3 = changed(Family::Qwen3, json!({})).unwrap();
-        assert_eq!(
-            (qwen3.head_dim, qwen3.max_position_embeddings),
-            (128, 32_768)
-        );
-    }
-
-    #[test]
-    fn both_spellings_of_llama3_and_the_newer_key_are_one_rope() {
-        let scaling = |kind: &str| {
-            json!({
-                kind: "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-                "original_max_position_embeddings": 8192
-            })
-        };
-        let older = changed(
-            Family::Llama,
-            json!({"rope_scaling": scaling("type"), "rope_theta": 500_000.0}),
-        )
-        .unwrap();
-        let old = changed(
-            Family::Llama,
-            json!({"rope_scaling": scaling("rope_type"), "rope_theta": 500_000.0}),
-        )
-        .unwrap();
-        let mut parameters = scaling("rope_type");
-        parameters["rope_theta"] = 500_000.0.into();
-        let new = changed(Family::Llama, json!({"rope_parameters": parameters})).unwrap();
-        assert_eq!(older, old);
-        assert_eq!(old, new);
-        let rope = new.rope_scaling.unwrap();
-        assert_eq!((rope.factor, rope.original_positions), (8.0, 8192));
-        assert_eq!(new.rope_theta, 500_000.0);
-    }
-
-    #[test]
-    fn what_is_not_supported_is_named() {
-        assert_eq!(
-            with("model_type", json!("gpt2")),
-            "model_type `gpt2` is not supported; supported: `llama`, `mistral`, `qwen2`, `qwen3`"
-        );
-        for (field, value) in [
-            ("rope_scaling", json!({"rope_type": "yarn", "factor": 8.0})),
-            ("rope_scaling", json!({"type": "linear", "factor": 2.0})),
-            ("rope_parameters", json!({"mrope_section": [1, 2, 3]})),
-            ("hidden_act", json!("gelu")),
-            ("architectures", json!(["LlamaForSequenceClassification"])),
-            ("architectures", json!(["MistralForCausalLM"])),
-            ("quantization_config", json!({"bits": 4})),
-            ("torch_dtype", json!("float8_e4m3fn")),
-            ("attention_dropout", json!(0.1)),
-            ("attn_logit_softcapping", json!(50.0)),
-            ("partial_rotary_factor", json!(0.5)),
-            ("sliding_window", json!(4096)),
-            (
-                "layer_types",
-                json!(["full_attention", "sliding_attention"]),
-            ),
-        ] {
-            let text = with(field, value);
-            assert!(
-                text.starts_with(field) && text.contains("not supported"),
-                "{text}"
-            );
-        }
-        for (family, field, value) in [
-            (Family::Mistral, "attention_bias", json!(true)),
-            (
-                Family::Mistral,
-                "layer_types",
-                json!(["full_attention", "full_attention"]),
-            ),
-            (Family::Qwen2, "mlp_bias", json!(true)),
-            (
-                Family::Qwen3,
-                "layer_types",
-                json!(["chunked_attention", "full_attention"]),
-            ),
-        ] {
-            let text = refused(family, json!({field: value}));
-            assert!(
-                text.starts_with(field) && text.contains("not supported"),
-                "{text}"
-            );
-        }
-        assert!(
-            with("num_key_value_heads", json!(3)).contains("must divide num_attention_heads 4")
-        );
-        assert!(with("hidden_size", json!(0)).contains("hidden_size in config.json is 0"));
-        assert!(with("vocab_size", Value::Null).contains("vocab_size in config.json is missing"));
-        assert!(
-            with(
-                "rope_scaling",
-                json!({"rope_type": "llama3", "factor": 8.0})
-            )
-            .contains("low_freq_factor in config.json is missing")
-        );
-    }
-
-    #[test]
-    fn half_precision_and_the_activations_second_name_are_read() {
-        let changes = json!({"torch_dtype": "float16", "hidden_act": "swish"});
-        assert!(changed(Family::Llama, changes).is_ok());
-    }
-
-    #[test]
-    fn a_missing_file_is_named() {
-        let dir = tempfile::tempdir().unwrap();
-        let text = LlamaConfig::load(dir.path()).unwrap_err().to_string();
-        assert!(text.starts_with("config.json not found in "), "{text}");
-    }
-}
+mod tests;

@@ -5,9 +5,10 @@ use std::collections::BTreeSet;
 use serde_json::{Map, Value};
 
 use crate::config::{ConfigError, Family, SlidingWindow};
-use crate::rope::Llama3Rope;
 
-/// Keys of other models' layers, which change the maths wherever they stand.
+mod rope;
+
+/// Keys of other models' layers, which change the maths wherever they stand. Gemma has one of them.
 const FOREIGN: [&str; 11] = [
     "attention_chunk_size",
     "attention_multiplier",
@@ -18,14 +19,17 @@ const FOREIGN: [&str; 11] = [
     "logits_scaling",
     "no_rope_layers",
     "quantization_config",
-    "query_pre_attn_scalar",
+    QUERY_SCALAR,
     "residual_multiplier",
 ];
 const FULL: &str = "full_attention";
 const SLIDING: &str = "sliding_attention";
+const QUERY_SCALAR: &str = "query_pre_attn_scalar";
 /// What transformers takes where the key is missing.
 const DEFAULT_WINDOW: usize = 4096;
 const DEFAULT_FIRST_WINDOW_LAYER: usize = 28;
+const DEFAULT_WINDOW_PATTERN: usize = 6;
+const DEFAULT_QUERY_SCALAR: usize = 256;
 
 /// A parsed object, asked by key; `null` counts as absent, as in transformers.
 pub(crate) struct Keys(Map<String, Value>);
@@ -53,8 +57,8 @@ impl Keys {
         let family = Family::ALL
             .into_iter()
             .find(|family| value == family.model_type());
-        family
-            .ok_or_else(|| unsupported("model_type", value, "`llama`, `mistral`, `qwen2`, `qwen3`"))
+        let supported = "`llama`, `mistral`, `qwen2`, `qwen3`, `gemma3_text`";
+        family.ok_or_else(|| unsupported("model_type", value, supported))
     }
 
     /// What no family of ours has, or not this one.
@@ -67,14 +71,26 @@ impl Keys {
             let supported = "the model_type's own causal language model";
             return Err(unsupported("architectures", list, supported));
         }
-        if let Some(value) = self.get("hidden_act")
-            && value != "silu"
-            && value != "swish"
+        let is_gemma = family == Family::Gemma3;
+        let (field, supported) = if is_gemma {
+            ("hidden_activation", "`gelu_pytorch_tanh`")
+        } else {
+            ("hidden_act", "`silu`")
+        };
+        let names: &[&str] = if is_gemma {
+            &["gelu_pytorch_tanh"]
+        } else {
+            &["silu", "swish"]
+        };
+        if let Some(value) = self.get(field)
+            && !names.iter().any(|name| value == name)
         {
-            return Err(unsupported("hidden_act", value, "`silu`"));
+            return Err(unsupported(field, value, supported));
         }
         for field in FOREIGN {
-            if let Some(value) = self.get(field) {
+            if let Some(value) = self.get(field)
+                && !(is_gemma && field == QUERY_SCALAR)
+            {
                 return Err(unsupported(field, value, "none"));
             }
         }
@@ -93,6 +109,8 @@ impl Keys {
             Family::Llama => &[],
             Family::Mistral => &["attention_bias", "mlp_bias"],
             Family::Qwen2 | Family::Qwen3 => &["mlp_bias"],
+            // The second one is for encoders, which see what comes after.
+            Family::Gemma3 => &["mlp_bias", "use_bidirectional_attention"],
         };
         for &field in without {
             if self.flag(field, false)? {
@@ -118,6 +136,7 @@ impl Keys {
             Family::Llama => heads,
             Family::Mistral => 8,
             Family::Qwen2 | Family::Qwen3 => 32,
+            Family::Gemma3 => 4,
         };
         let count = self.optional_size(field)?.unwrap_or(default);
         if heads.is_multiple_of(count) {
@@ -131,7 +150,7 @@ impl Keys {
     pub fn positions(&self, family: Family) -> Result<usize, ConfigError> {
         let default = match family {
             Family::Llama => 2048,
-            Family::Mistral => 131_072,
+            Family::Mistral | Family::Gemma3 => 131_072,
             Family::Qwen2 | Family::Qwen3 => 32_768,
         };
         let positions = self.optional_size("max_position_embeddings")?;
@@ -148,6 +167,7 @@ impl Keys {
         let dim = match self.optional_size("head_dim")? {
             Some(dim) => dim,
             None if family == Family::Qwen3 => 128,
+            None if family == Family::Gemma3 => 256,
             None if hidden.is_multiple_of(heads) => hidden / heads,
             None => {
                 return Err(invalid(
@@ -163,77 +183,13 @@ impl Keys {
         }
     }
 
-    /// Base and stretching of the rotary embedding: `rope_scaling` of transformers 4, or
-    /// `rope_parameters` of transformers 5, which holds `rope_theta` too.
-    pub fn rope(&self, positions: usize) -> Result<(f32, Option<Llama3Rope>), ConfigError> {
-        let theta = |keys: &Self, default| keys.positive("rope_theta", default);
-        let outer = theta(self, 10_000.0)?;
-        let found = ["rope_scaling", "rope_parameters"]
-            .into_iter()
-            .filter_map(|field| Some((field, self.get(field)?)))
-            .find(|(_, value)| value.as_object().is_none_or(|keys| !keys.is_empty()));
-        let Some((field, value)) = found else {
-            return Ok((outer as f32, None));
-        };
-        let refuse = || unsupported(field, value, "rope_type `default` or `llama3`");
-        let keys = Self(value.as_object().ok_or_else(refuse)?.clone());
-        // `type` is the older spelling; files that were converted have both.
-        let kind = keys.get("rope_type").or_else(|| keys.get("type"));
-        let known: &[&str] = match kind.map_or(Some("default"), Value::as_str) {
-            Some("default") => &[],
-            Some("llama3") => &[
-                "factor",
-                "low_freq_factor",
-                "high_freq_factor",
-                "original_max_position_embeddings",
-            ],
-            _ => return Err(refuse()),
-        };
-        let is_known = |name: &str, value: &Value| match name {
-            "rope_type" | "type" | "rope_theta" => true,
-            "partial_rotary_factor" => value.is_null() || value.as_f64() == Some(1.0),
-            _ => value.is_null() || known.contains(&name),
-        };
-        if !keys.0.iter().all(|(name, value)| is_known(name, value)) {
-            return Err(refuse());
+    /// What scores are divided by the root of, where that is not the head's width.
+    pub fn query_pre_attn_scalar(&self, family: Family) -> Result<Option<usize>, ConfigError> {
+        if family != Family::Gemma3 {
+            return Ok(None);
         }
-        let inner = theta(&keys, outer)?;
-        let scaling = if known.is_empty() {
-            None
-        } else {
-            Some(keys.llama3(self, positions)?)
-        };
-        Ok((inner as f32, scaling))
-    }
-
-    /// `original_max_position_embeddings` may stand beside the object, and else is the context.
-    fn llama3(&self, outer: &Self, positions: usize) -> Result<Llama3Rope, ConfigError> {
-        const ORIGINAL: &str = "original_max_position_embeddings";
-        let required = |field: &'static str| match self.get(field) {
-            Some(_) => self.positive(field, 1.0),
-            None => Err(invalid(
-                field,
-                "is missing, and rope_type `llama3` needs it",
-            )),
-        };
-        let original = match outer.optional_size(ORIGINAL)? {
-            Some(original) => Some(original),
-            None => self.optional_size(ORIGINAL)?,
-        };
-        let rope = Llama3Rope {
-            factor: required("factor")?,
-            low_freq_factor: required("low_freq_factor")?,
-            high_freq_factor: required("high_freq_factor")?,
-            original_positions: original.unwrap_or(positions),
-        };
-        if rope.high_freq_factor > rope.low_freq_factor {
-            return Ok(rope);
-        }
-        let problem = format!(
-            "is {}, must be above low_freq_factor {}",
-            rope.high_freq_factor, rope.low_freq_factor
-        );
-        Err(invalid("high_freq_factor", problem))
+        let scalar = self.optional_size(QUERY_SCALAR)?;
+        Ok(Some(scalar.unwrap_or(DEFAULT_QUERY_SCALAR)))
     }
 
     /// Which layers look back how far.
@@ -242,6 +198,9 @@ impl Keys {
         family: Family,
         layers: usize,
     ) -> Result<Option<SlidingWindow>, ConfigError> {
+        if family == Family::Gemma3 {
+            return self.window_pattern(layers);
+        }
         let field = "sliding_window";
         let tokens = match self.optional_size(field)? {
             Some(tokens) => Some(tokens),
@@ -256,7 +215,7 @@ impl Keys {
                 (None, 0)
             }
             Family::Mistral => (tokens, 0),
-            Family::Qwen2 | Family::Qwen3 => {
+            Family::Qwen2 | Family::Qwen3 | Family::Gemma3 => {
                 let is_used = self.flag("use_sliding_window", false)?;
                 let first = self.first_window_layer()?;
                 (tokens.filter(|_| is_used), first)
@@ -282,6 +241,33 @@ impl Keys {
                 tokens,
                 layers: sliding,
             }))
+    }
+
+    /// Gemma's: the layers that are listed, or all but every sixth.
+    fn window_pattern(&self, layers: usize) -> Result<Option<SlidingWindow>, ConfigError> {
+        let field = "sliding_window";
+        let every = self.optional_size("sliding_window_pattern")?;
+        let every = every.unwrap_or(DEFAULT_WINDOW_PATTERN);
+        let sliding = match self.layer_types(layers)? {
+            Some(listed) => listed,
+            None => (0..layers)
+                .filter(|layer| !(layer + 1).is_multiple_of(every))
+                .collect(),
+        };
+        if sliding.is_empty() {
+            return Ok(None);
+        }
+        let tokens = match self.optional_size(field)? {
+            Some(tokens) => tokens,
+            None if self.is_null(field) => {
+                return Err(invalid(field, "is missing, and some layers have it"));
+            }
+            None => DEFAULT_WINDOW,
+        };
+        Ok(Some(SlidingWindow {
+            tokens,
+            layers: sliding,
+        }))
     }
 
     /// `max_window_layers`: layers from this one on have the window; 0 is fine.

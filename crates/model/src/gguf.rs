@@ -40,6 +40,14 @@ pub enum GgufError {
         /// The cause.
         source: std::io::Error,
     },
+    /// llama.cpp's files of this family name other tensors, and hold norms with one added.
+    #[error("{} is GGUF: weights of model_type `{model_type}` are read from safetensors only", path.display())]
+    Family {
+        /// The file.
+        path: PathBuf,
+        /// The family's name in `config.json`.
+        model_type: &'static str,
+    },
     /// The file is no GGUF file, is cut short, or is of another model than its folder says.
     #[error("{} is not a whole GGUF file of this model: {problem}", path.display())]
     Format {
@@ -69,7 +77,7 @@ impl GgufError {
     pub fn category(&self) -> Category {
         match self {
             Self::Read { source, .. } => Category::of_io(source),
-            Self::Format { .. } | Self::Type { .. } => Category::Invalid,
+            Self::Family { .. } | Self::Format { .. } | Self::Type { .. } => Category::Invalid,
         }
     }
 }
@@ -151,6 +159,12 @@ impl GgufFile {
             path: path.to_path_buf(),
             source,
         };
+        let Some(expected) = architecture_of(config.family) else {
+            return Err(GgufError::Family {
+                path: path.to_path_buf(),
+                model_type: config.family.model_type(),
+            });
+        };
         let file = File::open(path).map_err(read_error)?;
         let length = file.metadata().map_err(read_error)?.len();
         let mut header = Header {
@@ -159,7 +173,6 @@ impl GgufFile {
             left: length,
         };
         let (architecture, alignment, tensors) = header.read()?;
-        let expected = architecture_of(config.family);
         if architecture != expected {
             return Err(header.format(format!(
                 "its architecture is {architecture:?}, config.json's is {expected:?}"
@@ -277,12 +290,13 @@ impl GgufFile {
     }
 }
 
-/// llama.cpp's name of a family: Mistral is a Llama to it.
-fn architecture_of(family: Family) -> &'static str {
+/// llama.cpp's name of a family: Mistral is a Llama to it. None: its files are not read.
+fn architecture_of(family: Family) -> Option<&'static str> {
     match family {
-        Family::Llama | Family::Mistral => "llama",
-        Family::Qwen2 => "qwen2",
-        Family::Qwen3 => "qwen3",
+        Family::Llama | Family::Mistral => Some("llama"),
+        Family::Qwen2 => Some("qwen2"),
+        Family::Qwen3 => Some("qwen3"),
+        Family::Gemma3 => None,
     }
 }
 

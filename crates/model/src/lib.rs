@@ -1,5 +1,5 @@
-//! The transformer that graftwork trains and serves (Llama, Mistral, Qwen 2 and 3), and everything
-//! that belongs to its files.
+//! The transformer that graftwork trains and serves (Llama, Mistral, Qwen 2 and 3, Gemma 3), and
+//! everything that belongs to its files.
 //!
 //! One forward pass is shared by the trainer (differentiable, through [`candle_core`]'s autograd)
 //! and by the engine (batched rows of different adapters over a paged KV cache), so that what was

@@ -2,8 +2,6 @@
 
 use serde_json::{Value, json};
 
-use crate::config::LlamaConfig;
-
 /// How Llama 3.1 stretches the rotary embedding for longer sequences (Grattafiori et al. 2024):
 /// slow components are slowed down by `factor`, fast ones are left, those between are blended.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -48,14 +46,12 @@ impl Llama3Rope {
 
 /// The frequency of each component in radians per token, `theta^(-2i / head_dim)` before it is
 /// stretched; in f64 so that far positions keep their angles.
-pub(crate) fn frequencies(config: &LlamaConfig) -> Vec<f64> {
-    (0..config.head_dim / 2)
+pub(crate) fn frequencies(head_dim: usize, theta: f32, scaling: Option<Llama3Rope>) -> Vec<f64> {
+    (0..head_dim / 2)
         .map(|i| {
-            let exponent = -2.0 * i as f64 / config.head_dim as f64;
-            let frequency = f64::from(config.rope_theta).powf(exponent);
-            config
-                .rope_scaling
-                .map_or(frequency, |rope| rope.stretched(frequency))
+            let exponent = -2.0 * i as f64 / head_dim as f64;
+            let frequency = f64::from(theta).powf(exponent);
+            scaling.map_or(frequency, |rope| rope.stretched(frequency))
         })
         .collect()
 }
@@ -63,21 +59,17 @@ pub(crate) fn frequencies(config: &LlamaConfig) -> Vec<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fixture::TinyShape;
 
     /// Values of `_compute_llama3_parameters` of transformers 5.23 for Llama 3.1 8B, in f64.
     #[test]
     fn llama_3_1_is_stretched_as_transformers_does() {
-        let mut config = TinyShape::default().config();
-        config.head_dim = 128;
-        config.rope_theta = 500_000.0;
-        config.rope_scaling = Some(Llama3Rope {
+        let scaling = Llama3Rope {
             factor: 8.0,
             low_freq_factor: 1.0,
             high_freq_factor: 4.0,
             original_positions: 8192,
-        });
-        let frequencies = frequencies(&config);
+        };
+        let frequencies = frequencies(128, 500_000.0, Some(scaling));
         assert_eq!(frequencies.len(), 64);
         for (index, expected) in EXPECTED {
             let error = (frequencies[index] - expected).abs() / expected;

@@ -181,9 +181,15 @@ fn other_modules(config: &LlamaConfig) -> Vec<(Option<usize>, String)> {
         ".self_attn",
     ];
     const HEAD_NORMS: [&str; 2] = [".self_attn.k_norm", ".self_attn.q_norm"];
+    const FEED_FORWARD_NORMS: [&str; 2] =
+        [".post_feedforward_layernorm", ".pre_feedforward_layernorm"];
     let outside = OUTSIDE.map(|path| (None, path.to_owned()));
-    let norms = HEAD_NORMS.iter().filter(|_| config.has_query_key_norm());
-    let paths: Vec<&str> = INSIDE.iter().chain(norms).copied().collect();
+    let head_norms = HEAD_NORMS.iter().filter(|_| config.has_query_key_norm());
+    let more_norms = FEED_FORWARD_NORMS
+        .iter()
+        .filter(|_| config.has_output_norms());
+    let paths = INSIDE.iter().chain(head_norms).chain(more_norms);
+    let paths: Vec<&str> = paths.copied().collect();
     let inside = (0..config.num_hidden_layers).flat_map(|layer| {
         let paths = paths.iter();
         paths.map(move |path| (Some(layer), format!("model.layers.{layer}{path}")))
@@ -550,6 +556,15 @@ mod tests {
         let qwen3 = TinyShape::default().family_config(Family::Qwen3);
         let error = LoraPlan::new(&lora(attention()), &qwen3).unwrap_err();
         assert!(error.to_string().contains("layers.1.self_attn.k_norm"));
+        let norms = || named(pattern(r".*\.(?:q_proj|pre_feedforward_layernorm)"));
+        assert_eq!(adapted(norms()), "0.q_proj 1.q_proj 2.q_proj");
+        let gemma3 = TinyShape::default().family_config(Family::Gemma3);
+        let error = LoraPlan::new(&lora(norms()), &gemma3).unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .contains("layers.0.pre_feedforward_layernorm")
+        );
     }
 
     #[test]

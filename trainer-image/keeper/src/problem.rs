@@ -139,7 +139,9 @@ pub fn of_base(error: &BaseError) -> Failure {
         }
         BaseError::Config(ConfigError::Unsupported { .. })
         | BaseError::File(TensorFileError::Dtype { .. })
-        | BaseError::Gguf(GgufError::Type { .. }) => "BaseModelUnsupported",
+        | BaseError::Gguf(GgufError::Family { .. } | GgufError::Type { .. }) => {
+            "BaseModelUnsupported"
+        }
         BaseError::Config(_)
         | BaseError::File(_)
         | BaseError::Gguf(_)

@@ -88,6 +88,50 @@ fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
 }
 
+/// `gate · sigmoid(f(gate)) · up`, which is both gated activations; `shape` gives `f` and its slope.
+#[inline(always)]
+fn gated(gate: &[f32], up: &[f32], y: &mut [f32], shape: impl Fn(f32) -> (f32, f32)) {
+    for ((y, gate), up) in y.iter_mut().zip(gate).zip(up) {
+        *y = gate * sigmoid(shape(*gate).0) * up;
+    }
+}
+
+/// The gradients of both inputs of [`gated`]; also its result.
+#[inline(always)]
+fn gated_backward(
+    (gate, up, dy): (&[f32], &[f32], &[f32]),
+    (dgate, dup, y): (&mut [f32], &mut [f32], &mut [f32]),
+    shape: impl Fn(f32) -> (f32, f32),
+) {
+    let inputs = gate.iter().zip(up).zip(dy);
+    let outputs = dgate.iter_mut().zip(dup).zip(y);
+    for (((gate, up), dy), ((dgate, dup), y)) in inputs.zip(outputs) {
+        let (value, slope) = shape(*gate);
+        let s = sigmoid(value);
+        let activated = gate * s;
+        *y = activated * up;
+        *dup = dy * activated;
+        *dgate = dy * up * s * (1.0 + gate * (1.0 - s) * slope);
+    }
+}
+
+/// SiLU is `x · sigmoid(x)`.
+#[inline(always)]
+fn silu(x: f32) -> (f32, f32) {
+    (x, 1.0)
+}
+
+/// GELU by tanh (Hendrycks, Gimpel 2016) is `x · sigmoid(2 u)` with `u = sqrt(2 / π) (x + 0.044715 x³)`, since
+/// `(1 + tanh u) / 2` is the sigmoid of `2 u`. Beyond 10 the sigmoid is 0 or 1, and nothing overflows.
+#[inline(always)]
+fn gelu(x: f32) -> (f32, f32) {
+    const SCALE: f32 = 1.595_769_2;
+    const CUBIC: f32 = 0.044_715;
+    let x = x.clamp(-10.0, 10.0);
+    let square = CUBIC * x * x;
+    (SCALE * x * (1.0 + square), SCALE * (1.0 + 3.0 * square))
+}
+
 vectorized! {
     /// Root-mean-square norm (Zhang, Sennrich 2019): `y = x / sqrt(mean(x²) + eps) · w` for every
     /// row of `w.len()` values.
@@ -132,24 +176,26 @@ vectorized! {
 
     /// The gated activation of SwiGLU (Shazeer 2020): `y = silu(gate) · up`.
     pub(crate) fn swiglu(gate: &[f32], up: &[f32], y: &mut [f32]) {
-        for ((y, gate), up) in y.iter_mut().zip(gate).zip(up) {
-            *y = gate * sigmoid(*gate) * up;
-        }
+        gated(gate, up, y, silu);
+    }
+
+    /// The gated activation of GEGLU (Shazeer 2020): `y = gelu(gate) · up`.
+    pub(crate) fn geglu(gate: &[f32], up: &[f32], y: &mut [f32]) {
+        gated(gate, up, y, gelu);
     }
 
     /// The gradients of both inputs of [`swiglu`]; also its result, which backward needs again.
     pub(crate) fn swiglu_backward(
         gate: &[f32], up: &[f32], dy: &[f32], dgate: &mut [f32], dup: &mut [f32], y: &mut [f32],
     ) {
-        let inputs = gate.iter().zip(up).zip(dy);
-        let outputs = dgate.iter_mut().zip(dup).zip(y);
-        for (((gate, up), dy), ((dgate, dup), y)) in inputs.zip(outputs) {
-            let s = sigmoid(*gate);
-            let silu = gate * s;
-            *y = silu * up;
-            *dup = dy * silu;
-            *dgate = dy * up * s * (1.0 + gate * (1.0 - s));
-        }
+        gated_backward((gate, up, dy), (dgate, dup, y), silu);
+    }
+
+    /// The gradients of both inputs of [`geglu`]; also its result.
+    pub(crate) fn geglu_backward(
+        gate: &[f32], up: &[f32], dy: &[f32], dgate: &mut [f32], dup: &mut [f32], y: &mut [f32],
+    ) {
+        gated_backward((gate, up, dy), (dgate, dup, y), gelu);
     }
 
     /// Zeroes each element with the probability of `threshold / 2⁶⁴` and scales the others, by the
@@ -239,6 +285,29 @@ mod tests {
         assert!(worst < 2e-7, "{worst}");
         assert_eq!(exp(f32::NEG_INFINITY), 0.0);
         assert_eq!(exp(0.0), 1.0);
+    }
+
+    #[test]
+    fn gelu_is_the_tanh_formula_and_its_slope_that_of_the_values() {
+        let exact = |x: f64| {
+            let u = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x.powi(3));
+            0.5 * x * (1.0 + u.tanh())
+        };
+        let gate: Vec<f32> = (-1200..=1200).map(|i| i as f32 * 0.01).collect();
+        let ones = vec![1.0; gate.len()];
+        let [mut y, mut dgate, mut dup, mut again] = [(); 4].map(|()| vec![0.0; gate.len()]);
+        geglu(&gate, &ones, &mut y);
+        geglu_backward(&gate, &ones, &ones, &mut dgate, &mut dup, &mut again);
+        assert_eq!((&again, &dup), (&y, &y));
+        for ((x, y), slope) in gate.iter().zip(&y).zip(&dgate) {
+            let (x, step) = (f64::from(*x), 1e-5);
+            assert!((f64::from(*y) - exact(x)).abs() < 2e-6, "{x}: {y}");
+            let expected = (exact(x + step) - exact(x - step)) / (2.0 * step);
+            assert!((f64::from(*slope) - expected).abs() < 1e-5, "{x}: {slope}");
+        }
+        let mut far = [0.0; 3];
+        geglu(&[-1e30, 1e30, f32::NAN], &[1.0; 3], &mut far);
+        assert!(far[0].abs() < 1e-6 && far[1] == 1e30 && far[2].is_nan());
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::weights::Weights;
+use super::weights::{Rotary, Weights};
 use crate::kernel::{
     BLOCK_TOKENS, HeadBlocks, HeadRows, QueryGradient, attend, attend_backward, write_token,
     write_transposed,
@@ -31,7 +31,7 @@ pub(super) struct ProjectionGradients<'a> {
 
 /// Rotates the heads of all rows; `sign` is 1 forward and -1 backward.
 pub(super) fn rotate_rows(
-    weights: &Weights,
+    rotary: &Rotary,
     segments: &[usize],
     rows: &mut [f32],
     width: usize,
@@ -41,7 +41,7 @@ pub(super) fn rotate_rows(
     rows.par_chunks_mut(width)
         .zip(positions)
         .for_each(|(row, position)| {
-            let (cos, sin) = weights.rotation(position);
+            let (cos, sin) = rotary.at(position);
             crate::kernel::rotate(row, cos, sin, sign);
         });
 }
@@ -121,7 +121,7 @@ pub(super) fn attend_segments(
         config.num_attention_heads,
     );
     let (query_width, key_width) = (config.query_width(), config.key_width());
-    let scale = score_scale(dim);
+    let scale = config.score_scale();
     let mut tasks = Vec::with_capacity(segments.len());
     let (mut out, mut log_sums) = (out, log_sums);
     let mut start = 0;
@@ -188,7 +188,7 @@ pub(super) fn attend_segments_backward(
         config.num_attention_heads,
     );
     let (query_width, key_width) = (config.query_width(), config.key_width());
-    let scale = score_scale(dim);
+    let scale = config.score_scale();
     let mut tasks = Vec::with_capacity(segments.len());
     let ProjectionGradients {
         mut query,
@@ -265,11 +265,6 @@ pub(super) fn attend_segments_backward(
                 }
             }
         });
-}
-
-/// `1 / sqrt(head_dim)`
-pub(super) fn score_scale(head_dim: usize) -> f32 {
-    (1.0 / (head_dim as f64).sqrt()) as f32
 }
 
 fn slice(rows: &[f32], start: usize, count: usize, width: usize) -> &[f32] {

@@ -1,5 +1,6 @@
 //! The backward pass: from the gradient of the last hidden states to those of the trained parameters.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use rayon::prelude::*;
@@ -7,8 +8,9 @@ use rayon::prelude::*;
 use super::attention::{
     Attended, ProjectionGradients, Projections, attend_segments_backward, rotate_rows,
 };
-use super::forward::{Gated, Heads, LayerTape, Pass, Projected, rms_norm, swiglu};
-use crate::base::{EMBEDDING, INPUT_NORM, KEY_NORM, POST_NORM, QUERY_NORM, layer_tensor_name};
+use super::forward::{Gated, Heads, LayerTape, Pass, Projected, activate, rms_norm};
+use crate::base::{EMBEDDING, KEY_NORM, NormNames, QUERY_NORM, layer_tensor_name};
+use crate::config::{Activation, LlamaConfig};
 use crate::kernel::{self, Epilogue, accumulate_outer, product_parallel};
 use crate::lora::Module;
 
@@ -85,6 +87,22 @@ impl Gradients<'_> {
             parts.iter().for_each(|part| kernel::add(part, dw));
         }
     }
+
+    /// The gradient of what was normed before it joined the residual stream, given the stream's; the stream's
+    /// own where the layer has no such norm.
+    fn output_norm<'s>(
+        &mut self,
+        (layer, name): (usize, Option<&str>),
+        raw: (&[f32], &[f32], f32),
+        stream: &'s [f32],
+    ) -> Cow<'s, [f32]> {
+        let Some(name) = name else {
+            return stream.into();
+        };
+        let mut draw = vec![0.0; stream.len()];
+        self.norm(&layer_tensor_name(layer, name), raw, stream, &mut draw);
+        draw.into()
+    }
 }
 
 /// Outputs of one task; a multiple of what a tile holds.
@@ -160,7 +178,7 @@ impl Pass<'_> {
             return;
         };
         let config = &self.weights.config;
-        let eps = config.rms_norm_eps;
+        let (eps, names) = (config.rms_norm_eps, NormNames::of(config));
         let inner = |module: Module| {
             tape.inner
                 .get(module as usize)
@@ -172,8 +190,15 @@ impl Pass<'_> {
         let Projected { heads, gated } =
             projected.unwrap_or_else(|| self.projected(index, &normed, &post_normed));
 
+        let raw = (
+            &*tape.raw_feed_forward,
+            &*layer.feed_forward_output_norm,
+            eps,
+        );
+        let doutput = gradients.output_norm((index, names.feed_forward_output), raw, stream);
         let (dgate, dup) =
-            self.swiglu_layer_backward(index, gated, inner(Module::DownProj), stream, gradients);
+            self.feed_forward_backward(index, gated, inner(Module::DownProj), &doutput, gradients);
+        drop(doutput);
         let mut dnormed = vec![0.0; post_normed.len()];
         for (module, dy) in [(Module::GateProj, dgate), (Module::UpProj, dup)] {
             self.project_backward(
@@ -184,7 +209,7 @@ impl Pass<'_> {
                 gradients,
             );
         }
-        let name = layer_tensor_name(index, POST_NORM);
+        let name = layer_tensor_name(index, names.feed_forward);
         gradients.norm(
             &name,
             (&tape.middle, &layer.post_norm, eps),
@@ -192,15 +217,18 @@ impl Pass<'_> {
             stream,
         );
 
+        let raw = (&*tape.raw_attention, &*layer.attention_output_norm, eps);
+        let doutput = gradients.output_norm((index, names.attention_output), raw, stream);
         let mut dattended = vec![0.0; tape.attended.len()];
         let output = Module::OProj;
         self.project_backward(
             (index, output),
             (&tape.attended, inner(output)),
-            stream,
+            &doutput,
             &mut dattended,
             gradients,
         );
+        drop(doutput);
         let forward = (&*tape.attended, &*tape.log_sums);
         let (dquery, dkey, dvalue) =
             self.attention_backward(index, &heads, forward, &dattended, gradients);
@@ -218,7 +246,7 @@ impl Pass<'_> {
                 gradients,
             );
         }
-        let name = layer_tensor_name(index, INPUT_NORM);
+        let name = layer_tensor_name(index, names.attention);
         gradients.norm(
             &name,
             (&tape.input, &layer.input_norm, eps),
@@ -227,28 +255,29 @@ impl Pass<'_> {
         );
     }
 
-    /// Through the last projection and SwiGLU of one layer: the gradients of its gate and of what is gated.
-    fn swiglu_layer_backward(
+    /// Through the last projection and the activation of one layer: the gradients of its gate and of what is
+    /// gated.
+    fn feed_forward_backward(
         &self,
         index: usize,
         Gated { gate, up }: Gated,
         inner: &[f32],
-        stream: &[f32],
+        doutput: &[f32],
         gradients: &mut Gradients<'_>,
     ) -> (Vec<f32>, Vec<f32>) {
-        let width = self.weights.config.intermediate_size;
-        let activated = swiglu(&gate, &up, width);
+        let config = &self.weights.config;
+        let activated = activate(config, &gate, &up);
         let mut dactivated = vec![0.0; activated.len()];
         self.project_backward(
             (index, Module::DownProj),
             (&activated, inner),
-            stream,
+            doutput,
             &mut dactivated,
             gradients,
         );
         // The widest values of a layer: none stays longer than it is needed.
         drop(activated);
-        swiglu_backward(&gate, &up, &dactivated, width)
+        activate_backward(config, &gate, &up, &dactivated)
     }
 
     /// Through attention, rotation and head norms of one layer: the gradients of what its projections made
@@ -285,20 +314,12 @@ impl Pass<'_> {
             value: &mut dvalue,
         };
         attend_segments_backward(self.weights, self.segments, &forward, dattended, into);
-        rotate_rows(
-            self.weights,
-            self.segments,
-            &mut dquery,
-            config.query_width(),
-            -1.0,
-        );
-        rotate_rows(
-            self.weights,
-            self.segments,
-            &mut dkey,
-            config.key_width(),
-            -1.0,
-        );
+        for (rows, width) in [
+            (&mut dquery, config.query_width()),
+            (&mut dkey, config.key_width()),
+        ] {
+            rotate_rows(&layer.rotary, self.segments, rows, width, -1.0);
+        }
         for (name, norm, raw, rotated) in [
             (QUERY_NORM, &layer.query_norm, &heads.raw_query, &mut dquery),
             (KEY_NORM, &layer.key_norm, &heads.raw_key, &mut dkey),
@@ -327,6 +348,9 @@ impl Pass<'_> {
         }
         if gradients.full {
             let hidden = self.weights.config.hidden_size;
+            if let Some(scale) = self.weights.config.embedding_scale() {
+                stream.iter_mut().for_each(|value| *value *= scale);
+            }
             if let Some(embedding) = gradients.slice(EMBEDDING) {
                 for (token, row) in tokens.iter().zip(stream.chunks_exact(hidden)) {
                     let start = *token as usize * hidden;
@@ -339,9 +363,14 @@ impl Pass<'_> {
     }
 }
 
-fn swiglu_backward(gate: &[f32], up: &[f32], dy: &[f32], width: usize) -> (Vec<f32>, Vec<f32>) {
+fn activate_backward(
+    config: &LlamaConfig,
+    gate: &[f32],
+    up: &[f32],
+    dy: &[f32],
+) -> (Vec<f32>, Vec<f32>) {
     let (mut dgate, mut dup) = (vec![0.0; gate.len()], vec![0.0; up.len()]);
-    let size = ROWS * width;
+    let size = ROWS * config.intermediate_size;
     let inputs = gate
         .par_chunks(size)
         .zip(up.par_chunks(size))
@@ -351,7 +380,14 @@ fn swiglu_backward(gate: &[f32], up: &[f32], dy: &[f32], width: usize) -> (Vec<f
         .zip(outputs)
         .for_each(|(((gate, up), dy), (dgate, dup))| {
             let mut result = vec![0.0; gate.len()];
-            kernel::swiglu_backward(gate, up, dy, dgate, dup, &mut result);
+            match config.activation() {
+                Activation::Silu => {
+                    kernel::swiglu_backward(gate, up, dy, dgate, dup, &mut result);
+                }
+                Activation::GeluTanh => {
+                    kernel::geglu_backward(gate, up, dy, dgate, dup, &mut result);
+                }
+            }
         });
     (dgate, dup)
 }

@@ -80,15 +80,28 @@ fn losses_are_those_of_the_plain_reference() {
 fn each_familys_difference_changes_the_loss() {
     let text = tokens(40, 3);
     let total = |base: &BaseModel| losses(base, &text).iter().sum::<f64>();
-    for family in [Family::Llama, Family::Mistral, Family::Qwen2] {
+    let differs = |family: Family, change: &dyn Fn(&mut LlamaConfig)| {
         let base = lively(TinyShape::default().family_config(family));
         let mut config = base.config().clone();
-        config.rope_scaling = None;
-        config.sliding_window = None;
+        change(&mut config);
+        assert_ne!(&config, base.config(), "{family:?}");
         let plain = BaseModel::from_tensors(config, base.tensors().clone()).unwrap();
         let difference = (total(&base) - total(&plain)).abs();
         assert!(difference > 0.01, "{family:?}: {difference}");
+    };
+    differs(Family::Llama, &|config| config.rope_scaling = None);
+    for family in [Family::Mistral, Family::Qwen2] {
+        differs(family, &|config| config.sliding_window = None);
     }
+    let gemma = |change: &dyn Fn(&mut LlamaConfig)| differs(Family::Gemma3, change);
+    gemma(&|config| config.local_rope_theta = None);
+    gemma(&|config| config.query_pre_attn_scalar = None);
+    // The window alone: what stood in its layers would lose their rotary embedding too.
+    gemma(&|config| {
+        if let Some(window) = &mut config.sliding_window {
+            window.tokens = 40;
+        }
+    });
 }
 
 #[test]

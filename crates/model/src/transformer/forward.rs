@@ -4,6 +4,7 @@ use rayon::prelude::*;
 
 use super::attention::{Projections, attend_segments, rotate_rows};
 use super::weights::Weights;
+use crate::config::{Activation, LlamaConfig};
 use crate::kernel::{self, Epilogue, product_parallel};
 use crate::lora::{LoraLayers, LoraPair, Module};
 use crate::random::Stream;
@@ -62,13 +63,17 @@ pub(super) struct Pass<'a> {
 /// The inner values of one module's LoRA, `drop(x) Aᵀ`: `[rows, rank]`; empty without LoRA.
 pub(super) type Inner = [Vec<f32>; Module::ALL.len()];
 
-/// What backward needs of one layer; widths as the names say. Norms and SwiGLU cost next to nothing and are
-/// computed again.
+/// What backward needs of one layer; widths as the names say. Norms and activations cost next to nothing and
+/// are computed again.
 pub(super) struct LayerTape {
     /// The layer's input, `[rows, hidden]`.
     pub input: Vec<f32>,
     pub attended: Vec<f32>,
     pub log_sums: Vec<f32>,
+    /// Outputs of attention and of the feed-forward layer before their norm, `[rows, hidden]`; empty where the
+    /// family has none.
+    pub raw_attention: Vec<f32>,
+    pub raw_feed_forward: Vec<f32>,
     /// After attention's residual, `[rows, hidden]`.
     pub middle: Vec<f32>,
     pub inner: Inner,
@@ -83,6 +88,7 @@ pub(super) struct Projected {
 }
 
 /// What attention reads.
+#[derive(Default)]
 pub(super) struct Heads {
     /// Queries and keys before their norm; empty where the family has none.
     pub raw_query: Vec<f32>,
@@ -92,7 +98,7 @@ pub(super) struct Heads {
     pub value: Vec<f32>,
 }
 
-/// What SwiGLU reads.
+/// What the gated activation reads.
 pub(super) struct Gated {
     pub gate: Vec<f32>,
     pub up: Vec<f32>,
@@ -161,21 +167,20 @@ impl<'a> Pass<'a> {
 
     /// Queries, keys and values of one layer, normed and rotated.
     fn heads(&self, index: usize, normed: &[f32], inner: &mut Inner) -> Heads {
+        let Some(layer) = self.weights.layers.get(index) else {
+            return Heads::default();
+        };
         let config = &self.weights.config;
-        let norms = self.weights.layers.get(index);
-        let norms = norms.map_or((&[][..], &[][..]), |layer| {
-            (&*layer.query_norm, &*layer.key_norm)
-        });
         let query = self.project(index, Module::QProj, normed, inner);
         let key = self.project(index, Module::KProj, normed, inner);
-        let (raw_query, mut query) = head_norm(query, norms.0, config.rms_norm_eps);
-        let (raw_key, mut key) = head_norm(key, norms.1, config.rms_norm_eps);
+        let (raw_query, mut query) = optional_norm(query, &layer.query_norm, config.rms_norm_eps);
+        let (raw_key, mut key) = optional_norm(key, &layer.key_norm, config.rms_norm_eps);
         let value = self.project(index, Module::VProj, normed, inner);
         for (rows, width) in [
             (&mut query, config.query_width()),
             (&mut key, config.key_width()),
         ] {
-            rotate_rows(self.weights, self.segments, rows, width, 1.0);
+            rotate_rows(&layer.rotary, self.segments, rows, width, 1.0);
         }
         Heads {
             raw_query,
@@ -186,7 +191,7 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// Both inputs of one layer's SwiGLU.
+    /// Both inputs of one layer's gated activation.
     fn gated(&self, index: usize, post_normed: &[f32], inner: &mut Inner) -> Gated {
         Gated {
             gate: self.project(index, Module::GateProj, post_normed, inner),
@@ -207,9 +212,10 @@ impl<'a> Pass<'a> {
     fn layer(&self, index: usize, stream: &mut Vec<f32>, keep: bool) -> Option<LayerTape> {
         let layer = self.weights.layers.get(index)?;
         let config = &self.weights.config;
+        let eps = config.rms_norm_eps;
         let mut inner = Inner::default();
         let input = std::mem::take(stream);
-        let normed = rms_norm(&input, &layer.input_norm, config.rms_norm_eps);
+        let normed = rms_norm(&input, &layer.input_norm, eps);
         let heads = self.heads(index, &normed, &mut inner);
         let mut attended = vec![0.0; heads.query.len()];
         let mut log_sums = vec![0.0; self.rows() * config.num_attention_heads];
@@ -226,18 +232,24 @@ impl<'a> Pass<'a> {
             &mut attended,
             &mut log_sums,
         );
-        let mut middle = self.project(index, Module::OProj, &attended, &mut inner);
+        let attention = self.project(index, Module::OProj, &attended, &mut inner);
+        let (raw_attention, mut middle) =
+            optional_norm(attention, &layer.attention_output_norm, eps);
         kernel::add(&input, &mut middle);
-        let post_normed = rms_norm(&middle, &layer.post_norm, config.rms_norm_eps);
+        let post_normed = rms_norm(&middle, &layer.post_norm, eps);
         let gated = self.gated(index, &post_normed, &mut inner);
-        let activated = swiglu(&gated.gate, &gated.up, config.intermediate_size);
-        let mut output = self.project(index, Module::DownProj, &activated, &mut inner);
+        let activated = activate(config, &gated.gate, &gated.up);
+        let output = self.project(index, Module::DownProj, &activated, &mut inner);
+        let (raw_feed_forward, mut output) =
+            optional_norm(output, &layer.feed_forward_output_norm, eps);
         kernel::add(&middle, &mut output);
         *stream = output;
         Some(LayerTape {
             input,
             attended,
             log_sums,
+            raw_attention,
+            raw_feed_forward,
             middle,
             inner,
             projected: keep.then_some(Projected { heads, gated }),
@@ -270,7 +282,8 @@ impl<'a> Pass<'a> {
     fn whole_layers(&self, bytes: usize) -> usize {
         let config = &self.weights.config;
         let (query, key) = (config.query_width(), config.key_width());
-        let always = 2 * config.hidden_size + query + config.num_attention_heads;
+        let streams = if config.has_output_norms() { 4 } else { 2 };
+        let always = streams * config.hidden_size + query + config.num_attention_heads;
         let norms = if config.has_query_key_norm() {
             query + key
         } else {
@@ -293,22 +306,25 @@ pub(super) fn rms_norm(x: &[f32], weight: &[f32], eps: f32) -> Vec<f32> {
     y
 }
 
-/// Norms every head and keeps what was there; without weights takes the heads as they are.
-pub(super) fn head_norm(heads: Vec<f32>, weight: &[f32], eps: f32) -> (Vec<f32>, Vec<f32>) {
+/// Norms the rows and keeps what was there; without weights keeps nothing and takes them as they are.
+pub(super) fn optional_norm(rows: Vec<f32>, weight: &[f32], eps: f32) -> (Vec<f32>, Vec<f32>) {
     if weight.is_empty() {
-        return (Vec::new(), heads);
+        return (Vec::new(), rows);
     }
-    let normed = rms_norm(&heads, weight, eps);
-    (heads, normed)
+    let normed = rms_norm(&rows, weight, eps);
+    (rows, normed)
 }
 
-/// SwiGLU of every row of `width` values.
-pub(super) fn swiglu(gate: &[f32], up: &[f32], width: usize) -> Vec<f32> {
+/// The gated activation of every row.
+pub(super) fn activate(config: &LlamaConfig, gate: &[f32], up: &[f32]) -> Vec<f32> {
     let mut y = vec![0.0; gate.len()];
-    let size = ROWS * width;
+    let size = ROWS * config.intermediate_size;
     let inputs = gate.par_chunks(size).zip(up.par_chunks(size));
     inputs
         .zip(y.par_chunks_mut(size))
-        .for_each(|((gate, up), y)| kernel::swiglu(gate, up, y));
+        .for_each(|((gate, up), y)| match config.activation() {
+            Activation::Silu => kernel::swiglu(gate, up, y),
+            Activation::GeluTanh => kernel::geglu(gate, up, y),
+        });
     y
 }

@@ -1,8 +1,10 @@
-//! The forward and backward pass of the Llama family: RMS norm, rotary embedding, grouped-query attention, SwiGLU.
+//! The forward and backward pass of the Llama family: RMS norm, rotary embedding, grouped-query attention, SwiGLU
+//! or GEGLU.
 //!
 //! One set of kernels serves training and serving. Training works on packed batches of whole sequences and
 //! keeps what backward needs; serving works on rows of many sequences over the paged KV cache. Rows are flat,
-//! `[rows, width]`, without padding. What differs between families is data: empty norms and biases, a window.
+//! `[rows, width]`, without padding. What differs between families is data: empty norms and biases, a window, a
+//! rotary embedding for each layer, an activation.
 //! A model that was loaded onto a GPU goes through the same functions: see `gpu/`.
 
 mod attention;

@@ -2,7 +2,7 @@
 //! close to. It asks the tensors and the configuration's numbers alone.
 
 use crate::base::{BaseModel, EMBEDDING, FINAL_NORM, OUTPUT, layer_tensor_name};
-use crate::config::LlamaConfig;
+use crate::config::{Family, LlamaConfig};
 
 type Rows = Vec<Vec<f64>>;
 
@@ -10,11 +10,18 @@ fn wide(values: &[f32]) -> Vec<f64> {
     values.iter().map(|value| f64::from(*value)).collect()
 }
 
-fn norm(row: &[f64], weight: &[f32], eps: f32) -> Vec<f64> {
+fn is_gemma(config: &LlamaConfig) -> bool {
+    config.family == Family::Gemma3
+}
+
+fn norm(config: &LlamaConfig, row: &[f64], weight: &[f32]) -> Vec<f64> {
     let mean = row.iter().map(|x| x * x).sum::<f64>() / row.len() as f64;
-    let scale = (mean + f64::from(eps)).sqrt();
+    let scale = (mean + f64::from(config.rms_norm_eps)).sqrt();
+    let above = if is_gemma(config) { 1.0 } else { 0.0 };
     let pairs = row.iter().zip(weight);
-    pairs.map(|(x, w)| x / scale * f64::from(*w)).collect()
+    pairs
+        .map(|(x, w)| x / scale * (above + f64::from(*w)))
+        .collect()
 }
 
 /// `x · Wᵀ + b`, with a bias where the model has one of that name.
@@ -33,8 +40,11 @@ fn linear(base: &BaseModel, name: &str, rows: &Rows) -> Rows {
 }
 
 /// Radians per token of component `i`, by the wavelengths of `transformers`' modelling code.
-fn frequency(config: &LlamaConfig, i: usize) -> f64 {
+fn frequency(config: &LlamaConfig, is_local: bool, i: usize) -> f64 {
     let exponent = 2.0 * i as f64 / config.head_dim as f64;
+    if let (true, Some(theta)) = (is_local, config.local_rope_theta) {
+        return 1.0 / f64::from(theta).powf(exponent);
+    }
     let plain = 1.0 / f64::from(config.rope_theta).powf(exponent);
     let Some(rope) = &config.rope_scaling else {
         return plain;
@@ -52,9 +62,9 @@ fn frequency(config: &LlamaConfig, i: usize) -> f64 {
     }
 }
 
-fn rotated(config: &LlamaConfig, position: usize, head: &[f64]) -> Vec<f64> {
+fn rotated(config: &LlamaConfig, is_local: bool, position: usize, head: &[f64]) -> Vec<f64> {
     let half = head.len() / 2;
-    let angle = |i: usize| position as f64 * frequency(config, i % half);
+    let angle = |i: usize| position as f64 * frequency(config, is_local, i % half);
     let pair = |i: usize| {
         if i < half {
             -head[i + half]
@@ -68,14 +78,14 @@ fn rotated(config: &LlamaConfig, position: usize, head: &[f64]) -> Vec<f64> {
 }
 
 /// Queries or keys as attention sees them: each head normed where the model has that norm, rotated.
-fn heads(base: &BaseModel, norm_name: &str, rows: &Rows) -> Rows {
+fn heads(base: &BaseModel, norm_name: &str, is_local: bool, rows: &Rows) -> Rows {
     let config = base.config();
     let weight = base.tensor(norm_name).ok();
     let of_row = |(position, row): (usize, &Vec<f64>)| {
         row.chunks_exact(config.head_dim)
             .flat_map(|head| match weight {
-                Some(weight) => rotated(config, position, &norm(head, weight, config.rms_norm_eps)),
-                None => rotated(config, position, head),
+                Some(weight) => rotated(config, is_local, position, &norm(config, head, weight)),
+                None => rotated(config, is_local, position, head),
             })
             .collect()
     };
@@ -86,13 +96,14 @@ fn heads(base: &BaseModel, norm_name: &str, rows: &Rows) -> Rows {
 fn attention(config: &LlamaConfig, window: Option<usize>, qkv: [&Rows; 3]) -> Rows {
     let [query, key, value] = qkv;
     let dim = config.head_dim;
+    let divisor = config.query_pre_attn_scalar.unwrap_or(dim) as f64;
     let mut out = vec![vec![0.0; config.num_attention_heads * dim]; query.len()];
     for (i, out) in out.iter_mut().enumerate() {
         for head in 0..config.num_attention_heads {
             let (at, kv) = (head * dim, head / config.group_size() * dim);
             let score = |j: usize| -> f64 {
                 let dot: f64 = (0..dim).map(|d| query[i][at + d] * key[j][kv + d]).sum();
-                (dot / (dim as f64).sqrt()).exp()
+                (dot / divisor.sqrt()).exp()
             };
             let visible = |j: usize| j <= i && window.is_none_or(|tokens| i - j < tokens);
             let weights: Vec<f64> = (0..key.len())
@@ -114,52 +125,79 @@ fn add(a: &Rows, b: &Rows) -> Rows {
         .collect()
 }
 
+/// The gate's activation: SiLU, or GELU by tanh.
+fn activation(config: &LlamaConfig, x: f64) -> f64 {
+    if is_gemma(config) {
+        let cubic = x + 0.044_715 * x.powi(3);
+        0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * cubic).tanh())
+    } else {
+        x / (1.0 + (-x).exp())
+    }
+}
+
 /// Logits of every token, `[tokens][vocab_size]`.
 pub(super) fn logits(base: &BaseModel, tokens: &[u32]) -> Rows {
     let config = base.config();
+    let is_gemma = is_gemma(config);
     let embedding = base.tensor(EMBEDDING).unwrap();
+    let scale = if is_gemma {
+        (config.hidden_size as f64).sqrt()
+    } else {
+        1.0
+    };
     let mut stream: Rows = tokens
         .iter()
         .map(|token| {
             let at = *token as usize * config.hidden_size;
-            wide(&embedding[at..at + config.hidden_size])
+            let row = wide(&embedding[at..at + config.hidden_size]);
+            row.into_iter().map(|value| value * scale).collect()
         })
         .collect();
     for layer in 0..config.num_hidden_layers {
         let name = |name: &str| layer_tensor_name(layer, name);
         let normed = |rows: &Rows, tensor: &str| -> Rows {
             let weight = base.tensor(&name(tensor)).unwrap();
-            let rows = rows.iter();
-            rows.map(|row| norm(row, weight, config.rms_norm_eps))
-                .collect()
+            rows.iter().map(|row| norm(config, row, weight)).collect()
         };
+        // What attention and the feed-forward layer make, as it is added.
+        let output = |rows: Rows, tensor: &str| {
+            if is_gemma {
+                normed(&rows, tensor)
+            } else {
+                rows
+            }
+        };
+        let window = config.window(layer);
         let input = normed(&stream, "input_layernorm.weight");
         let project = |tensor: &str, rows: &Rows| linear(base, &name(tensor), rows);
         let query = project("self_attn.q_proj", &input);
         let key = project("self_attn.k_proj", &input);
         let value = project("self_attn.v_proj", &input);
-        let query = heads(base, &name("self_attn.q_norm.weight"), &query);
-        let key = heads(base, &name("self_attn.k_norm.weight"), &key);
-        let mixed = attention(config, config.window(layer), [&query, &key, &value]);
-        stream = add(&stream, &project("self_attn.o_proj", &mixed));
-        let input = normed(&stream, "post_attention_layernorm.weight");
+        let is_local = window.is_some();
+        let query = heads(base, &name("self_attn.q_norm.weight"), is_local, &query);
+        let key = heads(base, &name("self_attn.k_norm.weight"), is_local, &key);
+        let mixed = attention(config, window, [&query, &key, &value]);
+        let mixed = project("self_attn.o_proj", &mixed);
+        stream = add(&stream, &output(mixed, "post_attention_layernorm.weight"));
+        let input = if is_gemma {
+            normed(&stream, "pre_feedforward_layernorm.weight")
+        } else {
+            normed(&stream, "post_attention_layernorm.weight")
+        };
         let (gate, up) = (
             project("mlp.gate_proj", &input),
             project("mlp.up_proj", &input),
         );
-        let silu = |x: f64| x / (1.0 + (-x).exp());
-        let activated: Rows = gate
-            .iter()
-            .zip(&up)
-            .map(|(gate, up)| gate.iter().zip(up).map(|(g, u)| silu(*g) * u).collect())
-            .collect();
-        stream = add(&stream, &project("mlp.down_proj", &activated));
+        let of_row = |(gate, up): (&Vec<f64>, &Vec<f64>)| {
+            let pairs = gate.iter().zip(up);
+            pairs.map(|(g, u)| activation(config, *g) * u).collect()
+        };
+        let activated: Rows = gate.iter().zip(&up).map(of_row).collect();
+        let down = project("mlp.down_proj", &activated);
+        stream = add(&stream, &output(down, "post_feedforward_layernorm.weight"));
     }
     let weight = base.tensor(FINAL_NORM).unwrap();
-    let last: Rows = stream
-        .iter()
-        .map(|row| norm(row, weight, config.rms_norm_eps))
-        .collect();
+    let last: Rows = stream.iter().map(|row| norm(config, row, weight)).collect();
     let output = if config.tie_word_embeddings {
         EMBEDDING
     } else {

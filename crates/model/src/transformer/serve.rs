@@ -6,17 +6,17 @@
 
 use rayon::prelude::*;
 
-use super::attention::{score_scale, seen};
+use super::attention::seen;
 use super::gpu::{GpuCache, GpuStep, GpuWeights, SequenceRows};
 use super::segments::{Segment, add_updates};
-use super::weights::{Llama, Place, Weights};
+use super::weights::{Llama, Place, Rotary, Weights};
 use super::{ModelError, check_tokens};
 use crate::config::LlamaConfig;
 use crate::kernel::{self, Epilogue, attend};
 use crate::kv::{KV_BLOCK_TOKENS, KvError, KvPool, KvSequence};
 use crate::lora::{LoadedAdapter, Module};
 
-use super::forward::{head_norm, rms_norm, swiglu};
+use super::forward::{activate, optional_norm, rms_norm};
 
 /// Which of a step's rows the caller wants logits of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -154,9 +154,9 @@ impl Batch<'_> {
         outputs
     }
 
-    fn rotate(&self, rows: &mut [f32], width: usize) {
+    fn rotate(&self, rotary: &Rotary, rows: &mut [f32], width: usize) {
         for (values, row) in rows.chunks_exact_mut(width).zip(self.rows) {
-            let (cos, sin) = self.weights.rotation(row.position);
+            let (cos, sin) = rotary.at(row.position);
             kernel::rotate(values, cos, sin, 1.0);
         }
     }
@@ -170,7 +170,7 @@ impl Batch<'_> {
     ) -> Vec<f32> {
         let config = &self.weights.config;
         let (dim, group, width) = (config.head_dim, config.group_size(), config.query_width());
-        let scale = score_scale(dim);
+        let scale = config.score_scale();
         let window = config.window(layer);
         let mut out = vec![0.0; query.len()];
         let rows = out
@@ -258,10 +258,10 @@ fn on_host(
         let normed = rms_norm(&stream, &layer.input_norm, eps);
         let modules = [Module::QProj, Module::KProj, Module::VProj];
         let [query, key, value] = batch.project(index, modules, &normed);
-        let (_, mut query) = head_norm(query, &layer.query_norm, eps);
-        let (_, mut key) = head_norm(key, &layer.key_norm, eps);
-        batch.rotate(&mut query, config.query_width());
-        batch.rotate(&mut key, config.key_width());
+        let (_, mut query) = optional_norm(query, &layer.query_norm, eps);
+        let (_, mut key) = optional_norm(key, &layer.key_norm, eps);
+        batch.rotate(&layer.rotary, &mut query, config.query_width());
+        batch.rotate(&layer.rotary, &mut key, config.key_width());
         let vectors = key
             .chunks_exact(config.key_width())
             .zip(value.chunks_exact(config.key_width()));
@@ -272,13 +272,15 @@ fn on_host(
         }
         let caches: Vec<&KvSequence> = steps.iter().map(|step| &*step.kv).collect();
         let attended = batch.attend(index, &query, &caches, pool);
-        let [mut middle] = batch.project(index, [Module::OProj], &attended);
+        let [attention] = batch.project(index, [Module::OProj], &attended);
+        let (_, mut middle) = optional_norm(attention, &layer.attention_output_norm, eps);
         kernel::add(&stream, &mut middle);
         let normed = rms_norm(&middle, &layer.post_norm, eps);
         let modules = [Module::GateProj, Module::UpProj];
         let [gate, up] = batch.project(index, modules, &normed);
-        let activated = swiglu(&gate, &up, config.intermediate_size);
-        [stream] = batch.project(index, [Module::DownProj], &activated);
+        let activated = activate(config, &gate, &up);
+        let [output] = batch.project(index, [Module::DownProj], &activated);
+        (_, stream) = optional_norm(output, &layer.feed_forward_output_norm, eps);
         kernel::add(&middle, &mut stream);
     }
     advance(steps);

@@ -8,22 +8,26 @@ use super::compact::Compact;
 use super::frozen::{Embedding, Frozen};
 use super::gpu::{Accelerator, GpuWeights};
 use crate::base::{
-    BaseModel, EMBEDDING, FINAL_NORM, INPUT_NORM, KEY_NORM, OUTPUT, POST_NORM, QUERY_NORM,
-    layer_tensor_name,
+    BaseModel, EMBEDDING, FINAL_NORM, KEY_NORM, NormNames, OUTPUT, QUERY_NORM, layer_tensor_name,
 };
 use crate::base_files::Role;
 use crate::config::LlamaConfig;
 use crate::lora::Module;
-use crate::rope::frequencies;
+use crate::rope::{Llama3Rope, frequencies};
 
-/// One transformer layer.
+/// One transformer layer. Norms that its family does not have are empty.
 #[derive(Debug)]
 pub(super) struct Layer {
+    /// Of attention's input and output.
     pub input_norm: Vec<f32>,
+    pub attention_output_norm: Vec<f32>,
+    /// Of the feed-forward layer's input and output.
     pub post_norm: Vec<f32>,
-    /// Norms of every head's query and key; empty where the family has none.
+    pub feed_forward_output_norm: Vec<f32>,
+    /// Of every head's query and key.
     pub query_norm: Vec<f32>,
     pub key_norm: Vec<f32>,
+    pub rotary: Arc<Rotary>,
     /// Tokens that a query sees, itself included; none: all before it.
     pub window: Option<usize>,
     pub linears: [Frozen; Module::ALL.len()],
@@ -52,9 +56,25 @@ pub(super) struct Weights {
     pub layers: Vec<Layer>,
     pub final_norm: Vec<f32>,
     pub output: Frozen,
-    /// Cosines and sines of the rotary embedding, `[positions, head_dim / 2]` each.
-    cos: Vec<f32>,
-    sin: Vec<f32>,
+}
+
+/// A rotary embedding.
+#[derive(Debug)]
+pub(super) struct Rotary {
+    half: usize,
+    tables: RotaryTables,
+}
+
+impl Rotary {
+    /// Cosines and sines of one position, `[head_dim / 2]` each.
+    pub fn at(&self, position: usize) -> (&[f32], &[f32]) {
+        let range = position * self.half..(position + 1) * self.half;
+        let (cos, sin) = &self.tables;
+        (
+            cos.get(range.clone()).unwrap_or_default(),
+            sin.get(range).unwrap_or_default(),
+        )
+    }
 }
 
 /// Where a model's tensors come from, one at a time, so that none needs to be there twice.
@@ -86,8 +106,16 @@ impl Tensors for InMemory<'_, '_> {
 impl Weights {
     /// Takes all weights of a model.
     pub fn build<T: Tensors>(config: &LlamaConfig, tensors: &mut T) -> Result<Self, T::Error> {
+        let half = config.head_dim / 2;
+        let shared = |tables: RotaryTables| Arc::new(Rotary { half, tables });
+        let (rotary, local) = rotary_tables(config);
+        let (rotary, local) = (shared(rotary), local.map(shared));
         let layers = (0..config.num_hidden_layers)
-            .map(|index| layer(config, index, tensors))
+            .map(|index| {
+                let local = local.as_ref().filter(|_| config.window(index).is_some());
+                let rotary = Arc::clone(local.unwrap_or(&rotary));
+                layer(config, index, rotary, tensors)
+            })
             .collect::<Result<_, _>>()?;
         let (outputs, inputs) = (config.vocab_size, config.hidden_size);
         let (embedding, tied) = match tensors.compact(EMBEDDING, Role::Vocabulary)? {
@@ -110,15 +138,12 @@ impl Weights {
             Some(tied) => tied,
             None => matrix(tensors, OUTPUT, Role::Vocabulary, (outputs, inputs))?,
         };
-        let (cos, sin) = rotary_tables(config);
         Ok(Self {
             config: config.clone(),
             embedding,
             layers,
-            final_norm: tensors.values(FINAL_NORM)?.into_owned(),
+            final_norm: norm(config, FINAL_NORM, tensors)?,
             output,
-            cos,
-            sin,
         })
     }
 
@@ -128,40 +153,47 @@ impl Weights {
         weights
     }
 
-    /// Cosines and sines of one position, `[head_dim / 2]` each.
-    pub fn rotation(&self, position: usize) -> (&[f32], &[f32]) {
-        let half = self.config.head_dim / 2;
-        let range = position * half..(position + 1) * half;
-        (
-            self.cos.get(range.clone()).unwrap_or_default(),
-            self.sin.get(range).unwrap_or_default(),
-        )
-    }
-
-    /// The embeddings of `tokens`, `[tokens, hidden_size]`.
+    /// The residual stream that begins with `tokens`, `[tokens, hidden_size]`.
     pub fn embed(&self, tokens: impl Iterator<Item = u32>) -> Vec<f32> {
-        self.embedding.rows(tokens)
+        let mut rows = self.embedding.rows(tokens);
+        if let Some(scale) = self.config.embedding_scale() {
+            rows.iter_mut().for_each(|value| *value *= scale);
+        }
+        rows
     }
+}
+
+/// What a norm multiplies with, which some families store less one.
+fn norm<T: Tensors>(
+    config: &LlamaConfig,
+    name: &str,
+    tensors: &mut T,
+) -> Result<Vec<f32>, T::Error> {
+    let mut weight = tensors.values(name)?.into_owned();
+    if config.has_norms_above_one() {
+        weight.iter_mut().for_each(|value| *value += 1.0);
+    }
+    Ok(weight)
 }
 
 fn layer<T: Tensors>(
     config: &LlamaConfig,
     index: usize,
+    rotary: Arc<Rotary>,
     tensors: &mut T,
 ) -> Result<Layer, T::Error> {
-    let mut vector = |name: &str, is_there: bool| -> Result<Vec<f32>, T::Error> {
-        if is_there {
-            Ok(tensors
-                .values(&layer_tensor_name(index, name))?
-                .into_owned())
-        } else {
-            Ok(Vec::new())
-        }
+    let mut norm_of = |name: Option<&str>| match name {
+        Some(name) => norm(config, &layer_tensor_name(index, name), tensors),
+        None => Ok(Vec::new()),
     };
-    let (input_norm, post_norm) = (vector(INPUT_NORM, true)?, vector(POST_NORM, true)?);
+    let names = NormNames::of(config);
+    let input_norm = norm_of(Some(names.attention))?;
+    let attention_output_norm = norm_of(names.attention_output)?;
+    let post_norm = norm_of(Some(names.feed_forward))?;
+    let feed_forward_output_norm = norm_of(names.feed_forward_output)?;
     let has_head_norm = config.has_query_key_norm();
-    let query_norm = vector(QUERY_NORM, has_head_norm)?;
-    let key_norm = vector(KEY_NORM, has_head_norm)?;
+    let query_norm = norm_of(has_head_norm.then_some(QUERY_NORM))?;
+    let key_norm = norm_of(has_head_norm.then_some(KEY_NORM))?;
     let mut linear = |module: Module| -> Result<Frozen, T::Error> {
         let name = layer_tensor_name(index, &module.weight_name());
         let frozen = matrix(tensors, &name, Role::Layer, module.shape(config))?;
@@ -174,9 +206,12 @@ fn layer<T: Tensors>(
     };
     Ok(Layer {
         input_norm,
+        attention_output_norm,
         post_norm,
+        feed_forward_output_norm,
         query_norm,
         key_norm,
+        rotary,
         window: config.window(index),
         // In the order of `Module::ALL`, which `Layer::linear` knows.
         linears: [
@@ -204,9 +239,21 @@ fn matrix<T: Tensors>(
     }
 }
 
-/// Cosines and sines of every position's angles, which are computed in f64.
-pub(super) fn rotary_tables(config: &LlamaConfig) -> (Vec<f32>, Vec<f32>) {
-    let frequencies = frequencies(config);
+/// Cosines and sines of a rotary embedding for every position, `[positions, head_dim / 2]` each.
+pub(super) type RotaryTables = (Vec<f32>, Vec<f32>);
+
+/// Those of all layers, and those of layers with a window where these have their own.
+pub(super) fn rotary_tables(config: &LlamaConfig) -> (RotaryTables, Option<RotaryTables>) {
+    let local = config.local_rope_theta;
+    (
+        rotary_table(config, config.rope_theta, config.rope_scaling),
+        local.map(|theta| rotary_table(config, theta, None)),
+    )
+}
+
+/// The angles are computed in f64.
+fn rotary_table(config: &LlamaConfig, theta: f32, scaling: Option<Llama3Rope>) -> RotaryTables {
+    let frequencies = frequencies(config.head_dim, theta, scaling);
     let angles = (0..config.max_position_embeddings).flat_map(|position| {
         frequencies
             .iter()

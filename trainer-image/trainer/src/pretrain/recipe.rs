@@ -148,6 +148,8 @@ impl Recipe {
             rms_norm_eps: 1e-5,
             rope_theta: 10_000.0,
             rope_scaling: None,
+            local_rope_theta: None,
+            query_pre_attn_scalar: None,
             sliding_window: None,
             attention_bias: false,
             mlp_bias: false,

@@ -6,7 +6,6 @@ use std::ops::Range;
 use candle_core::{DType, Device, Result, Tensor};
 
 use crate::config::LlamaConfig;
-use crate::transformer::attention::score_scale;
 
 /// Scores of one tile at most, over all heads: 256 MiB in f32.
 const TILE_SCORES: usize = 1 << 26;
@@ -19,6 +18,8 @@ pub(super) struct HeadCut {
     kv_heads: usize,
     dim: usize,
     window: Option<usize>,
+    /// What scores are multiplied with.
+    scale: f64,
     /// Scores of one tile at most.
     tile_scores: usize,
 }
@@ -51,6 +52,7 @@ impl HeadCut {
             kv_heads: config.num_key_value_heads,
             dim: config.head_dim,
             window,
+            scale: f64::from(config.score_scale()),
             tile_scores: TILE_SCORES,
         }
     }
@@ -108,7 +110,7 @@ impl HeadCut {
     /// Scaled scores in f32 `[heads, queries, keys]`, of what is not seen [`Self::HIDDEN`].
     fn scores(self, tile: &Tile, query: &Tensor, key: &Tensor) -> Result<Tensor> {
         let scores = self.products(tile, query, key)?;
-        let scores = scores.affine(f64::from(score_scale(self.dim)), 0.0)?;
+        let scores = scores.affine(self.scale, 0.0)?;
         match self.mask(tile, query.device())? {
             Some(mask) => scores.broadcast_add(&mask),
             None => Ok(scores),
@@ -193,7 +195,7 @@ impl HeadCut {
         let scores = query.matmul(&key.transpose(2, 3)?)?;
         let scores = scores
             .to_dtype(DType::F32)?
-            .affine(f64::from(score_scale(self.dim)), 0.0)?
+            .affine(self.scale, 0.0)?
             .broadcast_add(mask)?;
         let weights = scores.broadcast_sub(&scores.max_keepdim(3)?)?.exp()?;
         let weights = weights.broadcast_div(&weights.sum_keepdim(3)?)?;
@@ -231,7 +233,7 @@ impl HeadCut {
             let weights = weights.broadcast_sub(log_sum)?.exp()?;
             let dweights = self.products(&tile, &dout, &seen(&value)?)?;
             let dscores = dweights.broadcast_sub(&shared)?.mul(&weights)?;
-            let dscores = dscores.affine(f64::from(score_scale(self.dim)), 0.0)?;
+            let dscores = dscores.affine(self.scale, 0.0)?;
             let dscores = self.regrouped(&dscores, &tile, dtype)?;
             let weights = self.regrouped(&weights, &tile, dtype)?;
             dvalue = dvalue.add(&whole(&weights.transpose(1, 2)?.matmul(&dout)?)?)?;
@@ -270,6 +272,7 @@ mod tests {
             kv_heads: 2,
             dim: 8,
             window,
+            scale: 0.3,
             tile_scores,
         }
     }

@@ -3,7 +3,7 @@
 use candle_core::{DType, Result, Tensor};
 
 use super::attention::{HeadCut, Projected};
-use super::maths::{rms_norm_backward, swiglu, swiglu_backward};
+use super::maths::{activate, activate_backward, rms_norm_backward};
 use super::pass::{AttentionInputs, GpuPass, Inputs, Tape};
 use crate::lora::Module;
 
@@ -58,33 +58,43 @@ impl GpuPass<'_> {
             None => self.inputs(index, &normed, &post_normed)?,
         };
 
-        let activated = swiglu(&gate, &up)?;
-        let dactivated = self.project_backward(
-            (index, Module::DownProj),
-            &activated,
-            &stream.to_dtype(self.dtype())?,
-            gradients,
-        )?;
+        let activation = self.weights.config.activation();
+        let activated = activate(activation, &gate, &up)?;
+        let norm = layer.feed_forward_output_norm.as_ref();
+        let doutput = self.output_backward(stream, tape.raw_feed_forward.as_ref().zip(norm))?;
+        let down = (index, Module::DownProj);
+        let dactivated = self.project_backward(down, &activated, &doutput, gradients)?;
         // The widest values of a layer: none stays longer than it is needed.
-        drop(activated);
-        let (dgate, dup) = swiglu_backward(&gate, &up, &dactivated)?;
+        drop((activated, doutput));
+        let (dgate, dup) = activate_backward(activation, (&gate, &up), &dactivated)?;
         drop((gate, up, dactivated));
         let through = [(Module::GateProj, dgate), (Module::UpProj, dup)];
         let dnormed = self.sum_backward(index, &post_normed, through, gradients)?;
         let dmiddle = rms_norm_backward(&tape.middle, &layer.post_norm, self.eps(), &dnormed)?;
         let stream = stream.add(&dmiddle)?;
 
-        let dattended = self.project_backward(
-            (index, Module::OProj),
-            &tape.attended,
-            &stream.to_dtype(self.dtype())?,
-            gradients,
-        )?;
+        let norm = layer.attention_output_norm.as_ref();
+        let doutput = self.output_backward(&stream, tape.raw_attention.as_ref().zip(norm))?;
+        let output = (index, Module::OProj);
+        let dattended = self.project_backward(output, &tape.attended, &doutput, gradients)?;
+        drop(doutput);
         let forward = (&tape.attended, tape.log_sums.as_slice());
         let through = self.attention_backward(index, &attention, forward, &dattended)?;
         let dnormed = self.sum_backward(index, &normed, through, gradients)?;
         let dinput = rms_norm_backward(&tape.input, &layer.input_norm, self.eps(), &dnormed)?;
         stream.add(&dinput)
+    }
+
+    /// The gradient of what was normed, where there is a norm, before it joined the residual stream, given the
+    /// stream's; as products read it.
+    fn output_backward(&self, stream: &Tensor, norm: Option<(&Tensor, &Tensor)>) -> Result<Tensor> {
+        let dtype = self.dtype();
+        match norm {
+            Some((raw, weight)) => {
+                rms_norm_backward(raw, weight, self.eps(), stream)?.to_dtype(dtype)
+            }
+            None => stream.to_dtype(dtype),
+        }
     }
 
     /// The summed input gradient of projections that read the same input.
@@ -125,8 +135,8 @@ impl GpuPass<'_> {
             dkeys.push(dkey);
             dvalues.push(dvalue);
         }
-        let dquery = self.unrotated(&Tensor::cat(&dqueries, 0)?)?;
-        let dkey = self.unrotated(&Tensor::cat(&dkeys, 0)?)?;
+        let dquery = self.unrotated(layer, &Tensor::cat(&dqueries, 0)?)?;
+        let dkey = self.unrotated(layer, &Tensor::cat(&dkeys, 0)?)?;
         let (raw_query, raw_key) = (inputs.raw_query.as_ref(), inputs.raw_key.as_ref());
         Ok([
             (

@@ -20,6 +20,7 @@ mod loss;
 mod maths;
 mod matrix;
 mod pass;
+mod rotary;
 mod serve;
 mod updates;
 mod weights;

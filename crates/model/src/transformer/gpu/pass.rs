@@ -4,7 +4,8 @@ use candle_core::{DType, Result, Tensor};
 
 use super::attention::{HeadCut, Projected};
 use super::dropout::DropOut;
-use super::maths::{rms_norm, rotate, swiglu};
+use super::maths::{activate, output_norm, rms_norm, rotate};
+use super::rotary::Rotary;
 use super::updates::{GpuUpdate, GpuUpdates};
 use super::weights::{GpuWeights, Layer};
 use crate::lora::Module;
@@ -17,8 +18,7 @@ pub(in crate::transformer) struct GpuPass<'a> {
     dropout: Option<Dropout>,
     /// Tokens of each sequence.
     segments: &'a [usize],
-    cos: Tensor,
-    sin: Tensor,
+    angles: Rotary,
 }
 
 /// What backward needs of one layer; widths as the names say.
@@ -28,6 +28,10 @@ pub(super) struct Tape {
     pub attended: Tensor,
     /// Of each sequence, tile by tile.
     pub log_sums: Vec<Vec<Tensor>>,
+    /// Outputs of attention and of the feed-forward layer before their norm, `[rows, hidden]`, where the family has
+    /// one.
+    pub raw_attention: Option<Tensor>,
+    pub raw_feed_forward: Option<Tensor>,
     /// After attention's residual in f32, `[rows, hidden]`.
     pub middle: Tensor,
     /// None where it is to be computed again.
@@ -71,14 +75,13 @@ impl<'a> GpuPass<'a> {
         segments: &'a [usize],
     ) -> Result<Self> {
         let positions = segments.iter().flat_map(|tokens| 0..*tokens as u32);
-        let (cos, sin) = weights.rotations(positions.collect())?;
+        let angles = weights.rotations(positions.collect())?;
         Ok(Self {
             weights,
             updates,
             dropout,
             segments,
-            cos,
-            sin,
+            angles,
         })
     }
 
@@ -133,9 +136,9 @@ impl<'a> GpuPass<'a> {
     }
 
     /// Queries or keys as attention sees them: normed where the family does it, rotated.
-    fn heads(&self, raw: &Tensor, norm: Option<&Tensor>) -> Result<Tensor> {
+    fn heads(&self, layer: &Layer, raw: &Tensor, norm: Option<&Tensor>) -> Result<Tensor> {
         let dim = self.weights.config.head_dim;
-        let angles = (&self.cos, &self.sin);
+        let angles = self.angles.of(layer);
         let Some(norm) = norm else {
             return rotate(raw, dim, angles);
         };
@@ -146,20 +149,17 @@ impl<'a> GpuPass<'a> {
     }
 
     /// The way back through the rotation.
-    pub(super) fn unrotated(&self, x: &Tensor) -> Result<Tensor> {
-        rotate(
-            x,
-            self.weights.config.head_dim,
-            (&self.cos, &self.sin.neg()?),
-        )
+    pub(super) fn unrotated(&self, layer: &Layer, x: &Tensor) -> Result<Tensor> {
+        let (cos, sin) = self.angles.of(layer);
+        rotate(x, self.weights.config.head_dim, (cos, &sin.neg()?))
     }
 
     fn attention_inputs(&self, index: usize, normed: &Tensor) -> Result<AttentionInputs> {
         let layer = self.weights.layer(index)?;
         let raw_query = self.project((index, Module::QProj), normed)?;
         let raw_key = self.project((index, Module::KProj), normed)?;
-        let query = self.heads(&raw_query, layer.query_norm.as_ref())?;
-        let key = self.heads(&raw_key, layer.key_norm.as_ref())?;
+        let query = self.heads(layer, &raw_query, layer.query_norm.as_ref())?;
+        let key = self.heads(layer, &raw_key, layer.key_norm.as_ref())?;
         Ok(AttentionInputs {
             raw_query: layer.query_norm.is_some().then_some(raw_query),
             raw_key: layer.key_norm.is_some().then_some(raw_key),
@@ -202,16 +202,21 @@ impl<'a> GpuPass<'a> {
     /// One layer. `keep` says whether the tape is whole.
     fn layer(&self, index: usize, input: Tensor, keep: bool) -> Result<(Tensor, Tape)> {
         let layer = self.weights.layer(index)?;
+        let (eps, activation) = (self.eps(), self.weights.config.activation());
         let normed = self.normed(&input, &layer.input_norm)?;
         let attention = self.attention_inputs(index, &normed)?;
         let (attended, log_sums) = self.attend(layer, &attention)?;
-        let middle = self.project((index, Module::OProj), &attended)?;
-        let middle = middle.to_dtype(DType::F32)?.add(&input)?;
+        let raw_attention = self.project((index, Module::OProj), &attended)?;
+        let norm = layer.attention_output_norm.as_ref();
+        let middle = output_norm(&raw_attention, norm, eps)?.add(&input)?;
         let post_normed = self.normed(&middle, &layer.post_norm)?;
         let gate = self.project((index, Module::GateProj), &post_normed)?;
         let up = self.project((index, Module::UpProj), &post_normed)?;
-        let output = self.project((index, Module::DownProj), &swiglu(&gate, &up)?)?;
-        let output = output.to_dtype(DType::F32)?.add(&middle)?;
+        let activated = activate(activation, &gate, &up)?;
+        let raw_feed_forward = self.project((index, Module::DownProj), &activated)?;
+        let norm = layer.feed_forward_output_norm.as_ref();
+        let output = output_norm(&raw_feed_forward, norm, eps)?.add(&middle)?;
+        let has_norms = self.weights.config.has_output_norms();
         let projected = Inputs {
             attention,
             gate,
@@ -221,6 +226,8 @@ impl<'a> GpuPass<'a> {
             input,
             attended,
             log_sums,
+            raw_attention: has_norms.then_some(raw_attention),
+            raw_feed_forward: has_norms.then_some(raw_feed_forward),
             middle,
             projected: keep.then_some(projected),
         };
@@ -256,7 +263,12 @@ impl<'a> GpuPass<'a> {
         let size = self.dtype().size_in_bytes();
         let (query, key) = (config.query_width(), config.key_width());
         let always = (2 * config.hidden_size + config.num_attention_heads) * size_of::<f32>();
-        let always = rows * (always + query * size);
+        let raw = if config.has_output_norms() {
+            2 * config.hidden_size
+        } else {
+            0
+        };
+        let always = rows * (always + (query + raw) * size);
         let norms = if config.has_query_key_norm() {
             query + key
         } else {

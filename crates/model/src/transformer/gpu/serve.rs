@@ -9,7 +9,8 @@ use candle_core::{DType, Result, Tensor};
 
 use super::attention::{HeadCut, Projected};
 use super::cache::GpuCache;
-use super::maths::{rms_norm, rotate, swiglu};
+use super::maths::{activate, output_norm, rms_norm, rotate};
+use super::rotary::Rotary;
 use super::updates::GpuUpdates;
 use super::weights::{GpuWeights, Layer};
 use crate::lora::Module;
@@ -63,8 +64,7 @@ struct Batch<'a> {
     order: Tensor,
     /// Where each row's key and value go.
     places: Tensor,
-    cos: Tensor,
-    sin: Tensor,
+    angles: Rotary,
 }
 
 impl GpuStep<'_> {
@@ -103,7 +103,7 @@ impl GpuStep<'_> {
             positions.extend((past as u32..).take(sequence.rows.len()));
             places.extend(sequence.places.iter().skip(past).copied());
         }
-        let (cos, sin) = self.weights.rotations(positions)?;
+        let angles = self.weights.rotations(positions)?;
         let (next, chunks): (Vec<_>, Vec<_>) = self
             .sequences
             .iter()
@@ -131,8 +131,7 @@ impl GpuStep<'_> {
             parts,
             order: on.ids(place_of)?,
             places: on.ids(places)?,
-            cos,
-            sin,
+            angles,
         })
     }
 
@@ -194,21 +193,25 @@ fn groups(mut sequences: Vec<&SequenceRows>) -> Vec<Vec<&SequenceRows>> {
 impl Batch<'_> {
     fn layer(&self, index: usize, layer: &Layer, stream: &Tensor) -> Result<Tensor> {
         let step = self.step;
+        let config = &step.weights.config;
         let normed = step.normed(stream, &layer.input_norm)?;
         let query = self.project(index, Module::QProj, &normed)?;
         let key = self.project(index, Module::KProj, &normed)?;
         let value = self.project(index, Module::VProj, &normed)?;
-        let query = self.heads(&query, layer.query_norm.as_ref())?;
-        let key = self.heads(&key, layer.key_norm.as_ref())?;
+        let query = self.heads(layer, &query, layer.query_norm.as_ref())?;
+        let key = self.heads(layer, &key, layer.key_norm.as_ref())?;
         step.cache.write(index, &self.places, (&key, &value))?;
         let attended = self.attend(index, layer, &query)?;
         let middle = self.project(index, Module::OProj, &attended)?;
-        let middle = middle.to_dtype(DType::F32)?.add(stream)?;
+        let norm = layer.attention_output_norm.as_ref();
+        let middle = output_norm(&middle, norm, config.rms_norm_eps)?.add(stream)?;
         let normed = step.normed(&middle, &layer.post_norm)?;
         let gate = self.project(index, Module::GateProj, &normed)?;
         let up = self.project(index, Module::UpProj, &normed)?;
-        let output = self.project(index, Module::DownProj, &swiglu(&gate, &up)?)?;
-        output.to_dtype(DType::F32)?.add(&middle)
+        let activated = activate(config.activation(), &gate, &up)?;
+        let output = self.project(index, Module::DownProj, &activated)?;
+        let norm = layer.feed_forward_output_norm.as_ref();
+        output_norm(&output, norm, config.rms_norm_eps)?.add(&middle)
     }
 
     /// `y = W x + b + s B A x`, each row with its own adapter.
@@ -237,9 +240,9 @@ impl Batch<'_> {
         Tensor::cat(&parts, 0)
     }
 
-    fn heads(&self, raw: &Tensor, norm: Option<&Tensor>) -> Result<Tensor> {
+    fn heads(&self, layer: &Layer, raw: &Tensor, norm: Option<&Tensor>) -> Result<Tensor> {
         let dim = self.step.weights.config.head_dim;
-        let angles = (&self.cos, &self.sin);
+        let angles = self.angles.of(layer);
         let Some(norm) = norm else {
             return rotate(raw, dim, angles);
         };

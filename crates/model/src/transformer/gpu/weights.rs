@@ -7,23 +7,26 @@ use half::{bf16, f16};
 
 use super::accelerator::Accelerator;
 use super::matrix::{Linear, Matrix};
+use super::rotary::Rotary;
 use crate::base::{
-    BaseError, EMBEDDING, FINAL_NORM, INPUT_NORM, KEY_NORM, OUTPUT, POST_NORM, QUERY_NORM,
-    layer_tensor_name,
+    BaseError, EMBEDDING, FINAL_NORM, KEY_NORM, NormNames, OUTPUT, QUERY_NORM, layer_tensor_name,
 };
 use crate::base_files::{BaseFiles, Role};
 use crate::config::LlamaConfig;
 use crate::kernel::{HalfFormat, HalfWeight};
 use crate::lora::Module;
 use crate::transformer::load::Held;
-use crate::transformer::weights::rotary_tables;
 
-/// One transformer layer. Norms are f32.
+/// One transformer layer. Norms are f32, and there where its family has them.
 #[derive(Debug)]
 pub(super) struct Layer {
+    /// Of attention's input and output.
     pub input_norm: Tensor,
+    pub attention_output_norm: Option<Tensor>,
+    /// Of the feed-forward layer's input and output.
     pub post_norm: Tensor,
-    /// Norms of every head's query and key, where the family has them.
+    pub feed_forward_output_norm: Option<Tensor>,
+    /// Of every head's query and key.
     pub query_norm: Option<Tensor>,
     pub key_norm: Option<Tensor>,
     /// Tokens that a query sees, itself included; none: all before it.
@@ -55,9 +58,7 @@ pub(in crate::transformer) struct GpuWeights {
     pub(super) layers: Vec<Layer>,
     pub(super) final_norm: Tensor,
     pub(super) output: Matrix,
-    /// Cosines and sines of the rotary embedding in f32, `[positions, head_dim / 2]` each.
-    cos: Tensor,
-    sin: Tensor,
+    rotary: Rotary,
 }
 
 impl GpuWeights {
@@ -86,24 +87,16 @@ impl GpuWeights {
         } else {
             tensors.matrix(OUTPUT, Role::Vocabulary)?
         };
-        let final_norm = tensors.vector(FINAL_NORM)?;
-        let (cos, sin) = rotary_tables(&config);
-        let table = |values: Vec<f32>| {
-            let shape = (config.max_position_embeddings, config.head_dim / 2);
-            let table = accelerator.upload_f32(values, shape);
-            table.map_err(|source| BaseError::Device {
-                tensor: "of the rotary embedding".to_owned(),
-                source,
-            })
-        };
+        let final_norm = tensors.norm(FINAL_NORM)?;
+        let rotary = Rotary::new(&config, accelerator);
+        let rotary = rotary.map_err(|source| unheld("of the rotary embedding", source))?;
         Ok(Self {
             accelerator: accelerator.clone(),
             embedding,
             layers,
             final_norm,
             output,
-            cos: table(cos)?,
-            sin: table(sin)?,
+            rotary,
             config,
         })
     }
@@ -137,16 +130,19 @@ impl GpuWeights {
         }
     }
 
-    /// Cosines and sines of these positions, `[rows, 1, head_dim / 2]` each.
-    pub(super) fn rotations(&self, positions: Vec<u32>) -> Result<(Tensor, Tensor)> {
-        let positions = self.accelerator.ids(positions)?;
-        let of = |table: &Tensor| table.index_select(&positions, 0)?.unsqueeze(1);
-        Ok((of(&self.cos)?, of(&self.sin)?))
+    /// The angles of rows at these positions.
+    pub(super) fn rotations(&self, positions: Vec<u32>) -> Result<Rotary> {
+        self.rotary.at(&self.accelerator.ids(positions)?)
     }
 
-    /// The embeddings of `tokens` in f32, `[tokens, hidden_size]`.
+    /// The residual stream that begins with `tokens`, in f32, `[tokens, hidden_size]`.
     pub(super) fn embed(&self, tokens: &[u32]) -> Result<Tensor> {
-        self.embedding.rows(&self.accelerator.ids(tokens.to_vec())?)
+        let tokens = self.accelerator.ids(tokens.to_vec())?;
+        let rows = self.embedding.rows(&tokens)?;
+        match self.config.embedding_scale() {
+            Some(scale) => rows.affine(f64::from(scale), 0.0),
+            None => Ok(rows),
+        }
     }
 }
 
@@ -164,16 +160,23 @@ impl Tensors<'_> {
         index: usize,
     ) -> std::result::Result<Layer, BaseError> {
         let name = |tensor: &str| layer_tensor_name(index, tensor);
+        let mut norm = |tensor: &str| self.norm(&name(tensor));
+        let names = NormNames::of(config);
+        let input_norm = norm(names.attention)?;
+        let attention_output_norm = names.attention_output.map(&mut norm).transpose()?;
+        let post_norm = norm(names.feed_forward)?;
+        let feed_forward_output_norm = names.feed_forward_output.map(&mut norm).transpose()?;
         let (mut query_norm, mut key_norm) = (None, None);
         if config.has_query_key_norm() {
-            query_norm = Some(self.vector(&name(QUERY_NORM))?);
-            key_norm = Some(self.vector(&name(KEY_NORM))?);
+            query_norm = Some(norm(QUERY_NORM)?);
+            key_norm = Some(norm(KEY_NORM)?);
         }
         let mut linear = |module: Module| -> std::result::Result<Linear, BaseError> {
             let weight = self.matrix(&name(&module.weight_name()), Role::Layer)?;
             let bias = if config.has_bias(module) {
                 let bias_name = name(&module.bias_name());
-                let bias = self.vector(&bias_name)?;
+                let bias = self.files.read_f32(&bias_name)?;
+                let bias = self.vector(&bias_name, bias)?;
                 let bias = bias.to_dtype(self.accelerator.dtype());
                 Some(bias.map_err(|source| unheld(&bias_name, source))?)
             } else {
@@ -192,8 +195,10 @@ impl Tensors<'_> {
             linear(Module::DownProj)?,
         ];
         Ok(Layer {
-            input_norm: self.vector(&name(INPUT_NORM))?,
-            post_norm: self.vector(&name(POST_NORM))?,
+            input_norm,
+            attention_output_norm,
+            post_norm,
+            feed_forward_output_norm,
             query_norm,
             key_norm,
             window: config.window(index),
@@ -201,9 +206,17 @@ impl Tensors<'_> {
         })
     }
 
+    /// What a norm multiplies with, which some families store less one.
+    fn norm(&mut self, name: &str) -> std::result::Result<Tensor, BaseError> {
+        let mut values = self.files.read_f32(name)?;
+        if self.files.config().has_norms_above_one() {
+            values.iter_mut().for_each(|value| *value += 1.0);
+        }
+        self.vector(name, values)
+    }
+
     /// A norm or a bias, in f32.
-    fn vector(&mut self, name: &str) -> std::result::Result<Tensor, BaseError> {
-        let values = self.files.read_f32(name)?;
+    fn vector(&self, name: &str, values: Vec<f32>) -> std::result::Result<Tensor, BaseError> {
         let count = values.len();
         self.accelerator
             .upload_f32(values, count)
