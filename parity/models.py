@@ -5,7 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    MistralConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
 
 VOCABULARY = 512
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -89,6 +96,16 @@ def cases() -> list[Case]:
             dtype=torch.bfloat16,
         ),
         Case("qwen3", Qwen3Config(**SHAPE, head_dim=12, tie_word_embeddings=True), 7, shard="40KB"),
+        # The layer between the two with a window sees everything, by another rotary embedding.
+        Case(
+            "gemma3",
+            Gemma3TextConfig(
+                **SHAPE, head_dim=12, query_pre_attn_scalar=20, sliding_window=7, sliding_window_pattern=2
+            ),
+            10,
+            lora=dict(target_modules=LINEAR, lora_alpha=2),
+            dtype=torch.bfloat16,
+        ),
     ]
 
 

@@ -1,4 +1,4 @@
-"""Tokenisers of the three common makes and chat templates of the common kinds, with what transformers
+"""Tokenisers of the common makes and chat templates of the common kinds, with what transformers
 makes of lines and conversations."""
 
 import hashlib
@@ -66,14 +66,8 @@ def qwen() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>")
 
 
-def llama_2() -> PreTrainedTokenizerFast:
+def sentencepiece(tokenizer: Tokenizer, known: list[str], begin: str) -> Tokenizer:
     """As converted from SentencePiece: blanks are letters, and unknown letters are bytes."""
-    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    known = ["<unk>", "<s>", "</s>"]
     trainer = trainers.BpeTrainer(
         vocab_size=700,
         special_tokens=known + [f"<0x{byte:02X}>" for byte in range(256)],
@@ -82,17 +76,43 @@ def llama_2() -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     tokenizer.train_from_iterator(mixed_lines(), trainer)
-    begin_with(tokenizer, "<s>")
+    begin_with(tokenizer, begin)
     # A byte is a token, but its name in a text is not.
     file = json.loads(tokenizer.to_str())
     file["added_tokens"] = [token for token in file["added_tokens"] if token["content"] in known]
-    tokenizer = Tokenizer.from_str(json.dumps(file))
+    return Tokenizer.from_str(json.dumps(file))
+
+
+def llama_2() -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+        tokenizer_object=sentencepiece(tokenizer, ["<unk>", "<s>", "</s>"], "<s>"),
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
     )
 
 
-TOKENIZERS = {"llama-3": llama_3, "qwen": qwen, "llama-2": llama_2}
+def gemma() -> PreTrainedTokenizerFast:
+    """No blank is put in front, and its cut by blanks comes after they have become letters."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", behavior="merged_with_previous")
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=sentencepiece(tokenizer, ["<pad>", "<eos>", "<bos>", "<unk>"], "<bos>"),
+        bos_token="<bos>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        pad_token="<pad>",
+    )
+
+
+TOKENIZERS = {"llama-3": llama_3, "qwen": qwen, "llama-2": llama_2, "gemma": gemma}
 
 # Ours, in the manner of the common ones. `generation` says who wrote what: its end token is trained.
 TEMPLATES = {
@@ -141,6 +161,41 @@ TEMPLATES = {
         "{{ raise_exception('roles must alternate: user, assistant, ' + m.role) }}{% endif %}"
         "{% if m.role == 'user' %}{{ '[ask] ' + m.content.strip() + ' [/ask]' }}"
         "{% elif m.role == 'assistant' %}{{ ' ' + m.content.strip() + eos_token }}{% endif %}{% endfor %}"
+    ),
+    # Has no system turn, and a name of its own for the assistant.
+    "renamed": (
+        "{{ bos_token }}\n"
+        "{%- if messages[0]['role'] == 'system' -%}\n"
+        "    {%- if messages[0]['content'] is string -%}\n"
+        "        {%- set first = messages[0]['content'] + '\\n\\n' -%}\n"
+        "    {%- else -%}\n"
+        "        {%- set first = messages[0]['content'][0]['text'] + '\\n\\n' -%}\n"
+        "    {%- endif -%}\n"
+        "    {%- set rest = messages[1:] -%}\n"
+        "{%- else -%}\n"
+        "    {%- set first = '' -%}\n"
+        "    {%- set rest = messages -%}\n"
+        "{%- endif -%}\n"
+        "{%- for m in rest -%}\n"
+        "    {%- if (m['role'] == 'user') != (loop.index0 % 2 == 0) -%}\n"
+        "        {{ raise_exception('turns of user and assistant must alternate') }}\n"
+        "    {%- endif -%}\n"
+        "    {%- if (m['role'] == 'assistant') -%}\n"
+        "        {%- set who = 'model' -%}\n"
+        "    {%- else -%}\n"
+        "        {%- set who = m['role'] -%}\n"
+        "    {%- endif -%}\n"
+        "    {{ '<turn>' + who + '\\n' + (first if loop.first else '') }}\n"
+        "    {%- if m['content'] is string -%}\n"
+        "        {{ m['content'] | trim }}\n"
+        "    {%- elif m['content'] is iterable -%}\n"
+        "        {%- for item in m['content'] if item['type'] == 'text' -%}{{ item['text'] | trim }}{%- endfor -%}\n"
+        "    {%- endif -%}\n"
+        "    {{ '<|end|>\\n' }}\n"
+        "{%- endfor -%}\n"
+        "{%- if add_generation_prompt -%}\n"
+        "    {{ '<turn>model\\n' }}\n"
+        "{%- endif -%}\n"
     ),
     # Keeps the thinking of the last answer alone.
     "forgetful": (

@@ -232,6 +232,11 @@ fn a_run_on_qwen_3_is_that_of_peft() {
 }
 
 #[test]
+fn a_run_on_gemma_3_is_that_of_peft() {
+    check_run("gemma3");
+}
+
+#[test]
 fn a_run_beside_8_bit_weights_ends_near_the_one_beside_the_weights_themselves() {
     for case in ["mistral", "llama-bias"] {
         let text = std::fs::read_to_string(fixture(&format!("{case}/expected.json"))).unwrap();

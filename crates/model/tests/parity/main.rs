@@ -25,7 +25,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 /// The recorded models, each with an adapter.
-const CASES: [&str; 7] = [
+const CASES: [&str; 8] = [
     "llama",
     "llama-3.1",
     "llama-bias",
@@ -33,6 +33,7 @@ const CASES: [&str; 7] = [
     "qwen2",
     "qwen2-window",
     "qwen3",
+    "gemma3",
 ];
 
 /// Differences of logits, in parts of their range.

@@ -12,7 +12,7 @@ use sha2::{Digest as _, Sha256};
 use crate::{fixture, read_json};
 
 /// The recorded tokenisers.
-const TOKENIZERS: [&str; 3] = ["llama-3", "qwen", "llama-2"];
+const TOKENIZERS: [&str; 4] = ["llama-3", "qwen", "llama-2", "gemma"];
 
 #[derive(Deserialize)]
 struct Ids {
@@ -120,7 +120,7 @@ fn with_template(template: &str) -> TextTokenizer {
 #[test]
 fn texts_ids_and_assistants_tokens_of_conversations_are_those_of_transformers() {
     let kinds: BTreeMap<String, Kind> = read_json("tokens/chats.json");
-    assert_eq!(kinds.len(), 5);
+    assert_eq!(kinds.len(), 6);
     let (mut refusals, mut unknown) = (0, 0);
     for (name, kind) in &kinds {
         let tokenizer = with_template(&kind.template);
@@ -152,5 +152,5 @@ fn texts_ids_and_assistants_tokens_of_conversations_are_those_of_transformers() 
             assert_eq!(row.loss_mask, mask, "{name}: {text:?}");
         }
     }
-    assert_eq!((refusals, unknown), (2, 1));
+    assert_eq!((refusals, unknown), (3, 1));
 }
