@@ -284,7 +284,7 @@ fn check_run_on(accelerator: &Accelerator, case: &str, losses_bar: f64) {
 
 #[test]
 fn runs_by_a_gpus_operations_are_those_of_peft() {
-    for case in ["llama", "qwen3"] {
+    for case in ["llama", "qwen3", "gemma3"] {
         check_run_on(&Accelerator::imitated(), case, LOSSES);
         match Accelerator::first() {
             // In bf16.
