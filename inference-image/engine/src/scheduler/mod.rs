@@ -31,6 +31,8 @@ use shares::Shares;
 /// How often the first waiting sequence of an adapter is overtaken at most, in batches of
 /// [`Limits::sequences`].
 const AGEING: usize = 2;
+/// Of so many admissions at most one is that of an overdue sequence: the others wait at most twice as long for it.
+const OVERDUE_EVERY: u64 = 2;
 
 /// Bounds of the machine. All are at least 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -124,6 +126,10 @@ pub struct Scheduler {
     running: Vec<Sequence>,
     shares: Shares,
     pace: Pace,
+    /// Admissions so far, without those of sequences that gave way.
+    admitted: u64,
+    /// What `admitted` was when an overdue sequence was taken last.
+    overdue_taken: u64,
 }
 
 impl Scheduler {
@@ -140,6 +146,8 @@ impl Scheduler {
             running: Vec::new(),
             shares: Shares::default(),
             pace: Pace::default(),
+            admitted: 0,
+            overdue_taken: 0,
         }
     }
 
@@ -147,7 +155,7 @@ impl Scheduler {
     ///
     /// # Errors
     /// Where it could never run; see [`AddError`].
-    pub fn add(&mut self, sequence: Sequence) -> Result<(), AddError> {
+    pub fn add(&mut self, mut sequence: Sequence) -> Result<(), AddError> {
         let (prompt, answer) = (sequence.tokens().len(), sequence.maximum_new_tokens());
         if prompt == 0 {
             return Err(AddError::Empty);
@@ -164,6 +172,8 @@ impl Scheduler {
             return Err(AddError::Blocks { needed, limit });
         }
         self.shares.enter(sequence.adapter());
+        sequence.admitted_before = self.admitted;
+        sequence.queue = self.waiting.len() + 1;
         self.waiting.push_back(sequence);
         Ok(())
     }
@@ -244,7 +254,9 @@ impl Scheduler {
                     needed.saturating_sub(running.blocks())
                 })
                 .sum();
-            let Some(index) = self.shares.next(self.waiting.iter(), overtaken) else {
+            let overdue = self.overdue();
+            let next = overdue.or_else(|| self.shares.next(self.waiting.iter(), overtaken));
+            let Some(index) = next else {
                 return;
             };
             let Some(next) = self.waiting.get_mut(index) else {
@@ -265,6 +277,10 @@ impl Scheduler {
             Shares::age(&mut self.waiting, index);
             if !next.gave_way {
                 self.shares.charge(next.adapter(), next.pending());
+                if overdue.is_some() {
+                    self.overdue_taken = self.admitted;
+                }
+                self.admitted += 1;
             }
             next.gave_way = false;
             pass.chunks.push(next.chunk(count));
@@ -272,6 +288,20 @@ impl Scheduler {
             budget -= count;
             self.running.push(next);
         }
+    }
+
+    /// The place in the queue of a sequence that is overdue: since it came, half as many again were admitted as stood
+    /// in the queue, then or now. By arrival it would have had its turn long ago; only an adapter with far more
+    /// callers than others has such ones, since a burst of `n` sequences is through after `n` admissions.
+    fn overdue(&self) -> Option<usize> {
+        if self.admitted - self.overdue_taken < OVERDUE_EVERY {
+            return None;
+        }
+        // The longest in the queue; whoever gave way stands before it, and goes before it.
+        let first = self.waiting.front().filter(|first| !first.gave_way)?;
+        let since = self.admitted - first.admitted_before;
+        let queue = self.waiting.len().max(first.queue) as u64;
+        (2 * since >= 3 * queue).then_some(0)
     }
 
     /// Records that a pass was computed. Sequences that were removed meanwhile are passed over.

@@ -26,6 +26,10 @@ pub struct Sequence {
     pub(super) gave_way: bool,
     /// How many that came later were admitted before it.
     pub(super) overtaken: usize,
+    /// Admissions before it came.
+    pub(super) admitted_before: u64,
+    /// Sequences that waited when it came, with itself.
+    pub(super) queue: usize,
 }
 
 impl Sequence {
@@ -42,6 +46,8 @@ impl Sequence {
             kv: None,
             gave_way: false,
             overtaken: 0,
+            admitted_before: 0,
+            queue: 0,
         }
     }
 

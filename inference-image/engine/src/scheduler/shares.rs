@@ -6,7 +6,8 @@
 //! comes back after a pause begins where the least served of those that are here stands: nobody saves up service.
 //! Fairness alone could keep back a busy adapter for ever where new ones keep coming: ageing bounds how often the
 //! first waiting sequence of an adapter is overtaken. Only the first ages, or a burst of one adapter would, once
-//! old, go before everybody else.
+//! old, go before everybody else. What that leaves, the long queue of an adapter with far more callers than the
+//! others, is the scheduler's: at most every second admission is that of an overdue sequence.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 

@@ -192,6 +192,29 @@ fn a_prompt_beside_streams_is_cut_to_what_they_hardly_feel_and_alone_it_is_not()
     assert_eq!(counts(&pass), [(1, 64)], "nobody is being read to");
 }
 
+#[test]
+fn who_waited_far_longer_than_the_queue_is_long_gets_every_second_place_and_no_more() {
+    const CALLERS: usize = 40;
+    let mut watched = Watched::new(roomy(4, 64));
+    for _ in 0..CALLERS {
+        watched.add(true, 0, (8, 1));
+    }
+    // Ever new adapters come, which were served nothing yet.
+    let (mut newcomer, mut order) = (0, vec![]);
+    while order.len() < 3 * CALLERS {
+        while watched.scheduler.waiting() < CALLERS {
+            newcomer += 1;
+            watched.add(true, newcomer, (2, 1));
+        }
+        order.extend(watched.step());
+    }
+    let busy = order.iter().filter(|adapter| **adapter == 0).count();
+    assert_eq!(busy, CALLERS, "none is kept back: {order:?}");
+    // The first pass was its own: nobody else was there.
+    let mut pairs = order.windows(2).skip(8);
+    assert!(pairs.all(|pair| pair != [0, 0]), "two in a row: {order:?}");
+}
+
 proptest! {
     /// Whatever adapters come in whatever order: every sequence ends, and the first one of an adapter is not
     /// overtaken more often than ageing allows.
