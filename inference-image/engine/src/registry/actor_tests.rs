@@ -146,3 +146,34 @@ async fn a_push_that_is_sent_again_is_answered_and_takes_no_list() {
     assert_eq!(actor.registry.standings().count(), 1);
     assert_eq!(actor.status().generation, 1);
 }
+
+#[test]
+fn a_version_or_a_default_that_stands_in_a_list_twice_is_refused_by_its_place() {
+    let entry = |name: &str, version, is_default| proto::AdapterVersion {
+        name: name.into(),
+        version,
+        digest: source().digest.to_string(),
+        folder: source().folder,
+        is_default,
+    };
+    let read = |adapters| read_list(proto::SyncRequest { adapters });
+    let fine = vec![
+        entry("a", 1, false),
+        entry("b", 1, true),
+        entry("a", 2, true),
+        entry("a", 3, false),
+    ];
+    assert_eq!(read(fine.clone()).unwrap().len(), 4);
+    let refused = |last| {
+        let list = fine.iter().cloned().chain([last]).collect();
+        read(list).unwrap_err().to_string()
+    };
+    assert_eq!(
+        refused(entry("a", 1, false)),
+        "adapters[4]: a version 1 stands in the list twice"
+    );
+    assert_eq!(
+        refused(entry("a", 4, true)),
+        "adapters[4]: a has two default versions, 2 and 4"
+    );
+}

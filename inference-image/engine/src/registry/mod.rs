@@ -17,6 +17,7 @@ pub mod state;
 #[cfg(test)]
 mod tests;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -484,6 +485,8 @@ fn send_result(commands: &mpsc::WeakSender<Command>, result: Command) {
 
 fn read_list(request: proto::SyncRequest) -> Result<Vec<Version>, SyncError> {
     let mut versions: Vec<Version> = Vec::with_capacity(request.adapters.len());
+    // Of each name: its numbers, and its default.
+    let mut known: BTreeMap<String, (BTreeSet<u32>, Option<u32>)> = BTreeMap::new();
     for (index, adapter) in request.adapters.into_iter().enumerate() {
         let invalid = |problem: String| SyncError::Invalid { index, problem };
         if adapter.name.is_empty() {
@@ -492,19 +495,20 @@ fn read_list(request: proto::SyncRequest) -> Result<Vec<Version>, SyncError> {
         let digest = adapter.digest.parse().map_err(
             |error: graftwork_contract::digest::InvalidDigest| invalid(error.to_string()),
         )?;
-        for other in versions.iter().filter(|other| other.name == adapter.name) {
-            if other.number == adapter.version {
-                return Err(invalid(format!(
-                    "{} version {} stands in the list twice",
-                    adapter.name, adapter.version
-                )));
-            }
-            if other.is_default && adapter.is_default {
-                return Err(invalid(format!(
-                    "{} has two default versions, {} and {}",
-                    adapter.name, other.number, adapter.version
-                )));
-            }
+        let (numbers, default) = known.entry(adapter.name.clone()).or_default();
+        if !numbers.insert(adapter.version) {
+            return Err(invalid(format!(
+                "{} version {} stands in the list twice",
+                adapter.name, adapter.version
+            )));
+        }
+        if adapter.is_default
+            && let Some(other) = default.replace(adapter.version)
+        {
+            return Err(invalid(format!(
+                "{} has two default versions, {other} and {}",
+                adapter.name, adapter.version
+            )));
         }
         versions.push(Version {
             name: adapter.name,

@@ -208,6 +208,12 @@ impl World {
         let bytes = self.registry.resident_bytes();
         assert!(bytes <= self.budget.bytes, "{bytes} bytes in memory");
         assert!(resident >= leased.len(), "weights went under a request");
+        let mut standings = self.registry.standings();
+        assert!(
+            !self.registry.all_read()
+                || standings.all(|(_, standing)| standing != Standing::Unread),
+            "a file of the list was not looked at"
+        );
     }
 
     /// Everything that was begun ends well, until nothing is left to do.
@@ -246,6 +252,7 @@ proptest! {
             world.take(step);
         }
         world.settle();
+        prop_assert!(world.registry.all_read(), "a list is answered in the end");
         prop_assert!(world.waiting.is_empty(), "nobody waits for ever: {:?}", world.waiting);
         // With nobody left, nothing stays that the list does not name.
         world.take(Step::Replace(vec![]));

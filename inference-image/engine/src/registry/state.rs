@@ -166,6 +166,8 @@ pub struct Registry<A, W> {
     budget: Budget,
     list: List,
     files: BTreeMap<Source, File>,
+    /// How many of the files nobody looked at yet.
+    unread: usize,
     slots: BTreeMap<Digest, Slot<A>>,
     waiting: VecDeque<(Version, W)>,
     loading: Option<Source>,
@@ -186,6 +188,7 @@ impl<A: Clone, W> Registry<A, W> {
             },
             list: List::default(),
             files: BTreeMap::new(),
+            unread: 0,
             slots: BTreeMap::new(),
             waiting: VecDeque::new(),
             loading: None,
@@ -200,17 +203,25 @@ impl<A: Clone, W> Registry<A, W> {
         self.list = List::new(versions);
         let (mut read, mut seen) = (Vec::new(), BTreeSet::new());
         for Version { source, .. } in self.list.iter() {
-            let file = self.files.entry(source.clone()).or_insert_with(|| File {
-                stage: Stage::Unread,
-                fingerprint: Vec::new(),
-                bytes: 0,
-            });
-            let unread = matches!(file.stage, Stage::Unread | Stage::Refused(_));
-            if unread && seen.insert(source) {
+            let to_read = match self.files.get(source) {
+                Some(file) => matches!(file.stage, Stage::Unread | Stage::Refused(_)),
+                None => {
+                    let file = File {
+                        stage: Stage::Unread,
+                        fingerprint: Vec::new(),
+                        bytes: 0,
+                    };
+                    self.files.insert(source.clone(), file);
+                    true
+                }
+            };
+            if to_read && seen.insert(source) {
                 read.push(source.clone());
             }
         }
         self.collect();
+        let unread = self.files.values();
+        self.unread = unread.filter(|file| file.stage == Stage::Unread).count();
         self.unverified.clear();
         self.all_gathered = false;
         let mut actions = self.proceed();
@@ -248,6 +259,9 @@ impl<A: Clone, W> Registry<A, W> {
         let limit = self.budget.bytes;
         if let Some(file) = self.files.get_mut(source) {
             let same = file.fingerprint == header.fingerprint;
+            if file.stage == Stage::Unread {
+                self.unread = self.unread.saturating_sub(1);
+            }
             match &file.stage {
                 Stage::Refused(refusal) if same && !refusal.may_pass => {}
                 Stage::Unread | Stage::Refused(_) => {
@@ -348,10 +362,9 @@ impl<A: Clone, W> Registry<A, W> {
         })
     }
 
-    /// Whether every file of the list was looked at.
+    /// Whether every file of the list was looked at, and of what requests wait for.
     pub fn all_read(&self) -> bool {
-        self.standings()
-            .all(|(_, standing)| standing != Standing::Unread)
+        self.unread == 0
     }
 
     /// Adapters in memory.
@@ -374,13 +387,9 @@ impl<A: Clone, W> Registry<A, W> {
 
     /// Forgets files and weights that neither the list nor a request needs any more.
     fn collect(&mut self) {
-        let mut needed: BTreeSet<Source> = self.loading.iter().cloned().collect();
-        needed.extend(self.list.iter().map(|version| version.source.clone()));
-        needed.extend(
-            self.waiting
-                .iter()
-                .map(|(version, _)| version.source.clone()),
-        );
+        let mut needed: BTreeSet<&Source> = self.loading.iter().collect();
+        needed.extend(self.list.iter().map(|version| &version.source));
+        needed.extend(self.waiting.iter().map(|(version, _)| &version.source));
         self.files.retain(|source, _| needed.contains(source));
         let digests: BTreeSet<&Digest> = needed.iter().map(|source| &source.digest).collect();
         self.slots

@@ -19,6 +19,7 @@ mod hostile;
 mod killed;
 mod malformed;
 mod open_inference;
+mod registered;
 mod requests;
 mod reuse;
 mod right_adapter;
