@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -35,9 +36,16 @@ class Child:
 
     def peak_bytes(self) -> int:
         """The most memory that it had at a time; of the program itself, not of what forked it."""
+        return self.status_bytes("VmHWM:")
+
+    def resident_bytes(self) -> int:
+        """The memory that it has."""
+        return self.status_bytes("VmRSS:")
+
+    def status_bytes(self, field: str) -> int:
         try:
             for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
-                if line.startswith("VmHWM:"):
+                if line.startswith(field):
                     return int(line.split()[1]) << 10
         except OSError:
             pass
@@ -101,6 +109,15 @@ def run_to_end(main: Callable[[], int]) -> None:
     finally:
         stop_all()
     sys.exit(status)
+
+
+def raise_open_files(wanted: int) -> None:
+    """Lets this process and its children have so many connections."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < wanted:
+        if hard != resource.RLIM_INFINITY and hard < wanted:
+            sys.exit(f"error: {wanted} open files are needed, the limit is {hard}: `ulimit -Hn`")
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def free_ports(count: int) -> list[int]:

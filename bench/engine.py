@@ -24,7 +24,7 @@ class Engine:
         config = {
             "endpoint": "bench", "ownerUid": "bench-owner", "operatorKeys": [self.operator.public_key()],
             "basePath": str(base), "baseDigest": base_digest, "baseName": "base", "maximumBatchSize": streams,
-            "maximumLoadedAdapters": loaded, "maximumContextTokens": 1024, "adapters": [entry(a) for a in adapters],
+            "maximumLoadedAdapters": loaded, "maximumContextTokens": 4608, "adapters": [entry(a) for a in adapters],
             "threads": threads,
         }
         if quantization:
@@ -34,7 +34,8 @@ class Engine:
         self.child = Child(
             [binary, "--config", file, "--store", store, "--pod-uid", "bench-pod",
              "--listen-http", f"127.0.0.1:{self.http_port}", "--listen-grpc", f"127.0.0.1:{grpc_port}",
-             "--listen-metrics", f"127.0.0.1:{metrics_port}", "--drain-delay-seconds", "0", "--kv-cache-mib", "4096"],
+             "--listen-metrics", f"127.0.0.1:{metrics_port}", "--drain-delay-seconds", "0", "--kv-cache-mib", "4096",
+             "--maximum-waiting", "1024"],
             work / "engine.log", {"RUST_LOG": "warn"},
         )
         self.metrics_url = f"http://127.0.0.1:{metrics_port}"

@@ -1,5 +1,6 @@
 """The proxies beside ours, a backend that costs next to nothing, and wrk: each a child in the foreground."""
 
+import http.client
 import json
 import sys
 import time
@@ -152,6 +153,13 @@ class Router:
 
     def push(self, weight: int | None) -> None:
         """A whole table (router.proto): version 1, and version 2 with `weight` percent of the callers."""
+        self.send(self.table(weight))
+
+    def send(self, table: bytes) -> None:
+        self.call(table, timeout=10)
+
+    def table(self, weight: int | None) -> bytes:
+        """The signed call: Python takes longer to make one than the router to take it in."""
         version = lambda number: digests.encode([(1, number), (2, digests.of_bytes(str(number).encode()))])
         candidate = None
         if weight is not None:
@@ -162,7 +170,34 @@ class Router:
             for index, port in enumerate(self.backends)
         ]
         body = digests.encode([(1, model), *engines])
-        self.call(self.operator.sign("graftwork.router.v1.Router/Sync", body), timeout=10)
+        return self.operator.sign("graftwork.router.v1.Router/Sync", body)
+
+    def change_ms(self, changes: int) -> list[float]:
+        """Milliseconds from each push to the end of the first answer by the new table, asked for on one connection."""
+        found = []
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        for index in range(changes):
+            weight, expected = ((100, "bench@v2"), (0, "bench@v1"))[index % 2]
+            table = self.table(weight)
+            begun = time.perf_counter()
+            self.send(table)
+            while ask(connection) != expected:
+                if time.perf_counter() - begun > 10:
+                    raise TimeoutError(f"nobody gets {expected}")
+            found.append(1000 * (time.perf_counter() - begun))
+        connection.close()
+        return found
+
+
+def ask(connection: http.client.HTTPConnection) -> str | None:
+    """The version that answered."""
+    body = b'{"model": "bench", "prompt": "a", "max_tokens": 1}'
+    connection.request("POST", "/v1/completions", body, {"content-type": "application/json"})
+    answer = connection.getresponse()
+    answer.read()
+    if answer.status != 200:
+        raise RuntimeError(f"the router answers {answer.status}")
+    return answer.headers.get("x-graftwork-adapter")
 
 
 def complete(port: int) -> tuple[int, str | None]:

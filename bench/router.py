@@ -13,7 +13,8 @@ import machine
 import options
 import proxies
 from children import Child, run_to_end
-from report import Report
+from latency import percentile
+from report import Report, compare
 from rounds import TooBusy, run_rounds
 
 CONNECTIONS = 64
@@ -112,9 +113,14 @@ def main() -> int:
     def direct() -> float:
         return proxies.load(wrk, work, backends[0], connections=1, seconds=1)["p50_us"]
 
+    def change() -> dict:
+        times = router.change_ms(20 if args.quick else 200)
+        router.push(None)
+        return {"change_ms": percentile(times, 99)}
+
     contenders = {
         name: lambda port=port: measure(wrk, work, port, seconds, direct()) for name, port in ports.items()
-    }
+    } | {"ours, changes": change}
     print(f"== {args.rounds} rounds")
     try:
         values = run_rounds(contenders, args.rounds, machine.Watch(), limit=args.foreign / 100)
@@ -128,6 +134,11 @@ def main() -> int:
     for peer in starts:
         for where, unit, metric in (("1 connection", "added median, us", "added_us"), (case, "p99, us", "p99_us")):
             report.rows.append(values.row(where, unit, ("ours", metric), (peer, metric), None, "lower"))
+
+    changes_ms = values.series("ours, changes", "change_ms")
+    limits = [5.0] * len(changes_ms)
+    report.rows.append(compare("a change of the table, to the first answer by it", "ms, p99", changes_ms, "5 ms", limits,
+                               "lower", 1.0))
 
     print(f"== {requests:,} requests through {changes:,} changes of weight")
     found = change_weights(router, wrk, work, requests, changes, rates["ours"])

@@ -10,14 +10,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import broken
 import digests
+import latency
 import machine
 import options
 import shapes
 from answers import divergence, is_quantised, judge_answers
-from children import Child, run_to_end
+from children import Child, raise_open_files, run_to_end
 from engine import Engine
-from report import Report, Row, best_of
+from report import Report, Row, best_of, compare
 from rounds import Rounds, TooBusy, run_rounds
 
 HERE = Path(__file__).resolve().parent
@@ -152,6 +154,25 @@ def check_answers(engine: Engine, adapters: list[shapes.AdapterFolder], referenc
     return found, base
 
 
+def latency_rows(values: Rounds, places: int) -> list[Row]:
+    """What streams feel of others, and times that have a limit of their own."""
+    def felt(case: str, name: str, bar: float | None) -> Row:
+        ours, without = ("ours, latency", f"{name}_beside"), ("ours, latency", f"{name}_without")
+        return values.row(case, "s between tokens, p99", ours, without, bar, "lower", called="without")
+
+    def within(case: str, metric: str, seconds: float) -> Row:
+        taken = values.series("ours, latency", metric)
+        return compare(case, "s", taken, f"{seconds:g} s", [seconds] * len(taken), "lower", 1.0)
+
+    return [
+        felt("4 streams beside a prompt of 4,000 tokens", "long", 2.0),
+        felt("4 streams while 10 adapters load", "loads", None),
+        felt("4 streams while 60 broken adapters are refused", "broken", 1.25),
+        within("60 broken adapters refused by reason", "broken_seconds", 2.0),
+        within(f"1,000 clients vanish, {places} of them in mid-stream: all is free", "vanish_s", 1.0),
+    ]
+
+
 def rows(values: Rounds, amx: bool, format_name: str) -> list[Row]:
     """The table. Where AMX is there, the bars are against the peers without it."""
     capped = " without AMX" if amx else ""
@@ -194,9 +215,11 @@ def main() -> int:
     work = Work(model, args.quick)
     print("== model, adapters and their digests (once)")
     base = shapes.base(args.work, model)
+    long_base = shapes.with_context(args.work, base, model, 8192)
     store = args.work / "store"
     listed = shapes.adapters(store, model, work.registered + 8)
     adapters, spare = listed[:work.registered], listed[work.registered:]
+    raise_open_files(4096)
 
     print("== ceilings")
     described = machine.describe()
@@ -209,7 +232,7 @@ def main() -> int:
     print("== engine and peers")
     logs = args.work / "logs" / "serve"
     engine = Engine(
-        options.binary(args, "engine"), args.work, base, digests.base_digest(base), store, adapters,
+        options.binary(args, "engine"), args.work, long_base, digests.base_digest(long_base), store, adapters,
         threads=args.threads, streams=STREAMS, loaded=work.loaded, quantization=args.quantization,
     )
     engine.wait_for(adapters, {"verified", "resident"}, 1800)
@@ -236,7 +259,8 @@ def main() -> int:
         return 1
 
     ours = Ours(engine, adapters, spare, work)
-    contenders = {"ours": ours.measure}
+    felt = latency.Latency(engine, adapters, broken.write(store, spare[0]), work.prompt, args.quick, STREAMS)
+    contenders = {"ours": ours.measure, "ours, latency": felt.measure}
     for name, peer in peers.items():
         extra = adapters[ADAPTERS].path if name.startswith("peft") else None
         contenders[name] = lambda peer=peer, extra=extra: measure_peer(peer, work, extra)
@@ -252,6 +276,11 @@ def main() -> int:
     report.rounds, report.discarded, report.foreign = args.rounds, values.discarded, values.foreign
     report.versions["engine"] = engine.revision()
     report.rows = rows(values, amx, format_name) if not args.no_llama else rows_without_llama(values)
+    report.rows += latency_rows(values, STREAMS)
+    print("== 10,000 registered")
+    many = shapes.small_adapters(store, model, 500 if args.quick else 10_000)
+    found, _ = latency.ten_thousand(engine, adapters, many, work.prompt)
+    report.checks.append(found)
     report.notes.append(f"our engine's most memory: {engine.child.peak_bytes() / 2**30:.2f} GiB")
     report.write(args.out)
     return 0

@@ -167,6 +167,18 @@ def base(cache: Path, model: Shape) -> Path:
     return once(cache / f"{model.name}-{EDITION}", make)
 
 
+def with_context(cache: Path, whole: Path, model: Shape, context: int) -> Path:
+    """The same base for longer texts: only the engine is asked for these, and peers keep their files."""
+
+    def make(folder: Path) -> None:
+        for file in whole.iterdir():
+            os.link(file, folder / file.name)
+        (folder / "config.json").unlink()
+        write_json(folder / "config.json", model.config() | {"max_position_embeddings": context})
+
+    return once(cache / f"{model.name}-{EDITION}-{context}", make)
+
+
 def write_json(target: Path, value) -> None:
     target.write_text(json.dumps(value, indent=1) + "\n")
 
@@ -202,18 +214,19 @@ def factor(seed: int):
     return values
 
 
-def adapter_config(alpha: float, rank: int = RANK) -> dict:
+def adapter_config(alpha: float, rank: int = RANK, modules: list[str] = LINEAR) -> dict:
     return {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": "bench", "r": rank,
-        "lora_alpha": alpha, "lora_dropout": 0.0, "bias": "none", "target_modules": LINEAR, "inference_mode": True,
+        "lora_alpha": alpha, "lora_dropout": 0.0, "bias": "none", "target_modules": modules, "inference_mode": True,
     }
 
 
-def adapter_digest(weights: dict[str, numpy.ndarray], alpha: float, rank: int = RANK) -> str:
+def adapter_digest(weights: dict[str, numpy.ndarray], alpha: float, rank: int = RANK,
+                   modules: list[str] = LINEAR) -> str:
     """What peft.rs calls an adapter with these factors."""
     hasher = digests.FieldHasher()
     hasher.field(b"graftwork.adapter.v1").field(rank.to_bytes(8, "little")).field(struct.pack("<d", alpha))
-    hasher.field(b"\0").field(",".join(LINEAR).encode())
+    hasher.field(b"\0").field(",".join(modules).encode())
     for name in sorted(weights):
         sizes = b"".join(size.to_bytes(8, "little") for size in weights[name].shape)
         hasher.field(name.encode()).field(b"F32").field(sizes).field(from_bf16(weights[name]).tobytes())
@@ -252,10 +265,38 @@ def write_adapter(store: Path, model: Shape, index: int, seed: int, alpha: float
         write_safetensors(file, factor_shapes(model, RANK), factor(seed))
     write_json(target / "adapter_config.json", adapter_config(alpha))
     digest = adapter_digest(read_safetensors(file), alpha)
+    write_manifest(target, digest, RANK)
+    return AdapterFolder(name, digest, folder, str(target))
+
+
+def write_manifest(target: Path, digest: str, rank: int) -> None:
     provenance = {"imported": {"uri": "bench", "createdTime": "2026-01-01T00:00:00Z"}}
     files = {each.name: digests.of_bytes(each.read_bytes()) for each in sorted(target.iterdir())}
     write_json(target / "manifest.json", {
         "digest": digest, "files": files, "sizeBytes": sum(each.stat().st_size for each in target.iterdir()),
-        "rank": RANK, "provenance": provenance, "provenanceDigest": digests.of_json(provenance),
+        "rank": rank, "provenance": provenance, "provenanceDigest": digests.of_json(provenance),
     })
-    return AdapterFolder(name, digest, folder, str(target))
+
+
+def small_adapters(store: Path, model: Shape, count: int) -> list[AdapterFolder]:
+    """`count` names for one adapter of rank 1 on the queries, each in a folder of its own with links to its files."""
+
+    def make(folder: Path) -> None:
+        first = folder / "0"
+        first.mkdir()
+        shapes = {name: size for name, size in factor_shapes(model, 1).items() if ".q_proj." in name}
+        write_safetensors(first / "adapter_model.safetensors", shapes, factor(0))
+        write_json(first / "adapter_config.json", adapter_config(ALPHA, 1, ["q_proj"]))
+        weights = read_safetensors(first / "adapter_model.safetensors")
+        write_manifest(first, adapter_digest(weights, ALPHA, 1, ["q_proj"]), 1)
+        for index in range(1, count):
+            (folder / str(index)).mkdir()
+            for file in first.iterdir():
+                os.link(file, folder / str(index) / file.name)
+
+    made = once(store / "adapters" / f"{model.name}-small-{count}-{EDITION}", make)
+    digest = json.loads((made / "0" / "manifest.json").read_text())["digest"]
+    return [
+        AdapterFolder(f"small-{index:05}", digest, f"adapters/{made.name}/{index}", str(made / str(index)))
+        for index in range(count)
+    ]

@@ -6,11 +6,14 @@ import sys
 import tempfile
 import time
 import unittest
+from dataclasses import dataclass
 from pathlib import Path
 
 import answers
+import broken
 import children
 import digests
+import latency
 import machine
 import report
 import rounds
@@ -162,6 +165,47 @@ class Answers(unittest.TestCase):
     def test_an_engine_that_took_no_notice_of_a_quantisation_is_found_out(self):
         self.assertFalse(answers.is_quantised({"ours": 1e-9, "peft bf16": 4e-5}))
         self.assertTrue(answers.is_quantised({"ours": 1e-4, "peft bf16": 4e-5}))
+
+
+class Gaps(unittest.TestCase):
+    def test_are_of_one_stream_each_and_reach_into_the_time(self):
+        seen = [[0.0, 1.0, 5.0, 6.0], [4.5, 4.75]]
+        self.assertEqual(latency.gaps(seen, 2.0, 4.6), [4.0, 0.25])
+        self.assertEqual(latency.gaps(seen, 0.0, 9.0), [1.0, 4.0, 1.0, 0.25])
+
+    def test_a_percentile_is_one_of_the_values(self):
+        values = [float(n) for n in range(1, 101)]
+        self.assertEqual([latency.percentile(values, p) for p in (50, 99, 100)], [50.0, 99.0, 100.0])
+        self.assertEqual(latency.percentile([3.0, 1.0], 99), 3.0)
+
+
+@dataclass(frozen=True)
+class Folder:
+    name: str
+    folder: str
+    path: str
+
+
+class BrokenAdapters(unittest.TestCase):
+    def test_are_sixty_of_which_each_differs_from_the_whole_one_and_that_one_stays_as_it_is(self):
+        header = {name: {"dtype": "BF16", "shape": [2, 4], "data_offsets": [16 * n, 16 * n + 16]} for n, name in
+                  enumerate("ab")}
+        text = json.dumps(header).encode()
+        data = len(text).to_bytes(8, "little") + text + bytes(32)
+        with tempfile.TemporaryDirectory() as place:
+            store = Path(place)
+            whole = Folder("whole", "adapters/whole", str(store / "adapters/whole"))
+            Path(whole.path).mkdir(parents=True)
+            (Path(whole.path) / broken.WEIGHTS).write_bytes(data)
+            (Path(whole.path) / broken.CONFIG).write_text('{"r": 16}')
+            found = broken.write(store, whole)
+            found = broken.write(store, whole)
+            self.assertEqual((len(found), len({each.folder for each in found})), (60, 60))
+            for each in found:
+                path = store / each.folder
+                config = json.loads((path / broken.CONFIG).read_text())
+                self.assertTrue((path / broken.WEIGHTS).read_bytes() != data or config["r"] > 256, each.name)
+            self.assertEqual((Path(whole.path) / broken.WEIGHTS).read_bytes(), data)
 
 
 class Messages(unittest.TestCase):
