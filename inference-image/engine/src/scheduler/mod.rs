@@ -7,7 +7,8 @@
 //!
 //! Order of a pass: every decode row first (longest running sequence first), then prefill chunks of running
 //! sequences, then waiting sequences by the service that their adapters had ([`shares`]). Beside decode rows there
-//! are only so many prompt tokens that streams hardly feel them ([`pace`]). Where KV blocks run out, the sequence
+//! are only so many prompt tokens that streams hardly feel them, and without decode rows no more than a pass of half a
+//! second computes ([`pace`]). Where KV blocks run out, the sequence
 //! that was admitted last gives its blocks back; the first never does, so that every sequence ends
 //! (recompute preemption as in vLLM: Kwon et al. 2023, arXiv:2309.06180, section 4.5).
 //!
@@ -188,8 +189,13 @@ impl Scheduler {
         // Two sweeps over the running: those with one token left to compute (decode rows), which
         // someone is waiting to read, then the others (prefill chunks).
         for decode in [true, false] {
-            if !decode && !pass.chunks.is_empty() {
-                budget = budget.min(self.pace.prompt_tokens().unwrap_or(budget));
+            if !decode {
+                let prompts = if pass.chunks.is_empty() {
+                    self.pace.prompt_tokens_alone()
+                } else {
+                    self.pace.prompt_tokens()
+                };
+                budget = budget.min(prompts.unwrap_or(budget));
             }
             let mut index = 0;
             while index < self.running.len() && budget > 0 {

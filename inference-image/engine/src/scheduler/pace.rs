@@ -1,4 +1,5 @@
-//! How many prompt tokens a pass may carry beside decode rows, so that streams hardly feel it.
+//! How many prompt tokens a pass may carry: beside decode rows so few that streams hardly feel it, and without them so
+//! few that whoever came or left meanwhile is seen to soon.
 //!
 //! From measured times: a pass without prompt tokens takes `alone`, and each prompt token adds `each`. As many
 //! are let in as stretch the pass to [`STRETCH`] times `alone`. Which tokens share a pass changes no bits, so that
@@ -11,6 +12,12 @@ const NEWEST: f64 = 0.2;
 /// A prompt always goes on by so many tokens. Many more would by themselves take as long as a pass over a quantised
 /// base, where a processor's arithmetic is dear.
 const LEAST: usize = 4;
+/// Seconds that a pass over prompts alone may take: between passes departed clients give their places back, and short
+/// requests begin.
+const LONGEST: f64 = 0.5;
+/// Prompt tokens of such a pass at least: a machine that takes longer for so few would else read all weights for ever
+/// fewer of them.
+const LEAST_ALONE: usize = 32;
 
 /// The measurements, in seconds.
 #[derive(Debug, Default)]
@@ -35,6 +42,12 @@ impl Pace {
                 follow(&mut self.each, rest.max(seconds / 4.0) / tokens as f64);
             }
         }
+    }
+
+    /// Prompt tokens of a pass that has no decode rows; none: nothing was measured yet.
+    pub(super) fn prompt_tokens_alone(&self) -> Option<usize> {
+        let tokens = LONGEST / self.each?;
+        Some((tokens as usize).max(LEAST_ALONE))
     }
 
     /// Prompt tokens of a pass that has decode rows; none: nothing was measured yet.
@@ -82,6 +95,25 @@ mod tests {
         assert!(worst <= 2.0 * seconds(0), "{worst} s");
         let tokens = pace.prompt_tokens().unwrap();
         assert!(tokens > 60, "room that is there is used: {tokens} tokens");
+    }
+
+    #[test]
+    fn a_prompt_that_nobody_is_read_to_beside_goes_on_in_passes_of_half_a_second() {
+        // Reading all weights takes 0.1 s, a token 10 ms: 256 of them would take 2.7 s.
+        let seconds = |tokens: usize| 0.1 + 0.01 * tokens as f64;
+        let mut pace = Pace::default();
+        assert_eq!(pace.prompt_tokens_alone(), None);
+        pace.took(0, 256, seconds(256));
+        for _ in 0..50 {
+            let tokens = pace.prompt_tokens_alone().unwrap();
+            pace.took(0, tokens, seconds(tokens));
+            assert!(seconds(tokens) <= 0.6, "{tokens} tokens");
+        }
+        let tokens = pace.prompt_tokens_alone().unwrap();
+        assert!(tokens >= 35, "time that is there is used: {tokens} tokens");
+        // A machine on which nothing goes that fast.
+        pace.took(0, 1, 1e6);
+        assert_eq!(pace.prompt_tokens_alone(), Some(LEAST_ALONE));
     }
 
     #[test]

@@ -177,7 +177,7 @@ fn a_prompt_beside_streams_is_cut_to_what_they_hardly_feel_and_alone_it_is_not()
     scheduler.limits.context_tokens = 400;
     scheduler.add(wide(0, 2)).unwrap();
     let (first, _) = step(&mut scheduler);
-    scheduler.took(&first, 0.02);
+    scheduler.took(&first, 0.004);
     let (decode, _) = step(&mut scheduler);
     scheduler.took(&decode, 0.001);
     scheduler.add(wide(1, 300)).unwrap();
@@ -185,7 +185,7 @@ fn a_prompt_beside_streams_is_cut_to_what_they_hardly_feel_and_alone_it_is_not()
     assert_eq!(
         counts(&pass),
         [(0, 1), (1, 4)],
-        "a prompt token takes 10 ms, a pass without 1 ms"
+        "a prompt token takes 2 ms, a pass without 1 ms"
     );
     assert!(scheduler.remove(SequenceId(0)));
     let (pass, _) = step(&mut scheduler);
@@ -213,6 +213,20 @@ fn who_waited_far_longer_than_the_queue_is_long_gets_every_second_place_and_no_m
     // The first pass was its own: nobody else was there.
     let mut pairs = order.windows(2).skip(8);
     assert!(pairs.all(|pair| pair != [0, 0]), "two in a row: {order:?}");
+}
+
+#[test]
+fn a_prompt_alone_on_a_slow_machine_is_cut_so_that_whoever_left_is_seen_to_soon() {
+    let mut scheduler = roomy(4, 256);
+    scheduler.limits.context_tokens = 800;
+    let wide = |id, prompt| Sequence::new(SequenceId(id), vec![7; prompt], 1);
+    scheduler.add(wide(0, 700)).unwrap();
+    let (first, _) = step(&mut scheduler);
+    assert_eq!(counts(&first), [(0, 256)], "nothing was measured yet");
+    scheduler.took(&first, 2.56);
+    scheduler.add(wide(1, 10)).unwrap();
+    let (pass, _) = step(&mut scheduler);
+    assert_eq!(counts(&pass), [(0, 50)], "half a second of 10 ms a token");
 }
 
 proptest! {
