@@ -47,6 +47,9 @@ pub struct Settings {
     /// Largest request body in bytes.
     #[arg(long, default_value_t = Limits::default().body_bytes)]
     pub body_limit_bytes: usize,
+    /// A request body that takes longer to arrive is refused (408).
+    #[arg(long, default_value = "60s", value_parser = duration)]
+    pub body_timeout: Duration,
     /// All request bodies that are held at one time, in bytes; beyond it clients get 429.
     #[arg(long, default_value_t = Limits::default().held_bytes)]
     pub held_bytes: usize,
@@ -76,9 +79,9 @@ impl Settings {
             held_bytes: self.held_bytes.max(self.body_limit_bytes),
             answer_buffer_bytes: self.answer_buffer_bytes,
             answer_timeout: self.answer_timeout,
+            body_timeout: self.body_timeout,
             hedge_after: self.hedge_after,
             cache_bytes: self.response_cache_bytes,
-            ..Limits::default()
         }
     }
 }

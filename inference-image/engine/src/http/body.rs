@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::http::StatusCode;
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 
 use crate::openai::ApiError;
 
@@ -15,19 +16,68 @@ const TIME: Duration = Duration::from_secs(60);
 /// Reads it.
 ///
 /// # Errors
-/// 413 where it is too large or breaks off, 408 where it takes too long.
+/// 400 where it breaks off, 408 where it takes too long, 413 where it is too large.
 pub(super) async fn read(body: Body) -> Result<Bytes, ApiError> {
-    match tokio::time::timeout(TIME, axum::body::to_bytes(body, MAXIMUM_BYTES)).await {
-        Ok(Ok(body)) => Ok(body),
-        Ok(Err(_)) => Err(ApiError::new(
+    read_within(body, MAXIMUM_BYTES, TIME).await
+}
+
+async fn read_within(body: Body, most: usize, time: Duration) -> Result<Bytes, ApiError> {
+    match tokio::time::timeout(time, Limited::new(body, most).collect()).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(ApiError::refused(
             StatusCode::PAYLOAD_TOO_LARGE,
-            "invalid_request_error",
-            format!("the body did not arrive whole, or has more than {MAXIMUM_BYTES} bytes"),
+            "request_too_large",
+            format!("the body has more than {most} bytes"),
         )),
-        Err(_) => Err(ApiError::new(
+        Ok(Err(error)) => Err(ApiError::bad_request(format!(
+            "the body did not arrive whole: {error}"
+        ))),
+        Err(_) => Err(ApiError::refused(
             StatusCode::REQUEST_TIMEOUT,
-            "invalid_request_error",
-            format!("the body did not arrive within {} s", TIME.as_secs()),
+            "request_timeout",
+            format!("the body did not arrive within {} s", time.as_secs()),
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::stream::{self, StreamExt as _};
+
+    use super::*;
+
+    const SECONDS: Duration = Duration::from_secs(20);
+
+    type Part = Result<Bytes, std::io::Error>;
+
+    fn part(text: &'static str) -> Part {
+        Ok(Bytes::from_static(text.as_bytes()))
+    }
+
+    async fn refusal(body: Body, time: Duration) -> (u16, &'static str) {
+        let error = read_within(body, 8, time).await.unwrap_err();
+        (error.status.as_u16(), error.code.unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_body_that_stops_half_way_is_a_408_and_one_that_breaks_off_a_400() {
+        let begun = || stream::iter([part("{")]);
+        let stops = Body::from_stream(begun().chain(stream::pending::<Part>()));
+        let soon = Duration::from_millis(20);
+        assert_eq!(refusal(stops, soon).await, (408, "request_timeout"));
+        let broken = std::io::Error::other("gone");
+        let breaks = Body::from_stream(begun().chain(stream::iter([Err(broken)])));
+        assert_eq!(refusal(breaks, SECONDS).await, (400, "invalid_body"));
+    }
+
+    #[tokio::test]
+    async fn a_body_of_a_byte_too_many_is_a_413_whatever_its_length_says() {
+        let whole = Body::from_stream(stream::iter([part("1234"), part("5678")]));
+        let read = read_within(whole, 8, SECONDS).await.unwrap();
+        assert_eq!(read, "12345678");
+        let longer = Body::from_stream(stream::iter([part("1234"), part("56789")]));
+        assert_eq!(refusal(longer, SECONDS).await, (413, "request_too_large"));
+        let longer = Body::from("123456789");
+        assert_eq!(refusal(longer, SECONDS).await, (413, "request_too_large"));
     }
 }

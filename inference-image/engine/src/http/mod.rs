@@ -157,7 +157,7 @@ async fn no_such_route(request: Request) -> Response {
         "there is no {} here; GET /openapi.json lists what there is",
         request.uri().path()
     );
-    ApiError::new(StatusCode::NOT_FOUND, "invalid_request_error", message).into_response()
+    ApiError::refused(StatusCode::NOT_FOUND, "unknown_url", message).into_response()
 }
 
 async fn no_such_method(request: Request) -> Response {
@@ -166,9 +166,9 @@ async fn no_such_method(request: Request) -> Response {
         request.uri().path(),
         request.method()
     );
-    ApiError::new(
+    ApiError::refused(
         StatusCode::METHOD_NOT_ALLOWED,
-        "invalid_request_error",
+        "method_not_allowed",
         message,
     )
     .into_response()

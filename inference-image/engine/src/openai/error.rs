@@ -149,6 +149,14 @@ impl ApiError {
         }
     }
 
+    /// Any other refusal of what a client sent, with the code that routers give it too.
+    pub fn refused(status: StatusCode, code: &'static str, message: String) -> Self {
+        Self {
+            code: Some(code),
+            ..Self::new(status, "invalid_request_error", message)
+        }
+    }
+
     /// Any other status.
     pub fn new(status: StatusCode, kind: &'static str, message: String) -> Self {
         Self {

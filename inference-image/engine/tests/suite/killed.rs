@@ -2,111 +2,23 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use crate::harness::{
-    Answer, BASE, Files, OWNER, POD, eventually, fence, me, now, operator_key, read,
-};
+use crate::harness::process::{Process, push};
+use crate::harness::{Answer, Files, eventually, read};
 use axum::http::Request;
 use bytes::Bytes;
-use graftwork_contract::endpoint::{EngineAdapter, RouterConfig};
-use graftwork_contract::proto::router::v1::router_client::RouterClient;
-use graftwork_contract::proto::router::v1::{EngineTarget, Model, RoutingTable, Version};
-use graftwork_contract::signing::sign;
 use http_body_util::Full;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
-use prost::Message as _;
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt as _, BufReader};
-use tokio::process::{Child, Command};
 use tokio::task::JoinSet;
-use tonic::transport::Channel;
 
-const ENGINE: &str = env!("CARGO_BIN_EXE_engine");
 const MODELS: [&str; 2] = ["a", "b"];
 const UNARY_CALLERS: usize = 6;
 const STREAM_CALLERS: usize = 8;
-
-/// A process of ours. It does not outlive its test.
-struct Process {
-    child: Child,
-    http: SocketAddr,
-    grpc: SocketAddr,
-    metrics: SocketAddr,
-}
-
-impl Process {
-    /// Starts it on free ports, and returns once it logs `ready`.
-    async fn start(binary: &Path, config: &Path, arguments: &[&str], ready: &str) -> Self {
-        let here = "127.0.0.1:0";
-        let mut command = Command::new(binary);
-        command
-            .args(["--pod-uid", POD, "--config"])
-            .arg(config)
-            .args(["--listen-http", here, "--listen-grpc", here])
-            .args(["--listen-metrics", here])
-            .args(arguments)
-            .env("RUST_LOG", "info")
-            .stdout(Stdio::piped())
-            .kill_on_drop(true);
-        let mut child = command
-            .spawn()
-            .unwrap_or_else(|error| panic!("{}: {error}", binary.display()));
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let (mut addresses, mut is_ready) = (None, false);
-        while !is_ready || addresses.is_none() {
-            let line = lines.next_line().await.unwrap();
-            let line: Value = serde_json::from_str(&line.expect("it ended at its start")).unwrap();
-            let fields = &line["fields"];
-            is_ready |= fields["message"] == ready;
-            if fields["http_address"].is_string() {
-                let address = |name: &str| {
-                    fields[name]
-                        .as_str()
-                        .unwrap()
-                        .parse::<SocketAddr>()
-                        .unwrap()
-                };
-                addresses = Some(["http_address", "grpc_address", "metrics_address"].map(address));
-            }
-        }
-        // Nobody reads on: a full pipe would hold it up.
-        tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
-        let [http, grpc, metrics] = addresses.unwrap();
-        Self {
-            child,
-            http,
-            grpc,
-            metrics,
-        }
-    }
-
-    async fn engine(files: &Files) -> Self {
-        let store = files.store();
-        let store = ["--store", store.to_str().unwrap()];
-        Self::start(Path::new(ENGINE), &files.config_path(), &store, "ready").await
-    }
-
-    async fn router(config: &Path) -> Self {
-        Self::start(&router_binary(), config, &[], "router started").await
-    }
-}
-
-/// The router's binary, which a test of the whole workspace builds beside the engine's.
-fn router_binary() -> PathBuf {
-    let binary = Path::new(ENGINE).with_file_name("router");
-    assert!(
-        binary.exists(),
-        "{} is not there: run `make build` before this test alone",
-        binary.display()
-    );
-    binary
-}
 
 /// What clients ask for without a pause, and what became of it.
 struct Load {
@@ -232,42 +144,8 @@ impl Load {
     }
 }
 
-/// Tells the router of these engines, as the operator does.
-async fn push(
-    router: &mut RouterClient<Channel>,
-    adapters: &[EngineAdapter],
-    engines: &[Process; 2],
-    generation: u64,
-) {
-    let model = |adapter: &EngineAdapter| Model {
-        name: adapter.name.clone(),
-        stable: Some(Version {
-            version: adapter.version,
-            digest: adapter.digest.to_string(),
-        }),
-        candidate: None,
-        fallback: String::new(),
-    };
-    let engine = |engine: &Process| EngineTarget {
-        pod: engine.http.to_string(),
-        address: engine.http.to_string(),
-        lacks: vec![],
-    };
-    let table = RoutingTable {
-        models: adapters.iter().map(model).collect(),
-        engines: engines.iter().map(engine).collect(),
-        base_name: BASE.into(),
-        stand_ins: vec![],
-    };
-    let call = sign(
-        &operator_key(),
-        "graftwork.router.v1.Router/Sync",
-        table.encode_to_vec(),
-        &me(),
-        fence(generation),
-        now(),
-    );
-    router.sync(call).await.unwrap();
+fn addresses(engines: &[Process; 2]) -> [SocketAddr; 2] {
+    [engines[0].http, engines[1].http]
 }
 
 async fn kills_cost_their_own_streams_alone(kills: usize) {
@@ -276,24 +154,15 @@ async fn kills_cost_their_own_streams_alone(kills: usize) {
     files.config.adapters = vec![files.adapter("a", 1, 1), files.adapter("b", 1, 2)];
     files.write_config();
     let mut engines = [Process::engine(&files).await, Process::engine(&files).await];
-    let config = RouterConfig {
-        endpoint: files.config.endpoint.clone(),
-        owner_uid: OWNER.into(),
-        operator_keys: files.config.operator_keys.clone(),
-        engines_host: "nowhere".into(),
-        base_name: Some(BASE.into()),
-        models: vec![],
-        stand_ins: [].into(),
-        response_cache_bytes: 0,
-    };
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("router.json");
-    std::fs::write(&path, serde_json::to_vec(&config).unwrap()).unwrap();
-    let router = Process::router(&path).await;
-    let mut control = RouterClient::connect(format!("http://{}", router.grpc))
-        .await
-        .unwrap();
-    push(&mut control, &files.config.adapters, &engines, 1).await;
+    let router = Process::router(&files).await;
+    let mut control = router.control().await;
+    push(
+        &mut control,
+        &files.config.adapters,
+        &addresses(&engines),
+        1,
+    )
+    .await;
 
     let mut load = Load::new(router.http);
     for model in MODELS {
@@ -330,7 +199,7 @@ async fn kills_cost_their_own_streams_alone(kills: usize) {
         push(
             &mut control,
             &files.config.adapters,
-            &engines,
+            &addresses(&engines),
             kill as u64 + 2,
         )
         .await;

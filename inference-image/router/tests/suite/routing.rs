@@ -578,3 +578,36 @@ async fn engines_are_told_the_version_and_clients_the_truth() {
     );
     assert_eq!(engine.seen().len(), 2);
 }
+
+/// Sends a request's head and the begin of its body, and no more; what comes back until the connection ends.
+async fn begin(address: std::net::SocketAddr, ends: bool) -> String {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    let begun = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 100\r\n\r\n{\"mo";
+    stream.write_all(begun).await.unwrap();
+    if ends {
+        stream.shutdown().await.unwrap();
+    }
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer
+}
+
+#[tokio::test]
+async fn a_body_that_stops_half_way_is_a_408_and_no_engine_hears_of_it() {
+    let engine = FakeEngine::start().await;
+    let mut rig = Rig::start(&["--body-timeout", "100ms"]).await;
+    rig.push(&table(None, &[&engine])).await;
+    let answer = begin(rig.router.http, false).await;
+    assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
+    assert!(answer.contains("\"request_timeout\""), "{answer}");
+    // A client that ends its side is gone, or hears that its body is not whole.
+    let answer = begin(rig.router.http, true).await;
+    assert!(
+        answer.is_empty() || answer.starts_with("HTTP/1.1 400 "),
+        "{answer}"
+    );
+    let fine = rig.ask(question("u")).await;
+    assert_eq!(fine.adapter(), "m@v1");
+    assert_eq!(engine.seen().len(), 1);
+}

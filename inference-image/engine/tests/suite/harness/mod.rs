@@ -1,5 +1,7 @@
 //! A tiny model, adapters in a store, an engine in this process, and its clients.
 
+pub mod process;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
