@@ -11,6 +11,8 @@ use tokio::process::{Child, Command};
 
 use crate::cluster::Cluster;
 
+/// What asks with OpenAI's own client.
+const OPENAI: &str = include_str!("../../clients/openai_client.py");
 /// What asks over gRPC.
 const OPEN_INFERENCE: &str = include_str!("../../clients/open_inference.py");
 /// What opens the page at `/`.
@@ -108,23 +110,11 @@ impl Forward {
         Ok((completion.trim().to_owned(), version))
     }
 
-    /// Asks with the `openai` Python client, as a chat and as a stream.
+    /// Asks with the `openai` Python client, alone and together, whole and as streams.
     pub async fn openai(&self, python: &Path, model: &str, prompt: &str) -> anyhow::Result<String> {
-        const PROGRAM: &str = "
-import sys
-from openai import OpenAI
-client = OpenAI(base_url=sys.argv[1], api_key='none', max_retries=0)
-assert sys.argv[2] in [model.id for model in client.models.list().data]
-answer = client.completions.create(model=sys.argv[2], prompt=sys.argv[3], max_tokens=6, temperature=0, stop=['\\n'])
-stream = client.completions.create(model=sys.argv[2], prompt=sys.argv[3], max_tokens=6, temperature=0, stop=['\\n'], stream=True)
-streamed = ''.join(chunk.choices[0].text for chunk in stream if chunk.choices)
-assert streamed == answer.choices[0].text, (streamed, answer)
-chat = client.chat.completions.create(model=sys.argv[2], messages=[{'role': 'user', 'content': 'Define: dog'}], max_tokens=16, temperature=0)
-assert chat.usage.completion_tokens >= 1, chat
-print(answer.choices[0].text.strip())
-";
         let output = Command::new(python)
-            .args(["-c", PROGRAM, &self.url(), model, prompt])
+            .args(["-c", OPENAI, &self.url(), model, prompt])
+            .kill_on_drop(true)
             .output()
             .await?;
         ensure!(
