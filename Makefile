@@ -83,13 +83,16 @@ URL ?= http://localhost:8080
 MODEL ?= topics
 TOKENIZER ?= e2e/demo-data/base-model
 ROWS ?=
+# How many of them (empty: all), and what the run's status says of their exact_match.
+LIMIT ?= 100
+EXACT_MATCH ?=
 lm-eval: ## Scores ROWS (JSONL of prompt, completion) with lm_eval over an endpoint, and by our own rules
 	@[ -n "$(ROWS)" ] || { echo "error: name the rows: ROWS=test.jsonl" >&2; exit 1; }
 	@[ -e $(LM_EVAL_PYTHON)/complete ] || { \
 	    rm -rf $(LM_EVAL_PYTHON) && python3 -m venv $(LM_EVAL_PYTHON) && \
 	    $(LM_EVAL_PYTHON)/bin/pip install -q 'lm_eval[api]>=0.4.9,<0.5' 'transformers<6' && \
 	    touch $(LM_EVAL_PYTHON)/complete; }
-	HF_HUB_OFFLINE=1 $(LM_EVAL_PYTHON)/bin/python e2e/clients/lm_eval_score.py $(URL) $(MODEL) $(TOKENIZER) $(ROWS)
+	HF_HUB_OFFLINE=1 $(LM_EVAL_PYTHON)/bin/python e2e/clients/lm_eval_score.py $(URL) $(MODEL) $(TOKENIZER) $(ROWS) "$(LIMIT)" "$(EXACT_MATCH)"
 
 parity: ## Compares ours with torch, transformers, peft and TRL, both ways (several GB of packages, some minutes)
 	@parity/run

@@ -1,12 +1,13 @@
 """Scores rows twice, and compares: with lm_eval over `local-completions`, and by our own rules, asked for directly.
 
-    lm_eval_score.py URL MODEL TOKENIZER ROWS [LIMIT]
+    lm_eval_score.py URL MODEL TOKENIZER ROWS [LIMIT] [EXACT_MATCH]
 
 `make lm-eval` installs what it needs and calls it.
 
 ROWS are JSONL with `prompt` and `completion`; TOKENIZER is the base model's folder. Our rules are those of a run's
 metrics: exact_match is greedy, at most 32 new tokens, the first lines of answer and completion, trimmed, are equal; the
-log-likelihood is the sum over the completion's tokens. Ends with an error where the two differ.
+log-likelihood is the sum over the completion's tokens. Ends with an error where the two differ, or where EXACT_MATCH, what
+a run says of these rows in its status, is another one.
 """
 
 import json
@@ -93,9 +94,9 @@ def with_lm_eval(url, model, tokenizer, rows, context):
     return results["rows_exact_match"]["exact_match,none"], -math.log(results["rows_likelihood"]["perplexity,none"])
 
 
-def main(url, model, tokenizer, path, limit="100"):
+def main(url, model, tokenizer, path, limit="100", expected=""):
     with open(path) as file:
-        rows = [json.loads(line) for line in file if line.strip()][: int(limit)]
+        rows = [json.loads(line) for line in file if line.strip()][: int(limit or sys.maxsize)]
     rows = [{"prompt": row["prompt"], "completion": row["completion"]} for row in rows]
     cards = {card["id"]: card for card in json.load(urllib.request.urlopen(url + "/v1/models"))["data"]}
     # A router does not say it: what fits the rows is enough.
@@ -107,6 +108,8 @@ def main(url, model, tokenizer, path, limit="100"):
     print(f"log-likelihood {likelihood:.4f}  {their_likelihood:.4f}")
     # An answer whose first line ends at another kind of line break than \n would be the only difference.
     assert abs(matches - their_matches) < 1e-9, "exact_match differs"
+    # As many digits as a status has.
+    assert not expected or abs(matches - float(expected)) < 1e-4, f"the run says {expected}"
     assert math.isclose(likelihood, their_likelihood, rel_tol=1e-4), "the log-likelihood differs"
 
 

@@ -11,7 +11,7 @@ use clap::Args;
 use crate::cluster::Cluster;
 use crate::install::Installation;
 use crate::report::{say, step};
-use walk::Walk;
+use walk::{Clients, Walk};
 
 /// Options of the walk-through.
 #[derive(Debug, Args)]
@@ -23,6 +23,9 @@ pub struct Demo {
     /// A Python with the packages `openai` and `tritonclient`, to ask as their users do.
     #[arg(long, env = "GRAFTWORK_OPENAI_PYTHON")]
     openai_python: Option<std::path::PathBuf>,
+    /// A client that is not there is a failure: nobody else would notice that the endpoint was not asked with it.
+    #[arg(long, env = "GRAFTWORK_ALL_CLIENTS")]
+    all_clients: bool,
     /// Folder for a picture of the endpoint's page.
     #[arg(long, env = "GRAFTWORK_LOGS", default_value = "/tmp")]
     logs: std::path::PathBuf,
@@ -47,8 +50,12 @@ impl Demo {
         say("\n2. A run trains on it");
         walk.first_run().await?;
         say("\n3. Its adapter passes the gate and is served beside the base and a second adapter");
-        walk.serve(self.openai_python.as_deref(), &self.logs)
-            .await?;
+        let clients = Clients {
+            python: self.openai_python.as_deref(),
+            all: self.all_clients,
+            logs: &self.logs,
+        };
+        walk.serve(&clients).await?;
         say("\n4. A better version is canaried under live traffic and promoted");
         walk.better_version().await?;
         say("\n5. A run on shuffled labels is rejected by the gate");

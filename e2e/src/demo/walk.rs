@@ -38,6 +38,25 @@ struct Load<'a> {
 /// No rollout of the demo takes as long: a load that nobody stops ends by itself.
 const LOAD_LIMIT_SECONDS: &str = "600";
 
+/// What the endpoint is asked with beside curl.
+pub struct Clients<'a> {
+    /// A Python with OpenAI's and Triton's clients.
+    pub python: Option<&'a Path>,
+    /// Whether one that is not there is a failure.
+    pub all: bool,
+    /// For a picture of the page.
+    pub logs: &'a Path,
+}
+
+impl Clients<'_> {
+    /// Says which client is not there.
+    fn skip(&self, what: &str) -> anyhow::Result<()> {
+        ensure!(!self.all, "{what}, and every client was to be asked with");
+        say(&format!("   ({what})"));
+        Ok(())
+    }
+}
+
 /// The demo's namespace and what has been seen in it.
 pub struct Walk<'a> {
     cluster: &'a Cluster,
@@ -298,7 +317,7 @@ impl<'a> Walk<'a> {
         Ok(version)
     }
 
-    pub async fn serve(&mut self, python: Option<&Path>, logs: &Path) -> anyhow::Result<()> {
+    pub async fn serve(&mut self, clients: &Clients<'_>) -> anyhow::Result<()> {
         let version = step("The gate judges v1", self.judged("topics-1")).await?;
         let first = exact_match(&version)?;
         ensure!(
@@ -345,36 +364,38 @@ impl<'a> Walk<'a> {
             );
             say(&format!("   curl, model {model}: {answer:?} ({version})"));
         }
-        match python {
+        match clients.python {
             Some(python) => {
                 let answer = forward.openai(python, "topics", PROMPT).await?;
                 ensure!(!answer.is_empty(), "openai: an empty answer");
                 say(&format!(
                     "   openai Python client, model topics: {answer:?}"
                 ));
-                say(&match forward.triton(python, "topics", PROMPT).await? {
+                match forward.triton(python, "topics", PROMPT).await? {
                     Some(over_grpc) => {
                         ensure!(
                             over_grpc == answer,
                             "over gRPC {over_grpc:?}, over HTTP {answer:?}"
                         );
-                        format!("   tritonclient over gRPC, model topics: {over_grpc:?}")
+                        say(&format!(
+                            "   tritonclient over gRPC, model topics: {over_grpc:?}"
+                        ));
                     }
-                    None => "   (tritonclient is not asked: this Python has none)".to_owned(),
-                });
+                    None => clients.skip("tritonclient is not asked: this Python has none")?,
+                }
             }
-            None => say(
-                "   (the openai and Triton clients are not asked: GRAFTWORK_OPENAI_PYTHON names no Python)",
-            ),
+            None => clients.skip(
+                "the openai and Triton clients are not asked: GRAFTWORK_OPENAI_PYTHON names no Python",
+            )?,
         }
-        let picture = logs.join("page.png");
-        say(&match forward.page("topics", PROMPT, &picture).await? {
-            Some(said) => format!(
+        let picture = clients.logs.join("page.png");
+        match forward.page("topics", PROMPT, &picture).await? {
+            Some(said) => say(&format!(
                 "   the page at / in Chromium: {said}; {}",
                 picture.display()
-            ),
-            None => "   (the page at / is not opened: there is no Chromium here)".to_owned(),
-        });
+            )),
+            None => clients.skip("the page at / is not opened: there is no Chromium here")?,
+        }
         Ok(())
     }
 
