@@ -25,6 +25,8 @@ pub struct Metrics {
     pub running: IntGauge,
     /// Sequences in the queue.
     pub waiting: IntGauge,
+    /// Requests that are not in the queue yet: their adapter is loaded, or their prompt cut.
+    pub preparing: IntGauge,
     /// KV blocks in use.
     pub kv_blocks_used: IntGauge,
     /// KV blocks in all.
@@ -95,6 +97,10 @@ impl Metrics {
             waiting: IntGauge::new(
                 "graftwork_engine_waiting_requests",
                 "Requests in the queue.",
+            )?,
+            preparing: IntGauge::new(
+                "graftwork_engine_preparing_requests",
+                "Requests whose adapter is loaded, or whose prompt is cut, before they queue.",
             )?,
             kv_blocks_used: IntGauge::new(
                 "graftwork_engine_kv_blocks_used",
@@ -167,6 +173,7 @@ impl Metrics {
         registry.register(Box::new(self.generated_tokens.clone()))?;
         registry.register(Box::new(self.running.clone()))?;
         registry.register(Box::new(self.waiting.clone()))?;
+        registry.register(Box::new(self.preparing.clone()))?;
         registry.register(Box::new(self.kv_blocks_used.clone()))?;
         registry.register(Box::new(self.kv_blocks_total.clone()))?;
         registry.register(Box::new(self.passes.clone()))?;
@@ -213,9 +220,10 @@ impl Metrics {
         }
         let mut text = String::from_utf8_lossy(&buffer).into_owned();
         if let Some(vllm) = &self.vllm {
+            text.push_str(&vllm.aliases(&text));
             let load = Load {
                 running: self.running.get(),
-                waiting: self.waiting.get(),
+                waiting: self.waiting.get() + self.preparing.get(),
                 used_blocks: self.kv_blocks_used.get(),
                 blocks: self.kv_blocks_total.get(),
             };

@@ -16,6 +16,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use super::choices::{Choices, Shape, Step};
 use super::events::Events;
 use super::json::compile;
+use super::preparing::Preparing;
 use super::record::Record;
 use super::target::{Named, named, refused};
 use super::tools::tool_use;
@@ -109,6 +110,7 @@ async fn begin(
 ) -> Result<Running, ApiError> {
     let body = body::read(body).await?;
     let mut permit = engine.places(1)?;
+    let mut preparing = Preparing::new(&engine.metrics);
     let (parameters, input, tools, schema) = match endpoint {
         Endpoint::Completion => {
             let request = CompletionRequest::parse(&body)?;
@@ -134,7 +136,11 @@ async fn begin(
     }
     // Each answer takes a place of its own.
     permit.merge(engine.places(count - 1)?);
-    let lease = pin(engine, headers, &parameters.model, record).await?;
+    let named = named(engine, headers, &parameters.model)?;
+    if let Named::Adapter(target) = &named {
+        preparing.wants(target.name());
+    }
+    let lease = pin(engine, named, record).await?;
     let is_echo = matches!(input, Input::Prompts(_, true));
     let prompts = tokenise(engine, input).await?;
     let prompt_tokens = prompts.iter().map(|prompt| prompt.tokens.len()).sum();
@@ -148,6 +154,7 @@ async fn begin(
         permit: Arc::clone(&permit),
     };
     let receivers = wanted.submit(engine, &prompts).await?;
+    drop(preparing);
     let mut events = Events::new(Arc::clone(engine), receivers, permit);
     events.await_first().await?;
     let prefix = match endpoint {
@@ -272,11 +279,10 @@ fn new_tokens(
 /// Pins what runs.
 async fn pin(
     engine: &Engine,
-    headers: &HeaderMap,
-    model: &str,
+    named: Named,
     record: &mut Record,
 ) -> Result<Option<Lease>, ApiError> {
-    let target = match named(engine, headers, model)? {
+    let target = match named {
         Named::Base(name) => {
             record.runs(&name, "base".to_owned(), base_header(&name));
             return Ok(None);

@@ -6,6 +6,7 @@ mod events;
 mod generate;
 mod json;
 mod models;
+mod preparing;
 mod record;
 mod stream;
 mod target;

@@ -105,6 +105,15 @@ pub enum Target {
     Exactly(String, u32),
 }
 
+impl Target {
+    /// What the client named.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Default(name) | Self::Exactly(name, _) => name,
+        }
+    }
+}
+
 /// Why a request gets no adapter.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AcquireError {

@@ -542,3 +542,43 @@ async fn vllms_names_are_there_where_asked_for_and_name_the_adapters_in_use() {
     let text = plain.get(plain.metrics, "/metrics").await.text;
     assert!(!text.contains("vllm:"));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_waits_for_its_adapters_weights_counts_as_waiting() {
+    let mut files = Files::with_shape(TinyShape {
+        hidden: 128,
+        intermediate: 512,
+        layers: 6,
+        ..TinyShape::default()
+    });
+    files.config.adapters = vec![files.adapter("a", 1, 1), files.adapter("b", 1, 2)];
+    // The one that runs keeps the only place in memory.
+    files.config.maximum_loaded_adapters = 1;
+    let mut options = files.options();
+    options.vllm_metrics = true;
+    let server = files.start_with(options).await;
+    let mut long = request("a", "x", 500);
+    long["stream"] = json!(true);
+    let stream = server.open("/v1/completions", &long, &[]).await;
+    let waits = server.complete(request("b", "x", 1));
+    let seen = async {
+        crate::harness::eventually(
+            || async {
+                let text = server.get(server.metrics, "/metrics").await.text;
+                text.contains("vllm:num_requests_waiting{model_name=\"tiny\"} 1")
+                    && text.contains("waiting_lora_adapters=\"b\"")
+                    && text.contains("graftwork_engine_waiting_requests 0")
+            },
+            "a request that is in no queue yet",
+        )
+        .await;
+        drop(stream);
+    };
+    let (answer, ()) = tokio::join!(waits, seen);
+    assert_eq!(answer.status, 200);
+    server
+        .wait_for_metric("graftwork_engine_preparing_requests ", 0.0)
+        .await;
+    let text = server.get(server.metrics, "/metrics").await.text;
+    assert!(text.contains("vllm:time_to_first_token_seconds_count{model_name=\"tiny\"} "));
+}
