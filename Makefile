@@ -41,7 +41,7 @@ test: ## Every test but soak and parity, with the stories on a real cluster
 unit: ## The tests that need no cluster and no root
 	@e2e/run unit
 
-soak: ## The long forms of tests: 20,000 mixed requests, 20 killed engines, 1,000,000 routed requests (minutes)
+soak: ## The long forms of tests: 20,000 mixed answers, twice, 20 killed engines, 1,000,000 routed requests (minutes)
 	cargo build --locked --workspace --bins
 	cargo test --locked --workspace --test suite -- --ignored
 

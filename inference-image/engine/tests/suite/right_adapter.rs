@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crate::harness::{Answer, Files, Server};
+use crate::harness::{Answer, BASE, Files, Server};
 use futures::future::join_all;
-use graftwork_contract::endpoint::EngineAdapter;
+use graftwork_contract::endpoint::{BaseFormat, EngineAdapter, base_header};
+use graftwork_model::fixture::TinyShape;
 use serde_json::{Value, json};
 
 const ADAPTERS: usize = 16;
@@ -23,7 +24,11 @@ const KINDS: usize = 7;
 /// What each version answered to each kind of request when nobody else was there.
 type Expected = BTreeMap<(String, usize), Value>;
 
+/// The bare base is one more beside the adapters.
 fn name(index: usize) -> String {
+    if index == ADAPTERS {
+        return BASE.to_owned();
+    }
     format!("adapter-{index}")
 }
 
@@ -89,16 +94,23 @@ async fn alone(files: &mut Files, versions: &[EngineAdapter]) -> Expected {
     files.config.adapters = versions.to_vec();
     files.config.maximum_loaded_adapters = versions.len() as u32;
     files.config.threads = 1;
+    let mut all: Vec<(String, String)> = versions
+        .iter()
+        .map(|version| {
+            let header = format!("{}@v{}", version.name, version.version);
+            (version.name.clone(), header)
+        })
+        .collect();
+    all.push((BASE.to_owned(), base_header(BASE)));
     let mut answers = Expected::new();
     for parity in 0..2 {
         let fresh = files.start().await;
-        for version in versions {
-            let header = format!("{}@v{}", version.name, version.version);
-            let requests = requests(&version.name).into_iter().enumerate();
+        for (model, header) in &all {
+            let requests = requests(model).into_iter().enumerate();
             for (kind, (path, body)) in requests.filter(|(kind, _)| kind % 2 == parity) {
                 let headers = [("x-graftwork-adapter", header.as_str())];
                 let answer = fresh.post_with(path, &body, &headers).await;
-                assert_eq!(answer.adapter(), header);
+                assert_eq!(answer.adapter(), header.as_str());
                 answers.insert((header.clone(), kind), content(&answer));
             }
         }
@@ -109,7 +121,7 @@ async fn alone(files: &mut Files, versions: &[EngineAdapter]) -> Expected {
     }
     let scored = answers.iter().filter(|((_, kind), _)| *kind == SCORED);
     let distinct: BTreeSet<String> = scored.map(|(_, answer)| answer.to_string()).collect();
-    assert_eq!(distinct.len(), versions.len(), "versions can be told apart");
+    assert_eq!(distinct.len(), all.len(), "versions can be told apart");
     answers
 }
 
@@ -121,15 +133,20 @@ fn list(versions: &[[EngineAdapter; 2]], moment: usize) -> Vec<EngineAdapter> {
     versions.iter().enumerate().filter_map(one).collect()
 }
 
-/// Asks for one adapter after the other until so many requests were sent by all; how many answers there were.
-async fn call(server: &Server, sent: &AtomicUsize, limit: usize, expected: &Expected) -> usize {
-    let mut answered = 0;
-    loop {
-        let turn = sent.fetch_add(1, Ordering::Relaxed);
-        if turn >= limit {
-            return answered;
-        }
-        let (model, kind) = (name(turn * 5 % ADAPTERS), turn % KINDS);
+/// What all callers did.
+#[derive(Default)]
+struct Calls {
+    sent: AtomicUsize,
+    answered: AtomicUsize,
+    /// Of these, by the bare base.
+    of_base: AtomicUsize,
+}
+
+/// Asks for one adapter after the other until all callers together had so many answers.
+async fn call(server: &Server, calls: &Calls, limit: usize, expected: &Expected) {
+    while calls.answered.load(Ordering::Relaxed) < limit {
+        let turn = calls.sent.fetch_add(1, Ordering::Relaxed);
+        let (model, kind) = (name(turn * 5 % (ADAPTERS + 1)), turn % KINDS);
         let requests = requests(&model);
         let (path, body) = &requests[kind];
         let answer = server.post(path, body).await;
@@ -138,15 +155,26 @@ async fn call(server: &Server, sent: &AtomicUsize, limit: usize, expected: &Expe
             continue;
         }
         let header = answer.adapter().to_owned();
-        assert!(header.starts_with(&format!("{model}@v")), "{header}");
+        let is_base = model == BASE;
+        assert_eq!(header == base_header(BASE), is_base, "{header}");
+        assert!(header.starts_with(&format!("{model}@")), "{header}");
         let wanted = &expected[&(header.clone(), kind)];
         assert_eq!(&content(&answer), wanted, "{header}, kind {kind}");
-        answered += 1;
+        calls.answered.fetch_add(1, Ordering::Relaxed);
+        calls
+            .of_base
+            .fetch_add(usize::from(is_base), Ordering::Relaxed);
     }
 }
 
-async fn every_answer_is_right(requests: usize) {
-    let mut files = Files::new();
+async fn every_answer_is_right(answers: usize, format: Option<BaseFormat>) {
+    // Of widths that blocks of 32 fit.
+    let mut files = Files::with_shape(TinyShape {
+        hidden: 64,
+        intermediate: 96,
+        ..TinyShape::default()
+    });
+    files.config.quantization = format;
     let versions: Vec<[EngineAdapter; 2]> = (0..ADAPTERS)
         .map(|index| {
             [1, 2].map(|number| {
@@ -167,12 +195,10 @@ async fn every_answer_is_right(requests: usize) {
     files.config.threads = 2;
     let server = files.start().await;
     server.sync(&list(&versions, 0), 1).await.unwrap();
-    let (sent, done) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let (calls, done) = (Calls::default(), AtomicBool::new(false));
     let callers = async {
-        let callers = (0..CALLERS).map(|_| call(&server, &sent, requests, &expected));
-        let answered = join_all(callers).await;
+        join_all((0..CALLERS).map(|_| call(&server, &calls, answers, &expected))).await;
         done.store(true, Ordering::Relaxed);
-        answered.into_iter().sum::<usize>()
     };
     let changes = async {
         let mut moment = 1;
@@ -186,8 +212,9 @@ async fn every_answer_is_right(requests: usize) {
         }
         moment
     };
-    let (answered, moments) = tokio::join!(callers, changes);
-    assert!(answered > requests / 3, "{answered} answers");
+    let ((), moments) = tokio::join!(callers, changes);
+    let of_base = calls.of_base.load(Ordering::Relaxed);
+    assert!(of_base > answers / 50, "{of_base} answers by the base");
     assert!(moments > 3, "the list changed {moments} times");
     assert!(server.metric(REUSED).await > 0.0, "the prefix cache is on");
     server
@@ -197,11 +224,17 @@ async fn every_answer_is_right(requests: usize) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_answer_is_the_one_that_its_version_gives_alone_while_adapters_come_and_go() {
-    every_answer_is_right(2_000).await;
+    every_answer_is_right(1_500, None).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn so_it_is_over_a_base_that_is_held_in_blocks_of_eight_bits() {
+    every_answer_is_right(1_000, Some(BaseFormat::Q8_0)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "minutes: make soak"]
 async fn twenty_thousand_answers_are_the_ones_that_their_versions_give_alone() {
-    every_answer_is_right(20_000).await;
+    every_answer_is_right(20_000, None).await;
+    every_answer_is_right(20_000, Some(BaseFormat::Q8_0)).await;
 }
