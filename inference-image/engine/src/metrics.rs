@@ -1,14 +1,17 @@
 //! Prometheus metrics.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use graftwork_listen::clock;
+use prometheus::core::Collector as _;
 use prometheus::{
     Encoder as _, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
     TextEncoder,
 };
 
-use crate::registry::state::{Registry, Standing};
+use crate::registry::state::{Registry, Standing, Target};
 use crate::vllm::{Load, VllmMetrics};
 
 /// Every metric of an engine. Cheap to share.
@@ -53,7 +56,12 @@ pub struct Metrics {
     pub adapters: IntGaugeVec,
     /// The same under other names, where asked for.
     pub vllm: Option<VllmMetrics>,
+    /// Models and versions that have series and are in no list any more, and since when.
+    gone: Mutex<BTreeMap<[String; 2], Instant>>,
 }
+
+/// How long the series of a version that is gone are still given out: every scrape has its last numbers by then.
+const KEPT: Duration = Duration::from_secs(15 * 60);
 
 const STATES: [&str; 4] = ["Registered", "Verified", "Resident", "Refused"];
 
@@ -65,29 +73,26 @@ impl Metrics {
     pub fn new(vllm: Option<VllmMetrics>) -> prometheus::Result<Arc<Self>> {
         let registry = prometheus::Registry::new();
         let by_version = ["model", "version"];
+        let counters = |name: &str, help: &str, labels: &[&str]| {
+            IntCounterVec::new(Opts::new(name, help), labels)
+        };
         // 1 ms to about 130 s, and 0.1 ms to about 13 s, doubling.
         let latencies = prometheus::exponential_buckets(0.001, 2.0, 18)?;
         let token_times = prometheus::exponential_buckets(0.0001, 2.0, 18)?;
         let metrics = Self {
-            requests: IntCounterVec::new(
-                Opts::new(
-                    "graftwork_engine_requests_total",
-                    "Answered requests; code 499: the client left.",
-                ),
+            requests: counters(
+                "graftwork_engine_requests_total",
+                "Answered requests; code 499: the client left.",
                 &["model", "version", "code"],
             )?,
-            prompt_tokens: IntCounterVec::new(
-                Opts::new(
-                    "graftwork_engine_prompt_tokens_total",
-                    "Prompt tokens of admitted requests.",
-                ),
+            prompt_tokens: counters(
+                "graftwork_engine_prompt_tokens_total",
+                "Prompt tokens of admitted requests.",
                 &by_version,
             )?,
-            generated_tokens: IntCounterVec::new(
-                Opts::new(
-                    "graftwork_engine_generated_tokens_total",
-                    "Generated tokens.",
-                ),
+            generated_tokens: counters(
+                "graftwork_engine_generated_tokens_total",
+                "Generated tokens.",
                 &by_version,
             )?,
             running: IntGauge::new(
@@ -160,6 +165,7 @@ impl Metrics {
                 &["state"],
             )?,
             vllm,
+            gone: Mutex::default(),
             registry,
         };
         metrics.register()?;
@@ -186,6 +192,51 @@ impl Metrics {
         registry.register(Box::new(self.resident_adapters.clone()))?;
         registry.register(Box::new(self.resident_adapter_bytes.clone()))?;
         registry.register(Box::new(self.adapters.clone()))
+    }
+
+    /// Drops the series of versions that have been in no list for a while: with a new version every night they would
+    /// become more and more.
+    pub fn forget_gone<A: Clone, W>(&self, adapters: &Registry<A, W>, now: Instant) {
+        let mut known: BTreeMap<[String; 2], Vec<String>> = BTreeMap::new();
+        for family in self.requests.collect() {
+            for metric in family.get_metric() {
+                let value = |wanted: &str| {
+                    let label = metric.get_label().iter().find(|l| l.name() == wanted);
+                    label
+                        .map(|label| label.value().to_owned())
+                        .unwrap_or_default()
+                };
+                let version = [value("model"), value("version")];
+                known.entry(version).or_default().push(value("code"));
+            }
+        }
+        let is_live = |[model, version]: &[String; 2]| {
+            // The base is always there, and what was refused has no version.
+            let number = version.strip_prefix('v').and_then(|n| n.parse().ok());
+            number.is_none_or(|number| {
+                let target = Target::Exactly(model.clone(), number);
+                adapters.find(&target).is_ok()
+            })
+        };
+        let mut gone = self.gone.lock().unwrap_or_else(PoisonError::into_inner);
+        gone.retain(|version, _| known.contains_key(version) && !is_live(version));
+        for (version, codes) in known {
+            if is_live(&version) {
+                continue;
+            }
+            let since = *gone.entry(version.clone()).or_insert(now);
+            if now.duration_since(since) < KEPT {
+                continue;
+            }
+            gone.remove(&version);
+            let [model, number] = &version;
+            // A series that is not there is as good as removed.
+            for code in &codes {
+                let _ = self.requests.remove_label_values(&[model, number, code]);
+            }
+            let _ = self.prompt_tokens.remove_label_values(&[model, number]);
+            let _ = self.generated_tokens.remove_label_values(&[model, number]);
+        }
     }
 
     /// Sets the gauges of the adapter registry.
@@ -230,5 +281,57 @@ impl Metrics {
             text.push_str(&vllm.text(load, clock::unix_seconds()));
         }
         text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use graftwork_contract::Digest;
+
+    use super::*;
+    use crate::registry::state::{Budget, Source, Version};
+
+    fn registry(number: u32) -> Registry<u32, ()> {
+        let mut registry = Registry::new(Budget {
+            adapters: 1,
+            bytes: 1,
+        });
+        let _ = registry.replace(vec![Version {
+            name: "m".into(),
+            number,
+            source: Source {
+                digest: Digest::of(b"m"),
+                folder: "adapters/m".into(),
+            },
+            is_default: true,
+        }]);
+        registry
+    }
+
+    #[test]
+    fn series_of_a_version_that_left_the_list_go_a_while_later_and_others_stay() {
+        let metrics = Metrics::new(None).unwrap();
+        for version in ["v1", "v2", "base"] {
+            let requests = &metrics.requests;
+            requests.with_label_values(&["m", version, "200"]).inc();
+            let tokens = &metrics.prompt_tokens;
+            tokens.with_label_values(&["m", version]).inc();
+        }
+        metrics.requests.with_label_values(&["", "", "404"]).inc();
+        let (old, new) = (registry(1), registry(2));
+        let begun = clock::now();
+        let has = |version: &str| metrics.text().contains(&format!("version=\"{version}\""));
+        let at = |registry: &Registry<u32, ()>, seconds: u64| {
+            metrics.forget_gone(registry, begun + Duration::from_secs(seconds));
+        };
+        at(&new, 0);
+        // It comes back, and leaves again: the time begins anew.
+        at(&old, 600);
+        at(&new, 1200);
+        at(&new, 2000);
+        assert!(has("v1"), "its last numbers");
+        at(&new, 2200);
+        assert!(!has("v1"));
+        assert!(has("v2") && has("base") && has(""));
     }
 }

@@ -1,8 +1,10 @@
 //! Prometheus metrics of one router.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use prometheus::core::Collector as _;
 use prometheus::{
     Encoder as _, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
     Opts, Registry, TextEncoder,
@@ -15,6 +17,9 @@ use crate::table::{Table, Version};
 const BOUNDS: [f64; 14] = [
     0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0,
 ];
+
+/// How long the series of a version that is gone are still given out: every scrape has its last numbers by then.
+const KEPT: Duration = Duration::from_secs(15 * 60);
 
 /// The metrics, each registered in a registry of its own.
 #[derive(Debug)]
@@ -33,14 +38,16 @@ pub struct Metrics {
     table_generation: IntGauge,
     table_lease_epoch: IntGauge,
     candidate_weight: IntGaugeVec,
+    /// Models and versions that have series and are in no table any more, and since when.
+    gone: Mutex<BTreeMap<[String; 2], Instant>>,
 }
 
 impl Metrics {
-    /// Registers everything.
+    /// Registers everything, for the endpoint of that name.
     ///
     /// # Errors
     /// Where a name or label is invalid, which a test would see.
-    pub fn new() -> Result<Self, prometheus::Error> {
+    pub fn new(endpoint: &str) -> Result<Self, prometheus::Error> {
         let registry = Registry::new();
         let counters = |name: &str, help: &str, labels: &[&str]| {
             let metric = IntCounterVec::new(Opts::new(name, help), labels)?;
@@ -53,11 +60,22 @@ impl Metrics {
             Ok::<_, prometheus::Error>(metric)
         };
         let histograms = |name: &str, help: &str| {
-            let options = HistogramOpts::new(name, help).buckets(BOUNDS.to_vec());
+            let options = HistogramOpts::new(name, help)
+                .buckets(BOUNDS.to_vec())
+                .const_label("endpoint", endpoint);
             let metric = HistogramVec::new(options, &["model", "version"])?;
             registry.register(Box::new(metric.clone()))?;
             Ok::<_, prometheus::Error>(metric)
         };
+        let requests = IntCounterVec::new(
+            Opts::new(
+                "graftwork_router_requests_total",
+                "Requests by model, version and code: the HTTP status, truncated (a stream that broke) or cancelled (the client left).",
+            )
+            .const_label("endpoint", endpoint),
+            &["model", "version", "code"],
+        )?;
+        registry.register(Box::new(requests.clone()))?;
         let gauge = |name: &str, help: &str| {
             let metric = IntGauge::new(name, help)?;
             registry.register(Box::new(metric.clone()))?;
@@ -79,11 +97,7 @@ impl Metrics {
         )?;
         registry.register(Box::new(cache_hits.clone()))?;
         Ok(Self {
-            requests: counters(
-                "graftwork_router_requests_total",
-                "Requests by model, version and code: the HTTP status, truncated (a stream that broke) or cancelled (the client left).",
-                &["model", "version", "code"],
-            )?,
+            requests,
             duration: histograms(
                 "graftwork_router_request_duration_seconds",
                 "Arrival to last byte of answers below status 400.",
@@ -127,6 +141,7 @@ impl Metrics {
                 "Weight of each candidate; 0 after its lease ended.",
                 &["model", "version"],
             )?,
+            gone: Mutex::default(),
             registry,
         })
     }
@@ -193,6 +208,52 @@ impl Metrics {
         self.ejections.inc();
     }
 
+    /// Drops the series of versions that have been in no table for a while: with a new version every night they would
+    /// become more and more.
+    fn forget_gone(&self, table: &Table, now: Instant) {
+        let mut known: BTreeMap<[String; 2], Vec<String>> = BTreeMap::new();
+        for family in self.requests.collect() {
+            for metric in family.get_metric() {
+                let value = |wanted: &str| {
+                    let label = metric.get_label().iter().find(|l| l.name() == wanted);
+                    label
+                        .map(|label| label.value().to_owned())
+                        .unwrap_or_default()
+                };
+                let version = [value("model"), value("version")];
+                known.entry(version).or_default().push(value("code"));
+            }
+        }
+        let is_live = |[model, version]: &[String; 2]| {
+            model.is_empty()
+                || table.models.get(model).is_some_and(|model| {
+                    let candidate = model.candidate.as_ref().map(|one| &one.version);
+                    label(&model.stable) == *version
+                        || candidate.is_some_and(|candidate| label(candidate) == *version)
+                })
+        };
+        let mut gone = self.gone.lock().unwrap_or_else(PoisonError::into_inner);
+        gone.retain(|version, _| known.contains_key(version) && !is_live(version));
+        for (version, codes) in known {
+            if is_live(&version) {
+                continue;
+            }
+            let since = *gone.entry(version.clone()).or_insert(now);
+            if now.duration_since(since) < KEPT {
+                continue;
+            }
+            gone.remove(&version);
+            let [model, number] = &version;
+            // A series that is not there is as good as removed.
+            for code in &codes {
+                let _ = self.requests.remove_label_values(&[model, number, code]);
+            }
+            let _ = self.duration.remove_label_values(&[model, number]);
+            let _ = self.first_byte.remove_label_values(&[model, number]);
+            let _ = self.fallbacks.remove_label_values(&[model, number]);
+        }
+    }
+
     /// The text format, with the gauges of the state as it is now.
     ///
     /// # Errors
@@ -203,6 +264,7 @@ impl Metrics {
         engines: &[Arc<Engine>],
         now: Instant,
     ) -> Result<String, prometheus::Error> {
+        self.forget_gone(table, now);
         let fence = table.fence.unwrap_or_default();
         self.table_generation.set(fence.generation.cast_signed());
         self.table_lease_epoch.set(fence.lease_epoch.cast_signed());
@@ -233,4 +295,77 @@ fn label(version: &Version) -> String {
     version
         .number
         .map_or_else(|| "base".to_owned(), |number| format!("v{number}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use graftwork_contract::proto::router::v1 as wire;
+    use graftwork_contract::signing::Fence;
+    use graftwork_listen::clock;
+
+    use super::*;
+    use crate::engine::Registry as Engines;
+
+    fn table(version: u32) -> Table {
+        let push = wire::RoutingTable {
+            models: vec![wire::Model {
+                name: "m".into(),
+                stable: Some(wire::Version {
+                    version,
+                    digest: "sha256:a".into(),
+                }),
+                candidate: None,
+                fallback: String::new(),
+            }],
+            engines: vec![],
+            base_name: "base".into(),
+            stand_ins: vec![],
+        };
+        Table::from_push(&push, Fence::default(), &Engines::default(), clock::now()).unwrap()
+    }
+
+    fn answer(metrics: &Metrics, table: &Table) {
+        let version = &table.models["m"].stable;
+        metrics.begin();
+        metrics.end(version, "200");
+        metrics.observe(version, Duration::from_secs(1), Duration::from_millis(1));
+    }
+
+    #[test]
+    fn counters_and_times_name_endpoint_model_and_version() {
+        let metrics = Metrics::new("assistants").unwrap();
+        let table = table(1);
+        answer(&metrics, &table);
+        let text = metrics.render(&table, &[], clock::now()).unwrap();
+        for sample in [
+            r#"graftwork_router_requests_total{code="200",endpoint="assistants",model="m",version="v1"} 1"#,
+            r#"graftwork_router_request_duration_seconds_count{endpoint="assistants",model="m",version="v1"} 1"#,
+            r#"graftwork_router_first_byte_seconds_count{endpoint="assistants",model="m",version="v1"} 1"#,
+        ] {
+            assert!(text.contains(sample), "{sample} is not in {text}");
+        }
+    }
+
+    #[test]
+    fn series_of_a_version_that_left_the_table_go_a_while_later_and_others_stay() {
+        let metrics = Metrics::new("assistants").unwrap();
+        let (old, new) = (table(1), table(2));
+        answer(&metrics, &old);
+        answer(&metrics, &new);
+        metrics.refused("404");
+        let begun = clock::now();
+        let has = |text: &str, version: &str| text.contains(&format!("version=\"{version}\""));
+        let at = |table: &Table, seconds: u64| {
+            let now = begun + Duration::from_secs(seconds);
+            metrics.render(table, &[], now).unwrap()
+        };
+        assert!(has(&at(&new, 0), "v1"), "its last numbers");
+        // It comes back, and leaves again: the time begins anew.
+        assert!(has(&at(&old, 600), "v1"));
+        assert!(has(&at(&new, 1200), "v1"));
+        assert!(has(&at(&new, 2000), "v1"));
+        let text = at(&new, 2200);
+        assert!(!has(&text, "v1"), "{text}");
+        assert!(has(&text, "v2") && has(&text, ""), "{text}");
+    }
 }

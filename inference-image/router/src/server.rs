@@ -63,7 +63,11 @@ pub async fn start(settings: &Settings) -> anyhow::Result<Running> {
     let mut limits = settings.limits();
     let configured = usize::try_from(config.response_cache_bytes).unwrap_or(usize::MAX);
     limits.cache_bytes = limits.cache_bytes.max(configured);
-    let shared = Arc::new(Shared::new(Table::from_config(&config)?, limits)?);
+    let shared = Arc::new(Shared::new(
+        &config.endpoint,
+        Table::from_config(&config)?,
+        limits,
+    )?);
     let publisher = Publisher::new(shared.clone(), &config, &settings.pod_uid)?;
 
     let http = bind("--listen-http", settings.listen_http).await?;

@@ -96,11 +96,11 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// The state of a process that starts now with `table`.
+    /// The state of a process of that endpoint which starts now with `table`.
     ///
     /// # Errors
     /// Where a metric's name is invalid.
-    pub fn new(table: Table, limits: Limits) -> Result<Self, prometheus::Error> {
+    pub fn new(endpoint: &str, table: Table, limits: Limits) -> Result<Self, prometheus::Error> {
         let mut connector = HttpConnector::new();
         connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
         connector.set_nodelay(true);
@@ -117,7 +117,7 @@ impl Shared {
             found: ArcSwap::default(),
             registry: Registry::default(),
             stats: Stats::new(clock::now()),
-            metrics: Metrics::new()?,
+            metrics: Metrics::new(endpoint)?,
             client,
             answers: AnswerCache::new(limits.cache_bytes),
             bodies: Arc::new(Semaphore::new(limits.held_bytes.div_ceil(BODY_UNIT))),

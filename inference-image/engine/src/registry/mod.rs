@@ -48,6 +48,8 @@ const COMMANDS: usize = 1024;
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 /// How often gauges follow at most: counting a long list takes a while.
 const COUNT_AGAIN: Duration = Duration::from_millis(250);
+/// How often series of versions that are gone are looked for.
+const FORGET: Duration = Duration::from_secs(60);
 
 /// Why a pushed list was not taken.
 #[derive(Debug, thiserror::Error)]
@@ -257,6 +259,8 @@ impl Actor {
         again.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut count = tokio::time::interval(COUNT_AGAIN);
         count.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut forget = tokio::time::interval(FORGET);
+        forget.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut is_counted = true;
         loop {
             let resident = self.registry.resident();
@@ -264,6 +268,7 @@ impl Actor {
             let mut may_change = false;
             tokio::select! {
                 _ = again.tick() => self.look_again(),
+                _ = forget.tick() => self.settings.metrics.forget_gone(&self.registry, clock::now()),
                 _ = count.tick(), if !is_counted => {
                     is_counted = true;
                     self.settings.metrics.set_adapters(&self.registry);

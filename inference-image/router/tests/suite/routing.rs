@@ -520,9 +520,17 @@ async fn counters_tell_versions_errors_callers_and_latency() {
         rig.metric(&format!("graftwork_router_requests_total{{{labels}}}"))
             .await
     };
-    assert!((count(r#"code="200",model="m",version="v1""#).await - 3.0).abs() < 0.1);
-    assert!((count(r#"code="500",model="m",version="v2""#).await - 2.0).abs() < 0.1);
-    assert!((count(r#"code="404",model="",version="""#).await - 1.0).abs() < 0.1);
+    assert!(
+        (count(r#"code="200",endpoint="assistants",model="m",version="v1""#).await - 3.0).abs()
+            < 0.1
+    );
+    assert!(
+        (count(r#"code="500",endpoint="assistants",model="m",version="v2""#).await - 2.0).abs()
+            < 0.1
+    );
+    assert!(
+        (count(r#"code="404",endpoint="assistants",model="",version="""#).await - 1.0).abs() < 0.1
+    );
     assert!(
         rig.metric("graftwork_router_in_flight_requests")
             .await
