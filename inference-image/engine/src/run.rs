@@ -2,11 +2,11 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail, ensure};
-use graftwork_artifacts::Store;
+use graftwork_artifacts::{Store, digest_of_file};
 use graftwork_contract::endpoint::{BaseFormat, EngineConfig};
 use graftwork_contract::key_values::KeyValueBlock;
 use graftwork_contract::pod;
@@ -159,7 +159,7 @@ impl Running {
             health: health.clone(),
             abort: abort.clone(),
             started: clock::unix_seconds(),
-            revision: revision(&config, base.llama.accelerator()),
+            revision: revision(&config, &base.build, base.llama.accelerator()),
         });
         let (http_address, http_listener) = bind(options.listen_http).await?;
         let readiness = health.clone();
@@ -274,6 +274,7 @@ struct Base {
     tokenizer: TextTokenizer,
     grammars: Option<Grammars>,
     context_tokens: usize,
+    build: String,
 }
 
 async fn load_base(config: &EngineConfig) -> anyhow::Result<Base> {
@@ -309,6 +310,7 @@ async fn load_base(config: &EngineConfig) -> anyhow::Result<Base> {
         }
         let tokenizer = TextTokenizer::load(dir)?;
         Ok(Base {
+            build: build()?,
             llama,
             grammars: grammars(&tokenizer, &model),
             tokenizer,
@@ -335,7 +337,7 @@ fn held(format: BaseFormat) -> Held {
 }
 
 /// What computes answers here: engines of one revision give the same ones.
-fn revision(config: &EngineConfig, accelerator: Option<&Accelerator>) -> String {
+fn revision(config: &EngineConfig, build: &str, accelerator: Option<&Accelerator>) -> String {
     let kernels = match accelerator {
         None => Isa::detect().name().to_owned(),
         // A header's value and a part of a key: `NVIDIA L40S` becomes `NVIDIA-L40S`.
@@ -344,7 +346,7 @@ fn revision(config: &EngineConfig, accelerator: Option<&Accelerator>) -> String 
             .replace(|c: char| !c.is_ascii_alphanumeric(), "-"),
     };
     let mut revision = format!(
-        "{}-{}-{kernels}",
+        "{}-{}-{build}-{kernels}",
         config.base_digest.short(),
         env!("CARGO_PKG_VERSION"),
     );
@@ -353,6 +355,19 @@ fn revision(config: &EngineConfig, accelerator: Option<&Accelerator>) -> String 
         revision.push_str(format.name());
     }
     revision
+}
+
+/// The digits by which this program differs from another build of the same version, whose sums may have another order.
+/// Read once: tests start many engines in one process.
+fn build() -> anyhow::Result<String> {
+    static BUILD: OnceLock<String> = OnceLock::new();
+    if let Some(build) = BUILD.get() {
+        return Ok(build.clone());
+    }
+    let program = std::env::current_exe().context("this program's own file is not known")?;
+    let (digest, _) = digest_of_file(&program)
+        .with_context(|| format!("this program's own file {}", program.display()))?;
+    Ok(BUILD.get_or_init(|| digest.short().to_owned()).clone())
 }
 
 /// What makes answers JSON of a schema. A model whose tokenizer does not allow it is served without.

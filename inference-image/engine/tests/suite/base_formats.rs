@@ -59,6 +59,8 @@ async fn alone(server: &Server) -> Vec<Value> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_form_of_the_base_gives_in_company_what_it_gives_alone() {
+    let program = std::env::current_exe().unwrap();
+    let (build, _) = graftwork_artifacts::digest_of_file(&program).unwrap();
     let mut revisions = BTreeSet::new();
     let mut of_forms = Vec::new();
     for format in FORMATS {
@@ -71,6 +73,7 @@ async fn every_form_of_the_base_gives_in_company_what_it_gives_alone() {
             assert_eq!(content(answer), *expected, "{format:?}");
         }
         let revision = together[0].headers["x-graftwork-engine"].to_str().unwrap();
+        assert!(revision.contains(build.short()), "{revision}");
         if let Some(format) = format {
             assert!(revision.ends_with(format.name()), "{revision}");
         }
