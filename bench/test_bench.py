@@ -143,8 +143,8 @@ class Ratios(unittest.TestCase):
 
 class Answers(unittest.TestCase):
     def test_equal_ones_are_no_distance_away_and_others_are(self):
-        self.assertEqual(answers.divergence([-1.0, -2.0], [-1.0, -2.0]), 0.0)
-        self.assertAlmostEqual(answers.divergence([-1.0, -1.0], [-1.1, -0.9]), 0.005, places=4)
+        self.assertEqual(answers.divergences([-1.0, -2.0], [-1.0, -2.0]), [0.0, 0.0])
+        self.assertAlmostEqual(answers.mean(answers.divergences([-1.0, -1.0], [-1.1, -0.9])), 0.005, places=4)
 
     def test_the_estimate_is_the_divergence(self):
         import math
@@ -152,15 +152,25 @@ class Answers(unittest.TestCase):
 
         p, q = [0.5, 0.3, 0.2], [0.4, 0.4, 0.2]
         drawn = random.Random(1).choices(range(3), p, k=200_000)
-        found = answers.divergence([math.log(p[i]) for i in drawn], [math.log(q[i]) for i in drawn])
+        found = answers.mean(answers.divergences([math.log(p[i]) for i in drawn], [math.log(q[i]) for i in drawn]))
         self.assertAlmostEqual(found, sum(a * math.log(a / b) for a, b in zip(p, q)), places=3)
 
     def test_nothing_is_timed_that_is_farther_than_its_counterpart_or_has_no_adapter(self):
-        judge = lambda ours, peer: answers.judge_answers({"ours": ours, "peer": peer}, 1.0, "peer")
+        def judge(ours, peer):
+            # As noisy as tokens are, with these means.
+            terms = {"ours": [ours * (0.5 + n % 3 / 2) for n in range(300)], "peer": [peer] * 300}
+            return answers.judge_answers(terms, 1.0, "peer")
+
         self.assertEqual(judge(0.001, 0.001), [])
-        self.assertEqual(len(judge(0.002, 0.001)), 1)
+        self.assertEqual(judge(0.00102, 0.001), [], "within the noise")
+        self.assertEqual(len(judge(0.0012, 0.001)), 1)
         self.assertEqual(len(judge(0.001, 0.9)), 1)
 
+    def test_the_interval_of_a_ratio_holds_it_and_is_of_pairs(self):
+        theirs = [1.0 + n % 7 for n in range(500)]
+        self.assertEqual([round(end, 6) for end in answers.ratio_interval([2 * v for v in theirs], theirs)], [2.0, 2.0])
+        low, high = answers.ratio_interval(theirs[::-1], theirs)
+        self.assertTrue(0.85 < low < 1.0 < high < 1.2)
 
     def test_an_engine_that_took_no_notice_of_a_quantisation_is_found_out(self):
         self.assertFalse(answers.is_quantised({"ours": 1e-9, "peft bf16": 4e-5}))
