@@ -148,6 +148,10 @@ async fn begin(
     let permit = Arc::new(permit);
     let wanted = Wanted {
         parameters: &parameters,
+        input: match endpoint {
+            Endpoint::Completion => "prompt",
+            Endpoint::Chat => "messages",
+        },
         is_echo,
         constraint: compile(engine, schema).await?,
         lease: lease.map(Arc::new),
@@ -187,6 +191,8 @@ async fn begin(
 /// What all answers of a request share.
 struct Wanted<'a> {
     parameters: &'a Parameters,
+    /// The field with the prompts.
+    input: &'static str,
     is_echo: bool,
     constraint: Option<Constraint>,
     lease: Option<Arc<Lease>>,
@@ -202,7 +208,7 @@ impl Wanted<'_> {
     ) -> Result<Vec<mpsc::Receiver<Event>>, ApiError> {
         let limits = prompts
             .iter()
-            .map(|prompt| new_tokens(engine, self.parameters, prompt.tokens.len()))
+            .map(|prompt| new_tokens(engine, self.parameters, prompt.tokens.len(), self.input))
             .collect::<Result<Vec<usize>, ApiError>>()?;
         let mut receivers = Vec::new();
         for (prompt, limit) in prompts.iter().zip(limits) {
@@ -265,13 +271,19 @@ fn new_tokens(
     engine: &Engine,
     parameters: &Parameters,
     prompt_tokens: usize,
+    input: &str,
 ) -> Result<usize, ApiError> {
     let context = engine.context_tokens;
     let wanted = parameters
         .maximum_new_tokens
         .unwrap_or_else(|| context.saturating_sub(prompt_tokens).max(1));
     if prompt_tokens + wanted > context {
-        return Err(ApiError::context_length(context, prompt_tokens, wanted));
+        return Err(ApiError::context_length(
+            context,
+            prompt_tokens,
+            wanted,
+            input,
+        ));
     }
     Ok(wanted)
 }

@@ -86,12 +86,14 @@ impl ApiError {
         }
     }
 
-    /// 400: prompt and answer do not fit.
-    pub fn context_length(limit: usize, prompt: usize, answer: usize) -> Self {
+    /// 400: prompt and answer do not fit. `input` is the field with the prompt, which is to blame where it leaves no
+    /// room for any answer.
+    pub fn context_length(limit: usize, prompt: usize, answer: usize, input: &str) -> Self {
+        let fits_alone = prompt + answer.min(1) <= limit;
         Self {
             code: Some("context_length_exceeded"),
             ..Self::invalid(
-                "max_tokens",
+                if fits_alone { "max_tokens" } else { input },
                 format!(
                     "this model's context length is {limit} tokens, the request asks for {} ({prompt} in the prompt, {answer} for the answer); shorten one of them",
                     prompt + answer

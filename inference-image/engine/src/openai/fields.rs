@@ -27,6 +27,10 @@ pub enum Neutral {
     Text(&'static [&'static str]),
     /// `["text"]`.
     TextList,
+    /// Any text.
+    AnyText,
+    /// An object of texts.
+    Texts,
 }
 
 impl Neutral {
@@ -47,6 +51,10 @@ impl Neutral {
             Self::TextList => value
                 .as_array()
                 .is_some_and(|items| items.iter().all(|item| item == "text")),
+            Self::AnyText => value.is_string(),
+            Self::Texts => value
+                .as_object()
+                .is_some_and(|items| items.values().all(Value::is_string)),
         }
     }
 
@@ -65,6 +73,8 @@ impl Neutral {
                 .collect::<Vec<_>>()
                 .join(" or "),
             Self::TextList => r#"["text"]"#.to_owned(),
+            Self::AnyText => "a text".to_owned(),
+            Self::Texts => "an object of texts".to_owned(),
         }
     }
 }
@@ -380,9 +390,12 @@ mod tests {
             ("presence_penalty", Neutral::Zero),
             ("store", Neutral::False),
             ("modalities", Neutral::TextList),
+            ("user", Neutral::AnyText),
+            ("metadata", Neutral::Texts),
         ];
         let mut read = fields(
-            r#"{"tools": [], "presence_penalty": 0.0, "store": false, "modalities": ["text"]}"#,
+            r#"{"tools": [], "presence_penalty": 0.0, "store": false, "modalities": ["text"],
+                "user": "u", "metadata": {"a": "b"}}"#,
         );
         read.neutral(&table).unwrap();
         read.finish().unwrap();
@@ -391,6 +404,9 @@ mod tests {
             (r#"{"presence_penalty": 0.1}"#, "presence_penalty"),
             (r#"{"store": true}"#, "store"),
             (r#"{"modalities": ["audio"]}"#, "modalities"),
+            (r#"{"user": 7}"#, "user"),
+            (r#"{"metadata": "x"}"#, "metadata"),
+            (r#"{"metadata": {"a": 1}}"#, "metadata"),
         ] {
             let error = fields(body).neutral(&table).unwrap_err();
             assert_eq!(error.param.as_deref(), Some(param));

@@ -17,10 +17,10 @@ pub const MAXIMUM_BIASES: usize = 1024;
 
 /// Parameters at which nothing changes, for both endpoints.
 const NEUTRAL: &[(&str, Neutral)] = &[
-    ("user", Neutral::Any),
-    ("metadata", Neutral::Any),
-    ("safety_identifier", Neutral::Any),
-    ("prompt_cache_key", Neutral::Any),
+    ("user", Neutral::AnyText),
+    ("metadata", Neutral::Texts),
+    ("safety_identifier", Neutral::AnyText),
+    ("prompt_cache_key", Neutral::AnyText),
     ("store", Neutral::False),
     ("service_tier", Neutral::Text(&["auto", "default"])),
     // Other servers' own parameters.

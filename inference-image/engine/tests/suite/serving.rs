@@ -377,6 +377,14 @@ async fn what_can_not_be_served_is_said_in_openais_shape() {
         message.contains("512") && message.contains("521"),
         "{message}"
     );
+    assert_eq!(long.error("param"), "max_tokens", "a shorter answer fits");
+    let longer = server.complete(request("a", &"x".repeat(600), 1)).await;
+    assert_eq!(longer.error("param"), "prompt", "no answer does");
+    let messages = json!([{"role": "user", "content": "x".repeat(600)}]);
+    let chat = json!({"model": "a", "messages": messages});
+    let longer = server.post("/v1/chat/completions", &chat).await;
+    assert_eq!(longer.error("code"), "context_length_exceeded");
+    assert_eq!(longer.error("param"), "messages");
 
     let route = server.post("/v1/embeddings", &json!({})).await;
     assert_eq!(route.status, 404);
