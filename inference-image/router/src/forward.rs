@@ -388,12 +388,14 @@ impl Pinned {
         let Some(patience) = shared.limits.hedge_after else {
             return vec![first.await];
         };
+        shared.hedges.earn();
         if let Ok(ended) = tokio::time::timeout(patience, &mut first).await {
             return vec![ended];
         }
         let has_less = |other: &Arc<Engine>| other.in_flight() < engine.in_flight();
         let other = self.next(shared, tried);
-        let Some(other) = other.filter(|other| is_free(other) && has_less(other)) else {
+        let other = other.filter(|other| is_free(other) && has_less(other));
+        let Some(other) = other.filter(|_| shared.hedges.spend()) else {
             return vec![first.await];
         };
         tried.push(other.clone());

@@ -17,6 +17,7 @@ pub mod control;
 pub mod engine;
 pub mod failure;
 pub mod forward;
+pub mod hedging;
 pub mod metrics;
 pub mod mounted;
 pub mod page;

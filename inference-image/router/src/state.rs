@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cache::AnswerCache;
 use crate::engine::{Engine, InFlight, Registry};
+use crate::hedging::HedgeBudget;
 use crate::metrics::Metrics;
 use crate::stats::{Sample, Stats};
 use crate::table::{Table, Version};
@@ -82,6 +83,8 @@ pub struct Shared {
     pub client: Client<HttpConnector, Full<Bytes>>,
     /// Answers that were given before.
     pub answers: AnswerCache,
+    /// Second attempts that are left.
+    pub hedges: HedgeBudget,
     /// Bounds.
     pub limits: Limits,
     /// Cancelled when what still runs has to end, late in a drain.
@@ -120,6 +123,7 @@ impl Shared {
             metrics: Metrics::new(endpoint)?,
             client,
             answers: AnswerCache::new(limits.cache_bytes),
+            hedges: HedgeBudget::default(),
             bodies: Arc::new(Semaphore::new(limits.held_bytes.div_ceil(BODY_UNIT))),
             limits,
             last_call: CancellationToken::new(),
