@@ -1,6 +1,11 @@
 //! What the KV cache remembers saves work and changes no answer.
 
-use crate::harness::{Answer, Files, Server};
+use crate::harness::process::{Process, push};
+use crate::harness::{Answer, BASE, Files, Server, read};
+use axum::http::Request;
+use http_body_util::Full;
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::TokioExecutor;
 use serde_json::{Value, json};
 
 const REUSED: &str = "graftwork_engine_prefix_reused_tokens_total";
@@ -114,4 +119,41 @@ async fn a_cache_that_is_full_of_memories_still_takes_every_request() {
     server
         .wait_for_metric("graftwork_engine_kv_blocks_used ", 0.0)
         .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_router_kept_is_the_answer_of_the_adapter_that_is_asked_for() {
+    let mut files = Files::new();
+    files.config.adapters = vec![files.adapter("a", 1, 1), files.adapter("b", 1, 2)];
+    files.write_config();
+    let engine = Process::engine(&files).await;
+    let router = Process::router_that_keeps(&files, 1 << 20).await;
+    let mut control = router.control().await;
+    push(&mut control, &files.config.adapters, &[engine.http], 1).await;
+    let client = Client::builder(TokioExecutor::new()).build_http::<Full<bytes::Bytes>>();
+    let ask = async |address: std::net::SocketAddr, model: &str| {
+        // A prompt that is scored tells adapters apart.
+        let body = json!({
+            "model": model, "prompt": SYSTEM, "max_tokens": 4, "temperature": 0, "echo": true, "logprobs": 2,
+        });
+        let request = Request::post(format!("http://{address}/v1/completions"))
+            .header("content-type", "application/json")
+            .body(Full::from(body.to_string()))
+            .unwrap();
+        read(client.request(request).await.unwrap()).await
+    };
+    let models = ["a", "b", BASE];
+    let mut alone = vec![];
+    for model in models {
+        alone.push(content(&ask(engine.http, model).await));
+    }
+    assert!(alone[0] != alone[1] && alone[1] != alone[2] && alone[0] != alone[2]);
+    for is_kept in [false, true] {
+        for (model, alone) in models.iter().zip(&alone) {
+            let answer = ask(router.http, model).await;
+            assert_eq!(content(&answer), *alone, "{model}");
+            assert_eq!(answer.headers.contains_key("x-graftwork-cache"), is_kept);
+            assert!(answer.adapter().starts_with(&format!("{model}@")));
+        }
+    }
 }

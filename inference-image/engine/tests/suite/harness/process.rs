@@ -88,6 +88,11 @@ impl Process {
 
     /// A router of the same endpoint, which is told nothing yet.
     pub async fn router(files: &Files) -> Self {
+        Self::router_that_keeps(files, 0).await
+    }
+
+    /// The same, with a response cache of so many bytes.
+    pub async fn router_that_keeps(files: &Files, bytes: u64) -> Self {
         let config = RouterConfig {
             endpoint: files.config.endpoint.clone(),
             owner_uid: OWNER.into(),
@@ -96,7 +101,7 @@ impl Process {
             base_name: Some(BASE.into()),
             models: vec![],
             stand_ins: [].into(),
-            response_cache_bytes: 0,
+            response_cache_bytes: bytes,
         };
         let path = files.dir.path().join("router.json");
         write_whole(&path, &serde_json::to_vec(&config).unwrap());
