@@ -23,7 +23,9 @@ impl Preparing {
 
     /// Says which adapter it is for.
     pub(super) fn wants(&mut self, adapter: &str) {
-        if let (Some(vllm), None) = (&self.metrics.vllm, &self.adapter) {
+        if let Some(vllm) = &self.metrics.vllm
+            && self.adapter.is_none()
+        {
             vllm.enter(adapter);
             self.adapter = Some(adapter.to_owned());
         }

@@ -212,7 +212,10 @@ fn who_waited_far_longer_than_the_queue_is_long_gets_every_second_place_and_no_m
     assert_eq!(busy, CALLERS, "none is kept back: {order:?}");
     // The first pass was its own: nobody else was there.
     let mut pairs = order.windows(2).skip(8);
-    assert!(pairs.all(|pair| pair != [0, 0]), "two in a row: {order:?}");
+    assert!(
+        pairs.all(|pair| pair != [0_u64, 0]),
+        "two in a row: {order:?}"
+    );
 }
 
 #[test]
