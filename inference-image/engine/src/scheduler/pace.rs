@@ -9,9 +9,12 @@
 const STRETCH: f64 = 1.8;
 /// Weight of the newest measurement.
 const NEWEST: f64 = 0.2;
+/// Its weight where a prompt token became dearer: each attends to more tokens than those before it, and a mean that
+/// lags behind lets in too many.
+const RISING: f64 = 0.5;
 /// A prompt always goes on by so many tokens. Many more would by themselves take as long as a pass over a quantised
 /// base, where a processor's arithmetic is dear.
-const LEAST: usize = 4;
+const LEAST: usize = 2;
 /// Seconds that a pass over prompts alone may take: between passes departed clients give their places back, and short
 /// requests begin.
 const LONGEST: f64 = 0.5;
@@ -34,12 +37,13 @@ impl Pace {
         }
         match (decode_rows, prompt_tokens) {
             (0, 0) => {}
-            (_, 0) => follow(&mut self.alone, seconds),
-            (0, tokens) => follow(&mut self.each, seconds / tokens as f64),
+            (_, 0) => follow(&mut self.alone, seconds, NEWEST),
+            (0, tokens) => follow(&mut self.each, seconds / tokens as f64, RISING),
             (_, tokens) => {
                 let rest = seconds - self.alone.unwrap_or(0.0);
                 // One lucky pass, or `alone` from busier times, must not open the gate for the next prompt.
-                follow(&mut self.each, rest.max(seconds / 4.0) / tokens as f64);
+                let each = rest.max(seconds / 4.0) / tokens as f64;
+                follow(&mut self.each, each, RISING);
             }
         }
     }
@@ -58,8 +62,12 @@ impl Pace {
     }
 }
 
-fn follow(mean: &mut Option<f64>, newest: f64) {
-    *mean = Some(mean.map_or(newest, |mean| mean + NEWEST * (newest - mean)));
+/// Moves the mean towards the newest measurement, by `rising` where that is greater.
+fn follow(mean: &mut Option<f64>, newest: f64, rising: f64) {
+    *mean = Some(mean.map_or(newest, |mean| {
+        let weight = if newest > mean { rising } else { NEWEST };
+        mean + weight * (newest - mean)
+    }));
 }
 
 #[cfg(test)]

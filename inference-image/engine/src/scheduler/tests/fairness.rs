@@ -184,7 +184,7 @@ fn a_prompt_beside_streams_is_cut_to_what_they_hardly_feel_and_alone_it_is_not()
     let (pass, _) = step(&mut scheduler);
     assert_eq!(
         counts(&pass),
-        [(0, 1), (1, 4)],
+        [(0, 1), (1, 2)],
         "a prompt token takes 2 ms, a pass without 1 ms"
     );
     assert!(scheduler.remove(SequenceId(0)));

@@ -13,13 +13,16 @@ struct Machine {
     /// Arithmetic.
     token: u64,
     adapter: u64,
+    /// Attention: nanoseconds for each token that a token attends to.
+    position: u64,
     /// Whether it computes while it reads (the roofline of Williams et al. 2009), or one after the other.
     overlaps: bool,
 }
 
 impl Machine {
-    fn microseconds(self, tokens: usize, adapters: usize) -> u64 {
-        let arithmetic = self.token * tokens as u64;
+    /// Of a pass over so many tokens that attend to `positions` tokens, all together.
+    fn microseconds(self, tokens: usize, positions: usize, adapters: usize) -> u64 {
+        let arithmetic = self.token * tokens as u64 + self.position * positions as u64 / 1000;
         let base = if self.overlaps {
             self.pass.max(arithmetic)
         } else {
@@ -43,6 +46,14 @@ struct Served {
     machine: Machine,
     now: u64,
     heard: BTreeMap<u64, Heard>,
+    /// Of each pass: how many times as long it took as its decode rows would have alone, each for another adapter.
+    stretched: Vec<f64>,
+}
+
+/// Tokens that the chunks' tokens attend to, all together.
+fn positions(chunks: &[Chunk]) -> usize {
+    let each = |chunk: &Chunk| chunk.count * (chunk.start + chunk.count / 2);
+    chunks.iter().map(each).sum()
 }
 
 impl Served {
@@ -59,6 +70,7 @@ impl Served {
             machine,
             now: 0,
             heard: BTreeMap::new(),
+            stretched: vec![],
         }
     }
 
@@ -82,7 +94,19 @@ impl Served {
         let pass = self.scheduler.plan();
         let ids = pass.chunks.iter().map(|chunk| chunk.id.0);
         let adapters: BTreeSet<u64> = ids.map(|id| self.heard[&id].adapter).collect();
-        let took = self.machine.microseconds(pass.tokens(), adapters.len());
+        let took =
+            self.machine
+                .microseconds(pass.tokens(), positions(&pass.chunks), adapters.len());
+        let rows = pass
+            .chunks
+            .iter()
+            .copied()
+            .filter(|chunk| chunk.count == 1 && chunk.samples);
+        let rows: Vec<Chunk> = rows.collect();
+        let alone = self
+            .machine
+            .microseconds(rows.len(), positions(&rows), rows.len());
+        self.stretched.push(took as f64 / alone as f64);
         self.now += took;
         self.scheduler.computed(&pass);
         self.scheduler.took(&pass, took as f64 / 1e6);
@@ -133,6 +157,7 @@ fn sixty_four_adapters(fair: bool, callers_of_the_first: usize) -> Met {
             pass: 20_000,
             token: 300,
             adapter: 1_000,
+            position: 0,
             overlaps: false,
         },
     );
@@ -226,6 +251,7 @@ fn streams_beside_a_prompt_of_4000_tokens_wait_at_most_twice_as_long_for_a_token
                 pass,
                 token,
                 adapter: 0,
+                position: 0,
                 overlaps,
             };
             let mut served = Served::new(32, machine);
@@ -254,6 +280,45 @@ fn streams_beside_a_prompt_of_4000_tokens_wait_at_most_twice_as_long_for_a_token
                 beside <= 2 * without,
                 "{streams} streams, {machine:?}: {beside} us beside the prompt, {without} us without"
             );
+        }
+    }
+}
+
+#[test]
+fn streams_hardly_feel_a_long_prompt_whose_tokens_become_dearer_as_it_goes_on() {
+    // At its end a token costs three times what it cost at the begin.
+    let machines = [
+        (20_000, 300, false),
+        (2_000, 50, false),
+        (10_000, 1_500, false),
+        (20_000, 300, true),
+        (30_000, 3_300, true),
+    ];
+    for (pass, token, overlaps) in machines {
+        for streams in [1, 4, 8, 31] {
+            let machine = Machine {
+                pass,
+                token,
+                adapter: 0,
+                position: token / 2,
+                overlaps,
+            };
+            let mut served = Served::new(32, machine);
+            for adapter in 0..streams {
+                served.add(true, adapter, (32, 4000));
+            }
+            for _ in 0..400 {
+                served.step();
+            }
+            served.stretched.clear();
+            let prompt = served.add(true, streams, (4000, 1));
+            while served.heard[&prompt].tokens.is_empty() {
+                served.step();
+                assert!(served.stretched.len() < 3000, "the prompt does not get on");
+            }
+            served.stretched.sort_by(f64::total_cmp);
+            let p99 = served.stretched[served.stretched.len() * 99 / 100];
+            assert!(p99 <= 2.0, "{streams} streams, {machine:?}: {p99} times");
         }
     }
 }
