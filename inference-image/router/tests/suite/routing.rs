@@ -619,3 +619,23 @@ async fn a_body_that_stops_half_way_is_a_408_and_no_engine_hears_of_it() {
     assert_eq!(fine.adapter(), "m@v1");
     assert_eq!(engine.seen().len(), 1);
 }
+
+#[tokio::test]
+async fn every_request_behind_an_acknowledged_push_follows_it() {
+    let engine = FakeEngine::start().await;
+    let mut rig = Rig::start(&[]).await;
+    // How soon a push is acknowledged is `make bench-router`'s.
+    for turn in 0..50 {
+        let (weight, version) = if turn % 2 == 0 {
+            (100, "m@v2")
+        } else {
+            (0, "m@v1")
+        };
+        rig.push(&table(Some(candidate(weight)), &[&engine])).await;
+        let ask = |user: String| rig.ask(question(&user));
+        let answers = futures::future::join_all((0..4).map(|n| ask(format!("u{n}")))).await;
+        for answer in answers {
+            assert_eq!(answer.adapter(), version, "push {turn}");
+        }
+    }
+}
