@@ -6,8 +6,9 @@
 //! The micro-batch is that of the batch under way, where training was left in the midst of one.
 //! The store makes a folder appear with all its files at once, so whatever instant the process dies
 //! at, there is either the new checkpoint or the one before it. One that was damaged later is passed
-//! over.
+//! over, and goes with the first save after it.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use graftwork_artifacts::{Category, Error as StoreError, MANIFEST_FILE, Store};
@@ -88,6 +89,8 @@ pub struct Checkpoints<'a> {
     root: String,
     plan: Digest,
     names: Vec<String>,
+    /// Those that this process wrote or read back whole.
+    sound: RefCell<BTreeSet<Place>>,
 }
 
 /// A checkpoint that was read back whole.
@@ -131,11 +134,12 @@ impl<'a> Checkpoints<'a> {
             root,
             plan,
             names,
+            sound: RefCell::default(),
         }
     }
 
-    /// Saves `state` under fencing epoch `epoch`. A checkpoint of the same epoch, step and
-    /// micro-batch that is there already holds the same.
+    /// Saves `state` under fencing epoch `epoch`. A sound checkpoint of the same epoch, step and
+    /// micro-batch holds the same, and stays.
     ///
     /// # Errors
     /// The store's.
@@ -153,7 +157,11 @@ impl<'a> Checkpoints<'a> {
         };
         let folder = self.folder(place);
         if self.store.is_published(&folder)? {
-            return Ok(());
+            if self.sound.borrow().contains(&place) {
+                return Ok(());
+            }
+            // Damaged, or not known to have reached the disk.
+            self.store.remove_folder(&folder)?;
         }
         let staged = self.store.stage(&folder)?;
         staged.write(STATE_FILE, &state_file::encode(state, &self.names)?)?;
@@ -166,6 +174,7 @@ impl<'a> Checkpoints<'a> {
             saved_unix_seconds: now,
         };
         staged.publish(&record)?;
+        self.sound.borrow_mut().insert(place);
         Ok(())
     }
 
@@ -178,7 +187,10 @@ impl<'a> Checkpoints<'a> {
         for place in self.list()?.into_iter().rev() {
             let folder = self.folder(place);
             match self.read(&folder, optimizer) {
-                Ok(restored) => return Ok(Some(restored)),
+                Ok(restored) => {
+                    self.sound.borrow_mut().insert(place);
+                    return Ok(Some(restored));
+                }
                 Err(problem) => {
                     tracing::warn!(
                         folder,
@@ -191,14 +203,23 @@ impl<'a> Checkpoints<'a> {
         Ok(None)
     }
 
-    /// Removes all but the newest `keep` checkpoints.
+    /// Removes all but the newest `keep` of the checkpoints that this process, of fencing epoch `epoch`, wrote or
+    /// read back whole. A damaged one is not among them, however much work it claims to hold: it would take the
+    /// place of one that can be used. What a newer epoch saved stays, so that an attempt that does not know yet
+    /// that it was taken over takes nothing from its successor.
     ///
     /// # Errors
     /// The store's.
-    pub fn prune(&self, keep: usize) -> Result<(), CheckpointError> {
+    pub fn prune(&self, epoch: u64, keep: usize) -> Result<(), CheckpointError> {
         let all = self.list()?;
-        for place in all.iter().take(all.len().saturating_sub(keep)) {
-            self.store.remove_folder(&self.folder(*place))?;
+        let mut sound = self.sound.borrow_mut();
+        sound.retain(|place| all.contains(place));
+        let kept: BTreeSet<Place> = sound.iter().rev().take(keep).copied().collect();
+        for place in all {
+            if place.epoch <= epoch && !kept.contains(&place) {
+                self.store.remove_folder(&self.folder(place))?;
+                sound.remove(&place);
+            }
         }
         Ok(())
     }
@@ -337,7 +358,7 @@ mod tests {
         let checkpoints = checkpoints(&store, b"plan");
         let saved = checkpoints
             .save(1, &state(20), &Environment::new(1), 0)
-            .and_then(|()| checkpoints.prune(1));
+            .and_then(|()| checkpoints.prune(1, 1));
         (calls.load(Ordering::SeqCst), saved.is_ok())
     }
 
@@ -359,7 +380,7 @@ mod tests {
         checkpoints
             .save(2, &state(30), &Environment::new(1), 0)
             .unwrap();
-        checkpoints.prune(1).unwrap();
+        checkpoints.prune(2, 1).unwrap();
         assert_eq!(newest(&checkpoints), Some(30));
         assert_eq!(checkpoints.list().unwrap().len(), 1);
         found
@@ -473,7 +494,7 @@ mod tests {
                 .save(1, &state(step), &Environment::new(1), 0)
                 .unwrap();
         }
-        checkpoints.prune(2).unwrap();
+        checkpoints.prune(1, 2).unwrap();
         let left = checkpoints.list().unwrap();
         let steps: Vec<u64> = left.iter().map(|place| place.step).collect();
         assert_eq!(steps, [20, 100]);
@@ -503,7 +524,64 @@ mod tests {
                 (micro_batch as f32).to_bits()
             );
         }
-        checkpoints.prune(1).unwrap();
+        checkpoints.prune(1, 1).unwrap();
         assert_eq!(checkpoints.list().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_damaged_one_with_more_work_in_it_never_takes_the_place_of_what_is_saved_after_it() {
+        for (torn, keep) in [(vec![20], 1), (vec![20, 30], 2), (vec![20], 2)] {
+            let dir = with_a_checkpoint();
+            let store = Store::open(dir.path()).unwrap();
+            let earlier = checkpoints(&store, b"plan");
+            for step in &torn {
+                earlier
+                    .save(1, &state(*step), &Environment::new(1), 0)
+                    .unwrap();
+                let file = format!("run/checkpoints/1/{step}/{STATE_FILE}");
+                std::fs::write(dir.path().join(file), "torn").unwrap();
+            }
+            let attempt = checkpoints(&store, b"plan");
+            assert_eq!(newest(&attempt), Some(10));
+            for step in [12, 14] {
+                attempt
+                    .save(2, &state(step), &Environment::new(1), 0)
+                    .unwrap();
+                attempt.prune(2, keep).unwrap();
+                let next = checkpoints(&store, b"plan");
+                assert_eq!(newest(&next), Some(step), "{torn:?}, {keep} kept");
+                let left = next.list().unwrap();
+                assert_eq!(left.len(), keep, "{torn:?}: {left:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_damaged_one_of_the_same_epoch_and_step_is_written_again() {
+        let dir = with_a_checkpoint();
+        let store = Store::open(dir.path()).unwrap();
+        let file = format!("run/checkpoints/1/10/{STATE_FILE}");
+        std::fs::write(dir.path().join(file), "torn").unwrap();
+        let attempt = checkpoints(&store, b"plan");
+        assert_eq!(newest(&attempt), None);
+        attempt
+            .save(1, &state(10), &Environment::new(1), 0)
+            .unwrap();
+        assert_eq!(newest(&checkpoints(&store, b"plan")), Some(10));
+    }
+
+    #[test]
+    fn who_was_taken_over_removes_nothing_of_its_successor() {
+        let dir = with_a_checkpoint();
+        let store = Store::open(dir.path()).unwrap();
+        let (older, newer) = (checkpoints(&store, b"plan"), checkpoints(&store, b"plan"));
+        assert_eq!((newest(&older), newest(&newer)), (Some(10), Some(10)));
+        let environment = Environment::new(1);
+        newer.save(2, &state(12), &environment, 0).unwrap();
+        newer.prune(2, 1).unwrap();
+        older.save(1, &state(14), &environment, 0).unwrap();
+        older.prune(1, 1).unwrap();
+        let steps: Vec<u64> = newer.list().unwrap().iter().map(|it| it.step).collect();
+        assert_eq!(steps, [12, 14]);
     }
 }

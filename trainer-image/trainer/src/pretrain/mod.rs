@@ -39,6 +39,8 @@ const HELD_OUT_ROWS: usize = 500;
 const SCORED_TOGETHER: usize = 64;
 /// Seconds between progress lines.
 const PROGRESS_SECONDS: f64 = 10.0;
+/// Nobody fences anybody off in a work folder.
+const EPOCH: u64 = 0;
 /// Checkpoints that are kept.
 const KEEP: usize = 2;
 /// Below the work folder: a folder of checkpoints for each plan.
@@ -188,8 +190,8 @@ impl PretrainRun<'_> {
         let save = |training: &Training<'_, TrainableLlama>| {
             let now = clock::unix_seconds();
             checkpoints
-                .save(0, training.state(), &environment, now)
-                .and_then(|()| checkpoints.prune(KEEP))
+                .save(EPOCH, training.state(), &environment, now)
+                .and_then(|()| checkpoints.prune(EPOCH, KEEP))
                 .map_err(|error| unavailable(&error))
         };
         let mut meter = Meter::new(training.state().tokens);

@@ -309,7 +309,7 @@ impl Session<'_> {
         patience::tried(&patience::PAUSES, &|| self.stop.is_set(), || {
             checkpoints
                 .save(u64::from(epoch), training.state(), environment, now)
-                .and_then(|()| checkpoints.prune(keep))
+                .and_then(|()| checkpoints.prune(u64::from(epoch), keep))
         })
         .map_err(|error| Failure::from(&error))?;
         self.reporter.update(|progress| {

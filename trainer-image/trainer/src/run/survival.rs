@@ -95,7 +95,7 @@ fn save(dir: &Path, names: &[String], state: &State, death: usize) -> usize {
     let checkpoints = of(&store, names);
     let _ = checkpoints
         .save(1, state, &Environment::new(1), 0)
-        .and_then(|()| checkpoints.prune(1));
+        .and_then(|()| checkpoints.prune(1, 1));
     calls.load(Ordering::SeqCst)
 }
 
