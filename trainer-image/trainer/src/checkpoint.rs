@@ -15,6 +15,7 @@ use graftwork_artifacts::{Category, Error as StoreError, MANIFEST_FILE, Store};
 use graftwork_contract::Digest;
 use serde::{Deserialize, Serialize};
 
+use crate::failure::causes;
 use crate::optimizer::AdamWConfig;
 use crate::state_file::{self, StateFileError};
 use crate::train::State;
@@ -80,6 +81,14 @@ impl CheckpointError {
             Self::State(_) => false,
         }
     }
+}
+
+/// Why a checkpoint is not gone on from.
+enum Unread {
+    /// It can't be used, now or later.
+    Damaged(String),
+    /// The store does not give it now.
+    Absent(StoreError),
 }
 
 /// The checkpoints of one run.
@@ -182,16 +191,43 @@ impl<'a> Checkpoints<'a> {
     /// are passed over with a warning.
     ///
     /// # Errors
-    /// The store can't be listed.
+    /// The store does not answer. A checkpoint that it does not give is not a damaged one: who passed it over
+    /// would begin from older work, or from nothing.
     pub fn newest(&self, optimizer: AdamWConfig) -> Result<Option<Restored>, CheckpointError> {
-        for place in self.list()?.into_iter().rev() {
-            let folder = self.folder(place);
+        let mut places = self.list()?;
+        loop {
+            if let Some(restored) = self.newest_of(&places, optimizer)? {
+                return Ok(Some(restored));
+            }
+            // An attempt that does not know yet that it was taken over may have saved and pruned meanwhile.
+            let now = self.list()?;
+            if now == places {
+                if !now.is_empty() {
+                    tracing::error!(
+                        checkpoints = now.len(),
+                        "no checkpoint can be used: training begins anew"
+                    );
+                }
+                return Ok(None);
+            }
+            places = now;
+        }
+    }
+
+    fn newest_of(
+        &self,
+        places: &BTreeSet<Place>,
+        optimizer: AdamWConfig,
+    ) -> Result<Option<Restored>, StoreError> {
+        for place in places.iter().rev() {
+            let folder = self.folder(*place);
             match self.read(&folder, optimizer) {
                 Ok(restored) => {
-                    self.sound.borrow_mut().insert(place);
+                    self.sound.borrow_mut().insert(*place);
                     return Ok(Some(restored));
                 }
-                Err(problem) => {
+                Err(Unread::Absent(error)) => return Err(error),
+                Err(Unread::Damaged(problem)) => {
                     tracing::warn!(
                         folder,
                         problem,
@@ -254,26 +290,37 @@ impl<'a> Checkpoints<'a> {
             .collect())
     }
 
-    fn read(&self, folder: &str, optimizer: AdamWConfig) -> Result<Restored, String> {
-        let text = |error: &dyn std::error::Error| crate::failure::causes(error);
-        let record: Option<Record> = self
-            .store
-            .get_json(&format!("{folder}/{MANIFEST_FILE}"))
-            .map_err(|e| text(&e))?;
-        let record = record.ok_or("its manifest is gone")?;
+    fn read(&self, folder: &str, optimizer: AdamWConfig) -> Result<Restored, Unread> {
+        let record: Option<Record> = self.store.get_json(&format!("{folder}/{MANIFEST_FILE}"))?;
+        let record = record.ok_or_else(|| Unread::damaged("its manifest is gone"))?;
         if record.plan != self.plan {
-            return Err("it belongs to another configuration".to_owned());
+            return Err(Unread::damaged("it belongs to another configuration"));
         }
         let digest = record
             .files
             .get(STATE_FILE)
-            .ok_or("its manifest names no state")?;
+            .ok_or_else(|| Unread::damaged("its manifest names no state"))?;
         let bytes = self
             .store
-            .get_verified(&format!("{folder}/{STATE_FILE}"), digest)
-            .map_err(|e| text(&e))?;
-        let state = state_file::decode(&bytes, &self.names, optimizer).map_err(|e| text(&e))?;
+            .get_verified(&format!("{folder}/{STATE_FILE}"), digest)?;
+        let state = state_file::decode(&bytes, &self.names, optimizer)
+            .map_err(|error| Unread::Damaged(causes(&error)))?;
         Ok(Restored { state, record })
+    }
+}
+
+impl Unread {
+    fn damaged(problem: &str) -> Self {
+        Self::Damaged(problem.to_owned())
+    }
+}
+
+impl From<StoreError> for Unread {
+    fn from(error: StoreError) -> Self {
+        match error.category() {
+            Category::Transient => Self::Absent(error),
+            Category::Invalid | Category::Bug => Self::Damaged(causes(&error)),
+        }
     }
 }
 
@@ -471,6 +518,27 @@ mod tests {
                 assert_eq!(newest(&checkpoints), Some(10), "{name}, damage {number}");
             }
         }
+    }
+
+    #[test]
+    fn one_that_the_store_does_not_give_now_is_not_taken_for_a_damaged_one() {
+        let dir = with_a_checkpoint();
+        let store = Store::open(dir.path()).unwrap();
+        let checkpoints = checkpoints(&store, b"plan");
+        checkpoints
+            .save(1, &state(20), &Environment::new(1), 0)
+            .unwrap();
+        let file = dir.path().join("run/checkpoints/1/20").join(STATE_FILE);
+        let aside = dir.path().join("aside");
+        std::fs::rename(&file, &aside).unwrap();
+        // It is there and can't be opened: what a volume's error looks like.
+        let socket = dir.path().join("socket");
+        let _socket = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        std::fs::rename(&socket, &file).unwrap();
+        let error = checkpoints.newest(AdamWConfig::default()).unwrap_err();
+        assert!(error.is_transient(), "{error}");
+        std::fs::rename(&aside, &file).unwrap();
+        assert_eq!(newest(&checkpoints), Some(20));
     }
 
     #[test]

@@ -266,9 +266,10 @@ impl Session<'_> {
         environment: &Environment,
         plan: Plan,
     ) -> Result<(), Failure> {
-        let newest = checkpoints
-            .newest(plan.optimizer)
-            .map_err(|error| Failure::from(&error))?;
+        let newest = patience::tried(&patience::PAUSES, &|| self.stop.is_set(), || {
+            checkpoints.newest(plan.optimizer)
+        })
+        .map_err(|error| Failure::from(&error))?;
         if let Some(restored) = newest {
             let record = restored.record;
             tracing::info!(step = record.step, "going on from a checkpoint");

@@ -341,3 +341,49 @@ fn a_store_that_comes_back_in_time_is_waited_for_and_one_that_stays_away_ends_th
         assert_eq!(world.result(&config).digest, world.result(&whole).digest);
     }
 }
+
+#[test]
+fn a_store_that_gives_its_checkpoints_late_is_waited_for_and_none_is_passed_over() {
+    let world = World::new();
+    let config_of = |run: &str| {
+        let mut config = world.config(run);
+        config["hyperparameters"]["maximumSteps"] = json!(400);
+        config
+    };
+    let whole = config_of("whole");
+    assert_eq!(world.run(&whole), 0);
+    let config = config_of("late");
+    let folder = world.run_folder(&config);
+    let mut child = world.start(&config);
+    wait_until(&mut child, || has_checkpoint(&folder));
+    child.kill().unwrap();
+    child.wait().unwrap();
+
+    // What is there and can't be opened is what a volume's error looks like.
+    let socket = world.dir.path().join("socket");
+    let _socket = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let states: Vec<PathBuf> = checkpoint_steps(&folder)
+        .iter()
+        .map(|place| place.join("state.safetensors"))
+        .collect();
+    for state in &states {
+        std::fs::rename(state, state.with_extension("aside")).unwrap();
+        std::fs::hard_link(&socket, state).unwrap();
+    }
+    let mut child = world.start(&config);
+    wait_until(&mut child, || folder.join("fence/2.json").exists());
+    let back = Instant::now() + Duration::from_millis(1500);
+    while Instant::now() < back {
+        assert!(child.try_wait().unwrap().is_none(), "it did not wait");
+        std::thread::yield_now();
+    }
+    for state in &states {
+        std::fs::rename(state.with_extension("aside"), state).unwrap();
+    }
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert_eq!(world.result(&config).digest, world.result(&whole).digest);
+    assert!(
+        first_step_of_the_last_attempt(&folder) > 1,
+        "it began anew instead of going on from a checkpoint"
+    );
+}
