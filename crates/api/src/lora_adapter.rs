@@ -128,6 +128,8 @@ open_enum! {
     pub enum GateMetric (spec) {
         /// Mean cross-entropy over learnt tokens, in nats; lower is better.
         Loss = "loss",
+        /// The exponential of `loss`; lower is better.
+        Perplexity = "perplexity",
         /// Share of test rows answered exactly; higher is better.
         ExactMatch = "exact_match",
         /// Share of learnt tokens that were the most probable ones; higher is better.
@@ -165,9 +167,9 @@ fn gate_metric(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
     "a rule has exactly one of minimum, maximum, minimumImprovementPoints, maximumRegressionPoints and maximumIncreasePercent",
 )])))]
 pub struct GateRule {
-    /// The metric that is judged: `loss`, `exact_match`, `token_accuracy`, `rouge_l`, `macro_f1`,
-    /// `mean_reward`, `latency_p50`, `latency_p95`, `label/<label>/f1` (or `precision`, `recall`), or
-    /// `benchmark/<name>`.
+    /// The metric that is judged: `loss`, `perplexity`, `exact_match`, `token_accuracy`, `rouge_l`,
+    /// `macro_f1`, `mean_reward`, `latency_p50`, `latency_p95`, `label/<label>/f1` (or `precision`,
+    /// `recall`), or `benchmark/<name>`.
     #[schemars(schema_with = "gate_metric")]
     pub metric: GateMetric,
     /// Value that must be reached.

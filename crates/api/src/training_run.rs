@@ -322,10 +322,10 @@ impl Default for CheckpointPolicy {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Evaluation {
-    /// Loss and TokenAccuracy: mean over learnt tokens. ExactMatch: share of rows answered exactly,
-    /// greedily. RougeL: mean F1 of the longest common subsequence of words, of the same answers.
-    /// ClassificationReport: precision, recall and F1 of each label, of the same answers. Latency:
-    /// seconds per generated token. MeanReward: of a dataset that keeps rewards.
+    /// Loss, Perplexity (its exponential), TokenAccuracy: over learnt tokens. ExactMatch: share of rows
+    /// answered exactly, greedily. RougeL: mean F1 of the longest common subsequence of words, of the
+    /// same answers. ClassificationReport: precision, recall and F1 of each label, of the same answers.
+    /// Latency: seconds per generated token. MeanReward: of a dataset that keeps rewards.
     #[schemars(length(min = 1, max = 8), extend("x-kubernetes-list-type" = "set"))]
     pub metrics: Vec<EvaluationMetric>,
     /// Tokens that an answer may have.
@@ -376,6 +376,8 @@ open_enum! {
     pub enum EvaluationMetric (spec) {
         /// Metric `loss`: mean cross-entropy over learnt tokens, in nats.
         Loss = "Loss",
+        /// Metric `perplexity`: the exponential of `loss`.
+        Perplexity = "Perplexity",
         /// Metric `exact_match`: share of rows whose first line of answer and completion, trimmed,
         /// are equal.
         ExactMatch = "ExactMatch",
@@ -580,8 +582,8 @@ pub struct CheckpointStatus {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Metric {
-    /// Name: `loss`, `exact_match`, `token_accuracy`, `rouge_l`, `macro_f1`, `label/<label>/f1`,
-    /// `benchmark/<name>`, `latency_p50`, `latency_p95`, `mean_reward`.
+    /// Name: `loss`, `perplexity`, `exact_match`, `token_accuracy`, `rouge_l`, `macro_f1`,
+    /// `label/<label>/f1`, `benchmark/<name>`, `latency_p50`, `latency_p95`, `mean_reward`.
     #[schemars(length(max = 253))]
     pub name: String,
     /// Split that was measured on.

@@ -353,6 +353,8 @@ pub const MAXIMUM_LABEL_CHARACTERS: usize = 63;
 pub enum MetricKind {
     /// `loss`: mean negative log-likelihood of the completion's tokens, in nats.
     Loss,
+    /// `perplexity`: the exponential of `loss`.
+    Perplexity,
     /// `exact_match`: share of greedy answers whose first line, trimmed, is the completion's.
     ExactMatch,
     /// `token_accuracy`: share of the completion's tokens that had the highest probability, teacher
@@ -376,6 +378,7 @@ impl MetricKind {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Loss => "loss",
+            Self::Perplexity => "perplexity",
             Self::ExactMatch => "exact_match",
             Self::TokenAccuracy => "token_accuracy",
             Self::RougeL => "rouge_l",
@@ -387,12 +390,12 @@ impl MetricKind {
 
     /// Whether a larger value is a better one.
     pub const fn higher_is_better(self) -> bool {
-        !matches!(self, Self::Loss | Self::Latency)
+        !matches!(self, Self::Loss | Self::Perplexity | Self::Latency)
     }
 
     /// Whether it needs questions that can be answered; the others look at the tokens that should come.
     pub const fn needs_answers(self) -> bool {
-        !matches!(self, Self::Loss | Self::TokenAccuracy)
+        !matches!(self, Self::Loss | Self::Perplexity | Self::TokenAccuracy)
     }
 }
 

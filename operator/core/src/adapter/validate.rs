@@ -43,6 +43,8 @@ pub struct Rule {
 pub enum Metric {
     /// Lower is better.
     Loss,
+    /// Lower is better; 1 or more.
+    Perplexity,
     /// Higher is better; from 0 to 1.
     ExactMatch,
     /// As [`Self::ExactMatch`].
@@ -66,6 +68,7 @@ impl Metric {
     pub fn name(&self) -> &str {
         match self {
             Self::Loss => "loss",
+            Self::Perplexity => "perplexity",
             Self::ExactMatch => "exact_match",
             Self::TokenAccuracy => "token_accuracy",
             Self::RougeL => "rouge_l",
@@ -102,14 +105,14 @@ impl Metric {
     pub const fn is_share(&self) -> bool {
         !matches!(
             self,
-            Self::Loss | Self::LatencyP50 | Self::LatencyP95 | Self::MeanReward
+            Self::Loss | Self::Perplexity | Self::LatencyP50 | Self::LatencyP95 | Self::MeanReward
         )
     }
 
     /// The sign that makes a difference an improvement.
     pub const fn sign(&self) -> f64 {
         match self {
-            Self::Loss | Self::LatencyP50 | Self::LatencyP95 => -1.0,
+            Self::Loss | Self::Perplexity | Self::LatencyP50 | Self::LatencyP95 => -1.0,
             Self::ExactMatch
             | Self::TokenAccuracy
             | Self::RougeL
@@ -210,6 +213,7 @@ fn read_gate(gate: &graftwork_api::lora_adapter::Gate) -> Result<Gate, Invalid> 
 fn read_rule(field: &str, rule: &GateRule) -> Result<Rule, Invalid> {
     let metric = match &rule.metric {
         GateMetric::Loss => Metric::Loss,
+        GateMetric::Perplexity => Metric::Perplexity,
         GateMetric::ExactMatch => Metric::ExactMatch,
         GateMetric::TokenAccuracy => Metric::TokenAccuracy,
         GateMetric::RougeL => Metric::RougeL,

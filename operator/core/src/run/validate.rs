@@ -383,6 +383,7 @@ fn read_evaluation(
         .iter()
         .map(|metric| match metric {
             EvaluationMetric::Loss => Ok(run::MetricKind::Loss),
+            EvaluationMetric::Perplexity => Ok(run::MetricKind::Perplexity),
             EvaluationMetric::ExactMatch => Ok(run::MetricKind::ExactMatch),
             EvaluationMetric::TokenAccuracy => Ok(run::MetricKind::TokenAccuracy),
             EvaluationMetric::RougeL => Ok(run::MetricKind::RougeL),

@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::failure::{Failure, causes};
 use crate::run::rouge::rouge_l;
-use crate::run::statistics::{Scores, metric};
+use crate::run::statistics::{Scores, metric, perplexity};
 use crate::run::tokens::{Question, first_line};
 use crate::run::{labels, latency};
 
@@ -125,6 +125,10 @@ fn measured(kind: MetricKind, rows: &TestRows, new: &Scored, old: &Scored) -> Ve
     };
     let mut metrics = match kind {
         MetricKind::Loss => one(&|it| it.per_target(&it.losses)),
+        MetricKind::Perplexity => {
+            let [new, old] = [new, old].map(|it| it.per_target(&it.losses));
+            vec![perplexity(kind.name(), &new, &old, &groups)]
+        }
         MetricKind::TokenAccuracy => one(&|it| it.per_target(&it.hits)),
         MetricKind::ExactMatch => one(&|it| it.per_answer(questions, exact_match)),
         MetricKind::MeanReward => one(&|it| {

@@ -48,17 +48,68 @@ impl Scores {
 
 /// Resamples of the bootstrap.
 const RESAMPLES: u64 = 2000;
+/// Nats whose exponential is told; of more, this one's.
+const LARGEST_LOSS: f64 = 100.0;
 
 /// The metric of the new adapter (`value`), compared with its reference on the same rows: the mean of
 /// these scores' means, of which all metrics but averages over labels have one. `groups` numbers the
 /// group of each row; empty: every row is one.
 pub fn metric(name: &str, value: &[Scores], baseline: &[Scores], groups: &[usize]) -> Metric {
+    measure(name, value, baseline, groups, Scale::Mean)
+}
+
+/// As [`metric`], of the exponential of one mean loss in nats. Standard errors are those of the first-order
+/// expansion (the delta method); the bootstrap's interval needs none.
+pub fn perplexity(name: &str, value: &Scores, baseline: &Scores, groups: &[usize]) -> Metric {
+    let [value, baseline] = [value, baseline].map(std::slice::from_ref);
+    measure(name, value, baseline, groups, Scale::Exponential)
+}
+
+/// What is told of a mean.
+#[derive(Clone, Copy)]
+enum Scale {
+    /// Itself.
+    Mean,
+    /// Its exponential.
+    Exponential,
+}
+
+impl Scale {
+    fn of(self, mean: f64) -> f64 {
+        match self {
+            Self::Mean => mean,
+            // JSON has no infinity.
+            Self::Exponential => mean.min(LARGEST_LOSS).exp(),
+        }
+    }
+
+    fn of_estimate(self, estimate: Estimate) -> Estimate {
+        let mean = self.of(estimate.mean);
+        let slope = match self {
+            Self::Mean => 1.0,
+            Self::Exponential => mean,
+        };
+        let residuals = estimate.residuals.into_iter().map(|it| it * slope);
+        Estimate {
+            mean,
+            residuals: residuals.collect(),
+        }
+    }
+}
+
+fn measure(
+    name: &str,
+    value: &[Scores],
+    baseline: &[Scores],
+    groups: &[usize],
+    scale: Scale,
+) -> Metric {
     let samples = value.first().map_or(0, |scores| scores.sums.len());
     let by_group = |scores: &[Scores]| -> Vec<Scores> {
         scores.iter().map(|it| it.by_group(groups)).collect()
     };
     let (value, baseline) = (by_group(value), by_group(baseline));
-    let (new, old) = (Estimate::of(&value), Estimate::of(&baseline));
+    let [new, old] = [&value, &baseline].map(|scores| scale.of_estimate(Estimate::of(scores)));
     let differences = new.residuals.iter().zip(&old.residuals);
     let differences: Vec<f64> = differences.map(|(new, old)| new - old).collect();
     Metric {
@@ -69,7 +120,7 @@ pub fn metric(name: &str, value: &[Scores], baseline: &[Scores], groups: &[usize
         baseline: old.mean,
         difference: new.mean - old.mean,
         difference_standard_error: standard_error(&differences),
-        difference_interval: bootstrap(&value, &baseline),
+        difference_interval: bootstrap(&value, &baseline, scale),
         samples: samples as u64,
         groups: (!groups.is_empty()).then_some(new.residuals.len() as u64),
         excluded: 0,
@@ -79,7 +130,7 @@ pub fn metric(name: &str, value: &[Scores], baseline: &[Scores], groups: &[usize
 /// The middle 95 % of the difference over resampled observations, the same ones of both models (Efron
 /// and Tibshirani 1993, chapter 13), with the same draws every time; none of fewer than two
 /// observations.
-fn bootstrap(value: &[Scores], baseline: &[Scores]) -> Option<[f64; 2]> {
+fn bootstrap(value: &[Scores], baseline: &[Scores], scale: Scale) -> Option<[f64; 2]> {
     let count = value.first().map_or(0, |scores| scores.sums.len());
     if count < 2 {
         return None;
@@ -91,7 +142,7 @@ fn bootstrap(value: &[Scores], baseline: &[Scores]) -> Option<[f64; 2]> {
             let chosen: Vec<usize> = (0..count as u64)
                 .map(|draw| (draws.uniform(draw) * count as f64) as usize)
                 .collect();
-            mean_of(value, &chosen) - mean_of(baseline, &chosen)
+            scale.of(mean_of(value, &chosen)) - scale.of(mean_of(baseline, &chosen))
         })
         .collect();
     differences.sort_by(f64::total_cmp);
@@ -276,6 +327,34 @@ mod tests {
         assert!((metric.value - 0.5).abs() < 1e-12);
         assert!((metric.baseline - 1.0).abs() < 1e-12);
         assert!((metric.difference + 0.5).abs() < 1e-12);
+    }
+
+    #[test]
+    fn a_perplexity_is_the_exponential_of_the_mean_loss_and_its_interval_goes_along() {
+        let count = 400_u32;
+        let nats: Vec<f64> = (0..count).map(|i| f64::from(i % 7) + 3.0).collect();
+        let smaller: Vec<f64> = (0..count).map(|i| f64::from(i % 5) + 2.0).collect();
+        let tokens = [2.0; 400];
+        let (new, old) = (scores(&smaller, &tokens), scores(&nats, &tokens));
+        let loss = metric(&new, &old, &[]);
+        let perplexity = perplexity("perplexity", &new, &old, &[]);
+        assert!((perplexity.value - loss.value.exp()).abs() < 1e-12);
+        assert!((perplexity.baseline - loss.baseline.exp()).abs() < 1e-12);
+        let difference = loss.value.exp() - loss.baseline.exp();
+        assert!((perplexity.difference - difference).abs() < 1e-12);
+        let expected = loss.standard_error * loss.value.exp();
+        assert!((perplexity.standard_error - expected).abs() < 1e-12);
+        // The bootstrap knows nothing of the expansion: both say the same of many rows.
+        let [low, high] = perplexity.difference_interval.unwrap();
+        let half = 1.96 * perplexity.difference_standard_error;
+        assert!(
+            ((high - low) / 2.0 / half - 1.0).abs() < 0.1,
+            "{low} {high}"
+        );
+        assert!(low < difference && difference < high);
+        let diverged = scores(&[1e6], &[1.0]);
+        let huge = super::perplexity("perplexity", &diverged, &diverged, &[]);
+        assert!(huge.value.is_finite() && huge.standard_error.is_finite());
     }
 
     #[test]

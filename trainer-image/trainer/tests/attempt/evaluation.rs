@@ -39,10 +39,13 @@ fn rows_that_the_run_trains_on_are_left_out_and_counted() {
     let mut test = train[..4].to_vec();
     test.extend((0..6).map(|index| row(test_prompt(index), index)));
     let mut config = on(&world, "leaky", [train.clone(), vec![], test]);
-    config["evaluation"]["metrics"] = json!(["Loss", "ExactMatch", "TokenAccuracy"]);
+    config["evaluation"]["metrics"] = json!(["Loss", "ExactMatch", "TokenAccuracy", "Perplexity"]);
     assert_eq!(world.run(&config), 0, "{:?}", world.summary(&config));
     let result = world.result(&config);
-    assert_eq!(result.metrics.len(), 3);
+    assert_eq!(result.metrics.len(), 4);
+    let (loss, perplexity) = (&result.metrics[0], &result.metrics[3]);
+    assert_eq!(perplexity.name, "perplexity");
+    assert!((perplexity.value - loss.value.exp()).abs() < 1e-9);
     for metric in &result.metrics {
         assert_eq!((metric.samples, metric.excluded), (6, 4), "{metric:?}");
     }

@@ -70,6 +70,7 @@ fn gate(metric: Metric, limit: Limit) -> Gate {
 fn limits_pass_fail_and_stay_open() {
     let exact = |value| measured("exact_match", value, 0.40, 2000);
     let loss = |value| measured("loss", value, 2.0, 2000);
+    let perplexity = |value| measured("perplexity", value, 8.0, 2000);
     for (metric, limit, measured, verdict) in [
         (
             Metric::ExactMatch,
@@ -131,6 +132,18 @@ fn limits_pass_fail_and_stay_open() {
             Metric::ExactMatch,
             Limit::MaximumRegression(5.0),
             exact(0.20),
+            Verdict::Fail,
+        ),
+        (
+            Metric::Perplexity,
+            Limit::Maximum(9.0),
+            perplexity(6.0),
+            Verdict::Pass,
+        ),
+        (
+            Metric::Perplexity,
+            Limit::MaximumRegression(100.0),
+            perplexity(10.0),
             Verdict::Fail,
         ),
         // Lower is better: a loss that fell by 0.5 improved by 50 points.
