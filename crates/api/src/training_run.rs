@@ -101,7 +101,8 @@ pub struct TrainingRunSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adapter_ref: Option<ObjectReference>,
     /// A version of an adapter whose values the training starts from, in place of fresh ones. It is for
-    /// the same base model and has the shape of method.lora.
+    /// the same base model. Where method.lora leaves rank, alpha and targetModules out, they are the
+    /// version's; where it names other ones than the usual, they have to be.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub initial_adapter_ref: Option<VersionReference>,
     /// What is optimised.

@@ -27,6 +27,11 @@ pub struct TrainerConfig {
     pub output: Option<ModelOutput>,
     /// LoRA's shape.
     pub lora: Lora,
+    /// Whether the version of [`Resolved::initial`] has the say on rank, alpha and modules in place of
+    /// [`Self::lora`], with rsLoRA and patterns of one that was made elsewhere. It follows from the spec as the
+    /// key has it, and is no part of that.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub shape_of_initial: bool,
     /// Optimisation.
     pub hyperparameters: Hyperparameters,
     /// When state is saved.

@@ -354,6 +354,21 @@ impl Adapter {
         peft_config::to_json(&self.config, &self.base_model_name_or_path)
     }
 
+    /// The modules that it has factors of, in the order of [`Module::ALL`].
+    pub fn modules(&self) -> Vec<Module> {
+        modules(self.tensors.keys())
+    }
+
+    /// The largest rank of its factors.
+    pub fn rank(&self) -> usize {
+        let factors = self.tensors.iter();
+        factors
+            .filter(|(name, _)| name.ends_with(".lora_A.weight"))
+            .filter_map(|(_, tensor)| tensor.shape.first().copied())
+            .max()
+            .unwrap_or_default()
+    }
+
     /// Checks everything that a forward pass relies on: rank, modules, shapes, finite values.
     ///
     /// # Errors

@@ -81,6 +81,7 @@ fn make(
                 folder: output.path().to_owned(),
             }),
             lora: valid.lora.clone(),
+            shape_of_initial: valid.shape_of_initial,
             hyperparameters: valid.hyperparameters.clone(),
             checkpoint: valid.checkpoint.clone(),
             evaluation: valid.evaluation.clone(),

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use graftwork_api::training_run::{
-    EvaluationMetric, Hyperparameters, MethodType, ObjectiveType, Quantization, Schedule,
-    Truncation,
+    EvaluationMetric, Hyperparameters, LoraMethod, MethodType, ObjectiveType, Quantization,
+    Schedule, Truncation,
 };
 use graftwork_api::uri::PvcUri;
 use graftwork_api::{Decimal, TrainingRunSpec};
@@ -27,6 +27,8 @@ pub struct Valid {
     pub quantization: Option<run::Quantization>,
     /// LoRA's shape.
     pub lora: run::Lora,
+    /// Whether the version that training starts from has its own shape.
+    pub shape_of_initial: bool,
     /// Optimisation.
     pub hyperparameters: run::Hyperparameters,
     /// When state is saved.
@@ -71,6 +73,7 @@ pub fn validate(spec: &TrainingRunSpec) -> Result<Valid, Invalid> {
         output: read_output(spec)?,
         quantization: read_quantization(spec)?,
         lora: read_lora(spec)?,
+        shape_of_initial: spec.initial_adapter_ref.is_some() && has_usual_shape(spec),
         hyperparameters: read_hyperparameters(spec)?,
         checkpoint: run::Checkpoint {
             every_steps: at_least_one(
@@ -215,6 +218,14 @@ fn read_lora(spec: &TrainingRunSpec) -> Result<run::Lora, Invalid> {
         })?,
         target_modules: lora.target_modules.clone(),
     })
+}
+
+/// Whether the spec says nothing of rank, alpha and modules but what is meant where they are left out.
+fn has_usual_shape(spec: &TrainingRunSpec) -> bool {
+    let (given, usual) = (&spec.method.lora, LoraMethod::default());
+    given.rank == usual.rank
+        && given.alpha.value() == usual.alpha.value()
+        && given.target_modules == usual.target_modules
 }
 
 fn read_keep_best(spec: &TrainingRunSpec) -> Result<bool, Invalid> {

@@ -174,7 +174,8 @@ pub fn read_reference(
         .map_err(|error| file_failure(&named, error.category(), &error))
 }
 
-/// The parameters to train: those of the version that the run starts from, or fresh ones.
+/// The parameters to train: those of the version that the run starts from, or fresh ones. The dropout is the run's
+/// in either case: it is no part of what was trained.
 ///
 /// # Errors
 /// [`Failure`]: the store's, or `BadConfig` where the version has another shape than the run asks for.
@@ -195,6 +196,17 @@ pub fn initial_parameters(
     let (adapter, _) = read_adapter(store, &named, resolved)?;
     let refused =
         |error: graftwork_model::peft::AdapterError| file_failure(&named, error.category(), &error);
+    if config.shape_of_initial {
+        let own = LoraConfig {
+            dropout: lora.dropout,
+            ..adapter.config.clone()
+        };
+        let adapter = Adapter {
+            config: own,
+            ..adapter
+        };
+        return LoraParams::from_adapter(&adapter, base).map_err(refused);
+    }
     let (has, wanted) = (
         adapter.config.plan(base).map_err(refused)?,
         lora.plan(base).map_err(refused)?,
@@ -202,11 +214,10 @@ pub fn initial_parameters(
     if has != wanted {
         return Err(Failure::bad_config(format!(
             "{named} has rank {}, alpha {} or other modules than spec.method.lora, which asks for rank {} \
-             and alpha {}; a run that starts from an adapter has its shape",
+             and alpha {}; a run that starts from an adapter has its shape: leave them out",
             adapter.config.rank, adapter.config.alpha, lora.rank, lora.alpha
         )));
     }
-    // Dropout is the run's: it is no part of what was trained.
     let adapter = Adapter {
         config: lora.clone(),
         ..adapter

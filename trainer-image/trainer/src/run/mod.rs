@@ -56,7 +56,7 @@ use config::{lora_config, read_config, sequence_length, sizes};
 use evaluate::Evaluator;
 use fence::Fence;
 use inputs::{Inputs, initial_parameters, read_base, read_reference, read_rows, read_subject};
-use package::{Outcome, publish};
+use package::{Outcome, as_trained, publish};
 use preference::PreferenceObjective;
 use progress::{Reporter, Stage};
 use session::{LoraObjective, Session, Trained};
@@ -187,6 +187,7 @@ fn attempt(
     let loaded = loaded(&adapter, &base)?;
     let compared = base.compared(&loaded, reference.as_ref());
     let metrics = score(&compared, &inputs, &session, &mut fence)?;
+    let config = &as_trained(config, &adapter);
 
     reporter.enter(Stage::Package);
     fence.check()?;

@@ -30,6 +30,19 @@ pub struct Outcome {
 /// The version of this program.
 pub const CODE_VERSION: &str = env!("CARGO_PKG_VERSION");
 
+/// The configuration with the shape that the adapter has, where that is the one of the version that training started
+/// from: for its manifest and its card.
+pub fn as_trained(config: &TrainerConfig, adapter: &Adapter) -> TrainerConfig {
+    let mut config = config.clone();
+    if config.shape_of_initial {
+        let modules = adapter.modules().into_iter();
+        config.lora.rank = adapter.rank() as u32;
+        config.lora.alpha = adapter.config.alpha;
+        config.lora.target_modules = modules.map(|module| module.name().to_owned()).collect();
+    }
+    config
+}
+
 /// Publishes the adapter's folder. The same content published before is fine.
 ///
 /// # Errors

@@ -1,6 +1,10 @@
 //! What is trained and from where: a quantised base, preferences, a version that is there; and what
 //! validation does on the way.
 
+use graftwork_model::lora::{LoraConfig, LoraParams};
+use graftwork_model::peft::Adapter;
+use graftwork_model::targets::{Names, TargetModules, Targets};
+
 use super::interrupted::checkpoint_steps;
 use super::*;
 
@@ -146,6 +150,81 @@ fn a_run_starts_from_the_version_that_it_names() {
     let (code, _, message) = world.failure(&other);
     assert_eq!(code, 64);
     assert!(message.contains("does not exist"), "{message}");
+}
+
+/// Publishes an adapter that was made elsewhere as a version. Its digest.
+fn import(world: &World, lora: &LoraConfig) -> String {
+    let base = BaseModel::load(&world.dir.path().join("base")).unwrap();
+    let params = LoraParams::init(lora, base.config(), 9).unwrap();
+    let adapter = params.to_adapter("somewhere/else").unwrap();
+    let digest: Digest = adapter.digest().parse().unwrap();
+    let store = Store::open(world.store()).unwrap();
+    let staged = store.stage(&paths::adapter("colours", &digest)).unwrap();
+    adapter.save(staged.dir()).unwrap();
+    let files = staged.files().unwrap();
+    let provenance = graftwork_contract::adapter::Provenance::Imported {
+        uri: "pvc://elsewhere/adapter".into(),
+        created_time: "2026-01-01T00:00:00Z".into(),
+    };
+    let manifest = graftwork_contract::adapter::Manifest {
+        digest: digest.clone(),
+        files: files.digests,
+        size_bytes: files.size_bytes,
+        rank: adapter.rank() as u32,
+        provenance_digest: Digest::of_json(&provenance).unwrap(),
+        provenance,
+    };
+    staged.publish(&manifest).unwrap();
+    digest.to_string()
+}
+
+#[test]
+fn a_run_that_starts_from_a_version_made_elsewhere_keeps_its_rslora_patterns_and_modules() {
+    let world = World::new();
+    let lora = LoraConfig {
+        rank: 6,
+        alpha: 9.0,
+        dropout: 0.1,
+        targets: Targets {
+            modules: TargetModules::Named(Names::Pattern(r".*\.(q_proj|down_proj)".into())),
+            rank_pattern: vec![("q_proj".into(), 3)],
+            alpha_pattern: vec![("down_proj".into(), 5.0)],
+            ..Targets::of(&[])
+        },
+        use_rslora: true,
+    };
+    let digest = import(&world, &lora);
+    let mut config = world.config("imported");
+    config["resolved"]["initial"] = json!({
+        "adapter": "colours", "version": 1, "digest": digest,
+    });
+    config["hyperparameters"]["maximumSteps"] = json!(200);
+    let mut named = config.clone();
+    named["run"] = json!("named");
+    let (code, _, message) = world.failure(&named);
+    assert_eq!(code, 64);
+    assert!(message.contains("has rank 6, alpha 9"), "{message}");
+
+    config["shapeOfInitial"] = json!(true);
+    assert_eq!(world.run(&config), 0, "{:?}", world.summary(&config));
+    let result = world.result(&config);
+    assert_eq!(result.rank, 6);
+    let folder = world.store().join(&result.folder);
+    let made = Adapter::load(&folder).unwrap();
+    let expected = LoraConfig {
+        dropout: 0.05,
+        ..lora
+    };
+    assert_eq!(made.config, expected);
+    let base = BaseModel::load(&world.dir.path().join("base")).unwrap();
+    made.verify(base.config()).unwrap();
+    let card = std::fs::read_to_string(folder.join("README.md")).unwrap();
+    assert!(
+        card.contains("Rank 6, alpha 9, dropout 0.05, modules q_proj, down_proj"),
+        "{card}"
+    );
+    let loss = result.metrics.iter().find(|it| it.name == "loss").unwrap();
+    assert!(loss.value < 0.9 * loss.baseline, "{loss:?}");
 }
 
 /// A run that learns which of two answers is the better one.

@@ -1,6 +1,7 @@
 //! What a run says of the objects that its spec names, and what it takes from them.
 
 use graftwork_api::VersionReference;
+use graftwork_api::training_run::LoraMethod;
 use serde_json::json;
 
 use super::*;
@@ -222,4 +223,25 @@ fn what_a_run_starts_from_is_waited_for_pinned_and_part_of_its_key() {
     let warm = key(&world);
     world.cr.spec.initial_adapter_ref = None;
     assert_ne!(key(&world), warm);
+}
+
+#[test]
+fn what_a_run_starts_from_has_its_own_shape_unless_the_spec_names_one() {
+    let mut spec = World::new().cr.spec;
+    let initial = Some(VersionReference {
+        name: "topics".to_owned(),
+        version: 4,
+    });
+    for (initial, rank, is_its_own) in [
+        (initial.clone(), None, true),
+        (initial, Some(8), false),
+        (None, None, false),
+    ] {
+        spec.initial_adapter_ref = initial;
+        spec.method.lora = LoraMethod::default();
+        spec.method.lora.dropout = "0.1".into();
+        spec.method.lora.rank = rank.unwrap_or(spec.method.lora.rank);
+        let valid = validate(&spec).unwrap();
+        assert_eq!(valid.shape_of_initial, is_its_own, "{rank:?}");
+    }
 }
