@@ -366,6 +366,7 @@ fn dpo_training_run() -> TrainingRun {
         type_: ObjectiveType::Dpo,
         beta: Some(Decimal::from("0.1")),
     };
+    spec.method.lora.dropout = Decimal::from("0");
     spec.hyperparameters.learning_rate = Decimal::from("5e-5");
     spec.hyperparameters.validate_every_steps = Some(50);
     spec.hyperparameters.early_stopping = Some(EarlyStopping { patience: 3 });

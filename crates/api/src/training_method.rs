@@ -147,7 +147,7 @@ pub struct LoraMethod {
         )]),
     ))]
     pub alpha: Decimal,
-    /// Probability with which an input of A is dropped in training.
+    /// Probability with which an input of A is dropped in training; 0 under objective DPO.
     #[schemars(extend(
         "pattern" = UNSIGNED_PATTERN,
         "x-kubernetes-validations" = bounds(&[("double(self) < 1.0", "dropout is at least 0 and below 1")]),

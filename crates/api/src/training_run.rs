@@ -91,6 +91,10 @@ pub use crate::training_method::{
         "self.method.type != 'Full' || (!has(self.adapterRef) && !has(self.initialAdapterRef) && self.objective.type == 'SFT')",
         "adapterRef, initialAdapterRef and objective DPO do not go with method type Full",
     ),
+    (
+        "self.objective.type != 'DPO' || double(self.method.lora.dropout) == 0.0",
+        "method.lora.dropout is 0 under objective DPO, whose reference drops nothing",
+    ),
 ])))]
 pub struct TrainingRunSpec {
     /// The frozen model that the adapter is trained for.

@@ -280,7 +280,10 @@ fn transform_cases() -> Vec<Case> {
 
 fn run_cases() -> Vec<Case> {
     let lora = |lora: Value| json!({"spec": {"method": {"lora": lora}}});
-    let objective = |objective: Value| json!({"spec": {"objective": objective}});
+    let objective = |objective: Value| {
+        let method = json!({"lora": {"dropout": "0"}});
+        json!({"spec": {"objective": objective, "method": method}})
+    };
     let method = |method: Value| json!({"spec": {"method": method}});
     vec![
         case(
@@ -324,6 +327,12 @@ fn run_cases() -> Vec<Case> {
             "adapterRef, initialAdapterRef and objective DPO do not go with method type Full",
             json!({"spec": {"adapterRef": null}}),
             method(json!({"type": "Full", "output": {"uri": "pvc://models/topics"}})),
+        ),
+        case(
+            "trainingruns",
+            "method.lora.dropout is 0 under objective DPO, whose reference drops nothing",
+            objective(json!({"type": "DPO"})),
+            json!({"spec": {"objective": {"type": "DPO"}, "method": {"lora": {"dropout": "0.05"}}}}),
         ),
         case(
             "trainingruns",

@@ -210,12 +210,22 @@ fn read_lora(spec: &TrainingRunSpec) -> Result<run::Lora, Invalid> {
             "at least one module is needed",
         ));
     }
+    let dropout = number("spec.method.lora.dropout", &lora.dropout, |dropout| {
+        (0.0..1.0).contains(&dropout)
+    })?;
+    if dropout > 0.0 && spec.objective.type_ == ObjectiveType::Dpo {
+        return Err(Invalid::new(
+            "spec.method.lora.dropout",
+            format!(
+                "\"{}\" does not go with objective DPO, whose reference drops nothing; set \"0\"",
+                lora.dropout
+            ),
+        ));
+    }
     Ok(run::Lora {
         rank: at_least_one("spec.method.lora.rank", lora.rank)?,
         alpha: number("spec.method.lora.alpha", &lora.alpha, |alpha| alpha > 0.0)?,
-        dropout: number("spec.method.lora.dropout", &lora.dropout, |dropout| {
-            (0.0..1.0).contains(&dropout)
-        })?,
+        dropout,
         target_modules: lora.target_modules.clone(),
     })
 }

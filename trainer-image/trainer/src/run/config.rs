@@ -65,6 +65,16 @@ fn check(config: &TrainerConfig) -> Result<(), Failure> {
                 )
             },
         ),
+        rule(
+            config.objective.is_default() || config.lora.dropout <= 0.0,
+            || {
+                format!(
+                    "spec.method.lora.dropout is {}, must be 0 under objective DPO: its reference drops nothing, and the \
+                 two would differ before the first step",
+                    config.lora.dropout
+                )
+            },
+        ),
         rule(config.output.is_none() || needs_no_adapter(config), || {
             "spec.method.type is Full, which goes with neither quantization, nor adapterRef, \
                  initialAdapterRef, Evaluate or objective DPO"

@@ -309,6 +309,16 @@ fn preferences_need_rows_of_their_format() {
 }
 
 #[test]
+fn preferences_are_not_learnt_with_dropout_which_the_reference_has_not() {
+    let world = World::new();
+    let mut config = preferences(&world, "dropped", 8);
+    config["lora"]["dropout"] = json!(0.05);
+    let (code, reason, message) = world.failure(&config);
+    assert_eq!((code, reason.as_str()), (64, "InvalidSpec"));
+    assert!(message.contains("dropout is 0.05"), "{message}");
+}
+
+#[test]
 fn every_metric_is_measured_on_the_same_answers_and_some_are_kept() {
     let world = World::new();
     let mut config = world.config("measured");

@@ -426,6 +426,13 @@ fn a_field_that_can_not_work_ends_the_run() {
         (
             Box::new(|spec| {
                 spec.objective.type_ = ObjectiveType::Dpo;
+                spec.method.lora.dropout = "0.05".into();
+            }),
+            "spec.method.lora.dropout: \"0.05\" does not go with objective DPO",
+        ),
+        (
+            Box::new(|spec| {
+                spec.objective.type_ = ObjectiveType::Dpo;
                 spec.objective.beta = Some("0".into());
             }),
             "spec.objective.beta: \"0\" is not a number that fits",
