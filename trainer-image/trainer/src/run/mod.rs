@@ -12,6 +12,7 @@ mod full;
 mod inputs;
 mod labels;
 mod latency;
+mod leave;
 mod memory;
 mod package;
 mod patience;
@@ -33,9 +34,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use graftwork_artifacts::{Error as StoreError, Put, Store};
-use graftwork_contract::pod::{
-    CONFIG_FILE, GRPC_PORT, STORE_DIR, TERMINATION_FILE, TRAINER_STOP_SECONDS,
-};
+use graftwork_contract::pod::{CONFIG_FILE, GRPC_PORT, STORE_DIR, TERMINATION_FILE};
 use graftwork_contract::run::{Objective, RunResult, TrainerConfig};
 use graftwork_contract::{Digest, paths};
 use graftwork_model::lora::LoadedAdapter;
@@ -61,9 +60,6 @@ use preference::PreferenceObjective;
 use progress::{Reporter, Stage};
 use session::{LoraObjective, Session, Trained};
 
-/// Time between a request to stop and the end of the process, at most.
-const STOP_PATIENCE: Duration = Duration::from_secs(TRAINER_STOP_SECONDS as u64);
-
 /// What `trainer run` is told beside its configuration.
 #[derive(Debug, Clone, clap::Args)]
 pub struct RunArgs {
@@ -86,6 +82,9 @@ pub struct RunArgs {
     /// given: half of what the container has left once the inputs are read
     #[arg(long, value_name = "BYTES")]
     pub activation_bytes: Option<usize>,
+    /// Longest time that the store may take for one save, look or result; then the attempt ends with exit code 69
+    #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
+    pub store_seconds: u64,
     /// UID of the pod, echoed to watchers
     #[arg(long, env = graftwork_contract::pod::ENV_POD_UID, default_value = "")]
     pub pod_uid: String,
@@ -100,7 +99,14 @@ pub struct RunArgs {
 /// [`Failure`] with the exit code.
 pub fn run(args: &RunArgs, stop: &StopFlag) -> Result<(), Failure> {
     let reporter = Reporter::new(args.pod_uid.clone());
-    let watchdog = leave_in_time(args, &reporter, stop);
+    let watchdogs = [
+        leave::once_asked(&args.termination_file, &reporter, stop),
+        leave::where_the_store_hangs(
+            &args.termination_file,
+            &reporter,
+            Duration::from_secs(args.store_seconds),
+        ),
+    ];
     let attempt = AssertUnwindSafe(|| {
         serve_progress(&reporter, args.listen);
         let config = read_config(&args.config)?;
@@ -109,7 +115,7 @@ pub fn run(args: &RunArgs, stop: &StopFlag) -> Result<(), Failure> {
     });
     let outcome = std::panic::catch_unwind(attempt)
         .unwrap_or_else(|panic| Err(Failure::bug(format!("panic: {}", panic_message(&*panic)))));
-    if let Some(watchdog) = watchdog {
+    for watchdog in watchdogs.into_iter().flatten() {
         watchdog.abort();
     }
     report::write_termination(
@@ -347,41 +353,6 @@ fn validation_loss(
     };
     let scores = evaluator.loss(&inputs.validation, Some(&loaded))?;
     Ok(scores.mean())
-}
-
-/// Ends the process soon after it was asked to stop, wherever it is: at once while nothing was trained
-/// yet, and after [`STOP_PATIENCE`] where a checkpoint or the end of a step takes as long as the pod's
-/// grace period: a summary tells more than SIGKILL. An attempt may die at any instant, so it may also
-/// leave; a node that gives less time than the pod asks for kills it, and the next one goes on.
-fn leave_in_time(
-    args: &RunArgs,
-    reporter: &Reporter,
-    stop: &StopFlag,
-) -> Option<tokio::task::JoinHandle<()>> {
-    let runtime = tokio::runtime::Handle::try_current().ok()?;
-    let (file, reporter, stop) = (
-        args.termination_file.clone(),
-        reporter.clone(),
-        stop.clone(),
-    );
-    Some(runtime.spawn(async move {
-        stop.asked().await;
-        let failure = if reporter.latest().stage == Stage::Prepare.name() {
-            Failure::checkpointed("stopped on request before the first step; nothing is lost")
-        } else {
-            tokio::time::sleep(STOP_PATIENCE).await;
-            Failure::checkpointed(format!(
-                "stopped on request; what was under way took longer than {} s, and the next attempt \
-                 goes on from the checkpoint of step {}",
-                STOP_PATIENCE.as_secs(),
-                reporter.latest().checkpoint_step
-            ))
-        };
-        tracing::info!(code = failure.code.code(), "{failure}");
-        let code = i32::from(failure.code.code());
-        report::write_termination(&file, &report::summary(&Err(failure), &reporter.latest()));
-        std::process::exit(code);
-    }))
 }
 
 /// Serves progress on the runtime that the process has. Without it the run goes on.

@@ -1,7 +1,8 @@
 //! A store that fails for a moment ends no attempt.
 
 use std::fmt::Display;
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use graftwork_contract::exit::ExitCode;
 
@@ -16,6 +17,24 @@ pub const PAUSES: [Duration; 3] = [
     Duration::from_secs(2),
     Duration::from_secs(4),
 ];
+
+/// When the call that is under way began. A process runs one attempt, which asks the store one thing at a time.
+static UNDER_WAY: Mutex<Option<Instant>> = Mutex::new(None);
+
+/// How long the call that is under way has taken; none where there is none.
+pub fn waiting() -> Option<Duration> {
+    let began = *UNDER_WAY.lock().unwrap_or_else(PoisonError::into_inner);
+    began.map(clock::since)
+}
+
+/// Makes a call that [`waiting`] tells of.
+fn watched<T>(call: impl FnOnce() -> T) -> T {
+    let note = |began| *UNDER_WAY.lock().unwrap_or_else(PoisonError::into_inner) = began;
+    note(Some(clock::monotonic()));
+    let outcome = call();
+    note(None);
+    outcome
+}
 
 /// A failure of which the volume may be the cause.
 pub trait MayPass: Display {
@@ -46,7 +65,7 @@ pub fn tried<T, E: MayPass>(
     mut call: impl FnMut() -> Result<T, E>,
 ) -> Result<T, E> {
     for pause in pauses {
-        match call() {
+        match watched(&mut call) {
             Err(error) if error.may_pass() => {
                 tracing::warn!(%error, ?pause, "the store does not do its part, trying again");
                 clock::rest(*pause, is_stopped);
@@ -54,7 +73,7 @@ pub fn tried<T, E: MayPass>(
             outcome => return outcome,
         }
     }
-    call()
+    watched(call)
 }
 
 #[cfg(test)]

@@ -343,6 +343,124 @@ fn a_store_that_comes_back_in_time_is_waited_for_and_one_that_stays_away_ends_th
 }
 
 #[test]
+fn a_store_that_hangs_ends_the_attempt_in_time_and_nothing_is_lost() {
+    let world = World::new();
+    let config_of = |run: &str| {
+        let mut config = world.config(run);
+        config["hyperparameters"]["maximumSteps"] = json!(400);
+        config
+    };
+    let whole = config_of("whole");
+    assert_eq!(world.run(&whole), 0);
+    let config = config_of("hangs");
+    let folder = world.run_folder(&config);
+    let mut child = world.start(&config);
+    wait_until(&mut child, || has_checkpoint(&folder));
+    child.kill().unwrap();
+    child.wait().unwrap();
+
+    // Files that nobody ever writes to: who reads them waits for ever.
+    let states: Vec<PathBuf> = checkpoint_steps(&folder)
+        .iter()
+        .map(|place| place.join("state.safetensors"))
+        .collect();
+    for state in &states {
+        std::fs::rename(state, state.with_extension("aside")).unwrap();
+        let made = Command::new("mkfifo").arg(state).status().unwrap();
+        assert!(made.success());
+    }
+    let mut command = world.command(&config, "hangs");
+    command.args(["--store-seconds", "2"]);
+    assert_eq!(command.status().unwrap().code(), Some(69));
+    let summary = world.summary(&config);
+    assert!(
+        summary.message.contains("has not answered for 2 s"),
+        "{}",
+        summary.message
+    );
+    for state in &states {
+        std::fs::rename(state.with_extension("aside"), state).unwrap();
+    }
+    assert_eq!(world.run(&config), 0, "{:?}", world.summary(&config));
+    assert_eq!(world.result(&config).digest, world.result(&whole).digest);
+    assert!(first_step_of_the_last_attempt(&folder) > 1);
+}
+
+/// Trains on a small disk until something is saved, fills it, makes it read-only, then gives room again. The exit
+/// codes stand in files.
+const ON_A_SMALL_DISK: &str = r#"
+store=$0; out=$1; shift
+cp -a "$store" "$out/copy" || exit 200
+mount -t tmpfs -o size=8m tmpfs "$store" || exit 200
+cp -a "$out/copy/." "$store" || exit 200
+"$@" &
+trainer=$!
+running() { state=$(cut -d ' ' -f 3 "/proc/$trainer/stat") && [ "$state" != Z ]; }
+until ls "$store"/runs/*/*/checkpoints/*/*/manifest.json; do
+    running || exit 201
+done
+# Again and again: what the trainer prunes is room.
+while running; do
+    cat /dev/zero >> "$store/filler"
+    sleep 0.01
+done
+wait "$trainer"
+echo $? > "$out/full"
+mount -o remount,ro "$store" || exit 202
+"$@"
+echo $? > "$out/read-only"
+mount -o remount,rw "$store" || exit 203
+rm "$store/filler"
+"$@"
+echo $? > "$out/roomy"
+cp -a "$store/runs" "$out/runs" || exit 204
+"#;
+
+#[test]
+fn a_disk_that_fills_or_turns_read_only_ends_the_attempt_and_costs_no_bits() {
+    let world = World::new();
+    let config_of = |run: &str| {
+        let mut config = world.config(run);
+        config["hyperparameters"]["maximumSteps"] = json!(1500);
+        config
+    };
+    let whole = config_of("whole");
+    assert_eq!(world.run(&whole), 0);
+    let config = config_of("small");
+    // What is there of the other run would take the room.
+    std::fs::remove_dir_all(world.run_folder(&whole).join("metrics")).unwrap();
+    let out = world.dir.path().join("out");
+    std::fs::create_dir(&out).unwrap();
+    let inner = world.command(&config, "small");
+    let status = Command::new("unshare")
+        .args(["-rm", "sh", "-c", ON_A_SMALL_DISK])
+        .args([world.store().as_os_str(), out.as_os_str()])
+        .arg(inner.get_program())
+        .args(inner.get_args())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
+    match status.ok().and_then(|status| status.code()) {
+        Some(0) => {}
+        None | Some(1 | 200) => {
+            println!("skipped: this machine lets nobody mount a small disk");
+            return;
+        }
+        Some(code) => panic!("the disk's script ended with {code}"),
+    }
+    let code = |name: &str| std::fs::read_to_string(out.join(name)).unwrap();
+    assert_eq!(code("full").trim(), "69");
+    assert_eq!(code("read-only").trim(), "69");
+    assert_eq!(code("roomy").trim(), "0");
+    let read: TrainerConfig = serde_json::from_value(config).unwrap();
+    let path = out.join(paths::run_result(&read.run, &read.key));
+    let result: RunResult = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    assert_eq!(result.digest, world.result(&whole).digest);
+    let moved = out.join(paths::run(&read.run, &read.key));
+    assert!(first_step_of_the_last_attempt(&moved) > 1);
+}
+
+#[test]
 fn a_store_that_gives_its_checkpoints_late_is_waited_for_and_none_is_passed_over() {
     let world = World::new();
     let config_of = |run: &str| {
