@@ -11,10 +11,11 @@ use crate::clock;
 use crate::failure::{Failure, causes};
 use crate::signals::StopFlag;
 
-/// How long a look at the store is believed between steps. Saves look again.
-const TRUST: Duration = Duration::from_millis(500);
-/// The same where each look is two requests to a bucket.
-const TRUST_IN_BUCKET: Duration = Duration::from_secs(10);
+/// A look at the store is believed for so many times as long as it took: looks take at most a twentieth of the
+/// time, and a step that is longer than that is begun only after one. Saves look again.
+const LOOKS: u32 = 20;
+/// The longest that a look is believed: one may have waited for a store that was away.
+const LONGEST_TRUST: Duration = Duration::from_secs(10);
 
 /// `fence/<epoch>.json`: who took the epoch. Two claims never have the same bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,6 +35,8 @@ pub struct Fence<'a> {
     /// This attempt's number.
     pub epoch: u32,
     looked: Instant,
+    /// What the newest look between steps took.
+    cost: Duration,
 }
 
 impl<'a> Fence<'a> {
@@ -59,23 +62,42 @@ impl<'a> Fence<'a> {
             folder,
             epoch: taken.number,
             looked: clock::monotonic(),
+            cost: Duration::ZERO,
         })
     }
 
-    /// Looks whether a newer attempt has come, now and then.
+    /// Looks whether a newer attempt has come, unless it has just looked: before every step that takes longer
+    /// than [`LOOKS`] looks.
     ///
     /// # Errors
     /// [`Failure`] with `Fenced`, or the store's.
     pub fn check_sometimes(&mut self) -> Result<(), Failure> {
-        let trust = if self.store.is_in_bucket() {
-            TRUST_IN_BUCKET
-        } else {
-            TRUST
-        };
-        if clock::since(self.looked) < trust {
+        if clock::since(self.looked) < self.trust() {
             return Ok(());
         }
-        self.check()
+        let began = clock::monotonic();
+        // Who comes next takes the next number. Asking for it is one request to a bucket; a list and the newest
+        // claim are two.
+        if !self.store.is_in_bucket() || self.has_successor()? {
+            self.check()?;
+        }
+        self.looked = clock::monotonic();
+        self.cost = clock::since(began);
+        Ok(())
+    }
+
+    /// How long the newest look is believed.
+    fn trust(&self) -> Duration {
+        (self.cost * LOOKS).min(LONGEST_TRUST)
+    }
+
+    fn has_successor(&self) -> Result<bool, Failure> {
+        let path = format!("{}/{}.json", self.folder, self.epoch + 1);
+        patience::tried(&PAUSES, &|| self.stop.is_set(), || {
+            let found = self.store.get(&path);
+            found.map_err(|error| Failure::unavailable(causes(&error)))
+        })
+        .map(|found| found.is_some())
     }
 
     /// Looks whether a newer attempt has come. A store that does not answer is asked again, and so is one
@@ -127,6 +149,33 @@ mod tests {
         assert_eq!((first.epoch, second.epoch), (1, 2));
         assert_eq!(first.check().unwrap_err().code, ExitCode::Fenced);
         assert_eq!(second.check(), Ok(()));
+    }
+
+    #[test]
+    fn before_a_step_that_takes_longer_than_some_looks_there_is_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let stop = StopFlag::default();
+        let take = || Fence::take(&store, "runs/r/fence".to_owned(), "pod", &stop).unwrap();
+        let mut first = take();
+        assert_eq!(first.check_sometimes(), Ok(()));
+        let cost = first.cost;
+        assert!(cost > Duration::ZERO, "it has looked");
+        let second = take();
+        assert!(first.has_successor().unwrap() && !second.has_successor().unwrap());
+        // What is short against a look is not worth one, however slow the store is.
+        for (cost, trust) in [
+            (Duration::from_millis(100), 2),
+            (Duration::from_secs(7), 10),
+        ] {
+            first.cost = cost;
+            assert_eq!(first.trust(), Duration::from_secs(trust));
+        }
+        assert_eq!(first.check_sometimes(), Ok(()));
+        first.cost = cost;
+        clock::rest(first.trust(), &|| false);
+        let failure = first.check_sometimes().unwrap_err();
+        assert_eq!(failure.code, ExitCode::Fenced);
     }
 
     #[test]

@@ -54,6 +54,34 @@ fn a_run_in_a_bucket_killed_and_resumed_ends_with_the_bits_of_one_on_a_volume() 
 }
 
 #[test]
+fn in_a_bucket_a_newer_attempt_fences_the_older_off_between_two_saves() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(server) = fixture::Server::start(dir.path(), "store").unwrap() else {
+        return;
+    };
+    let world = World::new();
+    let scratch = dir.path().join("scratch");
+    std::fs::create_dir(&scratch).unwrap();
+    let mut config = in_bucket(&world.config("fenced"), &server);
+    config["hyperparameters"]["maximumSteps"] = json!(1_000_000);
+    config["checkpoint"]["everySteps"] = json!(1_000_000);
+    let store = Store::open_at(Some(&server.config("s3://store/team")), &scratch).unwrap();
+    assert_eq!(write_dataset(&store, 24, 9), world.dataset);
+    let read: TrainerConfig = serde_json::from_value(config.clone()).unwrap();
+    let fence = paths::run_fence(&read.run, &read.key);
+    let mut child = world.start(&config);
+    wait_until(&mut child, || {
+        !store.list(&format!("{fence}/")).unwrap().is_empty()
+    });
+    let claim = json!({"pod": "other", "process": 1, "unixNanoseconds": 1});
+    let put = store.put_new(&format!("{fence}/2.json"), claim.to_string().as_bytes());
+    put.unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(76));
+    let summary = world.summary(&config);
+    assert!(summary.message.contains("attempt 2"), "{}", summary.message);
+}
+
+#[test]
 fn a_bucket_that_refuses_is_worth_another_try_and_named() {
     let dir = tempfile::tempdir().unwrap();
     let Some(server) = fixture::Server::start(dir.path(), "store").unwrap() else {
