@@ -299,3 +299,82 @@ impl<'a> Output<'a> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::sync::atomic::Ordering;
+
+    use graftwork_model::fixture::TinyShape;
+
+    use super::*;
+    use crate::run::existing_result;
+    use crate::run::survival::{config_on, dying_at, ended};
+
+    /// Writes and publishes a model and the run's result, on a disk on which nothing changes from call `death`
+    /// on. How many calls there were, and whether the result was written.
+    fn end(dir: &Path, config: &TrainerConfig, weights: &BaseModel, death: usize) -> (usize, bool) {
+        let (volume, calls) = dying_at(death);
+        let open = |name: &str| {
+            let store = Store::open_read_only(dir.join(name)).unwrap();
+            store.on(volume.clone())
+        };
+        let wanted = ModelOutput {
+            uri: "pvc://made/model".to_owned(),
+            root: String::new(),
+            folder: "model".to_owned(),
+        };
+        let output = Output {
+            claim: open("claim"),
+            wanted: &wanted,
+            config,
+        };
+        let written = output
+            .write(weights)
+            .and_then(|written| output.publish(written, &ended(Digest::of(b"model"))))
+            .and_then(|result| write_result(&open("store"), config, &result));
+        (calls.load(Ordering::SeqCst), written.is_ok())
+    }
+
+    #[test]
+    fn a_model_survives_the_death_of_its_writer_before_every_call_of_its_end() {
+        let weights = BaseModel::random(TinyShape::default().config(), 4);
+        let base = tempfile::tempdir().unwrap();
+        graftwork_model::base::save_base(base.path(), &weights).unwrap();
+        let config = config_on(base.path());
+        let begun = || {
+            let dir = tempfile::tempdir().unwrap();
+            for name in ["claim", "store"] {
+                std::fs::create_dir(dir.path().join(name)).unwrap();
+            }
+            dir
+        };
+        let (calls, written) = end(begun().path(), &config, &weights, usize::MAX);
+        assert!(written && calls > 15, "{calls} calls");
+        let mut seen = BTreeSet::new();
+        for death in 0..=calls {
+            let dir = begun();
+            end(dir.path(), &config, &weights, death);
+            let claim = Store::open(dir.path().join("claim")).unwrap();
+            let store = Store::open(dir.path().join("store")).unwrap();
+            let is_whole = || {
+                let manifest: Manifest = claim.get_json("model/manifest.json").unwrap().unwrap();
+                claim.verify("model", &manifest.files).unwrap();
+                BaseModel::load(&claim.locate("model").unwrap()).unwrap();
+            };
+            let published = claim.is_published("model").unwrap();
+            if published {
+                is_whole();
+            }
+            let has_result = existing_result(&store, &config).unwrap().is_some();
+            assert!(published || !has_result, "{death}: a result of nothing");
+            seen.insert((published, has_result));
+
+            assert!(end(dir.path(), &config, &weights, usize::MAX).1, "{death}");
+            is_whole();
+            assert!(existing_result(&store, &config).unwrap().is_some());
+        }
+        let all = [(false, false), (true, false), (true, true)];
+        assert_eq!(seen, BTreeSet::from(all), "between any two of its steps");
+    }
+}

@@ -1,5 +1,5 @@
 //! A writer that dies before any call of its save leaves a training of every kind that ends with the same
-//! bits.
+//! bits, and one that dies before any call of a run's end leaves a result that is right.
 
 use std::cell::Cell;
 use std::collections::BTreeSet;
@@ -8,18 +8,22 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use graftwork_artifacts::{Store, Volume};
-use graftwork_contract::Digest;
-use graftwork_contract::run::Schedule;
+use graftwork_contract::adapter::Manifest;
+use graftwork_contract::run::{RowsUsed, Schedule, TrainerConfig};
+use graftwork_contract::{Digest, paths};
 use graftwork_model::base::{BaseModel, save_base};
 use graftwork_model::fixture::TinyShape;
 use graftwork_model::lora::{LoraConfig, LoraParams, Module};
+use graftwork_model::peft::Adapter;
 use graftwork_model::quant::Quantization;
 use graftwork_model::targets::Targets;
 use graftwork_model::tokenizer::TokenizedExample;
 use graftwork_model::transformer::{Held, Llama};
 
+use super::package::{Outcome as Ended, publish};
 use super::preference::{Pair, PreferenceObjective, add_references};
 use super::session::LoraObjective;
+use super::{existing_result, remove_checkpoints, write_result};
 use crate::checkpoint::{Checkpoints, Environment};
 use crate::optimizer::AdamWConfig;
 use crate::order::{Batches, Length, Size};
@@ -79,9 +83,8 @@ fn finished<O: Objective>(mut training: Training<'_, O>) -> State {
     training.state().clone()
 }
 
-/// Saves `state` and prunes what was before it, on a disk on which nothing changes from call `death` on. How
-/// many calls there were.
-fn save(dir: &Path, names: &[String], state: &State, death: usize) -> usize {
+/// A disk on which nothing changes from call `death` on, and the calls so far.
+pub(super) fn dying_at(death: usize) -> (Volume, Arc<AtomicUsize>) {
     let calls = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&calls);
     let volume = Volume::asking(move |_, _| {
@@ -91,6 +94,13 @@ fn save(dir: &Path, names: &[String], state: &State, death: usize) -> usize {
             Err(std::io::ErrorKind::Other.into())
         }
     });
+    (volume, calls)
+}
+
+/// Saves `state` and prunes what was before it, on a disk on which nothing changes from call `death` on. How
+/// many calls there were.
+fn save(dir: &Path, names: &[String], state: &State, death: usize) -> usize {
+    let (volume, calls) = dying_at(death);
     let store = Store::open_read_only(dir).unwrap().on(volume);
     let checkpoints = of(&store, names);
     let _ = checkpoints
@@ -197,4 +207,115 @@ fn dpo_survives_the_death_of_its_writer_before_every_call_of_a_save() {
         beta: 0.5,
     };
     survives(&objective, &pairs);
+}
+
+/// The configuration of a run on the base model in this folder.
+pub(super) fn config_on(base: &Path) -> TrainerConfig {
+    let digest = Digest::of(b"it");
+    serde_json::from_value(serde_json::json!({
+        "run": "run",
+        "resolved": {
+            "base": {"uri": "pvc://models/tiny", "path": base, "digest": digest},
+            "dataset": {
+                "name": "colours", "version": 4, "digest": digest, "format": "Completion",
+            },
+            "reference": null,
+        },
+        "key": digest,
+        "lora": {"rank": 4, "alpha": 8.0, "dropout": 0.0, "targetModules": ["q_proj"]},
+        "hyperparameters": {
+            "learningRate": 0.02, "schedule": "Cosine", "warmupSteps": 5, "epochs": 1,
+            "maximumSteps": 40, "batchSize": 8, "microBatchSize": 4,
+            "maximumSequenceLength": 64, "weightDecay": 0.01, "maximumGradientNorm": 1.0,
+            "seed": 3,
+        },
+        "checkpoint": {"everySteps": 4, "keep": 2},
+        "evaluation": {"metrics": ["Loss"], "maximumNewTokens": 8, "maximumRows": null},
+        "adapter": "colours",
+    }))
+    .unwrap()
+}
+
+/// What a run of this content ended with.
+pub(super) fn ended(digest: Digest) -> Ended {
+    Ended {
+        digest,
+        steps: 40,
+        final_loss: 1.5,
+        metrics: Vec::new(),
+        train_rows: RowsUsed::default(),
+        test_rows: RowsUsed::default(),
+    }
+}
+
+/// Publishes an adapter, writes the run's result and takes its checkpoints away, on a disk on which nothing
+/// changes from call `death` on. How many calls there were, and whether the result was written.
+fn end(dir: &Path, config: &TrainerConfig, adapter: &Adapter, death: usize) -> (usize, bool) {
+    let (volume, calls) = dying_at(death);
+    let store = Store::open_read_only(dir).unwrap().on(volume);
+    let outcome = ended(adapter.digest().parse().unwrap());
+    let written = publish(&store, config, adapter, &outcome)
+        .and_then(|result| write_result(&store, config, &result));
+    if written.is_ok() {
+        remove_checkpoints(&store, config);
+    }
+    (calls.load(Ordering::SeqCst), written.is_ok())
+}
+
+#[test]
+fn a_run_survives_the_death_of_its_writer_before_every_call_of_its_end() {
+    let model = Llama::new(&BaseModel::random(TinyShape::default().config(), 4));
+    let adapter = fresh(&model).to_adapter("pvc://models/tiny").unwrap();
+    let config = config_on(Path::new("nowhere"));
+    let folder = paths::adapter("colours", &adapter.digest().parse().unwrap());
+    let checkpoints = paths::run_checkpoints(&config.run, &config.key);
+    let begun = || {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let state = format!("{checkpoints}/1/40/state.safetensors");
+        store.put_new(&state, b"state").unwrap();
+        dir
+    };
+    let is_whole = |store: &Store| {
+        let manifest: Manifest = store
+            .get_json(&format!("{folder}/manifest.json"))
+            .unwrap()
+            .unwrap();
+        store.verify(&folder, &manifest.files).unwrap();
+        let read = Adapter::load(&store.locate(&folder).unwrap()).unwrap();
+        assert_eq!(read.digest(), manifest.digest.as_str());
+    };
+    let (calls, written) = end(begun().path(), &config, &adapter, usize::MAX);
+    assert!(written && calls > 20, "{calls} calls");
+    let mut seen = BTreeSet::new();
+    for death in 0..=calls {
+        let dir = begun();
+        end(dir.path(), &config, &adapter, death);
+        let store = Store::open(dir.path()).unwrap();
+        let published = store.is_published(&folder).unwrap();
+        let result = existing_result(&store, &config).unwrap();
+        assert!(
+            published || result.is_none(),
+            "{death}: a result of nothing"
+        );
+        if published {
+            is_whole(&store);
+        }
+        let resumable = !store.list(&format!("{checkpoints}/")).unwrap().is_empty();
+        assert!(resumable || result.is_some(), "{death}: its work is gone");
+        seen.insert((published, result.is_some(), resumable));
+
+        assert!(end(dir.path(), &config, &adapter, usize::MAX).1, "{death}");
+        is_whole(&store);
+        let result = existing_result(&store, &config).unwrap().unwrap();
+        assert_eq!(result.digest.as_str(), adapter.digest());
+        assert!(store.list(&format!("{checkpoints}/")).unwrap().is_empty());
+    }
+    let all = [
+        (false, false, true),
+        (true, false, true),
+        (true, true, true),
+        (true, true, false),
+    ];
+    assert_eq!(seen, BTreeSet::from(all), "between any two of its steps");
 }
