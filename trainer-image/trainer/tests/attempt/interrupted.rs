@@ -1,5 +1,7 @@
 //! Attempts that are killed, stopped or fenced off.
 
+use graftwork_model::random::Stream;
+
 use super::*;
 
 #[test]
@@ -24,8 +26,29 @@ fn dpo_killed_at_random_times_ends_with_the_same_bits() {
     killed_at_random_times(&world, |run| super::methods::preferences(&world, run, 2));
 }
 
-/// Kills a run up to twenty times: in turn some time after its start, wherever it is by then, and some time
-/// after it has saved something, which is how it gets on at all.
+#[test]
+fn two_threads_killed_at_random_times_end_with_the_same_bits() {
+    // So wide that products are split between threads.
+    let shape = TinyShape {
+        hidden: 128,
+        intermediate: 256,
+        ..TinyShape::default()
+    };
+    let world = World::of_shape(&shape, 24, 9);
+    killed_at_random_times(&world, |run| {
+        let mut config = world.config(run);
+        config["threads"] = json!(2);
+        config["hyperparameters"]["microBatchSize"] = json!(8);
+        config
+    });
+}
+
+/// Kills of a run in all.
+const KILLS: u64 = 20;
+
+/// Kills a run twenty times, or as often as it takes to its end, and then another one: in turn some time after its
+/// start, wherever it is by then, and some time after it has saved something, which is how it gets on at all. The
+/// times are others on every run of the test; the seed that is printed, as `GRAFTWORK_SEED`, gives the same ones.
 fn killed_at_random_times(world: &World, config_of: impl Fn(&str) -> Value) {
     let config_of = |run: &str| {
         let mut config = config_of(run);
@@ -37,45 +60,65 @@ fn killed_at_random_times(world: &World, config_of: impl Fn(&str) -> Value) {
     assert_eq!(world.run(&whole), 0, "{:?}", world.summary(&whole));
     let expected = world.result(&whole);
 
-    let broken = config_of("broken");
-    let folder = world.run_folder(&broken);
-    let mut kills = 0;
-    for round in 0..20_u64 {
-        // The same times on every run of the test, which land on whatever this machine has reached by then.
-        let random = (round + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
-        let mut child = world.start(&broken);
-        let delay = if round % 2 == 0 {
-            Duration::from_millis(random % 250)
-        } else {
-            let before = checkpoint_steps(&folder);
-            let deadline = Instant::now() + Duration::from_secs(60);
-            while checkpoint_steps(&folder) == before && child.try_wait().unwrap().is_none() {
-                assert!(Instant::now() < deadline, "nothing is saved");
-                std::thread::yield_now();
-            }
-            Duration::from_micros(random % 8000)
-        };
-        let end = Instant::now() + delay;
-        while Instant::now() < end && child.try_wait().unwrap().is_none() {
+    let given = std::env::var("GRAFTWORK_SEED").ok();
+    let seed = given.map_or_else(
+        || {
+            let now = std::time::SystemTime::now();
+            let since = now.duration_since(std::time::UNIX_EPOCH).unwrap();
+            since.as_nanos() as u64
+        },
+        |seed| seed.parse().unwrap(),
+    );
+    println!("GRAFTWORK_SEED={seed}");
+    let (mut kills, mut round, mut runs, mut went_on) = (0, 0, 0, false);
+    while kills < KILLS {
+        runs += 1;
+        let broken = config_of(&format!("broken-{runs}"));
+        let folder = world.run_folder(&broken);
+        while kills < KILLS && !folder.join("result.json").exists() {
+            round += 1;
+            assert!(round < 200, "it gets nowhere: {:?}", world.summary(&broken));
+            let random = Stream::new(seed, &[round]).uniform(0);
+            kills += u64::from(is_killed(world, &broken, round % 2 == 1, random));
+        }
+        assert_eq!(world.run(&broken), 0, "{:?}", world.summary(&broken));
+        let got = world.result(&broken);
+        assert_eq!(got.digest, expected.digest);
+        assert_eq!(got.metrics, expected.metrics);
+        assert_eq!(got.final_loss.to_bits(), expected.final_loss.to_bits());
+        went_on |= first_step_of_the_last_attempt(&folder) > 1;
+    }
+    assert_eq!(kills, KILLS);
+    assert!(
+        went_on,
+        "every one began anew instead of going on from a checkpoint"
+    );
+}
+
+/// Starts an attempt and kills it some time after its start, or after it has saved something. False where it came
+/// to its end before.
+fn is_killed(world: &World, config: &Value, at_the_start: bool, random: f64) -> bool {
+    let folder = world.run_folder(config);
+    let before = checkpoint_steps(&folder);
+    let mut child = world.start(config);
+    let delay = if at_the_start {
+        Duration::from_millis(250).mul_f64(random)
+    } else {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while checkpoint_steps(&folder) == before && child.try_wait().unwrap().is_none() {
+            assert!(Instant::now() < deadline, "nothing is saved");
             std::thread::yield_now();
         }
-        kills += usize::from(child.try_wait().unwrap().is_none());
-        child.kill().unwrap();
-        child.wait().unwrap();
-        if folder.join("result.json").exists() {
-            break;
-        }
+        Duration::from_millis(8).mul_f64(random)
+    };
+    let end = Instant::now() + delay;
+    while Instant::now() < end && child.try_wait().unwrap().is_none() {
+        std::thread::yield_now();
     }
-    assert!(kills > 5, "it was killed {kills} times only");
-    assert_eq!(world.run(&broken), 0, "{:?}", world.summary(&broken));
-    let got = world.result(&broken);
-    assert_eq!(got.digest, expected.digest);
-    assert_eq!(got.metrics, expected.metrics);
-    assert_eq!(got.final_loss.to_bits(), expected.final_loss.to_bits());
-    assert!(
-        first_step_of_the_last_attempt(&folder) > 1,
-        "it began anew instead of going on from a checkpoint"
-    );
+    let is_running = child.try_wait().unwrap().is_none();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    is_running
 }
 
 /// The step of the first figures that the newest attempt wrote.
