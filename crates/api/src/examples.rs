@@ -16,7 +16,7 @@ use crate::serving_endpoint::{
 use crate::training_run::{
     Benchmark, CheckpointPolicy, Compute, EarlyStopping, Evaluation, EvaluationMetric,
     Hyperparameters, LoraMethod, Method, MethodType, Objective, ObjectiveType, Quantization,
-    RunLimits, Schedule, Subject,
+    RunLimits, Schedule, Spot, Subject,
 };
 use crate::{
     Amount, BaseModelSource, Dataset, DatasetSpec, Decimal, LoRAAdapter, LoRAAdapterSpec,
@@ -75,6 +75,11 @@ pub fn all() -> Result<Vec<Example>, serde_json::Error> {
             "qlora-training-run.yaml",
             "The same on a base whose weights take 4.5 bits each, for a node with less memory.",
             vec![object(&qlora_training_run())?],
+        ),
+        example(
+            "spot-training-run.yaml",
+            "On spot nodes: a checkpoint every ten steps, and other nodes after three evictions.",
+            vec![object(&spot_training_run())?],
         ),
         example(
             "dpo-training-run.yaml",
@@ -353,6 +358,16 @@ fn qlora_training_run() -> TrainingRun {
     spec.method.type_ = MethodType::QLoRA;
     spec.method.quantization = Some(Quantization::Q4K);
     TrainingRun::new("topics-2", spec)
+}
+
+fn spot_training_run() -> TrainingRun {
+    let mut spec = training_run().spec;
+    spec.compute.spot = Some(Spot {
+        enabled: true,
+        on_demand_after_evictions: 3,
+    });
+    spec.checkpoint.every_steps = 10;
+    TrainingRun::new("topics-4", spec)
 }
 
 fn dpo_training_run() -> TrainingRun {

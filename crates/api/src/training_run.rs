@@ -287,6 +287,29 @@ pub struct Compute {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     pub priority_class_name: Option<String>,
+    /// Nodes that may be taken away at any time; left out, attempts run on others.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub spot: Option<Spot>,
+}
+
+/// Nodes that may be taken away at any time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Spot {
+    /// Whether attempts run on the spot nodes of the compute profile.
+    pub enabled: bool,
+    /// Evictions of the run after which its attempts run on other nodes.
+    #[schemars(range(min = 1, max = 100))]
+    pub on_demand_after_evictions: u32,
+}
+
+impl Default for Spot {
+    fn default() -> Self {
+        Self {
+            enabled: false,
+            on_demand_after_evictions: 3,
+        }
+    }
 }
 
 impl Default for Compute {
@@ -294,6 +317,7 @@ impl Default for Compute {
         Self {
             profile: "default".to_owned(),
             priority_class_name: None,
+            spot: None,
         }
     }
 }

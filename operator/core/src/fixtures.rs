@@ -15,6 +15,10 @@ pub fn settings() -> Settings {
                 "nodeSelector": {"accelerator": "l40s"},
                 "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
                 "runtimeClassName": "nvidia",
+                "spot": {
+                    "nodeSelector": {"capacity": "spot"},
+                    "tolerations": [{"key": "spot", "operator": "Exists", "effect": "NoSchedule"}]
+                },
                 "images": {"trainer": "registry/trainer:1-cuda89"}
             }
         }

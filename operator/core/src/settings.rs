@@ -69,8 +69,20 @@ pub struct ComputeProfile {
     pub tolerations: Vec<Toleration>,
     /// `RuntimeClass` of the pod.
     pub runtime_class_name: Option<String>,
+    /// Where runs that ask for it are trained instead; none: the installation has no spot nodes for it.
+    pub spot: Option<SpotNodes>,
     /// Images that replace the installation's.
     pub images: ProfileImages,
+}
+
+/// Nodes that may be taken away at any time, as a difference to the profile.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct SpotNodes {
+    /// Labels that the node must have, beside the profile's or in place of the same ones.
+    pub node_selector: BTreeMap<String, String>,
+    /// Taints that the pod tolerates beside the profile's.
+    pub tolerations: Vec<Toleration>,
 }
 
 /// Images of one profile, for example those built for CUDA.

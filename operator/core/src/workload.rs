@@ -18,7 +18,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{
 };
 
 use crate::bucket;
-use crate::settings::{ComputeProfile, Settings};
+use crate::settings::{ComputeProfile, Settings, SpotNodes};
 
 /// Name of the claim that holds a namespace's store.
 pub const STORE_CLAIM: &str = "graftwork-store";
@@ -161,6 +161,16 @@ impl From<&ComputeProfile> for Placement {
             tolerations: profile.tolerations.clone(),
             runtime_class_name: profile.runtime_class_name.clone(),
         }
+    }
+}
+
+impl Placement {
+    /// The same on spot nodes.
+    #[must_use]
+    pub fn on_spot(mut self, spot: &SpotNodes) -> Self {
+        self.node_selector.extend(spot.node_selector.clone());
+        self.tolerations.extend(spot.tolerations.iter().cloned());
+        self
     }
 }
 

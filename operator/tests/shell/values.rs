@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use graftwork_operator_core::settings::{
     ComputeProfile, ContainerSettings, DataSources, EngineSettings, LeaderElection, ProfileImages,
-    RouterSettings, StoreSettings,
+    RouterSettings, SpotNodes, StoreSettings,
 };
 use serde_json::Value;
 
@@ -120,6 +120,10 @@ fn the_schema_has_the_fields_that_the_operator_reads() {
         (
             "/definitions/computeProfile",
             serde_json::to_value(ComputeProfile::default()),
+        ),
+        (
+            "/definitions/computeProfile/properties/spot",
+            serde_json::to_value(SpotNodes::default()),
         ),
         (
             "/definitions/computeProfile/properties/images",

@@ -137,10 +137,20 @@ fn make(
     {
         job_labels.insert(QUEUE_LABEL.to_owned(), queue.1.clone());
     }
+    let placement = match &profile.spot {
+        Some(spot) if is_for_spot(cr) => Placement::from(profile).on_spot(spot),
+        _ => Placement::from(profile),
+    };
     Some(jobs::build_job(
         metadata,
-        build_pod(recipe, Placement::from(profile), settings),
+        build_pod(recipe, placement, settings),
     ))
+}
+
+/// Whether the next attempt runs on spot nodes: the run asks for it, and was not evicted too often.
+pub fn is_for_spot(cr: &TrainingRun) -> bool {
+    let spot = cr.spec.compute.spot.as_ref().filter(|spot| spot.enabled);
+    spot.is_some_and(|spot| attempt::attempts(cr).evicted < spot.on_demand_after_evictions)
 }
 
 /// The claims that a trainer reads: the base model's, and those of benchmarks.

@@ -162,6 +162,16 @@ fn begin(
             );
         }
     };
+    if children::is_for_spot(cr) && profile.spot.is_none() {
+        let name = &cr.spec.compute.profile;
+        return waiting(
+            reason::COMPUTE_PROFILE_NOT_FOUND,
+            format!(
+                "spec.compute.spot: compute profile \"{name}\" has no spot nodes in this installation; set \
+                 computeProfiles.{name}.spot in the chart's values, or leave spot out in a new run"
+            ),
+        );
+    }
     let image = settings.trainer_image(profile);
     if let Some(missing) = claims::missing(cr, observed) {
         return Step::Wait(missing);

@@ -335,6 +335,18 @@ fn what_is_waited_for_is_named_and_no_run_that_can_go_on_has_failed() {
             "spec.compute.profile: compute profile \"huge\" is unknown; this installation has: default, nvidia-l40s",
         ),
         (
+            Box::new(|world| {
+                world.cr.spec.compute.spot = Some(graftwork_api::training_run::Spot {
+                    enabled: true,
+                    ..Default::default()
+                });
+            }),
+            true,
+            reason::COMPUTE_PROFILE_NOT_FOUND,
+            "spec.compute.spot: compute profile \"default\" has no spot nodes in this installation; set \
+             computeProfiles.default.spot in the chart's values, or leave spot out in a new run",
+        ),
+        (
             Box::new(|world| world.observed.job = Found::Foreign),
             true,
             reason::OBJECT_NOT_OURS,

@@ -146,6 +146,54 @@ fn a_gpu_profile_shapes_the_job() {
 }
 
 #[test]
+fn a_run_on_spot_nodes_goes_to_others_after_so_many_evictions() {
+    let placed = |world: &World| {
+        let (name, mut jobs) = (world.active_job(), world.observed.jobs.iter());
+        let job = jobs.find(|job| job.metadata.name == name).unwrap();
+        let pod = job.spec.as_ref().unwrap().template.spec.as_ref().unwrap();
+        let selector = pod.node_selector.clone().unwrap();
+        let tolerated = pod.tolerations.iter().flatten();
+        let keys: Vec<String> = tolerated.filter_map(|it| it.key.clone()).collect();
+        assert_eq!(selector["accelerator"], "l40s");
+        (selector.get("capacity").cloned(), keys)
+    };
+    let on_spot = (
+        Some("spot".to_owned()),
+        vec!["nvidia.com/gpu".to_owned(), "spot".to_owned()],
+    );
+    let on_demand = (None, vec!["nvidia.com/gpu".to_owned()]);
+    let mut world = World::new();
+    world.cr.spec.compute.profile = "nvidia-l40s".to_owned();
+    world.cr.spec.compute.spot = Some(graftwork_api::training_run::Spot {
+        enabled: true,
+        on_demand_after_evictions: 2,
+    });
+    world.start();
+    for (attempt, place) in [&on_spot, &on_spot, &on_demand, &on_demand]
+        .iter()
+        .enumerate()
+    {
+        assert_eq!(world.created.len(), attempt + 1);
+        assert_eq!(placed(&world), **place, "attempt {}", attempt + 1);
+        world.end_pod(137, |pod| {
+            pod.disrupted = Some("DeletionByTaintManager".to_owned())
+        });
+        world.reconcile();
+        while world.created.len() == attempt + 1 {
+            world.seconds += 1;
+            world.reconcile();
+        }
+        world.start_pod();
+    }
+
+    world = World::new();
+    world.cr.spec.compute.profile = "nvidia-l40s".to_owned();
+    world.cr.spec.compute.spot = Some(graftwork_api::training_run::Spot::default());
+    world.start();
+    assert_eq!(placed(&world), on_demand, "it is not enabled");
+}
+
+#[test]
 fn a_trainers_pod_lives_longer_after_sigterm_than_its_trainer_needs() {
     let mut world = World::new();
     world.start();
