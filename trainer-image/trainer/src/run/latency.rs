@@ -41,10 +41,16 @@ pub fn measure(
     }
     let (mut of_new, mut of_old) = (Vec::new(), Vec::new());
     for round in 0..=ROUNDS {
-        let seconds = (time(new.0, &asked, new.1)?, time(old.0, &asked, old.1)?);
-        if round > 0 {
-            of_new.push(seconds.0);
-            of_old.push(seconds.1);
+        let mut contenders = [(new, &mut of_new), (old, &mut of_old)];
+        // Who comes second meets a warmer machine, or a slower one.
+        if round % 2 == 1 {
+            contenders.reverse();
+        }
+        for ((evaluator, adapter), rounds) in contenders {
+            let seconds = time(evaluator, &asked, adapter)?;
+            if round > 0 {
+                rounds.push(seconds);
+            }
         }
     }
     Ok(report(of_new, of_old))
@@ -123,6 +129,8 @@ fn time(
 
 #[cfg(test)]
 mod tests {
+    use std::cell::RefCell;
+
     use graftwork_model::base::BaseModel;
     use graftwork_model::fixture::{TinyShape, random_adapter, write_tiny_base};
     use graftwork_model::lora::{LoraConfig, Module};
@@ -159,12 +167,50 @@ mod tests {
         assert!((metrics[1].difference - 0.5).abs() < 1e-12);
     }
 
-    #[test]
-    fn every_token_of_every_round_is_timed() {
+    fn question(tokenizer: &TextTokenizer, row: usize) -> Question {
+        Question {
+            prompt: tokenizer.encode_prompt("Item 1").unwrap(),
+            answer: String::new(),
+            completion: String::new(),
+            row,
+            was_cut: false,
+        }
+    }
+
+    fn tiny() -> (Llama, TextTokenizer) {
         let dir = tempfile::tempdir().unwrap();
         write_tiny_base(dir.path(), &TinyShape::default(), 5).unwrap();
         let model = Llama::new(&BaseModel::load(dir.path()).unwrap());
-        let tokenizer = TextTokenizer::load(dir.path()).unwrap();
+        (model, TextTokenizer::load(dir.path()).unwrap())
+    }
+
+    #[test]
+    fn the_two_come_first_in_turn() {
+        let (model, tokenizer) = tiny();
+        let order = RefCell::new(String::new());
+        let note = |name: char| {
+            let mut order = order.borrow_mut();
+            if !order.ends_with(name) {
+                order.push(name);
+            }
+            Ok(())
+        };
+        let (of_new, of_old) = (|_: u64| note('n'), |_: u64| note('o'));
+        let evaluator = |on_rows| Evaluator {
+            model: &model,
+            tokenizer: &tokenizer,
+            maximum_new_tokens: 1,
+            on_rows,
+        };
+        let (new, old) = (evaluator(&of_new), evaluator(&of_old));
+        measure(&[question(&tokenizer, 0)], (&new, None), (&old, None)).unwrap();
+        // no on no on no on
+        assert_eq!(*order.borrow(), "nononon");
+    }
+
+    #[test]
+    fn every_token_of_every_round_is_timed() {
+        let (model, tokenizer) = tiny();
         let lora = LoraConfig {
             rank: 4,
             alpha: 8.0,
@@ -180,14 +226,7 @@ mod tests {
             maximum_new_tokens: 3,
             on_rows: &|_| Ok(()),
         };
-        let question = |row| Question {
-            prompt: tokenizer.encode_prompt("Item 1").unwrap(),
-            answer: String::new(),
-            completion: String::new(),
-            row,
-            was_cut: false,
-        };
-        let questions: Vec<Question> = (0..20).map(question).collect();
+        let questions: Vec<Question> = (0..20).map(|row| question(&tokenizer, row)).collect();
         let metrics =
             measure(&questions, (&evaluator, Some(&adapter)), (&evaluator, None)).unwrap();
         assert_eq!(metrics.len(), 2);
