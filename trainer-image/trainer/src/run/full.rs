@@ -30,6 +30,8 @@ use crate::train::TrainError;
 
 /// Bytes of one file of weights at most.
 const SHARD_BYTES: usize = 2 << 30;
+/// The largest number of bf16: 8 bits of precision, the exponents of f32.
+const LARGEST_BF16: f32 = 3.389_531_4e38;
 /// What is copied from the base model's folder as it is, where it is there.
 const COPIED: [&str; 6] = [
     "config.json",
@@ -84,6 +86,7 @@ pub fn attempt(
     let trained = session.train(&model, &inputs.train, batches, plan, fence)?;
 
     let weights = model.to_base().map_err(|error| bug(&error))?;
+    check_finite(&weights)?;
     let written = patience::tried(&patience::PAUSES, &|| stop.is_set(), || {
         output.write(&weights)
     })?;
@@ -120,6 +123,20 @@ pub fn attempt(
     write_result(store, config, &result)?;
     remove_checkpoints(store, config);
     Ok(result.digest)
+}
+
+/// That every weight is a number as it is written: bf16 ends below f32's largest.
+fn check_finite(weights: &BaseModel) -> Result<(), Failure> {
+    for (name, values) in weights.tensors() {
+        let is_written = |value: &f32| value.abs() <= LARGEST_BF16;
+        if let Some(element) = values.iter().position(|value| !is_written(value)) {
+            return Err(Failure::diverged(format!(
+                "tensor {name} is no number in bf16 at element {element}: lower hyperparameters.learningRate or \
+                 maximumGradientNorm"
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// The base model with all of its weights as what is trained, and its tokenizer.
@@ -334,6 +351,30 @@ mod tests {
             .and_then(|written| output.publish(written, &ended(Digest::of(b"model"))))
             .and_then(|result| write_result(&open("store"), config, &result));
         (calls.load(Ordering::SeqCst), written.is_ok())
+    }
+
+    #[test]
+    fn a_weight_that_is_no_number_in_bf16_is_not_written() {
+        let weights = BaseModel::random(TinyShape::default().config(), 4);
+        assert_eq!(check_finite(&weights), Ok(()));
+        let largest = f32::from_bits(0x7f7f_0000);
+        for (value, is_fine) in [
+            (-largest, true),
+            (f32::MAX, false),
+            (f32::NAN, false),
+            (f32::NEG_INFINITY, false),
+        ] {
+            let mut tensors = weights.tensors().clone();
+            let last = tensors.values_mut().next_back().unwrap();
+            last[1] = value;
+            let weights = BaseModel::from_tensors(weights.config().clone(), tensors).unwrap();
+            let checked = check_finite(&weights);
+            assert_eq!(checked.is_ok(), is_fine, "{value}");
+            if let Err(failure) = checked {
+                assert_eq!(failure.code, graftwork_contract::exit::ExitCode::Diverged);
+                assert!(failure.message.contains("at element 1"), "{failure}");
+            }
+        }
     }
 
     #[test]

@@ -80,6 +80,15 @@ fn what_is_wrong_is_named_with_its_exit_code() {
             (code, reason),
             "case {index}: {message}"
         );
+        let mut left = std::fs::read_dir(world.store().join("runs/wrong"))
+            .into_iter()
+            .flatten()
+            .flatten();
+        assert!(
+            !world.store().join("adapters").exists()
+                && !left.any(|folder| folder.path().join("result.json").exists()),
+            "case {index}: something came of it"
+        );
         for word in words {
             assert!(
                 message.contains(word),
