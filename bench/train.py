@@ -94,8 +94,15 @@ def check(name: str, job: str, measured: dict, reference: dict) -> str:
         raise RuntimeError(f"{name}, {job}: gradient norms {norms}")
     if name == "ours f32" and norm_off > 0.02:
         raise RuntimeError(f"{name}, {job}: a gradient norm is {100 * norm_off:.1f} % from peft f32's")
-    if job == "packed" and not losses[-1] < losses[0]:
-        raise RuntimeError(f"{name}, {job}: the loss does not fall: {losses}")
+    if name == "ours Q4_K" and norm_off > 0.3:
+        raise RuntimeError(f"{name}, {job}: a gradient norm is {100 * norm_off:.1f} % from peft f32's")
+    if job == "packed":
+        # Random weights have a loss of ln(vocabulary) whatever one computes: how far it falls tells more.
+        fall, wanted = losses[0] - losses[-1], expected[0] - expected[-1]
+        if not fall > 0:
+            raise RuntimeError(f"{name}, {job}: the loss does not fall: {losses}")
+        if name == "ours f32" and not abs(fall - wanted) <= 0.1 * wanted + 1e-3:
+            raise RuntimeError(f"{name}, {job}: the loss falls by {fall:.4f}, peft f32's by {wanted:.4f}")
     return (f"{name}, {job}: losses within {100 * worst:.3f} %, "
             f"gradient norms within {100 * norm_off:.2f} % of peft f32's")
 
