@@ -48,3 +48,41 @@ fn activations_that_are_computed_again_are_not_held() {
         "{again} bytes beside {kept}, where {projected} need not be held"
     );
 }
+
+#[test]
+fn four_sequences_of_4096_tokens_never_make_a_matrix_of_tokens_by_tokens() {
+    let shape = TinyShape {
+        positions: 4096,
+        ..TinyShape::default()
+    };
+    let world = World::of_shape(&shape, 2, 2);
+    // A token is a byte.
+    let long = |index: usize| Row::Completion {
+        prompt: format!("{index} ").repeat(2040),
+        completion: ANSWERS[index % 3].to_owned(),
+    };
+    let short = |index: usize| Row::Completion {
+        prompt: test_prompt(index),
+        completion: ANSWERS[index % 3].to_owned(),
+    };
+    let splits = [
+        (0..4).map(long).collect(),
+        vec![],
+        (0..2).map(short).collect(),
+    ];
+    let store = Store::open(world.store()).unwrap();
+    let digest = write_rows(&store, "long", Format::Completion, splits);
+    let mut config = world.config("long");
+    config["resolved"]["dataset"] = json!({
+        "name": "long", "version": 1, "digest": digest, "format": "Completion",
+    });
+    config["hyperparameters"]["maximumSequenceLength"] = json!(4096);
+    config["hyperparameters"]["batchSize"] = json!(4);
+    config["hyperparameters"]["microBatchSize"] = json!(4);
+    config["hyperparameters"]["maximumSteps"] = json!(2);
+    config["evaluation"] = json!({"metrics": [], "maximumNewTokens": 1, "maximumRows": 2});
+    let peak = peak(&world, &config, 1 << 40);
+    // The scores of one sequence's four heads; of the four sequences together it would be 4 GB.
+    let scores = 4 * 4 * 4096 * 4096;
+    assert!(peak < scores, "{peak} bytes were held at once");
+}
