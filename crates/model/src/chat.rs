@@ -15,7 +15,8 @@ use serde_json::json;
 use crate::chat_json::{to_template, tojson};
 use crate::tool_calls::{ToolCall, ToolFormat};
 
-/// Instructions that a template may take: far above any real one, and an endless loop ends here.
+/// Instructions that a template may take: far above any real one, and an endless loop ends here. What they hold in
+/// memory is not counted: each may double a text, and only the container's limit ends that.
 const FUEL: u64 = 1_000_000;
 /// The template as it is rendered for serving.
 const NAME: &str = "chat_template";
