@@ -176,7 +176,7 @@ fn a_run_on_spot_nodes_goes_to_others_after_so_many_evictions() {
         assert_eq!(world.created.len(), attempt + 1);
         assert_eq!(placed(&world), **place, "attempt {}", attempt + 1);
         world.end_pod(137, |pod| {
-            pod.disrupted = Some("DeletionByTaintManager".to_owned())
+            pod.disrupted = Some("DeletionByTaintManager".to_owned());
         });
         world.reconcile();
         while world.created.len() == attempt + 1 {
