@@ -13,7 +13,7 @@ use crate::dealing::Part;
 use crate::detect::detect;
 use crate::failure::Failure;
 use crate::parts::build_part;
-use crate::spill::{Scratch, default_memory_bytes};
+use crate::spill::{Scratch, check_room_for_query, default_memory_bytes};
 use crate::termination::{self, part_made, succeeded};
 
 const EXAMPLES: &str = "Examples:
@@ -51,6 +51,10 @@ pub struct Cli {
     /// quarter of the container's memory, and at most 512 MiB
     #[arg(long, value_name = "BYTES")]
     pub memory_bytes: Option<u64>,
+    /// What a query over the sources holds in memory, in bytes, in place of 300 MiB. For tests: with another
+    /// size, rows that the query leaves in any order may come in another one, and the digest be another
+    #[arg(long, value_name = "BYTES", hide = true)]
+    pub query_memory_bytes: Option<u64>,
     /// Makes one part of the build, by its number from 0, where the configuration has `shards`: as a pod of
     /// an Indexed Job does
     #[arg(long, env = "JOB_COMPLETION_INDEX", value_name = "INDEX")]
@@ -103,6 +107,13 @@ fn build_version(cli: &Cli) -> ExitCode {
         let config = config::load(&cli.config)?;
         let memory = cli.memory_bytes.unwrap_or_else(default_memory_bytes);
         let scratch = Scratch::new(&cli.scratch, memory);
+        let scratch = match cli.query_memory_bytes {
+            Some(bytes) => scratch.with_query_bytes(bytes),
+            None => scratch,
+        };
+        if config.transform.is_some() && cli.query_memory_bytes.is_none() {
+            check_room_for_query()?;
+        }
         let places = Places {
             store: &cli.store,
             key_file: &cli.pseudonym_key,

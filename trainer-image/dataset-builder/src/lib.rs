@@ -16,8 +16,9 @@
 //! rule.
 //!
 //! Rows stream: whatever the size of the sources, memory holds at most [`spill::DEFAULT_MEMORY_BYTES`] of
-//! rows and tables (`--memory-bytes`), what decoders and Parquet need, and less than a byte a row. The rest
-//! is sorted on the scratch volume. The outcome is the same whatever the memory.
+//! rows and tables (`--memory-bytes`), [`spill::QUERY_BYTES`] of a query over the sources, what decoders and
+//! Parquet need, and less than a byte a row. The rest is sorted on the scratch volume. The outcome is the same
+//! whatever the memory.
 //!
 //! Limits: a packed file unpacks to at most [`streams::MAXIMUM_UNPACKED_BYTES`], a line has at most
 //! [`lines::MAXIMUM_LINE_BYTES`].

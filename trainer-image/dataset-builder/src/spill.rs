@@ -18,6 +18,11 @@ pub mod texts;
 pub const DEFAULT_MEMORY_BYTES: u64 = 512 << 20;
 /// What the container may hold, in bytes, or `max` (cgroup v2).
 const LIMIT_FILE: &str = "/sys/fs/cgroup/memory.max";
+/// Bytes that a query over the sources holds at most (300 MiB), on every machine: when an operator spills, the
+/// order of equal rows and the last bits of sums of fractions may follow from it, and with them the digest.
+pub const QUERY_BYTES: u64 = 300 << 20;
+/// The least that a container may hold where there is such a query (1 GiB).
+const QUERY_CONTAINER_BYTES: u64 = 1 << 30;
 /// The least that is held (4 KiB); with less nothing could be sorted.
 const MINIMUM_MEMORY_BYTES: u64 = 4 << 10;
 /// Sorts and tables that hold something at the same time, at most: rows, two tables, and the sort that
@@ -37,11 +42,32 @@ fn part_of_limit(limit: Option<&str>) -> u64 {
     })
 }
 
+/// Whether the container is large enough for a query over the sources.
+///
+/// # Errors
+/// One that may hold too little, with what it may and what to do.
+pub fn check_room_for_query() -> Result<(), Failure> {
+    check_query_limit(std::fs::read_to_string(LIMIT_FILE).ok().as_deref())
+}
+
+fn check_query_limit(limit: Option<&str>) -> Result<(), Failure> {
+    match limit.and_then(|text| text.trim().parse::<u64>().ok()) {
+        Some(bytes) if bytes < QUERY_CONTAINER_BYTES => Err(Failure::query_failed(format!(
+            "spec.transform: the builder's container has {} of memory and a query takes {}, the same everywhere so that the rows are; raise datasetBuilder.resources.limits.memory of the chart to {} or more",
+            mebibytes(bytes),
+            mebibytes(QUERY_BYTES),
+            mebibytes(QUERY_CONTAINER_BYTES)
+        ))),
+        _ => Ok(()),
+    }
+}
+
 /// The scratch volume, and how much may be held in memory before it is used. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Scratch {
     dir: PathBuf,
     memory_bytes: u64,
+    query_bytes: u64,
 }
 
 impl Scratch {
@@ -50,17 +76,27 @@ impl Scratch {
         Self {
             dir: dir.to_path_buf(),
             memory_bytes: memory_bytes.max(MINIMUM_MEMORY_BYTES),
+            query_bytes: QUERY_BYTES,
+        }
+    }
+
+    /// The same with another size for queries than every build has: for tests, which can't fill that one.
+    #[must_use]
+    pub fn with_query_bytes(self, query_bytes: u64) -> Self {
+        Self {
+            query_bytes: query_bytes.max(MINIMUM_MEMORY_BYTES),
+            ..self
         }
     }
 
     /// Bytes that one sort or table may hold.
     pub fn share_bytes(&self) -> usize {
-        self.shares_bytes(1)
+        usize::try_from(self.memory_bytes / SHARES).unwrap_or(usize::MAX)
     }
 
-    /// Bytes of so many shares.
-    pub fn shares_bytes(&self, count: u64) -> usize {
-        usize::try_from(self.memory_bytes / SHARES * count).unwrap_or(usize::MAX)
+    /// Bytes that a query may hold.
+    pub fn query_bytes(&self) -> usize {
+        usize::try_from(self.query_bytes).unwrap_or(usize::MAX)
     }
 
     /// A new file that nobody else can see.
@@ -156,6 +192,18 @@ mod tests {
             (None, DEFAULT_MEMORY_BYTES),
         ] {
             assert_eq!(part_of_limit(limit), bytes, "{limit:?}");
+        }
+    }
+
+    #[test]
+    fn a_container_that_is_too_small_for_a_query_is_told_the_size_that_is_not() {
+        let failure = check_query_limit(Some("536870912\n")).unwrap_err();
+        assert_eq!(failure.reason, "QueryFailed");
+        for words in ["512 MiB of memory", "takes 300 MiB", "to 1024 MiB or more"] {
+            assert!(failure.message.contains(words), "{words}: {failure}");
+        }
+        for limit in [Some("1073741824\n"), Some("max\n"), None] {
+            assert_eq!(check_query_limit(limit), Ok(()), "{limit:?}");
         }
     }
 

@@ -1,9 +1,10 @@
 //! `spec.transform`: one SELECT over the sources, each a table by its name. What it returns are the rows.
 //!
 //! The same inputs give the same rows on any machine: a table's rows come in an order that follows from their
-//! content, whatever order they arrived in; the query runs in one partition on one thread; `now()` is the time
-//! of the snapshot, and functions that answer differently each time are refused. What is left to the engine
-//! is the order of rows that `ORDER BY` calls equal.
+//! content, whatever order they arrived in; the query runs in one partition on one thread, in memory of one
+//! size; `now()` is the time of the snapshot, and functions that answer differently each time are refused. What
+//! is left to the engine (the order of rows that `ORDER BY` calls equal, in which fractions are summed once a
+//! `GROUP BY` has spilled) follows from these alone.
 //!
 //! Nothing but these tables can be read and nothing can be written: no statement but a query is taken, and
 //! the engine has no catalog of files.
@@ -15,6 +16,7 @@ mod shape;
 mod spilled;
 mod table;
 mod unnamed;
+mod windows;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
@@ -51,12 +53,10 @@ pub use functions::Given;
 use joins::MergeJoins;
 use spilled::Spills;
 use table::{Gathering, Table, TableTake};
+use windows::CountWindows;
 
 /// What rows of the result are said to come from.
 const RESULT: &str = "transform";
-/// Shares of the memory (see [`Scratch::shares_bytes`]) that the query may hold: the sort of its rows takes
-/// one more.
-const SHARES: u64 = 3;
 /// Bytes of rows that operators hand on at a time, about.
 const BATCH_BYTES: u64 = 4 << 20;
 /// Rows that operators hand on at a time, at most.
@@ -221,7 +221,7 @@ impl Query<'_> {
 
     /// Bytes that operators may hold.
     fn memory(&self) -> usize {
-        self.scratch.shares_bytes(SHARES)
+        self.scratch.query_bytes()
     }
 
     /// Rows that operators hand on at a time: fewer where rows are long. It follows from the tables alone,
@@ -255,6 +255,7 @@ impl Query<'_> {
             .build_arc()?;
         let mut rules = PhysicalOptimizer::new().rules;
         rules.insert(0, Arc::new(MergeJoins));
+        rules.push(Arc::new(CountWindows));
         let state = SessionStateBuilder::new_with_default_features()
             .with_config(config)
             .with_runtime_env(runtime)
@@ -388,12 +389,12 @@ mod tests {
             nulls: Some(&nulls),
         };
         let spilled = |memory| {
-            let scratch = Scratch::new(dir.path(), memory);
+            let scratch = Scratch::new(dir.path(), 64 << 20).with_query_bytes(memory);
             let mut collecting = Collecting::new(&scratch, Part::WHOLE);
             collect(&config, Given::default(), wanted, &scratch, &mut collecting).unwrap()
         };
         assert_eq!(spilled(1 << 30), 0);
-        assert!(spilled(8 << 20) > 0);
+        assert!(spilled(4 << 20) > 0);
     }
 
     #[test]

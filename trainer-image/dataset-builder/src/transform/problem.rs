@@ -8,6 +8,7 @@ use datafusion::common::{DataFusionError, SchemaError};
 use datafusion::sql::sqlparser::parser::ParserError;
 
 use super::table::Table;
+use super::windows::WINDOW;
 use crate::failure::Failure;
 use crate::spill::Scratch;
 
@@ -164,9 +165,12 @@ fn target(text: &str) -> Option<&str> {
 
 /// Memory that is not enough: what it was for, and whether a disk could have helped.
 fn exhausted(text: &str, memory: usize) -> Failure {
-    let name = consumer(text);
+    // What is sorted for a window may be the first to ask for more than the window leaves.
+    let name = match largest(text) {
+        Some(name) if name.starts_with(WINDOW) => WINDOW,
+        _ => consumer(text),
+    };
     let limit = memory >> 10;
-    let advice = "raise datasetBuilder.resources.limits.memory of the chart";
     let kept = match name {
         name if name.starts_with("HashJoin") => "NOT IN, or a subquery in a condition,",
         name if name.starts_with("CrossJoin") => "a join without a condition",
@@ -178,16 +182,23 @@ fn exhausted(text: &str, memory: usize) -> Failure {
             "ORDER BY with LIMIT"
         }
         name if name.starts_with("AggregateStream") => "an aggregate over all rows",
+        name if name.starts_with(WINDOW) => "a window function (OVER), of the rows of its frame,",
         name if name.contains("Aggregate") || name.contains("Sort") => {
             return Failure::query_failed(format!(
-                "spec.transform: {name} spills to the scratch volume and still needs more than {limit} KiB of memory; {advice}"
+                "spec.transform: {name} spills to the scratch volume and still needs more than the {limit} KiB of memory that every query has; sort and group by shorter values"
             ));
         }
         _ => "an operator",
     };
     Failure::query_failed(format!(
-        "spec.transform: {kept} holds more than {limit} KiB in memory and can't spill to the scratch volume ({name}); write the query without it, or {advice}"
+        "spec.transform: {kept} holds more than the {limit} KiB in memory that every query has, and can't spill to the scratch volume ({name}); write the query without it, or have it hold fewer rows"
     ))
+}
+
+/// Who holds most of the memory, by the engine's name.
+fn largest(text: &str) -> Option<&str> {
+    let (_, list) = text.split_once(" (across reservations) as:")?;
+    Some(list.trim_start())
 }
 
 /// Who asked for the memory, by the engine's name.
@@ -284,6 +295,17 @@ mod tests {
         assert_eq!(crossed.reason, "QueryFailed");
         for words in ["a join without a condition", "1024 KiB", "can't spill"] {
             assert!(crossed.message.contains(words), "{crossed}");
+        }
+        let window = exhausted(&tracked("Window#7(can spill: false)"), 1 << 20);
+        let beside = tracked("ExternalSorterMerge[0]#8(can spill: false)");
+        let beside = beside.replace(
+            "  x\n",
+            "  Window#7(can spill: false) consumed 9.0 MB, peak 9.0 MB.\n",
+        );
+        for window in [window, exhausted(&beside, 1 << 20)] {
+            for words in ["a window function (OVER)", "can't spill"] {
+                assert!(window.message.contains(words), "{window}");
+            }
         }
         let plain = "Failed to allocate additional 1 KB for ExternalSorter[0] with 2 B already allocated for this reservation";
         let sorted = exhausted(plain, 1 << 20);

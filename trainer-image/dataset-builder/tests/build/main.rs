@@ -19,6 +19,7 @@ mod postgres;
 mod privacy;
 mod s3;
 mod sources;
+mod spilling;
 mod streaming;
 mod transform;
 mod web;
@@ -43,6 +44,8 @@ struct Bench {
     config: BuildConfig,
     /// Bytes that may be held in memory; none: as many as a Job's builder may.
     memory: Option<u64>,
+    /// Bytes that a query may hold; none: as many as in every build.
+    query_memory: Option<u64>,
 }
 
 impl Bench {
@@ -87,6 +90,7 @@ impl Bench {
             dir,
             config,
             memory: None,
+            query_memory: None,
         }
     }
 
@@ -175,6 +179,9 @@ impl Bench {
         command.args([Path::new("--scratch"), self.scratch_dir().as_path()]);
         if let Some(bytes) = self.memory {
             command.args(["--memory-bytes", &bytes.to_string()]);
+        }
+        if let Some(bytes) = self.query_memory {
+            command.args(["--query-memory-bytes", &bytes.to_string()]);
         }
         command
     }

@@ -7,7 +7,7 @@ use graftwork_model::tokenizer::TextTokenizer;
 
 use super::*;
 
-fn sql(bench: &mut Bench, text: &str) {
+pub(super) fn sql(bench: &mut Bench, text: &str) {
     bench.config.transform = Some(Transform {
         sql: text.to_owned(),
         pseudonym_key: false,
@@ -373,63 +373,4 @@ fn a_source_without_rows_is_bad_data_and_not_wrong_sql() {
         summary.message.contains("source claims has no rows"),
         "{summary:?}"
     );
-}
-
-/// 24 MB of rows in another order than that of their texts.
-fn many() -> String {
-    (0..80_000_u32).fold(String::new(), |text, n| {
-        let hash = Digest::of(&n.to_be_bytes());
-        let words = format!("{0} {0} {0} {0}", hash.hex());
-        text + &format!("{{\"text\": \"{words}\", \"n\": {n}}}\n")
-    })
-}
-
-/// Bytes of memory of which a query gets 29 MiB: three operators that share them hold none of these rows' sorts, but
-/// what it takes to merge what they spilled.
-const LITTLE: u64 = 48 << 20;
-
-#[test]
-fn sorts_joins_and_groups_spill_and_end_with_the_same_rows() {
-    let mut bench = Bench::new(Format::Text);
-    bench.source("many", &many());
-    for (index, text) in [
-        "SELECT text || ' ' || CAST(row_number() OVER (ORDER BY text) AS VARCHAR) AS text FROM many",
-        "SELECT a.text FROM many a JOIN many b ON a.n = b.n + 1 ORDER BY b.text",
-        "SELECT text FROM many GROUP BY text",
-    ]
-    .into_iter()
-    .enumerate()
-    {
-        sql(&mut bench, text);
-        let built = [None, Some(LITTLE)].map(|memory| {
-            bench.memory = memory;
-            bench.fingerprint(&format!("{index} {memory:?}"));
-            let (code, summary) = bench.build();
-            assert_eq!(code, 0, "{text} {memory:?}: {summary:?}");
-            summary.digest
-        });
-        assert_eq!(built[0], built[1], "{text}");
-        let left = fs::read_dir(bench.scratch_dir()).unwrap().count();
-        assert_eq!(left, 0, "{text} left files on the scratch volume");
-    }
-}
-
-#[test]
-fn an_operator_that_can_not_spill_is_named_with_its_limit() {
-    let mut bench = Bench::new(Format::Text);
-    bench.source("many", &many());
-    bench.memory = Some(LITTLE / 2);
-    sql(
-        &mut bench,
-        "SELECT a.text || b.text AS text FROM many a CROSS JOIN (SELECT text FROM many LIMIT 5) b",
-    );
-    let (code, summary) = bench.build();
-    assert_eq!(
-        (code, summary.reason.as_str()),
-        (64, "QueryFailed"),
-        "{summary:?}"
-    );
-    for words in ["a join without a condition", "can't spill", "KiB"] {
-        assert!(summary.message.contains(words), "{words}: {summary:?}");
-    }
 }

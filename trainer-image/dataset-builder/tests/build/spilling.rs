@@ -1,0 +1,137 @@
+//! Queries whose rows don't fit in memory: what can spills, what can't is named, and the digest is the same.
+
+use super::transform::sql;
+use super::*;
+
+/// 24 MB of rows in another order than that of their texts.
+fn many() -> String {
+    (0..80_000_u32).fold(String::new(), |text, n| {
+        let hash = Digest::of(&n.to_be_bytes());
+        let words = format!("{0} {0} {0} {0}", hash.hex());
+        text + &format!("{{\"text\": \"{words}\", \"n\": {n}}}\n")
+    })
+}
+
+/// Bytes of memory that hold none of these rows' sorts.
+const LITTLE: u64 = 28 << 20;
+
+/// Builds, and reads in the log how many files the query spilled.
+fn built(bench: &Bench) -> (BuildSummary, u64) {
+    let mut command = bench.command();
+    let output = command
+        .env("RUST_LOG", "info")
+        .stdout(Stdio::piped())
+        .output()
+        .unwrap();
+    let summary = read_summary(&bench.summary_file());
+    assert!(output.status.success(), "{summary:?}");
+    let log = String::from_utf8(output.stdout).unwrap();
+    let spilled = log.lines().find_map(|line| {
+        let line: serde_json::Value = serde_json::from_str(line).ok()?;
+        line["fields"]["spilled_files"].as_u64()
+    });
+    (
+        summary,
+        spilled.expect("the log has the files that were spilled"),
+    )
+}
+
+#[test]
+fn sorts_joins_and_groups_spill_and_end_with_the_same_rows() {
+    let mut bench = Bench::new(Format::Text);
+    bench.source("many", &many());
+    for (index, text) in [
+        "SELECT text || ' ' || CAST(row_number() OVER (ORDER BY text) AS VARCHAR) AS text FROM many",
+        "SELECT a.text FROM many a JOIN many b ON a.n = b.n + 1 ORDER BY b.text",
+        "SELECT text FROM many GROUP BY text",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        sql(&mut bench, text);
+        let built = [None, Some(LITTLE)].map(|memory| {
+            bench.query_memory = memory;
+            bench.fingerprint(&format!("{index} {memory:?}"));
+            let (summary, spilled) = built(&bench);
+            assert_eq!(spilled > 0, memory.is_some(), "{text}: {spilled} files");
+            summary.digest
+        });
+        assert_eq!(built[0], built[1], "{text}");
+        let left = fs::read_dir(bench.scratch_dir()).unwrap().count();
+        assert_eq!(left, 0, "{text} left files on the scratch volume");
+    }
+}
+
+/// 26 MB of rows of 15,000 groups, each with four fractions whose sum follows from their order.
+fn fractions() -> String {
+    (0..60_000_u32).fold(String::new(), |text, n| {
+        let hash = Digest::of(&(n % 15_000).to_be_bytes());
+        let fraction = f64::from(n * 7919 % 80_021) / 7.0 * 10_f64.powi((n / 15_000) as i32 * 3);
+        let words = vec![hash.hex(); 6].join(" ");
+        text + &format!("{{\"text\": \"{words}\", \"x\": {fraction}}}\n")
+    })
+}
+
+#[test]
+fn sums_of_fractions_ties_and_limits_are_the_same_whatever_the_machines_memory() {
+    let mut bench = Bench::new(Format::Text);
+    bench.source("fractions", &fractions());
+    let sums = "SELECT text || ' ' || CAST(sum(x) AS VARCHAR) || ' ' || CAST(stddev(x) AS VARCHAR) AS text FROM fractions GROUP BY text LIMIT 9000";
+    let ties =
+        "SELECT text || ' ' || CAST(x AS VARCHAR) AS text FROM fractions ORDER BY text LIMIT 5001";
+    let pairs = "SELECT a.text || ' ' || CAST(b.x AS VARCHAR) AS text FROM fractions a JOIN fractions b ON a.text = b.text LIMIT 9999";
+    let little = Some(6 << 20);
+    // As every build has it, and so little that the query spills: a small machine is like a large one.
+    for (text, query_memory) in [
+        (sums, None),
+        (sums, little),
+        (ties, little),
+        (pairs, little),
+    ] {
+        sql(&mut bench, text);
+        bench.query_memory = query_memory;
+        let digests = [None, Some(8 << 20)].map(|memory| {
+            bench.memory = memory;
+            bench.fingerprint(&format!("{text} {query_memory:?} {memory:?}"));
+            built(&bench).0.digest
+        });
+        assert_eq!(digests[0], digests[1], "{text} {query_memory:?}");
+    }
+}
+
+#[test]
+fn an_operator_that_can_not_spill_is_named_with_its_limit() {
+    let mut bench = Bench::new(Format::Text);
+    bench.source("many", &many());
+    bench.query_memory = Some(LITTLE);
+    for (text, what) in [
+        (
+            "SELECT a.text || b.text AS text FROM many a CROSS JOIN (SELECT text FROM many LIMIT 5) b",
+            "a join without a condition",
+        ),
+        (
+            "SELECT text || CAST(sum(n) OVER (PARTITION BY n % 7) AS VARCHAR) AS text FROM many",
+            "a window function",
+        ),
+        (
+            "SELECT text || CAST(ntile(9) OVER (ORDER BY text) AS VARCHAR) AS text FROM many",
+            "a window function",
+        ),
+        (
+            "SELECT text || CAST(count(*) OVER (ORDER BY n / 80000) AS VARCHAR) AS text FROM many",
+            "a window function",
+        ),
+    ] {
+        sql(&mut bench, text);
+        bench.fingerprint(text);
+        let (code, summary) = bench.build();
+        assert_eq!(
+            (code, summary.reason.as_str()),
+            (64, "QueryFailed"),
+            "{summary:?}"
+        );
+        for words in [what, "can't spill", "10240 KiB"] {
+            assert!(summary.message.contains(words), "{words}: {summary:?}");
+        }
+    }
+}
