@@ -1,11 +1,15 @@
 //! The files of a source, in an order that is the same on every machine. No file is taken that lies
-//! outside of the mounted folder.
+//! outside of the mounted folder: not when files are listed, and not when one is opened, which may be an hour
+//! later.
 
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use graftwork_contract::dataset::Source;
 use graftwork_contract::glob::{Glob, is_pattern};
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
 
 use crate::failure::Failure;
 
@@ -23,6 +27,45 @@ pub struct SourceFile {
     pub uri: String,
     /// Its path below the mounted folder, where a pattern found it.
     pub name: Option<String>,
+}
+
+/// Opens a file that was listed. Of a mounted folder the kernel follows no link that leaves it, whatever was put
+/// there since; a pipe is not waited for.
+///
+/// # Errors
+/// A file that is not there any more, is no file any more, or lies outside now.
+pub fn open(source: &Source, file: &SourceFile) -> Result<File, Failure> {
+    let root = source.root.as_deref().map(Path::new);
+    let below = root.and_then(|root| Some((root, file.path.strip_prefix(root).ok()?)));
+    let opened = match (root, below) {
+        (None, _) => File::open(&file.path).map_err(|error| unreadable(source, &file.uri, &error)),
+        (Some(_), None) => Err(outside(source, &file.uri)),
+        (Some(_), Some((root, name))) => beneath(root, name).map_err(|errno| match errno {
+            Errno::XDEV => outside(source, &file.uri),
+            errno => unreadable(source, &file.uri, &errno.into()),
+        }),
+    }?;
+    let metadata = opened
+        .metadata()
+        .map_err(|error| unreadable(source, &file.uri, &error))?;
+    if metadata.is_file() {
+        return Ok(opened);
+    }
+    Err(Failure::source_not_found(format!(
+        "source {}: {} is not a file any more",
+        source.name, file.uri
+    )))
+}
+
+fn beneath(root: &Path, name: &Path) -> rustix::io::Result<File> {
+    let folder = rustix::fs::open(
+        root,
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let beneath = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+    rustix::fs::openat2(&folder, name, flags, Mode::empty(), beneath).map(File::from)
 }
 
 /// The files of a source: the one that it names, or those that its pattern matches, by name.
@@ -78,10 +121,14 @@ fn inside(source: &Source, root: &Path, path: &Path) -> Result<(), Failure> {
     if real(path)?.starts_with(real(root)?) {
         return Ok(());
     }
-    Err(Failure::bad_data(format!(
-        "source {}: {} is a link that leaves its volume",
-        source.name, source.uri
-    )))
+    Err(outside(source, &source.uri))
+}
+
+fn outside(source: &Source, uri: &str) -> Failure {
+    Failure::bad_data(format!(
+        "source {}: {uri} is a link that leaves its volume",
+        source.name
+    ))
 }
 
 fn matching(source: &Source, root: &Path, pattern: &str) -> Result<Vec<SourceFile>, Failure> {
@@ -239,6 +286,55 @@ mod tests {
             assert_eq!(failure.reason, "SourceNotFound", "{pattern}");
             assert!(failure.message.contains(pattern), "{failure}");
         }
+    }
+
+    #[test]
+    fn what_was_swapped_after_it_was_listed_is_not_followed_and_not_waited_for() {
+        use std::os::unix::fs::symlink;
+
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("claim");
+        let secret = dir.path().join("secret.csv");
+        touch(
+            dir.path(),
+            &[
+                "secret.csv",
+                "outside/1.csv",
+                "claim/in/1.csv",
+                "claim/1.csv",
+                "claim/2.csv",
+            ],
+        );
+        let listed = |pattern: &str| {
+            let source = source(&root, pattern);
+            let mut found = files(&source).unwrap();
+            (source, found.remove(0))
+        };
+        let opened = |(source, file): &(Source, SourceFile)| open(source, file);
+        let (one, deep) = (listed("1.csv"), listed("in/*.csv"));
+        assert!(opened(&one).is_ok() && opened(&deep).is_ok());
+        let path = root.join("1.csv");
+        for target in [Path::new("../secret.csv"), secret.as_path()] {
+            std::fs::remove_file(&path).unwrap();
+            symlink(target, &path).unwrap();
+            let failure = opened(&one).unwrap_err();
+            assert!(failure.message.contains("leaves its volume"), "{failure}");
+        }
+        std::fs::remove_dir_all(root.join("in")).unwrap();
+        symlink("../outside", root.join("in")).unwrap();
+        let failure = opened(&deep).unwrap_err();
+        assert!(failure.message.contains("leaves its volume"), "{failure}");
+        // One that stays inside is as good as a file.
+        std::fs::remove_file(&path).unwrap();
+        symlink("2.csv", &path).unwrap();
+        assert!(opened(&one).is_ok());
+        std::fs::remove_file(&path).unwrap();
+        let made = std::process::Command::new("mkfifo").arg(&path).status();
+        assert!(made.unwrap().success());
+        let failure = opened(&one).unwrap_err();
+        assert!(failure.message.contains("not a file any more"), "{failure}");
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(opened(&one).unwrap_err().reason, "SourceNotFound");
     }
 
     #[test]

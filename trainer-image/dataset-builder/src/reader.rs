@@ -10,7 +10,7 @@ use graftwork_contract::dataset::{RejectedRow, Source};
 use crate::csv::Header;
 use crate::dealing::Dealing;
 use crate::failure::Failure;
-use crate::files::SourceFile;
+use crate::files::{SourceFile, open};
 use crate::lines::{Line, Lines, MAXIMUM_LINE_BYTES};
 use crate::parquet_rows::ParquetRows;
 use crate::query::Record;
@@ -103,7 +103,7 @@ pub fn read(
 ) -> Result<(Digest, u64), Failure> {
     let place = Place::of_file(source, file);
     let bytes = |line| move |error: io::Error| place.failed(line, &error);
-    let mut opened = File::open(&file.path).map_err(bytes(0))?;
+    let mut opened = open(source, file)?;
     let mut head = Vec::new();
     (&mut opened)
         .take(16)

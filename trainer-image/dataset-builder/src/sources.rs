@@ -1,7 +1,6 @@
 //! All sources, line by line: good rows, and bad ones counted and named.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::path::Path;
 use std::time::UNIX_EPOCH;
 
@@ -16,7 +15,7 @@ use graftwork_privacy::Counts;
 use crate::config;
 use crate::dealing::{Dealing, Part};
 use crate::failure::Failure;
-use crate::files::files;
+use crate::files::{files, open};
 use crate::lines::MAXIMUM_LINE_BYTES;
 use crate::nulls::Nulls;
 use crate::privacy::Screen;
@@ -358,9 +357,9 @@ fn read(source: &Source, take: &mut dyn Take) -> Result<Vec<SourceProvenance>, F
             (Ok(seen), _) => seen,
             // Bytes that the build was not planned for say nothing of the source.
             (Err(failure), Some(_)) if failure.code == ExitCode::BadData => {
-                let seen = File::open(&file.path).and_then(hash);
+                let seen = open(source, &file).ok().and_then(|file| hash(file).ok());
                 match seen {
-                    Ok(seen) if source.digest.as_ref() != Some(&seen.0) => seen,
+                    Some(seen) if source.digest.as_ref() != Some(&seen.0) => seen,
                     _ => return Err(failure),
                 }
             }
