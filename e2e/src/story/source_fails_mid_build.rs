@@ -50,7 +50,8 @@ pub async fn run(stage: Stage) -> anyhow::Result<()> {
                 let ready = condition(&dataset?.status.as_ref()?.conditions, "Ready")?;
                 let words = ["attempt 2", "source decisions", "database went away"];
                 let all = words.iter().all(|word| ready.message.contains(word));
-                all.then(|| ready.message.clone())
+                let why = &ready.reason;
+                (all && why == "SourceUnavailable").then(|| format!("{why}: {}", ready.message))
             },
         )
         .await?;

@@ -166,7 +166,8 @@ fn building(
 }
 
 /// Between an attempt that ended early and the end of the next one. A fault stays a fault until an
-/// attempt ends well: what is tried again and again does not turn to and fro.
+/// attempt ends well: what is tried again and again does not turn to and fro. Before it is one, what is away is
+/// named already: an attempt may take an hour.
 fn trying_again(
     cr: &Dataset,
     old: DatasetStatus,
@@ -175,14 +176,20 @@ fn trying_again(
     now: Timestamp,
 ) -> Actions<DatasetStatus> {
     let message = format!("{next}; attempt {} ended: {}", after.attempt, after.message);
-    if !after.is_fault() {
+    let is_fault = after.is_fault();
+    if !is_fault && !after.is_away() {
         return building(cr, old, &message, now);
     }
+    let (truth, moving) = if is_fault {
+        (Truth::False, Moving::Rests)
+    } else {
+        (Truth::Unknown, Moving::Reconciling)
+    };
     let said = Said {
-        truth: Truth::False,
+        truth,
         reason: &after.reason,
         message: &message,
-        moving: Moving::Rests,
+        moving,
     };
     say(cr, old, &said, now)
 }

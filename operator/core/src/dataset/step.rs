@@ -105,6 +105,11 @@ impl Ended {
     pub fn is_fault(&self) -> bool {
         self.attempt > QUIET_ATTEMPTS || may_come(&self.reason)
     }
+
+    /// Whether something outside of the build did not answer, or was full.
+    pub fn is_away(&self) -> bool {
+        [reason::SOURCE_UNAVAILABLE, reason::STORAGE_UNAVAILABLE].contains(&self.reason.as_str())
+    }
 }
 
 /// The step of a Dataset with a valid spec.

@@ -74,6 +74,38 @@ fn what_keeps_failing_is_said_once_with_the_time_of_the_next_attempt() {
 }
 
 #[test]
+fn what_is_away_or_full_is_the_reason_from_the_first_attempt_on() {
+    for why in [reason::SOURCE_UNAVAILABLE, reason::STORAGE_UNAVAILABLE] {
+        let mut world = World::from_config_map();
+        world.reconcile();
+        let summary = BuildSummary {
+            reason: why.to_owned(),
+            message: "source faq: the scratch volume /tmp is full".to_owned(),
+            version: None,
+            digest: None,
+            rows: None,
+            rejected: vec![],
+        };
+        let code = i32::from(ExitCode::Unavailable.code());
+        world.end_job(code, Some(&summary));
+        let events = world.reconcile().events;
+        assert_eq!(events.len(), 1, "{events:?}");
+        // The pause, the next attempt, and the pause after it.
+        for attempt in 1..=2 {
+            let (status, said, message) = world.ready();
+            assert_eq!((status.as_str(), said.as_str()), ("Unknown", why));
+            assert!(message.contains("source faq"), "{message}");
+            world.seconds += 60;
+            assert_eq!(world.reconcile().create.len(), 1, "after {attempt}");
+            let (status, said, _) = world.ready();
+            assert_eq!((status.as_str(), said.as_str()), ("Unknown", why));
+            world.end_job(code, Some(&summary));
+            assert!(world.reconcile().events.is_empty(), "it was said");
+        }
+    }
+}
+
+#[test]
 fn a_builder_on_a_lost_node_is_forced_out_and_the_build_goes_on_elsewhere() {
     let mut world = World::from_config_map();
     world.reconcile();
