@@ -54,7 +54,10 @@ pub fn build(config: &BuildConfig, places: Places<'_>) -> Result<Built, Failure>
     let store = Store::open_at(config.store.as_ref(), places.store)?;
     let outcome = match finished_before(config, &store)? {
         Some(built) => Ok(built),
-        None => make(config, &store, places),
+        None => make(config, &store, places).map_err(|failure| {
+            let sources = config.sources.iter();
+            failure.while_reading(sources.map(|source| source.name.as_str()))
+        }),
     };
     // What another attempt at these rows can use stays.
     let is_over = match &outcome {

@@ -8,6 +8,9 @@ use graftwork_contract::exit::ExitCode;
 
 use crate::spill::{is_full, room};
 
+/// Sources that a message about all of them names.
+const NAMED_SOURCES: usize = 5;
+
 /// A build without a version.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
@@ -93,6 +96,24 @@ impl Failure {
         Self::new(ExitCode::Bug, "InternalError", message)
     }
 
+    /// A volume that is full, with the sources whose rows were on their way; other failures as they are.
+    #[must_use]
+    pub fn while_reading<'a>(self, sources: impl Iterator<Item = &'a str>) -> Self {
+        if !self.message.contains("is full") || self.message.contains("source ") {
+            return self;
+        }
+        let names: Vec<&str> = sources.take(NAMED_SOURCES).collect();
+        let plural = if names.len() == 1 { "" } else { "s" };
+        Self {
+            message: format!(
+                "with the rows of source{plural} {}: {}",
+                names.join(", "),
+                self.message
+            ),
+            ..self
+        }
+    }
+
     /// The termination message.
     pub fn into_summary(self) -> BuildSummary {
         BuildSummary {
@@ -145,6 +166,21 @@ pub fn causes(error: &dyn Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_full_names_the_sources_once_and_other_failures_stay() {
+        let full = || Failure::unavailable("the scratch volume is full");
+        let one = full().while_reading(["faq"].into_iter());
+        assert_eq!(
+            one.message,
+            "with the rows of source faq: the scratch volume is full"
+        );
+        assert_eq!(one.clone().while_reading(["x"].into_iter()), one);
+        let two = full().while_reading(["faq", "notes"].into_iter());
+        assert!(two.message.contains("sources faq, notes: the"), "{two}");
+        let other = Failure::bad_data("0 rows");
+        assert_eq!(other.clone().while_reading(["faq"].into_iter()), other);
+    }
 
     #[test]
     fn a_full_store_is_named_with_its_size_and_what_to_do() {

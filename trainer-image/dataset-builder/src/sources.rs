@@ -315,6 +315,16 @@ pub fn read_source(
     scratch: &Scratch,
     take: &mut dyn Take,
 ) -> Result<Vec<SourceProvenance>, Failure> {
+    let seen = read_any(config, source, scratch, take);
+    seen.map_err(|failure| failure.while_reading([source.name.as_str()].into_iter()))
+}
+
+fn read_any(
+    config: &BuildConfig,
+    source: &Source,
+    scratch: &Scratch,
+    take: &mut dyn Take,
+) -> Result<Vec<SourceProvenance>, Failure> {
     if let Some(asked) = &source.query {
         // One part asks, in one transaction.
         if !take.dealing().takes_whole(source, &source.uri, None) {
