@@ -25,8 +25,11 @@ pub enum Kind {
 /// Longest text, which is read to its end: far above any tokenizer, far below what keeps a reader busy.
 const MAXIMUM_TEXT_BYTES: u64 = 64 << 20;
 
-/// Beginnings of what is refused, with the words for it.
-const FOREIGN: [(&[u8], &str); 17] = [
+/// Bytes from which all that is refused can be told.
+pub const HEAD_BYTES: usize = 512;
+
+/// Beginnings of what is refused, with the words for it. Those that are words too are longer than a word.
+const FOREIGN: [(&[u8], &str); 27] = [
     (b"\x80\x02", "pickled Python"),
     (b"\x80\x03", "pickled Python"),
     (b"\x80\x04", "pickled Python"),
@@ -44,14 +47,38 @@ const FOREIGN: [(&[u8], &str); 17] = [
     (b"\x93NUMPY", "a NumPy array"),
     (b"\x89HDF", "an HDF5 file"),
     (b"GGUF", "a GGUF file"),
+    (b"\xfd7zXZ\0", "an xz archive"),
+    (b"\x04\x22\x4d\x18", "an lz4 archive"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
+    (b"Rar!\x1a\x07", "a RAR archive"),
+    (b"MSCF\0\0\0\0", "a cabinet archive"),
+    (b"SQLite format 3\0", "an SQLite database"),
+    (b"%PDF-", "a PDF document"),
+    (b"\x89PNG", "a PNG image"),
+    (b"Obj\x01", "an Avro file"),
+    (b"ARROW1\0", "an Arrow file"),
+];
+/// What is told by bytes further on: where they are, and the words for it.
+const FOREIGN_INSIDE: [(usize, &[u8], &str); 2] = [
+    (257, b"ustar", "a tar archive"),
+    (4, b"1AY&SY", "a bzip2 archive"),
 ];
 
-/// What a file with this beginning is, where the store never takes such.
+/// What a file with this beginning is, where the store never takes such. A tar archive is told by the first
+/// [`HEAD_BYTES`], the rest by 16.
 pub fn foreign(head: &[u8]) -> Option<&'static str> {
-    FOREIGN
+    let first = FOREIGN
         .iter()
         .find(|(magic, _)| head.starts_with(magic))
-        .map(|(_, kind)| *kind)
+        .map(|(_, kind)| *kind);
+    let inside = || {
+        let is_there = |(at, magic, _): &&(usize, &[u8], &str)| {
+            head.get(*at..).is_some_and(|rest| rest.starts_with(magic))
+        };
+        let found = FOREIGN_INSIDE.iter().find(is_there);
+        found.map(|(_, _, kind)| *kind)
+    };
+    first.or_else(inside)
 }
 
 /// The kind of the file at `path`. Of large files only head and tail are read.
@@ -68,7 +95,10 @@ pub fn kind_of(path: &Path) -> Result<Kind> {
     let mut file = File::open(path).map_err(io)?;
     let length = file.metadata().map_err(io)?.len();
     let mut head = Vec::new();
-    (&mut file).take(16).read_to_end(&mut head).map_err(io)?;
+    (&mut file)
+        .take(HEAD_BYTES as u64)
+        .read_to_end(&mut head)
+        .map_err(io)?;
     if is_safetensors(&head, length) {
         return Ok(Kind::Safetensors);
     }
@@ -166,6 +196,31 @@ mod tests {
             (long.as_bytes(), Kind::Text),
         ] {
             assert_eq!(kind(bytes).unwrap(), expected);
+        }
+    }
+
+    #[test]
+    fn archives_and_databases_are_named_by_what_they_begin_with() {
+        let mut tar = vec![0; HEAD_BYTES];
+        tar[..10].copy_from_slice(b"rows.jsonl");
+        tar[257..262].copy_from_slice(b"ustar");
+        for (bytes, word) in [
+            (tar.as_slice(), "tar"),
+            (b"BZh91AY&SY\x12\x34", "bzip2"),
+            (b"\xfd7zXZ\0\0\x04", "xz"),
+            (b"7z\xbc\xaf\x27\x1c\0\x04", "7z"),
+            (b"Rar!\x1a\x07\x01\0", "RAR"),
+            (b"SQLite format 3\0\x10\0", "SQLite"),
+            (b"%PDF-1.7\n", "PDF"),
+            (b"Obj\x01\x04\x14avro.codec", "Avro"),
+            (b"\x04\x22\x4d\x18\x64\x40", "lz4"),
+        ] {
+            let kind = foreign(bytes).unwrap_or_default();
+            assert!(kind.contains(word), "{word}: {kind}");
+        }
+        // Words, and rows that speak of them, are texts.
+        for text in ["Rar!", "BZh", "PDF,n\n", "Obj,n\n", "ustar", "1AY&SY"] {
+            assert_eq!(foreign(text.as_bytes()), None, "{text}");
         }
     }
 

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Cursor, Read, Seek as _, Write as _};
 
-use graftwork_artifacts::content::foreign;
+use graftwork_artifacts::content::{HEAD_BYTES, foreign};
 use graftwork_contract::Digest;
 use graftwork_contract::dataset::{RejectedRow, Source};
 
@@ -106,7 +106,7 @@ pub fn read(
     let mut opened = open(source, file)?;
     let mut head = Vec::new();
     (&mut opened)
-        .take(16)
+        .take(HEAD_BYTES as u64)
         .read_to_end(&mut head)
         .and_then(|_| opened.rewind())
         .map_err(bytes(0))?;
@@ -138,7 +138,7 @@ pub fn read_stream(
     };
     let mut head = Vec::new();
     (&mut stream)
-        .take(16)
+        .take(HEAD_BYTES as u64)
         .read_to_end(&mut head)
         .map_err(|error| place.failed(0, &error))?;
     let whole = Cursor::new(head.clone()).chain(stream);
@@ -190,7 +190,19 @@ fn read_text(
     if let Some(kind) = foreign(head).filter(|_| packing == Packing::Plain) {
         return Err(place.bad(0, &format!("is {kind}; {KINDS}")));
     }
-    let (reader, seen) = unpacked(stream, packing).map_err(bytes(0))?;
+    let (mut reader, seen) = unpacked(stream, packing).map_err(bytes(0))?;
+    let mut begin = Vec::new();
+    if packing != Packing::Plain {
+        (&mut reader)
+            .take(HEAD_BYTES as u64)
+            .read_to_end(&mut begin)
+            .map_err(bytes(0))?;
+        let inner = foreign(&begin).or_else(|| begin.starts_with(PARQUET).then_some("Parquet"));
+        if let Some(kind) = inner {
+            return Err(place.bad(0, &format!("holds, packed, {kind}; {KINDS}")));
+        }
+    }
+    let reader = Cursor::new(begin).chain(reader);
     let mut lines = Lines::new(BufReader::with_capacity(1 << 18, reader));
     let Some((number, first)) = first_line(&mut lines).map_err(bytes(0))? else {
         return Ok(seen.finish());
@@ -203,12 +215,6 @@ fn read_text(
             Vec::new()
         }
     };
-    if packing != Packing::Plain {
-        let inner = foreign(&first).or_else(|| first.starts_with(PARQUET).then_some("Parquet"));
-        if let Some(kind) = inner {
-            return Err(place.bad(0, &format!("holds, packed, {kind}; {KINDS}")));
-        }
-    }
     let header = match take.columns() {
         Some(wanted) => Header::read(&first, &wanted),
         None => Header::guess(&first),
