@@ -8,6 +8,7 @@ use crate::Digest;
 use crate::remote::Remote;
 use crate::store::BucketStore;
 
+mod columns;
 pub mod database_secret;
 mod mix;
 mod part;
@@ -16,6 +17,7 @@ mod provenance;
 mod tokens;
 mod transform;
 
+pub use columns::{Column, MAXIMUM_COLUMNS, Shape, SourceColumns, SourceSchema};
 pub use mix::Share;
 pub use part::{BrokenRule, PartManifest};
 pub use privacy::{Analyzer, Privacy, PrivacyMode};

@@ -18,6 +18,7 @@ use crate::failure::Failure;
 use crate::languages::{guess, is_looked_at};
 use crate::order::order;
 use crate::parts;
+use crate::pins::{Pins, schemas, spec_digest};
 use crate::privacy::{Screen, read_key};
 use crate::report::{REPORT_FILE, report};
 use crate::sources::{Collected, Gathered, Tools, collect, judge};
@@ -74,6 +75,7 @@ pub fn build(config: &BuildConfig, places: Places<'_>) -> Result<Built, Failure>
 pub(crate) fn gather(
     config: &BuildConfig,
     part: Part,
+    store: &Store,
     places: Places<'_>,
 ) -> Result<Gathered, Failure> {
     let screen = Screen::new(config, places.key_file)?;
@@ -92,6 +94,7 @@ pub(crate) fn gather(
                 _ => None,
             },
         },
+        pins: Pins::load(config, store)?,
     };
     let mut gathered = collect(config, part, tools, places.scratch)?;
     gathered.noted.tokenizer = base.as_ref().map(|base| base.provenance.clone());
@@ -103,7 +106,7 @@ fn make(config: &BuildConfig, store: &Store, places: Places<'_>) -> Result<Built
     let (rows, mut collected) = match config.shards.filter(|count| *count > 1) {
         Some(count) => parts::gather(config, count, store, scratch)?,
         None => {
-            let Gathered { rows, noted, .. } = gather(config, Part::WHOLE, places)?;
+            let Gathered { rows, noted, .. } = gather(config, Part::WHOLE, store, places)?;
             (rows, noted)
         }
     };
@@ -177,6 +180,7 @@ fn publish(
         findings: collected.findings.by_name(),
         rejected: statistics::rejected(&collected.rules),
         nulls: collected.nulls.clone(),
+        source_nulls: statistics::nulls(&collected.columns),
     };
     let json = serde_json::to_vec_pretty(&statistics.to_json())
         .map_err(|error| Failure::bug(error.to_string()))?;
@@ -193,6 +197,8 @@ fn publish(
         privacy: config.privacy.clone(),
         tokenizer: collected.tokenizer.clone(),
         transform: collected.transform.clone(),
+        spec_digest: Some(spec_digest(config)?),
+        schemas: schemas(&collected.columns)?,
         parent: latest.map(|(number, _)| number),
         created_time: clock::rfc3339(),
     };

@@ -44,6 +44,7 @@ pub mod nulls;
 mod order;
 pub mod parquet_rows;
 pub mod parts;
+pub mod pins;
 pub mod privacy;
 pub mod query;
 pub mod reader;

@@ -70,7 +70,7 @@ fn make(
     if let Some(manifest) = made_before(&store, &folder)? {
         return Ok(Some(manifest));
     }
-    let gathered = build::gather(config, part, places)?;
+    let gathered = build::gather(config, part, &store, places)?;
     let staged = store.stage(&folder)?;
     let file = staged.dir().join(ROWS_FILE);
     write(&gathered.rows, &file)?;
@@ -172,6 +172,7 @@ fn manifest(
         rejected: noted.rejected,
         rules: noted.rules,
         nulls: noted.nulls,
+        columns: noted.columns,
     }
 }
 
@@ -299,6 +300,9 @@ fn together(config: &BuildConfig, parts: Vec<PartManifest>) -> Result<Collected,
         }
         for (column, count) in part.nulls {
             *collected.nulls.entry(column).or_default() += count;
+        }
+        for (source, columns) in part.columns {
+            collected.columns.entry(source).or_default().add(columns);
         }
         collected.rejected.extend(part.rejected);
         collected.beyond_weight += part.beyond_weight;

@@ -61,6 +61,17 @@ pub fn report(statistics: &Statistics, description: Option<&str>, digest: &Diges
             &labelled(&statistics.nulls),
         ));
     }
+    for (source, nulls) in &statistics.source_nulls {
+        let missing: Vec<(String, u64)> = nulls
+            .iter()
+            .filter(|(_, rows)| **rows > 0)
+            .map(|(column, rows)| (column.clone(), *rows))
+            .collect();
+        if !missing.is_empty() {
+            let title = format!("Rows of source {source} without a value, by column");
+            html.push_str(&chart(&title, &missing));
+        }
+    }
     if !statistics.rejected.is_empty() {
         html.push_str("<h2>Rows left out</h2>\n<table><tr><th>rule</th><th>rows</th></tr>\n");
         for (rule, rows) in &statistics.rejected {
@@ -225,6 +236,10 @@ mod tests {
             findings: BTreeMap::from([("email".to_owned(), 211)]),
             rejected: vec![("prompt is missing".to_owned(), 3)],
             nulls: BTreeMap::from([("completion".to_owned(), 17)]),
+            source_nulls: BTreeMap::from([(
+                "faq".to_owned(),
+                BTreeMap::from([("region".to_owned(), 23), ("id".to_owned(), 0)]),
+            )]),
         }
     }
 
@@ -241,6 +256,8 @@ mod tests {
             ">211</text>",
             "<td>prompt is missing</td><td>3</td>",
             ">17</text>",
+            "source faq without a value",
+            ">23</text>",
             "31 in the longest row",
             ">swe</text>",
         ] {

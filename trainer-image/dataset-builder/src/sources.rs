@@ -1,13 +1,13 @@
 //! All sources, line by line: good rows, and bad ones counted and named.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::UNIX_EPOCH;
 
 use graftwork_contract::Digest;
 use graftwork_contract::dataset::{
-    BrokenRule, BuildConfig, NAMED_REJECTED_ROWS, RejectedRow, Share, Source, SourceProvenance,
-    TokenizerProvenance, TransformProvenance,
+    BrokenRule, BuildConfig, NAMED_REJECTED_ROWS, RejectedRow, Share, Source, SourceColumns,
+    SourceProvenance, TokenizerProvenance, TransformProvenance,
 };
 use graftwork_contract::exit::ExitCode;
 use graftwork_privacy::Counts;
@@ -18,6 +18,7 @@ use crate::failure::Failure;
 use crate::files::{files, open};
 use crate::lines::MAXIMUM_LINE_BYTES;
 use crate::nulls::Nulls;
+use crate::pins::Pins;
 use crate::privacy::Screen;
 use crate::query::{self, Record};
 use crate::reader::{self, Take};
@@ -27,7 +28,7 @@ use crate::spill::Scratch;
 use crate::stored::{RowSorter, Rows};
 use crate::streams::hash;
 use crate::tokens::Measured;
-use crate::transform::{self, Given};
+use crate::transform::{self, Given, Means};
 use crate::waiting::Waiting;
 
 /// How many different rules a message names.
@@ -43,6 +44,10 @@ pub struct Collecting {
     pub dealing: Dealing,
     /// What waits for an analyser, of the present source.
     waiting: Waiting,
+    /// The columns of the present source; none: what is read is no source.
+    columns: Option<SourceColumns>,
+    /// Those whose shape is looked at, as the source names them.
+    shaped: BTreeSet<String>,
     /// What is noted.
     pub noted: Collected,
 }
@@ -55,7 +60,38 @@ impl Collecting {
             share: None,
             dealing: Dealing::new(part),
             waiting: Waiting::default(),
+            columns: None,
+            shaped: BTreeSet::new(),
             noted: Collected::default(),
+        }
+    }
+
+    /// Begins with a source, of which these columns are asked for.
+    fn begin(&mut self, source: &Source, asked: &[&str]) {
+        self.share = source.share;
+        self.columns = Some(SourceColumns::default());
+        self.shaped = asked.iter().map(|name| (*name).to_owned()).collect();
+    }
+
+    /// Ends with a source: its columns, as far as anybody asks for them, hold what they held before.
+    fn end(&mut self, source: &Source, pins: &Pins) -> Result<(), Failure> {
+        if let Some(mut columns) = self.columns.take() {
+            pins.hold(&source.name, &mut columns)?;
+            pins.remember(&source.name, &mut columns);
+            self.noted.columns.insert(source.name.clone(), columns);
+        }
+        Ok(())
+    }
+
+    /// Looks at the columns of a row of the present source.
+    fn look(&mut self, record: &Record) {
+        if let (Some(columns), Ok(row)) = (&mut self.columns, record) {
+            let shaped = &self.shaped;
+            columns.note(row, |name, shape, value| {
+                if shaped.contains(name) {
+                    shape.note_outside(value);
+                }
+            });
         }
     }
 
@@ -134,6 +170,7 @@ impl Take for RowTake<'_> {
     }
 
     fn take(&mut self, record: Record, at: &dyn Fn(String) -> RejectedRow) -> Result<(), Failure> {
+        self.collecting.look(&record);
         if self.wanted.screen.is_some_and(Screen::looks_ahead) {
             let waiting = &mut self.collecting.waiting;
             waiting.push(record, at(String::new()));
@@ -171,9 +208,26 @@ pub struct Collected {
     pub duplicates: u64,
     /// Good rows that were left out for their source's weight.
     pub beyond_weight: u64,
+    /// The columns of each source.
+    pub columns: BTreeMap<String, SourceColumns>,
 }
 
 impl Collected {
+    /// Which sources had no row, in words that follow others.
+    fn empty_sources(&self, config: &BuildConfig) -> String {
+        let is_empty = |name: &str| {
+            let rows = self.columns.get(name).map_or(0, |seen| seen.rows);
+            rows == 0 && self.rules.iter().all(|broken| broken.first.source != name)
+        };
+        let names = config.sources.iter().map(|source| source.name.as_str());
+        let names: Vec<&str> = names.filter(|name| is_empty(name)).collect();
+        match names.as_slice() {
+            [] => String::new(),
+            [name] => format!("; source {name} has no rows"),
+            names => format!("; sources {} have no rows", names.join(", ")),
+        }
+    }
+
     /// The number of bad rows.
     pub fn rejected_rows(&self) -> u64 {
         self.rules.iter().map(|broken| broken.rows).sum()
@@ -233,6 +287,8 @@ pub struct Tools<'a> {
     pub measured: Option<Measured<'a>>,
     /// What SQL over the sources may call.
     pub given: Given,
+    /// What the sources' columns held in the version before.
+    pub pins: Pins,
 }
 
 /// What was read of all sources.
@@ -273,21 +329,27 @@ pub fn collect(
         nulls: Some(&nulls),
     };
     if config.transform.is_some() {
-        transform::collect(config, tools.given, asked, scratch, &mut collecting)?;
+        let means = Means {
+            given: tools.given,
+            pins: &tools.pins,
+        };
+        transform::collect(config, means, asked, scratch, &mut collecting)?;
     } else {
         for source in &config.sources {
             let before = collecting.tally();
-            collecting.share = source.share;
+            let wanted = Wanted {
+                renamed: &source.columns,
+                ..asked
+            };
+            collecting.begin(source, &wanted.columns());
             let mut take = RowTake {
-                wanted: Wanted {
-                    renamed: &source.columns,
-                    ..asked
-                },
+                wanted,
                 collecting: &mut collecting,
             };
             let seen = read_source(config, source, scratch, &mut take)?;
             take.settle()?;
             collecting.noted.provenance.extend(seen);
+            collecting.end(source, &tools.pins)?;
             let (good, rejected) = collecting.tally();
             tracing::info!(
                 source = source.name,
@@ -463,7 +525,8 @@ pub fn judge(config: &BuildConfig, collected: &Collected) -> Result<(), Failure>
             kept = format!("{kept} and within their source's weight");
         }
         return Err(Failure::bad_data(format!(
-            "{good} of {total} rows are {kept}, spec.validation.minimumRows asks for {minimum}{rules}; add rows or lower the limit"
+            "{good} of {total} rows are {kept}, spec.validation.minimumRows asks for {minimum}{rules}{}; add rows or lower the limit",
+            collected.empty_sources(config)
         )));
     }
     Ok(())

@@ -6,11 +6,14 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use graftwork_artifacts::rows::Row;
-use graftwork_contract::dataset::{BrokenRule, Classification, Leakage, RowCounts, Split};
+use graftwork_contract::dataset::{
+    BrokenRule, Classification, Leakage, RowCounts, SourceColumns, Split,
+};
 use graftwork_privacy::{Counts, Masker, mask};
 use serde_json::{Value, json};
 
 use crate::failure::Failure;
+use crate::pins::masked;
 use crate::spill::Scratch;
 use crate::spill::sorter::Sorter;
 use crate::stored::{array, put_text, take_number, take_text};
@@ -41,6 +44,25 @@ pub struct Statistics {
     pub rejected: Vec<(String, u64)>,
     /// Rows that were left out and had no value in a column, by column.
     pub nulls: BTreeMap<String, u64>,
+    /// Rows of each source without a value in a column, by source and column.
+    pub source_nulls: BTreeMap<String, BTreeMap<String, u64>>,
+}
+
+/// Columns of a source whose nulls are told.
+const NAMED_COLUMNS: usize = 100;
+
+/// Rows without a value, by source and column. A name that is personal data is masked.
+pub fn nulls(sources: &BTreeMap<String, SourceColumns>) -> BTreeMap<String, BTreeMap<String, u64>> {
+    let nulls = |seen: &SourceColumns| -> BTreeMap<String, u64> {
+        let columns = seen.columns.iter().take(NAMED_COLUMNS);
+        columns
+            .map(|(name, column)| (masked(name), seen.rows.saturating_sub(column.values)))
+            .collect()
+    };
+    let named = sources.iter();
+    named
+        .map(|(name, seen)| (name.clone(), nulls(seen)))
+        .collect()
 }
 
 /// Numbers of one split.
@@ -281,6 +303,7 @@ impl Statistics {
             "findings": self.findings,
             "rejectedByRule": rejected,
             "nullsByColumn": self.nulls,
+            "nullsBySourceColumn": self.source_nulls,
             "splits": splits,
         })
     }

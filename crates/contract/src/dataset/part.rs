@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{RejectedRow, SourceProvenance, TokenizerProvenance};
+use super::{RejectedRow, SourceColumns, SourceProvenance, TokenizerProvenance};
 use crate::Digest;
 
 /// `parts/<fingerprint>/<number>-of-<count>/manifest.json`: written last. Beside it stand the good rows of
@@ -33,6 +33,9 @@ pub struct PartManifest {
     pub findings: BTreeMap<String, u64>,
     /// Bad rows that had no value in a column, by column.
     pub nulls: BTreeMap<String, u64>,
+    /// The columns of each source, as far as this part read it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub columns: BTreeMap<String, SourceColumns>,
 }
 
 /// A rule that rows of a source broke.

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Privacy, TokenizerProvenance, TransformProvenance};
+use super::{Privacy, SourceSchema, TokenizerProvenance, TransformProvenance};
 use crate::Digest;
 
 /// Where a version came from.
@@ -25,6 +25,12 @@ pub struct Provenance {
     /// What was made of the sources.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub transform: Option<TransformProvenance>,
+    /// Over all of the spec that was built; none in versions of before sources had schemas.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spec_digest: Option<Digest>,
+    /// What the columns of each source held; builds of the same spec are held to it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub schemas: Vec<SourceSchema>,
     /// Version number of the dataset before this one.
     pub parent: Option<u32>,
     /// RFC 3339 time of the build.

@@ -44,6 +44,7 @@ use jiff::Timestamp;
 use crate::clock;
 use crate::failure::Failure;
 use crate::parquet_rows::objects;
+use crate::pins::Pins;
 use crate::reader::Take as _;
 use crate::row::Wanted;
 use crate::shapes;
@@ -62,6 +63,15 @@ const BATCH_BYTES: u64 = 4 << 20;
 /// Rows that operators hand on at a time, at most.
 const BATCH_ROWS: u64 = 1024;
 
+/// What a query goes by beside the sources.
+#[derive(Debug)]
+pub struct Means<'a> {
+    /// What its functions need.
+    pub given: Given,
+    /// What its tables' columns hold.
+    pub pins: &'a Pins,
+}
+
 /// Reads every source as a table and takes what the SQL makes of them: how many files were spilled on the way.
 ///
 /// # Errors
@@ -69,7 +79,7 @@ const BATCH_ROWS: u64 = 1024;
 /// can't spill, with what could not.
 pub fn collect(
     config: &BuildConfig,
-    given: Given,
+    Means { given, pins }: Means<'_>,
     wanted: Wanted<'_>,
     scratch: &Scratch,
     collecting: &mut Collecting,
@@ -91,7 +101,14 @@ pub fn collect(
         };
         let seen = read_source(config, source, scratch, &mut take)?;
         collecting.noted.provenance.extend(seen);
-        let table = gathering.finish(scratch)?;
+        let mut columns = gathering.columns().clone();
+        pins.hold(&source.name, &mut columns)?;
+        let table = gathering.finish(&columns.shapes(), scratch)?;
+        pins.remember(&source.name, &mut columns);
+        collecting
+            .noted
+            .columns
+            .insert(source.name.clone(), columns);
         tracing::info!(
             source = source.name,
             rows = table.rows,
@@ -391,7 +408,11 @@ mod tests {
         let spilled = |memory| {
             let scratch = Scratch::new(dir.path(), 64 << 20).with_query_bytes(memory);
             let mut collecting = Collecting::new(&scratch, Part::WHOLE);
-            collect(&config, Given::default(), wanted, &scratch, &mut collecting).unwrap()
+            let means = Means {
+                given: Given::default(),
+                pins: &Pins::default(),
+            };
+            collect(&config, means, wanted, &scratch, &mut collecting).unwrap()
         };
         assert_eq!(spilled(1 << 30), 0);
         assert!(spilled(4 << 20) > 0);

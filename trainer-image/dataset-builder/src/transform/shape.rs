@@ -12,88 +12,19 @@ use datafusion::arrow::array::{
 use datafusion::arrow::buffer::{NullBuffer, OffsetBuffer};
 use datafusion::arrow::datatypes::{DataType, Field, Fields};
 use datafusion::arrow::error::ArrowError;
+use graftwork_contract::dataset::Shape;
 use graftwork_contract::digest::canonical_json;
 use serde_json::{Map, Value};
 
-/// Keys of a nested object that become columns; with more, it is JSON in a text.
-const MAXIMUM_FIELDS: usize = 256;
-
-/// What a column holds, as far as its rows were seen.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub enum Shape {
-    /// Nothing but nulls.
-    #[default]
-    Unknown,
-    /// True or false.
-    Boolean,
-    /// Whole numbers of 64 bits.
-    Integer,
-    /// Numbers.
-    Float,
-    /// Texts.
-    Text,
-    /// Lists of one shape.
-    List(Box<Shape>),
-    /// Objects, by key.
-    Object(BTreeMap<String, Shape>),
-    /// Several of these.
-    Mixed,
-}
-
-impl Shape {
-    /// Looks at one more value.
-    pub fn note(&mut self, value: &Value) {
-        if *self == Self::Unknown {
-            *self = match value {
-                Value::Null => return,
-                Value::Bool(_) => Self::Boolean,
-                Value::Number(number) if number.is_i64() => Self::Integer,
-                Value::Number(number) if number.is_f64() => Self::Float,
-                // Above what 64 bits with a sign hold; a fraction would lose digits.
-                Value::Number(_) => Self::Mixed,
-                Value::String(_) => Self::Text,
-                Value::Array(_) => Self::List(Box::default()),
-                Value::Object(_) => Self::Object(BTreeMap::new()),
-            };
-        }
-        match (&mut *self, value) {
-            (_, Value::Null)
-            | (Self::Boolean, Value::Bool(_))
-            | (Self::Text, Value::String(_))
-            | (Self::Mixed, _) => {}
-            (Self::Integer, Value::Number(number)) if number.is_i64() => {}
-            (Self::Integer | Self::Float, Value::Number(number))
-                if number.is_i64() || number.is_f64() =>
-            {
-                *self = Self::Float;
-            }
-            (Self::List(items), Value::Array(values)) => {
-                for value in values {
-                    items.note(value);
-                }
-            }
-            (Self::Object(fields), Value::Object(values)) => {
-                for (name, value) in values {
-                    fields.entry(name.clone()).or_default().note(value);
-                }
-                if fields.len() > MAXIMUM_FIELDS {
-                    *self = Self::Mixed;
-                }
-            }
-            _ => *self = Self::Mixed,
-        }
-    }
-
-    /// The engine's type.
-    pub fn data_type(&self) -> DataType {
-        match self {
-            Self::Boolean => DataType::Boolean,
-            Self::Integer => DataType::Int64,
-            Self::Float => DataType::Float64,
-            Self::List(items) => DataType::List(Arc::new(field("item", items))),
-            Self::Object(members) if !members.is_empty() => DataType::Struct(fields(members)),
-            Self::Unknown | Self::Text | Self::Mixed | Self::Object(_) => DataType::Utf8,
-        }
+/// The engine's type of a column.
+pub fn data_type(shape: &Shape) -> DataType {
+    match shape {
+        Shape::Boolean => DataType::Boolean,
+        Shape::Integer => DataType::Int64,
+        Shape::Float => DataType::Float64,
+        Shape::List(items) => DataType::List(Arc::new(field("item", items))),
+        Shape::Object(members) if !members.is_empty() => DataType::Struct(fields(members)),
+        Shape::Unknown | Shape::Text | Shape::Mixed | Shape::Object(_) => DataType::Utf8,
     }
 }
 
@@ -106,7 +37,7 @@ pub fn fields(shapes: &BTreeMap<String, Shape>) -> Fields {
 }
 
 fn field(name: &str, shape: &Shape) -> Field {
-    Field::new(name, shape.data_type(), true)
+    Field::new(name, data_type(shape), true)
 }
 
 /// Rows as one array a column.
@@ -215,10 +146,10 @@ mod tests {
             (vec![json!({})], DataType::Utf8),
             (vec![json!([1]), json!("a")], DataType::Utf8),
         ] {
-            assert_eq!(shape(&values).data_type(), expected, "{values:?}");
+            assert_eq!(data_type(&shape(&values)), expected, "{values:?}");
         }
         let nested = shape(&[json!([{"role": "user"}]), json!([{"content": "a", "n": 1}])]);
-        let DataType::List(item) = nested.data_type() else {
+        let DataType::List(item) = data_type(&nested) else {
             panic!("{nested:?}");
         };
         let DataType::Struct(members) = item.data_type() else {
@@ -230,9 +161,7 @@ mod tests {
 
     #[test]
     fn an_object_with_too_many_keys_is_json() {
-        let many: Map<String, Value> = (0..=MAXIMUM_FIELDS)
-            .map(|n| (n.to_string(), json!(n)))
-            .collect();
+        let many: Map<String, Value> = (0..=256).map(|n| (n.to_string(), json!(n))).collect();
         assert_eq!(shape(&[Value::Object(many)]), Shape::Mixed);
     }
 

@@ -15,7 +15,7 @@ use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::streaming::{PartitionStream, StreamingTableExec};
 use futures::{StreamExt as _, future, stream};
-use graftwork_contract::dataset::RejectedRow;
+use graftwork_contract::dataset::{MAXIMUM_COLUMNS, RejectedRow, Shape, SourceColumns};
 use graftwork_contract::digest::canonical_json;
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
 use parquet::arrow::{ArrowWriter, ProjectionMask};
@@ -25,7 +25,7 @@ use parquet::file::properties::WriterProperties;
 use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 
-use super::shape::{self, Shape};
+use super::shape;
 use super::unnamed::Unnamed;
 use crate::dealing::Dealing;
 use crate::failure::Failure;
@@ -35,8 +35,6 @@ use crate::sources::Collecting;
 use crate::spill::sorter::Sorter;
 use crate::spill::{Scratch, damaged};
 
-/// Columns that a table may have.
-const MAXIMUM_COLUMNS: usize = 1024;
 /// Bytes of the hash that a record begins with, so that rows are compared quickly.
 const PREFIX: usize = 8;
 /// Rows that become columns at a time, at most, and their bytes, about.
@@ -49,8 +47,7 @@ const GROUP_BYTES: usize = 32 << 20;
 #[derive(Debug)]
 pub struct Gathering {
     sorter: Sorter,
-    shapes: BTreeMap<String, Shape>,
-    rows: u64,
+    columns: SourceColumns,
     bytes: u64,
 }
 
@@ -96,24 +93,21 @@ impl Gathering {
     pub fn new(scratch: &Scratch) -> Self {
         Self {
             sorter: Sorter::new(scratch),
-            shapes: BTreeMap::new(),
-            rows: 0,
+            columns: SourceColumns::default(),
             bytes: 0,
         }
     }
 
+    /// Its columns, as far as it came.
+    pub fn columns(&self) -> &SourceColumns {
+        &self.columns
+    }
+
     fn push(&mut self, row: &Value, canonical: &str, source: &str) -> Result<(), Failure> {
-        for (name, value) in row.as_object().into_iter().flatten() {
-            match self.shapes.get_mut(name) {
-                Some(shape) => shape.note(value),
-                None => {
-                    let mut shape = Shape::default();
-                    shape.note(value);
-                    self.shapes.insert(name.clone(), shape);
-                }
-            }
+        if let Some(row) = row.as_object() {
+            self.columns.note(row, |_, shape, value| shape.note(value));
         }
-        if self.shapes.len() > MAXIMUM_COLUMNS {
+        if self.columns.columns.len() > MAXIMUM_COLUMNS {
             return Err(Failure::bad_data(format!(
                 "source {source}: its rows have more than {MAXIMUM_COLUMNS} columns, which is what spec.transform can read"
             )));
@@ -122,17 +116,20 @@ impl Gathering {
         let mut record = Vec::with_capacity(PREFIX + canonical.len());
         record.extend(hash.iter().take(PREFIX));
         record.extend_from_slice(canonical.as_bytes());
-        self.rows += 1;
         self.bytes += canonical.len() as u64;
         self.sorter.push(&record)
     }
 
-    /// The table.
+    /// The table, whose columns hold these.
     ///
     /// # Errors
     /// Those of the scratch volume.
-    pub fn finish(self, scratch: &Scratch) -> Result<Table, Failure> {
-        let fields = shape::fields(&self.shapes);
+    pub fn finish(
+        self,
+        shapes: &BTreeMap<String, Shape>,
+        scratch: &Scratch,
+    ) -> Result<Table, Failure> {
+        let fields = shape::fields(shapes);
         let schema = Arc::new(Schema::new(fields));
         // Without columns there is nothing to write, and nothing to ask for.
         if schema.fields().is_empty() {
@@ -154,7 +151,7 @@ impl Gathering {
         Ok(Table {
             schema,
             file,
-            rows: self.rows,
+            rows: self.columns.rows,
             bytes: self.bytes,
         })
     }
@@ -377,7 +374,8 @@ mod tests {
         for row in rows {
             gathering.push(row, &canonical_json(row), "rows").unwrap();
         }
-        gathering.finish(scratch).unwrap()
+        let shapes = gathering.columns().shapes();
+        gathering.finish(&shapes, scratch).unwrap()
     }
 
     fn texts(table: &Table) -> Vec<String> {

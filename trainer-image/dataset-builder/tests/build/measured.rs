@@ -215,7 +215,11 @@ fn likely_languages_and_missing_values_stand_in_the_statistics() {
     let sentence = "The claim was approved because the receipt shows what was bought, when it was bought \
                     and how much was paid for it. The other one has to wait until somebody has found out.";
     let rows: String = (0..20)
-        .map(|n| format!("{{\"text\": \"{sentence} {n}\"}}\n"))
+        .map(|n| {
+            // A column that no row keeps, and that rows have that are kept.
+            let region = if n < 6 { "\"north\"" } else { "null" };
+            format!("{{\"text\": \"{sentence} {n}\", \"region\": {region}}}\n")
+        })
         .collect();
     bench.source("rows", &format!("{rows}{{\"text\": null}}\n"));
     let (code, summary) = bench.build();
@@ -230,4 +234,9 @@ fn likely_languages_and_missing_values_stand_in_the_statistics() {
         .sum();
     assert_eq!(english, 20);
     assert_eq!(statistics["nullsByColumn"]["text"], 1);
+    let columns = &statistics["nullsBySourceColumn"]["rows"];
+    assert_eq!(
+        (&columns["text"], &columns["region"]),
+        (&1.into(), &15.into())
+    );
 }

@@ -374,3 +374,42 @@ fn a_source_without_rows_is_bad_data_and_not_wrong_sql() {
         "{summary:?}"
     );
 }
+
+#[test]
+fn a_column_that_changes_its_type_overnight_ends_the_build_and_one_that_holds_less_keeps_it() {
+    let mut bench = claims();
+    let text = "SELECT claim AS prompt, CAST(amount AS VARCHAR) AS completion FROM claims";
+    built(&mut bench, text);
+    let path = bench.dir.path().join("claims.jsonl");
+    let lines = |amount: &dyn Fn(u32) -> String| {
+        (0..30).fold(String::new(), |lines, n| {
+            let amount = amount(n);
+            lines + &format!("{{\"claim\": \"night {n}\", \"code\": 1, \"amount\": {amount}}}\n")
+        })
+    };
+    // Whole numbers alone would be BIGINT, and read otherwise.
+    fs::write(&path, lines(&|n| n.to_string())).unwrap();
+    bench.fingerprint("whole");
+    let (code, summary) = bench.build();
+    assert_eq!((code, summary.version), (0, Some(2)), "{summary:?}");
+    for (prompt, amount) in pairs(&bench, &summary.digest.unwrap()) {
+        assert!(amount.ends_with(".0"), "{prompt}: {amount}");
+    }
+
+    let before = bench.version(2).unwrap();
+    fs::write(&path, lines(&|n| format!("\"{n} EUR\""))).unwrap();
+    bench.fingerprint("texts");
+    let (code, summary) = bench.build();
+    assert_eq!(
+        (code, summary.reason.as_str()),
+        (65, "DataError"),
+        "{summary:?}"
+    );
+    let words = "source claims: column amount was DOUBLE in version 2 and is TEXT";
+    assert!(summary.message.contains(words), "{summary:?}");
+    assert_eq!(bench.version(3), None);
+    assert_eq!(bench.version(2), Some(before));
+    bench.config.description = Some("Amounts with their currency".to_owned());
+    let (code, summary) = bench.build();
+    assert_eq!((code, summary.version), (0, Some(3)), "{summary:?}");
+}

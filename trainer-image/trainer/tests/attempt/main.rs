@@ -276,6 +276,8 @@ fn write_rewarded(
         privacy: None,
         tokenizer: None,
         transform: None,
+        spec_digest: None,
+        schemas: vec![],
         parent: None,
         created_time: "2026-01-01T00:00:00Z".into(),
     };
