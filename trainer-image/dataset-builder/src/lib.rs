@@ -42,6 +42,7 @@ pub mod languages;
 pub mod lines;
 pub mod nulls;
 mod order;
+mod parquet_pages;
 pub mod parquet_rows;
 pub mod parts;
 pub mod pins;

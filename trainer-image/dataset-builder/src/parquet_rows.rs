@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
 use arrow_array::cast::AsArray as _;
 use arrow_array::types::{Float32Type, Float64Type, Int64Type, UInt64Type};
@@ -11,16 +12,19 @@ use arrow_cast::cast::cast;
 use arrow_schema::{DataType, Field};
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
-use parquet::file::metadata::RowGroupMetaData;
+use parquet::file::metadata::{ColumnChunkMetaData, RowGroupMetaData};
 use serde_json::{Map, Value};
 
 use crate::lines::MAXIMUM_LINE_BYTES;
+use crate::parquet_pages::{longest_word, walk};
 use crate::streams::MAXIMUM_UNPACKED_BYTES;
 
 /// Rows that are decoded at a time, at most.
 const BATCH_ROWS: usize = 256;
-/// Bytes of the wanted columns that are decoded at a time, as far as the footer tells how long rows are.
+/// Bytes of the wanted columns that are decoded at a time, as far as pages tell how long rows are.
 const BATCH_BYTES: u64 = 8 << 20;
+/// Bytes that a row may have where each of its texts were the longest of its column (256 MiB).
+const MAXIMUM_ROW_BYTES: u64 = 256 << 20;
 
 /// The rows of one file.
 pub struct ParquetRows {
@@ -34,6 +38,7 @@ impl ParquetRows {
     /// What is wrong with the file, in words and without data.
     pub fn open(file: File, wanted: Option<&[&str]>) -> Result<Self, String> {
         let open = || {
+            let pages = Arc::new(file.try_clone().map_err(|error| words(&error))?);
             let builder =
                 ParquetRecordBatchReaderBuilder::try_new(file).map_err(|error| words(&error))?;
             let groups = builder.metadata().row_groups();
@@ -60,7 +65,7 @@ impl ParquetRows {
                 .filter_map(|index| Some(fields.get(*index)?.name().as_str()))
                 .collect();
             let mask = ProjectionMask::roots(builder.parquet_schema(), indices.iter().copied());
-            let batch = batch_rows(builder.metadata().row_groups(), &names)?;
+            let batch = batch_rows(&pages, builder.metadata().row_groups(), &names)?;
             let batches = builder
                 .with_projection(mask)
                 .with_batch_size(batch)
@@ -85,33 +90,77 @@ impl ParquetRows {
     }
 }
 
-/// How many rows are decoded at a time: fewer where they are long.
+/// How many rows are decoded at a time: fewer where they are long. What the footer says of its pages is held
+/// against the pages.
 ///
 /// # Errors
-/// Rows that are longer on average than any may be.
-fn batch_rows(groups: &[RowGroupMetaData], wanted: &[&str]) -> Result<usize, String> {
-    let longest = groups.iter().map(|group| row_bytes(group, wanted)).max();
-    let longest = longest.unwrap_or(0).max(1);
-    if longest > MAXIMUM_LINE_BYTES as u64 {
-        return Err(format!(
-            "has rows of {longest} bytes on average; a row has at most {MAXIMUM_LINE_BYTES}"
-        ));
+/// Rows that are longer on average than any may be, pages that are too large, another number of rows than the
+/// footer says.
+fn batch_rows(
+    file: &Arc<File>,
+    groups: &[RowGroupMetaData],
+    wanted: &[&str],
+) -> Result<usize, String> {
+    let mut longest = 1;
+    for group in groups {
+        let rows = u64::try_from(group.num_rows())
+            .map_err(|_| "has a footer with fewer rows than none".to_owned())?;
+        let mut group_bytes = 0_u64;
+        let mut row_bytes = 0_u64;
+        for column in looked_at(group, wanted) {
+            let pages = walk(file, column)?;
+            let repeats = column.column_descr().max_rep_level() > 0;
+            let is_true = pages.values == rows || (repeats && pages.values > rows);
+            if !is_true {
+                return Err(format!(
+                    "has a footer with {rows} rows and pages of column {} with {}",
+                    column.column_path().string(),
+                    pages.values
+                ));
+            }
+            // Of a list as many as there are in a row on average.
+            let values = pages.values.div_ceil(rows.max(1));
+            let value_bytes = pages.densest.max(longest_word(file, column)?);
+            group_bytes = group_bytes.saturating_add(pages.bytes);
+            row_bytes = row_bytes.saturating_add(values.saturating_mul(value_bytes));
+        }
+        let average = group_bytes / rows.max(1);
+        if average > MAXIMUM_LINE_BYTES as u64 {
+            return Err(format!(
+                "has rows of {average} bytes on average; a row has at most {MAXIMUM_LINE_BYTES}"
+            ));
+        }
+        if row_bytes > MAXIMUM_ROW_BYTES {
+            return Err(format!(
+                "has rows that may unpack to {row_bytes} bytes; a row has at most {MAXIMUM_LINE_BYTES}"
+            ));
+        }
+        longest = longest.max(row_bytes);
     }
     let rows = usize::try_from(BATCH_BYTES / longest).unwrap_or(BATCH_ROWS);
     Ok(rows.clamp(1, BATCH_ROWS))
 }
 
-/// Bytes of the wanted columns of a row, on average of a group.
-fn row_bytes(group: &RowGroupMetaData, wanted: &[&str]) -> u64 {
-    let is_wanted = |name: &String| wanted.contains(&name.as_str());
-    let bytes: u64 = group
-        .columns()
-        .iter()
-        .filter(|column| column.column_path().parts().first().is_some_and(is_wanted))
-        .map(|column| u64::try_from(column.uncompressed_size()).unwrap_or(0))
-        .fold(0, u64::saturating_add);
-    let rows = u64::try_from(group.num_rows()).unwrap_or(0);
-    bytes / rows.max(1)
+/// The columns that are decoded; where there are none, the first, whose pages say how many rows there are.
+fn looked_at<'a>(
+    group: &'a RowGroupMetaData,
+    wanted: &'a [&str],
+) -> impl Iterator<Item = &'a ColumnChunkMetaData> {
+    let is_wanted = move |column: &ColumnChunkMetaData| {
+        let name = column.column_path().parts().first();
+        name.is_some_and(|name| wanted.contains(&name.as_str()))
+    };
+    let is_any = group.columns().iter().any(is_wanted);
+    let columns = group.columns().iter().enumerate();
+    columns
+        .filter(move |(index, column)| {
+            if is_any {
+                is_wanted(column)
+            } else {
+                *index == 0
+            }
+        })
+        .map(|(_, column)| column)
 }
 
 /// A decoder that gives up on bytes by panicking has found bad data, not a defect of ours.
@@ -236,14 +285,18 @@ fn items(list: &ArrayRef) -> Option<Value> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
+    use arrow_array::builder::{ListBuilder, StringDictionaryBuilder};
     use arrow_array::types::Int32Type;
     use arrow_array::{
         BinaryArray, DictionaryArray, Float64Array, Int32Array, LargeStringArray, ListArray,
         StringArray, TimestampSecondArray,
     };
     use parquet::arrow::ArrowWriter;
+    use parquet::basic::{Compression, GzipLevel, ZstdLevel};
+    use parquet::file::metadata::{
+        ColumnChunkMetaDataBuilder, ParquetMetaDataReader, ParquetMetaDataWriter,
+    };
+    use parquet::file::properties::{EnabledStatistics, WriterProperties};
 
     use super::*;
 
@@ -348,27 +401,159 @@ mod tests {
         }
     }
 
+    fn planned(file: &tempfile::NamedTempFile) -> Result<usize, String> {
+        let opened = File::open(file.path()).unwrap();
+        let pages = Arc::new(opened.try_clone().unwrap());
+        let builder = ParquetRecordBatchReaderBuilder::try_new(opened).unwrap();
+        batch_rows(&pages, builder.metadata().row_groups(), &["text"])
+    }
+
     #[test]
     fn long_rows_are_decoded_a_few_at_a_time_and_too_long_ones_not_at_all() {
         let batch = |length: usize, rows: usize| {
             let texts: Vec<String> = (0..rows).map(|n| format!("{n:x}").repeat(length)).collect();
-            let file = write(vec![column("text", StringArray::from(texts))]);
-            let file = File::open(file.path()).unwrap();
-            let builder = ParquetRecordBatchReaderBuilder::try_new(file).unwrap();
-            batch_rows(builder.metadata().row_groups(), &["text"])
+            planned(&write(vec![column("text", StringArray::from(texts))]))
         };
         assert_eq!(batch(10, 10), Ok(BATCH_ROWS));
         let few = batch(2 << 20, 10).unwrap();
         assert!((1..=4).contains(&few), "{few}");
         let problem = batch(5 << 20, 3).unwrap_err();
         assert!(problem.contains("at most 4194304"), "{problem}");
+        let file = write(vec![
+            column("other", StringArray::from(vec!["x".repeat(5 << 20)])),
+            column("text", StringArray::from(vec!["x"])),
+        ]);
+        assert_eq!(planned(&file), Ok(BATCH_ROWS), "nobody decodes that column");
+    }
+
+    #[test]
+    fn a_text_that_a_dictionary_has_once_is_as_long_in_every_row() {
+        // What writers put into a dictionary has less than a mebibyte.
+        let text = "x".repeat(900_000);
         let file = write(vec![column(
-            "other",
-            StringArray::from(vec!["x".repeat(5 << 20)]),
+            "text",
+            StringArray::from(vec![text.as_str(); 64]),
         )]);
-        let open = File::open(file.path()).unwrap();
-        let builder = ParquetRecordBatchReaderBuilder::try_new(open).unwrap();
-        let unwanted = batch_rows(builder.metadata().row_groups(), &["text"]);
-        assert_eq!(unwanted, Ok(BATCH_ROWS), "nobody decodes that column");
+        assert!(file.as_file().metadata().unwrap().len() < 4 << 20);
+        let rows = planned(&file).unwrap();
+        assert!((1..=9).contains(&rows), "{rows}");
+        let mut builder = ListBuilder::new(StringDictionaryBuilder::<Int32Type>::new());
+        for _ in 0..300 {
+            builder.values().append_value(&text);
+        }
+        builder.append(true);
+        let file = write(vec![column("text", builder.finish())]);
+        let problem = planned(&file).unwrap_err();
+        assert!(problem.contains("may unpack to"), "{problem}");
+    }
+
+    /// The file with another footer.
+    fn with_footer(
+        whole: &[u8],
+        change: impl Fn(RowGroupMetaData) -> RowGroupMetaData,
+    ) -> tempfile::NamedTempFile {
+        let bytes = bytes::Bytes::copy_from_slice(whole);
+        let metadata = ParquetMetaDataReader::new()
+            .parse_and_finish(&bytes)
+            .unwrap();
+        let mut builder = metadata.into_builder();
+        let groups = builder.take_row_groups().into_iter().map(change).collect();
+        let metadata = builder.set_row_groups(groups).build();
+        let length = whole.len() - 8;
+        let footer = u32::from_le_bytes(whole[length..length + 4].try_into().unwrap());
+        let mut lying = whole[..length - footer as usize].to_vec();
+        ParquetMetaDataWriter::new(&mut lying, &metadata)
+            .finish()
+            .unwrap();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), lying).unwrap();
+        file
+    }
+
+    fn with_column(
+        group: RowGroupMetaData,
+        change: impl Fn(ColumnChunkMetaDataBuilder) -> ColumnChunkMetaDataBuilder,
+    ) -> RowGroupMetaData {
+        let mut builder = group.into_builder();
+        let columns = builder.take_columns().into_iter();
+        let columns = columns.map(|column| change(column.into_builder()).build().unwrap());
+        let columns = columns.collect();
+        builder.set_column_metadata(columns).build().unwrap()
+    }
+
+    #[test]
+    fn a_footer_that_can_be_read_and_lies_is_held_against_the_pages() {
+        let texts: Vec<String> = (0..50).map(|n| format!("SECRET {n}")).collect();
+        let file = write(vec![column("text", StringArray::from(texts))]);
+        let whole = std::fs::read(file.path()).unwrap();
+        let same = with_footer(&whole, |group| group);
+        assert_eq!(read(&same, &["text"]).unwrap().len(), 50);
+        type Lie = fn(RowGroupMetaData) -> RowGroupMetaData;
+        let lies: [(&str, Lie); 7] = [
+            ("a row more", |group| {
+                group.into_builder().set_num_rows(51).build().unwrap()
+            }),
+            ("a row less", |group| {
+                group.into_builder().set_num_rows(49).build().unwrap()
+            }),
+            ("rows without end", |group| {
+                group.into_builder().set_num_rows(i64::MAX).build().unwrap()
+            }),
+            ("fewer than none", |group| {
+                group.into_builder().set_num_rows(-1).build().unwrap()
+            }),
+            ("outside", |group| {
+                with_column(group, |it| it.set_dictionary_page_offset(Some(1 << 40)))
+            }),
+            ("another page", |group| {
+                with_column(group, |it| it.set_dictionary_page_offset(Some(9)))
+            }),
+            ("longer", |group| {
+                with_column(group, |it| it.set_total_compressed_size(1 << 30))
+            }),
+        ];
+        for (name, lie) in lies {
+            let lying = with_footer(&whole, lie);
+            // Also where no column of it is asked for, and the footer alone would count.
+            for wanted in ["text", "absent"] {
+                let problem = read(&lying, &[wanted]).unwrap_err();
+                assert!(!problem.contains("SECRET"), "{name}: {problem}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_page_that_unpacks_to_more_than_the_footer_says_is_not_unpacked() {
+        let zeros = "0".repeat((128 << 20) + 1);
+        for packing in [
+            Compression::ZSTD(ZstdLevel::default()),
+            Compression::GZIP(GzipLevel::default()),
+        ] {
+            let batch = RecordBatch::try_from_iter([(
+                "text",
+                Arc::new(StringArray::from(vec![zeros.as_str()])) as ArrayRef,
+            )])
+            .unwrap();
+            let properties = WriterProperties::builder()
+                .set_compression(packing)
+                .set_dictionary_enabled(false)
+                .set_statistics_enabled(EnabledStatistics::None)
+                .build();
+            let mut whole = Vec::new();
+            let mut writer =
+                ArrowWriter::try_new(&mut whole, batch.schema(), Some(properties)).unwrap();
+            writer.write(&batch).unwrap();
+            writer.close().unwrap();
+            let small = with_footer(&whole, |group| {
+                let group = with_column(group, |it| it.set_total_uncompressed_size(9));
+                let builder = group.into_builder();
+                builder.set_total_byte_size(9).build().unwrap()
+            });
+            let problem = read(&small, &["text"]).unwrap_err();
+            assert!(
+                problem.contains("a page has at most 134217728"),
+                "{problem}"
+            );
+        }
     }
 }
