@@ -20,6 +20,8 @@ pub const ATTEMPT: &str = "graftwork.dev/attempt";
 pub const REFRESH_ANNOTATION: &str = "graftwork.dev/refresh";
 /// On a child: hash of what it was built from.
 pub const CONTENT_HASH_ANNOTATION: &str = "graftwork.dev/content-hash";
+/// On a Job of a build: when the first attempt at it was decided, which is what SQL calls now.
+pub const BUILD_TIME_ANNOTATION: &str = "graftwork.dev/build-time";
 /// On a pod: any new value makes the kubelet look at its mounted ConfigMaps at once.
 pub const NUDGE_ANNOTATION: &str = "graftwork.dev/nudge";
 

@@ -21,6 +21,8 @@ const NOT_OF_THE_SPEC: [&str; 5] = [
     "store",
     "shards",
 ];
+/// The same of `transform`.
+const NOT_OF_TRANSFORM: [&str; 1] = ["now"];
 /// The same of a source: where it is mounted, and what was seen of it.
 const NOT_OF_A_SOURCE: [&str; 3] = ["path", "root", "digest"];
 
@@ -108,6 +110,9 @@ pub fn spec_digest(config: &BuildConfig) -> Result<Digest, Failure> {
         }
     };
     drop(&mut spec, &NOT_OF_THE_SPEC);
+    if let Some(transform) = spec.get_mut("transform") {
+        drop(transform, &NOT_OF_TRANSFORM);
+    }
     let sources = spec.get_mut("sources").and_then(Value::as_array_mut);
     for source in sources.into_iter().flatten() {
         drop(source, &NOT_OF_A_SOURCE);

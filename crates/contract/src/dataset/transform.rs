@@ -13,6 +13,10 @@ pub struct Transform {
     /// Whether a key of pseudonyms is mounted for it.
     #[serde(default, skip_serializing_if = "super::is_default")]
     pub pseudonym_key: bool,
+    /// RFC 3339 time that `now()` is where no source is a query: when the build was decided, the same in every
+    /// attempt at it. None: the time of this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub now: Option<String>,
 }
 
 /// The SQL that made the rows of the sources.
@@ -23,6 +27,7 @@ pub struct TransformProvenance {
     pub digest: Digest,
     /// The text.
     pub text: String,
-    /// RFC 3339 time that `now()` was: of the latest snapshot of a database, or else of the build.
+    /// RFC 3339 time that `now()` was: of the latest snapshot of a database, or else of the
+    /// decision to build.
     pub now: String,
 }

@@ -80,7 +80,10 @@ pub fn build(
             (None, _) => (made.parts.is_none() || made.waits_for_rest()).then_some(Stage::Rest),
         };
         if let Some(stage) = next {
-            let config = build_config(cr, valid, fingerprint, &observed.sources, settings);
+            let mut config = build_config(cr, valid, fingerprint, &observed.sources, settings);
+            if let Some(transform) = &mut config.transform {
+                transform.now = Some(decided(&observed.jobs, fingerprint, now).to_string());
+            }
             start(cr, valid, &config, *attempt, stage, settings, actions);
         }
     }
@@ -121,6 +124,18 @@ fn outlived<'a>(jobs: &'a [Job], fingerprint: &'a Digest) -> impl Iterator<Item 
         .filter(move |job| attempt_of(job) + KEPT_JOBS <= newest)
 }
 
+/// When the first attempt at a fingerprint was decided: every Job says it to the next one.
+fn decided(jobs: &[Job], fingerprint: &Digest, now: Timestamp) -> Timestamp {
+    let said = jobs.iter().filter(|job| is_of(job, fingerprint));
+    let said = said.filter_map(|job| {
+        let annotations = job.metadata.annotations.as_ref()?;
+        let time = annotations.get(labels::BUILD_TIME_ANNOTATION)?;
+        time.parse::<Timestamp>().ok()
+    });
+    let seconds = Timestamp::from_second(now.as_second()).unwrap_or(now);
+    said.min().unwrap_or(seconds)
+}
+
 /// What a Job of an attempt does.
 #[derive(Debug, Clone, Copy)]
 enum Stage {
@@ -143,14 +158,21 @@ fn start(
     let configuration = configuration_name(&owner.name, &config.fingerprint);
     let (map, _) = build_configuration(owner.child_metadata(&configuration, COMPONENT), config);
     actions.apply.push(Child::ConfigMap(Box::new(map)));
-    actions.create.push(build_attempt(
+    let mut job = build_attempt(
         &owner,
         valid,
         &config.fingerprint,
         (attempt, stage),
         configuration,
         settings,
-    ));
+    );
+    if let Some(now) = config.transform.as_ref().and_then(|it| it.now.clone()) {
+        job.metadata
+            .annotations
+            .get_or_insert_default()
+            .insert(labels::BUILD_TIME_ANNOTATION.to_owned(), now);
+    }
+    actions.create.push(job);
 }
 
 fn build_config(
@@ -206,6 +228,7 @@ fn build_config(
         transform: valid.transform.as_ref().map(|sql| Transform {
             sql: sql.clone(),
             pseudonym_key: valid.pseudonym_key.is_some(),
+            now: None,
         }),
         validation: valid.validation.clone(),
         split: valid.split.clone(),

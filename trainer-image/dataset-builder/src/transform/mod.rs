@@ -118,7 +118,7 @@ pub fn collect(
         tables.insert(source.name.clone(), table);
     }
     collecting.share = None;
-    let now = snapshot(collecting);
+    let now = snapshot(collecting, transform.now.as_deref());
     collecting.noted.transform = Some(TransformProvenance {
         digest: Digest::of(sql.as_bytes()),
         text: sql.to_owned(),
@@ -139,8 +139,9 @@ pub fn collect(
     runtime.block_on(query.run(statement, collecting))
 }
 
-/// The time that `now()` is: when the latest snapshot of a database was taken, or where there is none, now.
-fn snapshot(collecting: &Collecting) -> Timestamp {
+/// The time that `now()` is: when the latest snapshot of a database was taken, or where there is none, when the
+/// build was decided.
+fn snapshot(collecting: &Collecting, decided: Option<&str>) -> Timestamp {
     let queries = collecting.noted.provenance.iter();
     queries
         .filter_map(|source| {
@@ -152,6 +153,7 @@ fn snapshot(collecting: &Collecting) -> Timestamp {
                 .ok()
         })
         .max()
+        .or_else(|| decided?.parse::<Timestamp>().ok())
         .or_else(|| clock::rfc3339().parse::<Timestamp>().ok())
         .unwrap_or_default()
 }

@@ -167,6 +167,7 @@ fn rows_that_sql_makes_are_asked_about_to_the_last() {
     bench.config.transform = Some(Transform {
         sql: "SELECT prompt, completion FROM \"rows\"".into(),
         pseudonym_key: false,
+        now: None,
     });
     let (code, summary) = bench.build();
     assert_eq!(code, 0, "{summary:?}");

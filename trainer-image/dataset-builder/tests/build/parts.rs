@@ -218,6 +218,7 @@ fn sql_over_all_rows_is_not_for_parts() {
     bench.config.transform = Some(Transform {
         sql: "SELECT prompt, completion FROM one".into(),
         pseudonym_key: false,
+        now: None,
     });
     let (code, summary) = bench.part(0);
     assert_eq!((code, summary.reason.as_str()), (64, "InvalidSpec"));

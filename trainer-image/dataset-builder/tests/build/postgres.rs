@@ -212,6 +212,46 @@ impl Bench {
     }
 }
 
+#[test]
+fn now_in_sql_over_a_query_is_the_time_of_its_snapshot() {
+    let Some(server) = Server::start("", &[]) else {
+        return;
+    };
+    server.sql(DECISIONS);
+    let mut bench = Bench::new(Format::Completion);
+    bench.query(
+        &[("uri", server.uri(PLAIN).as_str())],
+        "SELECT prompt, completion FROM decisions",
+    );
+    super::transform::sql(
+        &mut bench,
+        "SELECT prompt, CAST(now() AS VARCHAR) AS completion FROM decisions",
+    );
+    // The database's clock counts, and neither the decision's nor the builder's.
+    let decided = "2001-01-01T00:00:00Z".to_owned();
+    bench.config.transform.as_mut().unwrap().now = Some(decided);
+    let (code, summary) = bench.build();
+    assert_eq!(code, 0, "{summary:?}");
+    let digest = summary.digest.unwrap();
+    let manifest = rows::manifest(&bench.store(), "topics", &digest).unwrap();
+    let query = manifest.provenance.sources[0].query.as_ref().unwrap();
+    let snapshot: jiff::Timestamp = query.snapshot_time.parse().unwrap();
+    let told = manifest.provenance.transform.unwrap().now;
+    assert_eq!(told.parse::<jiff::Timestamp>().unwrap(), snapshot);
+    let mut times: Vec<String> = Split::ALL
+        .iter()
+        .flat_map(|split| bench.rows(&digest, *split))
+        .map(|row| match row {
+            Row::Completion { completion, .. } => completion,
+            _ => panic!("another format"),
+        })
+        .collect();
+    times.dedup();
+    assert_eq!(times.len(), 1, "{times:?}");
+    let time: jiff::Timestamp = format!("{}Z", times[0]).parse().unwrap();
+    assert_eq!(time, snapshot);
+}
+
 const DECISIONS: &str = "CREATE TABLE decisions (prompt text, completion varchar(40), claim bigint, secret bytea);
     INSERT INTO decisions SELECT 'definition ' || n, 'topic ' || n % 5, n % 50, 'x' FROM generate_series(1, 200) n";
 

@@ -11,6 +11,7 @@ pub(super) fn sql(bench: &mut Bench, text: &str) {
     bench.config.transform = Some(Transform {
         sql: text.to_owned(),
         pseudonym_key: false,
+        now: None,
     });
 }
 
@@ -167,6 +168,25 @@ fn now_is_one_time_that_the_manifest_names() {
     let expected = format!("{} true", now.trim_end_matches('Z'));
     for (_, time) in rows {
         assert_eq!(time, expected);
+    }
+}
+
+#[test]
+fn now_is_the_time_of_the_decision_in_every_attempt() {
+    let mut bench = claims();
+    let text = "SELECT claim AS prompt, CAST(now() AS VARCHAR) AS completion FROM claims";
+    let mut digests = Vec::new();
+    for attempt in ["first", "second"] {
+        sql(&mut bench, text);
+        bench.config.transform.as_mut().unwrap().now = Some("2026-11-20T01:00:00Z".to_owned());
+        bench.fingerprint(attempt);
+        let (code, summary) = bench.build();
+        assert_eq!(code, 0, "{summary:?}");
+        digests.push(summary.digest.unwrap());
+    }
+    assert_eq!(digests[0], digests[1]);
+    for (_, time) in pairs(&bench, &digests[0]) {
+        assert_eq!(time, "2026-11-20T01:00:00");
     }
 }
 

@@ -43,6 +43,26 @@ fn a_build_is_told_the_sql_and_whether_it_has_a_key() {
 }
 
 #[test]
+fn now_is_when_the_first_attempt_was_decided_however_many_follow() {
+    let mut world = transformed();
+    let mut told = Vec::new();
+    while told.len() < 6 {
+        let actions = world.reconcile();
+        if !actions.create.is_empty() {
+            told.push(config(&actions).transform.unwrap().now.unwrap());
+            world.end_job(i32::from(ExitCode::Unavailable.code()), None);
+        }
+        world.seconds += 1;
+    }
+    assert_eq!(told, vec![at(0).to_string(); 6]);
+    // Another build is decided at another time.
+    world.cr.spec.transform = Some(format!("{SQL} WHERE true"));
+    let decided = at(world.seconds).to_string();
+    let now = config(&world.reconcile()).transform.unwrap().now;
+    assert_eq!(now, Some(decided));
+}
+
+#[test]
 fn other_sql_is_another_fingerprint() {
     let plain = World::from_config_map().fingerprint();
     let first = transformed().fingerprint();
