@@ -376,8 +376,8 @@ pub struct Validation {
     /// stays.
     #[serde(skip_serializing_if = "Duplicates::is_keep")]
     pub duplicates: Duplicates,
-    /// Rows that are nearly equal. Keep: they stay, and nobody looks for them. Group: they stay, in
-    /// one split. Drop: one stays.
+    /// Rows that are nearly equal. Keep: they stay, and nobody looks for them. Report: they stay, and
+    /// leakage counts them too. Group: they stay, in one split. Drop: one stays.
     #[serde(skip_serializing_if = "NearDuplicates::is_keep")]
     pub near_duplicates: NearDuplicates,
     /// Tokens of `baseModel` that a row may have, with those that the chat template and the end of a
@@ -403,6 +403,8 @@ open_enum! {
     pub enum NearDuplicates (spec) {
         /// They stay, and nobody looks for them.
         Keep = "Keep",
+        /// They stay, and `leakage` counts them too.
+        Report = "Report",
         /// They stay, in one split.
         Group = "Group",
         /// One stays.

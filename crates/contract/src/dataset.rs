@@ -287,6 +287,8 @@ pub enum NearDuplicates {
     /// They stay, and nobody looks for them.
     #[default]
     Keep,
+    /// They stay, and those of other splits than train that are like one of train are counted.
+    Report,
     /// They stay, in one split.
     Group,
     /// The first one in canonical order stays.

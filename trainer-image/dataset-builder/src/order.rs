@@ -54,7 +54,8 @@ pub fn order(config: &BuildConfig, scratch: &Scratch, rows: Rows) -> Result<Orde
         }
     }
     let is_grouped = validation.near_duplicates == NearDuplicates::Group;
-    if is_grouped {
+    // Those that stay where they are dealt to are told apart for the count of leakage.
+    if is_grouped || validation.near_duplicates == NearDuplicates::Report {
         duplicates::near(scratch, &rows, config.format, &mut clusters)?;
     }
     Ok(Ordered {

@@ -153,7 +153,13 @@ pub fn deal(
     rejected: u64,
 ) -> Dealt {
     let sides = split::split(&config.split, &good, clusters);
-    let leakage = leakage(&good, &sides, clusters);
+    let leakage = if config.validation.near_duplicates == NearDuplicates::Report {
+        let mut alike = equal(&good);
+        near(&good, &mut alike);
+        leakage(&good, &sides, &alike)
+    } else {
+        leakage(&good, &sides, clusters)
+    };
     let mut rows: [Vec<GoodRow>; 3] = Default::default();
     for (row, side) in good.into_iter().zip(sides) {
         let [train, validation, test] = &mut rows;

@@ -504,6 +504,7 @@ fn read_near_duplicates(
 ) -> Result<contract::NearDuplicates, Invalid> {
     match &validation.near_duplicates {
         NearDuplicates::Keep => Ok(contract::NearDuplicates::Keep),
+        NearDuplicates::Report => Ok(contract::NearDuplicates::Report),
         NearDuplicates::Group => Ok(contract::NearDuplicates::Group),
         NearDuplicates::Drop => Ok(contract::NearDuplicates::Drop),
         NearDuplicates::Other(other) => Err(unknown(

@@ -114,6 +114,7 @@ fn rows() -> impl Strategy<Value = Vec<GoodRow>> {
 fn config() -> impl Strategy<Value = BuildConfig> {
     let near = prop::sample::select(vec![
         NearDuplicates::Keep,
+        NearDuplicates::Report,
         NearDuplicates::Group,
         NearDuplicates::Drop,
     ]);

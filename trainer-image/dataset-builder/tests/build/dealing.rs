@@ -1,5 +1,7 @@
 //! Duplicates, splits and balance.
 
+use std::collections::BTreeSet;
+
 use graftwork_contract::dataset::Balance;
 
 use super::*;
@@ -29,13 +31,79 @@ fn built(bench: &Bench) -> VersionRecord {
     bench.version(summary.version.unwrap()).unwrap()
 }
 
+/// The texts of a split, each as `part` takes it.
+fn texts(bench: &Bench, digest: &Digest, split: Split, part: fn(&str) -> String) -> Vec<String> {
+    let rows = bench.rows(digest, split).into_iter();
+    rows.map(|row| match row {
+        Row::Text { text } => part(&text),
+        _ => panic!("another format"),
+    })
+    .collect()
+}
+
+#[test]
+fn near_duplicates_across_splits_are_counted_where_they_stay() {
+    let mut bench = Bench::new(Format::Text);
+    let rows = (0..120_u32).fold(String::new(), |rows, n| {
+        let hash = Digest::of(&(n / 2).to_be_bytes());
+        let hash = hash.hex();
+        // All but the last characters are the same: similar by 0.9 and more.
+        rows + &format!(
+            "{{\"text\": \"{hash} {0} {hash} {0} v{n}\"}}\n",
+            hash.to_uppercase()
+        )
+    });
+    bench.source("rows", &rows);
+    let kept = built(&bench);
+    assert_eq!((kept.leakage.validation, kept.leakage.test), (0, 0));
+    bench.fingerprint("report");
+    bench.config.validation.near_duplicates = NearDuplicates::Report;
+    let (code, summary) = bench.build();
+    assert_eq!(
+        (code, summary.digest.as_ref()),
+        (0, Some(&kept.digest)),
+        "{summary:?}"
+    );
+
+    // The same rows are the same version; rows that were not built before tell it.
+    bench.source("rows", &format!("{rows}{{\"text\": \"another one\"}}\n"));
+    bench.fingerprint("more");
+    let reported = built(&bench);
+    let texts = |split| {
+        texts(&bench, &reported.digest, split, |text| {
+            text[..64].to_owned()
+        })
+    };
+    let trained: BTreeSet<String> = texts(Split::Train).into_iter().collect();
+    let leaked = |split| {
+        let texts = texts(split).into_iter();
+        texts.filter(|text| trained.contains(text)).count() as u64
+    };
+    let expected = (leaked(Split::Validation), leaked(Split::Test));
+    assert_eq!(
+        (reported.leakage.validation, reported.leakage.test),
+        expected
+    );
+    assert!(expected.0 + expected.1 > 5, "{expected:?}");
+    assert_eq!(reported.rows.duplicates, 0);
+}
+
 #[test]
 fn duplicates_across_splits_are_counted_and_go_where_the_spec_says_so() {
     let mut bench = Bench::new(Format::Text);
     bench.source("rows", &diary(200).join("\n"));
     let kept = built(&bench);
     assert_eq!(kept.rows.train + kept.rows.validation + kept.rows.test, 220);
-    assert!(kept.leakage.validation + kept.leakage.test > 0, "{kept:?}");
+    // Of the twenty that are there twice, those whose other one is trained on.
+    let texts = |split| texts(&bench, &kept.digest, split, str::to_lowercase);
+    let trained: BTreeSet<String> = texts(Split::Train).into_iter().collect();
+    let leaked = |split| {
+        let texts = texts(split).into_iter();
+        texts.filter(|text| trained.contains(text)).count() as u64
+    };
+    let expected = (leaked(Split::Validation), leaked(Split::Test));
+    assert_eq!((kept.leakage.validation, kept.leakage.test), expected);
+    assert!(expected.0 + expected.1 > 0, "{kept:?}");
 
     bench.fingerprint("together");
     bench.config.validation.near_duplicates = NearDuplicates::Group;
