@@ -15,6 +15,7 @@ use crate::clock;
 use crate::deal::{Dealt, beside, deal};
 use crate::dealing::Part;
 use crate::failure::Failure;
+use crate::labels::Labels;
 use crate::languages::{guess, is_looked_at};
 use crate::order::order;
 use crate::parts;
@@ -239,12 +240,14 @@ fn write_rows(
     let mut writers = [train?, validation?, test?];
     let mut splits: [SplitStatistics; 3] = Default::default();
     let mut classes = Classes::new(scratch, config.privacy.is_some());
+    let mut labels = Labels::new(config);
     dealt.for_each(|stored, split, times| {
         let (row, group) = stored.row(config.format, group_column)?;
         let reward = config.reward.then(|| stored.reward()).transpose()?;
         let index = split as usize;
         if let Some((writer, statistics)) = writers.get_mut(index).zip(splits.get_mut(index)) {
             statistics.add(&row, times);
+            labels.note(&row, split, times);
             if is_looked_at(&stored.hash, dealt.counts.kept()) {
                 statistics.note_language(guess(&row), times);
             }
@@ -268,6 +271,9 @@ fn write_rows(
     }
     for (split, classes) in splits.iter_mut().zip(classes.finish()?) {
         split.classes = classes;
+    }
+    for (split, labels) in splits.iter_mut().zip(labels.finish().into_iter().flatten()) {
+        split.classes = labels;
     }
     Ok(splits)
 }

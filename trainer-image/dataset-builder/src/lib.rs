@@ -38,6 +38,7 @@ pub mod detect;
 mod duplicates;
 pub mod failure;
 pub mod files;
+mod labels;
 pub mod languages;
 pub mod lines;
 pub mod nulls;

@@ -80,7 +80,7 @@ pub struct SplitStatistics {
     pub lengths: BTreeMap<u64, u64>,
     /// Characters of each column.
     pub columns: BTreeMap<&'static str, u64>,
-    /// Rows of each class, where classes are balanced.
+    /// Rows of each class, where classes are balanced; else of each label (see [`crate::labels`]).
     pub classes: BTreeMap<String, u64>,
     /// Rows of each likely language, of those that were looked at (see [`crate::languages`]).
     pub languages: BTreeMap<&'static str, u64>,
@@ -251,7 +251,7 @@ impl MostFrequent {
 }
 
 /// A class's name is a column's value like any other.
-fn named(class: &str, masks: bool) -> String {
+pub(crate) fn named(class: &str, masks: bool) -> String {
     let masked = masks.then(|| mask(class, &Masker::Redact, &mut Counts::default()));
     let name = masked.flatten().unwrap_or_else(|| class.to_owned());
     name.chars().take(80).collect()
