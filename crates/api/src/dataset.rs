@@ -526,7 +526,8 @@ pub struct DatasetStatus {
     /// The newest version.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub latest: Option<LatestVersion>,
-    /// Versions, newest first; older ones stay in the store.
+    /// Versions, newest first: the present one, those that runs and adapters are of, and ten more. Older
+    /// ones stay in the store.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 50), extend("x-kubernetes-list-type" = "atomic"))]
     pub versions: Vec<DatasetVersion>,
@@ -582,7 +583,7 @@ pub struct DatasetVersion {
     pub created_time: Time,
     /// Rows by split.
     pub rows: RowCounts,
-    /// The first rows that were left out: where and why, never what.
+    /// The first rows that were left out of the present version: where and why, never what.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 20), extend("x-kubernetes-list-type" = "atomic"))]
     pub rejected: Vec<RejectedRow>,

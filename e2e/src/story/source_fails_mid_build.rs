@@ -19,6 +19,9 @@ const QUERY: &str = "SELECT CASE WHEN pg_sleep(0.05) IS NULL THEN '' ELSE 'claim
 const ASKED: &str = "SELECT count(*) FROM pg_stat_activity \
     WHERE application_name = 'graftwork' AND state = 'active' AND query LIKE '%pg_sleep%'";
 
+/// Lines of `kubectl describe dataset` that a person reads, with one version.
+const FEW_LINES: usize = 150;
+
 pub async fn run(stage: Stage) -> anyhow::Result<()> {
     let start = Instant::now();
     let Some(server) = Server::start(&stage).await? else {
@@ -63,6 +66,12 @@ pub async fn run(stage: Stage) -> anyhow::Result<()> {
     );
     stage.proved(&format!("version 1 stays: {said}"), start.elapsed());
 
+    described(&stage).await?;
+    stage.proved(
+        "kubectl describe says in a few lines what happened, and what stays",
+        start.elapsed(),
+    );
+
     server.up().await?;
     let second = stage
         .world
@@ -77,5 +86,31 @@ pub async fn run(stage: Stage) -> anyhow::Result<()> {
         "with the database back, another attempt makes version 2 of all 300 rows",
         start.elapsed(),
     );
+    Ok(())
+}
+
+/// What a person sees who asks no tool of ours.
+async fn described(stage: &Stage) -> anyhow::Result<()> {
+    let arguments = ["-n", &stage.namespace, "describe", "dataset", NAME];
+    // Events follow the status.
+    let text = wait("an event about the source", MINUTE, || async {
+        let text = stage.world.cluster.kubectl(&arguments).await?;
+        let events = text.split_once("\nEvents:").map(|(_, events)| events);
+        let is_there = events.is_some_and(|events| events.contains("source decisions"));
+        Ok(is_there.then_some(text))
+    })
+    .await?;
+    let lines = text.lines().count();
+    ensure!(lines <= FEW_LINES, "{lines} lines:\n{text}");
+    let (status, events) = text.split_once("\nEvents:").context("no events")?;
+    let (_, status) = status.split_once("\nStatus:").context("no status")?;
+    for words in ["SourceUnavailable", "source decisions", "attempt 2"] {
+        ensure!(status.contains(words), "{words} is not in:\n{status}");
+    }
+    for words in ["SourceUnavailable", "source decisions"] {
+        ensure!(events.contains(words), "{words} is not in:\n{events}");
+    }
+    let (_, latest) = status.split_once("Latest:").context("no version stays")?;
+    ensure!(latest.contains("Version:  1"), "{latest}");
     Ok(())
 }

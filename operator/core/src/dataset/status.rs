@@ -22,6 +22,9 @@ use crate::storage::StorageProblem;
 /// Versions that status lists: the bound of its schema.
 const LISTED_VERSIONS: usize = 50;
 
+/// Versions that it lists beside those that are needed: a person reads it.
+const LISTED_OTHERS: usize = 10;
+
 /// How a message about a build that is tried again begins.
 const NEXT_ATTEMPT: &str = "attempt ";
 
@@ -227,7 +230,7 @@ fn keeper_away(
 }
 
 /// The versions that status lists, newest first: the one that the sources are now, those that runs
-/// pin, and of the others the newest. The rest stay in the store.
+/// pin, and of the others the ten newest. The rest stay in the store.
 fn listed<'a>(
     latest: u32,
     versions: &'a [VersionRecord],
@@ -238,7 +241,9 @@ fn listed<'a>(
         let number = it.version;
         (number != latest, !pinned.contains(&number), Reverse(number))
     });
-    listed.truncate(LISTED_VERSIONS);
+    let is_needed = |it: &&&VersionRecord| it.version == latest || pinned.contains(&it.version);
+    let needed = listed.iter().filter(is_needed).count();
+    listed.truncate((needed + LISTED_OTHERS).min(LISTED_VERSIONS));
     listed.sort_by_key(|it| Reverse(it.version));
     listed
 }
@@ -271,6 +276,10 @@ fn ready(
         rows: valid_rows(latest),
     });
     next.versions = versions.iter().copied().map(print_version).collect();
+    // Bad rows are many lines, and those of older versions nobody mends any more.
+    for old in next.versions.iter_mut().filter(|it| it.version != version) {
+        old.rejected.clear();
+    }
     let rows = &latest.rows;
     let empty = empty_parts(&cr.spec.split, latest);
     let mut message = format!(

@@ -145,6 +145,26 @@ fn long_names_are_shortened() {
 }
 
 #[test]
+fn rows_that_were_left_out_are_named_for_the_present_version_alone() {
+    let row = |line| RejectedRow {
+        source: "faq".to_owned(),
+        file: None,
+        line,
+        rule: "prompt is missing".to_owned(),
+    };
+    let mut world = World::from_config_map();
+    world.publish_with(1, vec![row(1)]);
+    world.publish_with(2, vec![row(2)]);
+    world.reconcile();
+    let versions = world.cr.status.clone().unwrap().versions;
+    let named: Vec<(u32, usize, u64)> = versions
+        .iter()
+        .map(|it| (it.version, it.rejected.len(), it.rows.rejected))
+        .collect();
+    assert_eq!(named, [(2, 1, 1), (1, 0, 1)]);
+}
+
+#[test]
 fn the_present_version_and_those_that_runs_pin_stay_listed_whatever_their_age() {
     let mut world = World::from_config_map();
     for version in 1..=60 {
@@ -161,6 +181,11 @@ fn the_present_version_and_those_that_runs_pin_stay_listed_whatever_their_age() 
     let status = world.cr.status.clone().unwrap();
     assert_eq!(status.latest.unwrap().version, 3);
     let listed: Vec<u32> = status.versions.iter().map(|it| it.version).collect();
-    let expected: Vec<u32> = (13..=60).rev().chain([5, 3]).collect();
-    assert_eq!(listed, expected, "50 at most, newest first");
+    let expected: Vec<u32> = (50..=60).rev().chain([5, 3]).collect();
+    assert_eq!(listed, expected, "ten beside those, newest first");
+    world.observed.pinned = (1..=55).collect();
+    world.reconcile();
+    let versions = world.cr.status.clone().unwrap().versions;
+    assert_eq!(versions.len(), 50, "the bound of the schema");
+    assert!(versions.iter().any(|it| it.version == 3));
 }
