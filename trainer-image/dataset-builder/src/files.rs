@@ -209,7 +209,11 @@ fn matching(source: &Source, root: &Path, pattern: &str) -> Result<Vec<SourceFil
 fn is_absent(error: &io::Error) -> bool {
     matches!(
         error.kind(),
-        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+        io::ErrorKind::NotFound
+            | io::ErrorKind::NotADirectory
+            // A name that no file can have.
+            | io::ErrorKind::InvalidInput
+            | io::ErrorKind::InvalidFilename
     )
 }
 

@@ -22,6 +22,7 @@ mod sources;
 mod spilling;
 mod streaming;
 mod transform;
+mod uris;
 mod web;
 
 use std::collections::BTreeMap;

@@ -3,6 +3,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use graftwork_contract::dataset::SourceProvenance;
@@ -85,6 +86,7 @@ impl Certificate {
 struct Web {
     port: u16,
     asked: Arc<Mutex<Vec<String>>>,
+    met: Arc<AtomicUsize>,
 }
 
 impl Web {
@@ -93,12 +95,16 @@ impl Web {
         certificate: &Certificate,
         answer: impl Fn(&str) -> Reply + Send + Sync + 'static,
     ) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        // On all addresses, so that nobody is turned away for want of a listener.
+        let listener = TcpListener::bind("0.0.0.0:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let asked = Arc::new(Mutex::new(Vec::new()));
+        let met = Arc::new(AtomicUsize::new(0));
         let (config, noted, answer) = (certificate.config(), asked.clone(), Arc::new(answer));
+        let counted = Arc::clone(&met);
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
+                counted.fetch_add(1, Ordering::SeqCst);
                 let (config, noted) = (config.clone(), noted.clone());
                 let answer = Arc::clone(&answer);
                 // What a client does not like, it says in its own words.
@@ -107,11 +113,16 @@ impl Web {
                 });
             }
         });
-        Self { port, asked }
+        Self { port, asked, met }
     }
 
     fn uri(&self, path: &str) -> String {
         format!("https://127.0.0.1:{}{path}", self.port)
+    }
+
+    /// The connections so far, whether anything was asked or not.
+    fn met(&self) -> usize {
+        self.met.load(Ordering::SeqCst)
     }
 
     /// The requests so far, each with its headers.
@@ -281,7 +292,16 @@ fn a_redirect_to_where_nobody_may_go_is_refused_and_nothing_is_sent_there() {
         assert!(summary.message.contains(words), "{location}: {summary:?}");
         assert!(!summary.message.contains("hidden-4711"), "{summary:?}");
     }
-    assert_eq!(inside.asked(), Vec::<String>::new());
+    assert_eq!(inside.met(), 0);
+    // Who may go there is met there: the zero says something.
+    let entries = [("ca.crt", certificate.pem.as_str())];
+    assert_eq!(
+        bench(&inside.uri("/faq.jsonl"), &entries, LOOPBACK)
+            .build()
+            .0,
+        0
+    );
+    assert!(inside.met() > 0);
 }
 
 #[test]
