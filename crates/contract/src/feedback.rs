@@ -1,5 +1,6 @@
 //! What people say about answers: the table that routers hand to the namespace's keeper, that the keeper writes
-//! into the artifact store, and that a Dataset's source `feedback` reads.
+//! into the artifact store. The files are Parquet, and a Dataset reads them as it reads any; a source of their
+//! own they are not yet.
 //!
 //! The table of an endpoint's adapter is a folder of Parquet files, one folder for each day (UTC). A file is
 //! written once and never changed, its rows in the order of `time` and `id`. A judgement that is taken back or

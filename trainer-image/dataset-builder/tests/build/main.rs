@@ -11,6 +11,7 @@
 
 mod analyzer;
 mod dealing;
+mod feedback;
 mod hostile;
 mod measured;
 mod page;
