@@ -6,7 +6,7 @@ use std::sync::Arc;
 use graftwork_artifacts::rows::{self, RowWriter, file_name};
 use graftwork_artifacts::{Error as StoreError, Put, Store};
 use graftwork_contract::dataset::{
-    BuildConfig, BuildRecord, Manifest, Provenance, RowCounts, Split, VersionRecord,
+    BuildConfig, BuildRecord, Manifest, PrivacyMode, Provenance, RowCounts, Split, VersionRecord,
 };
 use graftwork_contract::exit::ExitCode;
 use graftwork_contract::{Digest, paths};
@@ -22,7 +22,7 @@ use crate::parts;
 use crate::pins::{Pins, schemas, spec_digest};
 use crate::privacy::{Screen, read_key};
 use crate::report::{REPORT_FILE, report};
-use crate::sources::{Collected, Gathered, Tools, collect, judge};
+use crate::sources::{Collected, Gathered, Tools, collect, judge, look};
 use crate::spill::Scratch;
 use crate::statistics::{self, Classes, STATISTICS_FILE, SplitStatistics, Statistics};
 use crate::tokens::{BaseTokens, Measure, Measured};
@@ -104,11 +104,17 @@ pub(crate) fn gather(
 
 fn make(config: &BuildConfig, store: &Store, places: Places<'_>) -> Result<Built, Failure> {
     let scratch = places.scratch;
+    if let Some(built) = unchanged(config, store)? {
+        let version = built.record.version;
+        tracing::info!(version, "the sources are as they were for this version");
+        return finish(config, store, built);
+    }
     let (rows, mut collected) = match config.shards.filter(|count| *count > 1) {
         Some(count) => parts::gather(config, count, store, scratch)?,
         None => {
-            let Gathered { rows, noted, .. } = gather(config, Part::WHOLE, store, places)?;
-            (rows, noted)
+            let mut gathered = gather(config, Part::WHOLE, store, places)?;
+            gathered.noted.listing = gathered.is_told.then_some(gathered.listing);
+            (gathered.rows, gathered.noted)
         }
     };
     let ordered = order(config, scratch, rows)?;
@@ -131,6 +137,42 @@ fn make(config: &BuildConfig, store: &Store, places: Places<'_>) -> Result<Built
     let version = built.record.version;
     tracing::info!(version, digest = %built.record.digest, created = built.created, "dataset built");
     finish(config, store, built)
+}
+
+/// The latest version, where this spec and this builder made it and what there is to read is as it was then.
+fn unchanged(config: &BuildConfig, store: &Store) -> Result<Option<Built>, Failure> {
+    // What else rows follow from does not tell when it changes: keys, analysers, models, the clock.
+    let privacy = config.privacy.as_ref();
+    let is_private =
+        privacy.is_none_or(|it| it.mode != PrivacyMode::Pseudonymise && it.analyzer.is_none());
+    let has_parts = config.shards.is_some_and(|count| count > 1);
+    if !is_private || has_parts || config.transform.is_some() || config.base_model.is_some() {
+        return Ok(None);
+    }
+    let versions = paths::dataset_versions(&config.dataset);
+    let Some((_, record)) = store.latest_numbered::<VersionRecord>(&versions)? else {
+        return Ok(None);
+    };
+    let manifest = match rows::manifest(store, &config.dataset, &record.digest) {
+        Ok(manifest) => manifest,
+        Err(StoreError::Missing { .. }) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    let made = &manifest.provenance;
+    let is_same = made.listing.is_some()
+        && made.code_version == env!("CARGO_PKG_VERSION")
+        && made.spec_digest == Some(spec_digest(config)?);
+    // What can't be looked at says so when it is read.
+    if !is_same || look(config).ok().flatten() != made.listing {
+        return Ok(None);
+    }
+    // A damaged version is not built upon, and not ended with either.
+    let folder = paths::dataset(&config.dataset, &record.digest);
+    store.verify(&folder, &manifest.files)?;
+    Ok(Some(Built {
+        record,
+        created: false,
+    }))
 }
 
 /// A build of this fingerprint that came to its end, in an earlier attempt.
@@ -199,6 +241,7 @@ fn publish(
         tokenizer: collected.tokenizer.clone(),
         transform: collected.transform.clone(),
         spec_digest: Some(spec_digest(config)?),
+        listing: collected.listing.clone(),
         schemas: schemas(&collected.columns)?,
         parent: latest.map(|(number, _)| number),
         created_time: clock::rfc3339(),

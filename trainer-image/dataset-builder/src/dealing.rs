@@ -34,6 +34,7 @@ pub struct Dealing {
     rows: u64,
     is_by_row: bool,
     listing: PartsHasher,
+    is_told: bool,
 }
 
 impl Dealing {
@@ -45,6 +46,7 @@ impl Dealing {
             rows: 0,
             is_by_row: false,
             listing: PartsHasher::new(),
+            is_told: true,
         }
     }
 
@@ -70,6 +72,7 @@ impl Dealing {
 
     fn see(&mut self, source: &Source, uri: &str, state: Option<&str>) {
         self.rows = 0;
+        self.is_told &= state.is_some();
         let state = state.unwrap_or_default();
         self.listing.part(&source.name).part(uri).part(state);
     }
@@ -79,6 +82,11 @@ impl Dealing {
         let number = self.rows;
         self.rows += 1;
         !self.is_by_row || self.part.has(number)
+    }
+
+    /// Whether everything that was seen has a state, which another content would change.
+    pub fn is_told(&self) -> bool {
+        self.is_told
     }
 
     /// Over everything that was seen.

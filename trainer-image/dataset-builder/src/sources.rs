@@ -210,6 +210,8 @@ pub struct Collected {
     pub beyond_weight: u64,
     /// The columns of each source.
     pub columns: BTreeMap<String, SourceColumns>,
+    /// Over the names and states of what was read, where these tell of a change.
+    pub listing: Option<Digest>,
 }
 
 impl Collected {
@@ -300,6 +302,8 @@ pub struct Gathered {
     pub noted: Collected,
     /// Over the names and states of everything that there is to read, whichever part reads it.
     pub listing: Digest,
+    /// Whether all of it has a state, which another content would change.
+    pub is_told: bool,
 }
 
 /// Reads a part of every source, and makes of them what the SQL says where there is any.
@@ -364,7 +368,37 @@ pub fn collect(
         rows: collecting.rows.finish()?,
         noted: collecting.noted,
         listing: collecting.dealing.listing(),
+        is_told: collecting.dealing.is_told(),
     })
+}
+
+/// Looks at the names and states of all that there is to read, and reads none of it. None where they would not
+/// tell of a change.
+///
+/// # Errors
+/// See [`collect`].
+pub fn look(config: &BuildConfig) -> Result<Option<Digest>, Failure> {
+    let mut dealing = Dealing::new(Part::WHOLE);
+    for source in &config.sources {
+        if source.query.is_some() {
+            return Ok(None);
+        }
+        if let Some(remote) = &source.remote {
+            let listed = remote::open(config, source, remote)?.list()?;
+            let is_one = listed.len() == 1;
+            for found in listed {
+                dealing.takes(source, &found.uri, found.state(), is_one);
+            }
+            continue;
+        }
+        let files = files(source)?;
+        let is_one = files.len() == 1;
+        for file in files {
+            let state = state(source, &file.path);
+            dealing.takes(source, &file.uri, state.as_deref(), is_one);
+        }
+    }
+    Ok(dealing.is_told().then(|| dealing.listing()))
 }
 
 /// Reads one source, or this part's share of it: what was read of it.
@@ -417,7 +451,7 @@ fn read(source: &Source, take: &mut dyn Take) -> Result<Vec<SourceProvenance>, F
     let files = files(source)?;
     let is_one = files.len() == 1;
     for file in files {
-        let state = source.root.as_ref().and_then(|_| state(&file.path));
+        let state = state(source, &file.path);
         if !take
             .dealing()
             .takes(source, &file.uri, state.as_deref(), is_one)
@@ -455,8 +489,12 @@ fn read(source: &Source, take: &mut dyn Take) -> Result<Vec<SourceProvenance>, F
     Ok(provenance)
 }
 
-/// The state of a volume's file: its size and the time of its last change, which all pods see alike.
-fn state(path: &Path) -> Option<String> {
+/// The state of a volume's file: its size and the time of its last change, which all pods see alike. Of another
+/// one the digest that it was planned with.
+fn state(source: &Source, path: &Path) -> Option<String> {
+    if source.root.is_none() {
+        return source.digest.as_ref().map(ToString::to_string);
+    }
     let metadata = path.metadata().ok()?;
     let since = metadata.modified().ok()?.duration_since(UNIX_EPOCH).ok()?;
     Some(format!("{} {}", metadata.len(), since.as_nanos()))

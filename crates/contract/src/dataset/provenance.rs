@@ -28,6 +28,10 @@ pub struct Provenance {
     /// Over all of the spec that was built; none in versions of before sources had schemas.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub spec_digest: Option<Digest>,
+    /// Over the names and states of everything that was read, where all of it has a state that tells of a
+    /// change: a build of the same spec that finds the same need not read it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub listing: Option<Digest>,
     /// What the columns of each source held; builds of the same spec are held to it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub schemas: Vec<SourceSchema>,

@@ -189,3 +189,42 @@ fn files_that_are_nothing_of_what_is_read_end_the_build_with_their_name() {
         assert!(bench.store().list("").unwrap().is_empty());
     }
 }
+
+#[test]
+fn what_is_as_it_was_is_not_read_again_and_what_changed_is() {
+    let mut bench = Bench::new(Format::Completion);
+    let files = [
+        ("1.jsonl", completions(0..50).into_bytes()),
+        ("2.jsonl", completions(50..80).into_bytes()),
+    ];
+    bench.volume("*.jsonl", &files);
+    assert_eq!(bench.build().0, 0);
+    // Whether it was read, the log says.
+    let again = |bench: &mut Bench, what: &str| {
+        bench.fingerprint(what);
+        let mut command = bench.command();
+        let output = command.env("RUST_LOG", "info").stdout(Stdio::piped());
+        let output = output.output().unwrap();
+        let summary = read_summary(&bench.summary_file());
+        assert!(output.status.success(), "{what}: {summary:?}");
+        let log = String::from_utf8(output.stdout).unwrap();
+        let path = paths::dataset_build("topics", &bench.config.fingerprint);
+        assert!(bench.store().get(&path).unwrap().is_some(), "{what}");
+        (summary.version.unwrap(), log.contains("source read"))
+    };
+    assert_eq!(again(&mut bench, "the same"), (1, false));
+    let path = bench.dir.path().join("claim/2.jsonl");
+    fs::write(&path, completions(50..80)).unwrap();
+    assert_eq!(again(&mut bench, "written anew"), (1, true));
+    fs::write(&path, completions(50..81)).unwrap();
+    assert_eq!(again(&mut bench, "a row more"), (2, true));
+    assert_eq!(again(&mut bench, "no more"), (2, false));
+    fs::write(bench.dir.path().join("claim/3.jsonl"), completions(81..90)).unwrap();
+    assert_eq!(again(&mut bench, "a file more"), (3, true));
+    bench.config.validation.duplicates = Duplicates::Drop;
+    assert_eq!(again(&mut bench, "another spec"), (3, true));
+    bench.privacy(PrivacyMode::Pseudonymise, &["prompt"]);
+    bench.key("a key of more than sixteen bytes");
+    assert_eq!(again(&mut bench, "with a key"), (3, true));
+    assert_eq!(again(&mut bench, "a key may change"), (3, true));
+}

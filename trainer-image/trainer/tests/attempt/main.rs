@@ -277,6 +277,7 @@ fn write_rewarded(
         tokenizer: None,
         transform: None,
         spec_digest: None,
+        listing: None,
         schemas: vec![],
         parent: None,
         created_time: "2026-01-01T00:00:00Z".into(),
