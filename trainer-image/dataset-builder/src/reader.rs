@@ -13,6 +13,7 @@ use crate::failure::Failure;
 use crate::files::{SourceFile, open};
 use crate::lines::{Line, Lines, MAXIMUM_LINE_BYTES};
 use crate::parquet_rows::ParquetRows;
+use crate::pins::masked;
 use crate::query::Record;
 use crate::remote::Found;
 use crate::row;
@@ -289,6 +290,7 @@ fn read_csv(
     take: &mut dyn Take,
 ) -> Result<(), Failure> {
     if let Some(name) = header.repeated() {
+        let name = masked(name);
         return Err(place.bad(0, &format!("has two columns named {name:?}")));
     }
     let mut last = 0;

@@ -10,6 +10,7 @@ use datafusion::sql::sqlparser::parser::ParserError;
 use super::table::Table;
 use super::windows::WINDOW;
 use crate::failure::Failure;
+use crate::pins::masked;
 use crate::spill::Scratch;
 
 /// Columns that a message names.
@@ -23,7 +24,9 @@ pub fn refused(problem: &str) -> Failure {
 /// A column that rows are made of and that the result does not have.
 pub fn missing(name: &str, columns: &[&str]) -> Failure {
     let near = nearest(name, columns.iter().copied());
-    let near = near.map_or_else(String::new, |near| format!(" (did you mean {near}?)"));
+    let near = near.map_or_else(String::new, |near| {
+        format!(" (did you mean {}?)", masked(near))
+    });
     refused(&format!(
         "returns no column {name}{near}, which the Dataset's spec asks for; it returns {}",
         listed(columns.iter().copied())
@@ -85,7 +88,7 @@ fn schema(error: &SchemaError) -> String {
                 .collect();
             let bare = valid_fields.iter().map(|field| field.name.as_str());
             let near = match nearest(&field.name, bare) {
-                Some(near) => format!("; did you mean {near}?"),
+                Some(near) => format!("; did you mean {}?", masked(near)),
                 None => String::new(),
             };
             let columns = match names.as_slice() {
@@ -217,7 +220,8 @@ fn consumer(text: &str) -> &str {
 }
 
 fn listed<'a>(names: impl Iterator<Item = &'a str>) -> String {
-    let names: Vec<&str> = names.collect();
+    // A name is the source's, and may be anything.
+    let names: Vec<String> = names.map(masked).collect();
     match names.get(..NAMED_COLUMNS) {
         Some(first) if names.len() > NAMED_COLUMNS => {
             format!(
@@ -273,6 +277,13 @@ mod tests {
         ] {
             assert_eq!(nearest(name, names.into_iter()), expected, "{name}");
         }
+    }
+
+    #[test]
+    fn columns_that_are_there_are_listed_without_personal_data() {
+        let failure = missing("prompt", &["claim", "jane@example.com"]);
+        let words = "it returns claim, [EMAIL]";
+        assert!(failure.message.contains(words), "{failure}");
     }
 
     #[test]

@@ -32,9 +32,42 @@ fn personal_data_is_masked_counted_and_in_no_file() {
     bench.source("rows", &letters(50));
     bench.config.classification = Some(Classification::Restricted);
     bench.privacy(PrivacyMode::Redact, &["prompt", "completion"]);
-    let (code, summary) = bench.build();
-    assert_eq!(code, 0, "{summary:?}");
-    let digest = summary.digest.unwrap();
+    // Column names are data, too.
+    let path = bench.dir.path().join("rows.jsonl");
+    let named = fs::read_to_string(&path).unwrap();
+    let named = named.replace("{\"prompt\"", "{\"p8@example.com\": 1, \"prompt\"");
+    fs::write(
+        &path,
+        format!("{named}{{\"prompt\": \"p9@example.com\"}}\n"),
+    )
+    .unwrap();
+    let mut command = bench.command();
+    let command = command
+        .env("RUST_LOG", "debug")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let output = command.output().unwrap();
+    let summary = read_summary(&bench.summary_file());
+    assert!(output.status.success(), "{summary:?}");
+    let digest = summary.digest.clone().unwrap();
+    // The store, the log, and what the pod ends with.
+    let mut left: Vec<(String, Vec<u8>)> = vec![
+        ("log".to_owned(), [output.stdout, output.stderr].concat()),
+        (
+            "summary".to_owned(),
+            fs::read(bench.summary_file()).unwrap(),
+        ),
+    ];
+    let store = bench.store();
+    for entry in store.list("").unwrap() {
+        let bytes = store.get(&entry.path).unwrap().unwrap();
+        left.push((entry.path, bytes));
+    }
+    assert!(left.len() >= 9, "{}", left.len());
+    for (name, bytes) in left {
+        let text = String::from_utf8_lossy(&bytes);
+        assert!(!text.contains("@example"), "{name} holds an address");
+    }
     for text in texts(&bench, &digest) {
         assert!(text.contains("[EMAIL]") && !text.contains('@'), "{text}");
     }

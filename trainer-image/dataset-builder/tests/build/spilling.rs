@@ -135,3 +135,54 @@ fn an_operator_that_can_not_spill_is_named_with_its_limit() {
         }
     }
 }
+
+/// Builds with other numbers of threads and cores: the digest.
+fn on(bench: &Bench, cores: &[&str], threads: Option<&str>) -> Option<Digest> {
+    let inner = bench.command();
+    let mut command = match cores {
+        [] => Command::new(inner.get_program()),
+        cores => {
+            let mut command = Command::new(cores[0]);
+            command.args(&cores[1..]).arg(inner.get_program());
+            command
+        }
+    };
+    command.args(inner.get_args());
+    for variable in ["TOKIO_WORKER_THREADS", "RAYON_NUM_THREADS"] {
+        match threads {
+            Some(threads) => command.env(variable, threads),
+            None => command.env_remove(variable),
+        };
+    }
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    let status = command.status().unwrap();
+    let summary = read_summary(&bench.summary_file());
+    assert!(status.success(), "{cores:?} {threads:?}: {summary:?}");
+    summary.digest
+}
+
+#[test]
+fn the_digest_is_the_same_on_one_core_and_on_many_and_with_any_number_of_threads() {
+    let mut bench = Bench::new(Format::Text);
+    bench.source("fractions", &fractions());
+    sql(
+        &mut bench,
+        "SELECT text || ' ' || CAST(sum(x) AS VARCHAR) || ' ' || CAST(avg(x) OVER (ORDER BY text) AS VARCHAR) AS text \
+         FROM fractions GROUP BY text, x LIMIT 3000",
+    );
+    bench.config.validation.near_duplicates = NearDuplicates::Group;
+    bench.config.split.method = SplitMethod::Random;
+    let mut digests = Vec::new();
+    let all: &[&str] = &[];
+    let one: &[&str] = &["taskset", "-c", "0"];
+    let machines = [(all, None), (one, None), (all, Some("1")), (all, Some("4"))];
+    for (index, (cores, threads)) in machines.into_iter().enumerate() {
+        bench.fingerprint(&format!("machine {index}"));
+        digests.push(on(&bench, cores, threads));
+    }
+    assert!(digests[0].is_some());
+    assert!(
+        digests.windows(2).all(|two| two[0] == two[1]),
+        "{digests:?}"
+    );
+}

@@ -93,12 +93,16 @@ fn versions_go_with_their_rows_and_builds_and_the_newest_never_does() {
 
 #[test]
 fn what_a_record_of_a_run_or_an_adapter_refers_to_stays_whoever_asks() {
-    let bench = Bench::new(&["a", "b", "c", "d", "e"]);
+    let bench = Bench::new(&["a", "b", "c", "d", "e", "f", "g"]);
     bench.refer("runs/nightly/0a/resolved.json", "a");
     bench.refer("adapters/expenses/versions/1/created.json", "b");
     bench.refer("adapters/expenses/0b/manifest.json", "c");
-    assert_eq!(prune(&bench.store, NAME, &[1, 2, 3, 4]).unwrap(), [4]);
-    assert_eq!(bench.left(), [(1, true), (2, true), (3, true), (5, true)]);
+    // What a gate went by, and a run that has scored it.
+    bench.refer("adapters/expenses/versions/1/gate.json", "d");
+    bench.refer("runs/evaluation/0c/result.json", "e");
+    assert_eq!(prune(&bench.store, NAME, &[1, 2, 3, 4, 5, 6]).unwrap(), [6]);
+    let left = [1, 2, 3, 4, 5, 7].map(|version| (version, true));
+    assert_eq!(bench.left(), left);
 }
 
 #[test]
