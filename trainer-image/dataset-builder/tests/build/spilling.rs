@@ -66,7 +66,8 @@ fn sorts_joins_and_groups_spill_and_end_with_the_same_rows() {
 fn fractions() -> String {
     (0..60_000_u32).fold(String::new(), |text, n| {
         let hash = Digest::of(&(n % 15_000).to_be_bytes());
-        let fraction = f64::from(n * 7919 % 80_021) / 7.0 * 10_f64.powi((n / 15_000) as i32 * 3);
+        let fraction = f64::from(n * 7919 % 80_021) / 7.0
+            * 10_f64.powi(i32::try_from(n / 15_000).unwrap() * 3);
         let words = vec![hash.hex(); 6].join(" ");
         text + &format!("{{\"text\": \"{words}\", \"x\": {fraction}}}\n")
     })
