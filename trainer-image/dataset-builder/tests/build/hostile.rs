@@ -1,6 +1,7 @@
 //! Files that somebody hostile, or a broken export, puts where rows should be: the build ends with the
 //! source's name, nothing of it is seen in the store, and the version before stays.
 
+use std::collections::BTreeSet;
 use std::io::Write as _;
 
 use super::sources::{gzip, parquet};
@@ -269,8 +270,12 @@ fn no_rows_are_no_version() {
 /// such a disk.
 fn on_a_small_disk(bench: &Bench, folder: &Path, size: &str) -> Option<(i32, BuildSummary)> {
     const NO_DISK: i32 = 200;
-    const SCRIPT: &str =
-        "mount -t tmpfs -o size=\"$1\" tmpfs \"$0\" || exit 200; shift; exec \"$@\"";
+    // The disk begins with what the folder had, and what it has at the end is listed beside it.
+    const SCRIPT: &str = r#"
+        cp -a "$0" "$0.kept" && mount -t tmpfs -o size="$1" tmpfs "$0" && cp -a "$0.kept/." "$0" || exit 200
+        shift; "$@"; code=$?
+        (cd "$0" && find . -type f) > "$0.left"
+        exit $code"#;
     let path = bench.dir.path().join("config.json");
     fs::write(&path, serde_json::to_vec(&bench.config).unwrap()).unwrap();
     let inner = command(&path, &bench.store_dir(), &bench.summary_file());
@@ -331,4 +336,13 @@ fn a_disk_that_fills_is_named_tried_again_and_leaves_the_version_before() {
     for words in ["source many: ", "the artifact store's volume is full"] {
         assert!(summary.message.contains(words), "{words}: {summary:?}");
     }
+    // What is on its way is not the store's yet.
+    let left = fs::read_to_string(store.with_file_name("store.left")).unwrap();
+    let left: BTreeSet<&str> = left
+        .lines()
+        .filter_map(|line| line.strip_prefix("./"))
+        .filter(|path| !path.starts_with('.'))
+        .collect();
+    let before: BTreeSet<&str> = before.iter().map(String::as_str).collect();
+    assert_eq!(left, before);
 }
