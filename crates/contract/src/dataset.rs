@@ -341,8 +341,8 @@ pub struct HashSplit {
 }
 
 impl HashSplit {
-    /// The split of a row, decided by nothing but `seed` and `key`: the text of its group column,
-    /// or its canonical JSON where there is none. The first eight bytes (little-endian) of
+    /// The split of a row, decided by nothing but `seed` and `key`: the text of its group column
+    /// (of one that is masked its SHA-256 in hexadecimal digits), or its canonical JSON where there is none. The first eight bytes (little-endian) of
     /// `SHA-256(seed as eight little-endian bytes, key)`, modulo 100, are compared with the percents in
     /// the order train, validation, test.
     pub fn split_of(&self, key: &str) -> Split {

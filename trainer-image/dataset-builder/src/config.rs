@@ -79,23 +79,19 @@ fn validate(config: &BuildConfig) -> Result<(), Failure> {
     }
     if has_parts && let Some(column) = unmasked(config) {
         return Err(Failure::bad_config(format!(
-            "spec.shards: parts would hold the unmasked text of column {column:?}, which deals rows; leave it out of spec.privacy.columns, or shards out"
+            "spec.shards: parts would hold the unmasked text of column {column:?}, which names classes; leave it out of spec.privacy.columns, or shards out"
         )));
     }
     Ok(())
 }
 
-/// A column that deals rows by what the source says, and is masked elsewhere. A part of a build lies in the
-/// store for a while, and holds it.
+/// A column of classes that is masked elsewhere. A part of a build lies in the store for a while, and holds it
+/// as the source has it, since statistics name classes; of a masked group it holds the hash.
 fn unmasked(config: &BuildConfig) -> Option<&str> {
     let privacy = config.privacy.as_ref();
     let privacy = privacy.filter(|it| it.mode != PrivacyMode::Allow)?;
     let class = config.balance.as_ref().map(|it| it.column.as_str());
-    let group = config.split.group_column.as_deref();
-    [class, group]
-        .into_iter()
-        .flatten()
-        .find(|column| privacy.columns.iter().any(|masked| masked == column))
+    class.filter(|column| privacy.columns.iter().any(|masked| masked == column))
 }
 
 /// Reads `spec.validation.maximumInvalidPercent`.

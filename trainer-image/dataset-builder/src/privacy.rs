@@ -100,6 +100,11 @@ impl Screen {
         self.columns.iter().any(|known| known == column)
     }
 
+    /// Whether a column's texts are kept otherwise than the source has them.
+    pub fn hides(&self, column: &str) -> bool {
+        self.is_screened(column) && matches!(self.action, Action::Mask(_))
+    }
+
     /// Screens a row with the text of its group column.
     ///
     /// # Errors

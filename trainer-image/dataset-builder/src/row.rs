@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use graftwork_artifacts::rows::{Row, columns};
+use graftwork_contract::Digest;
 use graftwork_contract::dataset::{Format, REWARD_COLUMN};
 use graftwork_contract::digest::canonical_json;
 use graftwork_privacy::Counts;
@@ -28,7 +29,8 @@ pub struct GoodRow {
     pub class: Option<String>,
     /// Length in the base model's tokens, where one is named.
     pub tokens: Option<u32>,
-    /// The group as the source has it, which decides the split whatever is masked.
+    /// The group as the source has it, which decides the split whatever is masked; of one that is masked its
+    /// SHA-256.
     source_group: Option<String>,
 }
 
@@ -197,6 +199,13 @@ fn judge(
     if let (Some(reward), Value::Object(kept)) = (reward, &mut kept) {
         kept.insert(REWARD_COLUMN.to_owned(), Value::Number(reward));
     }
+    // It deals the row, and lies in the parts of a build for a while.
+    let hides = |screen: &Screen| wanted.group_column.is_some_and(|name| screen.hides(name));
+    let source_group = if wanted.screen.is_some_and(hides) {
+        source_group.map(|text| Digest::of(text.as_bytes()).hex().to_owned())
+    } else {
+        source_group
+    };
     Ok(GoodRow {
         row,
         group,

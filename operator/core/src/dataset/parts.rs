@@ -16,8 +16,8 @@ const MAXIMUM: u32 = 64;
 /// Reads `spec.shards`. None where one pod does all.
 ///
 /// # Errors
-/// A number that is out of bounds; SQL over the sources, which sees all rows at once; a column that deals rows
-/// and is masked elsewhere: parts lie in the store for a while, and hold it as the source has it.
+/// A number that is out of bounds; SQL over the sources, which sees all rows at once; a column that
+/// names classes and is masked elsewhere: parts lie in the store for a while, and hold it as the source has it.
 pub fn read(spec: &DatasetSpec) -> Result<Option<u32>, Invalid> {
     let Some(shards) = spec.shards else {
         return Ok(None);
@@ -40,8 +40,7 @@ pub fn read(spec: &DatasetSpec) -> Result<Option<u32>, Invalid> {
         .as_ref()
         .filter(|privacy| privacy.mode != PrivacyMode::Allow);
     let class = spec.balance.as_ref().map(|balance| &balance.column);
-    let dealing = class.into_iter().chain(&spec.split.group_column);
-    for column in dealing {
+    if let Some(column) = class {
         let own = spec.split.group_column.as_ref() == Some(column);
         let is_masked = masking.is_some_and(|privacy| {
             // Left out, columns are those of the format and the group's.
@@ -50,7 +49,7 @@ pub fn read(spec: &DatasetSpec) -> Result<Option<u32>, Invalid> {
         });
         if is_masked {
             return Err(invalid(format!(
-                "is {shards}, and column \"{column}\" deals rows and is masked: parts would hold it as it is; \
+                "is {shards}, and column \"{column}\" names classes and is masked: parts would hold it as it is; \
                  leave it out of spec.privacy.columns, or spec.shards out"
             )));
         }

@@ -1,6 +1,6 @@
 //! Builds in parts, each a process of its own: what comes out is what one process makes.
 
-use graftwork_contract::dataset::{Balance, PartManifest, Transform};
+use graftwork_contract::dataset::{Balance, Classification, PartManifest, Transform};
 
 use super::sources::{gzip, parquet};
 use super::*;
@@ -244,15 +244,36 @@ fn a_part_holds_nothing_that_is_masked() {
             "{file}"
         );
     }
-    // Columns that deal rows are kept as the source has them: they may not be masked elsewhere.
+    // Of a group that is masked the hash deals the rows.
     bench.config.split.group_column = Some("prompt".into());
-    let (code, summary) = bench.part(0);
-    assert_eq!((code, summary.reason.as_str()), (64, "InvalidSpec"));
-    assert!(summary.message.starts_with("spec.shards: "), "{summary:?}");
+    bench.fingerprint("grouped");
+    assert_eq!(bench.part(0).0, 0);
+    let rows = fs::read(bench.part_folder(1, 2).join("rows.bin")).unwrap();
+    let rows = String::from_utf8_lossy(&rows);
+    assert!(rows.contains("[EMAIL]") && !rows.contains("@example"));
     bench.config.split.group_column = None;
+    // Classes are named as the source has them: they may not be masked elsewhere.
     bench.config.balance = Some(Balance {
         column: "prompt".into(),
         maximum_upsample: 2,
     });
-    assert_eq!(bench.part(0).0, 64);
+    let (code, summary) = bench.part(0);
+    assert_eq!((code, summary.reason.as_str()), (64, "InvalidSpec"));
+    assert!(summary.message.starts_with("spec.shards: "), "{summary:?}");
+}
+
+#[test]
+fn a_masked_group_is_dealt_the_same_by_one_process_and_by_several() {
+    let digests = [1, 2, 5].map(|count| {
+        let mut bench = mixed();
+        bench.config.classification = Some(Classification::Restricted);
+        bench.config.split.group_column = Some("prompt".into());
+        let (code, summary) = bench.in_parts(count);
+        assert_eq!(code, 0, "{summary:?}");
+        summary.digest.unwrap()
+    });
+    assert!(
+        digests.iter().all(|digest| *digest == digests[0]),
+        "{digests:?}"
+    );
 }
