@@ -6,7 +6,9 @@ use std::collections::BTreeMap;
 
 use graftwork_artifacts::rows;
 use graftwork_artifacts::{Error as StoreError, Store};
-use graftwork_contract::dataset::{BuildConfig, Shape, SourceColumns, SourceSchema, VersionRecord};
+use graftwork_contract::dataset::{
+    BuildConfig, MAXIMUM_COLUMNS, Shape, SourceColumns, SourceSchema, VersionRecord,
+};
 use graftwork_contract::{Digest, paths};
 use graftwork_privacy::{Counts, Masker, mask};
 use serde_json::Value;
