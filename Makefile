@@ -17,7 +17,7 @@ FUZZ_SECONDS ?= 60
 STORIES ?=
 export CLUSTER IMAGES REGISTRY STORIES
 
-.PHONY: help setup build demo demo-down test unit soak fuzz e2e lint fmt deny generate base-model parity parity-fixtures lm-eval privacy-figures build-memory \
+.PHONY: help setup build demo demo-down test unit unit-checked soak fuzz e2e lint fmt deny generate base-model parity parity-fixtures lm-eval privacy-figures build-memory \
 	bench-train bench-serve bench-router bench-data check-cuda test-cuda image-trainer-cuda image-inference-cuda
 
 help: ## This list
@@ -40,6 +40,11 @@ test: ## Every test but soak and parity, with the stories on a real cluster
 
 unit: ## The tests that need no cluster and no root
 	@e2e/run unit
+
+MODEL_CHECKS := profile.dev.package.graftwork-model
+unit-checked: ## crates/model's tests with debug assertions and overflow checks, which its binaries leave out
+	cargo test --locked --package graftwork-model --config '$(MODEL_CHECKS).debug-assertions=true' \
+	    --config '$(MODEL_CHECKS).overflow-checks=true'
 
 soak: ## The long forms of tests: 20,000 mixed answers, twice, 20 killed engines, 1,000,000 routed requests (minutes)
 	cargo build --locked --workspace --bins
