@@ -326,6 +326,7 @@ fn read_q4_k(block: &[u8; 144], group: usize, out: &mut [f32; GROUP]) {
 
 /// Six bits each (ggml's `get_scale_min_k4`): of groups 0 to 3 in bytes of their own, of the others
 /// four bits together in a byte and two at the top of the former.
+#[inline]
 pub(crate) fn scale_and_minimum(scales: &[u8], group: usize) -> (u8, u8) {
     let at = |index: usize| scales.get(index).copied().unwrap_or_default();
     if group < 4 {

@@ -1,12 +1,17 @@
 //! Weights packed as bf16 or f16: half of the memory, one pack for both directions, and the bits of their values
 //! in f32, since widening is exact.
+#![expect(
+    clippy::indexing_slicing,
+    reason = "arrays indexed below their constant length"
+)]
 
 use std::ops::Range;
 
 use half::bf16;
 use rayon::prelude::*;
 
-use super::panels::{LANES, Panels};
+use super::dispatch::vectorized;
+use super::panels::LANES;
 use super::product::{Epilogue, Packed, parallel};
 
 /// What the sixteen bits of a value are.
@@ -147,11 +152,11 @@ impl HalfPanels {
         values
     }
 
-    /// Some outputs, for `x · Wᵀ`, as f32.
+    /// Writes the panels of some outputs, for `x · Wᵀ`, as f32, over what was there.
     ///
     /// # Panics
     /// `outputs` does not start at a multiple of sixteen, or lies outside.
-    pub fn widened(&self, outputs: Range<usize>) -> Panels {
+    pub fn widen(&self, outputs: Range<usize>, panels: &mut [f32]) {
         assert!(
             outputs.start.is_multiple_of(LANES) && outputs.end <= self.outputs,
             "outputs {outputs:?} of {}",
@@ -160,48 +165,85 @@ impl HalfPanels {
         let start = outputs.start / LANES * self.inputs;
         let end = start + outputs.len().div_ceil(LANES) * self.inputs;
         let lines = self.lines.get(start..end).unwrap_or_default();
-        let mut data = vec![0.0; lines.len() * LANES];
-        let (slots, _) = data.as_chunks_mut::<LANES>();
-        for (slots, line) in slots.iter_mut().zip(lines) {
-            for (slot, bits) in slots.iter_mut().zip(line.0) {
-                *slot = self.format.widened(bits);
-            }
-        }
-        Panels::over(data, outputs.len(), self.inputs)
+        widen_lines(self.format, lines, panels.as_chunks_mut().0);
     }
 
-    /// The transpose's outputs `inputs`, for `g · W`, as f32.
+    /// Writes the panels of the transpose's outputs `inputs`, for `g · W`, as f32, over what was there.
     ///
     /// # Panics
     /// `inputs` lies outside.
-    pub fn transposed(&self, inputs: Range<usize>) -> Panels {
+    pub fn widen_transposed(&self, inputs: Range<usize>, panels: &mut [f32]) {
         assert!(
             inputs.end <= self.inputs,
             "inputs {inputs:?} of {}",
             self.inputs
         );
-        let mut data = vec![0.0; inputs.len().next_multiple_of(LANES) * self.outputs];
-        let panels = data.chunks_exact_mut(LANES * self.outputs);
+        let panels = panels.chunks_exact_mut(LANES * self.outputs);
         for (first, panel) in inputs.clone().step_by(LANES).zip(panels) {
             let end = inputs.end.min(first + LANES);
             let groups = self.lines.chunks_exact(self.inputs);
             for (group, slots) in groups.zip(panel.chunks_mut(LANES * LANES)) {
                 let lines = group.get(first..end).unwrap_or_default();
-                transpose(self.format, lines, slots);
+                transpose_lines(self.format, lines, slots.as_chunks_mut().0);
             }
         }
-        Panels::over(data, inputs.len(), self.outputs)
     }
 }
 
-/// Sixteen outputs of some inputs, `[inputs][16]`, as `[outputs][16]`.
-fn transpose(format: HalfFormat, lines: &[HalfLine], slots: &mut [f32]) {
-    let (slots, _) = slots.as_chunks_mut::<LANES>();
-    for (lane, row) in slots.iter_mut().enumerate() {
-        for (slot, line) in row.iter_mut().zip(lines) {
-            if let Some(bits) = line.0.get(lane) {
-                *slot = format.widened(*bits);
+/// Value `i` of row `j` as value `j` of row `i`, in squares of eight: interleaving the upper and the lower half of a
+/// square's rows turns the bits of a value's place by one, and three of six such turns swap row and column.
+#[cfg(target_arch = "x86_64")]
+#[expect(
+    clippy::inline_always,
+    reason = "takes the vector features of its caller"
+)]
+#[inline(always)]
+fn transposed(rows: &[[u16; LANES]; LANES]) -> [[u16; LANES]; LANES] {
+    use std::arch::x86_64::{__m128i, _mm_unpackhi_epi16, _mm_unpacklo_epi16};
+
+    #[expect(unsafe_code, reason = "two registers are a row")]
+    // SAFETY: both types are 512 bytes of any value, and every x86-64 has SSE2.
+    unsafe {
+        let rows: [[__m128i; 2]; LANES] = std::mem::transmute(*rows);
+        let mut turned = rows;
+        for (row, column) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+            let mut square: [__m128i; 8] = std::array::from_fn(|i| rows[8 * row + i][column]);
+            for _ in 0..3 {
+                let before = square;
+                for i in 0..4 {
+                    square[2 * i] = _mm_unpacklo_epi16(before[i], before[i + 4]);
+                    square[2 * i + 1] = _mm_unpackhi_epi16(before[i], before[i + 4]);
+                }
             }
+            for (i, line) in square.into_iter().enumerate() {
+                turned[8 * column + i][row] = line;
+            }
+        }
+        std::mem::transmute::<[[__m128i; 2]; LANES], [[u16; LANES]; LANES]>(turned)
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn transposed(rows: &[[u16; LANES]; LANES]) -> [[u16; LANES]; LANES] {
+    std::array::from_fn(|i| std::array::from_fn(|j| rows[j][i]))
+}
+
+vectorized! {
+    /// The values of all lines.
+    fn widen_lines(format: HalfFormat, lines: &[HalfLine], slots: &mut [[f32; LANES]]) {
+        for (slots, line) in slots.iter_mut().zip(lines) {
+            *slots = line.0.map(|bits| format.widened(bits));
+        }
+    }
+
+    /// Sixteen outputs of some inputs, `[inputs][16]`, as `[outputs][16]`; inputs that are not there are zero.
+    fn transpose_lines(format: HalfFormat, lines: &[HalfLine], slots: &mut [[f32; LANES]]) {
+        let mut bits = [[0; LANES]; LANES];
+        for (bits, line) in bits.iter_mut().zip(lines) {
+            *bits = line.0;
+        }
+        for (slots, bits) in slots.iter_mut().zip(transposed(&bits)) {
+            *slots = bits.map(|bits| format.widened(bits));
         }
     }
 }
@@ -221,7 +263,7 @@ mod tests {
 
     use super::super::product::{available, packed_on};
     use super::*;
-    use crate::kernel::{product_parallel, reference};
+    use crate::kernel::{Panels, product_parallel, reference};
     use crate::random::Stream;
 
     const FORMATS: [HalfFormat; 2] = [HalfFormat::Bf16, HalfFormat::F16];
@@ -292,13 +334,17 @@ mod tests {
                     let part = first..n.min(first + 32);
                     let rows = &wide[part.start * k..part.end * k];
                     let expected = Panels::pack(rows, part.len(), k);
-                    assert_eq!(halves.widened(part).data(), expected.data());
+                    let mut panels = vec![f32::NAN; expected.data().len()];
+                    halves.widen(part, &mut panels);
+                    assert_eq!(panels, expected.data());
                 }
                 for first in (0..k).step_by(16) {
                     let part = first..k.min(first + 32);
                     let columns = halves.read(0..n, part.clone());
                     let expected = Panels::pack_transposed(&columns, n, part.len());
-                    assert_eq!(halves.transposed(part).data(), expected.data());
+                    let mut panels = vec![f32::NAN; expected.data().len()];
+                    halves.widen_transposed(part, &mut panels);
+                    assert_eq!(panels, expected.data());
                 }
             }
         }

@@ -6,12 +6,16 @@
 //! bits of a row depend on the row and the weight alone. `reference.rs` is the same chain written
 //! plainly; the tests hold the two equal bit for bit.
 //!
+//! Many rows are multiplied in blocks (`blocked.rs`), from inputs that are packed too; few as they lie. Blocks of GGUF
+//! files are unpacked into a part of their panels at a time (`unpack.rs`).
+//!
 //! Weights may be packed as bf16 or f16 (the bits of their values in f32, in both directions), or stay in blocks,
 //! multiplied with inputs in 8 bits for serving (`integer/`), with the same promise.
 //!
 //! The instruction set does matter: [`Isa::Portable`] has no fused multiply-add and rounds twice.
 
 mod attention;
+mod blocked;
 mod dispatch;
 mod elementwise;
 mod halves;
@@ -22,6 +26,8 @@ mod panels;
 mod product;
 #[cfg(test)]
 pub(crate) mod reference;
+mod scratch;
+mod unpack;
 #[cfg(target_arch = "x86_64")]
 mod x86_avx2;
 #[cfg(target_arch = "x86_64")]
@@ -40,3 +46,4 @@ pub use panels::Panels;
 pub(crate) use panels::{LANES, packed_bytes};
 pub(crate) use product::product_tiled;
 pub use product::{Epilogue, product, product_parallel};
+pub(crate) use unpack::{unpack, unpack_transposed};

@@ -93,17 +93,7 @@ impl Panels {
             "weight is not [{rows}, {columns}]"
         );
         let mut data = vec![0.0; packed_len(columns, rows)];
-        for (p, panel) in data.chunks_exact_mut(LANES * rows).enumerate() {
-            for (slots, row) in panel
-                .chunks_exact_mut(LANES)
-                .zip(weight.chunks_exact(columns))
-            {
-                let from = row.get(p * LANES..).unwrap_or_default();
-                for (slot, value) in slots.iter_mut().zip(from) {
-                    *slot = *value;
-                }
-            }
-        }
+        pack_transposed_into(&mut data, weight, rows, columns);
         Self::over(data, columns, rows)
     }
 
@@ -153,7 +143,8 @@ impl Panels {
     }
 }
 
-fn packed_len(outputs: usize, inputs: usize) -> usize {
+/// Values of a packed weight.
+pub(super) fn packed_len(outputs: usize, inputs: usize) -> usize {
     outputs.next_multiple_of(LANES) * inputs
 }
 
@@ -163,7 +154,7 @@ pub(crate) fn packed_bytes(outputs: usize, inputs: usize) -> usize {
 }
 
 /// Packs a row-major weight into zeros.
-fn pack_into(data: &mut [f32], weight: &[f32], inputs: usize) {
+pub(super) fn pack_into(data: &mut [f32], weight: &[f32], inputs: usize) {
     let panel_rows = weight.chunks(LANES * inputs);
     for (panel, rows) in data.chunks_exact_mut(LANES * inputs).zip(panel_rows) {
         for (lane, row) in rows.chunks_exact(inputs).enumerate() {
@@ -171,6 +162,19 @@ fn pack_into(data: &mut [f32], weight: &[f32], inputs: usize) {
                 if let Some(slot) = slot.get_mut(lane) {
                     *slot = *value;
                 }
+            }
+        }
+    }
+}
+
+/// Packs the transpose of a row-major weight `[rows, columns]` into zeros.
+pub(super) fn pack_transposed_into(data: &mut [f32], weight: &[f32], rows: usize, columns: usize) {
+    for (p, panel) in data.chunks_exact_mut(LANES * rows).enumerate() {
+        let slots = panel.chunks_exact_mut(LANES);
+        for (slots, row) in slots.zip(weight.chunks_exact(columns)) {
+            let from = row.get(p * LANES..).unwrap_or_default();
+            for (slot, value) in slots.iter_mut().zip(from) {
+                *slot = *value;
             }
         }
     }

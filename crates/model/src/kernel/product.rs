@@ -5,9 +5,11 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::blocked::{self, BlockShape, each_inputs};
 use super::dispatch::Isa;
 use super::halves::{HalfFormat, HalfLine, HalfPanels};
-use super::panels::{LANES, Panels};
+use super::panels::{LANES, Panels, packed_len};
+use super::scratch::{WEIGHTS, with_scratch};
 #[cfg(target_arch = "x86_64")]
 use super::{x86_avx2, x86_avx512};
 
@@ -115,13 +117,31 @@ impl<'a> Packed<'a> {
         }
     }
 
-    fn panels(self) -> usize {
+    /// Of values that are packed as [`Panels`] are.
+    fn values(values: &'a [f32], outputs: usize, inputs: usize) -> Self {
+        assert_eq!(values.len(), packed_len(outputs, inputs), "packed values");
+        Self {
+            outputs,
+            inputs,
+            values: Values::Single(values),
+        }
+    }
+
+    pub fn outputs(self) -> usize {
+        self.outputs
+    }
+
+    pub fn inputs(self) -> usize {
+        self.inputs
+    }
+
+    pub fn panels(self) -> usize {
         self.outputs.div_ceil(LANES)
     }
 
-    /// Where a panel begins, which is there, and what its halves are.
-    fn panel(self, panel: usize) -> (*const c_void, Option<HalfFormat>) {
-        let lines = panel * self.inputs;
+    /// Where a line of a panel begins, which is there, and what its halves are.
+    pub fn line(self, panel: usize, line: usize) -> (*const c_void, Option<HalfFormat>) {
+        let lines = panel * self.inputs + line;
         match self.values {
             Values::Single(values) => (values.as_ptr().wrapping_add(lines * LANES).cast(), None),
             Values::Half(values, format) => {
@@ -142,9 +162,21 @@ pub fn product(x: &[f32], w: &Panels, y: &mut [f32], epilogue: Epilogue) {
 /// [`product`] on a chosen instruction set, which the caller knows to be there.
 pub(super) fn product_on(isa: Isa, x: &[f32], w: &Panels, y: &mut [f32], epilogue: Epilogue) {
     let rows = row_count(x, (w.outputs(), w.inputs()), y);
-    let output = Output::of(y, w.outputs());
-    let w = Packed::single(w);
-    part(isa, x, w, output, 0..rows, 0..w.panels(), epilogue);
+    on_one_thread(isa, (x, rows), Packed::single(w), y, epilogue);
+}
+
+fn on_one_thread(
+    isa: Isa,
+    (x, rows): (&[f32], usize),
+    w: Packed<'_>,
+    y: &mut [f32],
+    epilogue: Epilogue,
+) {
+    let output = Output::of(y, w.outputs);
+    match BlockShape::of(isa, rows, w.panels()) {
+        Some(shape) => blocked::multiply(shape, x, w, output, (epilogue, 1)),
+        None => part(isa, x, w, output, 0..rows, 0..w.panels(), epilogue),
+    }
 }
 
 /// Computes the same bits as [`product`] with the threads of the current rayon pool.
@@ -160,9 +192,12 @@ pub(super) fn parallel(x: &[f32], w: Packed<'_>, y: &mut [f32], epilogue: Epilog
     let rows = row_count(x, (w.outputs, w.inputs), y);
     let isa = Isa::detect();
     let threads = rayon::current_num_threads();
-    let output = Output::of(y, w.outputs);
     if threads < 2 || rows * w.outputs * w.inputs < PARALLEL_WORK {
-        part(isa, x, w, output, 0..rows, 0..w.panels(), epilogue);
+        return on_one_thread(isa, (x, rows), w, y, epilogue);
+    }
+    let output = Output::of(y, w.outputs);
+    if let Some(shape) = BlockShape::of(isa, rows, w.panels()) {
+        blocked::multiply(shape, x, w, output, (epilogue, threads));
     } else if rows >= 24 * threads {
         let step = rows.div_ceil(2 * threads).next_multiple_of(12);
         (0..rows.div_ceil(step)).into_par_iter().for_each(|task| {
@@ -181,36 +216,44 @@ pub(super) fn parallel(x: &[f32], w: Packed<'_>, y: &mut [f32], epilogue: Epilog
 }
 
 /// Computes the same bits as [`product`] with a weight `[outputs, inputs]` of which only `tile`
-/// outputs at a time are ever packed: `panels` makes those of a range. For weights that are stored
-/// in another way than they are multiplied.
+/// outputs at a time are ever packed: `fill` writes all values of a range's panels, over what was
+/// there before. For weights that are stored in another way than they are multiplied.
 ///
 /// # Panics
-/// As [`product`], or `panels` makes a weight of another shape.
+/// As [`product`].
 pub(crate) fn product_tiled(
     x: &[f32],
     (outputs, inputs): (usize, usize),
-    (tile, panels): (usize, &(dyn Fn(Range<usize>) -> Panels + Sync)),
+    (tile, fill): (usize, &(dyn Fn(Range<usize>, &mut [f32]) + Sync)),
     y: &mut [f32],
     epilogue: Epilogue,
 ) {
     let rows = row_count(x, (outputs, inputs), y);
     let isa = Isa::detect();
     let output = Output::of(y, outputs);
-    (0..outputs.div_ceil(tile))
-        .into_par_iter()
-        .for_each(|task| {
+    let each_tile = |multiply: &(dyn Fn(Packed<'_>, Output) + Sync)| {
+        let tiles = (0..outputs.div_ceil(tile)).into_par_iter();
+        tiles.for_each(|task| {
             let range = task * tile..outputs.min((task + 1) * tile);
-            let weight = panels(range.clone());
-            assert_eq!(
-                (weight.outputs(), weight.inputs()),
-                (range.len(), inputs),
-                "the panels of outputs {range:?}"
-            );
-            let output = output.at_column(range.start);
-            let weight = Packed::single(&weight);
+            with_scratch(&WEIGHTS, packed_len(range.len(), inputs), |values| {
+                fill(range.clone(), values);
+                let weight = Packed::values(values, range.len(), inputs);
+                multiply(weight, output.at_column(range.start));
+            });
+        });
+    };
+    match BlockShape::of(isa, rows, outputs.div_ceil(LANES)) {
+        Some(shape) => each_inputs(shape, (x, inputs), true, |inputs, first| {
+            each_tile(&|weight, output| {
+                let all = (0..weight.panels(), 0..inputs.tiles());
+                inputs.multiply(weight, all, output.at_row(first), epilogue);
+            });
+        }),
+        None => each_tile(&|weight, output| {
             let panels = 0..weight.panels();
             part(isa, x, weight, output, 0..rows, panels, epilogue);
-        });
+        }),
+    }
 }
 
 pub(super) fn row_count(x: &[f32], (outputs, inputs): (usize, usize), y: &[f32]) -> usize {
@@ -236,6 +279,14 @@ impl Output {
         }
     }
 
+    /// The rows from a later one on.
+    pub fn at_row(self, row: usize) -> Self {
+        Self {
+            start: self.start.wrapping_add(row * self.stride),
+            stride: self.stride,
+        }
+    }
+
     /// The same rows from a later column on.
     fn at_column(self, column: usize) -> Self {
         Self {
@@ -249,8 +300,8 @@ impl Output {
     unsafe_code,
     reason = "tasks write disjoint rows or columns of one slice"
 )]
-// SAFETY: `part` is given disjoint (rows, panels) by every task, and the slice outlives them all
-// because `product_parallel`, `product_tiled` and `product_integers` return after the parallel loop.
+// SAFETY: `part` and `PackedInputs::multiply` are given disjoint (rows, panels) by every task, and the slice outlives
+// them all because `product_parallel`, `product_tiled` and `product_integers` return after the parallel loop.
 unsafe impl Send for Output {}
 #[expect(
     unsafe_code,
@@ -286,7 +337,7 @@ fn part(
         while panel < panels.end {
             let width = if panel + wide <= panels.end { wide } else { 1 };
             let columns = (width * LANES).min(outputs - panel * LANES);
-            let (weights, half) = w.panel(panel);
+            let (weights, half) = w.line(panel, 0);
             let mut row = from;
             while row < to {
                 #[expect(unsafe_code, reason = "tiles address rows and panels by pointer")]
@@ -381,8 +432,7 @@ pub(super) fn available() -> Vec<Isa> {
 #[cfg(test)]
 pub(super) fn packed_on(isa: Isa, x: &[f32], w: &HalfPanels, y: &mut [f32]) {
     let rows = row_count(x, (w.outputs(), w.inputs()), y);
-    let (output, w) = (Output::of(y, w.outputs()), Packed::halves(w));
-    part(isa, x, w, output, 0..rows, 0..w.panels(), Epilogue::Store);
+    on_one_thread(isa, (x, rows), Packed::halves(w), y, Epilogue::Store);
 }
 
 #[cfg(test)]
@@ -398,7 +448,8 @@ mod tests {
 
     #[test]
     fn every_row_count_gives_the_reference_bits() {
-        for (n, k) in [(192, 64), (37, 19), (8, 48), (300, 8)] {
+        // The last ones are cut into blocks of their inner dimension.
+        for (n, k) in [(192, 64), (37, 19), (8, 48), (300, 8), (70, 600), (85, 512)] {
             let weight = values(1, n * k);
             let panels = Panels::pack(&weight, n, k);
             let x = values(2, 128 * k);
@@ -415,46 +466,51 @@ mod tests {
 
     #[test]
     fn epilogues_add_after_the_chain() {
-        let (n, k, rows) = (37, 19, 14);
-        let (weight, x, start) = (values(1, n * k), values(2, rows * k), values(3, rows * n));
-        let panels = Panels::pack(&weight, n, k);
-        for isa in available() {
-            let sums = reference::product(isa, &x, &weight, k);
-            for (epilogue, expected) in [
-                (
-                    Epilogue::Add,
-                    start
-                        .iter()
-                        .zip(&sums)
-                        .map(|(y, s)| y + s)
-                        .collect::<Vec<_>>(),
-                ),
-                (
-                    Epilogue::AddScaled(0.3),
-                    start.iter().zip(&sums).map(|(y, s)| y + 0.3 * s).collect(),
-                ),
-            ] {
-                let mut y = start.clone();
-                product_on(isa, &x, &panels, &mut y, epilogue);
-                assert_eq!(y, expected, "{isa:?} {epilogue:?}");
+        for (n, k, rows) in [(37, 19, 14), (70, 300, 50)] {
+            let (weight, x, start) = (values(1, n * k), values(2, rows * k), values(3, rows * n));
+            let panels = Panels::pack(&weight, n, k);
+            for isa in available() {
+                let sums = reference::product(isa, &x, &weight, k);
+                for (epilogue, expected) in [
+                    (
+                        Epilogue::Add,
+                        start
+                            .iter()
+                            .zip(&sums)
+                            .map(|(y, s)| y + s)
+                            .collect::<Vec<_>>(),
+                    ),
+                    (
+                        Epilogue::AddScaled(0.3),
+                        start.iter().zip(&sums).map(|(y, s)| y + 0.3 * s).collect(),
+                    ),
+                ] {
+                    let mut y = start.clone();
+                    product_on(isa, &x, &panels, &mut y, epilogue);
+                    assert_eq!(y, expected, "{isa:?} {epilogue:?}");
+                }
             }
         }
     }
 
     #[test]
     fn a_weight_in_tiles_gives_the_bits_of_the_whole() {
-        let (n, k) = (150, 24);
-        let weight = values(1, n * k);
-        let whole = Panels::pack(&weight, n, k);
-        for (rows, tile) in [(1, 64), (13, 64), (40, 16), (7, 200)] {
+        for ((rows, tile), k) in [(1, 64), (13, 64), (40, 16), (7, 200), (40, 64), (500, 128)]
+            .into_iter()
+            .flat_map(|case| [(case, 24), (case, 530)])
+        {
+            let n = 150;
+            let weight = values(1, n * k);
+            let whole = Panels::pack(&weight, n, k);
             let (x, start) = (values(2, rows * k), values(3, rows * n));
             for epilogue in [Epilogue::Store, Epilogue::Add, Epilogue::AddScaled(0.3)] {
                 let (mut expected, mut y) = (start.clone(), start.clone());
                 product(&x, &whole, &mut expected, epilogue);
-                let panels = |range: Range<usize>| {
-                    Panels::pack(&weight[range.start * k..range.end * k], range.len(), k)
+                let fill = |range: Range<usize>, values: &mut [f32]| {
+                    let rows = &weight[range.start * k..range.end * k];
+                    values.copy_from_slice(Panels::pack(rows, range.len(), k).data());
                 };
-                product_tiled(&x, (n, k), (tile, &panels), &mut y, epilogue);
+                product_tiled(&x, (n, k), (tile, &fill), &mut y, epilogue);
                 assert_eq!(y, expected, "{rows} rows in tiles of {tile}, {epilogue:?}");
             }
         }
@@ -462,10 +518,12 @@ mod tests {
 
     #[test]
     fn threads_do_not_change_bits() {
-        let (n, k) = (530, 200);
-        let weight = values(1, n * k);
-        let panels = Panels::pack(&weight, n, k);
-        for rows in [1, 11, 13, 60, 200] {
+        for ((n, k), rows) in [1, 11, 13, 60, 200]
+            .into_iter()
+            .flat_map(|rows| [((530, 200), rows), ((70, 900), rows)])
+        {
+            let weight = values(1, n * k);
+            let panels = Panels::pack(&weight, n, k);
             let x = values(2, rows * k);
             let mut expected = vec![0.0; rows * n];
             product(&x, &panels, &mut expected, Epilogue::Store);

@@ -1,11 +1,14 @@
 //! Tiles in AVX2 with FMA and F16C: a panel is two registers.
 #![expect(unsafe_code, reason = "vector loads and stores through pointers")]
 
+use std::ffi::c_void;
+
 use std::arch::x86_64::{
     __m128i, __m256, _mm256_castsi256_ps, _mm256_cvtepu16_epi32, _mm256_cvtph_ps, _mm256_fmadd_ps,
     _mm256_loadu_ps, _mm256_set1_ps, _mm256_setzero_ps, _mm256_slli_epi32, _mm256_storeu_ps,
 };
 
+use super::blocked::BlockTile;
 use super::dispatch::unrolled;
 use super::halves::HalfFormat;
 use super::outer::OuterTile;
@@ -55,20 +58,20 @@ pub(super) unsafe fn run(rows: usize, panels: usize, tile: &Tile) {
 /// Two times eight weights.
 ///
 /// # Safety
-/// Line `line` of the tile's panels is there, of numbers that are `HALF`.
+/// Line `line` from `w` on is there, of numbers that are `HALF`.
 #[target_feature(enable = "avx2,f16c")]
 #[inline]
-unsafe fn load<const HALF: u8>(tile: &Tile, line: usize) -> [__m256; 2] {
+unsafe fn load<const HALF: u8>(w: *const c_void, line: usize) -> [__m256; 2] {
     if HALF == SINGLE {
         // SAFETY: the caller's promise.
         return unsafe {
-            let at = tile.w.cast::<f32>().add(line * LANES);
+            let at = w.cast::<f32>().add(line * LANES);
             [_mm256_loadu_ps(at), _mm256_loadu_ps(at.add(8))]
         };
     }
     // SAFETY: the caller's promise; lines of halves are aligned to their 32 bytes.
     let (low, high) = unsafe {
-        let at = tile.w.cast::<__m128i>().add(2 * line);
+        let at = w.cast::<__m128i>().add(2 * line);
         (*at, *at.add(1))
     };
     if HALF == BF16 {
@@ -91,7 +94,7 @@ unsafe fn product_tile<const R: usize, const P: usize, const HALF: u8>(tile: &Ti
         let mut weights = [[_mm256_setzero_ps(); 2]; P];
         unrolled!(PANEL < P, {
             // SAFETY: each panel holds k lines.
-            weights[PANEL] = unsafe { load::<HALF>(tile, PANEL * k + i) };
+            weights[PANEL] = unsafe { load::<HALF>(tile.w, PANEL * k + i) };
         });
         unrolled!(ROW < R, {
             // SAFETY: each row holds k values.
@@ -116,6 +119,69 @@ unsafe fn product_tile<const R: usize, const P: usize, const HALF: u8>(tile: &Ti
             };
             finish(&lanes, y, tile.epilogue);
         });
+    });
+}
+
+/// Computes one tile of one block, [`ROWS`] high and one panel wide.
+///
+/// # Safety
+/// The machine has AVX2, FMA and F16C; `tile` addresses what its fields say, for one panel.
+pub(super) unsafe fn run_block(_panels: usize, tile: &BlockTile) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match tile.half {
+            None => block_tile::<ROWS, SINGLE>(tile),
+            Some(HalfFormat::Bf16) => block_tile::<ROWS, BF16>(tile),
+            Some(HalfFormat::F16) => block_tile::<ROWS, F16>(tile),
+        }
+    }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn block_tile<const R: usize, const HALF: u8>(tile: &BlockTile) {
+    let mut low = [_mm256_setzero_ps(); R];
+    let mut high = [_mm256_setzero_ps(); R];
+    // SAFETY: the caller's promise covers the sums, the panel's lines and the inputs of every line.
+    unsafe {
+        if !tile.first {
+            unrolled!(ROW < R, {
+                let at = tile.sums.add(ROW * LANES);
+                low[ROW] = _mm256_loadu_ps(at);
+                high[ROW] = _mm256_loadu_ps(at.add(8));
+            });
+        }
+        let mut x = tile.x;
+        for line in 0..tile.depth {
+            let [a, b] = load::<HALF>(tile.w, line);
+            unrolled!(ROW < R, {
+                let input = _mm256_set1_ps(*x.add(ROW));
+                low[ROW] = _mm256_fmadd_ps(input, a, low[ROW]);
+                high[ROW] = _mm256_fmadd_ps(input, b, high[ROW]);
+            });
+            x = x.add(R);
+        }
+    }
+    unrolled!(ROW < R, {
+        let mut lanes = [0.0_f32; LANES];
+        // SAFETY: `lanes` holds two registers, as a row of the sums does; rows below `rows` have their columns.
+        unsafe {
+            let at = match tile.epilogue {
+                Some(_) => lanes.as_mut_ptr(),
+                None => tile.sums.add(ROW * LANES),
+            };
+            _mm256_storeu_ps(at, low[ROW]);
+            _mm256_storeu_ps(at.add(8), high[ROW]);
+        }
+        if let Some(epilogue) = tile.epilogue
+            && ROW < tile.rows
+        {
+            // SAFETY: as above.
+            let y = unsafe {
+                let at = tile.y.add(ROW * tile.stride);
+                std::slice::from_raw_parts_mut(at, tile.columns)
+            };
+            finish(&lanes, y, epilogue);
+        }
     });
 }
 

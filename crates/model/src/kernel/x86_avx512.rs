@@ -1,6 +1,8 @@
 //! Tiles in AVX-512F: a panel is one register.
 #![expect(unsafe_code, reason = "vector loads and stores through pointers")]
 
+use std::ffi::c_void;
+
 use std::arch::x86_64::{
     __m256i, __m512, __mmask16, _mm512_add_ps, _mm512_castsi512_ps, _mm512_cvtepu16_epi32,
     _mm512_cvtph_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mask_storeu_ps,
@@ -8,6 +10,7 @@ use std::arch::x86_64::{
     _mm512_storeu_ps,
 };
 
+use super::blocked::BlockTile;
 use super::dispatch::unrolled;
 use super::halves::HalfFormat;
 use super::outer::OuterTile;
@@ -71,16 +74,16 @@ fn mask(columns: usize, p: usize) -> __mmask16 {
 /// Sixteen weights.
 ///
 /// # Safety
-/// Line `line` of the tile's panels is there, of numbers that are `HALF`.
+/// Line `line` from `w` on is there, of numbers that are `HALF`.
 #[target_feature(enable = "avx512f")]
 #[inline]
-unsafe fn load<const HALF: u8>(tile: &Tile, line: usize) -> __m512 {
+unsafe fn load<const HALF: u8>(w: *const c_void, line: usize) -> __m512 {
     if HALF == SINGLE {
         // SAFETY: the caller's promise.
-        return unsafe { _mm512_loadu_ps(tile.w.cast::<f32>().add(line * LANES)) };
+        return unsafe { _mm512_loadu_ps(w.cast::<f32>().add(line * LANES)) };
     }
     // SAFETY: the caller's promise; lines of halves are aligned to their 32 bytes.
-    let bits = unsafe { *tile.w.cast::<__m256i>().add(line) };
+    let bits = unsafe { *w.cast::<__m256i>().add(line) };
     if HALF == BF16 {
         _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(bits)))
     } else {
@@ -96,7 +99,7 @@ unsafe fn product_tile<const R: usize, const P: usize, const HALF: u8>(tile: &Ti
         let mut weights = [_mm512_setzero_ps(); P];
         unrolled!(PANEL < P, {
             // SAFETY: each panel holds k lines.
-            weights[PANEL] = unsafe { load::<HALF>(tile, PANEL * k + i) };
+            weights[PANEL] = unsafe { load::<HALF>(tile.w, PANEL * k + i) };
         });
         unrolled!(ROW < R, {
             // SAFETY: each row holds k values.
@@ -108,22 +111,108 @@ unsafe fn product_tile<const R: usize, const P: usize, const HALF: u8>(tile: &Ti
     }
     unrolled!(ROW < R, {
         unrolled!(PANEL < P, {
-            let mask = mask(tile.columns, PANEL);
-            // SAFETY: lanes of the mask lie inside this row of the output.
+            // SAFETY: the row and its columns are there.
             unsafe {
                 let at = tile.y.add(ROW * tile.stride + PANEL * LANES);
-                let sum = sums[ROW][PANEL];
-                let value = match tile.epilogue {
-                    Epilogue::Store => sum,
-                    Epilogue::Add => _mm512_add_ps(_mm512_maskz_loadu_ps(mask, at), sum),
-                    Epilogue::AddScaled(scale) => _mm512_add_ps(
-                        _mm512_maskz_loadu_ps(mask, at),
-                        _mm512_mul_ps(_mm512_set1_ps(scale), sum),
-                    ),
-                };
-                _mm512_mask_storeu_ps(at, mask, value);
+                finish_lanes(
+                    sums[ROW][PANEL],
+                    at,
+                    mask(tile.columns, PANEL),
+                    tile.epilogue,
+                );
             }
         });
+    });
+}
+
+/// Applies the epilogue to sixteen outputs.
+///
+/// # Safety
+/// Lanes of the mask lie inside the output.
+#[target_feature(enable = "avx512f")]
+#[inline]
+unsafe fn finish_lanes(sum: __m512, at: *mut f32, mask: __mmask16, epilogue: Epilogue) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let value = match epilogue {
+            Epilogue::Store => sum,
+            Epilogue::Add => _mm512_add_ps(_mm512_maskz_loadu_ps(mask, at), sum),
+            Epilogue::AddScaled(scale) => _mm512_add_ps(
+                _mm512_maskz_loadu_ps(mask, at),
+                _mm512_mul_ps(_mm512_set1_ps(scale), sum),
+            ),
+        };
+        _mm512_mask_storeu_ps(at, mask, value);
+    }
+}
+
+/// Computes one tile of one block, [`ROWS`] high.
+///
+/// # Safety
+/// The machine has AVX-512F; `tile` addresses what its fields say, for `panels` panels.
+pub(super) unsafe fn run_block(panels: usize, tile: &BlockTile) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match (panels, tile.half) {
+            (2, None) => block_tile::<ROWS, 2, SINGLE>(tile),
+            (2, Some(HalfFormat::Bf16)) => block_tile::<ROWS, 2, BF16>(tile),
+            (2, Some(HalfFormat::F16)) => block_tile::<ROWS, 2, F16>(tile),
+            (_, None) => block_tile::<ROWS, 1, SINGLE>(tile),
+            (_, Some(HalfFormat::Bf16)) => block_tile::<ROWS, 1, BF16>(tile),
+            (_, Some(HalfFormat::F16)) => block_tile::<ROWS, 1, F16>(tile),
+        }
+    }
+}
+
+#[target_feature(enable = "avx512f")]
+unsafe fn block_tile<const R: usize, const P: usize, const HALF: u8>(tile: &BlockTile) {
+    let mut sums = [[_mm512_setzero_ps(); P]; R];
+    // SAFETY: the caller's promise covers the sums, the lines of every panel and the inputs of every line.
+    unsafe {
+        if !tile.first {
+            unrolled!(ROW < R, {
+                unrolled!(PANEL < P, {
+                    sums[ROW][PANEL] = _mm512_loadu_ps(tile.sums.add((ROW * P + PANEL) * LANES));
+                });
+            });
+        }
+        let mut x = tile.x;
+        for line in 0..tile.depth {
+            let mut weights = [_mm512_setzero_ps(); P];
+            unrolled!(PANEL < P, {
+                weights[PANEL] = load::<HALF>(tile.w, PANEL * tile.inputs + line);
+            });
+            unrolled!(ROW < R, {
+                let input = _mm512_set1_ps(*x.add(ROW));
+                unrolled!(PANEL < P, {
+                    sums[ROW][PANEL] = _mm512_fmadd_ps(input, weights[PANEL], sums[ROW][PANEL]);
+                });
+            });
+            x = x.add(R);
+        }
+    }
+    let Some(epilogue) = tile.epilogue else {
+        unrolled!(ROW < R, {
+            unrolled!(PANEL < P, {
+                // SAFETY: the caller's promise for the sums.
+                unsafe {
+                    let at = tile.sums.add((ROW * P + PANEL) * LANES);
+                    _mm512_storeu_ps(at, sums[ROW][PANEL]);
+                }
+            });
+        });
+        return;
+    };
+    unrolled!(ROW < R, {
+        if ROW < tile.rows {
+            unrolled!(PANEL < P, {
+                // SAFETY: the row and its columns are there.
+                unsafe {
+                    let at = tile.y.add(ROW * tile.stride + PANEL * LANES);
+                    finish_lanes(sums[ROW][PANEL], at, mask(tile.columns, PANEL), epilogue);
+                }
+            });
+        }
     });
 }
 

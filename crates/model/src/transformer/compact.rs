@@ -5,11 +5,15 @@ use std::sync::Arc;
 
 use crate::kernel::{
     Epilogue, HalfPanels, IntegerPanels, Panels, product_halves, product_integers, product_tiled,
+    unpack, unpack_transposed,
 };
 use crate::quant::Blocks;
 
 /// Outputs of one tile, of either direction: four registers' lanes, and two groups of a block.
 const TILE: usize = 64;
+/// The same of a weight with many outputs.
+const WIDE_TILE: usize = 128;
+const WIDE_TILE_INPUTS: usize = 8192;
 /// Rows from which on a part of a weight is widened once for all of them, and not by each few.
 const WIDENED_ROWS: usize = 512;
 
@@ -79,23 +83,20 @@ impl Compact {
 
     /// `x · Wᵀ` of every row into `y: [rows, outputs]`.
     pub fn forward(&self, x: &[f32], y: &mut [f32], epilogue: Epilogue) {
+        let shape = (self.outputs(), self.inputs());
+        let tile = tile(shape);
         match self {
             Self::Blocks(blocks) => {
-                let (outputs, inputs) = (blocks.outputs(), blocks.inputs());
-                let panels = |rows: Range<usize>| {
-                    let values = blocks.read(rows.clone(), 0..inputs);
-                    Panels::pack(&values, rows.len(), inputs)
-                };
-                product_tiled(x, (outputs, inputs), (TILE, &panels), y, epilogue);
+                let fill = |rows: Range<usize>, panels: &mut [f32]| unpack(blocks, rows, panels);
+                product_tiled(x, shape, (tile, &fill), y, epilogue);
             }
             Self::Integers(panels) => product_integers(x, panels, y, epilogue),
-            Self::Halves(panels) if x.len() < WIDENED_ROWS * panels.inputs() => {
-                product_halves(x, panels, y, epilogue);
+            Self::Halves(halves) if x.len() < WIDENED_ROWS * shape.1 => {
+                product_halves(x, halves, y, epilogue);
             }
-            Self::Halves(panels) => {
-                let shape = (panels.outputs(), panels.inputs());
-                let panels = |rows: Range<usize>| panels.widened(rows);
-                product_tiled(x, shape, (TILE, &panels), y, epilogue);
+            Self::Halves(halves) => {
+                let fill = |rows: Range<usize>, panels: &mut [f32]| halves.widen(rows, panels);
+                product_tiled(x, shape, (tile, &fill), y, epilogue);
             }
         }
     }
@@ -103,13 +104,26 @@ impl Compact {
     /// `g · W` of every row into `dx: [rows, inputs]`: the input gradient.
     pub fn backward(&self, dy: &[f32], dx: &mut [f32], epilogue: Epilogue) {
         let (outputs, inputs) = (self.outputs(), self.inputs());
-        let panels = |columns: Range<usize>| match self {
-            Self::Halves(panels) => panels.transposed(columns),
-            Self::Blocks(_) | Self::Integers(_) => {
-                let values = self.read(0..outputs, columns.clone());
-                Panels::pack_transposed(&values, outputs, columns.len())
+        let fill = |columns: Range<usize>, panels: &mut [f32]| match self {
+            Self::Halves(halves) => halves.widen_transposed(columns, panels),
+            Self::Blocks(blocks) => unpack_transposed(blocks, columns, panels),
+            Self::Integers(integers) => {
+                let values = integers.read(0..outputs, columns.clone());
+                let packed = Panels::pack_transposed(&values, outputs, columns.len());
+                panels.copy_from_slice(packed.data());
             }
         };
-        product_tiled(dy, (inputs, outputs), (TILE, &panels), dx, epilogue);
+        let shape = (inputs, outputs);
+        product_tiled(dy, shape, (tile(shape), &fill), dx, epilogue);
+    }
+}
+
+/// Outputs of one tile. Wide ones read the inputs less often; every thread needs some, and each has memory for one.
+fn tile((outputs, inputs): (usize, usize)) -> usize {
+    let is_wide = outputs >= 4 * WIDE_TILE * rayon::current_num_threads();
+    if is_wide && inputs <= WIDE_TILE_INPUTS {
+        WIDE_TILE
+    } else {
+        TILE
     }
 }
