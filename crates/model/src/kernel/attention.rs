@@ -137,15 +137,97 @@ fn mix_values<L: Lanes, const R: usize>(
     }
 }
 
-/// `y = y + a x`
+/// `R` registers' worth of values from `start` on.
 #[inline(always)]
-fn add_scaled<L: Lanes>(a: f32, x: &[f32], y: &mut [f32]) {
-    let ((wholes, rest), (to, to_rest)) = (x.as_chunks::<LANES>(), y.as_chunks_mut::<LANES>());
-    for (x, y) in wholes.iter().zip(to) {
-        L::load(y).add_product(L::splat(a), L::load(x)).store(y);
+fn registers<const R: usize>(values: &[f32], start: usize) -> Option<&[[f32; LANES]; R]> {
+    values.get(start..)?.as_chunks().0.first_chunk()
+}
+
+#[inline(always)]
+fn registers_mut<const R: usize>(
+    values: &mut [f32],
+    start: usize,
+) -> Option<&mut [[f32; LANES]; R]> {
+    values.get_mut(start..)?.as_chunks_mut().0.first_chunk_mut()
+}
+
+#[inline(always)]
+fn loaded<L: Lanes, const R: usize>(values: &[[f32; LANES]; R]) -> [L; R] {
+    let mut registers = [L::splat(0.0); R];
+    for (register, values) in registers.iter_mut().zip(values) {
+        *register = L::load(values);
     }
-    for (x, y) in rest.iter().zip(to_rest) {
-        *y += a * x;
+    registers
+}
+
+/// The gradients of some neighbouring tokens, of which `parts` are weight and gradient of the score, for `R`
+/// registers of columns from `column` on. The query's side stays in registers meanwhile.
+#[inline(always)]
+fn spread<L: Lanes, const R: usize>(
+    row: &QueryGradient<'_>,
+    (first, parts): (usize, &[(f32, f32)]),
+    (column, keys): (usize, HeadRows<'_>),
+    (dkeys, dvalues): (&mut [f32], &mut [f32]),
+    dquery: &mut [f32],
+) {
+    let (Some(query), Some(dout), Some(dquery)) = (
+        registers::<R>(row.query, column),
+        registers::<R>(row.dout, column),
+        registers_mut::<R>(dquery, column),
+    ) else {
+        return;
+    };
+    let (query, dout, mut sums) = (
+        loaded::<L, R>(query),
+        loaded::<L, R>(dout),
+        loaded::<L, R>(dquery),
+    );
+    for (token, (weight, gradient)) in (first..).zip(parts) {
+        let at = token * keys.stride + column;
+        let (Some(key), Some(dkey), Some(dvalue)) = (
+            registers::<R>(keys.data, at),
+            registers_mut::<R>(dkeys, at),
+            registers_mut::<R>(dvalues, at),
+        ) else {
+            return;
+        };
+        let (weight, gradient) = (L::splat(*weight), L::splat(*gradient));
+        for (sum, key) in sums.iter_mut().zip(key) {
+            *sum = sum.add_product(gradient, L::load(key));
+        }
+        for (dkey, query) in dkey.iter_mut().zip(query) {
+            L::load(dkey).add_product(gradient, query).store(dkey);
+        }
+        for (dvalue, dout) in dvalue.iter_mut().zip(dout) {
+            L::load(dvalue).add_product(weight, dout).store(dvalue);
+        }
+    }
+    for (to, sum) in dquery.iter_mut().zip(sums) {
+        sum.store(to);
+    }
+}
+
+/// The same for the columns that fill no register, from `column` on.
+#[inline(always)]
+fn spread_rest(
+    row: &QueryGradient<'_>,
+    (first, parts): (usize, &[(f32, f32)]),
+    (column, keys): (usize, HeadRows<'_>),
+    (dkeys, dvalues): (&mut [f32], &mut [f32]),
+    dquery: &mut [f32],
+) {
+    let sides = row.query.iter().zip(row.dout).zip(dquery);
+    for (column, ((query, dout), dquery)) in sides.enumerate().skip(column) {
+        for (token, (weight, gradient)) in (first..).zip(parts) {
+            let at = token * keys.stride + column;
+            if let (Some(key), Some(dkey), Some(dvalue)) =
+                (keys.data.get(at), dkeys.get_mut(at), dvalues.get_mut(at))
+            {
+                *dquery += gradient * key;
+                *dkey += gradient * query;
+                *dvalue += weight * dout;
+            }
+        }
     }
 }
 
@@ -233,24 +315,31 @@ fn attend_backward_lanes<L: Lanes>(
             *weight = exp(*weight * row.scale - row.log_sum);
             *gradient = *weight * (*gradient - shared) * row.scale;
         }
-        for (token, (weight, gradient)) in
-            (index * BLOCK_TOKENS..).zip(weights.iter().zip(&gradients))
-        {
-            if !row.keys.contains(&token) {
-                continue;
-            }
-            let at = token * keys.stride;
-            let range = at..at + dim;
-            if let (Some(key), Some(dkey), Some(dvalue)) = (
-                keys.data.get(range.clone()),
-                dkeys.get_mut(range.clone()),
-                dvalues.get_mut(range),
-            ) {
-                add_scaled::<L>(*gradient, key, dquery);
-                add_scaled::<L>(*gradient, row.query, dkey);
-                add_scaled::<L>(*weight, row.dout, dvalue);
-            }
+        let mut parts = [(0.0, 0.0); BLOCK_TOKENS];
+        for (part, both) in parts.iter_mut().zip(weights.into_iter().zip(gradients)) {
+            *part = both;
         }
+        let block = index * BLOCK_TOKENS;
+        let first = row.keys.start.max(block);
+        let end = row.keys.end.min(block + BLOCK_TOKENS);
+        let parts = parts.get(first - block..end - block).unwrap_or_default();
+        let mut column = 0;
+        while column + LANES <= dim {
+            let (at, from) = ((column, keys), (first, parts));
+            let into = (&mut *dkeys, &mut *dvalues);
+            match (dim - column) / LANES {
+                4.. => spread::<L, 4>(&row, from, at, into, dquery),
+                2 | 3 => spread::<L, 2>(&row, from, at, into, dquery),
+                _ => spread::<L, 1>(&row, from, at, into, dquery),
+            }
+            column += match (dim - column) / LANES {
+                4.. => 4 * LANES,
+                2 | 3 => 2 * LANES,
+                _ => LANES,
+            };
+        }
+        let into = (&mut *dkeys, &mut *dvalues);
+        spread_rest(&row, (first, parts), (column, keys), into, dquery);
     }
 }
 
@@ -359,6 +448,114 @@ mod tests {
                     .sum::<f64>()
                     / sum;
                 assert!((f64::from(out[d]) - exact).abs() < 1e-5, "{start}, {d}");
+            }
+        }
+    }
+
+    /// One token after the other, each with all of its columns.
+    fn backward_plainly(
+        row: &QueryGradient<'_>,
+        (keys, values): (&[f32], &[f32]),
+        [dkeys, dvalues, dquery]: [&mut [f32]; 3],
+    ) {
+        type Plain = [f32; LANES];
+        let dim = row.query.len();
+        let add = |a: f32, x: &[f32], y: &mut [f32]| {
+            for (y, x) in y.iter_mut().zip(x) {
+                *y += a * x;
+            }
+        };
+        let shared: f32 = row
+            .dout
+            .iter()
+            .zip(row.out)
+            .fold(0.0, |sum, (d, o)| sum + d * o);
+        for token in row.keys.clone() {
+            let range = token * dim..(token + 1) * dim;
+            // A block whose first column is this token.
+            let column = |vector: &[f32]| -> Vec<f32> {
+                let lines = vector
+                    .iter()
+                    .map(|value| [[*value].as_slice(), &[0.0; 15]].concat());
+                lines.collect::<Vec<_>>().concat()
+            };
+            let key = &keys[range.clone()];
+            let [score, ..] = dot_columns::<Plain>(row.query, &column(key));
+            let [by_value, ..] = dot_columns::<Plain>(row.dout, &column(&values[range.clone()]));
+            let weight = exp(score * row.scale - row.log_sum);
+            let gradient = weight * (by_value - shared) * row.scale;
+            add(gradient, key, dquery);
+            add(gradient, row.query, &mut dkeys[range.clone()]);
+            add(weight, row.dout, &mut dvalues[range]);
+        }
+    }
+
+    #[test]
+    fn gradients_have_the_bits_of_those_made_token_by_token() {
+        for dim in [8, 16, 24, 48, 64, 120, 128] {
+            let tokens = 37;
+            let stream = Stream::new(5, &[dim as u64]);
+            let values = |first: usize, count: usize| -> Vec<f32> {
+                (first..first + count)
+                    .map(|i| stream.normal(i as u64) as f32)
+                    .collect()
+            };
+            let (query, dout, out) = (values(0, dim), values(1000, dim), values(2000, dim));
+            let (keys, vals) = (values(3000, tokens * dim), values(9000, tokens * dim));
+            let size = HeadBlocks::head_size(dim);
+            let mut storage = vec![0.0; 3 * size];
+            for token in 0..tokens {
+                let block = &mut storage[token / BLOCK_TOKENS * size..][..size];
+                let (to_keys, to_values) = block.split_at_mut(size / 2);
+                let range = token * dim..(token + 1) * dim;
+                write_transposed(to_keys, token % BLOCK_TOKENS, &keys[range.clone()]);
+                write_transposed(to_values, token % BLOCK_TOKENS, &vals[range]);
+            }
+            let cache = HeadBlocks {
+                storage: &storage,
+                table: &[0, 1, 2],
+                stride: size,
+                offset: 0,
+                head_dim: dim,
+            };
+            for seen in [0..tokens, 11..tokens, 16..31, 36..37] {
+                let row = QueryGradient {
+                    query: &query,
+                    dout: &dout,
+                    out: &out,
+                    log_sum: 3.0,
+                    keys: seen.clone(),
+                    scale: 0.2,
+                };
+                let start = values(20_000, (2 * tokens + 1) * dim);
+                let (mut expected, mut got) = (start.clone(), start);
+                let parts = |all: &mut Vec<f32>| -> [Vec<f32>; 3] {
+                    let dquery = all.split_off(2 * tokens * dim);
+                    let dvalues = all.split_off(tokens * dim);
+                    [std::mem::take(all), dvalues, dquery]
+                };
+                let [mut dkeys, mut dvalues, mut dquery] = parts(&mut expected);
+                backward_plainly(
+                    &row,
+                    (&keys, &vals),
+                    [&mut dkeys, &mut dvalues, &mut dquery],
+                );
+                let rows = HeadRows {
+                    data: &keys,
+                    stride: dim,
+                };
+                let [mut fast_keys, mut fast_values, mut fast_query] = parts(&mut got);
+                attend_backward_lanes::<[f32; LANES]>(
+                    row,
+                    cache,
+                    rows,
+                    &mut fast_keys,
+                    &mut fast_values,
+                    &mut fast_query,
+                );
+                assert_eq!(fast_keys, dkeys, "{dim} {seen:?}");
+                assert_eq!(fast_values, dvalues, "{dim} {seen:?}");
+                assert_eq!(fast_query, dquery, "{dim} {seen:?}");
             }
         }
     }

@@ -1,4 +1,5 @@
-//! Attention of whole sequences, for training: each sequence is a task of its own.
+//! Attention of whole sequences, for training: each key head of each sequence is a task of its own, so that one long
+//! sequence keeps every thread busy. What a task sums up is its own, in token order, whoever else works.
 
 use std::ops::Range;
 
@@ -106,6 +107,43 @@ pub(super) fn seen(position: usize, window: Option<usize>) -> Range<usize> {
     window.map_or(0, |tokens| end.saturating_sub(tokens))..end
 }
 
+/// One key head of one sequence: a task of its own. Heads interleave in a row, so that a task has its part of
+/// every token.
+struct Task<'a> {
+    /// The sequence's first row.
+    start: usize,
+    kv_head: usize,
+    /// Of every token what the task writes.
+    parts: Vec<&'a mut [f32]>,
+}
+
+/// Cuts `[rows, kv_heads · width]` into the tasks of every sequence and key head.
+fn tasks<'a>(
+    segments: &[usize],
+    rows: &'a mut [f32],
+    kv_heads: usize,
+    width: usize,
+) -> Vec<Task<'a>> {
+    let mut tasks = Vec::with_capacity(segments.len() * kv_heads);
+    let (mut rest, mut start) = (rows, 0);
+    for tokens in segments {
+        let (here, after) = rest.split_at_mut(tokens * kv_heads * width);
+        let first = tasks.len();
+        tasks.extend((0..kv_heads).map(|kv_head| Task {
+            start,
+            kv_head,
+            parts: Vec::with_capacity(*tokens),
+        }));
+        for (number, part) in here.chunks_exact_mut(width).enumerate() {
+            if let Some(task) = tasks.get_mut(first + number % kv_heads) {
+                task.parts.push(part);
+            }
+        }
+        (rest, start) = (after, start + tokens);
+    }
+    tasks
+}
+
 /// Causal attention within each sequence. `out` is `[rows, heads · head_dim]`, `log_sums` `[rows, heads]`.
 pub(super) fn attend_segments(
     weights: &Weights,
@@ -115,53 +153,36 @@ pub(super) fn attend_segments(
     log_sums: &mut [f32],
 ) {
     let config = &weights.config;
-    let (dim, group, heads) = (
-        config.head_dim,
-        config.group_size(),
-        config.num_attention_heads,
-    );
+    let (dim, group) = (config.head_dim, config.group_size());
     let (query_width, key_width) = (config.query_width(), config.key_width());
+    let kv_heads = config.num_key_value_heads;
     let scale = config.score_scale();
-    let mut tasks = Vec::with_capacity(segments.len());
-    let (mut out, mut log_sums) = (out, log_sums);
-    let mut start = 0;
-    for tokens in segments {
-        let (out_here, out_rest) = out.split_at_mut(tokens * query_width);
-        let (sums_here, sums_rest) = log_sums.split_at_mut(tokens * heads);
-        tasks.push((start, *tokens, out_here, sums_here));
-        (out, log_sums) = (out_rest, sums_rest);
-        start += tokens;
-    }
-    tasks
-        .into_par_iter()
-        .for_each(|(start, tokens, out, log_sums)| {
-            let query = slice(inputs.query, start, tokens, query_width);
-            let key = slice(inputs.key, start, tokens, key_width);
-            let value = slice(inputs.value, start, tokens, key_width);
-            let mut blocks = Blocks::new(tokens, dim);
-            let mut scores = Vec::new();
-            for kv_head in 0..config.num_key_value_heads {
-                blocks.fill((key, value), (key_width, kv_head * dim), write_token);
-                for head in kv_head * group..(kv_head + 1) * group {
-                    let rows = query
-                        .chunks_exact(query_width)
-                        .zip(out.chunks_exact_mut(query_width));
-                    for (token, ((query, out), sums)) in
-                        rows.zip(log_sums.chunks_exact_mut(heads)).enumerate()
-                    {
-                        let range = head * dim..(head + 1) * dim;
-                        if let (Some(query), Some(out), Some(sum)) = (
-                            query.get(range.clone()),
-                            out.get_mut(range),
-                            sums.get_mut(head),
-                        ) {
-                            let keys = seen(token, inputs.window);
-                            *sum = attend(query, blocks.head(), keys, scale, &mut scores, out);
-                        }
-                    }
-                }
+    let outs = tasks(segments, out, kv_heads, group * dim);
+    let sums = tasks(segments, log_sums, kv_heads, group);
+    let tasks = outs.into_par_iter().with_max_len(1).zip(sums);
+    tasks.for_each(|(task, sums)| {
+        let Task {
+            start,
+            kv_head,
+            parts,
+        } = task;
+        let tokens = parts.len();
+        let query = slice(inputs.query, start, tokens, query_width);
+        let key = slice(inputs.key, start, tokens, key_width);
+        let value = slice(inputs.value, start, tokens, key_width);
+        let mut blocks = Blocks::new(tokens, dim);
+        blocks.fill((key, value), (key_width, kv_head * dim), write_token);
+        let mut scores = Vec::new();
+        let rows = query.chunks_exact(query_width).zip(parts).zip(sums.parts);
+        for (token, ((query, out), sums)) in rows.enumerate() {
+            let heads = kv_head * group * dim..(kv_head + 1) * group * dim;
+            let heads = query.get(heads).unwrap_or_default().chunks_exact(dim);
+            for ((query, out), sum) in heads.zip(out.chunks_exact_mut(dim)).zip(sums) {
+                let keys = seen(token, inputs.window);
+                *sum = attend(query, blocks.head(), keys, scale, &mut scores, out);
             }
-        });
+        }
+    });
 }
 
 /// What backward knows of the forward pass.
@@ -173,13 +194,36 @@ pub(super) struct Attended<'a> {
     pub log_sums: &'a [f32],
 }
 
-/// Adds the gradients of [`attend_segments`], given that of its output.
+/// Writes the gradients of [`attend_segments`], given that of its output.
 pub(super) fn attend_segments_backward(
     weights: &Weights,
     segments: &[usize],
     forward: &Attended<'_>,
     dout: &[f32],
     gradients: ProjectionGradients<'_>,
+) {
+    let config = &weights.config;
+    let (dim, group) = (config.head_dim, config.group_size());
+    let kv_heads = config.num_key_value_heads;
+    let queries = tasks(segments, gradients.query, kv_heads, group * dim);
+    let keys = tasks(segments, gradients.key, kv_heads, dim);
+    let values = tasks(segments, gradients.value, kv_heads, dim);
+    let tasks = queries
+        .into_par_iter()
+        .with_max_len(1)
+        .zip(keys)
+        .zip(values);
+    tasks.for_each(|((query, key), value)| {
+        head_backward(weights, forward, dout, (query, key.parts, value.parts));
+    });
+}
+
+/// The gradients of one key head of one sequence.
+fn head_backward(
+    weights: &Weights,
+    forward: &Attended<'_>,
+    dout: &[f32],
+    (task, dkeys, dvalues): (Task<'_>, Vec<&mut [f32]>, Vec<&mut [f32]>),
 ) {
     let config = &weights.config;
     let (dim, group, heads) = (
@@ -189,85 +233,103 @@ pub(super) fn attend_segments_backward(
     );
     let (query_width, key_width) = (config.query_width(), config.key_width());
     let scale = config.score_scale();
-    let mut tasks = Vec::with_capacity(segments.len());
-    let ProjectionGradients {
-        mut query,
-        mut key,
-        mut value,
-    } = gradients;
-    let mut start = 0;
-    for tokens in segments {
-        let (query_here, query_rest) = query.split_at_mut(tokens * query_width);
-        let (key_here, key_rest) = key.split_at_mut(tokens * key_width);
-        let (value_here, value_rest) = value.split_at_mut(tokens * key_width);
-        tasks.push((start, *tokens, query_here, key_here, value_here));
-        (query, key, value) = (query_rest, key_rest, value_rest);
-        start += tokens;
-    }
-    tasks
-        .into_par_iter()
-        .for_each(|(start, tokens, dquery, dkey, dvalue)| {
-            let query = slice(forward.inputs.query, start, tokens, query_width);
-            let key = slice(forward.inputs.key, start, tokens, key_width);
-            let value = slice(forward.inputs.value, start, tokens, key_width);
-            let out = slice(forward.out, start, tokens, query_width);
-            let dout = slice(dout, start, tokens, query_width);
-            let log_sums = slice(forward.log_sums, start, tokens, heads);
-            let mut blocks = Blocks::new(tokens, dim);
-            let half = BLOCK_TOKENS * dim;
-            for kv_head in 0..config.num_key_value_heads {
-                let offset = kv_head * dim;
-                blocks.fill(
-                    (key, value),
-                    (key_width, offset),
-                    |block, slot, key, value| {
-                        let (keys, values) = block.split_at_mut(half);
-                        write_transposed(keys, slot, key);
-                        write_transposed(values, slot, value);
-                    },
-                );
-                let keys = HeadRows {
-                    data: key.get(offset..).unwrap_or_default(),
-                    stride: key_width,
+    let Task {
+        start,
+        kv_head,
+        parts: mut dqueries,
+    } = task;
+    let tokens = dqueries.len();
+    let offset = kv_head * dim;
+    let query = slice(forward.inputs.query, start, tokens, query_width);
+    let key = slice(forward.inputs.key, start, tokens, key_width);
+    let value = slice(forward.inputs.value, start, tokens, key_width);
+    let out = slice(forward.out, start, tokens, query_width);
+    let dout = slice(dout, start, tokens, query_width);
+    let log_sums = slice(forward.log_sums, start, tokens, heads);
+    let mut blocks = Blocks::new(tokens, dim);
+    let half = BLOCK_TOKENS * dim;
+    blocks.fill(
+        (key, value),
+        (key_width, offset),
+        |block, slot, key, value| {
+            let (keys, values) = block.split_at_mut(half);
+            write_transposed(keys, slot, key);
+            write_transposed(values, slot, value);
+        },
+    );
+    // Every query adds to the gradients of all keys that it sees: they stand together, and go where they belong
+    // once they are whole.
+    let (mut dkey, mut dvalue) = (vec![0.0; tokens * dim], vec![0.0; tokens * dim]);
+    let keys: Vec<f32> = key
+        .chunks_exact(key_width)
+        .filter_map(|row| row.get(offset..offset + dim))
+        .flatten()
+        .copied()
+        .collect();
+    let keys = HeadRows {
+        data: &keys,
+        stride: dim,
+    };
+    for head in kv_head * group..(kv_head + 1) * group {
+        let of_group = (head - kv_head * group) * dim;
+        for (token, dquery) in dqueries.iter_mut().enumerate() {
+            let range = token * query_width + head * dim..token * query_width + (head + 1) * dim;
+            if let (Some(query), Some(dout), Some(out), Some(log_sum), Some(dquery)) = (
+                query.get(range.clone()),
+                dout.get(range.clone()),
+                out.get(range),
+                log_sums.get(token * heads + head),
+                dquery.get_mut(of_group..of_group + dim),
+            ) {
+                let row = QueryGradient {
+                    query,
+                    dout,
+                    out,
+                    log_sum: *log_sum,
+                    keys: seen(token, forward.inputs.window),
+                    scale,
                 };
-                for head in kv_head * group..(kv_head + 1) * group {
-                    for token in 0..tokens {
-                        let range = token * query_width + head * dim
-                            ..token * query_width + (head + 1) * dim;
-                        if let (
-                            Some(query),
-                            Some(dout),
-                            Some(out),
-                            Some(log_sum),
-                            Some(dquery),
-                            Some(dkey),
-                            Some(dvalue),
-                        ) = (
-                            query.get(range.clone()),
-                            dout.get(range.clone()),
-                            out.get(range.clone()),
-                            log_sums.get(token * heads + head),
-                            dquery.get_mut(range),
-                            dkey.get_mut(offset..),
-                            dvalue.get_mut(offset..),
-                        ) {
-                            let row = QueryGradient {
-                                query,
-                                dout,
-                                out,
-                                log_sum: *log_sum,
-                                keys: seen(token, forward.inputs.window),
-                                scale,
-                            };
-                            attend_backward(row, blocks.head(), keys, dkey, dvalue, dquery);
-                        }
-                    }
-                }
+                dquery.fill(0.0);
+                attend_backward(row, blocks.head(), keys, &mut dkey, &mut dvalue, dquery);
             }
-        });
+        }
+    }
+    for (parts, sums) in [(dkeys, &dkey), (dvalues, &dvalue)] {
+        for (part, sum) in parts.into_iter().zip(sums.chunks_exact(dim)) {
+            part.copy_from_slice(sum);
+        }
+    }
 }
 
 fn slice(rows: &[f32], start: usize, count: usize, width: usize) -> &[f32] {
     rows.get(start * width..(start + count) * width)
         .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_key_head_of_each_sequence_is_a_task_with_its_part_of_every_token() {
+        let (kv_heads, width, segments) = (3, 2, [4, 0, 1]);
+        let mut rows = vec![0.0; 5 * kv_heads * width];
+        let tasks = tasks(&segments, &mut rows, kv_heads, width);
+        let found: Vec<_> = tasks
+            .iter()
+            .map(|task| (task.start, task.kv_head, task.parts.len()))
+            .collect();
+        let expected = [(0, 4), (4, 0), (4, 1)].into_iter();
+        let expected: Vec<_> = expected
+            .flat_map(|(start, tokens)| (0..3).map(move |head| (start, head, tokens)))
+            .collect();
+        assert_eq!(found, expected);
+        for task in tasks {
+            for (token, part) in task.parts.into_iter().enumerate() {
+                part.fill((10 * (task.start + token) + task.kv_head) as f32);
+            }
+        }
+        let expected = (0..5).flat_map(|row| (0..3).flat_map(move |head| [10 * row + head; 2]));
+        assert_eq!(rows, expected.map(|value| value as f32).collect::<Vec<_>>());
+    }
 }
