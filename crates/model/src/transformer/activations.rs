@@ -2,6 +2,7 @@
 
 use super::families::{configs, lively};
 use super::forward::Pass;
+use super::memory::Memory;
 use super::tests::{batch, lora, tokens};
 use super::weights::Place;
 use super::*;
@@ -58,6 +59,7 @@ fn the_last_layers_are_kept_whole_as_far_as_the_bytes_go() {
         lora: None,
         dropout: None,
         segments: &segments,
+        memory: &Memory::default(),
     };
     let whole = |bytes: usize| -> Vec<bool> {
         let (hidden, tapes) = pass.run_keeping(&text, bytes);

@@ -1,6 +1,5 @@
 //! The backward pass: from the gradient of the last hidden states to those of the trained parameters.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use rayon::prelude::*;
@@ -8,9 +7,9 @@ use rayon::prelude::*;
 use super::attention::{
     Attended, ProjectionGradients, Projections, attend_segments_backward, rotate_rows,
 };
-use super::forward::{Gated, Heads, LayerTape, Pass, Projected, activate, rms_norm};
+use super::forward::{Gated, Heads, LayerTape, Pass, Projected, add};
 use crate::base::{EMBEDDING, KEY_NORM, NormNames, QUERY_NORM, layer_tensor_name};
-use crate::config::{Activation, LlamaConfig};
+use crate::config::Activation;
 use crate::kernel::{self, Epilogue, accumulate_outer, product_parallel};
 use crate::lora::Module;
 
@@ -35,13 +34,7 @@ impl Gradients<'_> {
     /// Adds `gᵀ x` to the gradient of `name`.
     pub fn outer(&mut self, name: &str, g: (&[f32], usize), x: (&[f32], usize)) {
         if let Some(sums) = self.slice(name) {
-            let outputs = outputs_per_task(g.1);
-            sums.par_chunks_mut(outputs * x.1)
-                .enumerate()
-                .for_each(|(task, sums)| {
-                    let first = task * outputs;
-                    accumulate_outer(g, x, first..first + sums.len() / x.1, sums);
-                });
+            accumulate_outer(g, x, sums);
         }
     }
 
@@ -87,39 +80,16 @@ impl Gradients<'_> {
             parts.iter().for_each(|part| kernel::add(part, dw));
         }
     }
-
-    /// The gradient of what was normed before it joined the residual stream, given the stream's; the stream's
-    /// own where the layer has no such norm.
-    fn output_norm<'s>(
-        &mut self,
-        (layer, name): (usize, Option<&str>),
-        raw: (&[f32], &[f32], f32),
-        stream: &'s [f32],
-    ) -> Cow<'s, [f32]> {
-        let Some(name) = name else {
-            return stream.into();
-        };
-        let mut draw = vec![0.0; stream.len()];
-        self.norm(&layer_tensor_name(layer, name), raw, stream, &mut draw);
-        draw.into()
-    }
-}
-
-/// Outputs of one task; a multiple of what a tile holds.
-fn outputs_per_task(outputs: usize) -> usize {
-    outputs
-        .div_ceil(4 * rayon::current_num_threads())
-        .next_multiple_of(8)
 }
 
 impl Pass<'_> {
-    /// Adds the input gradient of a projection to `dx` and the gradients of its parameters.
+    /// Adds the gradients of a projection's parameters, and does with its input's what `dx` says: stores it or adds it.
     fn project_backward(
         &self,
         (layer, module): (usize, Module),
         (x, inner): (&[f32], &[f32]),
         dy: &[f32],
-        dx: &mut [f32],
+        (dx, epilogue): (&mut [f32], Epilogue),
         gradients: &mut Gradients<'_>,
     ) {
         let Some(linear) = self
@@ -130,7 +100,7 @@ impl Pass<'_> {
         else {
             return;
         };
-        linear.backward(dy, dx, Epilogue::Add);
+        linear.backward(dy, dx, epilogue);
         let (outputs, inputs) = (linear.outputs(), linear.inputs());
         if gradients.full {
             let name = layer_tensor_name(layer, &module.weight_name());
@@ -148,7 +118,9 @@ impl Pass<'_> {
             (&scaled, rank),
         );
         let mut dinner = vec![0.0; inner.len()];
-        product_parallel(dy, pair.b.backward(), &mut dinner, Epilogue::Store);
+        // Packed the other way for this one product: kept, they would take as much memory as the adapter.
+        let b = pair.b.forward.transposed();
+        product_parallel(dy, &b, &mut dinner, Epilogue::Store);
         dinner.iter_mut().for_each(|value| *value *= pair.scaling);
         let dropped = self.dropped(layer, module, x);
         gradients.outer(
@@ -156,13 +128,15 @@ impl Pass<'_> {
             (&dinner, rank),
             (&dropped, inputs),
         );
+        let a = pair.a.forward.transposed();
         if self.dropout.is_some() {
-            let mut part = vec![0.0; dx.len()];
-            product_parallel(&dinner, pair.a.backward(), &mut part, Epilogue::Store);
+            let mut part = self.memory.take(dx.len());
+            product_parallel(&dinner, &a, &mut part, Epilogue::Store);
             self.drop_gradient(layer, module, &mut part);
-            kernel::add(&part, dx);
+            add(&part, dx);
+            self.memory.give(part);
         } else {
-            product_parallel(&dinner, pair.a.backward(), dx, Epilogue::Add);
+            product_parallel(&dinner, &a, dx, Epilogue::Add);
         }
     }
 
@@ -179,105 +153,140 @@ impl Pass<'_> {
         };
         let config = &self.weights.config;
         let (eps, names) = (config.rms_norm_eps, NormNames::of(config));
-        let inner = |module: Module| {
-            tape.inner
-                .get(module as usize)
-                .map_or(&[][..], Vec::as_slice)
-        };
-        let normed = rms_norm(&tape.input, &layer.input_norm, eps);
-        let post_normed = rms_norm(&tape.middle, &layer.post_norm, eps);
-        let projected = tape.projected;
+        let LayerTape {
+            input,
+            attended,
+            log_sums,
+            raw_attention,
+            raw_feed_forward,
+            middle,
+            inner,
+            projected,
+        } = tape;
+        let inner = |module: Module| inner.get(module as usize).map_or(&[][..], Vec::as_slice);
+        let normed = self.norm(&input, &layer.input_norm);
+        let post_normed = self.norm(&middle, &layer.post_norm);
         let Projected { heads, gated } =
             projected.unwrap_or_else(|| self.projected(index, &normed, &post_normed));
 
-        let raw = (
-            &*tape.raw_feed_forward,
-            &*layer.feed_forward_output_norm,
-            eps,
-        );
-        let doutput = gradients.output_norm((index, names.feed_forward_output), raw, stream);
-        let (dgate, dup) =
-            self.feed_forward_backward(index, gated, inner(Module::DownProj), &doutput, gradients);
-        drop(doutput);
-        let mut dnormed = vec![0.0; post_normed.len()];
-        for (module, dy) in [(Module::GateProj, dgate), (Module::UpProj, dup)] {
+        let raw = (raw_feed_forward, &*layer.feed_forward_output_norm);
+        let draw =
+            self.output_norm_backward((index, names.feed_forward_output), raw, stream, gradients);
+        let doutput = draw.as_deref().unwrap_or(&*stream);
+        let down = inner(Module::DownProj);
+        let Gated { gate, up } = self.feed_forward_backward(index, gated, down, doutput, gradients);
+        self.memory.give(draw.unwrap_or_default());
+        let mut dnormed = self.memory.take(post_normed.len());
+        for (module, dy, epilogue) in [
+            (Module::GateProj, gate, Epilogue::Store),
+            (Module::UpProj, up, Epilogue::Add),
+        ] {
             self.project_backward(
                 (index, module),
                 (&post_normed, inner(module)),
                 &dy,
-                &mut dnormed,
+                (&mut dnormed, epilogue),
                 gradients,
             );
+            self.memory.give(dy);
         }
+        self.memory.give(post_normed);
         let name = layer_tensor_name(index, names.feed_forward);
-        gradients.norm(
-            &name,
-            (&tape.middle, &layer.post_norm, eps),
-            &dnormed,
-            stream,
-        );
+        gradients.norm(&name, (&middle, &layer.post_norm, eps), &dnormed, stream);
+        self.memory.give(middle);
 
-        let raw = (&*tape.raw_attention, &*layer.attention_output_norm, eps);
-        let doutput = gradients.output_norm((index, names.attention_output), raw, stream);
-        let mut dattended = vec![0.0; tape.attended.len()];
+        let raw = (raw_attention, &*layer.attention_output_norm);
+        let draw =
+            self.output_norm_backward((index, names.attention_output), raw, stream, gradients);
+        let doutput = draw.as_deref().unwrap_or(&*stream);
+        let mut dattended = self.memory.take(attended.len());
         let output = Module::OProj;
         self.project_backward(
             (index, output),
-            (&tape.attended, inner(output)),
-            &doutput,
-            &mut dattended,
+            (&attended, inner(output)),
+            doutput,
+            (&mut dattended, Epilogue::Store),
             gradients,
         );
-        drop(doutput);
-        let forward = (&*tape.attended, &*tape.log_sums);
+        self.memory.give(draw.unwrap_or_default());
+        let forward = (&*attended, &*log_sums);
         let (dquery, dkey, dvalue) =
             self.attention_backward(index, &heads, forward, &dattended, gradients);
-        let mut dnormed = vec![0.0; normed.len()];
-        for (module, dy) in [
-            (Module::QProj, &dquery),
-            (Module::KProj, &dkey),
-            (Module::VProj, &dvalue),
+        heads.give(self.memory);
+        for vector in [attended, dattended] {
+            self.memory.give(vector);
+        }
+        for (module, dy, epilogue) in [
+            (Module::QProj, dquery, Epilogue::Store),
+            (Module::KProj, dkey, Epilogue::Add),
+            (Module::VProj, dvalue, Epilogue::Add),
         ] {
             self.project_backward(
                 (index, module),
                 (&normed, inner(module)),
-                dy,
-                &mut dnormed,
+                &dy,
+                (&mut dnormed, epilogue),
                 gradients,
             );
+            self.memory.give(dy);
         }
         let name = layer_tensor_name(index, names.attention);
-        gradients.norm(
-            &name,
-            (&tape.input, &layer.input_norm, eps),
-            &dnormed,
-            stream,
-        );
+        gradients.norm(&name, (&input, &layer.input_norm, eps), &dnormed, stream);
+        for vector in [input, normed, dnormed] {
+            self.memory.give(vector);
+        }
+    }
+
+    /// The gradient of what was normed before it joined the residual stream, given the stream's; none where the
+    /// layer has no such norm, so that it is the stream's own.
+    fn output_norm_backward(
+        &self,
+        (layer, name): (usize, Option<&str>),
+        (raw, norm): (Vec<f32>, &[f32]),
+        stream: &[f32],
+        gradients: &mut Gradients<'_>,
+    ) -> Option<Vec<f32>> {
+        let name = layer_tensor_name(layer, name?);
+        let eps = self.weights.config.rms_norm_eps;
+        let mut draw = self.memory.zeroed(raw.len());
+        gradients.norm(&name, (&raw, norm, eps), stream, &mut draw);
+        self.memory.give(raw);
+        Some(draw)
     }
 
     /// Through the last projection and the activation of one layer: the gradients of its gate and of what is
-    /// gated.
+    /// gated, in their place.
     fn feed_forward_backward(
         &self,
         index: usize,
-        Gated { gate, up }: Gated,
+        mut gated: Gated,
         inner: &[f32],
         doutput: &[f32],
         gradients: &mut Gradients<'_>,
-    ) -> (Vec<f32>, Vec<f32>) {
-        let config = &self.weights.config;
-        let activated = activate(config, &gate, &up);
-        let mut dactivated = vec![0.0; activated.len()];
+    ) -> Gated {
+        let activated = self.activated(&gated);
+        let mut dactivated = self.memory.take(activated.len());
         self.project_backward(
             (index, Module::DownProj),
             (&activated, inner),
             doutput,
-            &mut dactivated,
+            (&mut dactivated, Epilogue::Store),
             gradients,
         );
-        // The widest values of a layer: none stays longer than it is needed.
-        drop(activated);
-        activate_backward(config, &gate, &up, &dactivated)
+        let config = &self.weights.config;
+        let size = ROWS * config.intermediate_size;
+        let inputs = gated.gate.par_chunks_mut(size);
+        inputs
+            .zip(gated.up.par_chunks_mut(size))
+            .zip(dactivated.par_chunks(size))
+            .for_each(|((gate, up), dy)| match config.activation() {
+                Activation::Silu => kernel::swiglu_backward(gate, up, dy),
+                Activation::GeluTanh => kernel::geglu_backward(gate, up, dy),
+            });
+        for vector in [activated, dactivated] {
+            self.memory.give(vector);
+        }
+        gated
     }
 
     /// Through attention, rotation and head norms of one layer: the gradients of what its projections made
@@ -295,9 +304,9 @@ impl Pass<'_> {
         };
         let config = &self.weights.config;
         let eps = config.rms_norm_eps;
-        let mut dquery = vec![0.0; heads.query.len()];
-        let mut dkey = vec![0.0; heads.key.len()];
-        let mut dvalue = vec![0.0; heads.value.len()];
+        let mut dquery = self.memory.take(heads.query.len());
+        let mut dkey = self.memory.take(heads.key.len());
+        let mut dvalue = self.memory.take(heads.value.len());
         let forward = Attended {
             inputs: Projections {
                 query: &heads.query,
@@ -326,7 +335,7 @@ impl Pass<'_> {
         ] {
             if !norm.is_empty() {
                 let name = layer_tensor_name(index, name);
-                let mut draw = vec![0.0; raw.len()];
+                let mut draw = self.memory.zeroed(raw.len());
                 gradients.norm(&name, (raw, norm, eps), rotated, &mut draw);
                 *rotated = draw;
             }
@@ -361,33 +370,4 @@ impl Pass<'_> {
             }
         }
     }
-}
-
-fn activate_backward(
-    config: &LlamaConfig,
-    gate: &[f32],
-    up: &[f32],
-    dy: &[f32],
-) -> (Vec<f32>, Vec<f32>) {
-    let (mut dgate, mut dup) = (vec![0.0; gate.len()], vec![0.0; up.len()]);
-    let size = ROWS * config.intermediate_size;
-    let inputs = gate
-        .par_chunks(size)
-        .zip(up.par_chunks(size))
-        .zip(dy.par_chunks(size));
-    let outputs = dgate.par_chunks_mut(size).zip(dup.par_chunks_mut(size));
-    inputs
-        .zip(outputs)
-        .for_each(|(((gate, up), dy), (dgate, dup))| {
-            let mut result = vec![0.0; gate.len()];
-            match config.activation() {
-                Activation::Silu => {
-                    kernel::swiglu_backward(gate, up, dy, dgate, dup, &mut result);
-                }
-                Activation::GeluTanh => {
-                    kernel::geglu_backward(gate, up, dy, dgate, dup, &mut result);
-                }
-            }
-        });
-    (dgate, dup)
 }

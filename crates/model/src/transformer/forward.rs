@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 
 use super::attention::{Projections, attend_segments, rotate_rows};
+use super::memory::Memory;
 use super::weights::Weights;
 use crate::config::{Activation, LlamaConfig};
 use crate::kernel::{self, Epilogue, product_parallel};
@@ -58,6 +59,8 @@ pub(super) struct Pass<'a> {
     pub dropout: Option<Dropout>,
     /// Tokens of each sequence.
     pub segments: &'a [usize],
+    /// Where layers leave their vectors to each other.
+    pub memory: &'a Memory,
 }
 
 /// The inner values of one module's LoRA, `drop(x) Aᵀ`: `[rows, rank]`; empty without LoRA.
@@ -104,6 +107,48 @@ pub(super) struct Gated {
     pub up: Vec<f32>,
 }
 
+impl LayerTape {
+    /// Leaves all vectors to later layers.
+    pub fn give(self, memory: &Memory) {
+        for vector in [
+            self.input,
+            self.attended,
+            self.raw_attention,
+            self.raw_feed_forward,
+            self.middle,
+        ] {
+            memory.give(vector);
+        }
+        if let Some(projected) = self.projected {
+            projected.give(memory);
+        }
+    }
+}
+
+impl Projected {
+    /// Leaves all vectors to later layers.
+    pub fn give(self, memory: &Memory) {
+        self.heads.give(memory);
+        memory.give(self.gated.gate);
+        memory.give(self.gated.up);
+    }
+}
+
+impl Heads {
+    /// Leaves all vectors to later layers.
+    pub fn give(self, memory: &Memory) {
+        for vector in [
+            self.raw_query,
+            self.raw_key,
+            self.query,
+            self.key,
+            self.value,
+        ] {
+            memory.give(vector);
+        }
+    }
+}
+
 impl<'a> Pass<'a> {
     pub fn rows(&self) -> usize {
         self.segments.iter().sum()
@@ -143,7 +188,9 @@ impl<'a> Pass<'a> {
             return Vec::new();
         };
         let rows = self.rows();
-        let mut y = weights.linear(module).apply(x);
+        let linear = weights.linear(module);
+        let mut y = self.memory.take(rows * linear.outputs());
+        linear.apply_into(x, &mut y);
         if let Some(pair) = self.pair(layer, module) {
             let mut h = vec![0.0; rows * pair.a.forward.outputs()];
             product_parallel(
@@ -165,6 +212,29 @@ impl<'a> Pass<'a> {
         y
     }
 
+    /// The norm of every row of a layer's stream.
+    pub fn norm(&self, x: &[f32], weight: &[f32]) -> Vec<f32> {
+        let mut y = self.memory.take(x.len());
+        rms_norm_into(x, weight, self.weights.config.rms_norm_eps, &mut y);
+        y
+    }
+
+    /// Norms the rows and keeps what was there; without weights keeps nothing and takes them as they are.
+    fn optional_norm(&self, rows: Vec<f32>, weight: &[f32]) -> (Vec<f32>, Vec<f32>) {
+        if weight.is_empty() {
+            return (Vec::new(), rows);
+        }
+        let normed = self.norm(&rows, weight);
+        (rows, normed)
+    }
+
+    /// The gated activation of every row.
+    pub fn activated(&self, Gated { gate, up }: &Gated) -> Vec<f32> {
+        let mut y = self.memory.take(gate.len());
+        activate_into(&self.weights.config, (gate, up), &mut y);
+        y
+    }
+
     /// Queries, keys and values of one layer, normed and rotated.
     fn heads(&self, index: usize, normed: &[f32], inner: &mut Inner) -> Heads {
         let Some(layer) = self.weights.layers.get(index) else {
@@ -173,8 +243,8 @@ impl<'a> Pass<'a> {
         let config = &self.weights.config;
         let query = self.project(index, Module::QProj, normed, inner);
         let key = self.project(index, Module::KProj, normed, inner);
-        let (raw_query, mut query) = optional_norm(query, &layer.query_norm, config.rms_norm_eps);
-        let (raw_key, mut key) = optional_norm(key, &layer.key_norm, config.rms_norm_eps);
+        let (raw_query, mut query) = self.optional_norm(query, &layer.query_norm);
+        let (raw_key, mut key) = self.optional_norm(key, &layer.key_norm);
         let value = self.project(index, Module::VProj, normed, inner);
         for (rows, width) in [
             (&mut query, config.query_width()),
@@ -212,12 +282,12 @@ impl<'a> Pass<'a> {
     fn layer(&self, index: usize, stream: &mut Vec<f32>, keep: bool) -> Option<LayerTape> {
         let layer = self.weights.layers.get(index)?;
         let config = &self.weights.config;
-        let eps = config.rms_norm_eps;
         let mut inner = Inner::default();
         let input = std::mem::take(stream);
-        let normed = rms_norm(&input, &layer.input_norm, eps);
+        let normed = self.norm(&input, &layer.input_norm);
         let heads = self.heads(index, &normed, &mut inner);
-        let mut attended = vec![0.0; heads.query.len()];
+        self.memory.give(normed);
+        let mut attended = self.memory.take(heads.query.len());
         let mut log_sums = vec![0.0; self.rows() * config.num_attention_heads];
         let projections = Projections {
             query: &heads.query,
@@ -234,16 +304,25 @@ impl<'a> Pass<'a> {
         );
         let attention = self.project(index, Module::OProj, &attended, &mut inner);
         let (raw_attention, mut middle) =
-            optional_norm(attention, &layer.attention_output_norm, eps);
-        kernel::add(&input, &mut middle);
-        let post_normed = rms_norm(&middle, &layer.post_norm, eps);
+            self.optional_norm(attention, &layer.attention_output_norm);
+        add(&input, &mut middle);
+        let post_normed = self.norm(&middle, &layer.post_norm);
         let gated = self.gated(index, &post_normed, &mut inner);
-        let activated = activate(config, &gated.gate, &gated.up);
+        self.memory.give(post_normed);
+        let activated = self.activated(&gated);
         let output = self.project(index, Module::DownProj, &activated, &mut inner);
+        self.memory.give(activated);
         let (raw_feed_forward, mut output) =
-            optional_norm(output, &layer.feed_forward_output_norm, eps);
-        kernel::add(&middle, &mut output);
+            self.optional_norm(output, &layer.feed_forward_output_norm);
+        add(&middle, &mut output);
         *stream = output;
+        let projected = Projected { heads, gated };
+        let projected = if keep {
+            Some(projected)
+        } else {
+            projected.give(self.memory);
+            None
+        };
         Some(LayerTape {
             input,
             attended,
@@ -252,7 +331,7 @@ impl<'a> Pass<'a> {
             raw_feed_forward,
             middle,
             inner,
-            projected: keep.then_some(Projected { heads, gated }),
+            projected,
         })
     }
 
@@ -260,7 +339,8 @@ impl<'a> Pass<'a> {
     pub fn run(&self, tokens: &[u32]) -> Vec<f32> {
         let mut stream = self.weights.embed(tokens.iter().copied());
         for index in 0..self.weights.layers.len() {
-            self.layer(index, &mut stream, false);
+            let tape = self.layer(index, &mut stream, false);
+            tape.into_iter().for_each(|tape| tape.give(self.memory));
         }
         stream
     }
@@ -296,28 +376,45 @@ impl<'a> Pass<'a> {
     }
 }
 
+/// `y = y + x`
+pub(super) fn add(x: &[f32], y: &mut [f32]) {
+    const CHUNK: usize = 1 << 15;
+    y.par_chunks_mut(CHUNK)
+        .zip(x.par_chunks(CHUNK))
+        .for_each(|(y, x)| kernel::add(x, y));
+}
+
 /// The norm of every row.
 pub(super) fn rms_norm(x: &[f32], weight: &[f32], eps: f32) -> Vec<f32> {
     let mut y = vec![0.0; x.len()];
+    rms_norm_into(x, weight, eps, &mut y);
+    y
+}
+
+fn rms_norm_into(x: &[f32], weight: &[f32], eps: f32, y: &mut [f32]) {
     let size = ROWS * weight.len();
     x.par_chunks(size)
         .zip(y.par_chunks_mut(size))
         .for_each(|(x, y)| kernel::rms_norm(x, weight, eps, y));
-    y
 }
 
-/// Norms the rows and keeps what was there; without weights keeps nothing and takes them as they are.
-pub(super) fn optional_norm(rows: Vec<f32>, weight: &[f32], eps: f32) -> (Vec<f32>, Vec<f32>) {
+/// The norm of every row; without weights the rows as they are.
+pub(super) fn optional_norm(rows: Vec<f32>, weight: &[f32], eps: f32) -> Vec<f32> {
     if weight.is_empty() {
-        return (Vec::new(), rows);
+        rows
+    } else {
+        rms_norm(&rows, weight, eps)
     }
-    let normed = rms_norm(&rows, weight, eps);
-    (rows, normed)
 }
 
 /// The gated activation of every row.
 pub(super) fn activate(config: &LlamaConfig, gate: &[f32], up: &[f32]) -> Vec<f32> {
     let mut y = vec![0.0; gate.len()];
+    activate_into(config, (gate, up), &mut y);
+    y
+}
+
+fn activate_into(config: &LlamaConfig, (gate, up): (&[f32], &[f32]), y: &mut [f32]) {
     let size = ROWS * config.intermediate_size;
     let inputs = gate.par_chunks(size).zip(up.par_chunks(size));
     inputs
@@ -326,5 +423,4 @@ pub(super) fn activate(config: &LlamaConfig, gate: &[f32], up: &[f32]) -> Vec<f3
             Activation::Silu => kernel::swiglu(gate, up, y),
             Activation::GeluTanh => kernel::geglu(gate, up, y),
         });
-    y
 }

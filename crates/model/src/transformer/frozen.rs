@@ -89,12 +89,17 @@ impl Frozen {
     pub fn apply(&self, x: &[f32]) -> Vec<f32> {
         let rows = x.len() / self.inputs();
         let mut y = vec![0.0; rows * self.outputs()];
-        self.forward(x, &mut y, Epilogue::Store);
+        self.apply_into(x, &mut y);
+        y
+    }
+
+    /// The same, over what was in `y`.
+    pub fn apply_into(&self, x: &[f32], y: &mut [f32]) {
+        self.forward(x, y, Epilogue::Store);
         if !self.bias.is_empty() {
             y.par_chunks_mut(self.bias.len())
                 .for_each(|row| kernel::add(&self.bias, row));
         }
-        y
     }
 }
 

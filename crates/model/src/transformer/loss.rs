@@ -3,6 +3,7 @@
 use super::backward::Gradients;
 use super::forward::{Pass, rms_norm};
 use super::gpu::{GpuPass, GpuWeights};
+use super::memory::Memory;
 use super::weights::Place;
 use super::{ModelError, PackedBatch};
 use crate::base::{EMBEDDING, FINAL_NORM, OUTPUT};
@@ -12,8 +13,24 @@ use crate::sampler::argmax;
 use crate::transformer::Llama;
 use rayon::prelude::*;
 
-/// Rows of logits that are there at a time.
-const ROWS: usize = 128;
+/// Bytes of logits that are there at a time, as long as these are [`ROWS`] at most and [`LEAST_ROWS`] at least. For
+/// every such chunk a quantised output projection is read anew, once for each direction.
+const LOGIT_BYTES: usize = 48 << 20;
+const ROWS: usize = 504;
+const LEAST_ROWS: usize = 132;
+/// Rows of the products' tiles.
+const TILE_ROWS: usize = 12;
+
+/// Rows of logits that are there at a time: all chunks have about as many.
+fn chunk_rows(targets: usize, vocabulary: usize) -> usize {
+    let most = LOGIT_BYTES / (vocabulary.max(1) * size_of::<f32>());
+    let most = most.clamp(LEAST_ROWS, ROWS) / TILE_ROWS * TILE_ROWS;
+    let chunks = targets.div_ceil(most).max(1);
+    targets
+        .div_ceil(chunks)
+        .next_multiple_of(TILE_ROWS)
+        .max(TILE_ROWS)
+}
 
 /// How one target was predicted, teacher forced.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -64,14 +81,17 @@ impl Pass<'_> {
         } else {
             OUTPUT
         };
+        let at_once = chunk_rows(targets.len(), vocabulary);
         let chunks = normed
-            .chunks(ROWS * width)
-            .zip(dnormed.chunks_mut(ROWS * width))
-            .zip(targets.chunks(ROWS));
-        let mut factors = factors.map(|factors| factors.chunks(ROWS));
+            .chunks(at_once * width)
+            .zip(dnormed.chunks_mut(at_once * width))
+            .zip(targets.chunks(at_once));
+        let mut factors = factors.map(|factors| factors.chunks(at_once));
+        let mut memory = vec![0.0; targets.len().min(at_once) * vocabulary];
         for ((normed, dnormed), targets) in chunks {
-            let mut logits = vec![0.0; targets.len() * vocabulary];
-            weights.output.forward(normed, &mut logits, Epilogue::Store);
+            let logits = memory.get_mut(..targets.len() * vocabulary);
+            let logits = logits.unwrap_or_default();
+            weights.output.forward(normed, logits, Epilogue::Store);
             let losses: Vec<f32> = logits
                 .par_chunks_mut(vocabulary)
                 .zip(targets)
@@ -91,9 +111,9 @@ impl Pass<'_> {
                         logits.iter_mut().for_each(|value| *value *= factor);
                     });
             }
-            weights.output.backward(&logits, dnormed, Epilogue::Store);
+            weights.output.backward(logits, dnormed, Epilogue::Store);
             if gradients.full {
-                gradients.outer(output, (&logits, vocabulary), (normed, width));
+                gradients.outer(output, (logits, vocabulary), (normed, width));
             }
         }
         let mut drows = vec![0.0; rows.len()];
@@ -129,9 +149,13 @@ impl Pass<'_> {
             .flat_map(|(segment, tokens)| std::iter::repeat_n(segment, *tokens))
             .collect();
         let mut scores = Vec::with_capacity(batch.targets.len());
-        for (normed, targets) in normed.chunks(ROWS * width).zip(batch.targets.chunks(ROWS)) {
-            let mut logits = vec![0.0; targets.len() * vocabulary];
-            weights.output.forward(normed, &mut logits, Epilogue::Store);
+        let at_once = chunk_rows(batch.targets.len(), vocabulary);
+        let mut memory = vec![0.0; batch.targets.len().min(at_once) * vocabulary];
+        let chunks = normed.chunks(at_once * width);
+        for (normed, targets) in chunks.zip(batch.targets.chunks(at_once)) {
+            let logits = memory.get_mut(..targets.len() * vocabulary);
+            let logits = logits.unwrap_or_default();
+            weights.output.forward(normed, logits, Epilogue::Store);
             scores.par_extend(logits.par_chunks(vocabulary).zip(targets).map(
                 |(logits, (row, target))| TokenScore {
                     segment: segment_of.get(*row).copied().unwrap_or_default(),
@@ -171,8 +195,10 @@ impl Llama {
             lora: adapter.map(LoadedAdapter::layers),
             dropout: None,
             segments: &batch.segments,
+            memory: &Memory::default(),
         };
         let hidden = pass.run(&batch.tokens);
+        pass.memory.clear();
         Ok(pass.target_scores(&hidden, batch))
     }
 }
@@ -190,4 +216,28 @@ fn score_on_gpu(
     let pass = GpuPass::new(weights, updates, None, &batch.segments)?;
     let hidden = pass.run(&batch.tokens)?;
     Ok(pass.target_scores(&hidden, batch)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn logits_take_their_share_of_memory_and_chunks_are_alike() {
+        for (targets, vocabulary, rows) in [
+            (0, 256, 12),
+            (5, 256, 12),
+            (500, 256, 504),
+            (1020, 256, 348),
+            (1020, 32_000, 348),
+            (1020, 151_936, 132),
+            (140, 151_936, 72),
+        ] {
+            assert_eq!(
+                chunk_rows(targets, vocabulary),
+                rows,
+                "{targets} of {vocabulary}"
+            );
+        }
+    }
 }

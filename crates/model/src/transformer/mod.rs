@@ -16,6 +16,7 @@ pub(crate) mod gpu;
 pub(crate) mod linear;
 mod load;
 mod loss;
+mod memory;
 mod preference;
 mod segments;
 mod serve;

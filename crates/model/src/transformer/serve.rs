@@ -258,8 +258,8 @@ fn on_host(
         let normed = rms_norm(&stream, &layer.input_norm, eps);
         let modules = [Module::QProj, Module::KProj, Module::VProj];
         let [query, key, value] = batch.project(index, modules, &normed);
-        let (_, mut query) = optional_norm(query, &layer.query_norm, eps);
-        let (_, mut key) = optional_norm(key, &layer.key_norm, eps);
+        let mut query = optional_norm(query, &layer.query_norm, eps);
+        let mut key = optional_norm(key, &layer.key_norm, eps);
         batch.rotate(&layer.rotary, &mut query, config.query_width());
         batch.rotate(&layer.rotary, &mut key, config.key_width());
         let vectors = key
@@ -273,14 +273,14 @@ fn on_host(
         let caches: Vec<&KvSequence> = steps.iter().map(|step| &*step.kv).collect();
         let attended = batch.attend(index, &query, &caches, pool);
         let [attention] = batch.project(index, [Module::OProj], &attended);
-        let (_, mut middle) = optional_norm(attention, &layer.attention_output_norm, eps);
+        let mut middle = optional_norm(attention, &layer.attention_output_norm, eps);
         kernel::add(&stream, &mut middle);
         let normed = rms_norm(&middle, &layer.post_norm, eps);
         let modules = [Module::GateProj, Module::UpProj];
         let [gate, up] = batch.project(index, modules, &normed);
         let activated = activate(config, &gate, &up);
         let [output] = batch.project(index, [Module::DownProj], &activated);
-        (_, stream) = optional_norm(output, &layer.feed_forward_output_norm, eps);
+        stream = optional_norm(output, &layer.feed_forward_output_norm, eps);
         kernel::add(&middle, &mut stream);
     }
     advance(steps);

@@ -13,6 +13,7 @@ use candle_core::{CpuStorage, CustomOp1, Device, Layout, Shape, Tensor, Var};
 use super::backward::Gradients;
 use super::forward::{Dropout, Pass};
 use super::gpu::{GpuPass, GpuUpdates, GpuWeights};
+use super::memory::Memory;
 use super::preference::{PreferenceBatch, pair_loss};
 use super::weights::{Llama, Place, Weights};
 use super::{ModelError, PackedBatch, TokenScore};
@@ -107,6 +108,7 @@ impl LossOp {
                     lora: Some(&layers),
                     dropout: self.dropout(*dropout),
                     segments,
+                    memory: &Memory::default(),
                 };
                 let sum = self.pass(&pass, *activation_bytes, &mut gradients);
                 Ok((sum, gradients.flat))
@@ -138,6 +140,7 @@ impl LossOp {
                     lora: None,
                     dropout: None,
                     segments,
+                    memory: &Memory::default(),
                 };
                 let sum = self.pass(&pass, usize::MAX, &mut gradients);
                 Ok((sum, gradients.flat))
@@ -155,6 +158,8 @@ impl LossOp {
 
     fn pass(&self, pass: &Pass<'_>, activation_bytes: usize, gradients: &mut Gradients<'_>) -> f64 {
         let (hidden, tapes) = pass.run_keeping(&self.batch.tokens, activation_bytes);
+        // Logits are large, and no layer's vectors are of use to them.
+        pass.memory.clear();
         let targets = &self.batch.targets;
         let (sum, dhidden) = match &self.goal {
             Goal::Likelihood => pass.loss_and_gradient(&hidden, targets, None, gradients),
@@ -228,13 +233,15 @@ impl CustomOp1 for LossOp {
         upstream: &Tensor,
     ) -> candle_core::Result<Option<Tensor>> {
         let scale = upstream.to_scalar::<f32>()?;
-        let gradient = self.gradient.lock().unwrap_or_else(PoisonError::into_inner);
-        let scaled: Vec<f32> = gradient.iter().map(|value| value * scale).collect();
-        Ok(Some(Tensor::from_vec(
-            scaled,
-            argument.shape(),
-            argument.device(),
-        )?))
+        // Handed out once: there is no second copy of it.
+        let mut gradient =
+            std::mem::take(&mut *self.gradient.lock().unwrap_or_else(PoisonError::into_inner));
+        if gradient.len() != argument.elem_count() {
+            candle_core::bail!("the gradient of a loss is there for one backward pass");
+        }
+        gradient.iter_mut().for_each(|value| *value *= scale);
+        let gradient = Tensor::from_vec(gradient, argument.shape(), argument.device())?;
+        Ok(Some(gradient))
     }
 }
 

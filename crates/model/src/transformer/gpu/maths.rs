@@ -124,13 +124,16 @@ mod tests {
         let tensor = |values: &[f32]| Tensor::from_slice(values, values.len(), &Device::Cpu);
         let inputs = [&gate, &up, &dy].map(|values| tensor(values).unwrap());
         for activation in [Activation::Silu, Activation::GeluTanh] {
-            let [mut y, mut dgate, mut dup] = [(); 3].map(|()| vec![0.0; gate.len()]);
+            let mut y = vec![0.0; gate.len()];
+            let (mut dgate, mut dup) = (gate.clone(), up.clone());
             match activation {
                 Activation::Silu => {
-                    kernel::swiglu_backward(&gate, &up, &dy, &mut dgate, &mut dup, &mut y);
+                    kernel::swiglu(&gate, &up, &mut y);
+                    kernel::swiglu_backward(&mut dgate, &mut dup, &dy);
                 }
                 Activation::GeluTanh => {
-                    kernel::geglu_backward(&gate, &up, &dy, &mut dgate, &mut dup, &mut y);
+                    kernel::geglu(&gate, &up, &mut y);
+                    kernel::geglu_backward(&mut dgate, &mut dup, &dy);
                 }
             }
             let [gate, up, dy] = &inputs;
