@@ -102,8 +102,18 @@ macro_rules! with_lanes {
 pub(crate) use with_lanes;
 
 /// Repeats a body for `$index` from 0 to a constant bound of at most twelve, each time with a
-/// constant index: arrays of registers stay in registers, which a loop does not promise.
+/// constant index: arrays of registers stay in registers, which a loop does not promise. `of 2` and the like
+/// spare the compiler the indices above that.
 macro_rules! unrolled {
+    ($index:ident < $bound:ident of 2, $body:block) => {
+        unrolled!(@ $index $bound $body 0 1)
+    };
+    ($index:ident < $bound:ident of 6, $body:block) => {
+        unrolled!(@ $index $bound $body 0 1 2 3 4 5)
+    };
+    ($index:ident < $bound:ident of 8, $body:block) => {
+        unrolled!(@ $index $bound $body 0 1 2 3 4 5 6 7)
+    };
     ($index:ident < $bound:ident, $body:block) => {
         unrolled!(@ $index $bound $body 0 1 2 3 4 5 6 7 8 9 10 11)
     };

@@ -6,6 +6,7 @@
 )]
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use half::bf16;
 use rayon::prelude::*;
@@ -26,11 +27,39 @@ pub(crate) enum HalfFormat {
 impl HalfFormat {
     /// The value of these bits, exactly.
     #[inline]
-    pub(super) fn widened(self, bits: u16) -> f32 {
+    pub fn widened(self, bits: u16) -> f32 {
         match self {
             Self::Bf16 => f32::from_bits(u32::from(bits) << 16),
             Self::F16 => f16_widened(bits),
         }
+    }
+
+    /// The bits of a value that this format has; of another value any.
+    #[inline]
+    fn narrowed(self, value: f32) -> u16 {
+        match self {
+            Self::Bf16 => (value.to_bits() >> 16) as u16,
+            Self::F16 => f16_narrowed(value),
+        }
+    }
+
+    /// Whether the format has each of these values, to the bit.
+    fn has_all(self, values: &[f32]) -> bool {
+        // Differences are gathered, not branched on: this way the loop is one of vectors.
+        let lost = values.iter().fold(0, |lost, value| {
+            lost | (self.widened(self.narrowed(*value)).to_bits() ^ value.to_bits())
+        });
+        lost == 0
+    }
+
+    /// Whether these bits are a number, and not infinity or NaN.
+    #[inline]
+    fn is_finite(self, bits: u16) -> bool {
+        let exponent = match self {
+            Self::Bf16 => 0x7f80,
+            Self::F16 => 0x7c00,
+        };
+        bits & exponent != exponent
     }
 }
 
@@ -47,6 +76,16 @@ fn f16_widened(bits: u16) -> f32 {
         f32::from_bits(magnitude) * SCALE
     };
     if bits & 0x8000 == 0 { value } else { -value }
+}
+
+/// The other way: the same scaling back, which is exact for a value that f16 has.
+#[inline]
+fn f16_narrowed(value: f32) -> u16 {
+    /// 2^-112
+    const SCALE: f32 = f32::from_bits((127 - 112) << 23);
+    let bits = value.to_bits();
+    let magnitude = f32::from_bits(bits & 0x7fff_ffff) * SCALE;
+    (magnitude.to_bits() >> 13) as u16 | ((bits >> 16) as u16 & 0x8000)
 }
 
 /// A weight as it is stored, row-major.
@@ -67,6 +106,29 @@ impl HalfWeight {
             bits: bits.collect(),
         }
     }
+
+    /// The values in a format that has each of them to the bit: bf16 where both do; none where neither does.
+    pub fn exactly(values: &[f32]) -> Option<Self> {
+        let formats = [HalfFormat::Bf16, HalfFormat::F16];
+        let format = formats.into_iter().find(|format| format.has_all(values))?;
+        let bits = values.iter().map(|value| format.narrowed(*value));
+        Some(Self {
+            format,
+            bits: bits.collect(),
+        })
+    }
+
+    /// The values as f32.
+    pub fn widened(&self) -> Vec<f32> {
+        let bits = self.bits.iter();
+        bits.map(|bits| self.format.widened(*bits)).collect()
+    }
+
+    /// The first value that is infinite or NaN.
+    pub fn first_not_finite(&self) -> Option<usize> {
+        let mut bits = self.bits.iter();
+        bits.position(|bits| !self.format.is_finite(*bits))
+    }
 }
 
 /// One input of sixteen outputs.
@@ -81,7 +143,10 @@ pub(crate) struct HalfPanels {
     outputs: usize,
     inputs: usize,
     format: HalfFormat,
-    lines: Vec<HalfLine>,
+    /// Of this weight, or of a [`HalfPanels::stack`] with it in.
+    buffer: Arc<Vec<HalfLine>>,
+    /// Where the weight begins in the buffer.
+    start: usize,
 }
 
 impl HalfPanels {
@@ -96,24 +161,62 @@ impl HalfPanels {
             "weight is not [{outputs}, {inputs}]"
         );
         let mut lines = vec![HalfLine([0; LANES]); outputs.div_ceil(LANES) * inputs];
-        lines
-            .par_chunks_mut(inputs)
-            .zip(bits.par_chunks(LANES * inputs))
-            .for_each(|(lines, rows)| {
-                for (lane, row) in rows.chunks_exact(inputs).enumerate() {
-                    for (line, bits) in lines.iter_mut().zip(row) {
-                        if let Some(slot) = line.0.get_mut(lane) {
-                            *slot = *bits;
-                        }
-                    }
-                }
-            });
+        pack_into(&mut lines, bits, inputs);
         Self {
             outputs,
             inputs,
             format: weight.format,
-            lines,
+            buffer: Arc::new(lines),
+            start: 0,
         }
+    }
+
+    /// Packs weights `[outputs, inputs]` of one format as [`Panels::stack`] does: the stack, for one product with
+    /// all of them, and each as a part of its memory. None where they have several formats, or there are none.
+    ///
+    /// # Panics
+    /// A weight has another length, or no values.
+    pub fn stack(weights: &[(&HalfWeight, usize)], inputs: usize) -> Option<(Self, Vec<Self>)> {
+        let (first, _) = weights.first()?;
+        let format = first.format;
+        if weights.iter().any(|(weight, _)| weight.format != format) {
+            return None;
+        }
+        let panels = weights.iter().map(|(_, outputs)| outputs.div_ceil(LANES));
+        let panels: usize = panels.sum();
+        let mut lines = vec![HalfLine([0; LANES]); panels * inputs];
+        let mut rest = lines.as_mut_slice();
+        for (weight, outputs) in weights {
+            let bits = &weight.bits;
+            assert!(
+                bits.len() == outputs * inputs && !bits.is_empty(),
+                "weight is not [{outputs}, {inputs}]"
+            );
+            let (part, after) = rest.split_at_mut(outputs.div_ceil(LANES) * inputs);
+            pack_into(part, bits, inputs);
+            rest = after;
+        }
+        let stack = Self {
+            outputs: panels * LANES,
+            inputs,
+            format,
+            buffer: Arc::new(lines),
+            start: 0,
+        };
+        let mut start = 0;
+        let part = |(_, outputs): &(&HalfWeight, usize)| {
+            let part = Self {
+                outputs: *outputs,
+                inputs,
+                format,
+                buffer: Arc::clone(&stack.buffer),
+                start,
+            };
+            start += outputs.div_ceil(LANES) * inputs;
+            part
+        };
+        let parts = weights.iter().map(part).collect();
+        Some((stack, parts))
     }
 
     /// Rows of the weight.
@@ -126,9 +229,9 @@ impl HalfPanels {
         self.inputs
     }
 
-    /// Bytes held.
+    /// Bytes held, whoever shares them.
     pub fn bytes(&self) -> usize {
-        size_of_val(&*self.lines)
+        size_of_val(self.lines())
     }
 
     pub(super) fn format(&self) -> HalfFormat {
@@ -136,7 +239,8 @@ impl HalfPanels {
     }
 
     pub(super) fn lines(&self) -> &[HalfLine] {
-        &self.lines
+        let end = self.start + self.outputs.div_ceil(LANES) * self.inputs;
+        self.buffer.get(self.start..end).unwrap_or_default()
     }
 
     /// The values of `rows` × `columns`, row-major; what lies outside is left out.
@@ -144,7 +248,7 @@ impl HalfPanels {
         let mut values = Vec::with_capacity(rows.len() * columns.len());
         for row in rows {
             let start = row / LANES * self.inputs;
-            let lines = self.lines.get(start + columns.start..start + columns.end);
+            let lines = self.lines().get(start + columns.start..start + columns.end);
             let lane = |line: &HalfLine| line.0.get(row % LANES).copied();
             let bits = lines.unwrap_or_default().iter().filter_map(lane);
             values.extend(bits.map(|bits| self.format.widened(bits)));
@@ -164,7 +268,7 @@ impl HalfPanels {
         );
         let start = outputs.start / LANES * self.inputs;
         let end = start + outputs.len().div_ceil(LANES) * self.inputs;
-        let lines = self.lines.get(start..end).unwrap_or_default();
+        let lines = self.lines().get(start..end).unwrap_or_default();
         widen_lines(self.format, lines, panels.as_chunks_mut().0);
     }
 
@@ -181,13 +285,29 @@ impl HalfPanels {
         let panels = panels.chunks_exact_mut(LANES * self.outputs);
         for (first, panel) in inputs.clone().step_by(LANES).zip(panels) {
             let end = inputs.end.min(first + LANES);
-            let groups = self.lines.chunks_exact(self.inputs);
+            let groups = self.lines().chunks_exact(self.inputs);
             for (group, slots) in groups.zip(panel.chunks_mut(LANES * LANES)) {
                 let lines = group.get(first..end).unwrap_or_default();
                 transpose_lines(self.format, lines, slots.as_chunks_mut().0);
             }
         }
     }
+}
+
+/// Packs a row-major weight into zeros.
+fn pack_into(lines: &mut [HalfLine], bits: &[u16], inputs: usize) {
+    lines
+        .par_chunks_mut(inputs)
+        .zip(bits.par_chunks(LANES * inputs))
+        .for_each(|(lines, rows)| {
+            for (lane, row) in rows.chunks_exact(inputs).enumerate() {
+                for (line, bits) in lines.iter_mut().zip(row) {
+                    if let Some(slot) = line.0.get_mut(lane) {
+                        *slot = *bits;
+                    }
+                }
+            }
+        });
 }
 
 /// Value `i` of row `j` as value `j` of row `i`, in squares of eight: interleaving the upper and the lower half of a
@@ -310,6 +430,70 @@ mod tests {
         for (bits, value) in weight.bits.into_iter().zip(values) {
             assert_eq!(bits, bf16::from_f32(value).to_bits());
         }
+    }
+
+    #[test]
+    fn values_are_narrowed_only_where_a_format_has_each_of_them() {
+        for format in FORMATS {
+            for bits in 0..=u16::MAX {
+                let value = format.widened(bits);
+                if value.is_finite() {
+                    assert_eq!(format.narrowed(value), bits, "{format:?} {value}");
+                }
+            }
+            let (weight, wide) = weight(format, 500);
+            assert_eq!(HalfWeight::exactly(&wide), Some(weight.clone()));
+            assert_eq!(weight.widened(), wide);
+            let finite = f32::from_bits(wide[77].to_bits() ^ 1);
+            for other in [finite, 1e30 + 1e23, f32::MIN_POSITIVE / 3.0] {
+                let mut changed = wide.clone();
+                changed[77] = other;
+                assert_eq!(HalfWeight::exactly(&changed), None, "{format:?} {other}");
+            }
+        }
+        // Both have them.
+        let both = HalfWeight::exactly(&[0.0, -0.0, 1.5, -256.0]).unwrap();
+        assert_eq!(both.format, HalfFormat::Bf16);
+        // Too large for f16, in no other way different from what it has.
+        assert_eq!(HalfWeight::exactly(&[65_536.0 + 1.0 / 1024.0, 3e38]), None);
+        assert_eq!(HalfWeight::exactly(&[131_136.0 + 0.25]), None);
+    }
+
+    #[test]
+    fn the_first_value_that_is_not_finite_is_found() {
+        for format in FORMATS {
+            let (mut weight, _) = weight(format, 40);
+            assert_eq!(weight.first_not_finite(), None);
+            for bits in [0x7fff, 0xffff, 0x7c00, 0x7f80] {
+                weight.bits[31] = bits;
+                let expected = (!format.widened(bits).is_finite()).then_some(31);
+                assert_eq!(weight.first_not_finite(), expected, "{format:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_stack_of_one_format_holds_each_weight_once_and_its_parts_are_those_weights() {
+        let k = 7;
+        for format in FORMATS {
+            let weights = [5, 17, 16].map(|n| (weight(format, n * k).0, n));
+            let slices: Vec<_> = weights.iter().map(|(weight, n)| (weight, *n)).collect();
+            let (stack, parts) = HalfPanels::stack(&slices, k).unwrap();
+            assert_eq!((stack.outputs(), stack.inputs()), (64, k));
+            let bytes: usize = parts.iter().map(HalfPanels::bytes).sum();
+            assert_eq!(stack.bytes(), bytes);
+            for ((part, (weight, n)), column) in parts.iter().zip(&weights).zip([0, 16, 48]) {
+                let values = weight.widened();
+                assert_eq!((part.outputs(), part.read(0..*n, 0..k)), (*n, values));
+                assert_eq!(stack.read(column..column + n, 0..k), weight.widened());
+                assert_eq!(
+                    part.lines().as_ptr(),
+                    stack.lines()[column / 16 * k..].as_ptr()
+                );
+            }
+        }
+        let [bf16, f16] = FORMATS.map(|format| weight(format, 16 * k).0);
+        assert!(HalfPanels::stack(&[(&bf16, 16), (&f16, 16)], k).is_none());
     }
 
     #[test]

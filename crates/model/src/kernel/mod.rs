@@ -27,6 +27,7 @@ mod product;
 #[cfg(test)]
 pub(crate) mod reference;
 mod scratch;
+mod together;
 mod unpack;
 #[cfg(target_arch = "x86_64")]
 mod x86_avx2;
@@ -46,4 +47,5 @@ pub use panels::Panels;
 pub(crate) use panels::{LANES, packed_bytes};
 pub(crate) use product::product_tiled;
 pub use product::{Epilogue, product, product_parallel};
+pub(crate) use together::{Product, Weight, products};
 pub(crate) use unpack::{unpack, unpack_transposed};

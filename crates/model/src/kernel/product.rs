@@ -101,7 +101,7 @@ enum Values<'a> {
 }
 
 impl<'a> Packed<'a> {
-    fn single(w: &'a Panels) -> Self {
+    pub fn single(w: &'a Panels) -> Self {
         Self {
             outputs: w.outputs(),
             inputs: w.inputs(),
@@ -301,7 +301,8 @@ impl Output {
     reason = "tasks write disjoint rows or columns of one slice"
 )]
 // SAFETY: `part` and `PackedInputs::multiply` are given disjoint (rows, panels) by every task, and the slice outlives
-// them all because `product_parallel`, `product_tiled` and `product_integers` return after the parallel loop.
+// them all because `product_parallel`, `product_tiled`, `product_integers` and `products` return after the parallel
+// loop.
 unsafe impl Send for Output {}
 #[expect(
     unsafe_code,
@@ -312,7 +313,7 @@ unsafe impl Sync for Output {}
 
 /// Computes rows × panels of the product. Panels outside, rows inside: a few panels stay in the
 /// first-level cache while the rows pass by.
-fn part(
+pub(super) fn part(
     isa: Isa,
     x: &[f32],
     w: Packed<'_>,

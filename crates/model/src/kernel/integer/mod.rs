@@ -24,12 +24,15 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::panels::LANES;
-use super::product::{Epilogue, Output, PARALLEL_WORK, finish, row_count};
+use super::product::{Epilogue, Output, finish, row_count};
 use inputs::{Group, quantise};
 use panels::{Kind, Parts};
 
 /// Inputs of one group.
 pub(super) const GROUP: usize = 32;
+/// Below this many multiply-adds a call is not worth waking another thread for: whole numbers are quick, and what
+/// takes the time with few rows is to read the weight.
+const PARALLEL_WORK: usize = 1 << 18;
 /// Bytes of inputs that stay in a core's second cache beside a panel.
 const SECOND_CACHE: usize = 384 << 10;
 
@@ -62,22 +65,31 @@ impl IntegerIsa {
         Self::Portable
     }
 
-    /// Rows of the largest tile within so many.
+    /// Rows of the largest tile within so many: a tile's sums and dot products fill the registers.
     fn rows(self, left: usize) -> usize {
         let heights: &[usize] = match self {
-            Self::Vnni => &[12, 8, 6, 4, 3, 2],
+            Self::Vnni => &[6, 4, 3, 2],
             Self::Avx2 => &[4, 2],
             Self::Portable => &[],
         };
         let fits = heights.iter().find(|height| **height <= left);
         fits.copied().unwrap_or(1)
     }
+
+    /// Panels beside each other: an input that is in a register is then multiplied with both.
+    fn panels(self) -> usize {
+        match self {
+            Self::Vnni => 2,
+            Self::Avx2 | Self::Portable => 1,
+        }
+    }
 }
 
-/// A few rows by one panel.
+/// A few rows by one or two panels.
 #[derive(Clone, Copy)]
 struct IntegerTile<'a> {
     kind: Kind,
+    /// Of all panels, one behind the other.
     parts: Parts<'a>,
     /// The rows' groups, one row behind the other.
     x: &'a [Group],
@@ -87,27 +99,65 @@ struct IntegerTile<'a> {
     y: *mut f32,
     /// Elements between rows of `y`.
     stride: usize,
-    /// Outputs of this panel.
+    /// Outputs of these panels; the last one may be partly filled.
     columns: usize,
     epilogue: Epilogue,
 }
 
 impl IntegerTile<'_> {
-    /// Writes what became of one row.
+    /// Writes what became of one row in one panel.
     ///
     /// # Safety
-    /// The tile has the row.
+    /// The tile has the row and the panel.
     #[expect(unsafe_code, reason = "tiles address their outputs by pointer")]
     #[expect(
         clippy::inline_always,
         reason = "takes the vector features of its caller"
     )]
     #[inline(always)]
-    unsafe fn finish(&self, row: usize, sums: &[f32; LANES]) {
-        // SAFETY: the caller's promise: `columns` values lie inside this row.
-        let y =
-            unsafe { std::slice::from_raw_parts_mut(self.y.add(row * self.stride), self.columns) };
+    unsafe fn finish(&self, row: usize, panel: usize, sums: &[f32; LANES]) {
+        let columns = (self.columns - panel * LANES).min(LANES);
+        // SAFETY: the caller's promise: these columns lie inside this row.
+        let y = unsafe {
+            let start = self.y.add(row * self.stride + panel * LANES);
+            std::slice::from_raw_parts_mut(start, columns)
+        };
         finish(sums, y, self.epilogue);
+    }
+}
+
+/// Inputs in 8 bits, for as many weights as have the same zero.
+#[derive(Debug)]
+pub(super) struct Inputs {
+    isa: IntegerIsa,
+    zero: i32,
+    groups: Vec<Group>,
+}
+
+impl Inputs {
+    /// `x: [rows, inputs]` for the product with a weight.
+    pub fn of(x: &[f32], w: &IntegerPanels) -> Self {
+        Self::on(IntegerIsa::detect(), x, w)
+    }
+
+    fn on(isa: IntegerIsa, x: &[f32], w: &IntegerPanels) -> Self {
+        let zero = w.kind().zero();
+        Self {
+            isa,
+            zero,
+            groups: quantise(x, zero),
+        }
+    }
+
+    /// Whether they are what another weight wants, too.
+    pub fn fit(&self, w: &IntegerPanels) -> bool {
+        self.zero == w.kind().zero()
+    }
+
+    /// Computes all rows by some panels on this thread. The inputs were made for a weight that
+    /// [fits](Self::fit), and as long as that one's; `y` has a row for each of theirs.
+    pub fn multiply(&self, w: &IntegerPanels, y: Output, panels: Range<usize>, epilogue: Epilogue) {
+        part(self.isa, &self.groups, w, y, panels, epilogue);
     }
 }
 
@@ -126,23 +176,23 @@ fn product_on(isa: IntegerIsa, x: &[f32], w: &IntegerPanels, y: &mut [f32], epil
     if rows == 0 {
         return;
     }
-    let groups = quantise(x, w.kind().zero());
+    let inputs = Inputs::on(isa, x, w);
     let output = Output::of(y, w.outputs());
     let panels = w.panels();
     let threads = rayon::current_num_threads();
     if threads < 2 || rows * w.outputs() * w.inputs() < PARALLEL_WORK {
-        part(isa, &groups, w, output, 0..panels, epilogue);
+        inputs.multiply(w, output, 0..panels, epilogue);
         return;
     }
     // By panels for any number of rows: each is read from memory once.
-    let step = panels.div_ceil(4 * threads);
+    let step = panels.div_ceil(4 * threads).next_multiple_of(2);
     (0..panels.div_ceil(step)).into_par_iter().for_each(|task| {
         let range = task * step..panels.min((task + 1) * step);
-        part(isa, &groups, w, output, range, epilogue);
+        inputs.multiply(w, output, range, epilogue);
     });
 }
 
-/// Computes all rows by some panels. Rows inside: a panel stays in the nearest cache while they pass by, and they
+/// Computes all rows by some panels. Rows inside: panels stay in the nearest cache while they pass by, and they
 /// in the second.
 fn part(
     isa: IntegerIsa,
@@ -156,8 +206,12 @@ fn part(
     let rows = (SECOND_CACHE / (groups * size_of::<Group>())).max(12) / 12 * 12;
     let first_rows = (0..).step_by(rows);
     for (first, x) in first_rows.zip(x.chunks(rows * groups)) {
-        for panel in panels.clone() {
-            let Some(parts) = w.panel(panel) else { return };
+        let mut panel = panels.start;
+        while panel < panels.end {
+            let width = isa.panels().min(panels.end - panel);
+            let Some(parts) = w.parts(panel..panel + width) else {
+                return;
+            };
             let mut row = 0;
             while row * groups < x.len() {
                 let height = isa.rows(x.len() / groups - row);
@@ -176,13 +230,14 @@ fn part(
                         groups,
                         y: y.start.add((first + row) * y.stride + panel * LANES),
                         stride: y.stride,
-                        columns: (w.outputs() - panel * LANES).min(LANES),
+                        columns: (w.outputs() - panel * LANES).min(width * LANES),
                         epilogue,
                     };
-                    run(isa, height, &tile);
+                    run(isa, (height, width), &tile);
                 }
                 row += height;
             }
+            panel += width;
         }
     }
 }
@@ -190,17 +245,20 @@ fn part(
 /// Computes one tile.
 ///
 /// # Safety
-/// The machine has the instruction set; `tile` has `rows` rows and a whole panel.
+/// The machine has the instruction set; `tile` has `rows` rows and `panels` whole panels.
 #[expect(unsafe_code, reason = "tiles address their outputs by pointer")]
-unsafe fn run(isa: IntegerIsa, rows: usize, tile: &IntegerTile<'_>) {
+unsafe fn run(isa: IntegerIsa, (rows, panels): (usize, usize), tile: &IntegerTile<'_>) {
     // SAFETY: the caller's promise.
     unsafe {
         match isa {
             #[cfg(target_arch = "x86_64")]
-            IntegerIsa::Vnni => x86_avx512::run(rows, tile),
+            IntegerIsa::Vnni => x86_avx512::run(rows, panels, tile),
             #[cfg(target_arch = "x86_64")]
             IntegerIsa::Avx2 => x86_avx2::run(rows, tile),
-            _ => run_portable(tile),
+            _ => {
+                debug_assert_eq!(panels, 1, "the plain tile has one panel");
+                run_portable(tile);
+            }
         }
     }
 }
@@ -208,7 +266,7 @@ unsafe fn run(isa: IntegerIsa, rows: usize, tile: &IntegerTile<'_>) {
 /// The tile in plain Rust.
 ///
 /// # Safety
-/// `tile` has the rows that its `x` says.
+/// `tile` has the rows that its `x` says, and one panel.
 #[expect(unsafe_code, reason = "tiles address their outputs by pointer")]
 unsafe fn run_portable(tile: &IntegerTile<'_>) {
     for (row, x) in tile.x.chunks_exact(tile.groups).enumerate() {
@@ -227,7 +285,7 @@ unsafe fn run_portable(tile: &IntegerTile<'_>) {
             }
         }
         // SAFETY: the caller's promise.
-        unsafe { tile.finish(row, &sums) };
+        unsafe { tile.finish(row, 0, &sums) };
     }
 }
 

@@ -100,7 +100,7 @@ pub(super) struct Minor {
     pub minima: [u8; LANES],
 }
 
-/// One panel: lines `[groups][lines of a group]`, scales, and minor scales where its kind has them.
+/// Panels, each of lines `[groups][lines of a group]`, of scales, and of minor scales where its kind has them.
 #[derive(Clone, Copy)]
 pub(super) struct Parts<'a> {
     pub quants: &'a [Line],
@@ -208,8 +208,13 @@ impl IntegerPanels {
 
     /// A whole panel; none past the last.
     pub(super) fn panel(&self, panel: usize) -> Option<Parts<'_>> {
+        self.parts(panel..panel + 1)
+    }
+
+    /// Whole panels, one behind the other; none past the last.
+    pub(super) fn parts(&self, panels: Range<usize>) -> Option<Parts<'_>> {
         let groups = self.groups();
-        let of = |count: usize| panel * count..(panel + 1) * count;
+        let of = |count: usize| panels.start * count..panels.end * count;
         Some(Parts {
             quants: self.quants.get(of(groups * self.kind.lines()))?,
             scales: self.scales.get(of(self.kind.scales(groups)))?,

@@ -171,7 +171,7 @@ unsafe fn store<const R: usize>(tile: &IntegerTile<'_>, [low, high]: &[[__m256; 
         unsafe {
             _mm256_storeu_ps(lanes.as_mut_ptr(), *low);
             _mm256_storeu_ps(lanes.as_mut_ptr().add(8), *high);
-            tile.finish(row, &lanes);
+            tile.finish(row, 0, &lanes);
         }
     }
 }

@@ -2,7 +2,7 @@
 #![expect(unsafe_code, reason = "vector loads through pointers")]
 
 use std::arch::x86_64::{
-    __m128i, __m256i, __m512i, _mm512_and_si512, _mm512_cvtepi32_ps, _mm512_cvtepu8_epi32,
+    __m128i, __m256i, __m512, __m512i, _mm512_and_si512, _mm512_cvtepi32_ps, _mm512_cvtepu8_epi32,
     _mm512_cvtph_ps, _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_fnmadd_ps, _mm512_mul_ps,
     _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_srli_epi32,
     _mm512_storeu_ps,
@@ -16,134 +16,198 @@ use super::{Group, IntegerTile};
 /// Computes one tile.
 ///
 /// # Safety
-/// The machine has AVX-512F and AVX-512 VNNI; `tile` has `rows` rows and a whole panel.
-pub(super) unsafe fn run(rows: usize, tile: &IntegerTile<'_>) {
+/// The machine has AVX-512F and AVX-512 VNNI; `tile` has `rows` rows and `panels` whole panels.
+pub(super) unsafe fn run(rows: usize, panels: usize, tile: &IntegerTile<'_>) {
     macro_rules! choose {
-        ($($rows:literal)*) => {
+        ($($rows:literal x $panels:literal),*) => {
             // SAFETY: the caller's promise.
             unsafe {
-                match (rows, tile.kind) {
-                    $(($rows, Kind::Eight) => eight::<$rows>(tile),
-                    ($rows, Kind::Four) => four::<$rows, false>(tile),
-                    ($rows, Kind::FourWithMinimum) => four::<$rows, true>(tile),)*
-                    _ => unreachable!("no tile of {rows} rows"),
+                match (rows, panels, tile.kind) {
+                    $(($rows, $panels, Kind::Eight) => eight::<$rows, $panels>(tile),
+                    ($rows, $panels, Kind::Four) => four::<$rows, $panels, false>(tile),
+                    ($rows, $panels, Kind::FourWithMinimum) => four::<$rows, $panels, true>(tile),)*
+                    _ => unreachable!("no tile of {rows} rows by {panels} panels"),
                 }
             }
         };
     }
-    choose!(1 2 3 4 6 8 12);
+    choose!(
+        1 x 1, 2 x 1, 3 x 1, 4 x 1, 6 x 1,
+        1 x 2, 2 x 2, 3 x 2, 4 x 2, 6 x 2
+    );
 }
 
-/// 8 bits: 12 × 2 sums, one weight, one scale and one input fill 27 of 32 registers.
-#[target_feature(enable = "avx512f,avx512vnni")]
-unsafe fn eight<const R: usize>(tile: &IntegerTile<'_>) {
-    let (quants, scales) = (tile.parts.quants.as_ptr(), tile.parts.scales.as_ptr());
-    let (x, groups) = (tile.x.as_ptr(), tile.groups);
-    let mut sums = [_mm512_setzero_ps(); R];
-    for g in 0..groups {
-        let mut dots = [_mm512_set1_epi32(0); R];
-        unrolled!(ROW < R, {
-            // SAFETY: each row has so many groups.
-            dots[ROW] = _mm512_set1_epi32(unsafe { (*x.add(ROW * groups + g)).start });
-        });
-        for quad in 0..8 {
-            // SAFETY: each group has eight lines.
-            let weight = unsafe { *quants.add(g * 8 + quad).cast::<__m512i>() };
-            unrolled!(ROW < R, {
-                // SAFETY: as above, and a group has eight quads.
-                let input = _mm512_set1_epi32(unsafe { input(x.add(ROW * groups + g), quad) });
-                dots[ROW] = _mm512_dpbusd_epi32(dots[ROW], weight, input);
-            });
+/// Four inputs of every lane; eight of them are a group.
+const QUADS: usize = 8;
+/// Lines of a group in 4 bits.
+const PAIRS: usize = 4;
+
+/// Where each row's groups begin.
+///
+/// # Safety
+/// The tile has `R` rows.
+#[expect(
+    clippy::inline_always,
+    reason = "takes the vector features of its caller"
+)]
+#[inline(always)]
+unsafe fn row_starts<const R: usize>(tile: &IntegerTile<'_>) -> [*const Group; R] {
+    let mut starts = [tile.x.as_ptr(); R];
+    for (row, start) in starts.iter_mut().enumerate() {
+        // SAFETY: the caller's promise.
+        *start = unsafe { start.add(row * tile.groups) };
+    }
+    starts
+}
+
+/// Writes every row in every panel.
+///
+/// # Safety
+/// The tile has `R` rows and `P` panels.
+#[target_feature(enable = "avx512f")]
+#[inline]
+unsafe fn store<const R: usize, const P: usize>(tile: &IntegerTile<'_>, sums: &[[__m512; P]; R]) {
+    for (row, sums) in sums.iter().enumerate() {
+        for (panel, sum) in sums.iter().enumerate() {
+            let mut lanes = [0.0_f32; LANES];
+            // SAFETY: `lanes` holds one register; the tile has this row and this panel.
+            unsafe {
+                _mm512_storeu_ps(lanes.as_mut_ptr(), *sum);
+                tile.finish(row, panel, &lanes);
+            }
         }
-        // SAFETY: each group has scales.
-        let scale = _mm512_cvtph_ps(unsafe { *scales.add(g).cast::<__m256i>() });
-        unrolled!(ROW < R, {
+    }
+}
+
+/// 8 bits: 6 × 2 sums, as many dot products, two weights and one input fill 27 of 32 registers. Two panels by six
+/// rows take eight loads for twelve products, where one panel by twelve rows took thirteen.
+#[target_feature(enable = "avx512f,avx512vnni")]
+unsafe fn eight<const R: usize, const P: usize>(tile: &IntegerTile<'_>) {
+    let groups = tile.groups;
+    let (quants, scales) = (tile.parts.quants.as_ptr(), tile.parts.scales.as_ptr());
+    // SAFETY: the caller's promise.
+    let rows = unsafe { row_starts::<R>(tile) };
+    let mut sums = [[_mm512_setzero_ps(); P]; R];
+    for g in 0..groups {
+        let mut dots = [[_mm512_set1_epi32(0); P]; R];
+        unrolled!(ROW < R of 6, {
+            // SAFETY: each row has so many groups.
+            dots[ROW] = [_mm512_set1_epi32(unsafe { (*rows[ROW].wrapping_add(g)).start }); P];
+        });
+        let lines = quants.wrapping_add(g * QUADS).cast::<__m512i>();
+        unrolled!(QUAD < QUADS of 8, {
+            let mut weights = [_mm512_set1_epi32(0); P];
+            unrolled!(PANEL < P of 2, {
+                // SAFETY: each group of each panel has eight lines.
+                weights[PANEL] = unsafe { *lines.wrapping_add(PANEL * groups * QUADS + QUAD) };
+            });
+            unrolled!(ROW < R of 6, {
+                // SAFETY: as above, and a group has eight quads.
+                let input = _mm512_set1_epi32(unsafe { input(rows[ROW].wrapping_add(g), QUAD) });
+                unrolled!(PANEL < P of 2, {
+                    dots[ROW][PANEL] = _mm512_dpbusd_epi32(dots[ROW][PANEL], weights[PANEL], input);
+                });
+            });
+        });
+        let mut scale = [_mm512_setzero_ps(); P];
+        unrolled!(PANEL < P of 2, {
+            // SAFETY: each group of each panel has scales.
+            let bits = unsafe { *scales.wrapping_add(PANEL * groups + g).cast::<__m256i>() };
+            scale[PANEL] = _mm512_cvtph_ps(bits);
+        });
+        unrolled!(ROW < R of 6, {
             // SAFETY: as above.
-            let own = _mm512_set1_ps(unsafe { (*x.add(ROW * groups + g)).scale });
-            let dot = _mm512_cvtepi32_ps(dots[ROW]);
-            sums[ROW] = _mm512_fmadd_ps(dot, _mm512_mul_ps(scale, own), sums[ROW]);
+            let own = _mm512_set1_ps(unsafe { (*rows[ROW].wrapping_add(g)).scale });
+            unrolled!(PANEL < P of 2, {
+                let dot = _mm512_cvtepi32_ps(dots[ROW][PANEL]);
+                let scale = _mm512_mul_ps(scale[PANEL], own);
+                sums[ROW][PANEL] = _mm512_fmadd_ps(dot, scale, sums[ROW][PANEL]);
+            });
         });
     }
-    unrolled!(ROW < R, {
-        let mut lanes = [0.0_f32; LANES];
-        // SAFETY: `lanes` holds one register; the tile has this row.
-        unsafe {
-            _mm512_storeu_ps(lanes.as_mut_ptr(), sums[ROW]);
-            tile.finish(ROW, &lanes);
-        }
-    });
+    // SAFETY: the caller's promise.
+    unsafe { store(tile, &sums) };
 }
 
-/// 4 bits, with minima or without.
+/// 4 bits, with minima or without. A line's two halves are multiplied one after the other, so that the registers
+/// hold them.
 #[target_feature(enable = "avx512f,avx512vnni")]
-unsafe fn four<const R: usize, const MINIMUM: bool>(tile: &IntegerTile<'_>) {
+unsafe fn four<const R: usize, const P: usize, const MINIMUM: bool>(tile: &IntegerTile<'_>) {
+    let groups = tile.groups;
     let (quants, scales) = (tile.parts.quants.as_ptr(), tile.parts.scales.as_ptr());
     let minors = tile.parts.minors.as_ptr();
-    let (x, groups) = (tile.x.as_ptr(), tile.groups);
     let mask = _mm512_set1_epi8(15);
-    let mut sums = [_mm512_setzero_ps(); R];
+    // SAFETY: the caller's promise.
+    let rows = unsafe { row_starts::<R>(tile) };
+    let mut sums = [[_mm512_setzero_ps(); P]; R];
     for g in 0..groups {
-        let mut dots = [_mm512_set1_epi32(0); R];
-        unrolled!(ROW < R, {
+        let mut dots = [[_mm512_set1_epi32(0); P]; R];
+        unrolled!(ROW < R of 6, {
             // SAFETY: each row has so many groups.
-            dots[ROW] = _mm512_set1_epi32(unsafe { (*x.add(ROW * groups + g)).start });
+            dots[ROW] = [_mm512_set1_epi32(unsafe { (*rows[ROW].wrapping_add(g)).start }); P];
         });
-        for quad in 0..4 {
-            // SAFETY: each group has four lines.
-            let both = unsafe { *quants.add(g * 4 + quad).cast::<__m512i>() };
-            let low = _mm512_and_si512(both, mask);
-            let high = _mm512_and_si512(_mm512_srli_epi32::<4>(both), mask);
-            unrolled!(ROW < R, {
+        let lines = quants.wrapping_add(g * PAIRS).cast::<__m512i>();
+        unrolled!(QUAD < QUADS of 8, {
+            let mut weights = [_mm512_set1_epi32(0); P];
+            unrolled!(PANEL < P of 2, {
+                // SAFETY: each group of each panel has four lines, of two quads each.
+                let both = unsafe { *lines.wrapping_add(PANEL * groups * PAIRS + QUAD % PAIRS) };
+                let own = if QUAD < PAIRS {
+                    both
+                } else {
+                    _mm512_srli_epi32::<4>(both)
+                };
+                weights[PANEL] = _mm512_and_si512(own, mask);
+            });
+            unrolled!(ROW < R of 6, {
                 // SAFETY: as above, and a group has eight quads.
-                let (first, second) = unsafe {
-                    let group = x.add(ROW * groups + g);
-                    (input(group, quad), input(group, quad + 4))
-                };
-                let dot = _mm512_dpbusd_epi32(dots[ROW], low, _mm512_set1_epi32(first));
-                dots[ROW] = _mm512_dpbusd_epi32(dot, high, _mm512_set1_epi32(second));
+                let input = _mm512_set1_epi32(unsafe { input(rows[ROW].wrapping_add(g), QUAD) });
+                unrolled!(PANEL < P of 2, {
+                    dots[ROW][PANEL] = _mm512_dpbusd_epi32(dots[ROW][PANEL], weights[PANEL], input);
+                });
             });
-        }
-        if MINIMUM {
-            // SAFETY: every eight groups have two lines of scales, each group has minor ones.
-            let (major, base, scale, minimum) = unsafe {
-                let major = scales.add(g / 8 * 2).cast::<__m256i>();
-                let [scale, minimum] = minor(minors.add(g));
-                (*major, *major.add(1), scale, minimum)
+        });
+        let (mut scale, mut minimum) = ([_mm512_setzero_ps(); P], [_mm512_setzero_ps(); P]);
+        unrolled!(PANEL < P of 2, {
+            if MINIMUM {
+                // SAFETY: every eight groups have two lines of scales, each group has minor ones.
+                let (major, base, own, least) = unsafe {
+                    let number = PANEL * (groups / 8 * 2) + g / 8 * 2;
+                    let major = scales.wrapping_add(number).cast::<__m256i>();
+                    let [own, least] = minor(minors.wrapping_add(PANEL * groups + g));
+                    (*major, *major.wrapping_add(1), own, least)
+                };
+                let own = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(own));
+                let least = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(least));
+                scale[PANEL] = _mm512_mul_ps(_mm512_cvtph_ps(major), own);
+                minimum[PANEL] = _mm512_mul_ps(_mm512_cvtph_ps(base), least);
+            } else {
+                // SAFETY: each group of each panel has scales.
+                let bits = unsafe { *scales.wrapping_add(PANEL * groups + g).cast::<__m256i>() };
+                scale[PANEL] = _mm512_cvtph_ps(bits);
+            }
+        });
+        unrolled!(ROW < R of 6, {
+            // SAFETY: as above.
+            let (own, weighted) = unsafe {
+                let group = rows[ROW].wrapping_add(g);
+                ((*group).scale, (*group).weighted)
             };
-            let scale = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(scale));
-            let minimum = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(minimum));
-            let scale = _mm512_mul_ps(_mm512_cvtph_ps(major), scale);
-            let minimum = _mm512_mul_ps(_mm512_cvtph_ps(base), minimum);
-            unrolled!(ROW < R, {
-                // SAFETY: as above.
-                let (own, weighted) = unsafe {
-                    let group = x.add(ROW * groups + g);
-                    ((*group).scale, (*group).weighted)
+            let (own, weighted) = (_mm512_set1_ps(own), _mm512_set1_ps(weighted));
+            unrolled!(PANEL < P of 2, {
+                let dot = _mm512_cvtepi32_ps(dots[ROW][PANEL]);
+                let scale = _mm512_mul_ps(scale[PANEL], own);
+                let sum = _mm512_fmadd_ps(dot, scale, sums[ROW][PANEL]);
+                sums[ROW][PANEL] = if MINIMUM {
+                    _mm512_fnmadd_ps(minimum[PANEL], weighted, sum)
+                } else {
+                    sum
                 };
-                let dot = _mm512_cvtepi32_ps(dots[ROW]);
-                let scale = _mm512_mul_ps(scale, _mm512_set1_ps(own));
-                let sum = _mm512_fmadd_ps(dot, scale, sums[ROW]);
-                sums[ROW] = _mm512_fnmadd_ps(minimum, _mm512_set1_ps(weighted), sum);
             });
-        } else {
-            // SAFETY: each group has scales.
-            let scale = _mm512_cvtph_ps(unsafe { *scales.add(g).cast::<__m256i>() });
-            unrolled!(ROW < R, {
-                // SAFETY: as above.
-                let own = _mm512_set1_ps(unsafe { (*x.add(ROW * groups + g)).scale });
-                let dot = _mm512_cvtepi32_ps(dots[ROW]);
-                sums[ROW] = _mm512_fmadd_ps(dot, _mm512_mul_ps(scale, own), sums[ROW]);
-            });
-        }
+        });
     }
-    unrolled!(ROW < R, {
-        let mut lanes = [0.0_f32; LANES];
-        // SAFETY: `lanes` holds one register; the tile has this row.
-        unsafe {
-            _mm512_storeu_ps(lanes.as_mut_ptr(), sums[ROW]);
-            tile.finish(ROW, &lanes);
-        }
-    });
+    // SAFETY: the caller's promise.
+    unsafe { store(tile, &sums) };
 }
 
 /// Four inputs of a group.
