@@ -1,9 +1,10 @@
 //! Times decode and prefill passes of the model shape of `make bench-serve` (443 M parameters), in every form
 //! of the base that is served.
 //!
-//! `cargo run -p graftwork-model --example serve_time [threads]` prints the fastest of several passes in
-//! milliseconds, and tokens a second. It takes 3 GB of memory and 1 GB of disk. For tuning; docs/performance.md is
-//! made elsewhere.
+//! `cargo run -p graftwork-model --example serve_time [threads [form]]` prints the fastest of several passes in
+//! milliseconds, and tokens a second, without an adapter, with 8 and with 32 of them, in f32 and in bf16. `form` is one
+//! of the base alone, as `Q8_0`. It takes 4 GB of memory and 1 GB of disk. For tuning; docs/performance.md is made
+//! elsewhere.
 #![expect(clippy::disallowed_methods, reason = "it measures")]
 
 use std::path::Path;
@@ -20,7 +21,7 @@ use graftwork_model::quant::Quantization;
 use graftwork_model::targets::Targets;
 use graftwork_model::transformer::{Held, Llama, LogitRows, SequenceStep};
 
-const ADAPTERS: usize = 8;
+const ADAPTERS: usize = 32;
 const PREFILL: usize = 256;
 
 fn config() -> LlamaConfig {
@@ -72,12 +73,29 @@ fn run(dir: &Path, config: &LlamaConfig) -> Result<()> {
         targets: Targets::of(&Module::ALL),
         use_rslora: false,
     };
-    let adapters = (0..ADAPTERS as u64)
-        .map(|seed| LoadedAdapter::new(&random_adapter(config, &lora, seed), config))
-        .collect::<Result<Vec<_>, _>>()?;
-    let bare: &[LoadedAdapter] = &[];
+    let mut adapter = random_adapter(config, &lora, 1);
+    let mut copies = || {
+        let start = Instant::now();
+        // Each has memory of its own, which is what takes the time.
+        let copies = (0..ADAPTERS).map(|_| LoadedAdapter::new(&adapter, config));
+        let copies = copies.collect::<Result<Vec<_>, _>>()?;
+        println!(
+            "an adapter of {} MB, packed in {:.1} ms",
+            copies.first().map_or(0, LoadedAdapter::bytes) / 1_000_000,
+            start.elapsed().as_secs_f64() * 1e3 / ADAPTERS as f64
+        );
+        for tensor in adapter.tensors.values_mut() {
+            let cut = |value: &mut f32| *value = f32::from_bits(value.to_bits() & 0xffff_0000);
+            tensor.data.iter_mut().for_each(cut);
+        }
+        anyhow::Ok(copies)
+    };
+    let (single, half) = (copies()?, copies()?);
     let mut forms = vec![Held::AsStored];
     forms.extend(Quantization::ALL.map(Held::Blocks));
+    if let Some(form) = std::env::args().nth(2) {
+        forms.retain(|held| matches!(held, Held::Blocks(it) if format!("{it:?}") == form));
+    }
     for held in forms {
         let start = Instant::now();
         let llama = Llama::load_served(dir, held)?;
@@ -87,11 +105,20 @@ fn run(dir: &Path, config: &LlamaConfig) -> Result<()> {
             start.elapsed().as_secs_f64()
         );
         for (sequences, tokens) in [(1, 1), (8, 1), (32, 1), (1, PREFILL)] {
-            for adapters in [bare, adapters.as_slice()] {
+            for (numbers, all, count) in [
+                ("f32", &single, 0),
+                ("f32", &single, 8),
+                ("bf16", &half, 8),
+                ("f32", &single, 32),
+                ("bf16", &half, 32),
+            ] {
+                if count > sequences.max(8) {
+                    continue;
+                }
+                let adapters = all.get(..count).unwrap_or_default();
                 let fastest = fastest(&llama, (sequences, tokens), adapters)?;
                 println!(
-                    "  {sequences} sequences of {tokens} tokens, {} adapters: {:.2} ms, {:.0} tokens/s",
-                    adapters.len(),
+                    "  {sequences} sequences of {tokens} tokens, {count} adapters in {numbers}: {:.2} ms, {:.0} tokens/s",
                     fastest.as_secs_f64() * 1e3,
                     (sequences * tokens) as f64 / fastest.as_secs_f64()
                 );

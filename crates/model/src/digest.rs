@@ -17,6 +17,18 @@ impl FieldHasher {
         self
     }
 
+    /// Begins a field of so many bytes, which follow in pieces.
+    pub fn begin(&mut self, bytes: usize) -> &mut Self {
+        self.0.update((bytes as u64).to_le_bytes());
+        self
+    }
+
+    /// A piece of the field that was begun.
+    pub fn piece(&mut self, bytes: &[u8]) -> &mut Self {
+        self.0.update(bytes);
+        self
+    }
+
     /// `sha256:<hex>` of the fields so far.
     pub fn finish(self) -> String {
         format!("sha256:{}", hex::encode(self.0.finalize()))

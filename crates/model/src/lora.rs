@@ -7,15 +7,16 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
 use candle_core::{Device, Tensor, Var};
+use rayon::prelude::*;
 
 use crate::config::LlamaConfig;
-use crate::kernel::Panels;
+use crate::factor::{FactorPanels, FactorValues};
+use crate::kernel::HalfWeight;
 use crate::peft::{Adapter, AdapterError, AdapterTensor};
 use crate::random::Stream;
 use crate::targets::{LoraPlan, Targets, Update};
 use crate::transformer::Accelerator;
 use crate::transformer::gpu::GpuUpdates;
-use crate::transformer::linear::Linear;
 
 /// The linear layers of a transformer layer, all of which can carry an adapter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -332,9 +333,9 @@ impl LoraParams {
 #[derive(Debug)]
 pub(crate) struct LoraPair {
     /// `[rank, in]`
-    pub a: Linear,
+    pub a: FactorPanels,
     /// `[out, rank]`
-    pub b: Linear,
+    pub b: FactorPanels,
     /// What the update is multiplied with.
     pub scaling: f32,
 }
@@ -349,7 +350,7 @@ pub(crate) struct LoraLayers {
 struct LayerUpdates {
     pairs: [Option<LoraPair>; Module::ALL.len()],
     /// The `A` of each group's modules in one piece, which the pairs share.
-    stacks: [Option<Panels>; Module::GROUPS.len()],
+    stacks: [Option<FactorPanels>; Module::GROUPS.len()],
 }
 
 impl LayerUpdates {
@@ -357,7 +358,7 @@ impl LayerUpdates {
         plan: &LoraPlan,
         config: &LlamaConfig,
         layer: usize,
-        tensor: &dyn Fn(&str) -> &'a [f32],
+        tensor: &dyn Fn(&str) -> FactorValues<'a>,
     ) -> Self {
         let mut pairs: [Option<LoraPair>; Module::ALL.len()] = Default::default();
         let stacks = Module::GROUPS.map(|group| {
@@ -367,18 +368,18 @@ impl LayerUpdates {
                 .collect();
             let (first, _) = adapted.first()?;
             let (_, inputs) = first.shape(config);
-            let factors: Vec<(&[f32], usize)> = adapted
+            let factors: Vec<(FactorValues<'_>, usize)> = adapted
                 .iter()
                 .map(|(module, update)| (tensor(&module.lora_name(layer, "lora_A")), update.rank))
                 .collect();
-            let (stack, parts) = Panels::stack(&factors, inputs);
+            let (stack, parts) = FactorPanels::stack(&factors, inputs);
             for ((module, update), a) in adapted.iter().zip(parts) {
                 let (outputs, _) = module.shape(config);
                 let b = tensor(&module.lora_name(layer, "lora_B"));
                 if let Some(pair) = pairs.get_mut(*module as usize) {
                     *pair = Some(LoraPair {
-                        a: Linear::packed(a),
-                        b: Linear::new(b, outputs, update.rank),
+                        a,
+                        b: FactorPanels::pack(b, outputs, update.rank),
                         scaling: update.scaling,
                     });
                 }
@@ -390,15 +391,30 @@ impl LayerUpdates {
 }
 
 impl LoraLayers {
-    /// Packs the factors that `tensor` finds by their PEFT names.
+    /// Packs the factors that `tensor` finds by their PEFT names, as f32: for training, which changes them.
     pub fn pack<'a>(
         plan: &LoraPlan,
         config: &LlamaConfig,
         tensor: &dyn Fn(&str) -> &'a [f32],
     ) -> Self {
+        let values = |name: &str| FactorValues::Single(tensor(name));
         Self {
             layers: (0..config.num_hidden_layers)
-                .map(|layer| LayerUpdates::pack(plan, config, layer, tensor))
+                .map(|layer| LayerUpdates::pack(plan, config, layer, &values))
+                .collect(),
+        }
+    }
+
+    /// Packs the factors in the numbers that they have, layers beside each other.
+    pub fn pack_as_they_are<'a>(
+        plan: &LoraPlan,
+        config: &LlamaConfig,
+        tensor: &(dyn Fn(&str) -> FactorValues<'a> + Sync),
+    ) -> Self {
+        Self {
+            layers: (0..config.num_hidden_layers)
+                .into_par_iter()
+                .map(|layer| LayerUpdates::pack(plan, config, layer, &tensor))
                 .collect(),
         }
     }
@@ -409,8 +425,8 @@ impl LoraLayers {
     }
 
     /// The `A` of all modules of `Module::GROUPS[group]` that have an update, each at a column of its own:
-    /// see [`Panels::stack`].
-    pub fn stack(&self, layer: usize, group: usize) -> Option<&Panels> {
+    /// see [`FactorPanels::stack`].
+    pub fn stack(&self, layer: usize, group: usize) -> Option<&FactorPanels> {
         self.layers.get(layer)?.stacks.get(group)?.as_ref()
     }
 }
@@ -426,36 +442,39 @@ pub struct LoadedAdapter {
 }
 
 impl LoadedAdapter {
-    /// Verifies an adapter against a model and packs it.
+    /// Verifies an adapter against a model and packs it. What bf16 or f16 has to the bit takes half of the memory.
     ///
     /// # Errors
     /// As [`Adapter::verify`].
     pub fn new(adapter: &Adapter, config: &LlamaConfig) -> Result<Self, AdapterError> {
-        Self::with_digest(adapter, &adapter.digest(), config)
+        adapter.verify(config)?;
+        let tensors = adapter.tensors.par_iter();
+        let halves: BTreeMap<&str, HalfWeight> = tensors
+            .filter_map(|(name, tensor)| Some((&**name, HalfWeight::exactly(&tensor.data)?)))
+            .collect();
+        let values = |name: &str| match (halves.get(name), adapter.tensors.get(name)) {
+            (Some(weight), _) => FactorValues::Half(weight),
+            (None, tensor) => {
+                FactorValues::Single(tensor.map_or(&[][..], |tensor| tensor.data.as_slice()))
+            }
+        };
+        let plan = adapter.config.plan(config)?;
+        Ok(Self::pack(&plan, config, &adapter.digest(), &values))
     }
 
-    /// [`Self::new`] for who has computed the adapter's digest already, which takes as long as packing does.
-    ///
-    /// # Errors
-    /// As [`Adapter::verify`].
-    pub fn with_digest(
-        adapter: &Adapter,
-        digest: &str,
+    /// Packs what was verified.
+    pub(crate) fn pack<'a>(
+        plan: &LoraPlan,
         config: &LlamaConfig,
-    ) -> Result<Self, AdapterError> {
-        adapter.verify(config)?;
-        let tensor = |name: &str| {
-            adapter
-                .tensors
-                .get(name)
-                .map_or(&[][..], |tensor| tensor.data.as_slice())
-        };
-        Ok(Self {
+        digest: &str,
+        values: &(dyn Fn(&str) -> FactorValues<'a> + Sync),
+    ) -> Self {
+        Self {
             digest: digest.into(),
             model: config.clone(),
-            layers: LoraLayers::pack(&adapter.config.plan(config)?, config, &tensor),
+            layers: LoraLayers::pack_as_they_are(plan, config, values),
             on_gpu: OnceLock::new(),
-        })
+        }
     }
 
     /// The adapter's content digest.
@@ -468,7 +487,7 @@ impl LoadedAdapter {
         let pairs = self.layers.layers.iter().flat_map(|layer| &layer.pairs);
         pairs
             .flatten()
-            .map(|pair| pair.a.forward.bytes() + pair.b.forward.bytes())
+            .map(|pair| pair.a.bytes() + pair.b.bytes())
             .sum()
     }
 

@@ -10,6 +10,8 @@ use serde_json::Value;
 use crate::category::Category;
 use crate::config::LlamaConfig;
 use crate::digest::FieldHasher;
+use crate::factor::FactorValues;
+use crate::kernel::HalfFormat;
 pub use crate::lora::LoadedAdapter;
 use crate::lora::{LoraConfig, Module};
 use crate::peft_config;
@@ -164,6 +166,8 @@ pub struct AdapterHeader {
     pub shapes: BTreeMap<String, Vec<usize>>,
     /// Bytes of the weights' file.
     pub bytes: u64,
+    /// The tensors that are stored in bf16 or f16.
+    halves: BTreeMap<String, HalfFormat>,
 }
 
 impl AdapterHeader {
@@ -175,7 +179,8 @@ impl AdapterHeader {
         Ok(Self::open(dir)?.0)
     }
 
-    fn open(dir: &Path) -> Result<(Self, TensorFile), AdapterError> {
+    /// The header, and the file that it is of.
+    pub(crate) fn open(dir: &Path) -> Result<(Self, TensorFile), AdapterError> {
         let config_path = dir.join(ADAPTER_CONFIG_FILE);
         let (config, base_model_name_or_path) = peft_config::parse(&read_config(&config_path)?)?;
         let path = dir.join(ADAPTER_WEIGHTS_FILE);
@@ -189,11 +194,17 @@ impl AdapterHeader {
             .iter()
             .map(|(name, entry)| (name.clone(), entry.shape.clone()))
             .collect();
+        let halves = file
+            .entries()
+            .iter()
+            .filter_map(|(name, entry)| Some((name.clone(), entry.half_format()?)))
+            .collect();
         let header = Self {
             config,
             base_model_name_or_path,
             shapes,
             bytes,
+            halves,
         };
         Ok((header, file))
     }
@@ -210,9 +221,18 @@ impl AdapterHeader {
         verify_shapes(&self.config, config, &shapes.collect())
     }
 
+    /// Bytes that the adapter takes in memory at most: those of a file in bf16 or f16 half of those of one in f32.
+    ///
+    /// # Errors
+    /// The configuration does not fit the model.
+    pub fn packed_bytes(&self, config: &LlamaConfig) -> Result<usize, AdapterError> {
+        let plan = self.config.plan(config)?;
+        Ok(plan.packed_bytes(config, &|name| self.halves.get(name).copied()))
+    }
+
     /// The modules that it has factors of, in the order of [`Module::ALL`].
     pub fn modules(&self) -> Vec<Module> {
-        modules(self.shapes.keys())
+        modules(self.shapes.keys().map(String::as_str))
     }
 
     /// The largest rank of its factors.
@@ -227,9 +247,9 @@ impl AdapterHeader {
 }
 
 /// The modules that tensors are factors of.
-fn modules<'a>(names: impl Iterator<Item = &'a String>) -> Vec<Module> {
+fn modules<'a>(names: impl Iterator<Item = &'a str>) -> Vec<Module> {
     let modules: BTreeSet<Module> = names
-        .filter_map(|name| Module::of_lora_name(name))
+        .filter_map(Module::of_lora_name)
         .map(|(_, module)| module)
         .collect();
     modules.into_iter().collect()
@@ -309,7 +329,7 @@ impl Adapter {
     /// # Errors
     /// A missing or unusable file, or a key that is not supported, by name.
     pub fn load(dir: &Path) -> Result<Self, AdapterError> {
-        let (header, mut file) = AdapterHeader::open(dir)?;
+        let (header, file) = AdapterHeader::open(dir)?;
         let mut tensors = BTreeMap::new();
         for (name, shape) in &header.shapes {
             let shape: [usize; 2] = shape
@@ -356,7 +376,7 @@ impl Adapter {
 
     /// The modules that it has factors of, in the order of [`Module::ALL`].
     pub fn modules(&self) -> Vec<Module> {
-        modules(self.tensors.keys())
+        modules(self.tensors.keys().map(String::as_str))
     }
 
     /// The largest rank of its factors.
@@ -394,38 +414,100 @@ impl Adapter {
     /// tensors (name, dtype, shape, bytes) in name order. Dropout, base name, paths and times are
     /// no part of it. Values count as f32, so that a bf16 file and its f32 copy are one adapter.
     pub fn digest(&self) -> String {
-        let mut hasher = FieldHasher::default();
-        let config = &self.config;
-        let modules: Vec<&str> = modules(self.tensors.keys())
-            .into_iter()
-            .map(Module::name)
-            .collect();
+        let tensors = self.tensors.iter().map(|(name, tensor)| {
+            let values = FactorValues::Single(&tensor.data);
+            (name.as_str(), tensor.shape, values)
+        });
+        identity(&self.config, tensors, Form::Values)
+    }
+}
+
+/// What an [`identity`] is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// The values, whatever they are stored in.
+    Values,
+    /// The values and what they are stored in: half of the bytes where those are halves.
+    Stored,
+}
+
+/// `sha256:` over the configuration keys that change the maths and the tensors in name order.
+pub(crate) fn identity<'a>(
+    config: &LoraConfig,
+    tensors: impl Iterator<Item = (&'a str, [usize; 2], FactorValues<'a>)> + Clone,
+    form: Form,
+) -> String {
+    let mut hasher = FieldHasher::default();
+    let modules: Vec<&str> = modules(tensors.clone().map(|(name, ..)| name))
+        .into_iter()
+        .map(Module::name)
+        .collect();
+    hasher
+        .field(b"graftwork.adapter.v1")
+        .field(&(config.rank as u64).to_le_bytes())
+        .field(&config.alpha.to_le_bytes())
+        .field(&[u8::from(config.use_rslora)])
+        .field(modules.join(",").as_bytes());
+    // Which modules and ranks there are the tensors say; other alphas they do not.
+    for (pattern, alpha) in &config.targets.alpha_pattern {
         hasher
-            .field(b"graftwork.adapter.v1")
-            .field(&(config.rank as u64).to_le_bytes())
-            .field(&config.alpha.to_le_bytes())
-            .field(&[u8::from(config.use_rslora)])
-            .field(modules.join(",").as_bytes());
-        // Which modules and ranks there are the tensors say; other alphas they do not.
-        for (pattern, alpha) in &config.targets.alpha_pattern {
-            hasher
-                .field(b"alpha_pattern")
-                .field(pattern.as_bytes())
-                .field(&alpha.to_le_bytes());
+            .field(b"alpha_pattern")
+            .field(pattern.as_bytes())
+            .field(&alpha.to_le_bytes());
+    }
+    for (name, shape, values) in tensors {
+        let shape: Vec<u8> = shape
+            .iter()
+            .flat_map(|size| (*size as u64).to_le_bytes())
+            .collect();
+        hasher.field(name.as_bytes());
+        hash_values(&mut hasher, &shape, values, form);
+    }
+    hasher.finish()
+}
+
+/// Adds dtype, shape and values. Only as many values as fit the nearest cache are ever there as bytes.
+fn hash_values(hasher: &mut FieldHasher, shape: &[u8], values: FactorValues<'_>, form: Form) {
+    const PIECE: usize = 2048;
+    let mut bytes = [0_u8; PIECE * 4];
+    match (values, form) {
+        (FactorValues::Single(values), _) => {
+            hasher.field(b"F32").field(shape);
+            hasher.begin(size_of_val(values));
+            for values in values.chunks(PIECE) {
+                let (words, _) = bytes.as_chunks_mut::<4>();
+                for (word, value) in words.iter_mut().zip(values) {
+                    *word = value.to_le_bytes();
+                }
+                hasher.piece(bytes.get(..size_of_val(values)).unwrap_or_default());
+            }
         }
-        for (name, tensor) in &self.tensors {
-            let shape: Vec<u8> = tensor
-                .shape
-                .iter()
-                .flat_map(|size| (*size as u64).to_le_bytes())
-                .collect();
-            hasher
-                .field(name.as_bytes())
-                .field(b"F32")
-                .field(&shape)
-                .field(&tensor_file::f32_to_bytes(&tensor.data));
+        (FactorValues::Half(weight), Form::Values) => {
+            hasher.field(b"F32").field(shape);
+            hasher.begin(2 * size_of_val(&*weight.bits));
+            for bits in weight.bits.chunks(PIECE) {
+                let (words, _) = bytes.as_chunks_mut::<4>();
+                for (word, bits) in words.iter_mut().zip(bits) {
+                    *word = weight.format.widened(*bits).to_le_bytes();
+                }
+                hasher.piece(bytes.get(..2 * size_of_val(bits)).unwrap_or_default());
+            }
         }
-        hasher.finish()
+        (FactorValues::Half(weight), Form::Stored) => {
+            let dtype: &[u8] = match weight.format {
+                HalfFormat::Bf16 => b"BF16",
+                HalfFormat::F16 => b"F16",
+            };
+            hasher.field(dtype).field(shape);
+            hasher.begin(size_of_val(&*weight.bits));
+            for bits in weight.bits.chunks(2 * PIECE) {
+                let (pairs, _) = bytes.as_chunks_mut::<2>();
+                for (pair, bits) in pairs.iter_mut().zip(bits) {
+                    *pair = bits.to_le_bytes();
+                }
+                hasher.piece(bytes.get(..size_of_val(bits)).unwrap_or_default());
+            }
+        }
     }
 }
 

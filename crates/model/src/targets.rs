@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use fancy_regex::Regex;
 
 use crate::config::LlamaConfig;
-use crate::kernel;
+use crate::kernel::{self, HalfFormat};
 use crate::lora::{LoraConfig, Module};
 use crate::peft::AdapterError;
 
@@ -129,18 +129,35 @@ impl LoraPlan {
         *self.layers.get(layer)?.get(module as usize)?
     }
 
-    /// Bytes that such an adapter takes once it is packed: [`LoadedAdapter::bytes`].
+    /// Bytes that such an adapter takes once it is packed, [`LoadedAdapter::bytes`], at most: `format` says in which
+    /// halves a tensor is stored, if in any. What is stored as f32 takes half where bf16 or f16 has its values.
     ///
     /// [`LoadedAdapter::bytes`]: crate::lora::LoadedAdapter::bytes
-    pub fn packed_bytes(&self, config: &LlamaConfig) -> usize {
+    pub(crate) fn packed_bytes(
+        &self,
+        config: &LlamaConfig,
+        format: &dyn Fn(&str) -> Option<HalfFormat>,
+    ) -> usize {
         let mut bytes = 0;
-        for updates in &self.layers {
-            for (module, update) in Module::ALL.into_iter().zip(updates) {
-                if let Some(Update { rank, .. }) = *update {
+        for layer in 0..self.layers.len() {
+            for group in Module::GROUPS {
+                let mut stack = 0;
+                let mut formats = Vec::with_capacity(group.len());
+                for module in group {
+                    let Some(Update { rank, .. }) = self.update(layer, *module) else {
+                        continue;
+                    };
                     let (outputs, inputs) = module.shape(config);
-                    bytes += kernel::packed_bytes(rank, inputs);
-                    bytes += kernel::packed_bytes(outputs, rank);
+                    stack += kernel::packed_bytes(rank, inputs);
+                    formats.push(format(&module.lora_name(layer, "lora_A")));
+                    let b = format(&module.lora_name(layer, "lora_B"));
+                    bytes += kernel::packed_bytes(outputs, rank) / if b.is_some() { 2 } else { 1 };
                 }
+                // The factors of a stack are held in one format.
+                let is_half = formats.first().is_some_and(|first| {
+                    first.is_some() && formats.iter().all(|format| format == first)
+                });
+                bytes += stack / if is_half { 2 } else { 1 };
             }
         }
         bytes

@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::Read;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
@@ -72,6 +73,17 @@ pub struct TensorEntry {
     /// Dimensions, slowest first.
     pub shape: Vec<usize>,
     range: (usize, usize),
+}
+
+impl TensorEntry {
+    /// What its values are in, where that is bf16 or f16.
+    pub(crate) fn half_format(&self) -> Option<HalfFormat> {
+        match self.dtype {
+            Dtype::BF16 => Some(HalfFormat::Bf16),
+            Dtype::F16 => Some(HalfFormat::F16),
+            _ => None,
+        }
+    }
 }
 
 /// An open safetensors file whose header has been read and checked against the file's length.
@@ -171,13 +183,12 @@ impl TensorFile {
         }
     }
 
-    /// The bytes of one tensor.
-    fn read(&mut self, (from, to): (usize, usize)) -> Result<Vec<u8>, TensorFileError> {
+    /// The bytes of one tensor. No place in the file moves, so that several can be read beside each other.
+    fn read(&self, (from, to): (usize, usize)) -> Result<Vec<u8>, TensorFileError> {
         let mut bytes = vec![0_u8; to - from];
         let start = self.data_start + from as u64;
         self.file
-            .seek(SeekFrom::Start(start))
-            .and_then(|_| self.file.read_exact(&mut bytes))
+            .read_exact_at(&mut bytes, start)
             .map_err(|source| TensorFileError::Read {
                 path: self.path.clone(),
                 source,
@@ -186,17 +197,12 @@ impl TensorFile {
     }
 
     /// Reads a tensor that is stored in bf16 or f16 as it is. `None` when it is not, or is not there.
-    pub(crate) fn read_halves(
-        &mut self,
-        name: &str,
-    ) -> Result<Option<HalfWeight>, TensorFileError> {
+    pub(crate) fn read_halves(&self, name: &str) -> Result<Option<HalfWeight>, TensorFileError> {
         let Some(entry) = self.entries.get(name) else {
             return Ok(None);
         };
-        let format = match entry.dtype {
-            Dtype::BF16 => HalfFormat::Bf16,
-            Dtype::F16 => HalfFormat::F16,
-            _ => return Ok(None),
+        let Some(format) = entry.half_format() else {
+            return Ok(None);
         };
         let range = entry.range;
         let bytes = self.read(range)?;
@@ -206,7 +212,7 @@ impl TensorFile {
     }
 
     /// Reads one tensor as f32. `None` when the file has no tensor of that name.
-    pub fn read_f32(&mut self, name: &str) -> Result<Option<Vec<f32>>, TensorFileError> {
+    pub fn read_f32(&self, name: &str) -> Result<Option<Vec<f32>>, TensorFileError> {
         let Some(entry) = self.entries.get(name) else {
             return Ok(None);
         };

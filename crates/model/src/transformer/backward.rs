@@ -110,7 +110,7 @@ impl Pass<'_> {
         let Some(pair) = self.pair(layer, module) else {
             return;
         };
-        let rank = pair.a.forward.outputs();
+        let rank = pair.a.outputs();
         let scaled: Vec<f32> = inner.iter().map(|value| value * pair.scaling).collect();
         gradients.outer(
             &module.lora_name(layer, "lora_B"),
@@ -119,7 +119,7 @@ impl Pass<'_> {
         );
         let mut dinner = vec![0.0; inner.len()];
         // Packed the other way for this one product: kept, they would take as much memory as the adapter.
-        let b = pair.b.forward.transposed();
+        let b = pair.b.transposed();
         product_parallel(dy, &b, &mut dinner, Epilogue::Store);
         dinner.iter_mut().for_each(|value| *value *= pair.scaling);
         let dropped = self.dropped(layer, module, x);
@@ -128,7 +128,7 @@ impl Pass<'_> {
             (&dinner, rank),
             (&dropped, inputs),
         );
-        let a = pair.a.forward.transposed();
+        let a = pair.a.transposed();
         if self.dropout.is_some() {
             let mut part = self.memory.take(dx.len());
             product_parallel(&dinner, &a, &mut part, Epilogue::Store);

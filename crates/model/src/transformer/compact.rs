@@ -4,8 +4,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::kernel::{
-    Epilogue, HalfPanels, IntegerPanels, Panels, product_halves, product_integers, product_tiled,
-    unpack, unpack_transposed,
+    Epilogue, HalfPanels, IntegerPanels, Panels, Weight, product_halves, product_integers,
+    product_tiled, unpack, unpack_transposed,
 };
 use crate::quant::Blocks;
 
@@ -78,6 +78,15 @@ impl Compact {
             Self::Blocks(blocks) => blocks.read(rows, columns),
             Self::Integers(panels) => panels.read(rows, columns),
             Self::Halves(panels) => panels.read(rows, columns),
+        }
+    }
+
+    /// The weight for a product of `rows` rows beside others; none where it is multiplied in tiles.
+    pub fn packed(&self, rows: usize) -> Option<Weight<'_>> {
+        match self {
+            Self::Integers(panels) => Some(Weight::Integers(panels)),
+            Self::Halves(panels) if rows < WIDENED_ROWS => Some(Weight::Half(panels)),
+            Self::Blocks(_) | Self::Halves(_) => None,
         }
     }
 

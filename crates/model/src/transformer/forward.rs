@@ -6,11 +6,11 @@ use super::attention::{Projections, attend_segments, rotate_rows};
 use super::memory::Memory;
 use super::weights::Weights;
 use crate::config::{Activation, LlamaConfig};
-use crate::kernel::{self, Epilogue, product_parallel};
+use crate::kernel::{self, Epilogue};
 use crate::lora::{LoraLayers, LoraPair, Module};
 use crate::random::Stream;
 
-/// Rows of one task of a row-wise operation.
+/// Rows of one task of a row-wise operation at most.
 const ROWS: usize = 64;
 
 /// Dropout of LoRA's inputs (Srivastava et al. 2014, inverted), with a mask that is a function of the element's
@@ -192,19 +192,11 @@ impl<'a> Pass<'a> {
         let mut y = self.memory.take(rows * linear.outputs());
         linear.apply_into(x, &mut y);
         if let Some(pair) = self.pair(layer, module) {
-            let mut h = vec![0.0; rows * pair.a.forward.outputs()];
-            product_parallel(
-                &self.dropped(layer, module, x),
-                &pair.a.forward,
-                &mut h,
-                Epilogue::Store,
-            );
-            product_parallel(
-                &h,
-                &pair.b.forward,
-                &mut y,
-                Epilogue::AddScaled(pair.scaling),
-            );
+            let mut h = vec![0.0; rows * pair.a.outputs()];
+            let dropped = self.dropped(layer, module, x);
+            pair.a.forward(&dropped, &mut h, Epilogue::Store);
+            pair.b
+                .forward(&h, &mut y, Epilogue::AddScaled(pair.scaling));
             if let Some(slot) = inner.get_mut(module as usize) {
                 *slot = h;
             }
@@ -384,6 +376,12 @@ pub(super) fn add(x: &[f32], y: &mut [f32]) {
         .for_each(|(y, x)| kernel::add(x, y));
 }
 
+/// Values of one task of a row-wise operation: with a few wide rows, too, each thread gets some.
+fn task_values(width: usize) -> usize {
+    const VALUES: usize = 1 << 13;
+    (VALUES / width.max(1)).clamp(1, ROWS) * width
+}
+
 /// The norm of every row.
 pub(super) fn rms_norm(x: &[f32], weight: &[f32], eps: f32) -> Vec<f32> {
     let mut y = vec![0.0; x.len()];
@@ -392,7 +390,7 @@ pub(super) fn rms_norm(x: &[f32], weight: &[f32], eps: f32) -> Vec<f32> {
 }
 
 fn rms_norm_into(x: &[f32], weight: &[f32], eps: f32, y: &mut [f32]) {
-    let size = ROWS * weight.len();
+    let size = task_values(weight.len());
     x.par_chunks(size)
         .zip(y.par_chunks_mut(size))
         .for_each(|(x, y)| kernel::rms_norm(x, weight, eps, y));
@@ -415,7 +413,7 @@ pub(super) fn activate(config: &LlamaConfig, gate: &[f32], up: &[f32]) -> Vec<f3
 }
 
 fn activate_into(config: &LlamaConfig, (gate, up): (&[f32], &[f32]), y: &mut [f32]) {
-    let size = ROWS * config.intermediate_size;
+    let size = task_values(config.intermediate_size);
     let inputs = gate.par_chunks(size).zip(up.par_chunks(size));
     inputs
         .zip(y.par_chunks_mut(size))

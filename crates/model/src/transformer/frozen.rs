@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::compact::Compact;
 use super::linear::Linear;
-use crate::kernel::{self, Epilogue, product_parallel};
+use crate::kernel::{self, Epilogue, Weight, product_parallel};
 
 /// A weight `[outputs, inputs]` that is not trained, or not in this pass, and its bias.
 #[derive(Debug)]
@@ -85,21 +85,26 @@ impl Frozen {
         }
     }
 
-    /// `x · Wᵀ + b` of every row, `[rows, outputs]`.
-    pub fn apply(&self, x: &[f32]) -> Vec<f32> {
-        let rows = x.len() / self.inputs();
-        let mut y = vec![0.0; rows * self.outputs()];
-        self.apply_into(x, &mut y);
-        y
+    /// The weight for a product of `rows` rows beside others; none where it is multiplied in tiles.
+    pub fn weight(&self, rows: usize) -> Option<Weight<'_>> {
+        match &self.stored {
+            Stored::Packed(linear) => Some(Weight::Single(&linear.forward)),
+            Stored::Compact(weight) => weight.packed(rows),
+        }
     }
 
-    /// The same, over what was in `y`.
-    pub fn apply_into(&self, x: &[f32], y: &mut [f32]) {
-        self.forward(x, y, Epilogue::Store);
+    /// Adds the bias to every row.
+    pub fn add_bias(&self, y: &mut [f32]) {
         if !self.bias.is_empty() {
             y.par_chunks_mut(self.bias.len())
                 .for_each(|row| kernel::add(&self.bias, row));
         }
+    }
+
+    /// `x · Wᵀ + b` of every row into `y: [rows, outputs]`, over what was there.
+    pub fn apply_into(&self, x: &[f32], y: &mut [f32]) {
+        self.forward(x, y, Epilogue::Store);
+        self.add_bias(y);
     }
 }
 
@@ -148,6 +153,14 @@ mod tests {
     use crate::kernel::{HalfPanels, HalfWeight};
     use crate::quant::{BlockFormat, Blocks};
     use crate::random::Stream;
+
+    impl Frozen {
+        fn apply(&self, x: &[f32]) -> Vec<f32> {
+            let mut y = vec![f32::NAN; x.len() / self.inputs() * self.outputs()];
+            self.apply_into(x, &mut y);
+            y
+        }
+    }
 
     fn values(seed: u64, count: usize) -> Vec<f32> {
         let stream = Stream::new(seed, &[]);

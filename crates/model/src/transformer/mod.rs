@@ -8,6 +8,7 @@
 //! A model that was loaded onto a GPU goes through the same functions: see `gpu/`.
 
 mod attention;
+mod awake;
 mod backward;
 mod compact;
 mod forward;

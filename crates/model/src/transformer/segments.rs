@@ -5,9 +5,8 @@
 //! chain of its own, so that neither the stacking nor the threads change a bit (SGMV of Punica: Chen et al. 2023,
 //! arXiv:2310.18547, section 4, without its padding of ranks).
 
-use rayon::prelude::*;
-
-use crate::kernel::{Epilogue, LANES, Panels, product_parallel};
+use crate::factor::FactorPanels;
+use crate::kernel::{Epilogue, LANES, Product, products};
 use crate::lora::{LoadedAdapter, Module};
 
 /// Rows that share an adapter.
@@ -16,76 +15,107 @@ pub(super) struct Segment<'a> {
     pub adapter: &'a LoadedAdapter,
 }
 
-/// Adds `s B A x` to the outputs of modules that read the input `x`: `outputs[i]` belongs to `modules[i]`. The
-/// segments are in the order of their rows; rows outside of them stay as they are.
-pub(super) fn add_updates(
-    segments: &[Segment<'_>],
+/// The updates of modules that read the same input: first [`Self::shrink`], then [`Self::expand`].
+pub(super) struct Updates<'a> {
+    segments: &'a [Segment<'a>],
     layer: usize,
-    modules: &[Module],
-    x: &[f32],
-    outputs: &mut [Vec<f32>],
-) {
-    let group = Module::GROUPS
-        .iter()
-        .position(|group| modules.first().is_some_and(|first| group.contains(first)));
-    let (false, Some(group)) = (segments.is_empty(), group) else {
-        return;
-    };
-    let inner: Vec<Vec<f32>> = segments
-        .par_iter()
-        .map(|segment| shrink(segment, layer, group, x))
-        .collect();
-    for (module, output) in modules.iter().zip(outputs) {
-        split_rows(output, segments, *module)
-            .into_par_iter()
-            .zip(segments)
-            .zip(&inner)
-            .for_each(|((y, segment), inner)| expand(segment, (layer, group), *module, inner, y));
+    group: usize,
+    /// `A x` of each segment: `[rows, columns of its stack]`; empty where it adapts none of the modules.
+    inner: Vec<Vec<f32>>,
+}
+
+impl<'a> Updates<'a> {
+    /// Of these modules. The segments are in the order of their rows.
+    pub fn new(segments: &'a [Segment<'a>], layer: usize, modules: &[Module]) -> Self {
+        let group = Module::GROUPS
+            .iter()
+            .position(|group| modules.first().is_some_and(|first| group.contains(first)));
+        let (segments, group) = group.map_or((&[][..], 0), |group| (segments, group));
+        let inner = segments.iter().map(|segment| {
+            let stack = segment.adapter.layers().stack(layer, group);
+            vec![0.0; stack.map_or(0, |stack| segment.rows.len() * stack.outputs())]
+        });
+        Self {
+            segments,
+            layer,
+            group,
+            inner: inner.collect(),
+        }
+    }
+
+    /// The products `A x` of all adapted modules, which are to be made before [`Self::expand`].
+    pub fn shrink<'p>(
+        &'p mut self,
+        x: &'p [f32],
+    ) -> impl Iterator<Item = Product<'p>> + use<'p, 'a> {
+        let (layer, group) = (self.layer, self.group);
+        let segments = self.segments.iter().zip(&mut self.inner);
+        segments.filter_map(move |(segment, inner)| {
+            let stack = segment.adapter.layers().stack(layer, group)?;
+            let (rows, inputs) = (&segment.rows, stack.inputs());
+            Some(Product {
+                x: x.get(rows.start * inputs..rows.end * inputs)?,
+                w: stack.weight(),
+                y: inner,
+                epilogue: Epilogue::Store,
+            })
+        })
+    }
+
+    /// Adds `s B (A x)` to the outputs: `outputs[i]` belongs to `modules[i]`. Rows outside of the segments stay as
+    /// they are.
+    pub fn expand(&self, modules: &[Module], outputs: &mut [Vec<f32>]) {
+        if self.segments.is_empty() {
+            return;
+        }
+        let columns: Vec<Vec<Vec<f32>>> = modules
+            .iter()
+            .map(|module| self.columns_of(*module))
+            .collect();
+        let mut all = Vec::with_capacity(modules.len() * self.segments.len());
+        for ((module, output), columns) in modules.iter().zip(outputs).zip(&columns) {
+            let parts = split_rows(output, self.segments, *module);
+            for ((y, segment), x) in parts.into_iter().zip(self.segments).zip(columns) {
+                let lora = segment.adapter.layers();
+                if let Some(pair) = lora.pair(self.layer, *module) {
+                    all.push(Product {
+                        x,
+                        w: pair.b.weight(),
+                        y,
+                        epilogue: Epilogue::AddScaled(pair.scaling),
+                    });
+                }
+            }
+        }
+        products(all);
+    }
+
+    /// `A x` of one module: of each segment `[rows, rank]`; empty where the adapter does not have it.
+    fn columns_of(&self, module: Module) -> Vec<Vec<f32>> {
+        let segments = self.segments.iter().zip(&self.inner);
+        let columns = segments.map(|(segment, inner)| {
+            let lora = segment.adapter.layers();
+            let pair = lora.pair(self.layer, module);
+            let (Some(pair), Some(stack)) = (pair, lora.stack(self.layer, self.group)) else {
+                return Vec::new();
+            };
+            let rank = pair.b.inputs();
+            let start: usize = Module::GROUPS
+                .get(self.group)
+                .into_iter()
+                .flat_map(|group| group.iter())
+                .take_while(|other| **other != module)
+                .filter_map(|other| lora.pair(self.layer, *other))
+                .map(|before| before.b.inputs().next_multiple_of(LANES))
+                .sum();
+            columns(inner, stack, start..start + rank)
+        });
+        columns.collect()
     }
 }
 
-/// `A x` of all adapted modules of a group: `[rows, columns of the stack]`; empty where none is adapted.
-fn shrink(segment: &Segment<'_>, layer: usize, group: usize, x: &[f32]) -> Vec<f32> {
-    let Some(stack) = segment.adapter.layers().stack(layer, group) else {
-        return Vec::new();
-    };
-    let (rows, inputs) = (&segment.rows, stack.inputs());
-    let Some(x) = x.get(rows.start * inputs..rows.end * inputs) else {
-        return Vec::new();
-    };
-    let mut inner = vec![0.0; rows.len() * stack.outputs()];
-    product_parallel(x, stack, &mut inner, Epilogue::Store);
-    inner
-}
-
-/// `y = y + s B (A x)` of one module, where the adapter has it.
-fn expand(
-    segment: &Segment<'_>,
-    (layer, group): (usize, usize),
-    module: Module,
-    inner: &[f32],
-    y: &mut [f32],
-) {
-    let lora = segment.adapter.layers();
-    let (Some(pair), Some(stack)) = (lora.pair(layer, module), lora.stack(layer, group)) else {
-        return;
-    };
-    let rank = pair.b.forward.inputs();
-    let start: usize = Module::GROUPS
-        .get(group)
-        .into_iter()
-        .flat_map(|group| group.iter())
-        .take_while(|other| **other != module)
-        .filter_map(|other| lora.pair(layer, *other))
-        .map(|before| before.b.forward.inputs().next_multiple_of(LANES))
-        .sum();
-    let columns = columns(inner, stack, start..start + rank);
-    let scaled = Epilogue::AddScaled(pair.scaling);
-    product_parallel(&columns, &pair.b.forward, y, scaled);
-}
-
 /// Some columns of the stack's product, `[rows, columns]`.
-fn columns(inner: &[f32], stack: &Panels, columns: std::ops::Range<usize>) -> Vec<f32> {
+fn columns(inner: &[f32], stack: &FactorPanels, columns: std::ops::Range<usize>) -> Vec<f32> {
     inner
         .chunks_exact(stack.outputs())
         .filter_map(|row| row.get(columns.clone()))
@@ -117,7 +147,7 @@ mod tests {
     use super::*;
     use crate::config::LlamaConfig;
     use crate::fixture::{TinyShape, random_adapter};
-    use crate::kernel::{Isa, reference};
+    use crate::kernel::{HalfFormat, HalfWeight, Isa, reference};
     use crate::lora::LoraConfig;
     use crate::peft::Adapter;
     use crate::random::Stream;
@@ -141,6 +171,15 @@ mod tests {
             use_rslora: false,
         };
         random_adapter(&config(), &lora, seed)
+    }
+
+    /// The same with values that bf16 has, so that it is packed as that.
+    fn narrow(adapter: Adapter) -> Adapter {
+        let mut adapter = adapter;
+        for tensor in adapter.tensors.values_mut() {
+            tensor.data = HalfWeight::rounded(&tensor.data).widened();
+        }
+        adapter
     }
 
     /// One whose modules of a group have ranks of their own, narrower and wider than a register.
@@ -182,9 +221,9 @@ mod tests {
             adapter(1, &Module::ALL, 1),
             adapter(16, &[Module::QProj, Module::VProj, Module::UpProj], 2),
             adapter(33, &[Module::KProj, Module::OProj, Module::DownProj], 3),
-            adapter(256, &Module::ALL, 4),
+            narrow(adapter(256, &Module::ALL, 4)),
             adapter(5, &[Module::GateProj], 5),
-            patterned(6),
+            narrow(patterned(6)),
         ];
         let loaded = adapters
             .each_ref()
@@ -227,7 +266,11 @@ mod tests {
                     .build()
                     .unwrap();
                 let mut fast = base.clone();
-                pool.install(|| add_updates(&segments, layer, modules, &x, &mut fast));
+                pool.install(|| {
+                    let mut updates = Updates::new(&segments, layer, modules);
+                    products(updates.shrink(&x).collect());
+                    updates.expand(modules, &mut fast);
+                });
                 assert!(fast == plain, "{modules:?}, {threads} threads");
             }
         }
@@ -240,11 +283,37 @@ mod tests {
             adapter(40, &[Module::VProj, Module::DownProj], 2),
             patterned(3),
         ] {
-            let loaded = LoadedAdapter::new(&adapter, &config()).unwrap();
             let plan = adapter.config.plan(&config()).unwrap();
-            assert_eq!(loaded.bytes(), plan.packed_bytes(&config()));
-            assert_eq!(&**loaded.digest(), adapter.digest());
+            let bytes = |adapter: &Adapter, format| {
+                let loaded = LoadedAdapter::new(adapter, &config()).unwrap();
+                assert_eq!(&**loaded.digest(), adapter.digest());
+                assert_eq!(loaded.bytes(), plan.packed_bytes(&config(), &|_| format));
+                loaded.bytes()
+            };
+            let single = bytes(&adapter, None);
+            let half = bytes(&narrow(adapter), Some(HalfFormat::Bf16));
+            assert_eq!(single, 2 * half);
         }
+    }
+
+    #[test]
+    fn factors_of_one_stack_in_several_formats_count_as_f32() {
+        let adapter = adapter(4, &[Module::QProj, Module::VProj], 1);
+        let plan = adapter.config.plan(&config()).unwrap();
+        let bytes =
+            |format: &dyn Fn(&str) -> Option<HalfFormat>| plan.packed_bytes(&config(), format);
+        let single = bytes(&|_| None);
+        let mixed = bytes(&|name| {
+            let bf16 = name.contains("q_proj");
+            Some(if bf16 {
+                HalfFormat::Bf16
+            } else {
+                HalfFormat::F16
+            })
+        });
+        let only_a = bytes(&|name| name.contains("lora_A").then_some(HalfFormat::Bf16));
+        assert_eq!(only_a - single / 2, single - mixed);
+        assert!(mixed > single / 2 && mixed < single);
     }
 
     #[test]

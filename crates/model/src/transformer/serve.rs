@@ -4,15 +4,19 @@
 //! (`segments.rs`).
 //! Every operation is row-wise with a fixed order, so that a row's bits do not depend on its company.
 
+use std::ops::Range;
+use std::sync::Arc;
+
 use rayon::prelude::*;
 
 use super::attention::seen;
+use super::awake::awake;
 use super::gpu::{GpuCache, GpuStep, GpuWeights, SequenceRows};
-use super::segments::{Segment, add_updates};
+use super::segments::{Segment, Updates};
 use super::weights::{Llama, Place, Rotary, Weights};
 use super::{ModelError, check_tokens};
 use crate::config::LlamaConfig;
-use crate::kernel::{self, Epilogue, attend};
+use crate::kernel::{self, Epilogue, Product, attend, products};
 use crate::kv::{KV_BLOCK_TOKENS, KvError, KvPool, KvSequence};
 use crate::lora::{LoadedAdapter, Module};
 
@@ -42,22 +46,35 @@ pub struct SequenceStep<'a> {
     pub logits: LogitRows,
 }
 
-/// Logits of one step.
-#[derive(Debug, Clone, PartialEq)]
+/// Logits of one step. Cheap to clone: those of a pass share their memory.
+#[derive(Debug, Clone)]
 pub struct RowLogits {
-    values: Vec<f32>,
+    /// Of all steps.
+    values: Arc<Vec<f32>>,
+    /// Where this step's are.
+    range: Range<usize>,
     vocabulary: usize,
 }
 
+impl PartialEq for RowLogits {
+    fn eq(&self, other: &Self) -> bool {
+        self.vocabulary == other.vocabulary && self.values() == other.values()
+    }
+}
+
 impl RowLogits {
+    fn values(&self) -> &[f32] {
+        self.values.get(self.range.clone()).unwrap_or_default()
+    }
+
     /// Rows that were asked for.
     pub fn rows(&self) -> usize {
-        self.values.len() / self.vocabulary.max(1)
+        self.range.len() / self.vocabulary.max(1)
     }
 
     /// Logits of one of them, `[vocab_size]`; empty where it was not asked for.
     pub fn row(&self, row: usize) -> &[f32] {
-        self.values
+        self.values()
             .get(row * self.vocabulary..(row + 1) * self.vocabulary)
             .unwrap_or_default()
     }
@@ -147,18 +164,42 @@ impl Batch<'_> {
         modules: [Module; N],
         x: &[f32],
     ) -> [Vec<f32>; N] {
-        let weights = self.weights.layers.get(layer);
-        let mut outputs = modules
-            .map(|module| weights.map_or_else(Vec::new, |weights| weights.linear(module).apply(x)));
-        add_updates(self.segments, layer, &modules, x, &mut outputs);
+        let Some(weights) = self.weights.layers.get(layer) else {
+            return modules.map(|_| Vec::new());
+        };
+        let rows = self.rows.len();
+        let mut outputs = modules.map(|it| vec![0.0; rows * weights.linear(it).outputs()]);
+        let mut updates = Updates::new(self.segments, layer, &modules);
+        let mut together = Vec::with_capacity(N + self.segments.len());
+        for (module, y) in modules.iter().zip(&mut outputs) {
+            let linear = weights.linear(*module);
+            match linear.weight(rows) {
+                Some(w) => together.push(Product {
+                    x,
+                    w,
+                    y,
+                    epilogue: Epilogue::Store,
+                }),
+                None => linear.forward(x, y, Epilogue::Store),
+            }
+        }
+        together.extend(updates.shrink(x));
+        products(together);
+        for (module, y) in modules.iter().zip(&mut outputs) {
+            weights.linear(*module).add_bias(y);
+        }
+        updates.expand(&modules, &mut outputs);
         outputs
     }
 
     fn rotate(&self, rotary: &Rotary, rows: &mut [f32], width: usize) {
-        for (values, row) in rows.chunks_exact_mut(width).zip(self.rows) {
+        /// A task has at least so many: each takes less than a microsecond.
+        const ROWS: usize = 8;
+        let rows = rows.par_chunks_exact_mut(width).zip(self.rows);
+        rows.with_min_len(ROWS).for_each(|(values, row)| {
             let (cos, sin) = rotary.at(row.position);
             kernel::rotate(values, cos, sin, 1.0);
-        }
+        });
     }
 
     fn attend(
@@ -169,26 +210,26 @@ impl Batch<'_> {
         pool: &KvPool,
     ) -> Vec<f32> {
         let config = &self.weights.config;
-        let (dim, group, width) = (config.head_dim, config.group_size(), config.query_width());
+        let (dim, group) = (config.head_dim, config.group_size());
         let scale = config.score_scale();
         let window = config.window(layer);
         let mut out = vec![0.0; query.len()];
-        let rows = out
+        // A task has the heads of one row that read the same keys, which so are in the nearest cache.
+        let width = group * dim;
+        let in_row = config.query_width() / width;
+        let tasks = out
             .par_chunks_mut(width)
             .zip(query.par_chunks(width))
-            .zip(self.rows);
-        rows.for_each_init(Vec::new, |scores, ((out, query), row)| {
-            let Some(cache) = caches.get(row.step) else {
+            .enumerate();
+        tasks.for_each_init(Vec::new, |scores, (task, (out, query))| {
+            let row = self.rows.get(task / in_row);
+            let Some((row, cache)) = row.and_then(|row| Some((row, caches.get(row.step)?))) else {
                 return;
             };
-            let heads = out
-                .chunks_exact_mut(dim)
-                .zip(query.chunks_exact(dim))
-                .enumerate();
-            for (head, (out, query)) in heads {
-                let blocks = pool.head(cache, layer, head / group);
-                let keys = seen(row.position, window);
-                attend(query, blocks, keys, scale, scores, out);
+            let keys = seen(row.position, window);
+            let blocks = pool.head(cache, layer, task % in_row);
+            for (out, query) in out.chunks_exact_mut(dim).zip(query.chunks_exact(dim)) {
+                attend(query, blocks, keys.clone(), scale, scores, out);
             }
         });
         out
@@ -210,7 +251,7 @@ impl Llama {
         reserve(steps, pool)?;
         let rows = PassRows::of(steps);
         match &self.place {
-            Place::Host(weights) => Ok(on_host(weights, steps, &rows, pool)),
+            Place::Host(weights) => Ok(awake(|| on_host(weights, steps, &rows, pool))),
             Place::Gpu(weights) => on_gpu(weights, steps, &rows, pool),
         }
     }
@@ -300,7 +341,7 @@ fn on_host(
     weights
         .output
         .forward(&normed, &mut values, Epilogue::Store);
-    by_step(steps.len(), &wanted, &values, config.vocab_size)
+    by_step(steps.len(), &wanted, values, config.vocab_size)
 }
 
 fn on_gpu(
@@ -341,14 +382,19 @@ fn on_gpu(
         adapters: adapters.collect::<Result<_, _>>()?,
     };
     if rows.rows.is_empty() {
-        return Ok(by_step(steps.len(), &[], &[], weights.config().vocab_size));
+        return Ok(by_step(
+            steps.len(),
+            &[],
+            Vec::new(),
+            weights.config().vocab_size,
+        ));
     }
     let hidden = step.run(&rows.tokens)?;
     advance(steps);
     let wanted = rows.wanted(steps);
     let values = step.logits(&hidden, wanted.iter().map(|(row, _)| *row as u32).collect())?;
     let vocabulary = weights.config().vocab_size;
-    Ok(by_step(steps.len(), &wanted, &values, vocabulary))
+    Ok(by_step(steps.len(), &wanted, values, vocabulary))
 }
 
 fn advance(steps: &mut [SequenceStep<'_>]) {
@@ -399,21 +445,28 @@ fn reserve(steps: &mut [SequenceStep<'_>], pool: &KvPool) -> Result<(), ModelErr
     Ok(())
 }
 
-/// The logits of the wanted rows, `[rows, vocabulary]`, by the step that wants them.
+/// The logits of the wanted rows, `[rows, vocabulary]`, by the step that wants them. A step's rows stand together.
 fn by_step(
     steps: usize,
     wanted: &[(usize, usize)],
-    values: &[f32],
+    values: Vec<f32>,
     vocabulary: usize,
 ) -> Vec<RowLogits> {
+    let values = Arc::new(values);
     let none = || RowLogits {
-        values: Vec::new(),
+        values: Arc::clone(&values),
+        range: 0..0,
         vocabulary,
     };
     let mut out: Vec<RowLogits> = std::iter::repeat_with(none).take(steps).collect();
-    for ((_, step), row) in wanted.iter().zip(values.chunks_exact(vocabulary)) {
+    for (row, (_, step)) in wanted.iter().enumerate() {
         if let Some(logits) = out.get_mut(*step) {
-            logits.values.extend_from_slice(row);
+            let start = if logits.range.is_empty() {
+                row * vocabulary
+            } else {
+                logits.range.start
+            };
+            logits.range = start..(row + 1) * vocabulary;
         }
     }
     out

@@ -8,6 +8,7 @@ use super::tests::{batch, lora, serve, tokens};
 use super::*;
 use crate::base::{BaseModel, save_base};
 use crate::fixture::{TinyShape, random_adapter, write_tiny_gguf};
+use crate::kernel::HalfWeight;
 use crate::kv::KvPool;
 use crate::lora::LoadedAdapter;
 use crate::quant::Quantization;
@@ -61,7 +62,11 @@ fn a_rows_bits_depend_on_neither_company_nor_chunks_nor_threads_in_any_form() {
         let load = |rank, seed| {
             LoadedAdapter::new(&random_adapter(&config, &lora(rank, 0.0), seed), &config).unwrap()
         };
-        let (a, b) = (load(4, 1), load(16, 2));
+        let mut narrow = random_adapter(&config, &lora(16, 0.0), 2);
+        for tensor in narrow.tensors.values_mut() {
+            tensor.data = HalfWeight::rounded(&tensor.data).widened();
+        }
+        let (a, b) = (load(4, 1), LoadedAdapter::new(&narrow, &config).unwrap());
         let text = tokens(41, 3);
         let others = [
             (tokens(5, 9), Some(&b)),
@@ -74,7 +79,7 @@ fn a_rows_bits_depend_on_neither_company_nor_chunks_nor_threads_in_any_form() {
                 .build()
                 .unwrap()
         };
-        for adapter in [None, Some(&a)] {
+        for adapter in [None, Some(&a), Some(&b)] {
             let mut pool = KvPool::new(&config, 64);
             let alone = on(1).install(|| serve(&llama, &mut pool, &text, adapter, 41, &[]));
             for (chunk, company, threads) in

@@ -4,6 +4,7 @@ use candle_core::{Result, Tensor};
 
 use super::accelerator::Accelerator;
 use crate::config::LlamaConfig;
+use crate::factor::FactorPanels;
 use crate::lora::{LoraLayers, Module};
 use crate::targets::LoraPlan;
 
@@ -67,12 +68,12 @@ impl GpuUpdates {
             let Some(pair) = layers.pair(layer, module) else {
                 return Ok(None);
             };
-            let factor = |panels: &crate::kernel::Panels| {
+            let factor = |panels: &FactorPanels| {
                 on.upload(panels.row_major(), (panels.outputs(), panels.inputs()))
             };
             Ok(Some(GpuUpdate {
-                a: factor(&pair.a.forward)?,
-                b: factor(&pair.b.forward)?,
+                a: factor(&pair.a)?,
+                b: factor(&pair.b)?,
                 scaling: f64::from(pair.scaling),
             }))
         })

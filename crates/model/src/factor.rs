@@ -1,0 +1,201 @@
+//! Factors of low-rank updates: as they come, and packed for products.
+
+use std::borrow::Cow;
+
+use crate::kernel::{
+    Epilogue, HalfPanels, HalfWeight, Panels, Weight, product_halves, product_parallel,
+};
+
+/// A factor's values, row-major.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum FactorValues<'a> {
+    /// As f32.
+    Single(&'a [f32]),
+    /// As bf16 or f16.
+    Half(&'a HalfWeight),
+}
+
+impl<'a> FactorValues<'a> {
+    fn widened(self) -> Cow<'a, [f32]> {
+        match self {
+            Self::Single(values) => values.into(),
+            Self::Half(weight) => weight.widened().into(),
+        }
+    }
+
+    /// The first value that is infinite or NaN.
+    pub fn first_not_finite(self) -> Option<usize> {
+        match self {
+            Self::Single(values) => values.iter().position(|value| !value.is_finite()),
+            Self::Half(weight) => weight.first_not_finite(),
+        }
+    }
+}
+
+/// A packed factor, or a stack of them, in the numbers that it came in. The products have the same bits in each.
+#[derive(Debug)]
+pub(crate) enum FactorPanels {
+    /// f32.
+    Single(Panels),
+    /// bf16 or f16: half of the memory.
+    Half(HalfPanels),
+}
+
+impl FactorPanels {
+    /// Packs a factor `[outputs, inputs]`.
+    pub fn pack(values: FactorValues<'_>, outputs: usize, inputs: usize) -> Self {
+        match values {
+            FactorValues::Single(values) => Self::Single(Panels::pack(values, outputs, inputs)),
+            FactorValues::Half(weight) => Self::Half(HalfPanels::pack(weight, outputs, inputs)),
+        }
+    }
+
+    /// Packs factors with the same inputs as [`Panels::stack`] does, as f32 where they are of several formats.
+    pub fn stack(factors: &[(FactorValues<'_>, usize)], inputs: usize) -> (Self, Vec<Self>) {
+        let halves = factors.iter().map(|(values, outputs)| match values {
+            FactorValues::Half(weight) => Some((*weight, *outputs)),
+            FactorValues::Single(_) => None,
+        });
+        let halves: Option<Vec<(&HalfWeight, usize)>> = halves.collect();
+        if let Some((stack, parts)) = halves.and_then(|halves| HalfPanels::stack(&halves, inputs)) {
+            return (
+                Self::Half(stack),
+                parts.into_iter().map(Self::Half).collect(),
+            );
+        }
+        let wide = factors
+            .iter()
+            .map(|(values, outputs)| (values.widened(), *outputs));
+        let wide: Vec<(Cow<'_, [f32]>, usize)> = wide.collect();
+        let slices: Vec<(&[f32], usize)> = wide
+            .iter()
+            .map(|(values, outputs)| (&**values, *outputs))
+            .collect();
+        let (stack, parts) = Panels::stack(&slices, inputs);
+        (
+            Self::Single(stack),
+            parts.into_iter().map(Self::Single).collect(),
+        )
+    }
+
+    /// Rows of the weight.
+    pub fn outputs(&self) -> usize {
+        match self {
+            Self::Single(panels) => panels.outputs(),
+            Self::Half(panels) => panels.outputs(),
+        }
+    }
+
+    /// Columns of the weight.
+    pub fn inputs(&self) -> usize {
+        match self {
+            Self::Single(panels) => panels.inputs(),
+            Self::Half(panels) => panels.inputs(),
+        }
+    }
+
+    /// Bytes held, whoever shares them.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Single(panels) => panels.bytes(),
+            Self::Half(panels) => panels.bytes(),
+        }
+    }
+
+    /// The values, `[outputs, inputs]`.
+    pub fn row_major(&self) -> Vec<f32> {
+        match self {
+            Self::Single(panels) => panels.row_major(),
+            Self::Half(panels) => panels.read(0..panels.outputs(), 0..panels.inputs()),
+        }
+    }
+
+    /// Packed for `g · W`, as f32.
+    pub fn transposed(&self) -> Panels {
+        Panels::pack_transposed(&self.row_major(), self.outputs(), self.inputs())
+    }
+
+    /// `x · Wᵀ` of every row into `y: [rows, outputs]`.
+    pub fn forward(&self, x: &[f32], y: &mut [f32], epilogue: Epilogue) {
+        match self {
+            Self::Single(panels) => product_parallel(x, panels, y, epilogue),
+            Self::Half(panels) => product_halves(x, panels, y, epilogue),
+        }
+    }
+
+    /// For a product beside others.
+    pub fn weight(&self) -> Weight<'_> {
+        match self {
+            Self::Single(panels) => Weight::Single(panels),
+            Self::Half(panels) => Weight::Half(panels),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use half::f16;
+
+    use super::*;
+    use crate::random::Stream;
+
+    fn values(seed: u64, count: usize) -> Vec<f32> {
+        let stream = Stream::new(seed, &[]);
+        (0..count as u64).map(|i| stream.normal(i) as f32).collect()
+    }
+
+    /// A factor in f32 with values that bf16 has, and with those that f16 has.
+    fn exact(seed: u64, count: usize) -> [Vec<f32>; 2] {
+        let values = values(seed, count);
+        let bf16 = HalfWeight::rounded(&values).widened();
+        let f16 = values.iter().map(|it| f16::from_f32(*it).to_f32());
+        [bf16, f16.collect()]
+    }
+
+    #[test]
+    fn products_of_halves_have_the_bits_of_the_factor_in_f32_in_both_directions() {
+        let (outputs, inputs, rows) = (37, 64, 9);
+        for values in exact(1, outputs * inputs) {
+            let narrow = HalfWeight::exactly(&values).unwrap();
+            let narrow = FactorPanels::pack(FactorValues::Half(&narrow), outputs, inputs);
+            let wide = FactorPanels::pack(FactorValues::Single(&values), outputs, inputs);
+            assert_eq!(2 * narrow.bytes(), wide.bytes());
+            assert_eq!(narrow.row_major(), values);
+            let x = self::values(2, rows * inputs);
+            let start = self::values(3, rows * outputs);
+            for epilogue in [Epilogue::Store, Epilogue::AddScaled(0.3)] {
+                let (mut expected, mut y) = (start.clone(), start.clone());
+                wide.forward(&x, &mut expected, epilogue);
+                narrow.forward(&x, &mut y, epilogue);
+                assert!(y == expected, "{epilogue:?}");
+            }
+            assert_eq!(
+                narrow.transposed().row_major(),
+                wide.transposed().row_major()
+            );
+        }
+    }
+
+    #[test]
+    fn a_stack_of_several_formats_has_the_values_of_each_in_f32() {
+        let k = 16;
+        let [bf16, f16] = exact(1, 5 * k);
+        let halves = [&bf16, &f16].map(|values| HalfWeight::exactly(values).unwrap());
+        let single = values(2, 5 * k);
+        let [first, second] = halves.each_ref().map(FactorValues::Half);
+        let plain = FactorValues::Single(&single);
+        for (factors, is_half) in [
+            ([first, first], true),
+            ([second, second], true),
+            ([first, second], false),
+            ([first, plain], false),
+        ] {
+            let (stack, parts) = FactorPanels::stack(&factors.map(|values| (values, 5)), k);
+            assert_eq!(matches!(stack, FactorPanels::Half(_)), is_half);
+            assert_eq!((stack.outputs(), parts.len()), (32, 2));
+            for (part, values) in parts.iter().zip(factors) {
+                assert_eq!(part.row_major(), &*values.widened());
+            }
+        }
+    }
+}
