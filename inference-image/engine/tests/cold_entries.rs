@@ -39,16 +39,23 @@ fn ten_thousand_registered_adapters_take_at_most_four_kilobytes_each() {
             is_default: true,
         }
     });
-    let mut load = None;
+    let (mut load, mut verify) = (None, None);
     for source in registry.replace(versions.collect()).read {
         let header = HeaderRead {
             fingerprint: vec![(1, 1); 3],
             result: Ok(1 << 20),
         };
-        load = load.or(registry.on_header(&source, header).load);
+        let actions = registry.on_header(&source, header);
+        (load, verify) = (load.or(actions.load), verify.or(actions.verify));
     }
-    while let Some(source) = load {
-        load = registry.on_loaded(&source, Ok(0)).load;
+    while load.is_some() || verify.is_some() {
+        if let Some(source) = load.take() {
+            let actions = registry.on_loaded(&source, Ok(0));
+            (load, verify) = (actions.load, verify.or(actions.verify));
+        } else if let Some(source) = verify.take() {
+            let actions = registry.on_verified(&source, Ok(()));
+            (load, verify) = (actions.load, actions.verify);
+        }
     }
     let cold = |standing: &Standing| matches!(standing, Standing::Verified);
     let count = registry.standings().filter(|(_, s)| cold(s)).count();

@@ -195,6 +195,7 @@ mod tests {
 
         let source = publish(&server, dir.path());
         engine.load(&source).unwrap();
+        engine.verify(&source).unwrap();
         let weights = server.object(&format!("team/{}/{WEIGHTS_FILE}", source.folder));
         let mut bytes = std::fs::read(&weights).unwrap();
         *bytes.last_mut().unwrap() ^= 1;
@@ -202,6 +203,7 @@ mod tests {
         let refusal = engine.load(&source).unwrap_err();
         assert_eq!((refusal.reason, refusal.may_pass), (REASON_DIGEST, false));
         assert!(refusal.message.contains(WEIGHTS_FILE), "{refusal:?}");
+        assert_eq!(engine.verify(&source).unwrap_err(), refusal);
 
         server.write_secret(KEY).unwrap();
         let outside = Source {

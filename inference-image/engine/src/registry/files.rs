@@ -1,7 +1,8 @@
 //! Adapter folders in the store: the cheap look at headers, and the whole check.
 
+use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::UNIX_EPOCH;
 
 use graftwork_artifacts::{Fetched, Store};
@@ -9,7 +10,8 @@ use graftwork_contract::Digest;
 use graftwork_contract::adapter::{CONFIG_FILE, MANIFEST_FILE, Manifest, Provenance, WEIGHTS_FILE};
 use graftwork_model::config::LlamaConfig;
 use graftwork_model::lora::LoadedAdapter;
-use graftwork_model::peft::{Adapter, AdapterError, AdapterHeader};
+use graftwork_model::peft::{AdapterError, AdapterHeader};
+use graftwork_model::stored_adapter::StoredAdapter;
 use graftwork_model::tensor_file::TensorFileError;
 
 use super::bucket::{self, Depth};
@@ -33,6 +35,9 @@ pub const REASON_BASE: &str = "BaseModelMismatch";
 
 /// The longest manifest that is read: it lists a handful of files.
 pub(super) const MAXIMUM_MANIFEST_BYTES: u64 = 4 << 20;
+
+/// Contents of which [`Known`] knows something.
+const MAXIMUM_KNOWN: usize = 1 << 14;
 
 /// Where a store is.
 #[derive(Debug, Clone)]
@@ -60,6 +65,31 @@ impl Folder {
     }
 }
 
+/// [`StoredAdapter::stored_digest`] of contents that were checked once, by their digest: another load of the same
+/// files is checked in half of the time.
+#[derive(Debug, Default)]
+struct Known(Mutex<BTreeMap<Digest, String>>);
+
+impl Known {
+    fn digests(&self) -> MutexGuard<'_, BTreeMap<Digest, String>> {
+        // The map is whole after every statement: a panic elsewhere can't tear it.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn get(&self, digest: &Digest) -> Option<String> {
+        self.digests().get(digest).cloned()
+    }
+
+    /// Where there are too many, all are forgotten, which costs each adapter one longer load.
+    fn note(&self, digest: &Digest, stored: String) {
+        let mut digests = self.digests();
+        if digests.len() >= MAXIMUM_KNOWN {
+            digests.clear();
+        }
+        digests.insert(digest.clone(), stored);
+    }
+}
+
 /// Reads adapters of one store for one base model.
 #[derive(Debug, Clone)]
 pub struct AdapterFiles {
@@ -67,6 +97,7 @@ pub struct AdapterFiles {
     base_digest: Digest,
     config: Arc<LlamaConfig>,
     cache: Option<Arc<DiskCache>>,
+    known: Arc<Known>,
 }
 
 impl AdapterFiles {
@@ -77,6 +108,7 @@ impl AdapterFiles {
             base_digest,
             config,
             cache: None,
+            known: Arc::default(),
         }
     }
 
@@ -87,6 +119,7 @@ impl AdapterFiles {
             base_digest,
             config,
             cache: None,
+            known: Arc::default(),
         }
     }
 
@@ -120,11 +153,28 @@ impl AdapterFiles {
     /// # Errors
     /// A [`Refusal`] naming the file.
     pub fn load(&self, source: &Source) -> Result<LoadedAdapter, Refusal> {
+        self.read_whole(source, |folder| self.load_from(folder, source))
+    }
+
+    /// Reads and checks every byte, and keeps nothing of it. What takes long runs on one thread.
+    ///
+    /// # Errors
+    /// A [`Refusal`] naming the file.
+    pub fn verify(&self, source: &Source) -> Result<(), Refusal> {
+        self.read_whole(source, |folder| self.verify_in(folder, source))
+    }
+
+    /// Reads a folder: a copy on the node's disk, or the store's, of which a copy is kept.
+    fn read_whole<T>(
+        &self,
+        source: &Source,
+        read: impl Fn(&Path) -> Result<T, Refusal>,
+    ) -> Result<T, Refusal> {
         if let Some(cache) = &self.cache
             && let Some(copy) = cache.get(&source.digest)
         {
-            match self.load_from(&copy, source) {
-                Ok(adapter) => return Ok(adapter),
+            match read(&copy) {
+                Ok(found) => return Ok(found),
                 Err(refusal) => {
                     let reason = refusal.message;
                     tracing::warn!(digest = %source.digest, reason, "the copy on disk is not used");
@@ -134,28 +184,46 @@ impl AdapterFiles {
         }
         let folder = self.folder(source, Depth::Whole)?;
         self.check_inside(folder.path())?;
-        let adapter = self.load_from(folder.path(), source)?;
+        let found = read(folder.path())?;
         if let Some(cache) = &self.cache {
             cache.put(&source.digest, folder.path());
         }
-        Ok(adapter)
+        Ok(found)
     }
 
     fn load_from(&self, folder: &Path, source: &Source) -> Result<LoadedAdapter, Refusal> {
         // The files may have changed since the header was read.
-        self.check_header(folder, source)?;
-        let adapter = Adapter::load(folder).map_err(|error| refuse(&error))?;
-        let digest = adapter.digest();
-        if digest != source.digest.as_str() {
-            return Err(refusal(
-                REASON_DIGEST,
-                format!(
-                    "{WEIGHTS_FILE} and {CONFIG_FILE} have digest {digest}, the list says {}",
-                    source.digest
-                ),
-            ));
+        self.check_manifest(folder, source)?;
+        let stored = StoredAdapter::read(folder).map_err(|error| refuse(&error))?;
+        // A digest takes as long as all the rest, so that both are made beside each other.
+        let known = self.known.get(&source.digest);
+        let is_known = known.is_some();
+        let (identity, (loaded, stored_digest)) = rayon::join(
+            || match known {
+                Some(known) if known == stored.stored_digest() => Ok(()),
+                _ => check_digest(&stored, source),
+            },
+            || {
+                let loaded = stored.load(source.digest.as_str(), &self.config);
+                let wanted = !is_known && stored.has_halves();
+                (loaded, wanted.then(|| stored.stored_digest()))
+            },
+        );
+        identity?;
+        if let Some(stored_digest) = stored_digest {
+            self.known.note(&source.digest, stored_digest);
         }
-        LoadedAdapter::with_digest(&adapter, &digest, &self.config).map_err(|error| refuse(&error))
+        loaded.map_err(|error| refuse(&error))
+    }
+
+    fn verify_in(&self, folder: &Path, source: &Source) -> Result<(), Refusal> {
+        self.check_manifest(folder, source)?;
+        let stored = StoredAdapter::read(folder).map_err(|error| refuse(&error))?;
+        check_digest(&stored, source)?;
+        if stored.has_halves() {
+            self.known.note(&source.digest, stored.stored_digest());
+        }
+        stored.verify(&self.config).map_err(|error| refuse(&error))
     }
 
     fn folder(&self, source: &Source, depth: Depth) -> Result<Folder, Refusal> {
@@ -201,8 +269,7 @@ impl AdapterFiles {
         Ok(())
     }
 
-    /// The bytes that the adapter takes in memory.
-    fn check_header(&self, folder: &Path, source: &Source) -> Result<u64, Refusal> {
+    fn check_manifest(&self, folder: &Path, source: &Source) -> Result<(), Refusal> {
         let manifest = read_manifest(folder)?;
         if manifest.digest != source.digest {
             return Err(refusal(
@@ -224,15 +291,33 @@ impl AdapterFiles {
                 ),
             ));
         }
+        Ok(())
+    }
+
+    /// The bytes that the adapter takes in memory.
+    fn check_header(&self, folder: &Path, source: &Source) -> Result<u64, Refusal> {
+        self.check_manifest(folder, source)?;
         let header = AdapterHeader::read(folder).map_err(|error| refuse(&error))?;
         header
             .verify_shapes(&self.config)
             .map_err(|error| refuse(&error))?;
-        let plan = header.config.plan(&self.config);
-        Ok(plan
-            .map_err(|error| refuse(&error))?
-            .packed_bytes(&self.config) as u64)
+        let bytes = header.packed_bytes(&self.config);
+        Ok(bytes.map_err(|error| refuse(&error))? as u64)
     }
+}
+
+fn check_digest(stored: &StoredAdapter, source: &Source) -> Result<(), Refusal> {
+    let digest = stored.digest();
+    if digest == source.digest.as_str() {
+        return Ok(());
+    }
+    Err(refusal(
+        REASON_DIGEST,
+        format!(
+            "{WEIGHTS_FILE} and {CONFIG_FILE} have digest {digest}, the list says {}",
+            source.digest
+        ),
+    ))
 }
 
 /// The manifest is written last: without it the folder does not exist.
@@ -311,4 +396,22 @@ fn fingerprint(folder: &Path) -> Fingerprint {
             })
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_known_of_contents_is_bounded() {
+        let known = Known::default();
+        let digest = |n: usize| Digest::of(&n.to_le_bytes());
+        for n in 0..=MAXIMUM_KNOWN {
+            known.note(&digest(n), n.to_string());
+        }
+        assert_eq!(known.get(&digest(0)), None);
+        let last = Some(MAXIMUM_KNOWN.to_string());
+        assert_eq!(known.get(&digest(MAXIMUM_KNOWN)), last);
+        assert_eq!(known.digests().len(), 1);
+    }
 }

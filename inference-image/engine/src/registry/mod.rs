@@ -46,6 +46,9 @@ const COMMANDS: usize = 1024;
 /// How often files are looked at again that the storage did not give: a volume that hiccups once must not take an
 /// adapter down until its list changes.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
+/// How long the background rests after a verification, in times that it took: a thousand adapters must not take a
+/// core from requests for a minute.
+const REST: u32 = 3;
 /// How often gauges follow at most: counting a long list takes a while.
 const COUNT_AGAIN: Duration = Duration::from_millis(250);
 /// How often series of versions that are gone are looked for.
@@ -104,6 +107,8 @@ enum Command {
     /// What a look at headers found, with its leave if they had been refused before.
     Headers(Vec<(Source, HeaderRead)>, Option<OwnedSemaphorePermit>),
     Loaded(Source, Result<Adapter, Refusal>),
+    /// What a verification ended with, and how long it took.
+    Verified(Source, Result<(), Refusal>, Duration),
 }
 
 /// A handle of the registry.
@@ -227,6 +232,8 @@ struct Actor {
     /// Leave to look again at refused files, for one at a time: it comes back with what was found, or
     /// without it where the look broke.
     looks: Arc<Semaphore>,
+    /// Before the next verification in the background.
+    rest: Duration,
     /// For the results of reads and loads; weak, so that the actor ends with its last handle.
     commands: mpsc::WeakSender<Command>,
     released: mpsc::UnboundedSender<graftwork_contract::Digest>,
@@ -244,6 +251,7 @@ impl Actor {
             pushed: false,
             unread_replies: Vec::new(),
             looks: Arc::new(Semaphore::new(1)),
+            rest: Duration::ZERO,
             commands,
             released,
             settings,
@@ -355,6 +363,15 @@ impl Actor {
                 let actions = self.registry.on_loaded(&source, result);
                 self.perform(actions);
             }
+            Command::Verified(source, result, took) => {
+                match &result {
+                    Ok(()) => tracing::info!(folder = source.folder, "adapter verified"),
+                    Err(refusal) => log_refusal(&source, refusal),
+                }
+                self.rest = took * REST;
+                let actions = self.registry.on_verified(&source, result);
+                self.perform(actions);
+            }
         }
     }
 
@@ -384,6 +401,19 @@ impl Actor {
             tokio::task::spawn_blocking(move || {
                 let result = files.load(&source).map(Arc::new);
                 send_result(&commands, Command::Loaded(source, result));
+            });
+        }
+        if let Some(source) = actions.verify {
+            let (files, commands) = (self.settings.files.clone(), self.commands.clone());
+            let rest = self.rest;
+            tokio::spawn(async move {
+                tokio::time::sleep(rest).await;
+                tokio::task::spawn_blocking(move || {
+                    let begun = clock::now();
+                    let result = files.verify(&source);
+                    let took = clock::now().duration_since(begun);
+                    send_result(&commands, Command::Verified(source, result, took));
+                });
             });
         }
     }

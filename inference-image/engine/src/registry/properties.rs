@@ -18,6 +18,8 @@ enum Step {
     HeaderRead { which: usize, outcome: Outcome },
     /// The load that runs ends.
     Loaded(Outcome),
+    /// The verification that runs ends.
+    Verified(Outcome),
     /// A request ends.
     Released(usize),
 }
@@ -44,6 +46,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (any::<usize>(), outcome())
             .prop_map(|(which, outcome)| Step::HeaderRead { which, outcome }),
         4 => outcome().prop_map(Step::Loaded),
+        2 => outcome().prop_map(Step::Verified),
         4 => any::<usize>().prop_map(Step::Released),
     ]
 }
@@ -89,6 +92,7 @@ struct World {
     list: Vec<Version>,
     reading: Vec<Source>,
     loading: Option<Source>,
+    verifying: Option<Source>,
     /// What each request that was not answered yet should get.
     waiting: BTreeMap<u64, Version>,
     running: Vec<Digest>,
@@ -104,6 +108,7 @@ impl World {
             list: Vec::new(),
             reading: Vec::new(),
             loading: None,
+            verifying: None,
             waiting: BTreeMap::new(),
             running: Vec::new(),
             requests: 0,
@@ -164,6 +169,12 @@ impl World {
                 let adapter = source.digest.clone();
                 self.registry.on_loaded(&source, result(outcome, adapter))
             }
+            Step::Verified(outcome) => {
+                let Some(source) = self.verifying.take() else {
+                    return;
+                };
+                self.registry.on_verified(&source, result(outcome, ()))
+            }
             Step::Released(which) => {
                 if self.running.is_empty() {
                     return;
@@ -181,6 +192,10 @@ impl World {
         if let Some(source) = actions.load {
             assert_eq!(self.loading, None, "one load at a time");
             self.loading = Some(source);
+        }
+        if let Some(source) = actions.verify {
+            assert_eq!(self.verifying, None, "one verification at a time");
+            self.verifying = Some(source);
         }
         for (request, answer) in actions.answers {
             let wanted = self.waiting.remove(&request).expect("answered once");
@@ -218,12 +233,17 @@ impl World {
 
     /// Everything that was begun ends well, until nothing is left to do.
     fn settle(&mut self) {
-        while !self.reading.is_empty() || self.loading.is_some() || !self.running.is_empty() {
+        while !self.reading.is_empty()
+            || self.loading.is_some()
+            || self.verifying.is_some()
+            || !self.running.is_empty()
+        {
             self.take(Step::HeaderRead {
                 which: 0,
                 outcome: Outcome::Fine,
             });
             self.take(Step::Loaded(Outcome::Fine));
+            self.take(Step::Verified(Outcome::Fine));
             self.take(Step::Released(0));
         }
     }

@@ -14,7 +14,7 @@ use super::list::List;
 /// Rank, target modules or shapes do not fit the base model, or the adapter not the engine's memory.
 pub const REASON_INCOMPATIBLE: &str = "AdapterIncompatible";
 
-/// What may be in memory at once. While a version is only verified, one more may be there.
+/// What may be in memory at once. While a version is only verified, its file may be there besides.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Budget {
     /// Adapters; at least 1.
@@ -148,6 +148,9 @@ pub struct Actions<A, W> {
     pub read: Vec<Source>,
     /// Load and verify this one; one at a time.
     pub load: Option<Source>,
+    /// Verify this one, which nobody waits for and memory has no room for; one at a time, beside a load, and
+    /// without haste.
+    pub verify: Option<Source>,
     /// Answer these callers.
     pub answers: Vec<(W, Result<Grant<A>, AcquireError>)>,
 }
@@ -180,6 +183,7 @@ pub struct Registry<A, W> {
     slots: BTreeMap<Digest, Slot<A>>,
     waiting: VecDeque<(Version, W)>,
     loading: Option<Source>,
+    verifying: Option<Source>,
     uses: u64,
     /// Sources that were only registered when the list was last walked through.
     unverified: VecDeque<Source>,
@@ -201,6 +205,7 @@ impl<A: Clone, W> Registry<A, W> {
             slots: BTreeMap::new(),
             waiting: VecDeque::new(),
             loading: None,
+            verifying: None,
             uses: 0,
             unverified: VecDeque::new(),
             all_gathered: true,
@@ -328,6 +333,23 @@ impl<A: Clone, W> Registry<A, W> {
         self.proceed()
     }
 
+    /// Takes in what verifying ended with.
+    pub fn on_verified(&mut self, source: &Source, result: Result<(), Refusal>) -> Actions<A, W> {
+        if self.verifying.as_ref() == Some(source) {
+            self.verifying = None;
+        }
+        // A load beside it may have found out already.
+        if let Some(file) = self.files.get_mut(source)
+            && file.stage == Stage::Registered
+        {
+            file.stage = match result {
+                Ok(()) => Stage::Verified,
+                Err(refusal) => Stage::Refused(refusal),
+            };
+        }
+        self.proceed()
+    }
+
     /// A request wants an adapter: it is answered now or once its weights are in memory.
     pub fn acquire(&mut self, target: &Target, waiter: W) -> Actions<A, W> {
         match self.find(target) {
@@ -338,6 +360,7 @@ impl<A: Clone, W> Registry<A, W> {
             Err(error) => Actions {
                 read: Vec::new(),
                 load: None,
+                verify: None,
                 answers: vec![(waiter, Err(error))],
             },
         }
@@ -399,22 +422,39 @@ impl<A: Clone, W> Registry<A, W> {
         let mut needed: BTreeSet<&Source> = self.loading.iter().collect();
         needed.extend(self.list.iter().map(|version| &version.source));
         needed.extend(self.waiting.iter().map(|(version, _)| &version.source));
-        self.files.retain(|source, _| needed.contains(source));
+        let verifying = self.verifying.as_ref();
+        self.files
+            .retain(|source, _| needed.contains(source) || verifying == Some(source));
         let digests: BTreeSet<&Digest> = needed.iter().map(|source| &source.digest).collect();
         self.slots
             .retain(|digest, slot| slot.leases > 0 || digests.contains(digest));
     }
 
-    /// Answers whom it can and picks what to load next.
+    /// Answers whom it can and picks what to load and to verify next.
     fn proceed(&mut self) -> Actions<A, W> {
         let mut actions = Actions {
             read: Vec::new(),
             load: None,
+            verify: None,
             answers: self.answer_waiting(),
         };
         if self.loading.is_none() {
-            self.loading = self.next_load();
+            self.loading = self.next_wanted();
             actions.load.clone_from(&self.loading);
+        }
+        if self.verifying.is_none()
+            && let Some(source) = self.next_unverified()
+        {
+            // What fits is loaded at once, so that it need not be read again.
+            if !self.would_stay(&source) {
+                self.unverified.pop_front();
+                self.verifying = Some(source.clone());
+                actions.verify = Some(source);
+            } else if self.loading.is_none() {
+                self.unverified.pop_front();
+                self.loading = Some(source.clone());
+                actions.load = Some(source);
+            }
         }
         actions
     }
@@ -447,24 +487,25 @@ impl<A: Clone, W> Registry<A, W> {
         answers
     }
 
-    /// What someone waits for first, where there is room; then what was not verified yet, defaults
-    /// first.
-    fn next_load(&mut self) -> Option<Source> {
-        let wanted = self.waiting.iter().find_map(|(version, _)| {
+    /// What someone waits for first, where there is room.
+    fn next_wanted(&mut self) -> Option<Source> {
+        let (source, bytes) = self.waiting.iter().find_map(|(version, _)| {
             let file = self.files.get(&version.source)?;
             matches!(file.stage, Stage::Registered | Stage::Verified)
                 .then(|| (version.source.clone(), file.bytes))
-        });
-        if let Some((source, bytes)) = wanted
-            && self.make_room(bytes)
-        {
-            return Some(source);
-        }
+        })?;
+        self.make_room(bytes).then_some(source)
+    }
+
+    /// The source at the front of those that were not verified yet, defaults first.
+    fn next_unverified(&mut self) -> Option<Source> {
         loop {
-            while let Some(source) = self.unverified.pop_front() {
-                if self.is_registered(&source) {
-                    return Some(source);
+            while let Some(source) = self.unverified.front() {
+                let is_begun = self.loading.as_ref() == Some(source);
+                if self.is_registered(source) && !is_begun {
+                    return Some(source.clone());
                 }
+                self.unverified.pop_front();
             }
             if self.all_gathered {
                 return None;
@@ -480,6 +521,14 @@ impl<A: Clone, W> Registry<A, W> {
                 self.unverified.extend(sources);
             }
         }
+    }
+
+    /// Whether an adapter that nobody waits for would be kept once it is loaded.
+    fn would_stay(&self, source: &Source) -> bool {
+        let bytes = self.files.get(source).map_or(0, |file| file.bytes);
+        !self.slots.contains_key(&source.digest)
+            && self.list.has(&source.digest)
+            && self.fits(bytes)
     }
 
     fn is_registered(&self, source: &Source) -> bool {

@@ -57,17 +57,47 @@ fn granted(actions: &Actions<u32, u32>) -> Vec<(u32, u32)> {
         .collect()
 }
 
+/// What is being loaded and verified.
+#[derive(Default)]
+struct Begun {
+    load: Option<Source>,
+    verify: Option<Source>,
+    /// All that was begun so far.
+    order: Vec<u32>,
+}
+
+impl Begun {
+    fn take(&mut self, actions: Actions<u32, u32>) {
+        let begun = actions.load.iter().chain(&actions.verify);
+        self.order.extend(begun.map(number));
+        self.load = self.load.take().or(actions.load);
+        self.verify = self.verify.take().or(actions.verify);
+    }
+
+    /// Ends it well, and what follows, until nothing is left to do.
+    fn settle(&mut self, registry: &mut Machine) {
+        loop {
+            let actions = if let Some(source) = self.load.take() {
+                registry.on_loaded(&source, Ok(number(&source)))
+            } else if let Some(source) = self.verify.take() {
+                registry.on_verified(&source, Ok(()))
+            } else {
+                return;
+            };
+            self.take(actions);
+        }
+    }
+}
+
 /// A registry in which all of `versions` were read, verified in order, and loaded up to the limit.
 fn settled(limit: usize, versions: &[Version]) -> Machine {
     let mut registry = machine(limit, 1000);
     let actions = registry.replace(versions.to_vec());
-    let mut load = None;
+    let mut begun = Begun::default();
     for source in &actions.read {
-        load = load.or(registry.on_header(source, fine()).load);
+        begun.take(registry.on_header(source, fine()));
     }
-    while let Some(source) = load {
-        load = registry.on_loaded(&source, Ok(number(&source))).load;
-    }
+    begun.settle(&mut registry);
     registry
 }
 
@@ -303,7 +333,53 @@ fn an_unchanged_list_starts_no_work() {
     let list = vec![version("a", 1, 1), version("a", 2, 2)];
     let mut registry = settled(4, &list);
     let actions = registry.replace(list);
-    assert!(actions.read.is_empty() && actions.load.is_none());
+    assert!(actions.read.is_empty() && actions.load.is_none() && actions.verify.is_none());
+}
+
+/// A registry with room for one adapter, in which version 2 is being verified in the background.
+fn verifying() -> Machine {
+    let mut registry = machine(1, 1000);
+    let versions: Vec<_> = (1..=3).map(|n| version("a", n, n)).collect();
+    for source in registry.replace(versions).read {
+        registry.on_header(&source, fine());
+    }
+    let actions = registry.on_loaded(&source(1), Ok(1));
+    assert_eq!((actions.load, actions.verify), (None, Some(source(2))));
+    registry
+}
+
+#[test]
+fn what_memory_has_no_room_for_is_verified_without_being_loaded() {
+    let mut registry = verifying();
+    let actions = registry.on_verified(&source(2), Ok(()));
+    assert_eq!((actions.load, actions.verify), (None, Some(source(3))));
+    registry.on_verified(&source(3), Err(refusal("not finite", false)));
+    let expected = [
+        Standing::Resident,
+        Standing::Verified,
+        Standing::Refused(refusal("not finite", false)),
+    ];
+    assert_eq!(standings(&registry), expected);
+}
+
+#[test]
+fn a_request_does_not_wait_for_a_verification() {
+    let mut registry = verifying();
+    let actions = registry.acquire(&exactly("a", 3), 7);
+    assert_eq!((actions.load, actions.verify), (Some(source(3)), None));
+    let actions = registry.acquire(&exactly("a", 2), 8);
+    assert!(actions.load.is_none(), "one load at a time");
+    assert_eq!(granted(&registry.on_loaded(&source(3), Ok(3))), [(7, 3)]);
+    let actions = registry.on_released(&source(3).digest);
+    assert_eq!(
+        actions.load,
+        Some(source(2)),
+        "not even for that of the version that it wants"
+    );
+    assert_eq!(granted(&registry.on_loaded(&source(2), Ok(2))), [(8, 2)]);
+    registry.on_verified(&source(2), Ok(()));
+    let expected = [Standing::Verified, Standing::Resident, Standing::Verified];
+    assert_eq!(standings(&registry), expected);
 }
 
 /// As [`settled`], with what each adapter takes in memory.
@@ -311,17 +387,15 @@ fn settled_with(bytes: u64, sizes: &[(u32, u64)]) -> Machine {
     let mut registry = machine(10, bytes);
     let versions: Vec<Version> = sizes.iter().map(|(n, _)| version("a", *n, *n)).collect();
     registry.replace(versions);
-    let mut load = None;
+    let mut begun = Begun::default();
     for (number, bytes) in sizes {
         let header = HeaderRead {
             fingerprint: vec![(1, 1)],
             result: Ok(*bytes),
         };
-        load = load.or(registry.on_header(&source(*number), header).load);
+        begun.take(registry.on_header(&source(*number), header));
     }
-    while let Some(source) = load {
-        load = registry.on_loaded(&source, Ok(number(&source))).load;
-    }
+    begun.settle(&mut registry);
     registry
 }
 
@@ -382,15 +456,12 @@ fn of_ten_thousand_versions_each_is_verified_once_defaults_first() {
     let mut registry = machine(4, 1000);
     let read = registry.replace(versions.clone()).read;
     assert_eq!(read.len(), 10_000);
-    let mut load = None;
+    let mut begun = Begun::default();
     for source in &read {
-        load = load.or(registry.on_header(source, fine()).load);
+        begun.take(registry.on_header(source, fine()));
     }
-    let mut order = vec![];
-    while let Some(source) = load {
-        order.push(number(&source));
-        load = registry.on_loaded(&source, Ok(number(&source))).load;
-    }
+    begun.settle(&mut registry);
+    let order = begun.order;
     assert_eq!(order.len(), 10_000);
     // The first was there alone when it was picked.
     let defaults = order[1..].iter().take_while(|n| *n % 2 == 1).count();
