@@ -5,14 +5,14 @@
 //! bounded channel of events back with room for its whole answer, so that no reader, however slow,
 //! holds up the others.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use graftwork_listen::clock;
 use graftwork_model::kv::KvPool;
 use graftwork_model::sampler::{self, Adjustments, SampleKey, SamplerError, SamplingParams};
 use graftwork_model::transformer::{Llama, LogitRows, RowLogits, SequenceStep};
-use rayon::iter::{IntoParallelRefMutIterator as _, ParallelIterator as _};
+use rayon::iter::{IndexedParallelIterator as _, IntoParallelIterator as _, ParallelIterator as _};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use crate::constraint::{Constraint, ConstraintError};
@@ -223,24 +223,56 @@ impl Request {
         }
     }
 
+    /// What the client is to hear of a chunk. It depends on this request alone.
+    fn sampled(&mut self, chunk: &Chunk, tokens: &[u32], logits: &RowLogits) -> Drawn {
+        let prompt = self.score_prompt(chunk.start, tokens, logits);
+        let wants_more = chunk.samples && self.job.maximum_new_tokens > 0;
+        let next = wants_more.then(|| self.next(chunk, tokens, logits.last()));
+        Drawn { prompt, next }
+    }
+
+    /// The next token, and how probable it is where someone asks.
+    fn next(&mut self, chunk: &Chunk, tokens: &[u32], logits: &[f32]) -> Result<Sampled, Event> {
+        let key = SampleKey {
+            seed: self.job.seed,
+            choice: self.job.choice,
+            position: u32::try_from(chunk.start + chunk.count).unwrap_or(u32::MAX),
+        };
+        let token = self.draw(logits, tokens, key)?;
+        let logprobs = self.job.logprobs;
+        let logprobs = logprobs.map(|count| token_logprobs(logits, token, count));
+        Ok(Sampled { token, logprobs })
+    }
+
     /// Takes the prompt's log-probabilities from a chunk's logits; gives them out once they are complete.
     /// A sequence that lost its cache is computed again, but scored once.
-    fn score_prompt(&mut self, start: usize, tokens: &[u32], logits: &RowLogits) {
-        let (Some(mut scores), Some(top)) = (self.prompt_scores.take(), self.job.logprobs) else {
-            return;
-        };
+    fn score_prompt(
+        &mut self,
+        start: usize,
+        tokens: &[u32],
+        logits: &RowLogits,
+    ) -> Option<Vec<TokenLogprobs>> {
+        let (mut scores, top) = self.prompt_scores.take().zip(self.job.logprobs)?;
         let wanted = self.prompt_tokens.saturating_sub(1);
         while scores.len() < wanted {
             let row = scores.len().checked_sub(start);
             let row = row.filter(|row| *row < logits.rows());
             let (Some(row), Some(token)) = (row, tokens.get(scores.len() + 1)) else {
                 self.prompt_scores = Some(scores);
-                return;
+                return None;
             };
             scores.push(token_logprobs(logits.row(row), *token, top));
         }
-        send(&self.job.events, Event::Prompt(scores));
+        Some(scores)
     }
+}
+
+/// What a pass gave for one sequence.
+struct Drawn {
+    /// The prompt's log-probabilities, once they are complete.
+    prompt: Option<Vec<TokenLogprobs>>,
+    /// The next token; none where none is wanted.
+    next: Option<Result<Sampled, Event>>,
 }
 
 struct Worker {
@@ -372,58 +404,57 @@ impl Worker {
         };
         self.scheduler.computed(pass);
         self.scheduler.took(pass, seconds);
-        self.prepare_constraints(&order);
-        for (chunk, logits) in order.iter().zip(&rows) {
-            if let (Some(request), Some(tokens)) = (
-                self.requests.get_mut(&chunk.id),
-                self.scheduler.tokens(chunk.id),
-            ) {
-                request.score_prompt(chunk.start, tokens, logits);
+        for (chunk, drawn) in self.draw(&order, &rows) {
+            if let (Some(request), Some(scores)) = (self.requests.get(&chunk.id), drawn.prompt) {
+                send(&request.job.events, Event::Prompt(scores));
             }
             if chunk.samples {
-                self.advance(chunk, logits.last());
+                self.advance(&chunk, drawn.next);
             }
         }
     }
 
-    /// Finds out beside each other what may come next in the sequences that have a constraint.
-    fn prepare_constraints(&mut self, order: &[Chunk]) {
-        let sampling = order.iter().filter(|chunk| chunk.samples);
-        let sampling: BTreeSet<SequenceId> = sampling.map(|chunk| chunk.id).collect();
-        let mut constraints: Vec<&mut Constraint> = self
+    /// Draws from the logits of every chunk, on all compute threads: with a large vocabulary one after the other
+    /// would take as long as a part of the pass. In the order of the chunks.
+    fn draw(&mut self, order: &[Chunk], rows: &[RowLogits]) -> Vec<(Chunk, Drawn)> {
+        let mut requests: BTreeMap<SequenceId, &mut Request> = self
             .requests
             .iter_mut()
-            .filter(|(id, _)| sampling.contains(*id))
-            .filter_map(|(_, request)| request.job.constraint.as_mut())
+            .map(|(id, request)| (*id, request))
             .collect();
-        if !constraints.is_empty() {
-            self.compute.install(|| {
-                constraints
-                    .par_iter_mut()
-                    .for_each(|constraint| constraint.prepare());
-            });
+        let mut work = Vec::with_capacity(order.len());
+        for (chunk, logits) in order.iter().zip(rows) {
+            if let (Some(request), Some(tokens)) =
+                (requests.remove(&chunk.id), self.scheduler.tokens(chunk.id))
+            {
+                work.push((*chunk, request, tokens, logits));
+            }
         }
+        let sampled =
+            |(chunk, request, tokens, logits): (Chunk, &mut Request, &[u32], &RowLogits)| {
+                (chunk, request.sampled(&chunk, tokens, logits))
+            };
+        if work.len() < 2 {
+            return work.into_iter().map(sampled).collect();
+        }
+        self.compute.install(|| {
+            let work = work.into_par_iter().with_max_len(1);
+            work.map(sampled).collect()
+        })
     }
 
-    /// Draws the next token of a sequence, and tells the client.
-    fn advance(&mut self, chunk: &Chunk, logits: &[f32]) {
+    /// Goes on by the next token of a sequence, and tells the client.
+    fn advance(&mut self, chunk: &Chunk, next: Option<Result<Sampled, Event>>) {
         let Some(request) = self.requests.get_mut(&chunk.id) else {
             return;
         };
-        if request.job.maximum_new_tokens == 0 {
-            self.end(chunk.id, Event::Finished(FinishReason::Length));
-            return;
-        }
-        let key = SampleKey {
-            seed: request.job.seed,
-            choice: request.job.choice,
-            position: u32::try_from(chunk.start + chunk.count).unwrap_or(u32::MAX),
+        let sampled = match next {
+            // The request wanted the prompt alone.
+            None => return self.end(chunk.id, Event::Finished(FinishReason::Length)),
+            Some(Err(last)) => return self.end(chunk.id, last),
+            Some(Ok(sampled)) => sampled,
         };
-        let tokens = self.scheduler.tokens(chunk.id).unwrap_or_default();
-        let token = match request.draw(logits, tokens, key) {
-            Ok(token) => token,
-            Err(last) => return self.end(chunk.id, last),
-        };
+        let token = sampled.token;
         if self.end_tokens.contains(&token) && !request.job.ignore_eos {
             return self.end(chunk.id, Event::Finished(FinishReason::Stop));
         }
@@ -431,11 +462,7 @@ impl Worker {
             Ok(is_whole) => is_whole,
             Err(last) => return self.end(chunk.id, last),
         };
-        let job = &request.job;
-        let logprobs = job
-            .logprobs
-            .map(|count| token_logprobs(logits, token, count));
-        send(&job.events, Event::Token(Sampled { token, logprobs }));
+        send(&request.job.events, Event::Token(sampled));
         let after = self.scheduler.push_token(chunk.id, token);
         if is_whole {
             self.end(chunk.id, Event::Finished(FinishReason::Stop));

@@ -165,8 +165,8 @@ impl Constraint {
         }
     }
 
-    /// Finds out what may come next. [`Self::mask`] does so too; this is for doing it beside others.
-    pub fn prepare(&mut self) {
+    /// Finds out what may come next.
+    fn prepare(&mut self) {
         if self.next.is_none() {
             let mask = self.matcher.compute_mask();
             self.next =
