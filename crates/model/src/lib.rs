@@ -60,4 +60,5 @@ mod config_keys;
 mod cuts;
 mod digest;
 mod factor;
+mod identity;
 mod peft_config;

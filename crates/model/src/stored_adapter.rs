@@ -8,9 +8,10 @@ use rayon::prelude::*;
 
 use crate::config::LlamaConfig;
 use crate::factor::FactorValues;
+use crate::identity::{Form, identity};
 use crate::kernel::HalfWeight;
 use crate::lora::LoadedAdapter;
-use crate::peft::{AdapterError, AdapterHeader, Form, identity};
+use crate::peft::{AdapterError, AdapterHeader};
 
 /// An adapter in the numbers of its file.
 #[derive(Debug)]
