@@ -104,7 +104,7 @@ fn sums_of_fractions_ties_and_limits_are_the_same_whatever_the_machines_memory()
 fn an_operator_that_can_not_spill_is_named_with_its_limit() {
     let mut bench = Bench::new(Format::Text);
     bench.source("many", &many());
-    bench.query_memory = Some(LITTLE);
+    bench.query_memory = Some(LITTLE / 2);
     for (text, what) in [
         (
             "SELECT a.text || b.text AS text FROM many a CROSS JOIN (SELECT text FROM many LIMIT 5) b",
