@@ -209,7 +209,7 @@ fn page_header(bytes: &[u8]) -> Result<Header, Broken> {
                     match (id, inner, kind) {
                         (_, 1, NUMBER) => header.values = size(compact.number()?)?,
                         (8, 5 | 6, NUMBER) => {
-                            header.levels = header.levels.saturating_add(size(compact.number()?)?)
+                            header.levels = header.levels.saturating_add(size(compact.number()?)?);
                         }
                         (8, 7, FALSE) => header.is_packed = false,
                         _ => compact.skip(kind, MAXIMUM_DEPTH)?,
@@ -368,8 +368,8 @@ mod tests {
 
     #[test]
     fn what_is_no_header_ends_at_once() {
-        let deep = vec![0x1c; 100];
-        let endless = vec![0xff; 100];
+        let deep = [0x1c; 100];
+        let endless = [0xff; 100];
         let negative = [0x15, 0x00, 0x15, 0x01, 0x00];
         let empty = [0x00];
         for bytes in [&deep[..], &endless[..], &negative[..], &empty[..]] {

@@ -265,7 +265,7 @@ mod tests {
             json!({"a": 2, "b": "x"}),
         ] {
             seen.note(row.as_object().unwrap(), |_, shape, value| {
-                shape.note(value)
+                shape.note(value);
             });
         }
         let mut twice = seen.clone();

@@ -313,10 +313,6 @@ fn pack_into(lines: &mut [HalfLine], bits: &[u16], inputs: usize) {
 /// Value `i` of row `j` as value `j` of row `i`, in squares of eight: interleaving the upper and the lower half of a
 /// square's rows turns the bits of a value's place by one, and three of six such turns swap row and column.
 #[cfg(target_arch = "x86_64")]
-#[expect(
-    clippy::inline_always,
-    reason = "takes the vector features of its caller"
-)]
 #[inline(always)]
 fn transposed(rows: &[[u16; LANES]; LANES]) -> [[u16; LANES]; LANES] {
     use std::arch::x86_64::{__m128i, _mm_unpackhi_epi16, _mm_unpacklo_epi16};

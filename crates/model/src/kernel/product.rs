@@ -215,6 +215,9 @@ pub(super) fn parallel(x: &[f32], w: Packed<'_>, y: &mut [f32], epilogue: Epilog
     }
 }
 
+/// Writes the panels of a range of outputs over what was there before.
+pub(crate) type Fill<'a> = dyn Fn(Range<usize>, &mut [f32]) + Sync + 'a;
+
 /// Computes the same bits as [`product`] with a weight `[outputs, inputs]` of which only `tile`
 /// outputs at a time are ever packed: `fill` writes all values of a range's panels, over what was
 /// there before. For weights that are stored in another way than they are multiplied.
@@ -224,7 +227,7 @@ pub(super) fn parallel(x: &[f32], w: Packed<'_>, y: &mut [f32], epilogue: Epilog
 pub(crate) fn product_tiled(
     x: &[f32],
     (outputs, inputs): (usize, usize),
-    (tile, fill): (usize, &(dyn Fn(Range<usize>, &mut [f32]) + Sync)),
+    (tile, fill): (usize, &Fill<'_>),
     y: &mut [f32],
     epilogue: Epilogue,
 ) {

@@ -136,7 +136,7 @@ pub(crate) fn products(products: Vec<Product<'_>>) {
 }
 
 /// Computes a product in floats that has many rows, by itself; others come back.
-fn without_many_rows<'a>(product: Product<'a>, threads: usize) -> Option<Product<'a>> {
+fn without_many_rows(product: Product<'_>, threads: usize) -> Option<Product<'_>> {
     let (_, inputs) = product.w.shape();
     let weight = match product.w {
         Weight::Single(panels) => Packed::single(panels),

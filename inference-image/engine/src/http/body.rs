@@ -42,7 +42,7 @@ async fn read_within(body: Body, most: usize, time: Duration) -> Result<Bytes, A
 
 #[cfg(test)]
 mod tests {
-    use futures::stream::{self, StreamExt as _};
+    use futures::stream::{self, Stream, StreamExt as _};
 
     use super::*;
 
@@ -50,8 +50,8 @@ mod tests {
 
     type Part = Result<Bytes, std::io::Error>;
 
-    fn part(text: &'static str) -> Part {
-        Ok(Bytes::from_static(text.as_bytes()))
+    fn parts<const N: usize>(texts: [&'static str; N]) -> impl Stream<Item = Part> {
+        stream::iter(texts.map(|text| Part::Ok(Bytes::from_static(text.as_bytes()))))
     }
 
     async fn refusal(body: Body, time: Duration) -> (u16, &'static str) {
@@ -61,7 +61,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_body_that_stops_half_way_is_a_408_and_one_that_breaks_off_a_400() {
-        let begun = || stream::iter([part("{")]);
+        let begun = || parts(["{"]);
         let stops = Body::from_stream(begun().chain(stream::pending::<Part>()));
         let soon = Duration::from_millis(20);
         assert_eq!(refusal(stops, soon).await, (408, "request_timeout"));
@@ -72,10 +72,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_body_of_a_byte_too_many_is_a_413_whatever_its_length_says() {
-        let whole = Body::from_stream(stream::iter([part("1234"), part("5678")]));
+        let whole = Body::from_stream(parts(["1234", "5678"]));
         let read = read_within(whole, 8, SECONDS).await.unwrap();
         assert_eq!(read, "12345678");
-        let longer = Body::from_stream(stream::iter([part("1234"), part("56789")]));
+        let longer = Body::from_stream(parts(["1234", "56789"]));
         assert_eq!(refusal(longer, SECONDS).await, (413, "request_too_large"));
         let longer = Body::from("123456789");
         assert_eq!(refusal(longer, SECONDS).await, (413, "request_too_large"));

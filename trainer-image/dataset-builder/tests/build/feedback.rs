@@ -19,7 +19,7 @@ fn row(number: u32, id: &str, answer: &str, rating: Option<f64>) -> FeedbackRow 
         id: id.to_owned(),
         time: format!("2026-11-20T01:00:{number:02}.250Z"),
         request: format!("request-{number}"),
-        caller: (number % 2 == 0).then(|| "caller".to_owned()),
+        caller: number.is_multiple_of(2).then(|| "caller".to_owned()),
         endpoint: "helpdesk".to_owned(),
         adapter: "expenses".to_owned(),
         version: Some(7),

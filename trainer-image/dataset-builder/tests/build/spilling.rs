@@ -68,7 +68,7 @@ fn fractions() -> String {
         let hash = Digest::of(&(n % 15_000).to_be_bytes());
         let fraction = f64::from(n * 7919 % 80_021) / 7.0
             * 10_f64.powi(i32::try_from(n / 15_000).unwrap() * 3);
-        let words = vec![hash.hex(); 6].join(" ");
+        let words = [hash.hex(); 6].join(" ");
         text + &format!("{{\"text\": \"{words}\", \"x\": {fraction}}}\n")
     })
 }

@@ -364,25 +364,29 @@ fn what_is_waited_for_is_named_and_no_run_that_can_go_on_has_failed() {
     ] {
         let mut world = World::new();
         change(&mut world);
-        for _ in 0..4 {
-            world.reconcile();
-        }
-        assert_eq!(
-            world.succeeded(),
-            ("Unknown".to_owned(), why.to_owned(), words.to_owned())
-        );
-        let status = world.cr.status.clone().unwrap();
-        let is_stalled = conditions::is_true(&status.conditions, condition::STALLED);
-        assert_eq!(is_stalled, stalled, "{why}");
-        let kind = if stalled {
-            EventKind::Warning
-        } else {
-            EventKind::Normal
-        };
-        let told = world.events.last().map(|event| event.kind);
-        assert_eq!(told, Some(kind), "{why}: {:?}", world.events);
-        assert!(world.created.is_empty() && !world.is_finished(), "{why}");
+        assert_waits(world, stalled, why, words);
     }
+}
+
+fn assert_waits(mut world: World, stalled: bool, why: &str, words: &str) {
+    for _ in 0..4 {
+        world.reconcile();
+    }
+    assert_eq!(
+        world.succeeded(),
+        ("Unknown".to_owned(), why.to_owned(), words.to_owned())
+    );
+    let status = world.cr.status.clone().unwrap();
+    let is_stalled = conditions::is_true(&status.conditions, condition::STALLED);
+    assert_eq!(is_stalled, stalled, "{why}");
+    let kind = if stalled {
+        EventKind::Warning
+    } else {
+        EventKind::Normal
+    };
+    let told = world.events.last().map(|event| event.kind);
+    assert_eq!(told, Some(kind), "{why}: {:?}", world.events);
+    assert!(world.created.is_empty() && !world.is_finished(), "{why}");
 }
 
 #[test]
