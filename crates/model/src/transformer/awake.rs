@@ -3,59 +3,95 @@
 //! A pass has a few hundred parallel loops of some microseconds each. Between them a thread of the pool finds
 //! nothing to do, goes to sleep, and has to be woken by the kernel, which for one row takes as long as the work.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use rayon::Yield;
 
-/// Looks for work before a thread lets another one of this machine run.
+/// Looks for work, or for the others, before a thread lets another one of this machine run.
 const LOOKS: usize = 64;
 /// Pauses between two looks: they touch the memory of the thread that has the work.
 const PAUSES: usize = 32;
+/// Looks for the others before a pass begins without them: longer than it takes to wake one up.
+const PATIENCE: usize = 128;
+
+/// What a pass and the threads that stay awake for it know of each other.
+///
+/// Nobody begins to look for work once the pass has begun. A thread that has already taken a part of the pass may come
+/// to this in the midst of it, while it waits for a part of that part; it would look until the pass is over, and the
+/// pass would wait for what lies below on its stack.
+#[derive(Debug, Default)]
+struct Pass {
+    here: AtomicUsize,
+    has_begun: AtomicBool,
+    is_over: AtomicBool,
+}
+
+impl Pass {
+    /// Waits for `others` threads, but not for those that something else keeps.
+    fn begin(&self, others: usize) {
+        let mut looks = 0;
+        while self.here.load(Ordering::Acquire) < others && looks < PATIENCE {
+            looks += 1;
+            pause(looks);
+        }
+        self.has_begun.store(true, Ordering::Release);
+    }
+
+    fn look_for_work(&self) {
+        if self.has_begun.load(Ordering::Acquire) {
+            return;
+        }
+        self.here.fetch_add(1, Ordering::AcqRel);
+        let mut idle = 0;
+        while !self.is_over.load(Ordering::Acquire) {
+            if rayon::yield_now() == Some(Yield::Executed) {
+                idle = 0;
+                continue;
+            }
+            idle += 1;
+            pause(idle);
+        }
+    }
+}
+
+fn pause(looks: usize) {
+    if looks.is_multiple_of(LOOKS) {
+        std::thread::yield_now();
+    }
+    for _ in 0..PAUSES {
+        std::hint::spin_loop();
+    }
+}
 
 /// Says that the pass is over, also where it ends by a panic.
-struct Over<'a>(&'a AtomicBool);
+struct Over<'a>(&'a Pass);
 
 impl Drop for Over<'_> {
     fn drop(&mut self) {
-        self.0.store(true, Ordering::Release);
+        self.0.is_over.store(true, Ordering::Release);
     }
 }
 
-/// Runs `pass` on this thread of a rayon pool, while the others look for parts of it without going to sleep.
+/// Runs `run` on this thread of a rayon pool, while the others look for parts of it without going to sleep.
 /// Outside of a pool it just runs.
-pub(super) fn awake<T: Send>(pass: impl FnOnce() -> T + Send) -> T {
+pub(super) fn awake<T>(run: impl FnOnce() -> T) -> T {
+    let threads = rayon::current_num_threads();
     let own = match rayon::current_thread_index() {
-        Some(own) if rayon::current_num_threads() > 1 => own,
-        _ => return pass(),
+        Some(own) if threads > 1 => own,
+        _ => return run(),
     };
-    let is_over = AtomicBool::new(false);
-    rayon::scope(|scope| {
-        // One on each thread. This thread's own comes while it waits for the others, or at the end.
-        scope.spawn_broadcast(|_, context| {
-            if context.index() != own {
-                look_for_work(&is_over);
-            }
-        });
-        let _over = Over(&is_over);
-        pass()
-    })
-}
-
-fn look_for_work(is_over: &AtomicBool) {
-    let mut idle = 0;
-    while !is_over.load(Ordering::Acquire) {
-        if rayon::yield_now() == Some(Yield::Executed) {
-            idle = 0;
-            continue;
+    let pass = Arc::new(Pass::default());
+    let others = Arc::clone(&pass);
+    // One on each thread; this thread's own has nothing to do.
+    rayon::spawn_broadcast(move |context| {
+        if context.index() != own {
+            others.look_for_work();
         }
-        idle += 1;
-        if idle % LOOKS == 0 {
-            std::thread::yield_now();
-        }
-        for _ in 0..PAUSES {
-            std::hint::spin_loop();
-        }
-    }
+    });
+    let _over = Over(&pass);
+    pass.begin(threads - 1);
+    run()
 }
 
 #[cfg(test)]
@@ -82,6 +118,36 @@ mod tests {
                 });
                 assert_eq!(sum, 20 * 4950, "{threads} threads");
             }
+        }
+    }
+
+    #[test]
+    fn who_comes_after_the_pass_has_begun_does_not_stay_for_it() {
+        let pass = Arc::new(Pass::default());
+        pass.begin(1);
+        let (done, is_done) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            pass.look_for_work();
+            done.send(pass.here.load(Ordering::Acquire))
+        });
+        let here = is_done.recv_timeout(std::time::Duration::from_secs(20));
+        assert_eq!(here, Ok(0));
+    }
+
+    #[test]
+    fn many_short_passes_come_to_their_end() {
+        let pool = pool(2);
+        for _ in 0..20_000 {
+            let parts = pool.install(|| {
+                awake(|| {
+                    (0..8_u32)
+                        .into_par_iter()
+                        .with_max_len(1)
+                        .map(|_| 1_u32)
+                        .sum::<u32>()
+                })
+            });
+            assert_eq!(parts, 8);
         }
     }
 
