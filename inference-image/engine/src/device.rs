@@ -18,6 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use crate::constraint::{Constraint, ConstraintError};
 use crate::metrics::Metrics;
 use crate::openai::answer::FinishReason;
+use crate::passes::Passes;
 use crate::registry::Lease;
 use crate::scheduler::{AfterToken, Chunk, Limits, Pass, Scheduler, Sequence, SequenceId};
 use crate::vllm::AdaptersInUse;
@@ -109,6 +110,7 @@ pub struct DeviceSettings {
 #[derive(Debug, Clone)]
 pub struct Device {
     jobs: mpsc::Sender<Job>,
+    passes: Passes,
 }
 
 /// The device has ended.
@@ -139,6 +141,7 @@ impl Device {
             pass_tokens: settings.pass_tokens,
             context_tokens: settings.context_tokens,
         };
+        let passes = Passes::default();
         metrics.kv_blocks_total.set(gauge(pool.total_blocks()));
         let scheduler = Scheduler::new(limits, pool.blocks().clone());
         let mut end_tokens = llama.config().eos_token_ids.clone();
@@ -154,6 +157,7 @@ impl Device {
             requests: BTreeMap::new(),
             next_id: 0,
             metrics,
+            passes: passes.clone(),
         };
         std::thread::Builder::new()
             .name("device".to_owned())
@@ -162,7 +166,7 @@ impl Device {
                 // Dropped unsent by a panic, which the other side sees as an error.
                 let _ = ending.send(());
             })?;
-        Ok((Self { jobs }, end))
+        Ok((Self { jobs, passes }, end))
     }
 
     /// Hands a request over.
@@ -171,6 +175,11 @@ impl Device {
     /// Where the device has ended.
     pub async fn submit(&self, job: Job) -> Result<(), Ended> {
         self.jobs.send(job).await.map_err(|_| Ended)
+    }
+
+    /// Its forward passes.
+    pub fn passes(&self) -> Passes {
+        self.passes.clone()
     }
 }
 
@@ -284,6 +293,7 @@ struct Worker {
     requests: BTreeMap<SequenceId, Request>,
     next_id: u64,
     metrics: Arc<Metrics>,
+    passes: Passes,
 }
 
 impl Worker {
@@ -387,9 +397,11 @@ impl Worker {
         }
         let (llama, pool) = (&self.llama, &mut self.pool);
         let begun = clock::now();
+        self.passes.begin();
         let rows = self
             .compute
             .install(|| llama.forward_rows(&mut steps, pool));
+        self.passes.end();
         let seconds = clock::now().duration_since(begun).as_secs_f64();
         let rows = match rows {
             Ok(rows) => rows,

@@ -23,7 +23,7 @@ pub enum Readiness {
     Ready,
     /// The process was told to stop; it still answers.
     Draining,
-    /// The compute thread has died: only a restart helps.
+    /// The compute thread has died, or stands still: only a restart helps.
     Dead,
 }
 
@@ -94,7 +94,7 @@ async fn healthz(State(health): State<Health>) -> impl IntoResponse {
     match health.get() {
         Readiness::Dead => (
             StatusCode::SERVICE_UNAVAILABLE,
-            "the compute thread has died\n",
+            "the compute thread has died, or stands still\n",
         ),
         _ => (StatusCode::OK, "ok\n"),
     }
@@ -107,7 +107,7 @@ async fn readyz(State(health): State<Health>) -> impl IntoResponse {
         Readiness::ReadingAdapters => (wait, "reading the adapters' headers\n"),
         Readiness::Ready => (StatusCode::OK, "ok\n"),
         Readiness::Draining => (wait, "stopping\n"),
-        Readiness::Dead => (wait, "the compute thread has died\n"),
+        Readiness::Dead => (wait, "the compute thread has died, or stands still\n"),
     }
 }
 

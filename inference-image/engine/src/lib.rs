@@ -6,7 +6,7 @@
 //! | [`run`] | start, drain, end: reads top to bottom |
 //! | [`registry`] | adapters: what is registered, verified, in memory, refused; pushed lists |
 //! | [`scheduler`] | continuous batching as a pure state machine |
-//! | [`device`] | the one thread that computes |
+//! | [`device`], [`passes`] | the one thread that computes; whether it goes on |
 //! | [`openai`], [`http`] | the API: reading and writing; serving |
 //! | [`constraint`] | answers that are JSON of a schema: which tokens may come next |
 //! | [`transcript`], [`stop`] | from tokens to an answer's text |
@@ -27,6 +27,7 @@ pub mod metrics;
 pub mod mounted;
 pub mod openai;
 pub mod options;
+pub mod passes;
 pub mod registry;
 pub mod run;
 pub mod scheduler;

@@ -31,6 +31,7 @@ use crate::health::{self, Health, Readiness};
 use crate::http::{self, Engine};
 use crate::metrics::Metrics;
 use crate::options::Options;
+use crate::passes::Passes;
 use crate::registry::disk_cache::DiskCache;
 use crate::registry::files::AdapterFiles;
 use crate::registry::state::Budget;
@@ -99,6 +100,7 @@ pub struct Running {
     grpc: JoinHandle<Result<(), tonic::transport::Error>>,
     metrics: JoinHandle<std::io::Result<()>>,
     device_end: device::End,
+    passes: Passes,
 }
 
 impl Running {
@@ -130,6 +132,7 @@ impl Running {
         )?;
         let base = load_base(&config).await?;
         let (device, device_end) = start_device(&options, &config, &base, &metrics)?;
+        let passes = device.passes();
         health.set(Readiness::ReadingAdapters);
 
         let registry = AdapterRegistry::start(registry::Settings {
@@ -193,6 +196,7 @@ impl Running {
             grpc: grpc_task,
             metrics: metrics_task,
             device_end,
+            passes,
         })
     }
 
@@ -204,7 +208,8 @@ impl Running {
     pub async fn until(mut self, signal: impl Future<Output = ()>) -> anyhow::Result<()> {
         tokio::select! {
             () = signal => {}
-            _ = &mut self.device_end => return self.dead().await,
+            _ = &mut self.device_end => return self.dead("the compute thread has died").await,
+            () = self.passes.stuck() => return self.dead("a forward pass does not end").await,
             ended = &mut self.http => bail!("the HTTP server ended: {ended:?}"),
             ended = &mut self.grpc => bail!("the gRPC server ended: {ended:?}"),
             ended = &mut self.metrics => bail!("the metrics server ended: {ended:?}"),
@@ -215,7 +220,7 @@ impl Running {
         tracing::info!("stopping: not ready, still accepting");
         tokio::select! {
             () = sleep(Duration::from_secs(self.options.drain_delay_seconds)) => {}
-            _ = &mut self.device_end => return self.dead().await,
+            _ = &mut self.device_end => return self.dead("the compute thread has died").await,
         }
         tracing::info!("stopping: accepting no more");
         self.stop_http.cancel();
@@ -236,13 +241,13 @@ impl Running {
     }
 
     /// Lets running requests hear of it and gives up: the kubelet starts the process again.
-    async fn dead(&mut self) -> anyhow::Result<()> {
+    async fn dead(&mut self, why: &'static str) -> anyhow::Result<()> {
         self.health.set(Readiness::Dead);
         self.abort.cancel();
         self.stop_http.cancel();
         let last_words = Instant::from_std(clock::now()) + LAST_WORDS;
         let _ = timeout_at(last_words, &mut self.http).await;
-        Err(anyhow!("the compute thread has died"))
+        Err(anyhow!(why))
     }
 }
 

@@ -305,10 +305,17 @@ mod tests {
     }
 
     fn write(columns: Vec<(&'static str, ArrayRef)>) -> tempfile::NamedTempFile {
+        write_with(WriterProperties::default(), columns)
+    }
+
+    fn write_with(
+        properties: WriterProperties,
+        columns: Vec<(&'static str, ArrayRef)>,
+    ) -> tempfile::NamedTempFile {
         let batch = RecordBatch::try_from_iter(columns).unwrap();
         let file = tempfile::NamedTempFile::new().unwrap();
-        let mut writer =
-            ArrowWriter::try_new(file.reopen().unwrap(), batch.schema(), None).unwrap();
+        let reopened = file.reopen().unwrap();
+        let mut writer = ArrowWriter::try_new(reopened, batch.schema(), Some(properties)).unwrap();
         writer.write(&batch).unwrap();
         writer.close().unwrap();
         file
@@ -412,7 +419,9 @@ mod tests {
     fn long_rows_are_decoded_a_few_at_a_time_and_too_long_ones_not_at_all() {
         let batch = |length: usize, rows: usize| {
             let texts: Vec<String> = (0..rows).map(|n| format!("{n:x}").repeat(length)).collect();
-            planned(&write(vec![column("text", StringArray::from(texts))]))
+            let plain = WriterProperties::builder().set_dictionary_enabled(false);
+            let columns = vec![column("text", StringArray::from(texts))];
+            planned(&write_with(plain.build(), columns))
         };
         assert_eq!(batch(10, 10), Ok(BATCH_ROWS));
         let few = batch(2 << 20, 10).unwrap();

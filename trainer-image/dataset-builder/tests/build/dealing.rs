@@ -71,7 +71,7 @@ fn near_duplicates_across_splits_are_counted_where_they_stay() {
     let reported = built(&bench);
     let texts = |split| {
         texts(&bench, &reported.digest, split, |text| {
-            text[..64].to_owned()
+            text[..text.len().min(64)].to_owned()
         })
     };
     let trained: BTreeSet<String> = texts(Split::Train).into_iter().collect();
@@ -179,7 +179,9 @@ fn a_split_by_time_keeps_later_rows_out_of_train() {
     assert!(train.iter().max() < validation.iter().min());
     assert!(validation.iter().max() < test.iter().min());
 
-    bench.fingerprint("no time");
+    let mut bench = Bench::new(Format::Text);
+    bench.config.split.method = SplitMethod::Time;
+    bench.config.split.time_column = Some("day".into());
     bench.source("rows", "{\"text\": \"a\", \"day\": \"SECRET\"}");
     let (code, summary) = bench.build();
     assert_eq!(code, 65);
