@@ -77,8 +77,8 @@ privacy-figures: ## Recall and precision of the detectors of personal data, on w
 	@crates/privacy/figures
 
 build-memory: ## Peak memory of dataset builds against their sources' size (SIZES="0.5 1 2 5" GB, NEAR=Keep|Group|Drop)
-	cargo build --package dataset-builder
-	@python3 trainer-image/dataset-builder/memory.py "$(CARGO_TARGET_DIR)/$$(rustc -vV | sed -n 's/^host: //p')/debug/dataset-builder"
+	cargo build --release --package dataset-builder
+	@python3 trainer-image/dataset-builder/memory.py "$(CARGO_TARGET_DIR)/$$(rustc -vV | sed -n 's/^host: //p')/release/dataset-builder"
 
 base-model: ## Pre-trains the demo's base model (ten minutes to half an hour)
 	@e2e/demo-data/build-base-model

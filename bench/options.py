@@ -42,7 +42,7 @@ def binaries() -> Path:
     """Cargo's folder for this machine's own target."""
     if "GRAFTWORK_BIN" in os.environ:
         return Path(os.environ["GRAFTWORK_BIN"])
-    return CLONE / "target" / "debug"
+    return CLONE / "target" / "release"
 
 
 def binary(args: argparse.Namespace, name: str) -> Path:

@@ -85,12 +85,12 @@ build() { # folder, trainer|inference
 	selection=$(packages_of "$2")
 	find_toolkit
 	# shellcheck disable=SC2086 # words
-	quietly "building $2 for compute capability $CUDA_COMPUTE_CAP (a quarter of an hour on two cores)" \
-		cargo build --locked $selection
+	quietly "building $2 for compute capability $CUDA_COMPUTE_CAP (half an hour on two cores)" \
+		cargo build --locked --release $selection
 	rm -rf "$folder"
 	mkdir -p "$folder/bin" "$folder/lib"
 	for binary in $([ "$2" = trainer ] && echo trainer || echo engine router); do
-		strip -o "$folder/bin/$binary" "$CARGO_TARGET_DIR/x86_64-unknown-linux-gnu/debug/$binary"
+		strip -o "$folder/bin/$binary" "$CARGO_TARGET_DIR/x86_64-unknown-linux-gnu/release/$binary"
 	done
 	for name in "${libraries[@]}" nvrtc-builtins; do
 		cp -L "$lib/lib$name.so".[0-9]* "$folder/lib/"

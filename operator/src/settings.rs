@@ -11,7 +11,7 @@ use graftwork_operator_core::settings::{Settings, StoreSettings};
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
     /// No file.
-    #[error("settings file {path} can't be read")]
+    #[error("settings file {path} can't be read (--settings names another)")]
     Read {
         /// Where it should be.
         path: String,

@@ -1,4 +1,4 @@
-//! The chart's admission policy: who may write what into `status.commands`. Its two expressions are
+//! The chart's admission policy: who may write what into `status.commands`. Its three expressions are
 //! evaluated as the template has them; only the fields that the operator writes are compared by
 //! expressions that Helm prints.
 #![expect(
@@ -42,7 +42,7 @@ fn expressions() -> Vec<VapExpression> {
 /// Whether `user` may change status from `old` to `new`.
 fn may(user: &str, old: &Value, new: &Value) -> bool {
     let expressions = expressions();
-    assert_eq!(expressions.len(), 2, "{TEMPLATE}");
+    assert_eq!(expressions.len(), 3, "{TEMPLATE}");
     let request = AdmissionRequest {
         operation: "UPDATE".to_owned(),
         username: user.to_owned(),
@@ -218,4 +218,17 @@ fn an_answered_command_makes_room_for_anothers() {
         !may("bob", &old, &answered(&[(target, command("z", "ann"))])),
         "still in one's own name"
     );
+}
+
+#[test]
+fn another_command_under_an_answered_id_would_be_answered_already() {
+    let target = "version/1";
+    let answered = |command: Value| status(&[(target, command)], &[(target, "x")]);
+    let old = answered(command("x", "ann"));
+    assert!(may("ann", &old, &old), "the same once more");
+    assert!(!may("ann", &old, &answered(saying("Reject", "x", "ann"))));
+    assert!(!may("bob", &old, &answered(command("x", "bob"))));
+    let gone = status(&[], &[(target, "x")]);
+    assert!(!may("ann", &gone, &old), "though the command was removed");
+    assert!(may("ann", &old, &answered(saying("Reject", "y", "ann"))));
 }

@@ -11,7 +11,7 @@ use axum::extract::{Path, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post};
-use graftwork_contract::endpoint::adapter_header;
+use graftwork_contract::endpoint::{HEADER_REQUEST_ID, adapter_header};
 use graftwork_contract::openapi;
 use graftwork_contract::proto::router::v1::router_server::RouterServer;
 use graftwork_listen::{Listener, clock};
@@ -28,6 +28,7 @@ use crate::forward::forward;
 use crate::mounted::Mounted;
 use crate::page::page;
 use crate::probe::probe_engines;
+use crate::request::request_id;
 use crate::settings::Settings;
 use crate::state::Shared;
 use crate::table::{Model, Table};
@@ -184,6 +185,7 @@ fn front_routes(shared: Arc<Shared>) -> Router {
             shared.clone(),
             close_while_draining,
         ))
+        .layer(axum::middleware::from_fn(with_request_id))
         .with_state(shared)
 }
 
@@ -207,6 +209,15 @@ async fn close_while_draining(
             .headers_mut()
             .insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
+    response
+}
+
+/// What a client calls its request comes back whatever answers it.
+async fn with_request_id(request: Request<Body>, next: Next) -> Response {
+    let id = request_id(request.headers());
+    let mut response = next.run(request).await;
+    let headers = response.headers_mut();
+    headers.entry(HEADER_REQUEST_ID).or_insert(id);
     response
 }
 

@@ -68,6 +68,7 @@ async fn one_model_is_shown_and_an_unknown_one_is_not() {
     let mut rig = Rig::start(&[]).await;
     rig.push(&table(None, &[&engine])).await;
     let one = rig.get(rig.router.http, "/v1/models/m").await;
+    assert_eq!(one.headers[HEADER_REQUEST_ID].len(), 32);
     assert_eq!(
         (one.status.as_u16(), &one.json()["root"]),
         (200, &json!("m@v1"))

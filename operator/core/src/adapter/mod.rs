@@ -25,6 +25,7 @@ use crate::storage::StorageProblem;
 
 pub use ledger::Ledger;
 pub use observed::{Observed, Verification, Verified, import, verifications};
+pub(crate) use validate::no_share;
 pub use validate::{Invalid, Valid, validate};
 
 /// Kind, as in YAML.

@@ -278,7 +278,7 @@ fn stage(
                 "every rule passed".to_owned(),
             )
         } else {
-            let message = format!("approved by {}: {}", approved.by, approved.reason);
+            let message = said_by("approved", &approved.by, &approved.reason);
             said(VersionStage::Approved, reason::APPROVED_BY_USER, message)
         };
     }
@@ -573,7 +573,7 @@ fn rejection(
         };
         let rejected = Rejected {
             reason: reason::REJECTED_BY_USER.to_owned(),
-            message: format!("rejected by {}: {}", command.user, command.reason),
+            message: said_by("rejected", &command.user, &command.reason),
             by: command.user.clone(),
             time,
         };
@@ -611,5 +611,14 @@ fn rejection(
             Some((path, rejected))
         }
         _ => None,
+    }
+}
+
+/// Who said it, and why where they said that.
+fn said_by(what: &str, who: &str, why: &str) -> String {
+    if why.is_empty() {
+        format!("{what} by {who}")
+    } else {
+        format!("{what} by {who}: {why}")
     }
 }

@@ -250,16 +250,28 @@ fn read_rule(field: &str, rule: &GateRule) -> Result<Rule, Invalid> {
         .into_iter()
         .filter_map(|(key, text, limit)| Some((key, text.as_ref()?, limit)));
     match (given.next(), given.next()) {
-        (Some((key, text, limit)), None) => Ok(Rule {
-            metric,
-            limit: limit(number(&format!("{field}.{key}"), text)?),
-        }),
+        (Some((key, text, limit)), None) => {
+            let field = format!("{field}.{key}");
+            let limit = limit(number(&field, text)?);
+            if let Limit::Minimum(share) | Limit::Maximum(share) = limit
+                && metric.is_share()
+                && !(0.0..=1.0).contains(&share)
+            {
+                return Err(Invalid::new(field, no_share(metric.name(), text)));
+            }
+            Ok(Rule { metric, limit })
+        }
         _ => Err(Invalid::new(
             field,
             "exactly one of minimum, maximum, minimumImprovementPoints, maximumRegressionPoints and \
              maximumIncreasePercent is needed",
         )),
     }
+}
+
+/// What is wrong with a limit of a share that no share can reach, or pass.
+pub(crate) fn no_share(metric: &str, limit: &Decimal) -> String {
+    format!("{metric} is a share from 0 to 1, and \"{limit}\" is none: 5 % is 0.05")
 }
 
 fn number(field: &str, text: &Decimal) -> Result<f64, Invalid> {
@@ -379,6 +391,14 @@ mod tests {
             ),
             (
                 json!({"rules": [{"metric": "loss", "maximum": "1e999"}]}),
+                "spec.gate.rules[0].maximum",
+            ),
+            (
+                json!({"rules": [{"metric": "exact_match", "minimum": "30"}]}),
+                "spec.gate.rules[0].minimum",
+            ),
+            (
+                json!({"rules": [{"metric": "benchmark/x", "maximum": "-0.1"}]}),
                 "spec.gate.rules[0].maximum",
             ),
         ] {

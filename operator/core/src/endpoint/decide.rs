@@ -124,6 +124,7 @@ impl Context<'_> {
             .collect();
         let adapters = &self.observed.adapters;
         let eligible = desired::eligible(entry, adapters, self.base);
+        let rolled_back = desired::rolled_back(entry, adapters, self.base);
         let withdrawn = adapter.candidate.as_ref().and_then(|candidate| {
             let digest = &candidate.digest;
             desired::withdrawn(entry, adapters, self.base, digest).or_else(|| {
@@ -149,6 +150,7 @@ impl Context<'_> {
             wanted: wanted.as_ref(),
             withdrawn: withdrawn.as_deref(),
             eligible: &eligible,
+            rolled_back: &rolled_back,
             rejected: &rejected,
             settings_hash: &settings_hash,
             engines: adapter.candidate.as_ref().map_or_else(
@@ -231,6 +233,7 @@ pub fn hold(
             wanted: None,
             withdrawn: Some(why),
             eligible: &[],
+            rolled_back: &[],
             rejected: &[],
             settings_hash: "",
             engines: Engines::default(),

@@ -201,6 +201,21 @@ pub fn eligible(
         .collect()
 }
 
+/// Of those, the ones that were rolled back on some endpoint: all that is left of an endpoint's own list where it
+/// was deleted and applied again.
+pub fn rolled_back(
+    entry: &AdapterEntry,
+    adapters: &BTreeMap<String, LoRAAdapter>,
+    base: Option<&Digest>,
+) -> Vec<VersionedDigest> {
+    usable(&entry.adapter_ref.name, adapters, base)
+        .map_or(&[][..], |usable| usable.versions)
+        .iter()
+        .filter(|version| version.stage == VersionStage::Rejected && may_be_served(version))
+        .map(AdapterVersion::versioned_digest)
+        .collect()
+}
+
 /// Hash of what decides whether a rejected version may be tried again by itself: the entry, how it
 /// is rolled out, and the adapter's gate.
 pub fn settings_hash(entry: &AdapterEntry, rollout: &Rollout, gate: Option<&Gate>) -> String {
@@ -340,6 +355,16 @@ mod tests {
         let rolled_back = adapter("Rejected", reason::ROLLED_BACK_ON_ENDPOINT);
         assert_eq!(ask(Some(2), rolled_back.clone(), b"base"), Ok(2));
         assert_eq!(served(rolled_back.clone(), b"base").len(), 2);
+        let taken_back = |adapter: &LoRAAdapter| {
+            let adapters = [("a".to_owned(), adapter.clone())].into();
+            super::rolled_back(&entry(None), &adapters, Some(&Digest::of(b"base")))
+        };
+        let digests: Vec<_> = taken_back(&rolled_back)
+            .into_iter()
+            .map(|version| version.digest)
+            .collect();
+        assert_eq!(digests, ["two"]);
+        assert_eq!(taken_back(&adapter("Approved", "")), []);
         assert_eq!(
             served(rolled_back, b"other"),
             [],

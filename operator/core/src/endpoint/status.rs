@@ -329,7 +329,10 @@ fn explain_pods(what: &str, pods: &[&Pod]) -> String {
         return format!("there is no {what} pod yet");
     }
     let problem = first_problem(pods);
-    problem.unwrap_or_else(|| format!("{} {what} pods are starting", pods.len()))
+    problem.unwrap_or_else(|| match pods.len() {
+        1 => format!("the {what} pod is starting"),
+        many => format!("{many} {what} pods are starting"),
+    })
 }
 
 fn first_problem(pods: &[&Pod]) -> Option<String> {

@@ -10,6 +10,7 @@ use graftwork_api::serving_endpoint::{
 use graftwork_api::uri::PvcUri;
 use graftwork_api::{Decimal, ServingEndpointSpec};
 
+use crate::adapter::no_share;
 use crate::settings::{ComputeProfile, Settings};
 
 mod engine;
@@ -340,7 +341,14 @@ fn read_rule(field: &str, rule: &AnalysisRule) -> Result<Rule, Invalid> {
         }
     };
     let limit = match (&rule.maximum, &rule.maximum_increase_percent) {
-        (Some(text), None) => Limit::Maximum(number(&format!("{field}.maximum"), text)?),
+        (Some(text), None) => {
+            let field = format!("{field}.maximum");
+            let maximum = number(&field, text)?;
+            if metric == Metric::ErrorRate && !(0.0..=1.0).contains(&maximum) {
+                return Err(Invalid::new(field, no_share(metric.name(), text)));
+            }
+            Limit::Maximum(maximum)
+        }
         (None, Some(text)) => {
             Limit::MaximumIncreasePercent(number(&format!("{field}.maximumIncreasePercent"), text)?)
         }
@@ -498,6 +506,10 @@ mod tests {
             (
                 rule(json!({"metric": "error_rate", "maximum": "x"})),
                 "\"x\" is not a number: write a decimal, such as 0.01",
+            ),
+            (
+                rule(json!({"metric": "error_rate", "maximum": "5"})),
+                "error_rate is a share from 0 to 1, and \"5\" is none: 5 % is 0.05",
             ),
         ] {
             let message = validate(&spec(&more), &settings).unwrap_err().message;

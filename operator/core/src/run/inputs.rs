@@ -1,7 +1,7 @@
 //! What a run's references mean, pinned at its start.
 
 use graftwork_api::conditions::{condition, reason};
-use graftwork_api::training_run::{ResolvedBaseModel, ResolvedInputs};
+use graftwork_api::training_run::{MethodType, ResolvedBaseModel, ResolvedInputs};
 use graftwork_api::{
     Dataset, LoRAAdapter, LoRAAdapterStatus, TrainingRun, TrainingRunSpec, VersionedDigest,
 };
@@ -205,6 +205,17 @@ fn resolve_dataset(
             }
         }
     };
+    let evaluates = cr.spec.method.type_ == MethodType::Evaluate;
+    let listed = status
+        .versions
+        .iter()
+        .find(|it| it.version == version.version);
+    if pinned.is_none() && !evaluates && listed.is_some_and(|it| it.rows.train == 0) {
+        let number = version.version;
+        return Err(say(&format!(
+            "has no rows in the train split of version {number}: give it more rows, or another spec.split"
+        )));
+    }
     let digest = version
         .digest
         .parse()

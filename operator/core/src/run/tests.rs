@@ -85,7 +85,11 @@ fn dataset() -> Dataset {
                 digest: Digest::of(format!("rows {version}").as_bytes()).to_string(),
                 schema_hash: String::new(),
                 created_time: Time(at(0)),
-                rows: graftwork_api::dataset::RowCounts::default(),
+                rows: graftwork_api::dataset::RowCounts {
+                    train: 80,
+                    test: 20,
+                    ..Default::default()
+                },
                 rejected: vec![],
                 findings: std::collections::BTreeMap::new(),
                 leakage: None,

@@ -209,12 +209,14 @@ fn retry(machine: &Machine<'_>, command: &EndpointCommand) -> Outcome {
     if machine.is_active() {
         return Err("a rollout is under way: abort it first".to_owned());
     }
-    let rejected = machine
-        .inputs
-        .rejected
-        .iter()
-        .any(|it| it.digest == command.digest);
-    if !rejected {
+    let inputs = machine.inputs;
+    let is_rejected = inputs.rejected.iter().any(|it| it.digest == command.digest);
+    // An endpoint that was deleted and applied again has no list of its own any more.
+    let is_on_record = || {
+        let mut rolled_back = inputs.rolled_back.iter();
+        rolled_back.any(|it| it.digest == command.digest)
+    };
+    if !is_rejected && !is_on_record() {
         return Err(format!("{} was not rejected here", command.digest));
     }
     let version = eligible(machine, command)?;

@@ -41,6 +41,8 @@ pub struct Inputs<'a> {
     pub withdrawn: Option<&'a str>,
     /// Versions that a person may name: approved ones and those that were rolled back before.
     pub eligible: &'a [VersionedDigest],
+    /// Of those, the ones that the adapter's ledger has as rolled back, here or elsewhere.
+    pub rolled_back: &'a [VersionedDigest],
     /// What was rejected here, of this adapter, under whatever settings.
     pub rejected: &'a [RejectedDigest],
     /// Hash of what decides whether a rejected version may be tried again.

@@ -88,6 +88,7 @@ struct World {
     policy: Policy,
     wanted: Option<VersionedDigest>,
     withdrawn: Option<String>,
+    rolled_back: Vec<VersionedDigest>,
     rejected: Vec<RejectedDigest>,
     settings_hash: String,
     engines: Engines,
@@ -108,6 +109,7 @@ impl World {
             policy,
             wanted: Some(version(1)),
             withdrawn: None,
+            rolled_back: Vec::new(),
             rejected: Vec::new(),
             settings_hash: HASH.to_owned(),
             engines: Engines {
@@ -138,6 +140,7 @@ impl World {
             wanted: wanted.as_ref(),
             withdrawn: self.withdrawn.as_deref(),
             eligible: &eligible,
+            rolled_back: &self.rolled_back,
             rejected: &self.rejected,
             settings_hash: &self.settings_hash,
             engines: self.engines.clone(),

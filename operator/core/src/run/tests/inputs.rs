@@ -277,6 +277,8 @@ fn a_stored_pin_wins_over_what_the_references_mean_now() {
 fn what_is_waited_for_is_named_and_no_run_that_can_go_on_has_failed() {
     let mut going = dataset();
     going.status.as_mut().unwrap().conditions[0].status = "Unknown".to_owned();
+    let mut untrainable = dataset();
+    untrainable.status.as_mut().unwrap().versions[0].rows.train = 0;
     for (change, stalled, why, words) in [
         (
             Box::new(|world: &mut World| world.observed.dataset = Referenced::Absent)
@@ -298,6 +300,15 @@ fn what_is_waited_for_is_named_and_no_run_that_can_go_on_has_failed() {
             false,
             reason::WAITING_FOR_DATASET,
             "spec.datasetRef.name: Dataset \"topics\" is not ready: Ready: ",
+        ),
+        (
+            Box::new(move |world| {
+                world.observed.dataset = Referenced::There(Box::new(untrainable.clone()));
+            }),
+            false,
+            reason::WAITING_FOR_DATASET,
+            "spec.datasetRef.name: Dataset \"topics\" has no rows in the train split of version 2: give it more rows, \
+             or another spec.split",
         ),
         (
             Box::new(|world| world.cr.spec.dataset_ref.version = Some(9)),

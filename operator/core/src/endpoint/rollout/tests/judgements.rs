@@ -41,6 +41,16 @@ fn a_failed_judgement_takes_the_candidate_back_and_it_is_not_tried_again() {
 }
 
 #[test]
+fn what_the_ledger_has_as_rolled_back_comes_back_by_retry_though_the_endpoints_own_list_is_gone() {
+    let mut world = World::new(policy(canary()));
+    assert_eq!(world.say(EndpointVerb::Retry, 2).0, AnswerOutcome::Refused);
+    world.rolled_back = vec![version(2)];
+    assert_eq!(world.say(EndpointVerb::Retry, 3).0, AnswerOutcome::Refused);
+    assert_eq!(world.say(EndpointVerb::Retry, 2).0, AnswerOutcome::Accepted);
+    assert_eq!(world.at(), (RolloutState::Paused, 1, 10));
+}
+
+#[test]
 fn a_rejected_version_comes_back_by_retry_or_by_other_settings() {
     let rolled_back = || {
         let mut world = World::new(judged(policy(canary()), 0));
