@@ -91,6 +91,19 @@ if [[ " ${packages[*]} " == *" postgresql-15 "* ]] && [ ! -e /etc/postgresql-com
 	export UCF_FORCE_CONFFOLD=1
 fi
 
+# Debian's package enables its containerd and starts it; the cluster has one of its own, which ends with it. This policy
+# holds for the installation alone, and is gone after a restart even where this is killed.
+presets=/run/systemd/system-preset
+remove_policy() {
+	rm -f "$presets/00-graftwork-setup.preset"
+	rmdir "$presets" 2>/dev/null || true
+}
+if [[ " ${packages[*]} " == *" containerd "* ]]; then
+	trap remove_policy EXIT
+	mkdir -p "$presets"
+	echo 'disable containerd.service' >"$presets/00-graftwork-setup.preset"
+fi
+
 install_packages() {
 	# The lock option waits for another package manager instead of failing at once.
 	local try apt=(apt-get -q -y -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0)

@@ -178,8 +178,14 @@ func writeConfigs(l layout) error {
 			// Not settable from a network namespace, or without CAP_SYS_RESOURCE.
 			"oomScoreAdj": 0,
 			"conntrack":   map[string]any{"maxPerCore": 0, "min": 0},
-			// An endpoint that went away is gone from the rules sooner than by default (1 s).
-			"iptables": map[string]any{"minSyncPeriod": "200ms"},
+			"iptables": map[string]any{
+				// An endpoint that went away is gone from the rules sooner than by default (1 s).
+				"minSyncPeriod": "200ms",
+				// Pods share one bridge. Where the kernel has no br_netfilter, or it is switched off, an answer of one pod
+				// to another goes over the bridge past these rules, from an address that was never asked: unless the
+				// question came from the node.
+				"masqueradeAll": true,
+			},
 		},
 		"cni.d/10-pods.conflist": map[string]any{
 			"cniVersion": "0.4.0", "name": "pods",
@@ -299,6 +305,8 @@ disabled_plugins = [
   sandbox_image = "$PAUSE"
   # Without CAP_SYS_RESOURCE runc dies when told to lower a score.
   restrict_oom_score_adj = true
+  # Profiles are loaded into the machine's kernel, which has no namespace for them here, and would stay there.
+  disable_apparmor = true
   # Else they are mounted below /run/netns, which is the machine's.
   netns_mounts_under_state_dir = true
 
