@@ -217,16 +217,3 @@ func dnsQuery(labels ...string) []byte {
 	}
 	return append(query, 0, 0, 1, 0, 1)
 }
-
-// advertiseGPUs makes the node claim a number of accelerators, so that scheduling by
-// nvidia.com/gpu is real on a machine that has none.
-func advertiseGPUs(api *apiClient, count int) error {
-	value := any(fmt.Sprint(count))
-	if count == 0 {
-		value = nil
-	}
-	gpus := object{"nvidia.com/gpu": value}
-	return api.mergePatch("/api/v1/nodes/"+nodeName+"/status", object{
-		"status": object{"capacity": gpus, "allocatable": gpus},
-	})
-}

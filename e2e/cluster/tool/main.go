@@ -7,12 +7,10 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strconv"
 	"syscall"
 	"time"
@@ -23,10 +21,8 @@ const usage = `usage: cluster COMMAND [FLAG...]
   up             start the cluster, or find it running
   down           stop it and remove everything it left on this machine
   check          say whether this machine's cluster may be used (exit code 3 or 4 if not)
-  status         what runs, whose it is, and where its files are; --json for programs
+  status         what runs, whose it is, and where its files are
   path WHAT      print one path: kubeconfig, bin, state, logs, audit, volumes, containerd-socket
-  load-image F   load an image archive into the node
-  advertise-gpu N  make the node claim N nvidia.com/gpu (0: none)
   enter CMD...   run a command inside the node's namespaces
 
 flags of up, down and check:
@@ -89,30 +85,12 @@ func run(name string, args []string) error {
 		}
 		return checkRoutes()
 	case "status":
-		return status(out, len(args) > 0 && args[0] == "--json")
+		return status()
 	case "path":
 		if len(args) != 1 {
 			return errUsage
 		}
 		return printPath(args[0])
-	case "load-image":
-		if len(args) != 1 {
-			return errUsage
-		}
-		return withRunning(func(r *record) error {
-			return out.step("load "+filepath.Base(args[0]), func(func(string)) error {
-				return loadImage(layout{r.State}, args[0])
-			})
-		})
-	case "advertise-gpu":
-		if len(args) != 1 {
-			return errUsage
-		}
-		count, err := strconv.Atoi(args[0])
-		if err != nil || count < 0 {
-			return errUsage
-		}
-		return withRunning(func(r *record) error { return advertiseGPUs(newAPI(layout{r.State}), count) })
 	case "enter":
 		if len(args) == 0 {
 			return errUsage
@@ -194,7 +172,7 @@ func printPath(what string) error {
 }
 
 // status exits with 0 only for a cluster that can be used.
-func status(out *printer, asJSON bool) error {
+func status() error {
 	r, err := readRecord()
 	if err != nil {
 		return err
@@ -210,31 +188,15 @@ func status(out *printer, asJSON bool) error {
 			state = "unhealthy"
 		}
 	}
-	l := stateLayout()
-	if r != nil {
-		l = layout{r.State}
+	fmt.Printf("cluster     %s\n", state)
+	if why != nil {
+		fmt.Printf("because     %v\n", why)
 	}
-	if asJSON {
-		report := object{"state": state}
-		if r != nil {
-			report["owner"], report["clone"], report["live"], report["node"] = r.Purpose, r.Clone, r.live(), r.Node.Pid
-			report["kubeconfig"], report["auditLog"], report["logs"], report["bin"] = l.kubeconfig(), l.auditLog(), l.logs(), l.bin()
-		}
-		data, err := json.MarshalIndent(report, "", "  ")
-		if err != nil {
-			return err
-		}
-		fmt.Println(string(data))
-	} else {
-		fmt.Printf("cluster     %s\n", state)
-		if why != nil {
-			fmt.Printf("because     %v\n", why)
-		}
-		if r != nil {
-			fmt.Printf("owner       %s, of %s, since %s\n", r.Purpose, r.Clone, r.Started.Local().Format(time.DateTime))
-			fmt.Printf("node        process %d, Kubernetes %s\n", r.Node.Pid, kubernetesVersion)
-			fmt.Printf("kubeconfig  %s\naudit log   %s\nlogs        %s\nprograms    %s\n", l.kubeconfig(), l.auditLog(), l.logs(), l.bin())
-		}
+	if r != nil {
+		l := layout{r.State}
+		fmt.Printf("owner       %s, of %s, since %s\n", r.Purpose, r.Clone, r.Started.Local().Format(time.DateTime))
+		fmt.Printf("node        process %d, Kubernetes %s\n", r.Node.Pid, kubernetesVersion)
+		fmt.Printf("kubeconfig  %s\naudit log   %s\nlogs        %s\nprograms    %s\n", l.kubeconfig(), l.auditLog(), l.logs(), l.bin())
 	}
 	if state != "running" {
 		os.Exit(exitFailed)
