@@ -137,15 +137,6 @@ impl Cluster {
         }
     }
 
-    /// Server-side apply of every document in `yaml`, as `kubectl apply --server-side` does it.
-    pub async fn apply(&self, namespace: &str, yaml: &str) -> anyhow::Result<Vec<DynamicObject>> {
-        let mut applied = Vec::new();
-        for object in documents(yaml)? {
-            applied.push(self.apply_object(namespace, &object).await?);
-        }
-        Ok(applied)
-    }
-
     /// Server-side apply of one object.
     pub async fn apply_object(
         &self,

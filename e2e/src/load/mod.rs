@@ -36,12 +36,9 @@ pub struct Load {
     /// Callers; each waits for its answer before it asks again.
     #[arg(long, default_value_t = 16)]
     callers: u64,
-    /// Ends after this many requests (and not before --minimum-seconds).
+    /// Ends after this many requests.
     #[arg(long)]
     requests: Option<u64>,
-    /// Goes on at least this long, even when --requests are done.
-    #[arg(long, default_value_t = 0)]
-    minimum_seconds: u64,
     /// Ends after this long.
     #[arg(long)]
     seconds: Option<u64>,
@@ -152,13 +149,12 @@ impl Plan {
             return None;
         }
         let number = self.sent.fetch_add(1, Ordering::Relaxed);
-        let is_minimum = elapsed < self.load.minimum_seconds;
         let goes_on = match (&self.load.control, self.load.requests) {
             (Some(_), requests) => {
                 !self.told.load(Ordering::Relaxed) || number < requests.unwrap_or_default()
             }
-            (None, Some(requests)) => number < requests || is_minimum,
-            (None, None) => self.load.seconds.is_some() || is_minimum,
+            (None, Some(requests)) => number < requests,
+            (None, None) => self.load.seconds.is_some(),
         };
         goes_on.then_some(number)
     }
@@ -258,8 +254,6 @@ mod tests {
         let plan = self::plan(&["--requests", "2"]);
         let asked: Vec<_> = (0..3).map(|_| plan.another()).collect();
         assert_eq!(asked, [Some(0), Some(1), None]);
-        let longer = self::plan(&["--requests", "2", "--minimum-seconds", "60"]);
-        assert!((0..5).all(|number| longer.another() == Some(number)));
         assert_eq!(self::plan(&[]).another(), None);
     }
 
