@@ -13,6 +13,7 @@
 #                              (REGISTRY_TLS_VERIFY=false for one without TLS)
 #   --kind-name NAME           with --to kind: which kind cluster
 #   --text FOLDER, --base-model FOLDER   what demo-data holds
+#   --check                    only asks for the programs that the other flags want
 #   --from-source              with Docker, from the Dockerfiles' builder stages: what machines do
 #                              that are not Linux on x86-64, or lack the text of wordnet-base
 #
@@ -29,7 +30,7 @@ PATH=$PATH:/usr/sbin:/sbin
 sha256=(sha256sum)
 command -v sha256sum >/dev/null || sha256=(shasum -a 256)
 
-to=node tag=dev registry= kind_name= from_source= names=()
+to=node tag=dev registry= kind_name= from_source= check= names=()
 bin=${CARGO_TARGET_DIR:-$cache/target}/x86_64-unknown-linux-gnu/debug
 text=
 base_model=$root/e2e/demo-data/base-model
@@ -52,6 +53,7 @@ while [ $# -gt 0 ]; do
 	--text) text=$2 && shift 2 ;;
 	--base-model) base_model=$2 && shift 2 ;;
 	--from-source) from_source=1 && shift ;;
+	--check) check=1 && shift ;;
 	-*) fail "unknown flag $1" ;;
 	*) names+=("$1") && shift ;;
 	esac
@@ -107,14 +109,30 @@ key_of() {
 	sources_of "$1" | LC_ALL=C sort | tr '\n' '\0' | xargs -0 "${sha256[@]}" | cut -d ' ' -f 1 | "${sha256[@]}" | cut -c 1-12
 }
 
-engine() {
-	if command -v buildah >/dev/null; then
-		echo buildah
-	elif command -v docker >/dev/null && docker info >/dev/null 2>&1; then
-		echo docker
+wants() { # program, what it does, where it comes from
+	command -v "$1" >/dev/null || fail "$1 is not on the PATH: $2; $3"
+}
+
+# Asks for all programs before anything is made, and chooses what makes images.
+choose_builder() {
+	[ "$to" != kind ] || wants kind "images are loaded into the kind cluster with it" \
+		"get it from https://kind.sigs.k8s.io, or push the images to a registry (IMAGES=push REGISTRY=...)"
+	if [ -n "$from_source" ]; then
+		builder=docker
+		wants git "it lists the files that images are built from" "install the package git"
+		wants docker "it builds the images from source" "get it from https://docs.docker.com/engine/install"
+	elif command -v buildah >/dev/null; then
+		builder=buildah
 	else
-		fail "neither buildah nor a running Docker is here to make images with"
+		builder=docker
+		wants docker "images are made with it or with buildah" "install the package buildah, or get Docker from https://docs.docker.com/engine/install"
 	fi
+	[ "$builder" != docker ] || docker info >/dev/null 2>&1 ||
+		fail "Docker, which makes the images, does not answer: start it (\`docker info\` says what it lacks)"
+	[ -n "$from_source" ] || wants strip "it takes debug information out of the binaries" "install the package binutils"
+	case " ${names[*]} " in
+	*" demo-data "*) [ -n "$from_source$text" ] || wants python3 "it makes the demo's text" "install the package python3" ;;
+	esac
 }
 
 # Makes $store/NAME-KEY.tar, a docker archive of the image NAME:KEY.
@@ -255,13 +273,13 @@ one_at_a_time() {
 	trap 'tock; rm -f "$held"' EXIT
 }
 
+choose_builder
+[ -z "$check" ] || exit 0
 mkdir -p "$store"
 one_at_a_time
 # Left by a call that was killed.
 rm -rf "$store"/work.*
 
-builder=$(engine)
-[ -z "$from_source" ] || builder=docker
 # Of each name, in their order.
 keys=() archives=()
 for name in "${names[@]}"; do

@@ -7,10 +7,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow, bail, ensure};
 use futures::{StreamExt as _, pin_mut};
-use graftwork_api::{Dataset, LoRAAdapter, ServingEndpoint, TrainingRun};
 use k8s_openapi::api::authentication::v1::SelfSubjectReview;
 use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{Namespace, Pod};
+use k8s_openapi::api::core::v1::Pod;
 use kube::api::{
     Api, ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams,
 };
@@ -67,74 +66,6 @@ impl Cluster {
         K::DynamicType: Default,
     {
         Api::namespaced(self.client.clone(), namespace)
-    }
-
-    /// Makes a namespace, or leaves it as it is.
-    pub async fn create_namespace(&self, name: &str) -> anyhow::Result<()> {
-        let namespace: Namespace = serde_json::from_value(serde_json::json!({
-            "apiVersion": "v1", "kind": "Namespace",
-            "metadata": {"name": name, "labels": {"pod-security.kubernetes.io/enforce": "restricted"}},
-        }))?;
-        let api: Api<Namespace> = Api::all(self.client.clone());
-        api.patch(
-            name,
-            &PatchParams::apply(FIELD_MANAGER).force(),
-            &Patch::Apply(&namespace),
-        )
-        .await?;
-        Ok(())
-    }
-
-    /// Deletes a namespace and waits until it is gone.
-    pub async fn delete_namespace(&self, name: &str) -> anyhow::Result<()> {
-        let api: Api<Namespace> = Api::all(self.client.clone());
-        if api.get_opt(name).await?.is_some() {
-            self.empty(name).await?;
-        }
-        match api.delete(name, &DeleteParams::default()).await {
-            Err(kube::Error::Api(error)) if error.is_not_found() => return Ok(()),
-            other => other?,
-        };
-        wait(
-            &format!("namespace {name} to be gone"),
-            2 * MINUTE,
-            || async { Ok(api.get_opt(name).await?.is_none().then_some(())) },
-        )
-        .await
-    }
-
-    /// Ends what runs in a namespace. The namespace controller looks again only after half the grace
-    /// period of the pods that it finds, however soon they are gone.
-    async fn empty(&self, namespace: &str) -> anyhow::Result<()> {
-        self.delete_all::<Dataset>(namespace).await?;
-        self.delete_all::<TrainingRun>(namespace).await?;
-        self.delete_all::<LoRAAdapter>(namespace).await?;
-        self.delete_all::<ServingEndpoint>(namespace).await?;
-        self.delete_all::<Job>(namespace).await?;
-        let pods: Api<Pod> = self.api(namespace);
-        let running = ListParams::default().fields("status.phase!=Succeeded,status.phase!=Failed");
-        let gone = wait("pods to end", MINUTE, || async {
-            Ok(pods.list(&running).await?.items.is_empty().then_some(()))
-        });
-        // Pods of others, or without an operator: then it takes as long as it takes.
-        let _ = gone.await;
-        Ok(())
-    }
-
-    async fn delete_all<K>(&self, namespace: &str) -> anyhow::Result<()>
-    where
-        K: Resource<Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned,
-        K::DynamicType: Default,
-    {
-        let api: Api<K> = self.api(namespace);
-        match api
-            .delete_collection(&DeleteParams::background(), &ListParams::default())
-            .await
-        {
-            // Its definition is not installed.
-            Err(kube::Error::Api(error)) if error.is_not_found() => Ok(()),
-            other => other.map(drop).context("delete all objects of a kind"),
-        }
     }
 
     /// Server-side apply of one object.

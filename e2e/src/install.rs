@@ -7,6 +7,7 @@ use clap::Args;
 use k8s_openapi::api::apps::v1::Deployment;
 
 use crate::cluster::{Cluster, MINUTE};
+use crate::namespaces::MADE_BY;
 
 /// Where the images and the chart are.
 #[derive(Debug, Clone, Args)]
@@ -31,16 +32,13 @@ pub struct Installation {
 /// Name of the Helm release.
 pub const RELEASE: &str = "graftwork";
 
-/// Label of the release: by it `e2e/run` tells the demo's and the stories' own release from a user's.
-const MADE_BY: &str = "graftwork.dev/made-by=graftwork-e2e";
-
 impl Installation {
     /// The full name of one of our images.
     pub fn image(&self, name: &str) -> String {
         format!("{}/{name}:{}", self.registry, self.tag)
     }
 
-    /// `helm upgrade --install`, waiting until the operator is available.
+    /// `helm upgrade --install` into a namespace of ours, waiting until the operator is available.
     pub async fn install(&self, cluster: &Cluster, values: &[&str]) -> anyhow::Result<()> {
         let chart = self
             .chart
@@ -61,6 +59,8 @@ impl Installation {
         if let Some(image) = self.another_inference.as_ref().filter(|_| has_other) {
             images.push(format!("computeProfiles.other.images.inference={image}"));
         }
+        let label = format!("{}={}", MADE_BY.0, MADE_BY.1);
+        cluster.claim_namespace(&self.system_namespace).await?;
         let mut arguments = vec![
             "upgrade",
             "--install",
@@ -68,12 +68,11 @@ impl Installation {
             chart,
             "--namespace",
             &self.system_namespace,
-            "--create-namespace",
             "--wait",
             "--timeout",
             "3m",
             "--labels",
-            MADE_BY,
+            &label,
         ];
         for value in images
             .iter()

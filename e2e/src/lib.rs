@@ -14,6 +14,7 @@ pub mod demo;
 pub mod install;
 pub mod load;
 pub mod manifests;
+pub mod namespaces;
 pub mod report;
 pub mod seed;
 pub mod story;

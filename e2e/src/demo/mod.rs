@@ -34,6 +34,8 @@ pub struct Demo {
 impl Demo {
     /// Walks through the loop and leaves it running.
     pub async fn run(&self, cluster: &Cluster, installation: &Installation) -> anyhow::Result<()> {
+        // Before anything is installed beside it.
+        cluster.has_own_namespace(&self.namespace).await?;
         step(
             "Installing the operator with Helm",
             installation.install(cluster, &[]),
