@@ -2,6 +2,8 @@
 //! it is bad. Every step asserts what it shows.
 
 mod ask;
+mod clients;
+mod evidence;
 mod processors;
 mod progress;
 mod walk;
@@ -11,7 +13,8 @@ use clap::Args;
 use crate::cluster::Cluster;
 use crate::install::Installation;
 use crate::report::{say, step};
-use walk::{Clients, Walk};
+use clients::Clients;
+use walk::Walk;
 
 /// Options of the walk-through.
 #[derive(Debug, Args)]

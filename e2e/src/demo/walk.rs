@@ -1,27 +1,26 @@
 //! The steps of the walk-through.
 
-use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context as _, anyhow, bail, ensure};
+use anyhow::{Context as _, anyhow, ensure};
 use graftwork_api::lora_adapter::AdapterVersion;
 use graftwork_api::serving_endpoint::ServedAdapter;
+use graftwork_api::training_run::Metric;
 use graftwork_api::{Dataset, LoRAAdapter, ServingEndpoint, TrainingRun, TrainingRunStatus};
-use graftwork_contract::endpoint::base_header;
 use serde_json::json;
 
 use super::ask::Forward;
+use super::clients::Clients;
+use super::evidence::{ensure_climbed, ensure_says_value_limit_and_rows};
 use super::progress::Shown;
-use crate::cluster::{Cluster, MINUTE, wait};
+use crate::cluster::{Cluster, MINUTE};
 use crate::install::Installation;
 use crate::load::{self, control};
-use crate::manifests::{self, BASE_NAME, Training};
+use crate::manifests::{self, Training};
 use crate::report::{say, step};
 use crate::story::live_rollback::ensure_says_numbers;
 use crate::story::stage::{ENGINES, condition};
 
-/// A definition that no training row holds.
-const PROMPT: &str = "Definition: a large grey animal with a long trunk\nTopic:";
 /// The gate of every version: a share of right answers that shuffled labels can't reach.
 const MINIMUM: &str = "0.30";
 /// By how much a candidate may be slower than the stable version.
@@ -37,25 +36,6 @@ struct Load<'a> {
 
 /// No rollout of the demo takes as long: a load that nobody stops ends by itself.
 const LOAD_LIMIT_SECONDS: &str = "600";
-
-/// What the endpoint is asked with beside curl.
-pub struct Clients<'a> {
-    /// A Python with OpenAI's and Triton's clients.
-    pub python: Option<&'a Path>,
-    /// Whether one that is not there is a failure.
-    pub all: bool,
-    /// For a picture of the page.
-    pub logs: &'a Path,
-}
-
-impl Clients<'_> {
-    /// Says which client is not there.
-    fn skip(&self, what: &str) -> anyhow::Result<()> {
-        ensure!(!self.all, "{what}, and every client was to be asked with");
-        say(&format!("   ({what})"));
-        Ok(())
-    }
-}
 
 /// The demo's namespace and what has been seen in it.
 pub struct Walk<'a> {
@@ -342,61 +322,7 @@ impl<'a> Walk<'a> {
         step("ServingEndpoint assistants", self.stable(1, 3 * MINUTE)).await?;
         self.engines = self.engine_start_times().await?;
         let forward = Forward::open(self.cluster, self.namespace, "assistants").await?;
-        for model in ["topics", "parts-of-speech", BASE_NAME] {
-            let prompt = if model == "parts-of-speech" {
-                PROMPT.replace("Topic:", "Part of speech:")
-            } else {
-                PROMPT.to_owned()
-            };
-            let (answer, version) = wait("an answer", MINUTE, || async {
-                forward.curl(model, &prompt).await.map(Some)
-            })
-            .await?;
-            ensure!(!answer.is_empty(), "curl, model {model}: an empty answer");
-            let expected = if model == BASE_NAME {
-                base_header(BASE_NAME)
-            } else {
-                format!("{model}@v1")
-            };
-            ensure!(
-                version == expected,
-                "curl, model {model}: answered by {version}, not {expected}"
-            );
-            say(&format!("   curl, model {model}: {answer:?} ({version})"));
-        }
-        match clients.python {
-            Some(python) => {
-                let answer = forward.openai(python, "topics", PROMPT).await?;
-                ensure!(!answer.is_empty(), "openai: an empty answer");
-                say(&format!(
-                    "   openai Python client, model topics: {answer:?}"
-                ));
-                match forward.triton(python, "topics", PROMPT).await? {
-                    Some(over_grpc) => {
-                        ensure!(
-                            over_grpc == answer,
-                            "over gRPC {over_grpc:?}, over HTTP {answer:?}"
-                        );
-                        say(&format!(
-                            "   tritonclient over gRPC, model topics: {over_grpc:?}"
-                        ));
-                    }
-                    None => clients.skip("tritonclient is not asked: this Python has none")?,
-                }
-            }
-            None => clients.skip(
-                "the openai and Triton clients are not asked: GRAFTWORK_OPENAI_PYTHON names no Python",
-            )?,
-        }
-        let picture = clients.logs.join("page.png");
-        match forward.page("topics", PROMPT, &picture).await? {
-            Some(said) => say(&format!(
-                "   the page at / in Chromium: {said}; {}",
-                picture.display()
-            )),
-            None => clients.skip("the page at / is not opened: there is no Chromium here")?,
-        }
-        Ok(())
+        clients.ask(&forward).await
     }
 
     pub async fn better_version(&self) -> anyhow::Result<()> {
@@ -442,17 +368,10 @@ impl<'a> Walk<'a> {
             "v3 is {} with {value}",
             version.stage
         );
-        ensure!(
-            version.message.as_ref().is_some_and(
-                |message| message.contains("exact_match") && message.contains("minimum")
-            ),
-            "{:?}",
-            version.message
-        );
-        say(&format!(
-            "   rejected: {}",
-            version.message.unwrap_or_default()
-        ));
+        let metric = exact_match_of(&version)?;
+        let message = version.message.as_deref().unwrap_or_default();
+        ensure_says_value_limit_and_rows(message, metric, MINIMUM).context("v3 was rejected")?;
+        say(&format!("   rejected: {message}"));
         self.stable(2, MINUTE).await
     }
 
@@ -600,10 +519,12 @@ impl<'a> Walk<'a> {
             .await
     }
 
-    /// Prints the weight as it moves, until `version` is stable.
+    /// Prints the weight as it moves, until `version` is stable; fails where status did not show 10 % and then 50 %.
     async fn watch_rollout(&self, version: u32, timeout: Duration) -> anyhow::Result<()> {
         let mut shown = String::new();
-        self.cluster
+        let mut weights = Vec::new();
+        let ended: anyhow::Result<()> = self
+            .cluster
             .wait_for::<ServingEndpoint, _>(
                 self.namespace,
                 "assistants",
@@ -616,7 +537,8 @@ impl<'a> Walk<'a> {
                         say(&format!("   {line}"));
                         shown = line;
                     }
-                    if served.candidate.is_some() {
+                    if let Some(candidate) = &served.candidate {
+                        weights.push(candidate.weight);
                         return None;
                     }
                     let state = served
@@ -629,7 +551,9 @@ impl<'a> Walk<'a> {
                     (served.stable.as_ref()?.version == version).then_some(Ok(()))
                 },
             )
-            .await?
+            .await?;
+        ended?;
+        ensure_climbed(&weights, &[10, 50])
     }
 }
 
@@ -669,15 +593,20 @@ fn rollout_line(served: &ServedAdapter) -> String {
     }
 }
 
-fn exact_match(version: &AdapterVersion) -> anyhow::Result<f64> {
-    let metric = version
+fn exact_match_of(version: &AdapterVersion) -> anyhow::Result<&Metric> {
+    version
         .metrics
         .iter()
-        .find(|metric| metric.name == "exact_match");
-    let Some(value) = metric.and_then(|metric| metric.value.value()) else {
-        bail!("v{} has no exact_match", version.version)
-    };
-    Ok(value)
+        .find(|metric| metric.name == "exact_match")
+        .with_context(|| format!("v{} has no exact_match", version.version))
+}
+
+fn exact_match(version: &AdapterVersion) -> anyhow::Result<f64> {
+    let metric = exact_match_of(version)?;
+    metric
+        .value
+        .value()
+        .with_context(|| format!("exact_match of v{} is no number", version.version))
 }
 
 fn by_version(summary: &load::Summary) -> String {
