@@ -23,6 +23,7 @@ mod registered;
 mod requests;
 mod reuse;
 mod right_adapter;
+mod seeds;
 mod serving;
 mod structured;
 mod tools;

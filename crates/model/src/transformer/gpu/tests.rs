@@ -208,7 +208,7 @@ fn served_logits_are_near_the_cpus_in_any_company_and_chunks() {
 }
 
 /// What sets a family apart, with weights that make it matter. A GPU's bf16 is held by the recorded figures
-/// (`tests/parity/gpu.rs`).
+/// (`tests/suite/parity/gpu.rs`).
 #[test]
 fn every_family_is_trained_and_served_near_the_cpus() {
     for config in configs() {

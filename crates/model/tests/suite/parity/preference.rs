@@ -5,7 +5,7 @@ use graftwork_model::tensor_file::TensorFile;
 use graftwork_model::transformer::{PreferenceBatch, StepSeed};
 use serde::Deserialize;
 
-use crate::{Case, GRADIENTS, check_gradients, fixture, read_json};
+use super::{Case, GRADIENTS, check_gradients, fixture, read_json};
 
 #[derive(Deserialize)]
 struct Pair {

@@ -5,9 +5,9 @@
     reason = "a failed step is a failed test"
 )]
 
-#[path = "../../../fuzz/src/adapter.rs"]
+#[path = "../../../../fuzz/src/adapter.rs"]
 mod adapter;
-#[path = "../../../fuzz/src/template.rs"]
+#[path = "../../../../fuzz/src/template.rs"]
 mod template;
 
 use std::path::Path;

@@ -9,7 +9,7 @@ use graftwork_model::tokenizer::{
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
-use crate::{fixture, read_json};
+use super::{fixture, read_json};
 
 /// The recorded tokenisers.
 const TOKENIZERS: [&str; 4] = ["llama-3", "qwen", "llama-2", "gemma"];

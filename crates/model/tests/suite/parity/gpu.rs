@@ -3,7 +3,7 @@
 
 use graftwork_model::transformer::{Accelerator, Held, Llama, StepSeed};
 
-use crate::{CASES, Case, GRADIENTS, LOGITS, apart, check_gradients, fixture, logits};
+use super::{CASES, Case, GRADIENTS, LOGITS, apart, check_gradients, fixture, logits};
 
 /// In bf16, which keeps eight bits of a value: as [`LOGITS`].
 const GPU_LOGITS: f64 = 5e-2;
