@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Mutex;
 use std::time::Duration;
 
+use graftwork_contract::causes::causes;
 use graftwork_operator_core::plan::Target;
 use http::Uri;
 use hyper_util::rt::TokioIo;
@@ -146,18 +147,4 @@ async fn forward(
             CONNECT_FORWARDED.as_secs()
         ))),
     }
-}
-
-/// An error with its causes, each said once.
-pub fn causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let next = error.to_string();
-        if !text.contains(&next) {
-            text = format!("{text}: {next}");
-        }
-        cause = error.source();
-    }
-    text
 }

@@ -11,6 +11,7 @@
 
 pub mod adapter;
 pub mod address;
+pub mod causes;
 pub mod dataset;
 pub mod digest;
 pub mod endpoint;

@@ -17,7 +17,6 @@
 
 #![forbid(unsafe_code)]
 
-mod causes;
 pub mod constraint;
 pub mod device;
 pub mod grpc;

@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use graftwork_contract::causes::causes;
 use graftwork_contract::endpoint::EngineConfig;
 
-use crate::causes::with_causes;
 use crate::registry::AdapterRegistry;
 
 /// How often the file is looked at.
@@ -64,7 +64,7 @@ pub async fn follow(path: PathBuf, registry: AdapterRegistry) {
             Ok(config) => config,
             Err(error) => {
                 tracing::warn!(
-                    error = with_causes(&error),
+                    error = causes(&error),
                     "the changed configuration is not used"
                 );
                 continue;

@@ -1,8 +1,7 @@
 //! Why a build ends without a version: an exit code, a condition reason and a message for a person.
 
-use std::error::Error;
-
 use graftwork_artifacts::{Category, Error as StoreError};
+pub use graftwork_contract::causes::causes;
 use graftwork_contract::dataset::{BuildSummary, RejectedRow, RowCounts};
 use graftwork_contract::exit::ExitCode;
 
@@ -149,18 +148,6 @@ impl From<StoreError> for Failure {
             (Category::Bug, _) => Self::bug(message),
         }
     }
-}
-
-/// An error with all its causes, `: ` between them.
-pub fn causes(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]

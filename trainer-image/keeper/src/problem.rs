@@ -6,6 +6,7 @@
 use std::path::Path;
 
 use graftwork_artifacts::{Category, Error as StoreError};
+pub use graftwork_contract::causes::causes;
 use graftwork_contract::proto::store::v1::Problem;
 use graftwork_model::base::BaseError;
 use graftwork_model::category::Category as FileCategory;
@@ -115,20 +116,6 @@ pub fn problem(reason: &str, message: impl Into<String>) -> Problem {
         reason: reason.to_owned(),
         message: message.into(),
     }
-}
-
-/// An error and its causes in one line.
-pub fn causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        next = cause.source();
-    }
-    text
 }
 
 /// Why a base model can't be used: its files, or the volume that does not give them.

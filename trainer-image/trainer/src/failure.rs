@@ -1,7 +1,6 @@
 //! The one error type of a trainer's end: an exit code and a message for a person.
 
-use std::error::Error;
-
+pub use graftwork_contract::causes::causes;
 use graftwork_contract::exit::ExitCode;
 
 /// Why a trainer ends without its result.
@@ -73,16 +72,4 @@ pub const fn reason(code: ExitCode) -> &'static str {
         ExitCode::Unavailable | ExitCode::Checkpointed | ExitCode::Fenced => "Restarting",
         ExitCode::Bug => "InternalError",
     }
-}
-
-/// An error with all its causes, `: ` between them.
-pub fn causes(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }

@@ -8,13 +8,13 @@ use std::time::UNIX_EPOCH;
 use graftwork_artifacts::{Error as StoreError, Fetched, Store};
 use graftwork_contract::Digest;
 use graftwork_contract::adapter::{CONFIG_FILE, MANIFEST_FILE, Manifest, WEIGHTS_FILE};
+use graftwork_contract::causes::causes;
 
 use super::files::{
     MAXIMUM_MANIFEST_BYTES, REASON_DIGEST, REASON_INVALID, REASON_NOT_FOUND, REASON_UNREADABLE,
     refusal,
 };
 use super::state::Refusal;
-use crate::causes::with_causes;
 
 /// What of a folder is copied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,7 +88,7 @@ fn refuse(error: &StoreError) -> Refusal {
     };
     Refusal {
         reason,
-        message: with_causes(error),
+        message: causes(error),
         may_pass,
     }
 }

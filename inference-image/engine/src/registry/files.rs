@@ -8,6 +8,7 @@ use std::time::UNIX_EPOCH;
 use graftwork_artifacts::{Fetched, Store};
 use graftwork_contract::Digest;
 use graftwork_contract::adapter::{CONFIG_FILE, MANIFEST_FILE, Manifest, Provenance, WEIGHTS_FILE};
+use graftwork_contract::causes::causes;
 use graftwork_model::config::LlamaConfig;
 use graftwork_model::lora::LoadedAdapter;
 use graftwork_model::peft::{AdapterError, AdapterHeader};
@@ -18,7 +19,6 @@ use super::bucket::{self, Depth};
 use super::disk_cache::DiskCache;
 pub use super::state::REASON_INCOMPATIBLE;
 use super::state::{Fingerprint, HeaderRead, Refusal, Source};
-use crate::causes::with_causes;
 
 /// The folder is not one of the store's.
 pub const REASON_FOLDER: &str = "InvalidFolder";
@@ -378,7 +378,7 @@ fn refuse(error: &AdapterError) -> Refusal {
     };
     Refusal {
         reason,
-        message: with_causes(error),
+        message: causes(error),
         may_pass,
     }
 }
