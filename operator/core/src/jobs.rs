@@ -1,6 +1,7 @@
 //! Jobs as dataset builds and runs use them: one pod, no retry by Kubernetes, and an end that can
 //! be read from the pod, or from the Job alone where the pod is gone.
 
+use graftwork_api::labels;
 use graftwork_contract::exit::ExitCode;
 use jiff::Timestamp;
 use k8s_openapi::api::batch::v1::{
@@ -18,6 +19,17 @@ const STUCK_SECONDS: u64 = 30;
 
 /// Label that the Job controller puts on a Job's pods.
 pub const JOB_NAME_LABEL: &str = "batch.kubernetes.io/job-name";
+
+/// The number of a Job's attempt.
+pub fn attempt_of(job: &Job) -> u32 {
+    job.metadata
+        .labels
+        .iter()
+        .flatten()
+        .find(|(key, _)| *key == labels::ATTEMPT)
+        .and_then(|(_, number)| number.parse().ok())
+        .unwrap_or(0)
+}
 
 /// A Job that runs `template` once.
 pub fn build_job(metadata: ObjectMeta, template: PodTemplateSpec) -> Job {

@@ -13,6 +13,7 @@ pub mod dataset;
 pub mod endpoint;
 pub mod hindered;
 pub mod jobs;
+mod measured;
 pub mod observed;
 pub mod plan;
 pub mod run;

@@ -8,7 +8,7 @@ use graftwork_api::lora_adapter::{
     AdapterColumns, AdapterVersion, GateResult, GateRuleResult, Production, Verdict,
     VersionDataset, VersionStage,
 };
-use graftwork_api::training_run::{Metric, ResolvedBaseModel};
+use graftwork_api::training_run::ResolvedBaseModel;
 use graftwork_api::uri::PvcUri;
 use graftwork_api::{AnswerOutcome, Decimal, LoRAAdapter, LoRAAdapterStatus, Time};
 use graftwork_contract::ledger;
@@ -24,6 +24,7 @@ use super::step::{VersionView, View};
 use super::validate::Invalid;
 use crate::conditions::{self, Conditions, Truth, shorten};
 use crate::jobs::seconds_between;
+use crate::measured;
 use crate::observed::{Asked, ClaimState};
 use crate::plan::{Actions, Event, NAME_TAKEN_PAUSE};
 use crate::storage::StorageProblem;
@@ -43,6 +44,8 @@ const OF_IMPORTS: [&str; 5] = [
     reason::ADAPTER_INVALID,
     reason::ADAPTER_INCOMPATIBLE,
 ];
+/// Measurements that a version's status has room for.
+const MOST_METRICS: usize = 16;
 /// Wait for something that is under way.
 pub const SOON: Duration = Duration::from_secs(2);
 
@@ -420,27 +423,7 @@ fn print_version(view: &VersionView) -> AdapterVersion {
             digest: dataset.digest.to_string(),
         }),
         rank: Some(created.rank),
-        metrics: created
-            .metrics
-            .iter()
-            .filter(|metric| metric.is_shown(created.classification))
-            .filter_map(|metric| {
-                Some(Metric {
-                    name: metric.name.clone(),
-                    split: metric.split.name().to_owned(),
-                    value: Decimal::rounded(metric.value, 6)?,
-                    baseline: Decimal::rounded(metric.baseline, 6),
-                    interval: metric.difference_interval.and_then(|ends| {
-                        ends.map(|end| Decimal::rounded(end, 6))
-                            .into_iter()
-                            .collect()
-                    }),
-                    samples: metric.samples,
-                    excluded: Some(metric.excluded).filter(|rows| *rows > 0),
-                })
-            })
-            .take(16)
-            .collect(),
+        metrics: measured::shown(&created.metrics, created.classification, MOST_METRICS),
         gate: view.judgement.as_ref().map(print_judgement),
         created_time: Time(
             created

@@ -12,7 +12,7 @@ use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::parts::Attempt;
-use super::step::{Step, attempt_of, attempts, is_of, uri};
+use super::step::{Step, attempts, is_of, uri};
 use super::validate::{Place, Source, Valid};
 use super::{KIND, Observed, SourceState, secrets};
 use crate::bucket;
@@ -121,7 +121,7 @@ fn outlived<'a>(jobs: &'a [Job], fingerprint: &'a Digest) -> impl Iterator<Item 
     let newest = attempts(jobs, fingerprint);
     jobs.iter()
         .filter(|job| is_of(job, fingerprint))
-        .filter(move |job| attempt_of(job) + KEPT_JOBS <= newest)
+        .filter(move |job| jobs::attempt_of(job) + KEPT_JOBS <= newest)
 }
 
 /// When the first attempt at a fingerprint was decided: every Job says it to the next one.

@@ -6,7 +6,7 @@ use graftwork_api::dataset::PrivacyMode;
 use graftwork_contract::Digest;
 use k8s_openapi::api::batch::v1::Job;
 
-use super::step::{attempt_of, is_of};
+use super::step::is_of;
 use super::validate::{Invalid, read_format};
 use crate::jobs::{self, JobState};
 
@@ -84,7 +84,7 @@ impl<'a> Attempt<'a> {
             rest: None,
         };
         for job in jobs {
-            if is_of(job, fingerprint) && attempt_of(job) == number {
+            if is_of(job, fingerprint) && jobs::attempt_of(job) == number {
                 if makes_parts(job) {
                     attempt.parts = Some(job);
                 } else {

@@ -180,21 +180,10 @@ pub fn is_of(job: &Job, fingerprint: &Digest) -> bool {
         .any(|(key, value)| key == labels::CONTENT_HASH_ANNOTATION && value == fingerprint.hex())
 }
 
-/// The number of an attempt's Job.
-pub fn attempt_of(job: &Job) -> u32 {
-    job.metadata
-        .labels
-        .iter()
-        .flatten()
-        .find(|(key, _)| *key == labels::ATTEMPT)
-        .and_then(|(_, number)| number.parse().ok())
-        .unwrap_or(0)
-}
-
 /// How many attempts there were at a fingerprint.
 pub fn attempts(jobs: &[Job], fingerprint: &Digest) -> u32 {
     jobs_of(jobs, fingerprint)
-        .map(attempt_of)
+        .map(jobs::attempt_of)
         .max()
         .unwrap_or(0)
 }
@@ -247,7 +236,7 @@ fn pause(number: u32) -> SignedDuration {
 fn ended(job: &Job, end: &End) -> Ended {
     let summary: Option<BuildSummary> = serde_json::from_str(&end.summary).ok();
     Ended {
-        attempt: attempt_of(job),
+        attempt: jobs::attempt_of(job),
         reason: match &end.cause {
             Cause::Exit(code) => failure_reason(*code, summary.as_ref()),
             Cause::OutOfMemory | Cause::Killed(_) | Cause::TakenAway(_) => {

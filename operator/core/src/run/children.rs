@@ -171,7 +171,7 @@ pub fn prune(
     let ended = attempt::attempts(cr).ended;
     let mut finished: Vec<(u32, &Job)> = Vec::new();
     for job in &observed.jobs {
-        let number = number_of(job);
+        let number = jobs::attempt_of(job);
         if number > ended || job.metadata.deletion_timestamp.is_some() {
             continue;
         }
@@ -189,17 +189,6 @@ pub fn prune(
             .filter_map(|(_, job)| delete(job)),
     );
     actions.delete.extend(jobs::stuck(&observed.pods, now));
-}
-
-/// The number of a Job's attempt.
-pub fn number_of(job: &Job) -> u32 {
-    job.metadata
-        .labels
-        .iter()
-        .flatten()
-        .find(|(key, _)| *key == labels::ATTEMPT)
-        .and_then(|(_, number)| number.parse().ok())
-        .unwrap_or(0)
 }
 
 fn delete(job: &Job) -> Option<Delete> {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use graftwork_api::conditions::{condition, reason};
 use graftwork_api::training_run::{
-    CheckpointStatus, Metric, Progress, RunResult as RunResultStatus, RunStage,
+    CheckpointStatus, Progress, RunResult as RunResultStatus, RunStage,
 };
 use graftwork_api::{Decimal, Time, TrainingRun, TrainingRunStatus};
 use graftwork_contract::run::RunResult;
@@ -16,6 +16,7 @@ use super::step::{Phase, Step};
 use super::{Invalid, Observed, Referenced, Report};
 use crate::conditions::{self, Conditions, Truth};
 use crate::jobs::{self, seconds_between};
+use crate::measured;
 use crate::plan::{Actions, Decision, Event, NAME_TAKEN_PAUSE, Plan};
 
 /// Seconds between two writes of progress.
@@ -373,27 +374,7 @@ fn complete(
         estimated_completion_time: None,
         last_update_time: result.finished_time.parse().ok().map(Time),
     });
-    status.metrics = result
-        .metrics
-        .iter()
-        .filter(|metric| metric.is_shown(result.classification))
-        .filter_map(|metric| {
-            Some(Metric {
-                name: metric.name.clone(),
-                split: metric.split.name().to_owned(),
-                value: Decimal::rounded(metric.value, 6)?,
-                baseline: Decimal::rounded(metric.baseline, 6),
-                interval: metric.difference_interval.and_then(|ends| {
-                    ends.map(|end| Decimal::rounded(end, 6))
-                        .into_iter()
-                        .collect()
-                }),
-                samples: metric.samples,
-                excluded: Some(metric.excluded).filter(|rows| *rows > 0),
-            })
-        })
-        .take(MOST_METRICS)
-        .collect();
+    status.metrics = measured::shown(&result.metrics, result.classification, MOST_METRICS);
     status.result = Some(RunResultStatus {
         digest: result.digest.to_string(),
         size_bytes: result.size_bytes,

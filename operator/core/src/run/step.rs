@@ -80,7 +80,7 @@ pub fn step(
     now: Timestamp,
 ) -> Step {
     let attempts = attempt::attempts(cr);
-    let newest = observed.jobs.iter().map(children::number_of).max();
+    let newest = observed.jobs.iter().map(jobs::attempt_of).max();
     if let Some(newest) = newest.filter(|newest| *newest > attempts.started) {
         // Status was lost or comes from a backup: the Jobs know better.
         return Step::Open(newest);
