@@ -1,11 +1,10 @@
 //! Prometheus metrics.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Instant;
 
 use graftwork_listen::clock;
-use prometheus::core::Collector as _;
+use graftwork_listen::gone_series::GoneSeries;
 use prometheus::{
     Encoder as _, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
     TextEncoder,
@@ -56,12 +55,8 @@ pub struct Metrics {
     pub adapters: IntGaugeVec,
     /// The same under other names, where asked for.
     pub vllm: Option<VllmMetrics>,
-    /// Models and versions that have series and are in no list any more, and since when.
-    gone: Mutex<BTreeMap<[String; 2], Instant>>,
+    gone: GoneSeries,
 }
-
-/// How long the series of a version that is gone are still given out: every scrape has its last numbers by then.
-const KEPT: Duration = Duration::from_secs(15 * 60);
 
 const STATES: [&str; 4] = ["Registered", "Verified", "Resident", "Refused"];
 
@@ -165,7 +160,7 @@ impl Metrics {
                 &["state"],
             )?,
             vllm,
-            gone: Mutex::default(),
+            gone: GoneSeries::default(),
             registry,
         };
         metrics.register()?;
@@ -194,22 +189,8 @@ impl Metrics {
         registry.register(Box::new(self.adapters.clone()))
     }
 
-    /// Drops the series of versions that have been in no list for a while: with a new version every night they would
-    /// become more and more.
+    /// Drops the series of versions that have been in no list for a while.
     pub fn forget_gone<A: Clone, W>(&self, adapters: &Registry<A, W>, now: Instant) {
-        let mut known: BTreeMap<[String; 2], Vec<String>> = BTreeMap::new();
-        for family in self.requests.collect() {
-            for metric in family.get_metric() {
-                let value = |wanted: &str| {
-                    let label = metric.get_label().iter().find(|l| l.name() == wanted);
-                    label
-                        .map(|label| label.value().to_owned())
-                        .unwrap_or_default()
-                };
-                let version = [value("model"), value("version")];
-                known.entry(version).or_default().push(value("code"));
-            }
-        }
         let is_live = |[model, version]: &[String; 2]| {
             // The base is always there, and what was refused has no version.
             let number = version.strip_prefix('v').and_then(|n| n.parse().ok());
@@ -218,24 +199,10 @@ impl Metrics {
                 adapters.find(&target).is_ok()
             })
         };
-        let mut gone = self.gone.lock().unwrap_or_else(PoisonError::into_inner);
-        gone.retain(|version, _| known.contains_key(version) && !is_live(version));
-        for (version, codes) in known {
-            if is_live(&version) {
-                continue;
-            }
-            let since = *gone.entry(version.clone()).or_insert(now);
-            if now.duration_since(since) < KEPT {
-                continue;
-            }
-            gone.remove(&version);
-            let [model, number] = &version;
-            // A series that is not there is as good as removed.
-            for code in &codes {
-                let _ = self.requests.remove_label_values(&[model, number, code]);
-            }
-            let _ = self.prompt_tokens.remove_label_values(&[model, number]);
-            let _ = self.generated_tokens.remove_label_values(&[model, number]);
+        for [model, version] in self.gone.expire(&self.requests, is_live, now) {
+            let labels = [&model, &version];
+            let _ = self.prompt_tokens.remove_label_values(&labels);
+            let _ = self.generated_tokens.remove_label_values(&labels);
         }
     }
 
@@ -286,6 +253,8 @@ impl Metrics {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use graftwork_contract::Digest;
 
     use super::*;

@@ -1,12 +1,13 @@
 //! HTTP/1.1, and HTTP/2 without TLS (which gRPC needs), as engine and router speak them on one port: connections that
-//! send no head in time are closed, and an end lets each finish its requests; the [`clock`] that both read; and their
-//! [`last_words`].
+//! send no head in time are closed, and an end lets each finish its requests; the [`clock`] that both read; their
+//! [`last_words`]; and what becomes of the metrics of versions that are gone ([`gone_series`]).
 //!
 //! It reads no bodies and knows no routes.
 
 #![forbid(unsafe_code)]
 
 pub mod clock;
+pub mod gone_series;
 pub mod last_words;
 
 use std::time::Duration;

@@ -1,10 +1,9 @@
 //! Prometheus metrics of one router.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use prometheus::core::Collector as _;
+use graftwork_listen::gone_series::GoneSeries;
 use prometheus::{
     Encoder as _, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
     Opts, Registry, TextEncoder,
@@ -17,9 +16,6 @@ use crate::table::{Table, Version};
 const BOUNDS: [f64; 14] = [
     0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0,
 ];
-
-/// How long the series of a version that is gone are still given out: every scrape has its last numbers by then.
-const KEPT: Duration = Duration::from_secs(15 * 60);
 
 /// The metrics, each registered in a registry of its own.
 #[derive(Debug)]
@@ -38,8 +34,7 @@ pub struct Metrics {
     table_generation: IntGauge,
     table_lease_epoch: IntGauge,
     candidate_weight: IntGaugeVec,
-    /// Models and versions that have series and are in no table any more, and since when.
-    gone: Mutex<BTreeMap<[String; 2], Instant>>,
+    gone: GoneSeries,
 }
 
 impl Metrics {
@@ -141,7 +136,7 @@ impl Metrics {
                 "Weight of each candidate; 0 after its lease ended.",
                 &["model", "version"],
             )?,
-            gone: Mutex::default(),
+            gone: GoneSeries::default(),
             registry,
         })
     }
@@ -208,22 +203,8 @@ impl Metrics {
         self.ejections.inc();
     }
 
-    /// Drops the series of versions that have been in no table for a while: with a new version every night they would
-    /// become more and more.
+    /// Drops the series of versions that have been in no table for a while.
     fn forget_gone(&self, table: &Table, now: Instant) {
-        let mut known: BTreeMap<[String; 2], Vec<String>> = BTreeMap::new();
-        for family in self.requests.collect() {
-            for metric in family.get_metric() {
-                let value = |wanted: &str| {
-                    let label = metric.get_label().iter().find(|l| l.name() == wanted);
-                    label
-                        .map(|label| label.value().to_owned())
-                        .unwrap_or_default()
-                };
-                let version = [value("model"), value("version")];
-                known.entry(version).or_default().push(value("code"));
-            }
-        }
         let is_live = |[model, version]: &[String; 2]| {
             model.is_empty()
                 || table.models.get(model).is_some_and(|model| {
@@ -232,25 +213,11 @@ impl Metrics {
                         || candidate.is_some_and(|candidate| label(candidate) == *version)
                 })
         };
-        let mut gone = self.gone.lock().unwrap_or_else(PoisonError::into_inner);
-        gone.retain(|version, _| known.contains_key(version) && !is_live(version));
-        for (version, codes) in known {
-            if is_live(&version) {
-                continue;
-            }
-            let since = *gone.entry(version.clone()).or_insert(now);
-            if now.duration_since(since) < KEPT {
-                continue;
-            }
-            gone.remove(&version);
-            let [model, number] = &version;
-            // A series that is not there is as good as removed.
-            for code in &codes {
-                let _ = self.requests.remove_label_values(&[model, number, code]);
-            }
-            let _ = self.duration.remove_label_values(&[model, number]);
-            let _ = self.first_byte.remove_label_values(&[model, number]);
-            let _ = self.fallbacks.remove_label_values(&[model, number]);
+        for [model, version] in self.gone.expire(&self.requests, is_live, now) {
+            let labels = [&model, &version];
+            let _ = self.duration.remove_label_values(&labels);
+            let _ = self.first_byte.remove_label_values(&labels);
+            let _ = self.fallbacks.remove_label_values(&labels);
         }
     }
 
