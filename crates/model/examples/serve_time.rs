@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use graftwork_model::base::{BaseModel, save_base};
-use graftwork_model::config::{Family, LlamaConfig};
-use graftwork_model::fixture::random_adapter;
+use graftwork_model::config::LlamaConfig;
+use graftwork_model::fixture::{TinyShape, random_adapter};
 use graftwork_model::kernel::Isa;
 use graftwork_model::kv::{KvPool, KvSequence};
 use graftwork_model::lora::{LoadedAdapter, LoraConfig, Module};
@@ -25,28 +25,16 @@ const ADAPTERS: usize = 32;
 const PREFILL: usize = 256;
 
 fn config() -> LlamaConfig {
-    LlamaConfig {
-        family: Family::Llama,
-        hidden_size: 1024,
-        intermediate_size: 4096,
-        num_hidden_layers: 24,
-        num_attention_heads: 16,
-        num_key_value_heads: 8,
-        head_dim: 64,
-        vocab_size: 32_000,
-        max_position_embeddings: 1024,
-        rms_norm_eps: 1e-5,
-        rope_theta: 10_000.0,
-        rope_scaling: None,
-        local_rope_theta: None,
-        query_pre_attn_scalar: None,
-        sliding_window: None,
-        attention_bias: false,
-        mlp_bias: false,
-        tie_word_embeddings: true,
-        bos_token_id: Some(0),
-        eos_token_ids: vec![1],
+    TinyShape {
+        hidden: 1024,
+        intermediate: 4096,
+        layers: 24,
+        heads: 16,
+        kv_heads: 8,
+        positions: 1024,
+        tied: true,
     }
+    .with_vocabulary(32_000)
 }
 
 fn main() -> Result<()> {

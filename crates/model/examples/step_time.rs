@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use graftwork_model::base::BaseModel;
-use graftwork_model::config::{Family, LlamaConfig};
-use graftwork_model::fixture::random_adapter;
+use graftwork_model::config::LlamaConfig;
+use graftwork_model::fixture::{TinyShape, random_adapter};
 use graftwork_model::kernel::{Epilogue, Isa, Panels, product, product_parallel};
 use graftwork_model::kv::{KvPool, KvSequence};
 use graftwork_model::lora::{LoadedAdapter, LoraConfig, LoraParams, Module};
@@ -19,28 +19,16 @@ use graftwork_model::transformer::{
 };
 
 fn config() -> LlamaConfig {
-    LlamaConfig {
-        family: Family::Llama,
-        hidden_size: 192,
-        intermediate_size: 512,
-        num_hidden_layers: 4,
-        num_attention_heads: 6,
-        num_key_value_heads: 3,
-        head_dim: 32,
-        vocab_size: 2048,
-        max_position_embeddings: 512,
-        rms_norm_eps: 1e-5,
-        rope_theta: 10_000.0,
-        rope_scaling: None,
-        local_rope_theta: None,
-        query_pre_attn_scalar: None,
-        sliding_window: None,
-        attention_bias: false,
-        mlp_bias: false,
-        tie_word_embeddings: true,
-        bos_token_id: Some(0),
-        eos_token_ids: vec![1],
+    TinyShape {
+        hidden: 192,
+        intermediate: 512,
+        layers: 4,
+        heads: 6,
+        kv_heads: 3,
+        positions: 512,
+        tied: true,
     }
+    .with_vocabulary(2048)
 }
 
 /// `count` sequences of 30 to 50 tokens; where `all` is unset only the last six are targets.
