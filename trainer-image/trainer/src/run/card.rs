@@ -204,6 +204,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::run::survival::config_on;
 
     fn card(base: &Path) -> String {
         card_of(base, None)
@@ -214,33 +215,13 @@ mod tests {
     }
 
     fn config_of(base: &Path, quantization: Option<&str>) -> TrainerConfig {
-        let digest = Digest::of(b"it");
-        serde_json::from_value(json!({
-            "run": "run",
-            "resolved": {
-                "base": {
-                    "uri": "pvc://models/a: #b", "path": base, "digest": digest,
-                    "quantization": quantization,
-                },
-                "dataset": {
-                    "name": "colours", "version": 4, "digest": digest, "format": "Completion"
-                },
-                "reference": null,
-            },
-            "key": digest,
-            "lora": {"rank": 8, "alpha": 16.0, "dropout": 0.05, "targetModules": ["q_proj"]},
-            "hyperparameters": {
-                "learningRate": 0.02, "schedule": "Cosine", "warmupSteps": 5, "epochs": 1,
-                "maximumSteps": 40, "batchSize": 8, "microBatchSize": 4,
-                "maximumSequenceLength": 64, "weightDecay": 0.01, "maximumGradientNorm": 1.0,
-                "seed": 3,
-            },
-            "checkpoint": {"everySteps": 4, "keep": 2},
-            "evaluation": {"metrics": ["Loss"], "maximumNewTokens": 8, "maximumRows": null},
-            "adapter": "expenses",
-            "threads": 1,
-        }))
-        .unwrap()
+        let mut config = serde_json::to_value(config_on(base)).unwrap();
+        config["resolved"]["base"]["uri"] = json!("pvc://models/a: #b");
+        config["resolved"]["base"]["quantization"] = json!(quantization);
+        config["lora"] =
+            json!({"rank": 8, "alpha": 16.0, "dropout": 0.05, "targetModules": ["q_proj"]});
+        config["adapter"] = json!("expenses");
+        serde_json::from_value(config).unwrap()
     }
 
     fn outcome() -> Outcome {

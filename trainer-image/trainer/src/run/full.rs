@@ -19,11 +19,10 @@ use super::config::sequence_length;
 use super::evaluate::Evaluator;
 use super::fence::Fence;
 use super::inputs::{Inputs, file_failure, read_rows, read_verified};
-use super::package::{CODE_VERSION, Outcome};
+use super::package::{Outcome, described};
 use super::progress::{Reporter, Stage};
 use super::session::Session;
 use super::{benchmark, patience, planned, remove_checkpoints, write_result};
-use crate::clock;
 use crate::failure::{Failure, causes};
 use crate::signals::StopFlag;
 use crate::train::TrainError;
@@ -273,47 +272,13 @@ impl<'a> Output<'a> {
             .write(CARD_FILE, card(config, outcome).as_bytes())
             .map_err(|error| self.failure(&error))?;
         let files = written.files().map_err(|error| self.failure(&error))?;
-        let time = clock::rfc3339();
-        let provenance = Provenance::Trained {
-            run: config.run.clone(),
-            resolved: config.resolved.clone(),
-            objective: config.objective,
-            hyperparameters: config.hyperparameters.clone(),
-            classification: config.classification,
-            code_version: CODE_VERSION.to_owned(),
-            created_time: time.clone(),
-        };
-        let manifest = Manifest {
-            digest: outcome.digest.clone(),
-            files: files.digests,
-            size_bytes: files.size_bytes,
-            rank: 0,
-            provenance_digest: Digest::of_json(&provenance)
-                .map_err(|error| Failure::bug(causes(&error)))?,
-            provenance,
-        };
+        let (manifest, result) = described(config, outcome, self.wanted.uri.clone(), 0, files)?;
         let put = written
             .publish(&manifest)
             .map_err(|error| self.failure(&error))?;
-        let folder = self.wanted.uri.clone();
+        let folder = result.folder.as_str();
         tracing::info!(folder, ?put, digest = %outcome.digest, "model published");
-        Ok(RunResult {
-            run: config.run.clone(),
-            key: config.key.clone(),
-            resolved: config.resolved.clone(),
-            digest: outcome.digest.clone(),
-            folder,
-            size_bytes: manifest.size_bytes,
-            rank: 0,
-            steps: outcome.steps,
-            final_loss: outcome.final_loss,
-            metrics: outcome.metrics.clone(),
-            train_rows: outcome.train_rows,
-            test_rows: outcome.test_rows,
-            classification: config.classification,
-            finished_time: time,
-            code_version: CODE_VERSION.to_owned(),
-        })
+        Ok(result)
     }
 }
 

@@ -1,6 +1,6 @@
 //! The finished adapter: a PEFT folder with a card and a manifest, then the run's result.
 
-use graftwork_artifacts::Store;
+use graftwork_artifacts::{StagedFiles, Store};
 use graftwork_contract::adapter::{CARD_FILE, Manifest, Provenance};
 use graftwork_contract::run::{Metric, ResolvedReference, RowsUsed, RunResult, TrainerConfig};
 use graftwork_contract::{Digest, paths};
@@ -66,6 +66,27 @@ pub fn publish(
         .write(CARD_FILE, card(config, outcome).as_bytes())
         .map_err(|error| unavailable(&error))?;
     let files = staged.files().map_err(|error| unavailable(&error))?;
+    let (manifest, result) = described(config, outcome, folder, config.lora.rank, files)?;
+    let put = staged
+        .publish(&manifest)
+        .map_err(|error| unavailable(&error))?;
+    let folder = result.folder.as_str();
+    tracing::info!(folder, ?put, digest = %outcome.digest, "adapter published");
+    Ok(result)
+}
+
+/// The manifest of what a run has trained, in `folder`, and the run's record: of an adapter of `rank`, or of a whole
+/// model where that is 0.
+///
+/// # Errors
+/// A provenance that is no JSON: a defect.
+pub(super) fn described(
+    config: &TrainerConfig,
+    outcome: &Outcome,
+    folder: String,
+    rank: u32,
+    files: StagedFiles,
+) -> Result<(Manifest, RunResult), Failure> {
     let time = clock::rfc3339();
     let provenance = Provenance::Trained {
         run: config.run.clone(),
@@ -80,22 +101,18 @@ pub fn publish(
         digest: outcome.digest.clone(),
         files: files.digests,
         size_bytes: files.size_bytes,
-        rank: config.lora.rank,
+        rank,
         provenance_digest: Digest::of_json(&provenance).map_err(|e| Failure::bug(causes(&e)))?,
         provenance,
     };
-    let put = staged
-        .publish(&manifest)
-        .map_err(|error| unavailable(&error))?;
-    tracing::info!(folder, ?put, digest = %outcome.digest, "adapter published");
-    Ok(RunResult {
+    let result = RunResult {
         run: config.run.clone(),
         key: config.key.clone(),
         resolved: config.resolved.clone(),
         digest: outcome.digest.clone(),
         folder,
         size_bytes: manifest.size_bytes,
-        rank: config.lora.rank,
+        rank,
         steps: outcome.steps,
         final_loss: outcome.final_loss,
         metrics: outcome.metrics.clone(),
@@ -104,7 +121,8 @@ pub fn publish(
         classification: config.classification,
         finished_time: time,
         code_version: CODE_VERSION.to_owned(),
-    })
+    };
+    Ok((manifest, result))
 }
 
 /// The record of a run that has scored a version and trained nothing.
