@@ -127,6 +127,20 @@ impl World {
         })
     }
 
+    /// The same of so many steps.
+    fn config_of_steps(&self, run: &str, steps: u64) -> Value {
+        let mut config = self.config(run);
+        config["hyperparameters"]["maximumSteps"] = json!(steps);
+        config
+    }
+
+    /// A run of so many steps that has come to its end, and the same one under another name, which has not begun.
+    fn whole_beside(&self, run: &str, steps: u64) -> (Value, Value) {
+        let whole = self.config_of_steps("whole", steps);
+        assert_eq!(self.run(&whole), 0, "{:?}", self.summary(&whole));
+        (whole, self.config_of_steps(run, steps))
+    }
+
     fn start(&self, config: &Value) -> Child {
         self.start_as(config, config["run"].as_str().unwrap())
     }
@@ -134,6 +148,22 @@ impl World {
     /// Starts an attempt whose summary is left under `name`.
     fn start_as(&self, config: &Value, name: &str) -> Child {
         self.command(config, name).spawn().unwrap()
+    }
+
+    /// Starts an attempt, and gives it back once it has saved more than there was.
+    fn start_until_it_saves(&self, config: &Value) -> Child {
+        let folder = self.run_folder(config);
+        let before = checkpoint_steps(&folder);
+        let mut child = self.start(config);
+        wait_until(&mut child, || checkpoint_steps(&folder) != before);
+        child
+    }
+
+    /// Starts an attempt, and kills it once it has saved more than there was.
+    fn kill_once_it_saved(&self, config: &Value) {
+        let mut child = self.start_until_it_saves(config);
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 
     fn command(&self, config: &Value, name: &str) -> Command {
@@ -316,6 +346,24 @@ fn wait_until(child: &mut Child, condition: impl Fn() -> bool) {
         assert!(Instant::now() < deadline, "nothing happened in a minute");
         std::thread::yield_now();
     }
+}
+
+/// The folders of all checkpoints of a run.
+fn checkpoint_steps(folder: &Path) -> Vec<PathBuf> {
+    let mut steps: Vec<PathBuf> = std::fs::read_dir(folder.join("checkpoints"))
+        .into_iter()
+        .flatten()
+        .flatten()
+        .flat_map(|epoch| {
+            std::fs::read_dir(epoch.path())
+                .into_iter()
+                .flatten()
+                .flatten()
+        })
+        .map(|entry| entry.path())
+        .collect();
+    steps.sort();
+    steps
 }
 
 fn has_checkpoint(folder: &Path) -> bool {

@@ -62,14 +62,7 @@ fn every_weight_goes_on_with_the_same_bits_after_it_was_killed() {
     assert_eq!(world.run(&whole), 0, "{:?}", world.summary(&whole));
     let killed = config_of("killed");
     for _ in 0..3 {
-        let mut child = world.start(&killed);
-        let folder = world.run_folder(&killed);
-        let before = super::interrupted::checkpoint_steps(&folder);
-        wait_until(&mut child, || {
-            super::interrupted::checkpoint_steps(&folder) != before
-        });
-        child.kill().unwrap();
-        child.wait().unwrap();
+        world.kill_once_it_saved(&killed);
     }
     assert_eq!(world.run(&killed), 0, "{:?}", world.summary(&killed));
     assert_eq!(world.result(&killed).digest, world.result(&whole).digest);

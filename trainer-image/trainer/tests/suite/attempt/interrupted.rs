@@ -151,15 +151,8 @@ fn stopped_on_request_it_saves_and_goes_on_with_the_same_bits() {
     let mut stopped = world.config("stopped");
     stopped["checkpoint"]["everySteps"] = json!(3);
     for round in 0..3 {
-        let mut child = world.start(&stopped);
-        let before = checkpoint_steps(&world.run_folder(&stopped));
-        wait_until(&mut child, || {
-            checkpoint_steps(&world.run_folder(&stopped)) != before
-        });
-        let killed = Command::new("kill")
-            .args(["-TERM", &child.id().to_string()])
-            .status();
-        assert!(killed.unwrap().success());
+        let mut child = world.start_until_it_saves(&stopped);
+        terminate(&child);
         let code = child.wait().unwrap().code();
         if code == Some(0) {
             assert!(round > 0, "it was too fast to be stopped even once");
@@ -202,9 +195,7 @@ fn stopped_in_the_midst_of_a_batch_it_goes_on_there_with_the_same_bits() {
     };
     let mut in_the_midst = 0;
     for _ in 0..8 {
-        let mut child = world.start(&stopped);
-        let before = checkpoint_steps(&folder);
-        wait_until(&mut child, || checkpoint_steps(&folder) != before);
+        let mut child = world.start_until_it_saves(&stopped);
         // Past what follows a save, and into the next batch.
         let end = Instant::now() + Duration::from_millis(5);
         while Instant::now() < end {
@@ -241,13 +232,11 @@ const STOP: Duration = Duration::from_secs(10);
 fn stopped_while_it_scores_it_leaves_at_once_and_the_next_attempt_only_scores() {
     // So many rows that scoring takes some seconds at least.
     let world = World::with_test_rows(6000);
-    let mut config = world.config("scoring");
-    config["hyperparameters"]["maximumSteps"] = json!(2);
+    let mut config = world.config_of_steps("scoring", 2);
     config["checkpoint"]["everySteps"] = json!(2);
     config["evaluation"]["maximumNewTokens"] = json!(400);
-    let mut child = world.start(&config);
     // Its last step is saved: it scores.
-    wait_until(&mut child, || has_checkpoint(&world.run_folder(&config)));
+    let mut child = world.start_until_it_saves(&config);
     let asked = Instant::now();
     terminate(&child);
     assert_eq!(child.wait().unwrap().code(), Some(75));
@@ -292,31 +281,12 @@ fn stopped_while_it_reads_its_inputs_it_leaves_at_once() {
     assert_eq!(summary.checkpoint_step, None);
 }
 
-pub fn checkpoint_steps(folder: &Path) -> Vec<PathBuf> {
-    let mut steps: Vec<PathBuf> = std::fs::read_dir(folder.join("checkpoints"))
-        .into_iter()
-        .flatten()
-        .flatten()
-        .flat_map(|epoch| {
-            std::fs::read_dir(epoch.path())
-                .into_iter()
-                .flatten()
-                .flatten()
-        })
-        .map(|entry| entry.path())
-        .collect();
-    steps.sort();
-    steps
-}
-
 #[test]
 fn a_newer_attempt_fences_the_older_off() {
     let world = World::new();
-    let mut config = world.config("fenced");
-    config["hyperparameters"]["maximumSteps"] = json!(1_000_000);
-    let mut child = world.start(&config);
+    let config = world.config_of_steps("fenced", 1_000_000);
     let folder = world.run_folder(&config);
-    wait_until(&mut child, || has_checkpoint(&folder));
+    let mut child = world.start_until_it_saves(&config);
     let claim = json!({"pod": "other", "process": 1, "unixNanoseconds": 1});
     std::fs::write(folder.join("fence/2.json"), claim.to_string()).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(76));
@@ -328,14 +298,7 @@ fn a_newer_attempt_fences_the_older_off() {
 #[test]
 fn of_two_trainers_on_one_run_the_newer_wins_and_the_result_is_right() {
     let world = World::new();
-    let config_of = |run: &str| {
-        let mut config = world.config(run);
-        config["hyperparameters"]["maximumSteps"] = json!(1500);
-        config
-    };
-    let whole = config_of("whole");
-    assert_eq!(world.run(&whole), 0);
-    let both = config_of("both");
+    let (whole, both) = world.whole_beside("both", 1500);
     let folder = world.run_folder(&both);
     let mut older = world.start_as(&both, "older");
     wait_until(&mut older, || has_checkpoint(&folder));
@@ -351,18 +314,11 @@ fn of_two_trainers_on_one_run_the_newer_wins_and_the_result_is_right() {
 #[test]
 fn a_store_that_comes_back_in_time_is_waited_for_and_one_that_stays_away_ends_the_attempt() {
     let world = World::new();
-    let config_of = |run: &str| {
-        let mut config = world.config(run);
-        config["hyperparameters"]["maximumSteps"] = json!(400);
-        config
-    };
-    let whole = config_of("whole");
-    assert_eq!(world.run(&whole), 0);
+    let (whole, back) = world.whole_beside("back", 400);
+    let gone = world.config_of_steps("gone", 400);
     let away = world.dir.path().join("away");
-    for (run, stays_away) in [("back", false), ("gone", true)] {
-        let config = config_of(run);
-        let mut child = world.start(&config);
-        wait_until(&mut child, || has_checkpoint(&world.run_folder(&config)));
+    for (config, stays_away) in [(back, false), (gone, true)] {
+        let mut child = world.start_until_it_saves(&config);
         std::fs::rename(world.store(), &away).unwrap();
         let code = if stays_away {
             let code = child.wait().unwrap().code();
@@ -377,7 +333,8 @@ fn a_store_that_comes_back_in_time_is_waited_for_and_one_that_stays_away_ends_th
             std::fs::rename(&away, world.store()).unwrap();
             child.wait().unwrap().code()
         };
-        assert_eq!(code, Some(if stays_away { 69 } else { 0 }), "{run}");
+        let expected = if stays_away { 69 } else { 0 };
+        assert_eq!(code, Some(expected), "{}", config["run"]);
         if stays_away {
             assert_eq!(world.run(&config), 0, "{:?}", world.summary(&config));
         }
@@ -388,19 +345,9 @@ fn a_store_that_comes_back_in_time_is_waited_for_and_one_that_stays_away_ends_th
 #[test]
 fn a_store_that_hangs_ends_the_attempt_in_time_and_nothing_is_lost() {
     let world = World::new();
-    let config_of = |run: &str| {
-        let mut config = world.config(run);
-        config["hyperparameters"]["maximumSteps"] = json!(400);
-        config
-    };
-    let whole = config_of("whole");
-    assert_eq!(world.run(&whole), 0);
-    let config = config_of("hangs");
+    let (whole, config) = world.whole_beside("hangs", 400);
     let folder = world.run_folder(&config);
-    let mut child = world.start(&config);
-    wait_until(&mut child, || has_checkpoint(&folder));
-    child.kill().unwrap();
-    child.wait().unwrap();
+    world.kill_once_it_saved(&config);
 
     // Files that nobody ever writes to: who reads them waits for ever.
     let states: Vec<PathBuf> = checkpoint_steps(&folder)
@@ -462,14 +409,7 @@ cp -a "$store/runs" "$out/runs" || exit 204
 #[test]
 fn a_disk_that_fills_or_turns_read_only_ends_the_attempt_and_costs_no_bits() {
     let world = World::new();
-    let config_of = |run: &str| {
-        let mut config = world.config(run);
-        config["hyperparameters"]["maximumSteps"] = json!(1500);
-        config
-    };
-    let whole = config_of("whole");
-    assert_eq!(world.run(&whole), 0);
-    let config = config_of("small");
+    let (whole, config) = world.whole_beside("small", 1500);
     // What is there of the other run would take the room.
     std::fs::remove_dir_all(world.run_folder(&whole).join("metrics")).unwrap();
     let out = world.dir.path().join("out");
@@ -506,19 +446,9 @@ fn a_disk_that_fills_or_turns_read_only_ends_the_attempt_and_costs_no_bits() {
 #[test]
 fn a_store_that_gives_its_checkpoints_late_is_waited_for_and_none_is_passed_over() {
     let world = World::new();
-    let config_of = |run: &str| {
-        let mut config = world.config(run);
-        config["hyperparameters"]["maximumSteps"] = json!(400);
-        config
-    };
-    let whole = config_of("whole");
-    assert_eq!(world.run(&whole), 0);
-    let config = config_of("late");
+    let (whole, config) = world.whole_beside("late", 400);
     let folder = world.run_folder(&config);
-    let mut child = world.start(&config);
-    wait_until(&mut child, || has_checkpoint(&folder));
-    child.kill().unwrap();
-    child.wait().unwrap();
+    world.kill_once_it_saved(&config);
 
     // What is there and can't be opened is what a volume's error looks like.
     let socket = world.dir.path().join("socket");

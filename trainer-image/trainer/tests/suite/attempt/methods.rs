@@ -5,18 +5,12 @@ use graftwork_model::lora::{LoraConfig, LoraParams};
 use graftwork_model::peft::Adapter;
 use graftwork_model::targets::{Names, TargetModules, Targets};
 
-use super::interrupted::checkpoint_steps;
 use super::*;
 
 /// Kills a run after each of three checkpoints, and lets it end with the bits of one that was left alone.
 fn killed_thrice_it_ends_as(world: &World, killed: &Value, whole: &Value) {
     for _ in 0..3 {
-        let mut child = world.start(killed);
-        let folder = world.run_folder(killed);
-        let before = checkpoint_steps(&folder);
-        wait_until(&mut child, || checkpoint_steps(&folder) != before);
-        child.kill().unwrap();
-        child.wait().unwrap();
+        world.kill_once_it_saved(killed);
     }
     assert_eq!(world.run(killed), 0);
     assert_eq!(world.result(killed).digest, world.result(whole).digest);
