@@ -130,14 +130,7 @@ fn of_judgements_with_one_name_sql_takes_the_newest() {
     let (code, summary) = bench.build();
     assert_eq!(code, 0, "{summary:?}");
     let digest = summary.digest.unwrap();
-    let mut answers: Vec<String> = Split::ALL
-        .iter()
-        .flat_map(|split| bench.rows(&digest, *split))
-        .map(|row| match row {
-            Row::Completion { completion, .. } => completion,
-            _ => panic!("another format"),
-        })
-        .collect();
+    let mut answers = bench.answers(&digest);
     answers.sort();
     assert_eq!(answers, ["better 4", "second"]);
 }

@@ -139,7 +139,7 @@ fn tar(name: &str, bytes: &[u8]) -> Vec<u8> {
 #[test]
 fn an_archive_of_good_rows_is_no_source_whatever_may_be_invalid() {
     let mut bench = with_a_version();
-    let before = stored(&bench);
+    let before = bench.stored();
     bench.config.validation.maximum_invalid_percent = "50".into();
     let archive = tar("rows.jsonl", completions(0..100).as_bytes());
     for (name, bytes) in [
@@ -158,14 +158,8 @@ fn an_archive_of_good_rows_is_no_source_whatever_may_be_invalid() {
         for words in ["source archive", "a tar archive"] {
             assert!(summary.message.contains(words), "{name}: {summary:?}");
         }
-        assert_eq!(stored(&bench), before, "{name}");
+        assert_eq!(bench.stored(), before, "{name}");
     }
-}
-
-/// What stands in the store.
-fn stored(bench: &Bench) -> Vec<String> {
-    let entries = bench.store().list("").unwrap();
-    entries.into_iter().map(|entry| entry.path).collect()
 }
 
 /// A version, and then a source of which nothing may be seen.
@@ -182,7 +176,7 @@ fn hostile_files_end_the_build_with_their_source_and_leave_the_store_as_it_was()
     let files = files();
     assert!(files.len() >= 80, "{}", files.len());
     let mut bench = with_a_version();
-    let before = stored(&bench);
+    let before = bench.stored();
     for (name, bytes) in files {
         bench.bytes("hostile", &bytes);
         bench.fingerprint(&name);
@@ -202,7 +196,7 @@ fn hostile_files_end_the_build_with_their_source_and_leave_the_store_as_it_was()
                 "{name}: {summary:?}"
             );
         }
-        assert_eq!(stored(&bench), before, "{name}");
+        assert_eq!(bench.stored(), before, "{name}");
     }
     assert_eq!(bench.version(1).unwrap().rows.kept(), 50);
 }
@@ -210,7 +204,7 @@ fn hostile_files_end_the_build_with_their_source_and_leave_the_store_as_it_was()
 #[test]
 fn a_bomb_ends_early_and_a_line_of_a_gibibyte_is_one_bad_row() {
     let mut bench = with_a_version();
-    let before = stored(&bench);
+    let before = bench.stored();
     let zeros = vec![0; 300 << 20];
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
     encoder.write_all(&zeros).unwrap();
@@ -240,13 +234,13 @@ fn a_bomb_ends_early_and_a_line_of_a_gibibyte_is_one_bad_row() {
             .contains("source line line 1: is longer than 4194304 bytes"),
         "{summary:?}"
     );
-    assert_eq!(stored(&bench), before);
+    assert_eq!(bench.stored(), before);
 }
 
 #[test]
 fn no_rows_are_no_version() {
     let mut bench = with_a_version();
-    let before = stored(&bench);
+    let before = bench.stored();
     for (name, text) in [
         ("nothing", ""),
         ("blanks", "\n \n\n"),
@@ -262,7 +256,7 @@ fn no_rows_are_no_version() {
         ] {
             assert!(summary.message.contains(words), "{name}: {summary:?}");
         }
-        assert_eq!(stored(&bench), before, "{name}");
+        assert_eq!(bench.stored(), before, "{name}");
     }
 }
 
@@ -309,7 +303,7 @@ fn random_rows() -> String {
 #[test]
 fn a_disk_that_fills_is_named_tried_again_and_leaves_the_version_before() {
     let mut bench = with_a_version();
-    let before = stored(&bench);
+    let before = bench.stored();
     bench.source("many", &random_rows());
     bench.fingerprint("scratch");
     let scratch = bench.scratch_dir();
@@ -324,7 +318,7 @@ fn a_disk_that_fills_is_named_tried_again_and_leaves_the_version_before() {
     for words in ["source many: the scratch volume", "is full"] {
         assert!(summary.message.contains(words), "{words}: {summary:?}");
     }
-    assert_eq!(stored(&bench), before);
+    assert_eq!(bench.stored(), before);
 
     let store = bench.store_dir();
     let (code, summary) = on_a_small_disk(&bench, &store, "256k").unwrap();

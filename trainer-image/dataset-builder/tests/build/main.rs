@@ -211,6 +211,24 @@ impl Bench {
         rows::read(&self.store(), "topics", digest, split).unwrap()
     }
 
+    /// The completions of all splits' rows.
+    fn answers(&self, digest: &Digest) -> Vec<String> {
+        let rows = Split::ALL
+            .iter()
+            .flat_map(|split| self.rows(digest, *split));
+        rows.map(|row| match row {
+            Row::Completion { completion, .. } => completion,
+            _ => panic!("another format"),
+        })
+        .collect()
+    }
+
+    /// What stands in the store.
+    fn stored(&self) -> Vec<String> {
+        let entries = self.store().list("").unwrap();
+        entries.into_iter().map(|entry| entry.path).collect()
+    }
+
     fn version(&self, number: u32) -> Option<VersionRecord> {
         let path = paths::dataset_version("topics", number);
         self.store().get_json(&path).unwrap()

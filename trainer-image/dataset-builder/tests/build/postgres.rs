@@ -238,14 +238,7 @@ fn now_in_sql_over_a_query_is_the_time_of_its_snapshot() {
     let snapshot: jiff::Timestamp = query.snapshot_time.parse().unwrap();
     let told = manifest.provenance.transform.unwrap().now;
     assert_eq!(told.parse::<jiff::Timestamp>().unwrap(), snapshot);
-    let mut times: Vec<String> = Split::ALL
-        .iter()
-        .flat_map(|split| bench.rows(&digest, *split))
-        .map(|row| match row {
-            Row::Completion { completion, .. } => completion,
-            _ => panic!("another format"),
-        })
-        .collect();
+    let mut times = bench.answers(&digest);
     times.dedup();
     assert_eq!(times.len(), 1, "{times:?}");
     let time: jiff::Timestamp = format!("{}Z", times[0]).parse().unwrap();

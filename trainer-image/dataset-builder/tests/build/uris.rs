@@ -15,16 +15,11 @@ include!(concat!(
 /// What stands in a file that no path may lead to.
 const CANARY: &str = "canary-4711";
 
-fn stored(bench: &Bench) -> Vec<String> {
-    let entries = bench.store().list("").unwrap();
-    entries.into_iter().map(|entry| entry.path).collect()
-}
-
 /// Builds, which has to end without a version and without a word of what must not be said.
 fn refused(bench: &Bench, what: &str) -> BuildSummary {
     let (code, summary) = bench.build();
     assert!(matches!(code, 64 | 65), "{what:?}: {code} {summary:?}");
-    assert_eq!(stored(bench), Vec::<String>::new(), "{what:?}");
+    assert_eq!(bench.stored(), Vec::<String>::new(), "{what:?}");
     for secret in [CANARY, "secret@"] {
         assert!(!summary.message.contains(secret), "{what:?}: {summary:?}");
     }
