@@ -105,17 +105,8 @@ impl Bench {
         let path = self.dir.path().join(format!("{name}.jsonl"));
         fs::write(&path, bytes).unwrap();
         self.config.sources.retain(|source| source.name != name);
-        self.config.sources.push(Source {
-            name: name.into(),
-            uri: format!("configmap://{name}/rows.jsonl"),
-            path: path.to_str().unwrap().into(),
-            root: None,
-            columns: BTreeMap::new(),
-            digest: None,
-            query: None,
-            remote: None,
-            share: None,
-        });
+        let uri = format!("configmap://{name}/rows.jsonl");
+        self.config.sources.push(source_at(name, &uri, &path));
     }
 
     /// A source of all files of a volume that match.
@@ -127,15 +118,12 @@ impl Bench {
             fs::write(path, bytes).unwrap();
         }
         self.config.sources = vec![Source {
-            name: "bulk".into(),
-            uri: format!("pvc://text/{pattern}"),
-            path: root.join(pattern).to_str().unwrap().into(),
             root: Some(root.to_str().unwrap().into()),
-            columns: BTreeMap::new(),
-            digest: None,
-            query: None,
-            remote: None,
-            share: None,
+            ..source_at(
+                "bulk",
+                &format!("pvc://text/{pattern}"),
+                &root.join(pattern),
+            )
         }];
     }
 
@@ -232,6 +220,21 @@ impl Bench {
     fn version(&self, number: u32) -> Option<VersionRecord> {
         let path = paths::dataset_version("topics", number);
         self.store().get_json(&path).unwrap()
+    }
+}
+
+/// A source of the files at a path, of which nothing else is said.
+fn source_at(name: &str, uri: &str, path: &Path) -> Source {
+    Source {
+        name: name.into(),
+        uri: uri.into(),
+        path: path.to_str().unwrap().into(),
+        root: None,
+        columns: BTreeMap::new(),
+        digest: None,
+        query: None,
+        remote: None,
+        share: None,
     }
 }
 

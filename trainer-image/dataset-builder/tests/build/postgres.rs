@@ -183,20 +183,13 @@ impl Bench {
         }
         self.config.allowed_hosts = vec!["127.0.0.0/8".into()];
         self.config.sources = vec![Source {
-            name: "decisions".into(),
-            uri: "secret://warehouse/url".into(),
-            path: secret.to_str().unwrap().into(),
-            root: None,
-            columns: BTreeMap::new(),
-            digest: None,
             query: Some(Query {
                 database: DatabaseKind::Postgres,
                 text: text.into(),
                 timeout_seconds: 60,
                 maximum_rows: 1000,
             }),
-            remote: None,
-            share: None,
+            ..source_at("decisions", "secret://warehouse/url", &secret)
         }];
     }
 

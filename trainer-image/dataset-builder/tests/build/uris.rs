@@ -47,17 +47,10 @@ fn no_hostile_uri_has_a_byte_sent() {
     bench.config.allowed_hosts = vec!["127.0.0.0/8".into()];
     bench.config.hub_endpoint = Some(format!("https://{address}"));
     let mut source = Source {
-        name: "hostile".into(),
-        uri: String::new(),
-        path: secret.to_str().unwrap().into(),
-        root: None,
-        columns: BTreeMap::new(),
-        digest: None,
-        query: None,
         remote: Some(Remote {
             secret: Some("corpus".to_owned()),
         }),
-        share: None,
+        ..source_at("hostile", "", &secret)
     };
     let keys = HOSTILE_PATHS
         .iter()
@@ -104,15 +97,9 @@ fn no_hostile_path_opens_a_file_beside_its_root() {
         fs::write(path, &rows).unwrap();
     }
     let source = |path: &str| Source {
-        name: "hostile".into(),
-        uri: format!("pvc://text/{path}"),
         path: format!("{}/{path}", root.display()),
         root: Some(root.to_str().unwrap().into()),
-        columns: BTreeMap::new(),
-        digest: None,
-        query: None,
-        remote: None,
-        share: None,
+        ..source_at("hostile", &format!("pvc://text/{path}"), &root)
     };
     for path in HOSTILE_PATHS {
         for path in [(*path).to_owned(), format!("{path}/rows.jsonl")] {

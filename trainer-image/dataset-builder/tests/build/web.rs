@@ -176,17 +176,10 @@ pub(super) fn bench(uri: &str, entries: &[(&str, &str)], allowed: &[&str]) -> Be
     }
     bench.config.allowed_hosts = allowed.iter().map(|it| (*it).to_owned()).collect();
     bench.config.sources = vec![Source {
-        name: "faq".into(),
-        uri: uri.into(),
-        path: secret.to_str().unwrap().into(),
-        root: None,
-        columns: BTreeMap::new(),
-        digest: None,
-        query: None,
         remote: Some(Remote {
             secret: (!entries.is_empty()).then(|| "corpus".to_owned()),
         }),
-        share: None,
+        ..source_at("faq", uri, &secret)
     }];
     bench
 }
