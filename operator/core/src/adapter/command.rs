@@ -185,8 +185,11 @@ fn end_of(
     }
     match judge(target, command, view, base_trouble)? {
         (AnswerOutcome::Accepted, _) => None,
-        (AnswerOutcome::Done, _) => Some((AnswerOutcome::Done, None)),
-        (_, message) => Some((AnswerOutcome::Failed, Some(message))),
+        (AnswerOutcome::Done, message) => Some((AnswerOutcome::Done, Some(message))),
+        (_, message) => {
+            let message = format!("{} did not come about: {message}", command.verb);
+            Some((AnswerOutcome::Failed, Some(message)))
+        }
     }
 }
 

@@ -3,22 +3,18 @@
 
 use std::collections::BTreeSet;
 
-use graftwork_api::serving_endpoint::{
-    AdapterEntry, EndpointCommand, EndpointVerb, RejectedDigest, RolloutState, ServedAdapter,
-};
-use graftwork_api::{
-    Answer, AnswerOutcome, ServingEndpoint, ServingEndpointStatus, Time, VersionedDigest,
-};
+use graftwork_api::serving_endpoint::{AdapterEntry, RejectedDigest, RolloutState, ServedAdapter};
+use graftwork_api::{ServingEndpoint, ServingEndpointStatus, VersionedDigest};
 use graftwork_contract::Digest;
 use jiff::Timestamp;
 
 use super::analysis::{self, Judgement};
+use super::answers::{self, target, unanswered};
 use super::desired::{self, Desired};
 use super::fleet::Fleet;
 use super::observed::{Observed, windows};
-use super::rollout::{self, Change, End, Engines, Inputs};
+use super::rollout::{self, Change, Engines, Inputs};
 use super::validate::{Policy, Valid};
-use crate::conditions::shorten;
 use crate::plan::{Decision, Event};
 
 /// Targets that a refusal names.
@@ -27,8 +23,8 @@ const TARGETS_NAMED: usize = 10;
 const KEPT_REJECTIONS: usize = 100;
 
 /// The persistent facts that the spec asks for, before any step: one entry for each adapter of the
-/// spec, and nothing of adapters that are gone.
-pub fn reconcile_entries(cr: &ServingEndpoint) -> ServingEndpointStatus {
+/// spec, and nothing of adapters that are gone but what people wait to read.
+pub fn reconcile_entries(cr: &ServingEndpoint, now: Timestamp) -> ServingEndpointStatus {
     let mut status = cr.status.clone().unwrap_or_default();
     let known = std::mem::take(&mut status.adapters);
     status.adapters = cr
@@ -52,20 +48,16 @@ pub fn reconcile_entries(cr: &ServingEndpoint) -> ServingEndpointStatus {
         .iter()
         .map(|entry| entry.name.as_str())
         .collect();
-    let has_target = |target: &str| {
+    let has_left = |target: &str| {
         // A target that never was is answered, not cleared.
-        target.strip_prefix("adapter/").is_none_or(|name| {
-            names.contains(name) || !known.iter().any(|adapter| adapter.name == name)
+        target.strip_prefix("adapter/").is_some_and(|name| {
+            !names.contains(name) && known.iter().any(|adapter| adapter.name == name)
         })
     };
     status
         .rejected
         .retain(|rejected| names.contains(rejected.adapter.as_str()));
-    status.commands.retain(|target, _| has_target(target));
-    let commands = &status.commands;
-    status
-        .answers
-        .retain(|target, _| commands.contains_key(target));
+    answers::clear(&mut status, has_left, &names, now);
     status
 }
 
@@ -89,7 +81,7 @@ pub struct Context<'a> {
 impl Context<'_> {
     /// The next decision; none where nothing is to be decided.
     pub fn decide(&self) -> Option<Decision<ServingEndpointStatus>> {
-        let mut next = reconcile_entries(self.cr);
+        let mut next = reconcile_entries(self.cr, self.now);
         let mut events = Vec::new();
         refuse_unknown_targets(&mut next, self.now);
         for (index, entry) in self.cr.spec.adapters.iter().enumerate() {
@@ -100,6 +92,7 @@ impl Context<'_> {
                 apply(&mut next, index, change, self.now, &mut events);
             }
         }
+        answers::end_abandoned(&mut next);
         let before = self.cr.status.clone().unwrap_or_default();
         (before != next).then_some(Decision {
             status: next,
@@ -218,7 +211,7 @@ pub fn hold(
     let mut next = before.clone();
     let mut events = Vec::new();
     let refusal = |_: &str| format!("no command is taken now: {why}");
-    refuse(&mut next, |_| true, refusal, now);
+    answers::refuse(&mut next, |_| true, refusal, now);
     for (index, adapter) in before.adapters.iter().enumerate() {
         let Some(state) = adapter.rollout.as_ref().map(|rollout| &rollout.state) else {
             continue;
@@ -258,20 +251,6 @@ fn is_barred(digest: &str, rejected: &[RejectedDigest], settings_hash: &str) -> 
     })
 }
 
-/// Where commands for an adapter stand.
-pub fn target(name: &str) -> String {
-    format!("adapter/{name}")
-}
-
-fn unanswered<'a>(status: &'a ServingEndpointStatus, target: &str) -> Option<&'a EndpointCommand> {
-    let command = status.commands.get(target)?;
-    let answered = status
-        .answers
-        .get(target)
-        .is_some_and(|answer| answer.id == command.id);
-    (!answered).then_some(command)
-}
-
 fn refuse_unknown_targets(status: &mut ServingEndpointStatus, now: Timestamp) {
     let known: BTreeSet<String> = status
         .adapters
@@ -292,31 +271,7 @@ fn refuse_unknown_targets(status: &mut ServingEndpointStatus, now: Timestamp) {
         _ => format!("there is {}", named.join(", ")),
     };
     let why = |target: &str| format!("target \"{target}\" is not known: {named}");
-    refuse(status, is_unknown, why, now);
-}
-
-/// Refuses the commands for some targets that have no answer, each in the words of `why`.
-fn refuse(
-    status: &mut ServingEndpointStatus,
-    is_meant: impl Fn(&str) -> bool,
-    why: impl Fn(&str) -> String,
-    now: Timestamp,
-) {
-    let refused: Vec<(String, String)> = status
-        .commands
-        .iter()
-        .filter(|(target, _)| is_meant(target) && unanswered(status, target).is_some())
-        .map(|(target, command)| (target.clone(), command.id.clone()))
-        .collect();
-    for (target, id) in refused {
-        let answer = Answer {
-            id,
-            outcome: AnswerOutcome::Refused,
-            message: shorten(&why(&target)),
-            time: Time(now),
-        };
-        status.answers.insert(target, answer);
-    }
+    answers::refuse(status, is_unknown, why, now);
 }
 
 fn apply(
@@ -340,41 +295,19 @@ fn apply(
         status.rejected.insert(0, rejected);
         status.rejected.truncate(KEPT_REJECTIONS);
     }
-    if let Some(end) = change.end {
-        finish_answer(status, &target, end);
+    if let Some((end, what)) = &change.end {
+        let candidate = status
+            .adapters
+            .get(index)
+            .and_then(|it| it.candidate.as_ref());
+        let digest = candidate.map(|candidate| candidate.digest.clone());
+        answers::finish(status, &target, digest.as_deref(), (*end, what.as_str()));
     }
-    if let Some((outcome, message)) = change.answer
-        && let Some(command) = status.commands.get(&target)
-    {
-        let answer = Answer {
-            id: command.id.clone(),
-            outcome,
-            message: shorten(&message),
-            time: Time(now),
-        };
-        status.answers.insert(target, answer);
+    if let Some(answer) = change.answer {
+        answers::give(status, &target, answer, now);
     }
     if let Some(adapter) = status.adapters.get_mut(index) {
         *adapter = change.adapter;
     }
     events.extend(change.events);
-}
-
-/// An accepted command whose rollout ended is done, or failed where it ended the other way.
-fn finish_answer(status: &mut ServingEndpointStatus, target: &str, end: End) {
-    let Some(command) = status.commands.get(target) else {
-        return;
-    };
-    let Some(answer) = status.answers.get_mut(target) else {
-        return;
-    };
-    if answer.id != command.id || answer.outcome != AnswerOutcome::Accepted {
-        return;
-    }
-    let wanted_back = command.verb == EndpointVerb::Abort;
-    answer.outcome = if wanted_back == (end == End::TakenBack) {
-        AnswerOutcome::Done
-    } else {
-        AnswerOutcome::Failed
-    };
 }

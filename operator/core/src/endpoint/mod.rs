@@ -5,6 +5,7 @@
 //! persisted first; configuration, pushed lists and tables derive from what is persisted.
 
 mod analysis;
+mod answers;
 mod children;
 mod decide;
 mod desired;
@@ -75,7 +76,7 @@ pub fn plan(
     if let Some(what) = foreign(cr, observed) {
         return look_again(hold(cr, &status::name_taken(&what), observed, now));
     }
-    let served = decide::reconcile_entries(cr).adapters;
+    let served = decide::reconcile_entries(cr, now).adapters;
     let fleet = Fleet::new(cr, &served, observed);
     let base = served_base(&valid, observed);
     let context = Context {

@@ -18,6 +18,7 @@ use crate::plan::{Actions, Child};
 use crate::settings::Settings;
 
 mod anew;
+mod answered;
 mod held;
 mod images;
 mod moves;

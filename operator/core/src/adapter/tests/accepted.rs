@@ -216,6 +216,9 @@ fn an_accepted_verdict_that_cannot_come_about_any_more_has_failed() {
     world.serve(Some("one"), None);
     world.settle();
     assert_eq!(answer(&world), ("1", AnswerOutcome::Failed));
+    let message = &world.status().answers[TARGET].message;
+    let words = "Reject did not come about: version 1 is stable on assistants";
+    assert!(message.starts_with(words), "{message}");
     assert!(!world.records.contains_key(REJECTED));
 }
 

@@ -90,7 +90,7 @@ fn promote(machine: &Machine<'_>, candidate: &Candidate) -> Outcome {
         Some(RolloutState::RollingBack) => Err("the candidate is being taken back".to_owned()),
         Some(RolloutState::Promoting) => Ok(answered(
             machine.quiet(),
-            AnswerOutcome::Done,
+            AnswerOutcome::Accepted,
             "the candidate is taking over already",
         )),
         _ if !inputs.engines.have_candidate() => Err(format!(
@@ -110,7 +110,7 @@ fn promote(machine: &Machine<'_>, candidate: &Candidate) -> Outcome {
 fn abort(machine: &Machine<'_>, command: &EndpointCommand) -> Outcome {
     if machine.state() == Some(&RolloutState::RollingBack) {
         let message = "the candidate is being taken back already";
-        return Ok(answered(machine.quiet(), AnswerOutcome::Done, message));
+        return Ok(answered(machine.quiet(), AnswerOutcome::Accepted, message));
     }
     let message = format!(
         "{} said Abort: {}",

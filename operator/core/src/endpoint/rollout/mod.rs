@@ -102,8 +102,8 @@ pub struct Change {
     pub forgiven: Option<String>,
     /// The answer to the command.
     pub answer: Option<(AnswerOutcome, String)>,
-    /// How a rollout ended, where it did.
-    pub end: Option<End>,
+    /// How a rollout ended, where it did, and in a sentence what became of its version.
+    pub end: Option<(End, String)>,
     /// What people are told.
     pub events: Vec<Event>,
 }

@@ -463,7 +463,7 @@ impl Machine<'_> {
                 rollout: None,
                 ..self.adapter.clone()
             },
-            end: Some(End::Promoted),
+            end: Some((End::Promoted, format!("v{} is stable", candidate.version))),
             events: vec![Event::normal(reason::ALL_STABLE, shorten(&note))],
             ..self.quiet()
         }
@@ -519,6 +519,7 @@ impl Machine<'_> {
         if !gone && !expired {
             return None;
         }
+        let end = Some((End::TakenBack, taken_back(rollout, candidate)));
         if rollout.reason.as_deref() == Some(reason::CANDIDATE_WITHDRAWN) {
             return Some(Change {
                 adapter: ServedAdapter {
@@ -526,7 +527,7 @@ impl Machine<'_> {
                     rollout: None,
                     ..self.adapter.clone()
                 },
-                end: Some(End::TakenBack),
+                end,
                 ..self.quiet()
             });
         }
@@ -543,7 +544,7 @@ impl Machine<'_> {
                 })
             });
         }
-        next.end = Some(End::TakenBack);
+        next.end = end;
         Some(next)
     }
 
@@ -592,4 +593,15 @@ impl Machine<'_> {
     pub fn is_active(&self) -> bool {
         self.adapter.candidate.is_some() && self.state().is_some_and(is_active)
     }
+}
+
+/// What became of a candidate that was taken back, in a sentence.
+fn taken_back(rollout: &AdapterRollout, candidate: &Candidate) -> String {
+    let version = format!("v{}", candidate.version);
+    let Some(why) = &rollout.message else {
+        return format!("{version} was taken back");
+    };
+    let withdrawn = format!("{version} is withdrawn: ");
+    let why = why.strip_prefix(withdrawn.as_str()).unwrap_or(why);
+    format!("{version} was taken back: {why}")
 }
