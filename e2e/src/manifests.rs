@@ -186,7 +186,7 @@ impl Training<'_> {
                 "adapterRef": {"name": self.adapter},
                 "method": {"type": "LoRA", "lora": {"rank": self.rank, "alpha": (2 * self.rank).to_string(), "dropout": "0"}},
                 "hyperparameters": {
-                    "learningRate": "2e-3", "schedule": "Cosine", "warmupSteps": 10, "maximumSteps": self.steps,
+                    "learningRate": "2e-3", "schedule": "Cosine", "warmupSteps": self.steps.min(10), "maximumSteps": self.steps,
                     "batchSize": self.batch, "microBatchSize": self.batch, "maximumSequenceLength": 160,
                     "maximumGradientNorm": self.gradient_norm, "seed": 7,
                 },

@@ -330,7 +330,7 @@ fn training_run() -> TrainingRun {
         hyperparameters: Hyperparameters {
             learning_rate: Decimal::from("2e-3"),
             schedule: Schedule::Cosine,
-            warmup_steps: 20,
+            warmup_steps: Some(20),
             maximum_steps: Some(400),
             batch_size: 32,
             micro_batch_size: Some(32),

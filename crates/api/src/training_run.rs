@@ -148,6 +148,10 @@ pub struct TrainingRunSpec {
         "!has(self.microBatchSize) || self.batchSize % self.microBatchSize == 0",
         "batchSize, which is 32 where it is left out, is a multiple of microBatchSize",
     ),
+    (
+        "!has(self.warmupSteps) || !has(self.maximumSteps) || self.warmupSteps <= self.maximumSteps",
+        "warmupSteps is at most maximumSteps",
+    ),
     ("!has(self.earlyStopping) || has(self.validateEverySteps)", "earlyStopping needs validateEverySteps"),
 ])))]
 pub struct Hyperparameters {
@@ -162,9 +166,10 @@ pub struct Hyperparameters {
     pub learning_rate: Decimal,
     /// Learning rate after warm-up: Cosine and Linear fall to 0 at the last step.
     pub schedule: Schedule,
-    /// Steps over which the learning rate rises from 0.
+    /// Steps over which the learning rate rises from 0; left out, 10, or maximumSteps where that is less.
+    #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 1_000_000))]
-    pub warmup_steps: u32,
+    pub warmup_steps: Option<u32>,
     /// Passes over the train rows; 1 where maximumSteps is not set either.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1000))]
@@ -231,7 +236,7 @@ impl Default for Hyperparameters {
         Self {
             learning_rate: Decimal::from("2e-4"),
             schedule: Schedule::Cosine,
-            warmup_steps: 10,
+            warmup_steps: None,
             epochs: None,
             maximum_steps: None,
             batch_size: 32,

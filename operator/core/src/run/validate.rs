@@ -274,6 +274,25 @@ fn read_batch(given: &Hyperparameters) -> Result<(u32, u32), Invalid> {
     Ok((batch, micro))
 }
 
+/// Steps of a rising learning rate where the run does not say how many, and takes as many.
+const WARMUP_STEPS: u32 = 10;
+
+/// Steps over which the learning rate rises.
+fn read_warmup(given: &Hyperparameters) -> Result<u64, Invalid> {
+    let steps = match (given.warmup_steps, given.maximum_steps) {
+        (Some(steps), Some(most)) if steps > most => {
+            let message = format!(
+                "{steps} is above maximumSteps {most}, and the learning rate would never reach its peak; lower \
+                 it, or raise maximumSteps, in a new run"
+            );
+            return Err(Invalid::new("spec.hyperparameters.warmupSteps", message));
+        }
+        (Some(steps), _) => steps,
+        (None, most) => most.map_or(WARMUP_STEPS, |most| most.min(WARMUP_STEPS)),
+    };
+    Ok(u64::from(steps))
+}
+
 fn read_hyperparameters(spec: &TrainingRunSpec) -> Result<run::Hyperparameters, Invalid> {
     const VALIDATE: &str = "spec.hyperparameters.validateEverySteps";
     let given = &spec.hyperparameters;
@@ -302,7 +321,7 @@ fn read_hyperparameters(spec: &TrainingRunSpec) -> Result<run::Hyperparameters, 
                 ));
             }
         },
-        warmup_steps: u64::from(given.warmup_steps),
+        warmup_steps: read_warmup(given)?,
         epochs: at_least_one("spec.hyperparameters.epochs", given.epochs.unwrap_or(1))?,
         maximum_steps: given
             .maximum_steps

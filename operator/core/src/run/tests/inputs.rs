@@ -411,6 +411,24 @@ fn a_run_that_leaves_out_its_micro_batch_takes_what_divides_its_batch() {
 }
 
 #[test]
+fn a_run_that_leaves_out_its_warm_up_takes_ten_steps_or_all_that_it_has() {
+    for (given, most, steps) in [
+        (None, None, 10),
+        (None, Some(400), 10),
+        (None, Some(5), 5),
+        (Some(0), Some(5), 0),
+        (Some(5), Some(5), 5),
+        (Some(300), None, 300),
+    ] {
+        let mut spec = World::new().cr.spec;
+        spec.hyperparameters.warmup_steps = given;
+        spec.hyperparameters.maximum_steps = most;
+        let valid = validate(&spec).unwrap().hyperparameters;
+        assert_eq!(valid.warmup_steps, steps, "{given:?} of {most:?}");
+    }
+}
+
+#[test]
 fn a_field_that_can_not_work_ends_the_run() {
     for (change, words) in [
         (
@@ -498,6 +516,13 @@ fn a_field_that_can_not_work_ends_the_run() {
         (
             Box::new(|spec| spec.hyperparameters.micro_batch_size = Some(64)),
             "spec.hyperparameters.microBatchSize: 64 is above batchSize 32",
+        ),
+        (
+            Box::new(|spec| {
+                spec.hyperparameters.warmup_steps = Some(9);
+                spec.hyperparameters.maximum_steps = Some(8);
+            }),
+            "spec.hyperparameters.warmupSteps: 9 is above maximumSteps 8",
         ),
         (
             Box::new(|spec| spec.hyperparameters.learning_rate = "nan".into()),
