@@ -127,7 +127,6 @@ fn make(config: &BuildConfig, store: &Store, places: Places<'_>) -> Result<Built
             beyond_weight: collected.beyond_weight,
             ..RowCounts::default()
         });
-        failure.rejected = collected.rejected;
         return Err(failure);
     }
     let mut dealt = deal(config, scratch, ordered, collected.rejected_rows())?;

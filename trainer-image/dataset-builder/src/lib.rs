@@ -25,6 +25,7 @@
 
 #![forbid(unsafe_code)]
 
+mod absent;
 mod balance;
 pub mod build;
 pub mod cli;
@@ -41,6 +42,7 @@ pub mod files;
 mod labels;
 pub mod languages;
 pub mod lines;
+mod near;
 pub mod nulls;
 mod order;
 mod parquet_pages;

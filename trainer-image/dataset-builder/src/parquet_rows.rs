@@ -10,6 +10,7 @@ use arrow_array::types::{Float32Type, Float64Type, Int64Type, UInt64Type};
 use arrow_array::{Array, ArrayRef, RecordBatch};
 use arrow_cast::cast::cast;
 use arrow_schema::{DataType, Field};
+use graftwork_contract::dataset::MAXIMUM_COLUMNS;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
 use parquet::file::metadata::{ColumnChunkMetaData, RowGroupMetaData};
@@ -29,6 +30,7 @@ const MAXIMUM_ROW_BYTES: u64 = 256 << 20;
 /// The rows of one file.
 pub struct ParquetRows {
     batches: ParquetRecordBatchReader,
+    names: Vec<String>,
 }
 
 impl ParquetRows {
@@ -53,6 +55,8 @@ impl ParquetRows {
                 ));
             }
             let fields = builder.schema().fields();
+            let all = fields.iter().take(MAXIMUM_COLUMNS);
+            let all: Vec<String> = all.map(|field| field.name().clone()).collect();
             let is_wanted = |field: &Field| match wanted {
                 Some(names) => names.contains(&field.name().as_str()),
                 None => has_place(field.data_type()),
@@ -71,9 +75,17 @@ impl ParquetRows {
                 .with_batch_size(batch)
                 .build()
                 .map_err(|error| words(&error))?;
-            Ok(Self { batches })
+            Ok(Self {
+                batches,
+                names: all,
+            })
         };
         guarded(open).unwrap_or_else(Err)
+    }
+
+    /// Names of the file's columns, also of those that are left alone; of very many the first.
+    pub fn take_names(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.names)
     }
 
     /// The next rows; none at the end.

@@ -173,6 +173,7 @@ fn manifest(
         rules: noted.rules,
         nulls: noted.nulls,
         columns: noted.columns,
+        other_columns: noted.other_columns,
     }
 }
 
@@ -303,6 +304,10 @@ fn together(config: &BuildConfig, parts: Vec<PartManifest>) -> Result<Collected,
         }
         for (source, columns) in part.columns {
             collected.columns.entry(source).or_default().add(columns);
+        }
+        for (source, names) in part.other_columns {
+            let known = collected.other_columns.entry(source).or_default();
+            known.extend(names);
         }
         collected.rejected.extend(part.rejected);
         collected.beyond_weight += part.beyond_weight;

@@ -33,6 +33,9 @@ pub trait Take {
     /// Which files and rows are taken: others are another part's.
     fn dealing(&mut self) -> &mut Dealing;
 
+    /// Hears of all columns of a file that lists them before its rows, also of those that nobody looks at.
+    fn hear_of(&mut self, _columns: Vec<String>) {}
+
     /// Takes a record, or the rule that it breaks and where.
     ///
     /// # Errors
@@ -308,6 +311,7 @@ fn read_parquet(place: Place<'_>, file: File, take: &mut dyn Take) -> Result<(),
     let mut number = 0;
     let mut rows = ParquetRows::open(file, take.columns().as_deref())
         .map_err(|problem| place.bad(number, &problem))?;
+    take.hear_of(rows.take_names());
     while let Some(batch) = rows
         .next_rows()
         .map_err(|problem| place.bad(number, &problem))?

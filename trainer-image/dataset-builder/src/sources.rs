@@ -12,6 +12,7 @@ use graftwork_contract::dataset::{
 use graftwork_contract::exit::ExitCode;
 use graftwork_privacy::Counts;
 
+use crate::absent::absent;
 use crate::config;
 use crate::dealing::{Dealing, Part};
 use crate::failure::Failure;
@@ -48,6 +49,8 @@ pub struct Collecting {
     columns: Option<SourceColumns>,
     /// Those whose shape is looked at, as the source names them.
     shaped: BTreeSet<String>,
+    /// The columns of its files that list them before their rows.
+    listed: BTreeSet<String>,
     /// What is noted.
     pub noted: Collected,
 }
@@ -62,6 +65,7 @@ impl Collecting {
             waiting: Waiting::default(),
             columns: None,
             shaped: BTreeSet::new(),
+            listed: BTreeSet::new(),
             noted: Collected::default(),
         }
     }
@@ -79,6 +83,10 @@ impl Collecting {
             pins.hold(&source.name, &mut columns)?;
             pins.remember(&source.name, &mut columns);
             self.noted.columns.insert(source.name.clone(), columns);
+        }
+        let listed = std::mem::take(&mut self.listed);
+        if !listed.is_empty() {
+            self.noted.other_columns.insert(source.name.clone(), listed);
         }
         Ok(())
     }
@@ -169,6 +177,10 @@ impl Take for RowTake<'_> {
         &mut self.collecting.dealing
     }
 
+    fn hear_of(&mut self, columns: Vec<String>) {
+        self.collecting.listed.extend(columns);
+    }
+
     fn take(&mut self, record: Record, at: &dyn Fn(String) -> RejectedRow) -> Result<(), Failure> {
         self.collecting.look(&record);
         if self.wanted.screen.is_some_and(Screen::looks_ahead) {
@@ -210,6 +222,8 @@ pub struct Collected {
     pub beyond_weight: u64,
     /// The columns of each source.
     pub columns: BTreeMap<String, SourceColumns>,
+    /// Names of all columns of each source's files that list them, also of those that nobody looks at.
+    pub other_columns: BTreeMap<String, BTreeSet<String>>,
     /// Over the names and states of what was read, where these tell of a change.
     pub listing: Option<Digest>,
 }
@@ -535,8 +549,27 @@ fn fetch(
 /// Whether the rows are good enough for a version.
 ///
 /// # Errors
-/// Too many bad rows or too few good ones, with numbers, limits and the rules that were broken.
+/// Too many bad rows or too few good ones, with numbers, limits and the rules that were broken; or a column
+/// that a source does not have, where most of them are bad for that.
 pub fn judge(config: &BuildConfig, collected: &Collected) -> Result<(), Failure> {
+    judge_rows(config, collected).map_err(|failure| {
+        let absent = absent(config, collected);
+        let is_said = |row: &RejectedRow| {
+            let said = absent.as_ref().map(|absent| absent.first);
+            said.is_some_and(|said| said.source == row.source && said.rule == row.rule)
+        };
+        let rejected = collected.rejected.iter().filter(|row| !is_said(row));
+        let rejected = rejected.cloned().collect();
+        let message = absent.map_or_else(|| failure.message.clone(), |absent| absent.message);
+        Failure {
+            message,
+            rejected,
+            ..failure
+        }
+    })
+}
+
+fn judge_rows(config: &BuildConfig, collected: &Collected) -> Result<(), Failure> {
     let validation = &config.validation;
     let (good, rejected) = (collected.good, collected.rejected_rows());
     let duplicates = collected.duplicates;

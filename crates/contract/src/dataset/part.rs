@@ -1,6 +1,6 @@
 //! A part of a build: what one of several pods made of its share of the rows.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -36,6 +36,9 @@ pub struct PartManifest {
     /// The columns of each source, as far as this part read it.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub columns: BTreeMap<String, SourceColumns>,
+    /// Names of all columns of each source's files that list them, also of those that nobody looks at.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub other_columns: BTreeMap<String, BTreeSet<String>>,
 }
 
 /// A rule that rows of a source broke.

@@ -38,7 +38,7 @@ use datafusion::sql::sqlparser::ast;
 use futures::StreamExt as _;
 use graftwork_artifacts::rows::columns;
 use graftwork_contract::Digest;
-use graftwork_contract::dataset::{BuildConfig, RejectedRow, TransformProvenance};
+use graftwork_contract::dataset::{BuildConfig, REWARD_COLUMN, RejectedRow, TransformProvenance};
 use jiff::Timestamp;
 
 use crate::clock;
@@ -354,19 +354,22 @@ impl Query<'_> {
             .iter()
             .copied()
             .filter(|_| !is_of_other_shape);
+        let reward = self.config.reward.then_some(REWARD_COLUMN);
         let beside = [
-            self.wanted.group_column,
-            self.wanted.time_column,
-            self.wanted.class_column,
-            self.config
-                .reward
-                .then_some(graftwork_contract::dataset::REWARD_COLUMN),
+            ("spec.split.groupColumn", self.wanted.group_column),
+            ("spec.split.column", self.wanted.time_column),
+            ("spec.balance.column", self.wanted.class_column),
+            ("spec.format.reward", reward),
         ];
+        let beside = beside
+            .into_iter()
+            .filter_map(|(field, name)| Some((field, name?)));
         let missing = own
-            .chain(beside.into_iter().flatten())
-            .find(|name| !names.contains(name));
+            .map(|name| ("spec.format.type", name))
+            .chain(beside)
+            .find(|(_, name)| !names.contains(name));
         match missing {
-            Some(name) => Err(problem::missing(name, &names)),
+            Some((field, name)) => Err(problem::missing(name, field, &names)),
             None => Ok(indices),
         }
     }

@@ -10,25 +10,23 @@ use datafusion::sql::sqlparser::parser::ParserError;
 use super::table::Table;
 use super::windows::WINDOW;
 use crate::failure::Failure;
+use crate::near::{listed, nearest};
 use crate::pins::masked;
 use crate::spill::Scratch;
-
-/// Columns that a message names.
-const NAMED_COLUMNS: usize = 20;
 
 /// SQL that is refused: `problem` goes on after the field's name.
 pub fn refused(problem: &str) -> Failure {
     Failure::query_failed(format!("spec.transform {problem}"))
 }
 
-/// A column that rows are made of and that the result does not have.
-pub fn missing(name: &str, columns: &[&str]) -> Failure {
+/// A column that rows are made of and that the result does not have, with the field that asks for it.
+pub fn missing(name: &str, field: &str, columns: &[&str]) -> Failure {
     let near = nearest(name, columns.iter().copied());
     let near = near.map_or_else(String::new, |near| {
         format!(" (did you mean {}?)", masked(near))
     });
     refused(&format!(
-        "returns no column {name}{near}, which the Dataset's spec asks for; it returns {}",
+        "returns no column {name}{near}, which {field} asks for; it returns {}",
         listed(columns.iter().copied())
     ))
 }
@@ -219,70 +217,15 @@ fn consumer(text: &str) -> &str {
     name.get(..end).unwrap_or_default()
 }
 
-fn listed<'a>(names: impl Iterator<Item = &'a str>) -> String {
-    // A name is the source's, and may be anything.
-    let names: Vec<String> = names.map(masked).collect();
-    match names.get(..NAMED_COLUMNS) {
-        Some(first) if names.len() > NAMED_COLUMNS => {
-            format!(
-                "{} and {} more",
-                first.join(", "),
-                names.len() - NAMED_COLUMNS
-            )
-        }
-        _ => names.join(", "),
-    }
-}
-
-/// The name that is most like this one, where one is alike.
-fn nearest<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    let limit = name.chars().count() / 3 + 1;
-    names
-        .map(|other| (distance(name, other), other))
-        .filter(|(distance, _)| *distance <= limit)
-        .min()
-        .map(|(_, other)| other)
-}
-
-/// Letters to add, drop or change until one is the other (Levenshtein), whatever their case.
-fn distance(one: &str, other: &str) -> usize {
-    let other: Vec<char> = other.to_lowercase().chars().collect();
-    let mut before: Vec<usize> = (0..=other.len()).collect();
-    for (row, letter) in one.to_lowercase().chars().enumerate() {
-        let mut present = vec![row + 1];
-        for (column, wanted) in other.iter().enumerate() {
-            let at = |costs: &[usize], index: usize| costs.get(index).copied().unwrap_or_default();
-            let changed = at(&before, column) + usize::from(letter != *wanted);
-            let dropped = at(&before, column + 1) + 1;
-            let added = at(&present, column) + 1;
-            present.push(changed.min(dropped).min(added));
-        }
-        before = present;
-    }
-    before.last().copied().unwrap_or_default()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn the_nearest_name_is_one_that_is_alike() {
-        let names = ["prompt", "completion", "record_date"];
-        for (name, expected) in [
-            ("promt", Some("prompt")),
-            ("Prompt", Some("prompt")),
-            ("recorddate", Some("record_date")),
-            ("reward", None),
-        ] {
-            assert_eq!(nearest(name, names.into_iter()), expected, "{name}");
-        }
-    }
-
-    #[test]
     fn columns_that_are_there_are_listed_without_personal_data() {
-        let failure = missing("prompt", &["claim", "jane@example.com"]);
-        let words = "it returns claim, [EMAIL]";
+        let failure = missing("prompt", "spec.format.type", &["claim", "jane@example.com"]);
+        let words =
+            "returns no column prompt, which spec.format.type asks for; it returns claim, [EMAIL]";
         assert!(failure.message.contains(words), "{failure}");
     }
 

@@ -9,6 +9,7 @@
     reason = "a failed step is a failed test, and tests watch the clock"
 )]
 
+mod absent;
 mod analyzer;
 mod dealing;
 mod feedback;
