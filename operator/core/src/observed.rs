@@ -177,12 +177,8 @@ impl Pod {
         self.unschedulable
             .clone()
             .or_else(|| self.image_problem().map(str::to_owned))
+            .or_else(|| self.waiting_problem())
             .or_else(|| match &self.container {
-                Container::Waiting { reason, message } if reason != "ContainerCreating" => {
-                    // The kubelet's own words in a back-off say only how long it is.
-                    let said = self.last_end.as_ref().unwrap_or(message);
-                    Some(format!("{reason}: {said}"))
-                }
                 Container::Terminated {
                     exit_code,
                     reason,
@@ -196,6 +192,20 @@ impl Pod {
                     .map(|said| format!("started again: {said}")),
                 _ => None,
             })
+    }
+
+    /// Why its container waits, in the kubelet's words, where it does not only start.
+    pub fn waiting_problem(&self) -> Option<String> {
+        match &self.container {
+            Container::Waiting { reason, message }
+                if !matches!(reason.as_str(), "ContainerCreating" | "PodInitializing") =>
+            {
+                // The kubelet's own words in a back-off say only how long it is.
+                let said = self.last_end.as_ref().unwrap_or(message);
+                Some(format!("{reason}: {said}"))
+            }
+            _ => None,
+        }
     }
 
     /// Why the image can't be had, where that is so.

@@ -202,6 +202,7 @@ fn waits_for(pod: &crate::observed::Pod) -> Option<String> {
     pod.unschedulable
         .clone()
         .or_else(|| pod.image_problem().map(str::to_owned))
+        .or_else(|| pod.waiting_problem())
 }
 
 /// A keeper that is away for a moment takes nothing back.

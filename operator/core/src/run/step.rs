@@ -418,11 +418,15 @@ fn under_way(
                 })
             }
         }
-        Container::Waiting { reason, message } => Step::Watch(Phase::Starting(format!(
-            "the run's pod waits: {reason} {message}"
-        ))),
         Container::Terminated { .. } => Step::Watch(Phase::Reading),
-        Container::Unknown => Step::Watch(Phase::Starting("the run's pod is starting".to_owned())),
+        Container::Waiting { .. } | Container::Unknown => {
+            let waits = pod.waiting_problem();
+            let said = waits.map_or_else(
+                || "the run's pod is starting".to_owned(),
+                |why| format!("the run's pod waits: {why}"),
+            );
+            Step::Watch(Phase::Starting(said))
+        }
     }
 }
 

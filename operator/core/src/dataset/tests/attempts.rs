@@ -106,6 +106,35 @@ fn what_is_away_or_full_is_the_reason_from_the_first_attempt_on() {
 }
 
 #[test]
+fn a_builder_that_does_not_start_says_why() {
+    let mut world = World::from_config_map();
+    world.reconcile();
+    let job = world.observed.jobs[0].metadata.name.clone().unwrap();
+    for (why, words) in [
+        ("ContainerCreating", "a version is being built"),
+        (
+            "CreateContainerConfigError",
+            "a version is being built; its pod waits: CreateContainerConfigError: secret \"x\" not found",
+        ),
+    ] {
+        world.observed.pods = vec![Pod {
+            name: "builder".to_owned(),
+            labels: [(JOB_NAME_LABEL.to_owned(), job.clone())].into(),
+            phase: "Pending".to_owned(),
+            container: Container::Waiting {
+                reason: why.to_owned(),
+                message: "secret \"x\" not found".to_owned(),
+            },
+            ..Pod::default()
+        }];
+        world.reconcile();
+        let said = ("Unknown", reason::BUILDING, words);
+        let (truth, reason, message) = world.ready();
+        assert_eq!((truth.as_str(), reason.as_str(), message.as_str()), said);
+    }
+}
+
+#[test]
 fn a_builder_on_a_lost_node_is_forced_out_and_the_build_goes_on_elsewhere() {
     let mut world = World::from_config_map();
     world.reconcile();

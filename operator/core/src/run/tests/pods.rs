@@ -218,6 +218,22 @@ fn pods_that_do_not_start_say_why() {
     assert_eq!(world.succeeded().1, reason::QUEUED);
     let pod = &mut world.observed.pods[0];
     pod.unschedulable = None;
+    for (why, words) in [
+        ("ContainerCreating", "the run's pod is starting"),
+        (
+            "CreateContainerConfigError",
+            "the run's pod waits: CreateContainerConfigError: secret \"x\" not found",
+        ),
+    ] {
+        world.observed.pods[0].container = Container::Waiting {
+            reason: why.to_owned(),
+            message: "secret \"x\" not found".to_owned(),
+        };
+        world.reconcile();
+        assert_eq!(world.succeeded().1, reason::STARTING);
+        assert_eq!(world.succeeded().2, words);
+    }
+    let pod = &mut world.observed.pods[0];
     pod.container = Container::Waiting {
         reason: "ErrImagePull".to_owned(),
         message: "registry/trainer:1 not found".to_owned(),
