@@ -35,6 +35,25 @@ pub struct Judgement {
     pub gap: bool,
 }
 
+impl Judgement {
+    /// The same while some of the traffic is not counted, for the reason `why`: it passes nothing. What fails
+    /// fails, for the numbers that there are say so.
+    #[must_use]
+    pub fn of_a_part(mut self, why: &str) -> Self {
+        for result in &mut self.results {
+            if result.verdict == Verdict::Pass {
+                let message = result.message.take().unwrap_or_default();
+                result.verdict = Verdict::Inconclusive;
+                result.message = Some(format!("{why} (without it {message})"));
+            }
+        }
+        if self.verdict == Verdict::Pass {
+            self.verdict = Verdict::Inconclusive;
+        }
+        self
+    }
+}
+
 /// What all routers counted for one version.
 #[derive(Debug, Clone, Default, PartialEq)]
 struct Counts {

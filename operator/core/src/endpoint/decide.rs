@@ -186,13 +186,18 @@ impl Context<'_> {
             return None;
         }
         let stable = adapter.stable.as_ref().map(|stable| stable.digest.as_str());
-        analysis::judge(
+        let judgement = analysis::judge(
             analysis,
             &adapter.name,
             stable,
             &candidate.digest,
             &self.fleet.routers,
-        )
+        )?;
+        let lease = self.valid.policy.lease_seconds;
+        Some(match self.fleet.uncounted(lease, self.now) {
+            Some(why) => judgement.of_a_part(&why),
+            None => judgement,
+        })
     }
 }
 

@@ -10,11 +10,12 @@ use graftwork_contract::proto::router::v1::{
     Candidate as RoutedCandidate, EngineTarget, Model, RoutingTable, StandIn, Version,
 };
 use graftwork_contract::{Digest, paths, pod};
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ConfigMap;
 
 use super::observed::{EnginePod, Observed, RouterPod};
-use super::rollout::{Engines, Routers};
-use crate::observed::{Asked, Problem, table_digest};
+use super::rollout::{Engines, Routers, seconds_since};
+use crate::observed::{Asked, Container, Pod, Problem, table_digest};
 
 /// Engines and routers with the lists that derive from what is persisted.
 #[derive(Debug, Clone, PartialEq)]
@@ -23,6 +24,8 @@ pub struct Fleet<'a> {
     pub engines: Vec<&'a EnginePod>,
     /// Routers that are ready and stay.
     pub routers: Vec<&'a RouterPod>,
+    /// Routers that have run, are not over, and are not ready or do not stay: nobody counts what they routed.
+    uncounted: Vec<&'a RouterPod>,
     /// The table that every router should have.
     pub table: RoutingTable,
     /// Its digest.
@@ -69,6 +72,12 @@ impl<'a> Fleet<'a> {
             .iter()
             .filter(|router| router.pod.ready && router.pod.target().is_some())
             .collect();
+        let uncounted = observed
+            .routers
+            .iter()
+            .filter(|router| has_run(&router.pod))
+            .filter(|router| !router.pod.ready || router.pod.target().is_none())
+            .collect();
         let table = routing_table(cr, served, &engines, base_name);
         let table_digest = table_digest(&table);
         let acknowledged = follow(&routers, &table_digest);
@@ -77,6 +86,7 @@ impl<'a> Fleet<'a> {
         Self {
             engines,
             routers,
+            uncounted,
             table,
             table_digest,
             list,
@@ -89,6 +99,29 @@ impl<'a> Fleet<'a> {
             ready: self.routers.len(),
             acknowledged: follow(&self.routers, &self.table_digest),
         }
+    }
+
+    /// Why not all requests are counted, in words; none where they are. A pod that goes away is waited for as
+    /// long as a candidate's lease: after that it routes nothing to one, wherever its node is.
+    pub fn uncounted(&self, lease_seconds: u64, now: Timestamp) -> Option<String> {
+        self.uncounted.iter().find_map(|router| {
+            let pod = &router.pod;
+            let name = &pod.name;
+            match pod.deleting_since {
+                Some(since) if seconds_since(since, now) > lease_seconds => None,
+                Some(_) => Some(format!(
+                    "router {name} is going away, and what it routed is not counted"
+                )),
+                None => {
+                    let why = pod
+                        .problem()
+                        .map_or_else(String::new, |why| format!(" ({why})"));
+                    Some(format!(
+                        "router {name} is not ready{why}, and what it routed is not counted"
+                    ))
+                }
+            }
+        })
     }
 
     /// The engines, as the rollout of one version sees them.
@@ -141,6 +174,16 @@ impl<'a> Fleet<'a> {
                 .collect(),
         }
     }
+}
+
+/// Whether a pod may have served: its process has run, and the pod is not over.
+fn has_run(pod: &Pod) -> bool {
+    let is_over = matches!(pod.phase.as_str(), "Succeeded" | "Failed");
+    let ran = matches!(
+        pod.container,
+        Container::Running { .. } | Container::Terminated { .. }
+    );
+    !is_over && (ran || pod.restarts > 0)
 }
 
 /// How far an engine is with a version.

@@ -26,6 +26,7 @@ mod objects;
 mod replacing;
 mod serving;
 mod taken_back;
+mod uncounted;
 mod words;
 
 fn digest(number: u32) -> String {
