@@ -14,8 +14,8 @@ use crate::cache::{Touch, Touches};
 use crate::calls::{Calls, Peer};
 use crate::clock;
 
-/// Seconds between two looks at a run because of its progress.
-const TOUCH_EVERY: Duration = Duration::from_secs(3);
+/// Between two looks at a run because of its progress: status is at most five seconds behind.
+const TOUCH_EVERY: Duration = Duration::from_secs(2);
 /// Time before a broken stream is opened again.
 const AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// How old a report may say that it is: beyond that, the clocks of two nodes differ.

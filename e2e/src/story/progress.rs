@@ -13,8 +13,8 @@ use super::stage::condition;
 
 /// How old progress in status may be.
 const WITHIN_MILLISECONDS: i64 = 5000;
-/// How far apart two reports may be: how often there is one is the operator's affair, but it is not a matter of minutes.
-const APART_MILLISECONDS: i64 = 10_000;
+/// How far apart two reports may be: between them status is as old as the first.
+const APART_MILLISECONDS: i64 = 5000;
 /// The trainer says in whole seconds when it saved a checkpoint, and takes the time before the disk has it.
 const SAVING_MILLISECONDS: i64 = 3000;
 /// A run that said less was too short to prove anything.
@@ -187,7 +187,7 @@ mod tests {
         watched(status(10_000, |_| {}), 10_400).unwrap();
         for (what, last, seen) in [
             ("late", status(10_000, |_| {}), 15_001),
-            ("after a gap", status(16_600, |_| {}), 16_700),
+            ("after a gap", status(11_600, |_| {}), 11_700),
             ("percent", status(10_000, |it| it.percent = 3), 10_400),
             ("loss", status(10_000, |it| it.loss = None), 10_400),
             (

@@ -19,8 +19,8 @@ use crate::jobs::{self, seconds_between};
 use crate::measured;
 use crate::plan::{Actions, Decision, Event, NAME_TAKEN_PAUSE, Plan};
 
-/// Seconds between two writes of progress.
-const PROGRESS_SECONDS: u64 = 3;
+/// Seconds between two writes of progress: what status says is at most five seconds old, with room for the way.
+const PROGRESS_SECONDS: u64 = 2;
 /// Measurements that a status has room for.
 const MOST_METRICS: usize = 64;
 
@@ -288,12 +288,14 @@ fn take_report(
         .progress
         .as_ref()
         .and_then(|it| it.last_update_time.as_ref());
-    let waited = seconds_between(written.map(|time| time.0), Some(now));
+    // What lies ahead was written by a clock that is ahead of ours: it is no reason to wait for it.
+    let before = written.map(|time| time.0).filter(|time| *time <= now);
+    let waited = seconds_between(before, Some(now));
     let is_new = written.map(|time| time.0) != Some(report.at);
     if !is_new {
         return (verdict, None);
     }
-    if written.is_some() && waited < PROGRESS_SECONDS && status.stage.as_ref() == Some(&stage) {
+    if before.is_some() && waited < PROGRESS_SECONDS && status.stage.as_ref() == Some(&stage) {
         return (verdict, Some(PROGRESS_SECONDS - waited));
     }
     status.stage = Some(stage);
