@@ -109,12 +109,7 @@ impl Context<'_> {
         let lora = self.observed.adapters.get(&entry.adapter_ref.name);
         let gate = lora.map(|adapter| &adapter.spec.gate);
         let settings_hash = desired::settings_hash(entry, &self.cr.spec.rollout, gate);
-        let rejected: Vec<RejectedDigest> = status
-            .rejected
-            .iter()
-            .filter(|it| it.adapter == adapter.name)
-            .cloned()
-            .collect();
+        let rejected = rejected_of(status, &adapter.name);
         let adapters = &self.observed.adapters;
         let eligible = desired::eligible(entry, adapters, self.base);
         let rolled_back = desired::rolled_back(entry, adapters, self.base);
@@ -226,13 +221,14 @@ pub fn hold(
         if adapter.candidate.is_none() || !rollout::is_active(state) || !moves {
             continue;
         }
+        let rejected = rejected_of(&next, &adapter.name);
         let inputs = Inputs {
             policy,
             wanted: None,
             withdrawn: Some(why),
             eligible: &[],
             rolled_back: &[],
-            rejected: &[],
+            rejected: &rejected,
             settings_hash: "",
             engines: Engines::default(),
             routers: fleet.routers_follow(),
@@ -247,6 +243,13 @@ pub fn hold(
         status: next,
         events,
     })
+}
+
+/// What was rejected here of an adapter.
+fn rejected_of(status: &ServingEndpointStatus, adapter: &str) -> Vec<RejectedDigest> {
+    let rejected = status.rejected.iter();
+    let of_adapter = rejected.filter(|it| it.adapter == adapter);
+    of_adapter.cloned().collect()
 }
 
 /// Whether a version was rejected here under the same settings.

@@ -124,7 +124,10 @@ pub fn windows(cr: &ServingEndpoint, now: Timestamp) -> BTreeMap<String, Window>
                 .last_analysis_time
                 .as_ref()
                 .map_or(*start, |time| time.0.max(*start));
-            if !judged || seconds_since(last, now) < analysis.interval_seconds {
+            // A judgement that lies ahead was made by a clock ahead of ours: waiting for that time would judge
+            // nothing meanwhile.
+            let due = last > now || seconds_since(last, now) >= analysis.interval_seconds;
+            if !judged || !due {
                 return None;
             }
             let seconds = seconds_since(*start, now).min(LONGEST_WINDOW_SECONDS);

@@ -196,11 +196,13 @@ fn over(closing: &Closing, failed: u32, retries: u32) -> Option<(&'static str, S
     }
 }
 
-/// Seconds until the next attempt; none where it need not wait.
+/// Seconds until the next attempt; none where it need not wait. No pause is longer than the longest: a time
+/// that is further away was written by a clock that was ahead.
 pub fn pause(status: Option<&TrainingRunStatus>, now: Timestamp) -> Option<u64> {
     let until = status?.last_attempt.as_ref()?.next_attempt_time.as_ref()?.0;
-    let seconds = crate::jobs::seconds_between(Some(now), Some(until));
-    (now < until).then(|| seconds.max(1))
+    let seconds = until.duration_since(now).as_secs();
+    let waits = now < until && seconds <= LONGEST_PAUSE_SECONDS;
+    waits.then(|| u64::try_from(seconds).unwrap_or_default().max(1))
 }
 
 /// How the newest attempt ended and when the next one starts, in words.

@@ -209,6 +209,10 @@ fn retry(machine: &Machine<'_>, command: &EndpointCommand) -> Outcome {
     if machine.is_active() {
         return Err("a rollout is under way: abort it first".to_owned());
     }
+    let stable = machine.adapter.stable.as_ref();
+    if let Some(stable) = stable.filter(|stable| stable.digest == command.digest) {
+        return Err(format!("v{} is stable already", stable.version));
+    }
     let inputs = machine.inputs;
     let is_rejected = inputs.rejected.iter().any(|it| it.digest == command.digest);
     // An endpoint that was deleted and applied again has no list of its own any more.

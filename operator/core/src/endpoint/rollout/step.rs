@@ -289,6 +289,9 @@ impl Machine<'_> {
         let judgement = self.inputs.judgement?;
         let analysis = self.inputs.policy.analysis.as_ref()?;
         let failed = judgement.verdict == Verdict::Fail;
+        // A window that begins ahead of this clock was begun by another one: it begins anew.
+        let start = rollout.window_since.as_ref();
+        let begins_anew = judgement.gap || start.is_some_and(|start| start.0 > self.now);
         let failures = rollout.failures.saturating_add(u32::from(failed));
         let over = failed && failures > analysis.failure_limit;
         let mut next = if over && self.inputs.policy.auto_rollback {
@@ -309,7 +312,7 @@ impl Machine<'_> {
             rollout.failures = failures;
             rollout.last_analysis_time = Some(Time(self.now));
             rollout.analysis.clone_from(&judgement.results);
-            if judgement.gap {
+            if begins_anew {
                 rollout.window_since = Some(Time(self.now));
             }
         }
@@ -463,6 +466,8 @@ impl Machine<'_> {
                 rollout: None,
                 ..self.adapter.clone()
             },
+            // What serves everybody is not on the list of what must not be tried, whatever brought it there.
+            forgiven: Some(candidate.digest.clone()),
             end: Some((End::Promoted, format!("v{} is stable", candidate.version))),
             events: vec![Event::normal(reason::ALL_STABLE, shorten(&note))],
             ..self.quiet()
@@ -520,6 +525,7 @@ impl Machine<'_> {
             return None;
         }
         let end = Some((End::TakenBack, taken_back(rollout, candidate)));
+        let forgiven = self.kept_after_all();
         if rollout.reason.as_deref() == Some(reason::CANDIDATE_WITHDRAWN) {
             return Some(Change {
                 adapter: ServedAdapter {
@@ -527,6 +533,7 @@ impl Machine<'_> {
                     rollout: None,
                     ..self.adapter.clone()
                 },
+                forgiven,
                 end,
                 ..self.quiet()
             });
@@ -544,8 +551,19 @@ impl Machine<'_> {
                 })
             });
         }
+        next.forgiven = forgiven;
         next.end = end;
         Some(next)
+    }
+
+    /// The stable version, where a person said to leave it and what was to take over is taken back: it was not
+    /// left, and may be followed as before.
+    fn kept_after_all(&self) -> Option<String> {
+        let stable = self.adapter.stable.as_ref()?;
+        let mut rejected = self.inputs.rejected.iter();
+        let was_left = rejected
+            .any(|it| it.digest == stable.digest && it.reason == reason::ROLLED_BACK_BY_USER);
+        was_left.then(|| stable.digest.clone())
     }
 
     /// The same facts in another state, entered now.

@@ -186,3 +186,22 @@ fn a_candidate_whose_settings_turn_back_to_those_it_failed_under_is_taken_back()
     world.after(60).after(100_000);
     assert_eq!((world.rollout(), world.stable()), (None, 1));
 }
+
+#[test]
+fn a_leader_whose_clock_is_behind_takes_a_bad_version_back_all_the_same() {
+    let spec = json!({"rollout": {
+        "canary": {"steps": [{"setWeight": 10}, {"pause": {"seconds": 60}}]},
+        "analysis": {"intervalSeconds": 10, "minimumRequests": 50, "rules": [{"metric": "error_rate", "maximum": "0.01"}]},
+    }});
+    let mut world = World::serving(&spec);
+    world.now = 10_000;
+    world.approve(2).settle();
+    assert_eq!(world.state(), RolloutState::Paused);
+    world.now = 0;
+    world.traffic = (400, 40);
+    world.after(1);
+    assert_eq!(
+        (world.state(), world.stable()),
+        (RolloutState::RolledBack, 1)
+    );
+}

@@ -65,3 +65,27 @@ fn evictions_wait_longer_each_time_unless_an_attempt_got_somewhere() {
     let next = last.next_attempt_time.unwrap().0;
     assert_eq!(next, at(world.seconds + 2));
 }
+
+#[test]
+fn a_pause_is_no_longer_than_the_longest_whatever_clock_wrote_its_end() {
+    let status = TrainingRunStatus {
+        last_attempt: Some(graftwork_api::training_run::AttemptEnd {
+            attempt: 1,
+            reason: reason::RESTARTING.to_owned(),
+            message: "killed".to_owned(),
+            time: graftwork_api::Time(at(0)),
+            next_attempt_time: Some(graftwork_api::Time(at(300))),
+        }),
+        ..TrainingRunStatus::default()
+    };
+    for (now, left) in [
+        (0, Some(300)),
+        (299, Some(1)),
+        (300, None),
+        (-1, None),
+        (-3600, None),
+    ] {
+        let pause = crate::run::attempt::pause(Some(&status), at(now));
+        assert_eq!(pause, left, "{now}");
+    }
+}

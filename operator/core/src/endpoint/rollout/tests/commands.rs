@@ -128,3 +128,26 @@ fn rollback_goes_to_an_older_version_and_stays_there() {
     world.want(5);
     assert_eq!(world.stable(), 5);
 }
+
+#[test]
+fn a_rollback_that_is_aborted_leaves_nothing_against_the_version_that_stays() {
+    let mut world = World::new(policy(canary()));
+    world.adapter.stable = Some(version(4));
+    world.want(4);
+    world.say(EndpointVerb::Rollback, 2);
+    assert_eq!(world.rejected[0].digest, version(4).digest);
+    world.say(EndpointVerb::Abort, 2);
+    let left: Vec<&str> = world.rejected.iter().map(|it| it.digest.as_str()).collect();
+    assert_eq!((left, world.stable()), (vec!["digest-2"], 4));
+}
+
+#[test]
+fn nobody_retries_what_is_stable() {
+    let mut world = World::new(policy(canary()));
+    world.rolled_back = vec![version(1)];
+    let (outcome, message) = world.say(EndpointVerb::Retry, 1);
+    assert_eq!(
+        (outcome, message.as_str()),
+        (AnswerOutcome::Refused, "v1 is stable already")
+    );
+}

@@ -174,3 +174,30 @@ fn a_bad_version_is_taken_back_while_it_takes_over() {
         (RolloutState::RolledBack, 1)
     );
 }
+
+#[test]
+fn a_version_that_took_over_in_the_end_is_not_among_the_rejected() {
+    let mut world = World::new(judged(policy(canary()), 0));
+    world.want(2).judge(&Verdict::Fail);
+    assert_eq!(world.rejected.len(), 1);
+    world.settings_hash = "other".to_owned();
+    world.policy = policy(Moves::Immediate);
+    world.settle();
+    assert_eq!((world.stable(), world.rejected.len()), (2, 0));
+}
+
+#[test]
+fn a_window_of_a_clock_that_was_ahead_begins_anew() {
+    let mut world = World::new(judged(policy(canary()), 0));
+    world.now = 1000;
+    world.want(2);
+    world.now = 0;
+    world.judge(&Verdict::Pass);
+    let rollout = world.adapter.rollout.clone().unwrap();
+    assert_eq!(rollout.window_since, Some(graftwork_api::Time(at(10))));
+    assert_eq!(
+        world.at(),
+        (RolloutState::Paused, 1, 10),
+        "nothing is promoted"
+    );
+}
