@@ -55,7 +55,8 @@ pub fn decide(
         let Some((outcome, message)) = judge(&target, &command, view, base_trouble) else {
             continue;
         };
-        answer(status, &target, &command.id, outcome.clone(), &message, now);
+        let said = (outcome.clone(), message.as_str());
+        answer(status, &target, &command.id, said, now);
         if outcome == AnswerOutcome::Accepted {
             // From here on it is carried out, whatever stands in its place: also in that of an Approve.
             status.accepted.insert(target, command);
@@ -96,7 +97,8 @@ pub fn refuse_all(status: &mut LoRAAdapterStatus, why: &str, now: Timestamp) -> 
         .collect();
     let message = format!("nothing is decided about versions now: {why}");
     for (target, id) in &open {
-        answer(status, target, id, AnswerOutcome::Refused, &message, now);
+        let said = (AnswerOutcome::Refused, message.as_str());
+        answer(status, target, id, said, now);
     }
     !open.is_empty()
 }
@@ -132,8 +134,7 @@ fn answer(
     status: &mut LoRAAdapterStatus,
     target: &str,
     id: &str,
-    outcome: AnswerOutcome,
-    message: &str,
+    (outcome, message): (AnswerOutcome, &str),
     now: Timestamp,
 ) {
     let answer = Answer {

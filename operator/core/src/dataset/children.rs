@@ -54,16 +54,27 @@ pub fn parts_name(owner: &str, fingerprint: &Digest, attempt: u32) -> String {
     names::child_name(owner, &suffix)
 }
 
+/// What a Dataset's children are made from.
+#[derive(Clone, Copy)]
+pub struct Means<'a> {
+    /// The Dataset.
+    pub cr: &'a Dataset,
+    /// Its spec, read.
+    pub valid: &'a Valid,
+    /// Its surroundings.
+    pub observed: &'a Observed,
+    /// Those of the installation.
+    pub settings: &'a Settings,
+}
+
 /// Adds a step's children and removals to its actions.
-pub fn build(
-    cr: &Dataset,
-    valid: &Valid,
-    step: &Step,
-    observed: &Observed,
-    settings: &Settings,
-    now: Timestamp,
-    actions: &mut Actions<DatasetStatus>,
-) {
+pub fn build(means: Means<'_>, step: &Step, now: Timestamp, actions: &mut Actions<DatasetStatus>) {
+    let Means {
+        cr,
+        valid,
+        observed,
+        settings,
+    } = means;
     let (Step::Ready { fingerprint, .. }
     | Step::Build { fingerprint, .. }
     | Step::Pause { fingerprint, .. }
@@ -84,7 +95,7 @@ pub fn build(
             if let Some(transform) = &mut config.transform {
                 transform.now = Some(decided(&observed.jobs, fingerprint, now).to_string());
             }
-            start(cr, valid, &config, *attempt, stage, settings, actions);
+            start(means, &config, (*attempt, stage), actions);
         }
     }
     actions.delete.extend(jobs::stuck(&observed.pods, now));
@@ -146,26 +157,16 @@ enum Stage {
 }
 
 fn start(
-    cr: &Dataset,
-    valid: &Valid,
+    means: Means<'_>,
     config: &BuildConfig,
-    attempt: u32,
-    stage: Stage,
-    settings: &Settings,
+    attempt: (u32, Stage),
     actions: &mut Actions<DatasetStatus>,
 ) {
-    let owner = Owner::new(KIND, &cr.metadata);
+    let owner = Owner::new(KIND, &means.cr.metadata);
     let configuration = configuration_name(&owner.name, &config.fingerprint);
     let (map, _) = build_configuration(owner.child_metadata(&configuration, COMPONENT), config);
     actions.apply.push(Child::ConfigMap(Box::new(map)));
-    let mut job = build_attempt(
-        &owner,
-        valid,
-        &config.fingerprint,
-        (attempt, stage),
-        configuration,
-        settings,
-    );
+    let mut job = build_attempt(means, &owner, &config.fingerprint, attempt, configuration);
     if let Some(now) = config.transform.as_ref().and_then(|it| it.now.clone()) {
         job.metadata
             .annotations
@@ -273,13 +274,15 @@ fn pod_labels(owner: &Owner, valid: &Valid) -> BTreeMap<String, String> {
 }
 
 fn build_attempt(
+    means: Means<'_>,
     owner: &Owner,
-    valid: &Valid,
     fingerprint: &Digest,
     (attempt, stage): (u32, Stage),
     configuration: String,
-    settings: &Settings,
 ) -> Job {
+    let Means {
+        valid, settings, ..
+    } = means;
     let recipe = Recipe {
         labels: pod_labels(owner, valid),
         annotations: std::collections::BTreeMap::new(),

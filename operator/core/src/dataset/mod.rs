@@ -123,7 +123,13 @@ pub fn plan(
         return Plan::Decide(decision);
     }
     let mut actions = status::report(cr, &step, observed, now);
-    children::build(cr, &valid, &step, observed, settings, now, &mut actions);
+    let means = children::Means {
+        cr,
+        valid: &valid,
+        observed,
+        settings,
+    };
+    children::build(means, &step, now, &mut actions);
     actions
         .calls
         .extend(retention::prune(cr, &valid, &step, observed));

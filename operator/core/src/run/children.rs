@@ -31,39 +31,52 @@ pub fn configuration_name(cr: &TrainingRun) -> String {
     names::child_name(cr.metadata.name.as_deref().unwrap_or_default(), "trainer")
 }
 
+/// What a run's children are made from.
+#[derive(Clone, Copy)]
+pub struct Means<'a> {
+    /// The run.
+    pub cr: &'a TrainingRun,
+    /// Its spec, read.
+    pub valid: &'a Valid,
+    /// Its surroundings.
+    pub observed: &'a Observed,
+    /// Those of the installation.
+    pub settings: &'a Settings,
+}
+
 /// Adds a step's children, removals and calls to its actions.
 pub fn build(
-    cr: &TrainingRun,
-    valid: &Valid,
+    means: Means<'_>,
     step: &Step,
-    observed: &Observed,
-    settings: &Settings,
     now: Timestamp,
     actions: &mut Actions<TrainingRunStatus>,
 ) {
     match step {
         Step::Store(request) => actions.calls.push(Call::Publish(request.clone())),
         Step::Make(number, resolved) => {
-            if let Some(job) = make(cr, valid, *number, resolved, observed, settings, actions) {
+            if let Some(job) = make(means, *number, resolved, actions) {
                 actions.create.push(job);
             }
         }
         _ => {}
     }
     if !matches!(step, Step::Wait(_) | Step::Invalid(_)) {
-        prune(cr, observed, now, actions);
+        prune(means.cr, means.observed, now, actions);
     }
 }
 
 fn make(
-    cr: &TrainingRun,
-    valid: &Valid,
+    means: Means<'_>,
     number: u32,
     resolved: &Resolved,
-    observed: &Observed,
-    settings: &Settings,
     actions: &mut Actions<TrainingRunStatus>,
 ) -> Option<Job> {
+    let Means {
+        cr,
+        valid,
+        observed,
+        settings,
+    } = means;
     let owner = Owner::new(KIND, &cr.metadata);
     let key = inputs::key(valid, cr, &resolved.base.digest)?;
     let configuration = configuration_name(cr);

@@ -170,7 +170,13 @@ pub fn plan(
     let step = step::step(cr, &valid, observed, settings, now);
     let mut plan = status::report(cr, &step, observed, now);
     if let Plan::Act(actions) = &mut plan {
-        children::build(cr, &valid, &step, observed, settings, now, actions);
+        let means = children::Means {
+            cr,
+            valid: &valid,
+            observed,
+            settings,
+        };
+        children::build(means, &step, now, actions);
     }
     plan
 }

@@ -106,7 +106,7 @@ pub fn step(
             Found::Foreign => name_taken("Job", &super::job_name(cr)),
         }
     } else {
-        begin(cr, valid, attempts.started + 1, observed, settings, now)
+        begin(cr, valid, observed, settings, now)
     }
 }
 
@@ -136,7 +136,6 @@ fn name_taken(kind: &str, name: &str) -> Step {
 fn begin(
     cr: &TrainingRun,
     valid: &Valid,
-    number: u32,
     observed: &Observed,
     settings: &Settings,
     now: Timestamp,
@@ -201,7 +200,7 @@ fn begin(
         return Step::Stopping;
     }
     match attempt::pause(status, now) {
-        None => Step::Open(number),
+        None => Step::Open(attempt::attempts(cr).started + 1),
         Some(seconds) => Step::Pause(seconds),
     }
 }
