@@ -73,13 +73,14 @@ fn judge_rule(
         };
         return undecided(name, message);
     };
+    let evidence = Evidence {
+        metric: &rule.metric,
+        measured,
+        confidence,
+    };
     match rule.limit {
-        Limit::Minimum(limit) => {
-            judge_value(&rule.metric, measured, confidence, "minimum", limit, 1.0)
-        }
-        Limit::Maximum(limit) => {
-            judge_value(&rule.metric, measured, confidence, "maximum", limit, -1.0)
-        }
+        Limit::Minimum(limit) => judge_value(evidence, "minimum", limit, 1.0),
+        Limit::Maximum(limit) => judge_value(evidence, "maximum", limit, -1.0),
         Limit::MinimumImprovement(points) => {
             let wanted = Difference {
                 key: "minimumImprovementPoints",
@@ -87,7 +88,7 @@ fn judge_rule(
                 better_by: points,
                 per: Per::Point,
             };
-            judge_difference(rule, measured, confidence, created, production, &wanted)
+            judge_difference(evidence, created, production, &wanted)
         }
         Limit::MaximumRegression(points) => {
             let wanted = Difference {
@@ -96,7 +97,7 @@ fn judge_rule(
                 better_by: -points,
                 per: Per::Point,
             };
-            judge_difference(rule, measured, confidence, created, production, &wanted)
+            judge_difference(evidence, created, production, &wanted)
         }
         Limit::MaximumIncrease(percent) => {
             let wanted = Difference {
@@ -105,7 +106,7 @@ fn judge_rule(
                 better_by: -percent,
                 per: Per::Percent,
             };
-            judge_difference(rule, measured, confidence, created, production, &wanted)
+            judge_difference(evidence, created, production, &wanted)
         }
     }
 }
@@ -136,15 +137,22 @@ fn undecided(name: &str, message: String) -> RuleOutcome {
     }
 }
 
-/// `sign` is 1 where the value must be above the limit, and -1 where it must be below.
-fn judge_value(
-    metric: &Metric,
-    measured: &Measured,
+/// What a rule is held against.
+#[derive(Clone, Copy)]
+struct Evidence<'a> {
+    metric: &'a Metric,
+    measured: &'a Measured,
+    /// Share of intervals that hold the true value.
     confidence: f64,
-    key: &str,
-    limit: f64,
-    sign: f64,
-) -> RuleOutcome {
+}
+
+/// `sign` is 1 where the value must be above the limit, and -1 where it must be below.
+fn judge_value(evidence: Evidence<'_>, key: &str, limit: f64, sign: f64) -> RuleOutcome {
+    let Evidence {
+        metric,
+        measured,
+        confidence,
+    } = evidence;
     let Some(half) = half_width(
         metric,
         measured.standard_error,
@@ -213,14 +221,16 @@ impl Difference {
 }
 
 fn judge_difference(
-    rule: &Rule,
-    measured: &Measured,
-    confidence: f64,
+    evidence: Evidence<'_>,
     created: &Created,
     production: Option<u32>,
     difference: &Difference,
 ) -> RuleOutcome {
-    let metric = &rule.metric;
+    let Evidence {
+        metric,
+        measured,
+        confidence,
+    } = evidence;
     let wanted =
         production.map_or_else(|| BASE_REFERENCE.to_owned(), |version| version.to_string());
     let found = created.reference.as_deref().unwrap_or(BASE_REFERENCE);

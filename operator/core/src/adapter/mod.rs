@@ -73,7 +73,13 @@ pub fn plan(
     }
     let accepted = command::accepted(&next);
     let mut actions = status::report(cr, &ledger, &view, observed, now);
-    let publications = step::publications(cr, &valid, &ledger, &view, observed, &accepted, now);
+    let facts = step::Facts {
+        cr,
+        valid: &valid,
+        ledger: &ledger,
+        observed,
+    };
+    let publications = step::publications(facts, &view, &accepted, now);
     if !publications.is_empty() {
         // What was written shows in the next observation.
         actions.requeue_after = Some(status::SOON);

@@ -376,17 +376,33 @@ fn rolled_back(adapter: &str, digest: &str, endpoints: &[ServingEndpoint]) -> Op
     })
 }
 
+/// What records derive from.
+#[derive(Debug, Clone, Copy)]
+pub struct Facts<'a> {
+    /// The adapter.
+    pub cr: &'a LoRAAdapter,
+    /// Its spec, read.
+    pub valid: &'a Valid,
+    /// What is on record.
+    pub ledger: &'a Ledger,
+    /// Its surroundings.
+    pub observed: &'a Observed,
+}
+
 /// The records that are to be written now. Each is create-only and derives from what was observed,
 /// so that writing one again changes nothing.
 pub fn publications(
-    cr: &LoRAAdapter,
-    valid: &Valid,
-    ledger: &Ledger,
+    facts: Facts<'_>,
     view: &View,
-    observed: &Observed,
     accepted: &[Accepted],
     now: Timestamp,
 ) -> Vec<PublishRequest> {
+    let Facts {
+        cr,
+        valid,
+        ledger,
+        observed,
+    } = facts;
     let name = cr.metadata.name.as_deref().unwrap_or_default();
     let mut requests = Vec::new();
     if let Some(created) = next_version(name, cr, ledger, observed, now) {
