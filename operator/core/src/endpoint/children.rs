@@ -15,6 +15,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde_json::json;
 
+use super::decide::Context;
 use super::fleet::{Fleet, fallback, stand_ins};
 use super::observed::{Names, Observed, children_names};
 use super::validate::Valid;
@@ -47,15 +48,15 @@ pub struct Builder<'a> {
 }
 
 impl<'a> Builder<'a> {
-    /// A builder of the children of `cr`.
-    pub fn new(
-        cr: &'a ServingEndpoint,
-        valid: &'a Valid<'a>,
-        observed: &'a Observed,
-        fleet: &'a Fleet<'a>,
-        base: &'a ServedBase,
-        settings: &'a Settings,
-    ) -> Self {
+    /// A builder of the children of the endpoint that `context` is about.
+    pub fn new(context: Context<'a>, base: &'a ServedBase, settings: &'a Settings) -> Self {
+        let Context {
+            cr,
+            valid,
+            observed,
+            fleet,
+            ..
+        } = context;
         Self {
             cr,
             valid,

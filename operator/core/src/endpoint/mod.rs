@@ -91,17 +91,9 @@ pub fn plan(
         return Plan::Decide(decision);
     }
     let problem = status::problem(cr, &valid, observed, base.as_ref());
-    let mut actions = status::report(
-        cr,
-        &valid,
-        observed,
-        &fleet,
-        problem.as_ref(),
-        base.as_ref(),
-        now,
-    );
+    let mut actions = status::report(context, problem.as_ref());
     if let Some(base) = base.as_ref().filter(|_| problem.is_none()) {
-        actions.apply = Builder::new(cr, &valid, observed, &fleet, base, settings).build();
+        actions.apply = Builder::new(context, base, settings).build();
     }
     actions.calls = calls(&valid.policy, &fleet, now);
     actions.nudge = nudges(&fleet);

@@ -10,6 +10,7 @@ use graftwork_api::serving_endpoint::{
 use graftwork_api::{ServingEndpoint, ServingEndpointStatus, labels};
 use jiff::Timestamp;
 
+use super::decide::Context;
 use super::desired::{self, Desired};
 use super::fleet::Fleet;
 use super::observed::{Observed, children_names};
@@ -171,15 +172,15 @@ pub fn problem(
 }
 
 /// Everything that is known, said.
-pub fn report(
-    cr: &ServingEndpoint,
-    valid: &Valid<'_>,
-    observed: &Observed,
-    fleet: &Fleet<'_>,
-    problem: Option<&Trouble>,
-    base: Option<&ServedBase>,
-    now: Timestamp,
-) -> Actions<ServingEndpointStatus> {
+pub fn report(context: Context<'_>, problem: Option<&Trouble>) -> Actions<ServingEndpointStatus> {
+    let Context {
+        cr,
+        valid,
+        observed,
+        fleet,
+        base,
+        now,
+    } = context;
     let mut next = cr.status.clone().unwrap_or_default();
     for (adapter, entry) in next.adapters.iter_mut().zip(&cr.spec.adapters) {
         let digest = adapter
@@ -190,7 +191,7 @@ pub fn report(
         adapter.verified_replicas = digest.map(|digest| {
             u32::try_from(fleet.engines_with(&adapter.name, digest).verified).unwrap_or(u32::MAX)
         });
-        let desired = desired::desired(entry, &observed.adapters, base.map(|base| &base.digest));
+        let desired = desired::desired(entry, &observed.adapters, base);
         let pending = pending(adapter, &desired, cr.spec.replicas);
         adapter.reason = pending.as_ref().map(|(reason, _)| reason.clone());
         adapter.message = pending.map(|(_, message)| shorten(&message));
