@@ -24,22 +24,13 @@ impl Header {
     /// Reads a file's first line as a header that names one of `wanted`; none where it is something
     /// else.
     pub fn read(line: &[u8], wanted: &[&str]) -> Option<Self> {
-        DELIMITERS.iter().find_map(|delimiter| {
-            let mut record = Record::new(*delimiter);
-            if !record.add(line).ok()? {
-                return None;
-            }
-            let names: Vec<String> = record
-                .take()
-                .into_iter()
-                .map(|name| name.trim().to_owned())
-                .collect();
-            let named = names.iter().any(|name| wanted.contains(&name.as_str()));
-            named.then_some(Self {
-                delimiter: *delimiter,
-                names,
+        DELIMITERS
+            .iter()
+            .filter_map(|delimiter| Self::split(line, *delimiter))
+            .find(|header| {
+                let mut names = header.names.iter();
+                names.any(|name| wanted.contains(&name.as_str()))
             })
-        })
     }
 
     /// Reads a file's first line as a header where nobody says what its columns are called: names, as
@@ -48,22 +39,22 @@ impl Header {
         DELIMITERS
             .iter()
             .rev()
-            .filter_map(|delimiter| {
-                let mut record = Record::new(*delimiter);
-                if !record.add(line).ok()? {
-                    return None;
-                }
-                let names: Vec<String> = record
-                    .take()
-                    .into_iter()
-                    .map(|name| name.trim().to_owned())
-                    .collect();
-                names.iter().all(|name| is_name(name)).then_some(Self {
-                    delimiter: *delimiter,
-                    names,
-                })
-            })
+            .filter_map(|delimiter| Self::split(line, *delimiter))
+            .filter(|header| header.names.iter().all(|name| is_name(name)))
             .max_by_key(|header| header.names.len())
+    }
+
+    /// What stands between the delimiters of a line; none where it breaks a rule, or goes on in the next one.
+    fn split(line: &[u8], delimiter: u8) -> Option<Self> {
+        let mut record = Record::new(delimiter);
+        if !record.add(line).ok()? {
+            return None;
+        }
+        let names = record.take().into_iter();
+        Some(Self {
+            delimiter,
+            names: names.map(|name| name.trim().to_owned()).collect(),
+        })
     }
 
     /// A column that stands twice.

@@ -275,17 +275,26 @@ pub mod tests_support {
 mod tests {
     use super::*;
 
-    fn parse(line: &[u8], format: Format, group_column: Option<&str>) -> Result<GoodRow, String> {
-        let wanted = Wanted {
+    /// What is asked of a row of that shape, and no more.
+    fn plain(format: Format, renamed: &BTreeMap<String, String>) -> Wanted<'_> {
+        Wanted {
             format,
-            group_column,
+            group_column: None,
             time_column: None,
             class_column: None,
             reward: false,
-            renamed: &BTreeMap::new(),
+            renamed,
             screen: None,
             measured: None,
             nulls: None,
+        }
+    }
+
+    fn parse(line: &[u8], format: Format, group_column: Option<&str>) -> Result<GoodRow, String> {
+        let renamed = BTreeMap::new();
+        let wanted = Wanted {
+            group_column,
+            ..plain(format, &renamed)
         };
         super::parse(line, wanted, &mut Counts::default())
     }
@@ -336,17 +345,7 @@ mod tests {
     #[test]
     fn a_column_that_only_the_spec_asks_for_is_named_with_its_field() {
         let renamed = BTreeMap::new();
-        let wanted = Wanted {
-            format: Format::Text,
-            group_column: None,
-            time_column: None,
-            class_column: None,
-            reward: false,
-            renamed: &renamed,
-            screen: None,
-            measured: None,
-            nulls: None,
-        };
+        let wanted = plain(Format::Text, &renamed);
         let timed = Wanted {
             time_column: Some("day"),
             ..wanted
@@ -382,15 +381,8 @@ mod tests {
     fn a_reward_is_kept_as_a_number_and_makes_another_row() {
         let renamed = BTreeMap::from([("reward".to_owned(), "kpi".to_owned())]);
         let wanted = Wanted {
-            format: Format::Text,
-            group_column: None,
-            time_column: None,
-            class_column: None,
             reward: true,
-            renamed: &renamed,
-            screen: None,
-            measured: None,
-            nulls: None,
+            ..plain(Format::Text, &renamed)
         };
         let parse = |line: &str| super::parse(line.as_bytes(), wanted, &mut Counts::default());
         for line in [
@@ -431,15 +423,8 @@ mod tests {
             ("id".to_owned(), "claim".to_owned()),
         ]);
         let wanted = Wanted {
-            format: Format::Completion,
             group_column: Some("id"),
-            time_column: None,
-            class_column: None,
-            reward: false,
-            renamed: &renamed,
-            screen: None,
-            measured: None,
-            nulls: None,
+            ..plain(Format::Completion, &renamed)
         };
         let parse = |line: &str| super::parse(line.as_bytes(), wanted, &mut Counts::default());
         let good = parse(r#"{"question": "a", "completion": "b", "claim": 7}"#).unwrap();
@@ -460,15 +445,9 @@ mod tests {
         let renamed = BTreeMap::from([("prompt".to_owned(), "question".to_owned())]);
         let nulls = Nulls::default();
         let wanted = Wanted {
-            format: Format::Completion,
             group_column: Some("id"),
-            time_column: None,
-            class_column: None,
-            reward: false,
-            renamed: &renamed,
-            screen: None,
-            measured: None,
             nulls: Some(&nulls),
+            ..plain(Format::Completion, &renamed)
         };
         for (line, is_good) in [
             (
