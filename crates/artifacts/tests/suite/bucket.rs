@@ -1,13 +1,5 @@
 //! The store's promises in a bucket of a real S3 server, versitygw, which each test starts for itself. Without one on
 //! this machine (`e2e/run setup` builds it) they say that they were skipped.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::disallowed_methods,
-    reason = "a failed step is a failed test, and tests watch the clock"
-)]
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -20,6 +12,8 @@ use graftwork_contract::Digest;
 use graftwork_contract::store::BucketStore;
 use graftwork_objects::fixture::{self, KEY};
 use serde_json::{Value, json};
+
+use crate::{paths, publish};
 
 /// A server with the bucket `store`, and a folder for what is on its way.
 struct Server {
@@ -54,27 +48,12 @@ impl Server {
     }
 }
 
-fn publish(store: &Store, path: &str, digest: &Digest, files: &[(&str, &[u8])]) -> Put {
-    let staged = store.stage(path).unwrap();
-    for (name, bytes) in files {
-        staged.write(name, bytes).unwrap();
-    }
-    let files = staged.files().unwrap();
-    let manifest = json!({"digest": digest, "files": files.digests, "sizeBytes": files.size_bytes});
-    staged.publish(&manifest).unwrap()
-}
-
 fn files_of(store: &Store, folder: &str) -> BTreeMap<String, Digest> {
     let manifest: Value = store
         .get_json(&format!("{folder}/{MANIFEST_FILE}"))
         .unwrap()
         .unwrap();
     serde_json::from_value(manifest["files"].clone()).unwrap()
-}
-
-fn paths(store: &Store, prefix: &str) -> Vec<String> {
-    let entries = store.list(prefix).unwrap();
-    entries.into_iter().map(|entry| entry.path).collect()
 }
 
 fn is_empty(dir: &Path) -> bool {

@@ -1,12 +1,4 @@
 //! The store's promises: whole or absent, written once, exactly one winner.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::disallowed_methods,
-    reason = "a failed step is a failed test, and tests watch the clock"
-)]
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -17,25 +9,12 @@ use graftwork_contract::Digest;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
+use crate::{paths, publish};
+
 fn store() -> (tempfile::TempDir, Store) {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path()).unwrap();
     (dir, store)
-}
-
-fn publish(store: &Store, path: &str, digest: &Digest, files: &[(&str, &[u8])]) -> Put {
-    let staged = store.stage(path).unwrap();
-    for (name, bytes) in files {
-        staged.write(name, bytes).unwrap();
-    }
-    let files = staged.files().unwrap();
-    let manifest = json!({"digest": digest, "files": files.digests, "sizeBytes": files.size_bytes});
-    staged.publish(&manifest).unwrap()
-}
-
-fn paths(store: &Store, prefix: &str) -> Vec<String> {
-    let entries = store.list(prefix).unwrap();
-    entries.into_iter().map(|entry| entry.path).collect()
 }
 
 #[test]

@@ -1,11 +1,4 @@
 //! What torch, transformers, peft and TRL were recorded to compute (parity/) is what ours compute.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    reason = "a failed step is a failed test"
-)]
 
 mod gpu;
 mod preference;

@@ -1,9 +1,4 @@
 //! The fuzz targets' seeds on stable Rust: what is called good is taken, and what is called bad is refused.
-#![allow(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    reason = "a failed step is a failed test"
-)]
 
 #[path = "../../../../fuzz/src/adapter.rs"]
 mod adapter;

@@ -1,5 +1,4 @@
 //! The fuzz target's seeds on stable Rust: what is called good is taken by an endpoint, and what is called bad by none.
-#![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 #[path = "../../../../fuzz/src/request.rs"]
 mod request;

@@ -1,13 +1,4 @@
 //! Attempts of a run as real processes: killed, stopped, fenced off, misconfigured.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::type_complexity,
-    clippy::disallowed_methods,
-    reason = "a failed step is a failed test, and tests watch the clock"
-)]
 
 mod bucket;
 mod evaluation;

@@ -1,12 +1,5 @@
 //! A run of our trainer beside the recorded one of torch and peft, step by step (parity/). What ours
 //! trains is written to the build's temporary folder, where `make parity` lets peft load it.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    reason = "a failed step is a failed test"
-)]
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -1,12 +1,4 @@
 //! Pre-training as a real process: from a text to a folder, stopped, killed and begun again.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::disallowed_methods,
-    reason = "a failed step is a failed test, and tests watch the clock"
-)]
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
