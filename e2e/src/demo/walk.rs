@@ -1,25 +1,26 @@
 //! The steps of the walk-through.
 
-use std::time::Duration;
+mod rollout;
+mod traffic;
 
-use anyhow::{Context as _, anyhow, ensure};
+use anyhow::{Context as _, ensure};
 use graftwork_api::lora_adapter::AdapterVersion;
-use graftwork_api::serving_endpoint::ServedAdapter;
 use graftwork_api::training_run::Metric;
 use graftwork_api::{Dataset, LoRAAdapter, ServingEndpoint, TrainingRun, TrainingRunStatus};
 use serde_json::json;
 
 use super::ask::Forward;
 use super::clients::Clients;
-use super::evidence::{ensure_climbed, ensure_says_value_limit_and_rows};
+use super::evidence::ensure_says_value_limit_and_rows;
 use super::progress::Shown;
 use crate::cluster::{Cluster, MINUTE};
 use crate::install::Installation;
-use crate::load::{self, control};
 use crate::manifests::{self, Training};
 use crate::report::{say, step};
 use crate::story::live_rollback::ensure_says_numbers;
 use crate::story::stage::{ENGINES, condition};
+use rollout::topics;
+use traffic::Load;
 
 /// The gate of every version: a share of right answers that shuffled labels can't reach.
 const MINIMUM: &str = "0.30";
@@ -27,15 +28,6 @@ const MINIMUM: &str = "0.30";
 const PERCENT: &str = "200";
 /// Requests of the candidate without which nothing is said.
 const MINIMUM_REQUESTS: u64 = 30;
-
-/// A load Job: requests for `topics` from inside the cluster.
-struct Load<'a> {
-    name: &'a str,
-    max_tokens: u32,
-}
-
-/// No rollout of the demo takes as long: a load that nobody stops ends by itself.
-const LOAD_LIMIT_SECONDS: &str = "600";
 
 /// The demo's namespace and what has been seen in it.
 pub struct Walk<'a> {
@@ -412,10 +404,7 @@ impl<'a> Walk<'a> {
                             .rejected
                             .iter()
                             .find(|rejected| rejected.version == version.version)?;
-                        let served = status
-                            .adapters
-                            .iter()
-                            .find(|served| served.name == "topics")?;
+                        let served = topics(status)?;
                         (served.candidate.is_none()).then(|| rejected.clone())
                     },
                 )
@@ -445,151 +434,8 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    async fn start_load(&self, load: &Load<'_>) -> anyhow::Result<()> {
-        let url = format!("http://assistants.{}.svc", self.namespace);
-        let arguments: Vec<String> = [
-            "load",
-            "--url",
-            &url,
-            "--model",
-            "topics",
-            "--seconds",
-            LOAD_LIMIT_SECONDS,
-            "--callers",
-            "8",
-            "--users",
-            "200",
-            "--max-tokens",
-            &load.max_tokens.to_string(),
-            "--prompt-template",
-            "Definition: a kind of thing, number {n}\nTopic:",
-        ]
-        .map(str::to_owned)
-        .into_iter()
-        .chain(control::flag())
-        .collect();
-        let image = self.installation.image("e2e");
-        let job = manifests::job(load.name, &image, &arguments, &[control::mount()]);
-        self.cluster.start_job(self.namespace, &job).await.map(drop)
-    }
-
-    /// Ends a load, and fails where it had ended before or a request failed.
-    async fn load_summary(&self, load: &Load<'_>) -> anyhow::Result<load::Summary> {
-        control::tell(self.cluster, self.namespace, load.name).await?;
-        let message = self
-            .cluster
-            .end_of_job(self.namespace, load.name, 4 * MINUTE)
-            .await?;
-        let summary: load::Summary =
-            serde_json::from_str(&message).with_context(|| format!("{}: {message}", load.name))?;
-        say(&format!(
-            "   {} requests, {} failed, by version: {}",
-            summary.total,
-            summary.failed,
-            by_version(&summary)
-        ));
-        ensure!(
-            summary.failed == 0 && summary.told,
-            "{} of {} requests failed, or the load ended before it was told to: {summary:?}",
-            summary.failed,
-            summary.total
-        );
-        Ok(summary)
-    }
-
     async fn engine_start_times(&self) -> anyhow::Result<Vec<(String, String)>> {
         self.cluster.start_times(self.namespace, ENGINES).await
-    }
-
-    /// Waits until version `version` of topics is stable and the endpoint is Ready.
-    async fn stable(&self, version: u32, timeout: Duration) -> anyhow::Result<()> {
-        self.cluster
-            .wait_for::<ServingEndpoint, _>(
-                self.namespace,
-                "assistants",
-                timeout,
-                &format!("topics v{version}"),
-                |endpoint| {
-                    let status = endpoint?.status.as_ref()?;
-                    let stable = topics(status)?.stable.as_ref()?.version == version;
-                    (stable && condition(&status.conditions, "Ready")?.status == "True")
-                        .then_some(())
-                },
-            )
-            .await
-    }
-
-    /// Prints the weight as it moves, until `version` is stable; fails where status did not show 10 % and then 50 %.
-    async fn watch_rollout(&self, version: u32, timeout: Duration) -> anyhow::Result<()> {
-        let mut shown = String::new();
-        let mut weights = Vec::new();
-        let ended: anyhow::Result<()> = self
-            .cluster
-            .wait_for::<ServingEndpoint, _>(
-                self.namespace,
-                "assistants",
-                timeout,
-                "the end of the rollout",
-                |endpoint| {
-                    let served = topics(endpoint?.status.as_ref()?)?;
-                    let line = rollout_line(served);
-                    if line != shown {
-                        say(&format!("   {line}"));
-                        shown = line;
-                    }
-                    if let Some(candidate) = &served.candidate {
-                        weights.push(candidate.weight);
-                        return None;
-                    }
-                    let state = served
-                        .rollout
-                        .as_ref()
-                        .map(|rollout| rollout.state.as_str().to_owned());
-                    if state.as_deref() == Some("RolledBack") {
-                        return Some(Err(anyhow!("rolled back: {:?}", served.rollout)));
-                    }
-                    (served.stable.as_ref()?.version == version).then_some(Ok(()))
-                },
-            )
-            .await?;
-        ended?;
-        ensure_climbed(&weights, &[10, 50])
-    }
-}
-
-fn topics(status: &graftwork_api::ServingEndpointStatus) -> Option<&ServedAdapter> {
-    status
-        .adapters
-        .iter()
-        .find(|served| served.name == "topics")
-}
-
-fn rollout_line(served: &ServedAdapter) -> String {
-    let stable = served
-        .stable
-        .as_ref()
-        .map_or_else(|| "-".to_owned(), |stable| format!("v{}", stable.version));
-    match (&served.candidate, &served.rollout) {
-        (Some(candidate), Some(rollout)) => {
-            let analysis: Vec<String> = rollout
-                .analysis
-                .iter()
-                .map(|result| {
-                    format!(
-                        "{} {} ({} requests)",
-                        result.metric, result.verdict, result.samples
-                    )
-                })
-                .collect();
-            format!(
-                "{stable} > v{} {} % {} {}",
-                candidate.version,
-                candidate.weight,
-                rollout.state,
-                analysis.join(", ")
-            )
-        }
-        _ => format!("{stable} stable"),
     }
 }
 
@@ -607,15 +453,6 @@ fn exact_match(version: &AdapterVersion) -> anyhow::Result<f64> {
         .value
         .value()
         .with_context(|| format!("exact_match of v{} is no number", version.version))
-}
-
-fn by_version(summary: &load::Summary) -> String {
-    let parts: Vec<String> = summary
-        .versions
-        .iter()
-        .map(|(version, seen)| format!("{version} {}", seen.requests))
-        .collect();
-    parts.join(", ")
 }
 
 fn short(digest: &str) -> &str {
