@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::chat_json::{to_template, tojson};
-use crate::tool_calls::{ToolCall, ToolFormat};
+use crate::tool_calls::{ARGUMENTS_MARK, ToolCall, ToolFormat};
 
 /// Instructions that a template may take: far above any real one, and an endless loop ends here. What they hold in
 /// memory is not counted: each may double a text, and only the container's limit ends that.
@@ -147,6 +147,7 @@ impl Transcript {
 pub struct ChatTemplate {
     environment: Environment<'static>,
     tool_format: Option<ToolFormat>,
+    marks_arguments: bool,
     has_generation: bool,
     bos: String,
     eos: String,
@@ -193,6 +194,7 @@ impl ChatTemplate {
             format!("{start}{body}{end}")
         });
         let tool_format = ToolFormat::of_template(&source);
+        let marks_arguments = source.contains(ARGUMENTS_MARK);
         let marked = with_generation(&source, "graftwork_marked");
         let has_generation = marked != source;
         for (name, text) in [
@@ -206,6 +208,7 @@ impl ChatTemplate {
         Ok(Self {
             environment,
             tool_format,
+            marks_arguments,
             has_generation,
             bos: bos.unwrap_or_default().to_owned(),
             eos: eos.unwrap_or_default().to_owned(),
@@ -215,6 +218,12 @@ impl ChatTemplate {
     /// How a model that was trained with this template calls tools; none: it does not.
     pub fn tool_format(&self) -> Option<ToolFormat> {
         self.tool_format
+    }
+
+    /// What stands around the arguments of an answer that is one call of the tool `name`; none: the model calls none.
+    pub(crate) fn around_arguments(&self, name: &str) -> Option<(String, &'static str)> {
+        let format = self.tool_format?;
+        Some(format.around(name, self.marks_arguments))
     }
 
     /// The text of `messages`; with `add_generation_prompt` up to where the assistant begins.

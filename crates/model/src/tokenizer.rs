@@ -10,7 +10,7 @@ use crate::category::Category;
 use crate::chat::ChatTemplate;
 pub use crate::chat::{ChatError, ChatMessage};
 use crate::cuts::Cuts;
-use crate::tool_calls::ToolFormat;
+use crate::tool_calls::{CallFrame, ToolFormat};
 
 /// The vocabulary and how text is cut.
 pub const TOKENIZER_FILE: &str = "tokenizer.json";
@@ -292,6 +292,25 @@ impl TextTokenizer {
                 is_special.then(|| (id, (*mark).to_owned()))
             })
             .collect()
+    }
+
+    /// The tokens around the arguments of an answer that is one call of the tool `name`, whose characters need no
+    /// escapes in JSON. `None`: the model calls no tools.
+    ///
+    /// # Errors
+    /// [`TokenizerError::Tokenize`].
+    pub fn call_frame(&self, name: &str) -> Result<Option<CallFrame>, TokenizerError> {
+        let template = self.tool_template.as_ref().or(self.template.as_ref());
+        let Some((before, behind)) = template.and_then(|it| it.around_arguments(name)) else {
+            return Ok(None);
+        };
+        Ok(Some(CallFrame {
+            before: self.encode(&before, false)?,
+            behind: match behind {
+                "" => Vec::new(),
+                behind => self.encode(behind, false)?,
+            },
+        }))
     }
 
     /// A Text row: every token is a target, the end included.
@@ -599,6 +618,32 @@ mod tests {
             tokenizer.tool_marks(ToolFormat::Mistral),
             [(id, "[TOOL_CALLS]".to_owned())]
         );
+    }
+
+    #[test]
+    fn tokens_around_a_calls_arguments_are_those_of_the_models_format() {
+        let dir = tempfile::tempdir().unwrap();
+        write_tiny_base(dir.path(), &TinyShape::default(), 1).unwrap();
+        for (template, before, behind) in [
+            (
+                "{{ tools }} arguments <tool_call>",
+                "<tool_call>\n{\"name\": \"f\", \"arguments\":",
+                "}",
+            ),
+            ("{{ tools }}[TOOL_CALLS][ARGS]", "[TOOL_CALLS]f[ARGS]", ""),
+        ] {
+            let config = serde_json::json!({"chat_template": template});
+            std::fs::write(dir.path().join(TOKENIZER_CONFIG_FILE), config.to_string()).unwrap();
+            let tokenizer = TextTokenizer::load(dir.path()).unwrap();
+            let frame = tokenizer.call_frame("f").unwrap().unwrap();
+            let text = |tokens: &[u32]| tokenizer.decode(tokens, false).unwrap();
+            assert_eq!(text(&frame.before), before);
+            assert_eq!(text(&frame.behind), behind);
+        }
+        let config = serde_json::json!({"chat_template": "plain"});
+        std::fs::write(dir.path().join(TOKENIZER_CONFIG_FILE), config.to_string()).unwrap();
+        let tokenizer = TextTokenizer::load(dir.path()).unwrap();
+        assert_eq!(tokenizer.call_frame("f").unwrap(), None);
     }
 
     #[test]

@@ -8,6 +8,9 @@ mod parser;
 
 pub use parser::{Called, Parsed, ToolCallParser};
 
+/// Mistral's mark before a call's arguments, since version 11 of its tokenizers.
+pub(crate) const ARGUMENTS_MARK: &str = "[ARGS]";
+
 /// A call in a conversation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ToolCall {
@@ -74,6 +77,25 @@ impl ToolFormat {
         }
     }
 
+    /// What stands before and behind the arguments where an answer is one call of the tool `name` and nothing else.
+    /// `marks_arguments`: whether `[ARGS]` stands between them, as the model's template says. What would close a row of
+    /// calls is left out, since [`ToolCallParser`] takes a call as soon as its JSON is whole. No space ends the first
+    /// part: a token of its own that is nothing but a space is what models hardly ever see there.
+    pub(crate) fn around(self, name: &str, marks_arguments: bool) -> (String, &'static str) {
+        match self {
+            Self::Hermes => (
+                format!("<tool_call>\n{{\"name\": \"{name}\", \"arguments\":"),
+                "}",
+            ),
+            Self::Mistral if marks_arguments => (format!("[TOOL_CALLS]{name}{ARGUMENTS_MARK}"), ""),
+            Self::Mistral => (
+                format!("[TOOL_CALLS][{{\"name\": \"{name}\", \"arguments\":"),
+                "}",
+            ),
+            Self::Llama3 => (format!("{{\"name\": \"{name}\", \"parameters\":"), "}"),
+        }
+    }
+
     /// Whether this may stand between a mark and a call, or between two calls.
     fn separates(self, character: char) -> bool {
         character.is_whitespace()
@@ -83,6 +105,15 @@ impl ToolFormat {
                 Self::Llama3 => matches!(character, ';' | ','),
             }
     }
+}
+
+/// The tokens around a call's arguments in an answer that is one call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CallFrame {
+    /// Up to the arguments, at least one.
+    pub before: Vec<u32>,
+    /// What makes the call whole; may be empty.
+    pub behind: Vec<u32>,
 }
 
 /// What an answer may call.
@@ -116,6 +147,33 @@ mod tests {
             ("{% if tools %}arguments <tool_call>f<arg_key>", None),
         ] {
             assert_eq!(ToolFormat::of_template(template), format, "{template}");
+        }
+    }
+
+    #[test]
+    fn what_stands_around_arguments_makes_a_call_that_the_parser_reads() {
+        for (format, marks_arguments) in [
+            (ToolFormat::Hermes, false),
+            (ToolFormat::Mistral, false),
+            (ToolFormat::Mistral, true),
+            (ToolFormat::Llama3, false),
+        ] {
+            let (before, behind) = format.around("look_up-2", marks_arguments);
+            let mut parser = ToolCallParser::new(&ToolUse {
+                format,
+                names: vec!["look_up-2".to_owned(), "look".to_owned()],
+                only_one: true,
+            });
+            let mut parsed = parser.push(&format!("{before}{{\"a\": {{}}}}"));
+            if !parsed.done {
+                parsed = parser.push(behind);
+            }
+            assert!(
+                parsed.done && parsed.text.is_empty(),
+                "{format:?}: {parsed:?}"
+            );
+            assert_eq!(parsed.calls[0].name, "look_up-2");
+            assert_eq!(parsed.calls[0].arguments, "{\"a\": {}}");
         }
     }
 }

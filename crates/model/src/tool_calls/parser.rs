@@ -3,13 +3,11 @@
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::{ToolFormat, ToolUse};
+use super::{ARGUMENTS_MARK, ToolFormat, ToolUse};
 
-/// Mistral's mark before a call's arguments.
-const ARGUMENTS: &str = "[ARGS]";
 /// Mistral's mark before a call's own id, which nobody needs.
 const CALL_ID: &str = "[CALL_ID]";
-/// Bytes before [`ARGUMENTS`]: a name has at most 64.
+/// Bytes before [`ARGUMENTS_MARK`]: a name has at most 64.
 const MAXIMUM_NAME_BYTES: usize = 256;
 
 /// A call that a model wrote.
@@ -151,7 +149,7 @@ impl ToolCallParser {
         let mark = self.marks().find(|mark| rest.starts_with(*mark));
         let waits = self.is_part_of_a_mark(rest);
         let named = (self.format == ToolFormat::Mistral)
-            .then(|| rest.split_once(ARGUMENTS))
+            .then(|| rest.split_once(ARGUMENTS_MARK))
             .flatten()
             .filter(|(head, _)| head.len() <= MAXIMUM_NAME_BYTES)
             .map(|(head, arguments)| {
@@ -180,7 +178,8 @@ impl ToolCallParser {
             self.place = Place::Object(Nesting::default(), Some(name));
             return true;
         }
-        if self.format == ToolFormat::Mistral && length < MAXIMUM_NAME_BYTES + ARGUMENTS.len() {
+        if self.format == ToolFormat::Mistral && length < MAXIMUM_NAME_BYTES + ARGUMENTS_MARK.len()
+        {
             return false;
         }
         self.give_up(parsed)
