@@ -15,7 +15,7 @@ use graftwork_model::transformer::{Llama, LogitRows, RowLogits, SequenceStep};
 use rayon::iter::{IndexedParallelIterator as _, IntoParallelIterator as _, ParallelIterator as _};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
-use crate::constraint::{Constraint, ConstraintError};
+use crate::constraint::{Constraint, StepError};
 use crate::metrics::Metrics;
 use crate::openai::answer::FinishReason;
 use crate::passes::Passes;
@@ -52,8 +52,8 @@ pub enum Event {
     Finished(FinishReason),
     /// There will be no answer.
     Failed(String),
-    /// There will be none, since the schema of the answer asks for too much.
-    Refused(String),
+    /// There will be none, since a schema asks for too much.
+    Refused(StepError),
 }
 
 /// One answer to one prompt.
@@ -216,7 +216,7 @@ impl Request {
             job.adjustments.apply(&mut changed, prompt, generated);
         }
         if let Some(constraint) = &mut job.constraint {
-            constraint.mask(&mut changed).map_err(refused)?;
+            constraint.mask(&mut changed).map_err(Event::Refused)?;
         }
         sampler::sample(&changed, &job.sampling, key).map_err(failed)
     }
@@ -226,7 +226,7 @@ impl Request {
         match &mut self.job.constraint {
             None => Ok(false),
             Some(constraint) => {
-                constraint.commit(token).map_err(refused)?;
+                constraint.commit(token).map_err(Event::Refused)?;
                 Ok(constraint.is_complete())
             }
         }
@@ -515,10 +515,6 @@ impl Worker {
                 .collect(),
         }
     }
-}
-
-fn refused(error: ConstraintError) -> Event {
-    Event::Refused(error.to_string())
 }
 
 fn token_logprobs(logits: &[f32], token: u32, count: usize) -> TokenLogprobs {

@@ -1,12 +1,14 @@
-//! Answers that are JSON of a schema: which tokens may come next.
+//! Answers that are JSON of a schema, or a call of a tool: which tokens may come next.
 //!
 //! llguidance follows the answer's bytes through a grammar and says which tokens keep it possible.
 //! What is allowed is a function of the tokens so far, so that an answer depends neither on its batch
 //! nor on its being computed again. Schemas are untrusted: their size, the compiled grammar and each
 //! step have limits that count work and not time, so that the same request always ends the same way.
 
+mod call;
 mod schema;
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
 
@@ -16,6 +18,8 @@ use llguidance::toktrie::{ApproximateTokEnv, SimpleVob, TokEnv, TokRxInfo, TokTr
 use llguidance::{Matcher, ParserFactory};
 use serde_json::{Value, json};
 
+pub use call::CallForm;
+use call::{Before, Form};
 pub use schema::{MAXIMUM_SCHEMA_BYTES, SchemaError, check};
 
 /// White space at one place: without a limit, a model that likes it writes nothing else.
@@ -48,16 +52,29 @@ pub enum ConstraintError {
     /// The schema.
     #[error("{0}")]
     Schema(String),
-    /// The grammar asks for more than a step may cost.
-    #[error(
-        "response_format asks for too much at this place of the answer ({0}); a simpler schema works"
-    )]
-    Step(String),
 }
+
+/// A grammar asks for more than a step may cost.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{param} asks for too much at this place of the answer ({problem}); a simpler schema works"
+)]
+pub struct StepError {
+    /// The request's field with the schema.
+    pub param: &'static str,
+    /// What is too much.
+    problem: String,
+}
+
+/// The field with the schema of an answer.
+const RESPONSE_FORMAT: &str = "response_format";
+/// The field with the schemas of arguments.
+const TOOLS: &str = "tools";
 
 /// Makes constraints for one base model.
 pub struct Grammars {
     factory: ParserFactory,
+    vocabulary: usize,
 }
 
 impl fmt::Debug for Grammars {
@@ -108,7 +125,10 @@ impl Grammars {
         })?;
         factory.quiet();
         *factory.limits_mut() = limits();
-        Ok(Self { factory })
+        Ok(Self {
+            factory,
+            vocabulary,
+        })
     }
 
     /// The constraint of answers of a schema that [`check`] accepted.
@@ -116,6 +136,43 @@ impl Grammars {
     /// # Errors
     /// [`ConstraintError::Schema`] where the schema can't be met, or is too large.
     pub fn constraint(&self, schema: &Value) -> Result<Constraint, ConstraintError> {
+        let guided = self.guided(schema, RESPONSE_FORMAT)?;
+        let place = Place::Json {
+            guided: Box::new(guided),
+            behind: None,
+        };
+        Ok(Constraint { place })
+    }
+
+    /// The constraint of answers that are one call of one of these tools, at least one; [`check`] accepted their
+    /// schemas, which are of objects alone.
+    ///
+    /// # Errors
+    /// The tool's place in the list, and why: [`ConstraintError::Schema`] as in [`Self::constraint`],
+    /// [`ConstraintError::Unsupported`] where the model lacks a token of the call.
+    pub fn call(&self, tools: Vec<CallForm>) -> Result<Constraint, (usize, ConstraintError)> {
+        let forms = tools.into_iter().enumerate().map(|(index, tool)| {
+            let form = self.form(tool);
+            form.map_err(|error| (index, error))
+        });
+        let forms = forms.collect::<Result<Vec<Form>, _>>()?;
+        let place = Place::Before(Before::new(forms));
+        Ok(Constraint { place })
+    }
+
+    fn form(&self, tool: CallForm) -> Result<Form, ConstraintError> {
+        let is_known = |token: &u32| (*token as usize) < self.vocabulary;
+        let frame = tool.frame;
+        if frame.before.is_empty() || !frame.before.iter().chain(&frame.behind).all(is_known) {
+            return Err(ConstraintError::Unsupported(
+                "the model has no tokens for what stands around a call",
+            ));
+        }
+        let arguments = self.guided(&tool.arguments, TOOLS)?;
+        Ok(Form::new(frame, arguments))
+    }
+
+    fn guided(&self, schema: &Value, param: &'static str) -> Result<Guided, ConstraintError> {
         let mut guided = schema.clone();
         if let Some(fields) = guided.as_object_mut() {
             let options = json!({"whitespace_pattern": WHITE_SPACE});
@@ -128,9 +185,10 @@ impl Grammars {
             let blamed = schema::blame(schema).map(|blamed| blamed.to_string());
             ConstraintError::Schema(blamed.unwrap_or_else(|| shown(&error.to_string())))
         })?;
-        Ok(Constraint {
+        Ok(Guided {
             matcher: Matcher::new(Ok(parser)),
             next: None,
+            param,
         })
     }
 }
@@ -143,25 +201,139 @@ fn not_text(id: u32) -> Vec<u8> {
 }
 
 /// Which tokens may come next in one answer.
+#[derive(Debug)]
 pub struct Constraint {
-    matcher: Matcher,
-    /// What may come next, where that is known already.
-    next: Option<Result<SimpleVob, ConstraintError>>,
+    place: Place,
 }
 
-impl fmt::Debug for Constraint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Constraint").finish_non_exhaustive()
-    }
+/// Where an answer is.
+#[derive(Debug)]
+enum Place {
+    /// Before the arguments of a call.
+    Before(Before),
+    /// In JSON of a schema; in a call's arguments, with the tokens that have to follow them.
+    Json {
+        guided: Box<Guided>,
+        behind: Option<VecDeque<u32>>,
+    },
+    /// Behind the arguments: what has to follow yet.
+    Behind(VecDeque<u32>),
 }
 
 impl Constraint {
-    /// One for another answer, at the same place; they share nothing.
+    /// One for another answer, at the same place; what changes, they do not share.
     #[must_use]
     pub fn copy(&self) -> Self {
+        let place = match &self.place {
+            Place::Before(before) => Place::Before(before.clone()),
+            Place::Json { guided, behind } => Place::Json {
+                guided: Box::new(guided.copy()),
+                behind: behind.clone(),
+            },
+            Place::Behind(rest) => Place::Behind(rest.clone()),
+        };
+        Self { place }
+    }
+
+    /// Makes every token impossible that may not come next. An end of text may come where the JSON is
+    /// whole; none comes in a call.
+    ///
+    /// # Errors
+    /// [`StepError`].
+    pub fn mask(&mut self, logits: &mut [f32]) -> Result<(), StepError> {
+        match &mut self.place {
+            Place::Before(before) => leave(logits, &before.following()),
+            Place::Json { guided, .. } => guided.mask(logits)?,
+            Place::Behind(rest) => leave(
+                logits,
+                rest.front().map(std::slice::from_ref).unwrap_or_default(),
+            ),
+        }
+        Ok(())
+    }
+
+    /// Goes on by a token that was drawn, which is no end of text.
+    ///
+    /// # Errors
+    /// [`StepError`].
+    pub fn commit(&mut self, token: u32) -> Result<(), StepError> {
+        let next = match &mut self.place {
+            Place::Before(before) => before.commit(token),
+            Place::Json { guided, behind } => {
+                guided.commit(token)?;
+                // Objects end with their brace: nothing but white space could follow.
+                if behind.is_some() && guided.is_whole()? {
+                    behind.take().map(Place::Behind)
+                } else {
+                    None
+                }
+            }
+            Place::Behind(rest) => {
+                rest.pop_front();
+                None
+            }
+        };
+        if let Some(next) = next {
+            self.place = next;
+        }
+        Ok(())
+    }
+
+    /// Whether nothing but an end of text may follow.
+    pub fn is_complete(&self) -> bool {
+        match &self.place {
+            Place::Before(_) => false,
+            Place::Json { guided, behind } => behind.is_none() && guided.is_complete(),
+            Place::Behind(rest) => rest.is_empty(),
+        }
+    }
+}
+
+/// Makes every token impossible but these.
+fn leave(logits: &mut [f32], allowed: &[u32]) {
+    let kept: Vec<(usize, f32)> = allowed
+        .iter()
+        .filter_map(|id| {
+            let id = *id as usize;
+            logits.get(id).map(|logit| (id, *logit))
+        })
+        .collect();
+    logits.fill(f32::NEG_INFINITY);
+    for (id, kept) in kept {
+        if let Some(logit) = logits.get_mut(id) {
+            *logit = kept;
+        }
+    }
+}
+
+/// Which tokens may come next in JSON of a schema.
+struct Guided {
+    matcher: Matcher,
+    /// What may come next, where that is known already.
+    next: Option<Result<SimpleVob, StepError>>,
+    /// The request's field with the schema.
+    param: &'static str,
+}
+
+impl fmt::Debug for Guided {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Guided").finish_non_exhaustive()
+    }
+}
+
+impl Guided {
+    fn copy(&self) -> Self {
         Self {
             matcher: self.matcher.deep_clone(),
             next: None,
+            param: self.param,
+        }
+    }
+
+    fn failed(&self, error: &str) -> StepError {
+        StepError {
+            param: self.param,
+            problem: shown(error),
         }
     }
 
@@ -169,17 +341,11 @@ impl Constraint {
     fn prepare(&mut self) {
         if self.next.is_none() {
             let mask = self.matcher.compute_mask();
-            self.next =
-                Some(mask.map_err(|error| ConstraintError::Step(shown(&error.to_string()))));
+            self.next = Some(mask.map_err(|error| self.failed(&error.to_string())));
         }
     }
 
-    /// Makes every token impossible that may not come next. An end of text may come where the JSON is
-    /// whole.
-    ///
-    /// # Errors
-    /// [`ConstraintError::Step`].
-    pub fn mask(&mut self, logits: &mut [f32]) -> Result<(), ConstraintError> {
+    fn mask(&mut self, logits: &mut [f32]) -> Result<(), StepError> {
         self.prepare();
         match &self.next {
             None => Ok(()),
@@ -199,19 +365,23 @@ impl Constraint {
         }
     }
 
-    /// Goes on by a token that was drawn, which is no end of text.
-    ///
-    /// # Errors
-    /// [`ConstraintError::Step`].
-    pub fn commit(&mut self, token: u32) -> Result<(), ConstraintError> {
+    fn commit(&mut self, token: u32) -> Result<(), StepError> {
         self.next = None;
-        self.matcher
-            .consume_token(token)
-            .map_err(|error| ConstraintError::Step(shown(&error.to_string())))
+        let went_on = self.matcher.consume_token(token);
+        went_on.map_err(|error| self.failed(&error.to_string()))
     }
 
-    /// Whether nothing but an end of text may follow.
-    pub fn is_complete(&self) -> bool {
+    /// Whether the JSON may end here.
+    fn is_whole(&mut self) -> Result<bool, StepError> {
+        if self.is_complete() {
+            return Ok(true);
+        }
+        let is_accepting = self.matcher.is_accepting();
+        is_accepting.map_err(|error| self.failed(&error.to_string()))
+    }
+
+    /// Whether the JSON has to end here.
+    fn is_complete(&self) -> bool {
         self.matcher.is_stopped()
     }
 }

@@ -1,5 +1,8 @@
+use std::collections::BTreeSet;
+
 use graftwork_model::fixture::{TinyShape, write_tiny_base};
 use graftwork_model::sampler::{SampleKey, SamplingParams, sample};
+use graftwork_model::tool_calls::CallFrame;
 
 use super::*;
 
@@ -115,6 +118,69 @@ fn a_schema_that_nothing_meets_is_refused() {
     let error = grammars.constraint(&schema).unwrap_err();
     assert!(matches!(error, ConstraintError::Schema(_)), "{error}");
     assert!(error.to_string().len() <= MAXIMUM_MESSAGE, "{error}");
+}
+
+/// A tool that is called as `<name>{...}!`.
+fn tool(tokenizer: &TextTokenizer, name: &str, arguments: Value) -> CallForm {
+    let tokens = |text: &str| tokenizer.encode(text, false).unwrap();
+    CallForm {
+        frame: CallFrame {
+            before: tokens(&format!("<{name}>")),
+            behind: tokens("!"),
+        },
+        arguments,
+    }
+}
+
+#[test]
+fn a_call_is_drawn_among_the_tools_and_ends_with_what_makes_it_whole() {
+    let (tokenizer, grammars) = grammars();
+    let nothing = json!({"type": "object", "additionalProperties": false});
+    let tools = vec![
+        tool(&tokenizer, "ab", schema()),
+        tool(&tokenizer, "ac", nothing),
+    ];
+    let constraint = grammars.call(tools).unwrap();
+    let mut called = BTreeSet::new();
+    for seed in 0..20 {
+        let text = drawn(&tokenizer, constraint.copy(), seed, 1000);
+        let call = text.strip_prefix('<').and_then(|it| it.strip_suffix('!'));
+        let (name, json) = call.and_then(|it| it.split_once('>')).unwrap();
+        let json: Value = serde_json::from_str(json).unwrap_or_else(|e| panic!("{e}: {text}"));
+        match name {
+            "ab" => assert!(json["n"].as_u64().is_some_and(|n| n < 100), "{text}"),
+            "ac" => assert_eq!(json, json!({})),
+            _ => panic!("{text}"),
+        }
+        called.insert(name.to_owned());
+        assert_eq!(drawn(&tokenizer, constraint.copy(), seed, 1000), text);
+    }
+    assert_eq!(called.len(), 2);
+}
+
+#[test]
+fn a_tool_that_can_not_be_forced_is_told_by_its_place() {
+    let (tokenizer, grammars) = grammars();
+    let unmet = json!({
+        "type": "object", "properties": {"a": {"type": "string", "minLength": 3, "maxLength": 2}},
+        "required": ["a"],
+    });
+    let tools = vec![
+        tool(&tokenizer, "ab", schema()),
+        tool(&tokenizer, "ac", unmet),
+    ];
+    let (place, error) = grammars.call(tools).unwrap_err();
+    assert!(
+        place == 1 && matches!(error, ConstraintError::Schema(_)),
+        "{error}"
+    );
+    let mut unknown = tool(&tokenizer, "ab", schema());
+    unknown.frame.behind = vec![1_000_000];
+    let (place, error) = grammars.call(vec![unknown]).unwrap_err();
+    assert!(
+        place == 0 && matches!(error, ConstraintError::Unsupported(_)),
+        "{error}"
+    );
 }
 
 #[test]

@@ -111,7 +111,7 @@ impl<'a> Choices<'a> {
                 Ok(self.with_calls(index, step))
             }
             Event::Failed(message) => Err(ApiError::internal(message.clone())),
-            Event::Refused(message) => Err(ApiError::invalid("response_format", message.clone())),
+            Event::Refused(error) => Err(ApiError::invalid(error.param, error.to_string())),
         }
     }
 

@@ -49,8 +49,8 @@ impl Events {
             None => Ok(None),
             Some((_, None)) => Err(ApiError::internal("the compute thread has ended")),
             Some((_, Some(Event::Failed(message)))) => Err(ApiError::internal(message)),
-            Some((_, Some(Event::Refused(message)))) => {
-                Err(ApiError::invalid("response_format", message))
+            Some((_, Some(Event::Refused(error)))) => {
+                Err(ApiError::invalid(error.param, error.to_string()))
             }
             Some((index, Some(event))) => {
                 if matches!(event, Event::Finished(_)) {

@@ -15,7 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::choices::{Choices, Shape, Step};
 use super::events::Events;
-use super::json::compile;
+use super::json::{Asked, compile};
 use super::preparing::Preparing;
 use super::record::Record;
 use super::target::{Named, named, refused};
@@ -111,17 +111,18 @@ async fn begin(
     let body = body::read(body).await?;
     let mut permit = engine.places(1)?;
     let mut preparing = Preparing::new(&engine.metrics);
-    let (parameters, input, tools, schema) = match endpoint {
+    let (parameters, input, tools, asked) = match endpoint {
         Endpoint::Completion => {
             let request = CompletionRequest::parse(&body)?;
             let input = Input::Prompts(request.prompts, request.echo);
-            (request.parameters, input, None, None)
+            (request.parameters, input, None, Asked::Text)
         }
         Endpoint::Chat => {
             let request = ChatRequest::parse(&body)?;
-            let (list, tools) = tool_use(engine, &request.messages, request.tools)?;
-            let input = Input::Chat(request.messages, list);
-            (request.parameters, input, tools, request.schema)
+            let plan = tool_use(engine, &request.messages, request.tools)?;
+            let input = Input::Chat(request.messages, plan.list);
+            let asked = Asked::of(request.schema, plan.forced);
+            (request.parameters, input, plan.wanted, asked)
         }
     };
     check_bias(&parameters, engine.vocabulary)?;
@@ -153,7 +154,7 @@ async fn begin(
             Endpoint::Chat => "messages",
         },
         is_echo,
-        constraint: compile(engine, schema).await?,
+        constraint: compile(engine, asked).await?,
         lease: lease.map(Arc::new),
         permit: Arc::clone(&permit),
     };

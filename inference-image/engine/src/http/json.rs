@@ -1,42 +1,104 @@
-//! The constraint of answers that are JSON.
+//! The constraint of answers that are JSON, or a call of a tool.
 
 use std::sync::Arc;
 
 use serde_json::Value;
 
 use super::Engine;
-use crate::constraint::{Constraint, ConstraintError};
+use crate::constraint::{CallForm, Constraint, ConstraintError};
 use crate::openai::ApiError;
+use crate::openai::tools::Forced;
 
-/// Makes a grammar of a schema, beside the reactor: a large one takes tens of milliseconds.
+const NO_GRAMMARS: ConstraintError =
+    ConstraintError::Unsupported("this model's tokenizer allows no grammars");
+
+/// What the answers of a request have to be.
+pub(super) enum Asked {
+    /// Any text.
+    Text,
+    /// JSON of this schema.
+    Json(Value),
+    /// One call, of one of these tools.
+    Call(Vec<Forced>),
+}
+
+impl Asked {
+    /// By `response_format`'s schema and by what has to be called; a request has one of them at most.
+    pub(super) fn of(schema: Option<Value>, forced: Vec<Forced>) -> Self {
+        match schema {
+            Some(schema) => Self::Json(schema),
+            None if forced.is_empty() => Self::Text,
+            None => Self::Call(forced),
+        }
+    }
+}
+
+/// Makes the grammar, beside the reactor: a large schema takes tens of milliseconds.
 ///
 /// # Errors
-/// 400 where the schema can't be met or is too large, or the model's tokenizer allows no grammars.
+/// 400 where a schema can't be met or is too large, or the model's tokenizer allows no grammars.
 pub(super) async fn compile(
     engine: &Arc<Engine>,
-    schema: Option<Value>,
+    asked: Asked,
 ) -> Result<Option<Constraint>, ApiError> {
-    let Some(schema) = schema else {
-        return Ok(None);
-    };
     let engine = Arc::clone(engine);
-    let compiled = tokio::task::spawn_blocking(move || match &engine.grammars {
-        Some(grammars) => grammars.constraint(&schema),
-        None => Err(ConstraintError::Unsupported(
-            "this model's tokenizer allows no grammars",
-        )),
-    });
+    let compiled = match asked {
+        Asked::Text => return Ok(None),
+        Asked::Json(schema) => tokio::task::spawn_blocking(move || of_schema(&engine, &schema)),
+        Asked::Call(forced) => tokio::task::spawn_blocking(move || of_call(&engine, &forced)),
+    };
     let compiled = compiled
         .await
         .map_err(|error| ApiError::internal(error.to_string()))?;
-    compiled.map(Some).map_err(|error| match error {
+    compiled.map(Some)
+}
+
+fn of_schema(engine: &Engine, schema: &Value) -> Result<Constraint, ApiError> {
+    let compiled = match &engine.grammars {
+        Some(grammars) => grammars.constraint(schema),
+        None => Err(NO_GRAMMARS),
+    };
+    compiled.map_err(|error| match error {
         ConstraintError::Unsupported(_) => ApiError::unsupported(
             "response_format",
             format!("response_format can't be had: {error}; leave it out"),
         ),
-        ConstraintError::Schema(_) | ConstraintError::Step(_) => ApiError::invalid(
+        ConstraintError::Schema(_) => ApiError::invalid(
             "response_format",
             format!("response_format.json_schema.schema can't be used: {error}"),
         ),
+    })
+}
+
+fn of_call(engine: &Engine, forced: &[Forced]) -> Result<Constraint, ApiError> {
+    let unsupported = |error: ConstraintError| {
+        ApiError::unsupported(
+            "tool_choice",
+            format!("tool_choice can't force a call: {error}; send \"auto\""),
+        )
+    };
+    let Some(grammars) = &engine.grammars else {
+        return Err(unsupported(NO_GRAMMARS));
+    };
+    let mut forms = Vec::with_capacity(forced.len());
+    for tool in forced {
+        let frame = engine.tokenizer.call_frame(&tool.name);
+        let frame = frame.map_err(|error| ApiError::internal(error.to_string()))?;
+        let Some(frame) = frame else {
+            return Err(unsupported(ConstraintError::Unsupported(
+                "the model's chat template has no calls",
+            )));
+        };
+        forms.push(CallForm {
+            frame,
+            arguments: tool.arguments.clone(),
+        });
+    }
+    grammars.call(forms).map_err(|(at, error)| match error {
+        ConstraintError::Unsupported(_) => unsupported(error),
+        ConstraintError::Schema(problem) => {
+            let index = forced.get(at).map_or(at, |tool| tool.index);
+            ApiError::arguments(index, &problem)
+        }
     })
 }

@@ -1,4 +1,6 @@
 //! Whether and how the base model calls tools.
+//!
+//! A choice that the request forces is the grammar's business ([`super::json`]).
 
 use graftwork_model::tokenizer::ChatMessage;
 use graftwork_model::tool_calls::{ToolFormat, ToolUse};
@@ -6,9 +8,20 @@ use serde_json::Value;
 
 use super::Engine;
 use crate::openai::ApiError;
-use crate::openai::tools::Tools;
+use crate::openai::tools::{Forced, Tools};
 
-/// What the template prints, and what is looked for in the answers.
+/// What a request's tools lead to.
+#[derive(Default)]
+pub(super) struct ToolPlan {
+    /// What the template prints.
+    pub(super) list: Vec<Value>,
+    /// What is looked for in the answers.
+    pub(super) wanted: Option<ToolUse>,
+    /// What the answers have to call.
+    pub(super) forced: Vec<Forced>,
+}
+
+/// What the template prints, what is looked for in the answers, and what they have to be.
 ///
 /// # Errors
 /// As [`tool_format`].
@@ -16,17 +29,21 @@ pub(super) fn tool_use(
     engine: &Engine,
     messages: &[ChatMessage],
     tools: Option<Tools>,
-) -> Result<(Vec<Value>, Option<ToolUse>), ApiError> {
+) -> Result<ToolPlan, ApiError> {
     let format = tool_format(engine, messages, tools.is_some())?;
     let (Some(format), Some(tools)) = (format, tools) else {
-        return Ok((Vec::new(), None));
+        return Ok(ToolPlan::default());
     };
     let wanted = ToolUse {
         format,
         names: tools.names,
         only_one: tools.only_one,
     };
-    Ok((tools.list, Some(wanted)))
+    Ok(ToolPlan {
+        list: tools.list,
+        wanted: Some(wanted),
+        forced: tools.forced,
+    })
 }
 
 /// How the model calls tools.

@@ -69,6 +69,11 @@ impl ChatRequest {
                 "is true, but JSON ends where it is whole; leave it out, or response_format";
             return Err(fields.wrong("ignore_eos", problem));
         }
+        let is_forced = tools.as_ref().is_some_and(|tools| !tools.forced.is_empty());
+        if is_forced && parameters.ignore_eos {
+            let problem = "is true, but a call ends where it is whole; leave it out, or send tool_choice = \"auto\"";
+            return Err(fields.wrong("ignore_eos", problem));
+        }
         fields.neutral(NEUTRAL)?;
         fields.finish()?;
         Ok(Self {
@@ -132,6 +137,11 @@ mod tests {
                 r#""response_format": {"type": "json_object"},
                 "tools": [{"type": "function", "function": {"name": "f"}}]"#,
                 "response_format",
+            ),
+            (
+                r#""tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "required",
+                "ignore_eos": true"#,
+                "ignore_eos",
             ),
             (r#""reasoning_effort": "high""#, "reasoning_effort"),
             (r#""store": true"#, "store"),

@@ -80,6 +80,9 @@ const PARTS: &str = r#""messages": [
     ],
     "tools": [{"type": "function", "function": {"name": "f"}}]"#;
 
+/// A choice with every field that there is.
+const CHOICE: &str = r#"{"type": "function", "function": {"name": "f"}}"#;
+
 #[test]
 fn every_field_that_is_read_is_described_and_no_other() {
     let streams = r#""stream": true, "stream_options": {}"#;
@@ -94,6 +97,7 @@ fn every_field_that_is_read_is_described_and_no_other() {
             read_chat,
             vec![
                 format!(r#"{{"model": "a", {PARTS}, {streams}}}"#),
+                format!(r#"{{"model": "a", {PARTS}, "tool_choice": {CHOICE}}}"#),
                 format!(r#"{{"model": "a", {JSON}}}"#),
             ],
         ),

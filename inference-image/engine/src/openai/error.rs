@@ -48,6 +48,15 @@ impl ApiError {
         }
     }
 
+    /// 400 about the schema of a tool's arguments, which a forced call can't be held to.
+    pub fn arguments(tool: usize, problem: &str) -> Self {
+        let param = format!("tools[{tool}].function.parameters");
+        let message = format!(
+            "{param} can't be kept to, as tool_choice asks: {problem}; change it, or send tool_choice = \"auto\""
+        );
+        Self::invalid(param, message)
+    }
+
     /// 400 about the body as a whole, with the code that routers give it too.
     pub fn bad_request(message: impl Into<String>) -> Self {
         Self {

@@ -116,6 +116,11 @@ impl Fields {
         self.map.remove(name).filter(|value| !value.is_null())
     }
 
+    /// Whether a field that nobody took yet is an object.
+    pub fn is_object(&self, name: &str) -> bool {
+        self.map.get(name).is_some_and(Value::is_object)
+    }
+
     /// Takes a text.
     ///
     /// # Errors

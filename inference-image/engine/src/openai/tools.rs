@@ -4,6 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::ApiError;
 use super::fields::{Fields, Neutral};
+use crate::constraint::check;
 
 /// Tools of one request, as in OpenAI.
 pub const MAXIMUM_TOOLS: usize = 128;
@@ -21,6 +22,32 @@ pub struct Tools {
     pub names: Vec<String>,
     /// Whether the first call ends the answer.
     pub only_one: bool,
+    /// The tools of which the answer has to be one call; none: whether and what to call is the model's choice.
+    pub forced: Vec<Forced>,
+}
+
+/// A tool that the answer has to call, or one of those of which it has to call one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Forced {
+    /// Its place in `tools`.
+    pub index: usize,
+    /// Its name.
+    pub name: String,
+    /// The schema of its arguments: of objects alone.
+    pub arguments: Value,
+}
+
+/// What `tool_choice` says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Choice {
+    /// To call nothing.
+    Nothing,
+    /// To do what the model likes.
+    Model,
+    /// To call any of the tools.
+    Any,
+    /// To call this one.
+    One(usize),
 }
 
 /// Takes the tools and how they may be called; none where there is nothing to call.
@@ -29,25 +56,101 @@ pub struct Tools {
 /// 400 naming what is wrong with which tool.
 pub(super) fn read_tools(fields: &mut Fields) -> Result<Option<Tools>, ApiError> {
     let (list, names) = read_list(fields)?;
-    let calls_none = match fields.take("tool_choice") {
-        Some(Value::String(choice)) if choice == "none" => true,
-        Some(Value::String(choice)) if choice == "auto" => false,
-        None => false,
-        Some(other) => {
-            return Err(fields.unsupported(
-                "tool_choice",
-                &other,
-                "whether and what to call is the model's choice here; send \"auto\" or \"none\"",
-            ));
-        }
-    };
+    let choice = read_choice(fields, &names)?;
     let only_one = !fields.boolean("parallel_tool_calls")?.unwrap_or(true);
     // A tool that the model does not see is one that it can't call.
-    Ok((!calls_none && !list.is_empty()).then_some(Tools {
+    if choice == Choice::Nothing || list.is_empty() {
+        return Ok(None);
+    }
+    let is_forced = |index| match choice {
+        Choice::Nothing | Choice::Model => false,
+        Choice::Any => true,
+        Choice::One(one) => index == one,
+    };
+    let mut forced = Vec::new();
+    for (index, (tool, name)) in list.iter().zip(&names).enumerate() {
+        if is_forced(index) {
+            forced.push(Forced {
+                index,
+                name: name.clone(),
+                arguments: read_arguments(index, tool)?,
+            });
+        }
+    }
+    Ok(Some(Tools {
+        only_one: only_one || !forced.is_empty(),
         list,
         names,
-        only_one,
+        forced,
     }))
+}
+
+/// Takes `tool_choice`.
+fn read_choice(fields: &mut Fields, names: &[String]) -> Result<Choice, ApiError> {
+    if fields.is_object("tool_choice")
+        && let Some(choice) = fields.object("tool_choice")?
+    {
+        return read_named(choice, names);
+    }
+    let Some(given) = fields.take("tool_choice") else {
+        return Ok(Choice::Model);
+    };
+    match given.as_str() {
+        Some("none") => Ok(Choice::Nothing),
+        Some("auto") => Ok(Choice::Model),
+        Some("required") if names.is_empty() => {
+            Err(fields.wrong("tool_choice", "is \"required\", but there are no tools"))
+        }
+        Some("required") => Ok(Choice::Any),
+        _ => Err(fields.unsupported(
+            "tool_choice",
+            &given,
+            "send \"auto\", \"none\", \"required\" or {\"type\": \"function\", \"function\": {\"name\": ...}}",
+        )),
+    }
+}
+
+/// The tool that `tool_choice` names.
+fn read_named(mut choice: Fields, names: &[String]) -> Result<Choice, ApiError> {
+    if choice.text("type")?.as_deref() != Some("function") {
+        return Err(choice.wrong("type", "must be \"function\""));
+    }
+    let mut function = choice
+        .object("function")?
+        .ok_or_else(|| choice.wrong("function", "is missing"))?;
+    let name = function
+        .text("name")?
+        .ok_or_else(|| function.wrong("name", "is missing"))?;
+    let Some(index) = names.iter().position(|known| *known == name) else {
+        return Err(function.wrong("name", "is not the name of one of the tools"));
+    };
+    function.finish()?;
+    choice.finish()?;
+    Ok(Choice::One(index))
+}
+
+/// The schema that the arguments of a forced call keep to.
+fn read_arguments(index: usize, tool: &Value) -> Result<Value, ApiError> {
+    let Some(Value::Object(parameters)) = tool.pointer("/function/parameters") else {
+        // Such a tool takes none.
+        return Ok(json!({"type": "object", "additionalProperties": false}));
+    };
+    let can_be_object = match parameters.get("type") {
+        None => true,
+        Some(Value::Array(types)) => types.iter().any(|name| name == "object"),
+        Some(name) => name == "object",
+    };
+    let checked = if can_be_object {
+        let mut schema = parameters.clone();
+        schema.insert("type".to_owned(), Value::from("object"));
+        let schema = Value::Object(schema);
+        check(&schema)
+            .map(|()| schema)
+            .map_err(|error| error.to_string())
+    } else {
+        Err("/type must be object, as arguments are".to_owned())
+    };
+    checked.map_err(|problem| ApiError::arguments(index, &problem))
 }
 
 /// Takes the list of tools.
@@ -161,6 +264,62 @@ mod tests {
     }
 
     #[test]
+    fn a_choice_that_forces_a_call_names_the_tools_and_their_arguments() {
+        let list = format!(
+            r##""tools": [{}, {{"type": "function", "function": {{"name": "g", "parameters":
+                {{"properties": {{"a": {{"$ref": "#/$defs/b"}}}}, "$defs": {{"b": {{"type": "integer"}}}}}}}}}}]"##,
+            tool("f")
+        );
+        let tools = |choice: &str| read(&format!("{list}, {choice}")).unwrap().unwrap();
+        let free = tools(r#""tool_choice": "auto""#);
+        assert_eq!((free.forced, free.only_one), (vec![], false));
+        let any = tools(r#""tool_choice": "required""#);
+        assert!(any.only_one, "a forced answer is one call");
+        let names: Vec<&str> = any.forced.iter().map(|tool| tool.name.as_str()).collect();
+        assert_eq!(names, ["f", "g"]);
+        assert_eq!(
+            any.forced[0].arguments,
+            json!({"type": "object", "additionalProperties": false})
+        );
+        let one = tools(&format!(r#""tool_choice": {}"#, tool("g")));
+        let [forced] = one.forced.as_slice() else {
+            panic!("{:?}", one.forced);
+        };
+        assert_eq!((forced.index, forced.name.as_str()), (1, "g"));
+        assert_eq!(forced.arguments["type"], "object");
+        assert_eq!(forced.arguments["$defs"]["b"]["type"], "integer");
+        assert_eq!(one.names, ["f", "g"], "the model sees all of them");
+    }
+
+    #[test]
+    fn parameters_that_can_not_be_kept_to_are_refused_only_where_a_call_is_forced() {
+        for (parameters, part) in [
+            (
+                r#"{"type": "string"}"#,
+                "parameters can't be kept to, as tool_choice asks: /type must be object",
+            ),
+            (
+                r#"{"properties": {"a": {"nullable": true}}}"#,
+                "/properties/a/nullable",
+            ),
+        ] {
+            let list = format!(
+                r#""tools": [{{"type": "function", "function": {{"name": "f", "parameters": {parameters}}}}}]"#
+            );
+            assert!(read(&list).unwrap().is_some());
+            let error = read(&format!(r#"{list}, "tool_choice": "required""#)).unwrap_err();
+            assert_eq!(error.param.as_deref(), Some("tools[0].function.parameters"));
+            assert!(error.message.contains(part), "{error}");
+        }
+        let list = r#""tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": ["null", "object"]}}}]"#;
+        let tools = read(&format!(r#"{list}, "tool_choice": "required""#)).unwrap();
+        assert_eq!(
+            tools.unwrap().forced[0].arguments,
+            json!({"type": "object"})
+        );
+    }
+
+    #[test]
     fn what_can_not_be_read_is_named_with_its_limit() {
         let many: Vec<String> = (0..129).map(|index| tool(&format!("f{index}"))).collect();
         let large = r#"{"type": "function", "function": {"name": "f", "description": "D"}}"#
@@ -202,14 +361,27 @@ mod tests {
                 "function",
             ),
             (
-                format!(r#""tools": [{}], "tool_choice": "required""#, tool("f")),
+                format!(r#""tools": [{}], "tool_choice": "any""#, tool("f")),
                 "tool_choice",
-                r#"tool_choice = "required""#,
+                r#"tool_choice = "any""#,
             ),
             (
-                format!(r#""tools": [{0}], "tool_choice": {0}"#, tool("f")),
+                r#""tools": [], "tool_choice": "required""#.to_owned(),
                 "tool_choice",
-                "\"auto\" or \"none\"",
+                "no tools",
+            ),
+            (
+                format!(r#""tools": [{}], "tool_choice": {}"#, tool("f"), tool("g")),
+                "tool_choice.function.name",
+                "one of the tools",
+            ),
+            (
+                format!(
+                    r#""tools": [{}], "tool_choice": {{"type": "allowed_tools"}}"#,
+                    tool("f")
+                ),
+                "tool_choice.type",
+                "\"function\"",
             ),
         ] {
             let error = read(&body).unwrap_err();

@@ -1,11 +1,14 @@
-//! Tools: what the model is told of them, and what is refused. With a real tiny model, whose answers
-//! are noise: calls in answers are tested where they are parsed.
+//! Tools: what the model is told of them, what is forced, and what is refused. With a real tiny model, whose
+//! answers are noise: calls that it makes by itself are tested where they are parsed.
 
 use std::path::PathBuf;
 
 use crate::harness::{BASE, Files, Server};
 use graftwork_model::base::base_digest;
+use graftwork_model::fixture::TinyShape;
 use serde_json::{Value, json};
+
+const CHAT: &str = "/v1/chat/completions";
 
 /// As Qwen's, shortened.
 const TEMPLATE: &str = "{{ bos_token }}{% for tool in tools or [] %}<tool_call>{{ tool | tojson }}{% endfor %}\
@@ -14,7 +17,12 @@ const TEMPLATE: &str = "{{ bos_token }}{% for tool in tools or [] %}<tool_call>{
     {% endfor %}";
 
 async fn started(template: Option<&str>) -> Server {
-    let mut files = Files::new();
+    // Room for tools in a prompt, and for white space wherever JSON may have some.
+    let mut files = Files::with_shape(TinyShape {
+        positions: 1536,
+        ..TinyShape::default()
+    });
+    files.config.maximum_context_tokens = 1536;
     if let Some(template) = template {
         let base = PathBuf::from(&files.config.base_path);
         std::fs::write(base.join("chat_template.jinja"), template).unwrap();
@@ -122,5 +130,115 @@ async fn a_model_that_knows_no_tools_refuses_them_by_name() {
                 .contains("Llama 3, Mistral, Hermes")
         );
     }
+    server.terminate();
+}
+
+/// A request whose answer has to be a call: of `count` with a number below 100, or of `stop` without arguments.
+fn forced(choice: &Value, seed: u64) -> Value {
+    json!({
+        "model": BASE, "messages": [{"role": "user", "content": "hi"}], "seed": seed, "tool_choice": choice,
+        "tools": [
+            {"type": "function", "function": {"name": "count", "parameters": {
+                "properties": {"n": {"$ref": "#/$defs/small"}}, "required": ["n"], "additionalProperties": false,
+                "$defs": {"small": {"type": "integer", "minimum": 0, "maximum": 99}},
+            }}},
+            {"type": "function", "function": {"name": "stop"}},
+        ],
+    })
+}
+
+/// The name of what was called, with arguments that keep to the tool's schema.
+fn called(call: &Value) -> String {
+    let function = &call["function"];
+    let arguments = function["arguments"].as_str().unwrap();
+    let arguments: Value = serde_json::from_str(arguments).unwrap();
+    let name = function["name"].as_str().unwrap();
+    match name {
+        "count" => assert!(arguments["n"].as_u64().is_some_and(|n| n < 100), "{call}"),
+        "stop" => assert_eq!(arguments, json!({}), "{call}"),
+        _ => panic!("{call}"),
+    }
+    name.to_owned()
+}
+
+#[tokio::test]
+async fn a_forced_answer_is_one_call_that_keeps_to_its_schema_in_every_format() {
+    for mention in [
+        "<tool_call> arguments",
+        "[TOOL_CALLS]",
+        "[TOOL_CALLS][ARGS]",
+        "<|start_header_id|> ipython",
+    ] {
+        let template = "{% for tool in tools or [] %}{{ tool | tojson }}{% endfor %}{% for m in messages %}{{ m.content }}{% endfor %}";
+        let mut server = started(Some(&format!("{template}{{# {mention} #}}"))).await;
+        let named = json!({"type": "function", "function": {"name": "stop"}});
+        for (choice, seed) in [
+            (json!("required"), 1),
+            (json!("required"), 2),
+            (named.clone(), 1),
+        ] {
+            let answer = server.post(CHAT, &forced(&choice, seed)).await;
+            assert_eq!(answer.status, 200, "{mention}: {}", answer.text);
+            let answered = answer.json()["choices"][0].clone();
+            assert_eq!(answered["finish_reason"], "tool_calls", "{mention}");
+            assert_eq!(answered["message"]["content"], Value::Null, "{mention}");
+            let calls = answered["message"]["tool_calls"].as_array().unwrap();
+            assert_eq!(calls.len(), 1, "{mention}");
+            let name = called(&calls[0]);
+            assert!(choice != named || name == "stop", "{mention}");
+        }
+        server.terminate();
+    }
+}
+
+#[tokio::test]
+async fn a_forced_call_is_the_same_in_a_stream_and_beside_other_choices() {
+    let template = format!("{TEMPLATE}{{# arguments </tool_call> #}}");
+    let mut server = started(Some(&template)).await;
+    let mut body = forced(&json!("required"), 5);
+    let alone =
+        server.post(CHAT, &body).await.json()["choices"][0]["message"]["tool_calls"][0]["function"]
+            .clone();
+    body["n"] = json!(3);
+    let many = server.post(CHAT, &body).await.json();
+    for choice in many["choices"].as_array().unwrap() {
+        called(&choice["message"]["tool_calls"][0]);
+    }
+    let first = &many["choices"][0]["message"]["tool_calls"][0]["function"];
+    assert_eq!(*first, alone);
+    body["n"] = json!(1);
+    body["stream"] = json!(true);
+    let mut events = server.post(CHAT, &body).await.events();
+    assert_eq!(events.pop().as_deref(), Some("[DONE]"));
+    let chunks: Vec<Value> = events
+        .iter()
+        .map(|event| serde_json::from_str(event).unwrap())
+        .collect();
+    let calls: Vec<&Value> = chunks
+        .iter()
+        .filter_map(|chunk| chunk.pointer("/choices/0/delta/tool_calls/0"))
+        .collect();
+    assert_eq!(calls.len(), 1, "{chunks:?}");
+    assert_eq!(calls[0]["function"], alone);
+    let last = chunks.last().unwrap();
+    assert_eq!(last["choices"][0]["finish_reason"], "tool_calls");
+    server.terminate();
+}
+
+#[tokio::test]
+async fn a_forced_call_that_its_limit_cuts_off_is_text_and_one_that_no_schema_allows_is_refused() {
+    let template = format!("{TEMPLATE}{{# arguments </tool_call> #}}");
+    let mut server = started(Some(&template)).await;
+    let mut body = forced(&json!("required"), 1);
+    body["max_tokens"] = json!(11);
+    let answer = server.post(CHAT, &body).await;
+    assert_eq!(answer.content(), "<tool_call>");
+    assert_eq!(answer.json()["choices"][0]["finish_reason"], "length");
+    let unmet = json!({"type": "string", "minLength": 3, "maxLength": 2});
+    body["tools"][1]["function"]["parameters"] =
+        json!({"properties": {"a": unmet}, "required": ["a"]});
+    let answer = server.post(CHAT, &body).await;
+    assert_eq!(answer.status, 400, "{}", answer.text);
+    assert_eq!(answer.error("param"), "tools[1].function.parameters");
     server.terminate();
 }
