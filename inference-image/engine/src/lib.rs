@@ -7,8 +7,9 @@
 //! | [`registry`] | adapters: what is registered, verified, in memory, refused; pushed lists |
 //! | [`scheduler`] | continuous batching as a pure state machine |
 //! | [`device`], [`passes`] | the one thread that computes; whether it goes on |
+//! | [`ended`] | how fast answers end, and when a refused client may come back |
 //! | [`openai`], [`http`] | the API: reading and writing; serving |
-//! | [`constraint`] | answers that are JSON of a schema: which tokens may come next |
+//! | [`constraint`] | answers that are JSON of a schema, or a call: which tokens may come next |
 //! | [`transcript`], [`stop`] | from tokens to an answer's text |
 //! | [`grpc`], [`health`], [`metrics`], [`vllm`] | what the operator, the kubelet and Prometheus ask |
 //!
@@ -19,6 +20,7 @@
 
 pub mod constraint;
 pub mod device;
+pub mod ended;
 pub mod grpc;
 pub mod health;
 pub mod http;

@@ -10,6 +10,7 @@ use prometheus::{
     TextEncoder,
 };
 
+use crate::ended::Ended;
 use crate::registry::state::{Registry, Standing, Target};
 use crate::vllm::{Load, VllmMetrics};
 
@@ -55,6 +56,8 @@ pub struct Metrics {
     pub adapters: IntGaugeVec,
     /// The same under other names, where asked for.
     pub vllm: Option<VllmMetrics>,
+    /// How fast answers end: what refused clients are told depends on it.
+    pub ended: Ended,
     gone: GoneSeries,
 }
 
@@ -160,6 +163,7 @@ impl Metrics {
                 &["state"],
             )?,
             vllm,
+            ended: Ended::default(),
             gone: GoneSeries::default(),
             registry,
         };

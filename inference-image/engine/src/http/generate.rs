@@ -159,6 +159,7 @@ async fn begin(
         permit: Arc::clone(&permit),
     };
     let receivers = wanted.submit(engine, &prompts).await?;
+    record.takes(count);
     drop(preparing);
     let mut events = Events::new(Arc::clone(engine), receivers, permit);
     events.await_first().await?;

@@ -22,19 +22,18 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post};
 use graftwork_contract::openapi;
+use graftwork_listen::clock;
 use graftwork_model::tokenizer::TextTokenizer;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use crate::constraint::Grammars;
 use crate::device::Device;
+use crate::ended::retry_after;
 use crate::health::Health;
 use crate::metrics::Metrics;
 use crate::openai::ApiError;
 use crate::registry::AdapterRegistry;
-
-/// Seconds that a refused client is told to wait: about the length of an answer.
-const RETRY_AFTER_SECONDS: u32 = 1;
 
 /// What the handlers need.
 #[derive(Debug)]
@@ -75,10 +74,18 @@ impl Engine {
     /// # Errors
     /// 429 where so many are not free.
     fn places(&self, count: usize) -> Result<OwnedSemaphorePermit, ApiError> {
-        let count = u32::try_from(count).unwrap_or(u32::MAX);
+        let wanted = u32::try_from(count).unwrap_or(u32::MAX);
         Arc::clone(&self.permits)
-            .try_acquire_many_owned(count)
-            .map_err(|_| ApiError::overloaded(self.permit_count, RETRY_AFTER_SECONDS))
+            .try_acquire_many_owned(wanted)
+            .map_err(|_| ApiError::overloaded(self.permit_count, self.retry_after(count)))
+    }
+
+    /// Seconds until so many places may be free.
+    fn retry_after(&self, count: usize) -> u32 {
+        let missing = count.saturating_sub(self.permits.available_permits());
+        let waiting = usize::try_from(self.metrics.waiting.get()).unwrap_or(0);
+        let rate = self.metrics.ended.per_second(clock::now());
+        retry_after(missing, waiting, rate)
     }
 
     /// Token ids of a request's `field` are the model's.

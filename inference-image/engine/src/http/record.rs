@@ -20,6 +20,8 @@ pub(super) struct Record {
     last_token: Option<Instant>,
     prompt_tokens: usize,
     generated_tokens: u64,
+    /// Places that the device had for it.
+    places: usize,
     model: String,
     version: String,
     /// Value of `x-graftwork-adapter`: what really ran.
@@ -37,6 +39,7 @@ impl Record {
             last_token: None,
             prompt_tokens: 0,
             generated_tokens: 0,
+            places: 0,
             model: String::new(),
             version: String::new(),
             ran: None,
@@ -53,6 +56,11 @@ impl Record {
 
     pub(super) fn prompt(&mut self, tokens: usize) {
         self.prompt_tokens = tokens;
+    }
+
+    /// The device has its answers, so many.
+    pub(super) fn takes(&mut self, places: usize) {
+        self.places = places;
     }
 
     pub(super) fn token(&mut self) {
@@ -90,6 +98,10 @@ impl Drop for Record {
                 .generated_tokens
                 .with_label_values(&labels)
                 .inc_by(self.generated_tokens);
+        }
+        // What was refused before it ran says nothing about how fast answers end.
+        if self.places > 0 {
+            self.metrics.ended.add(clock::now(), self.places);
         }
         let duration = self.arrived.elapsed();
         if self.code == 200 {

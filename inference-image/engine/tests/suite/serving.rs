@@ -458,7 +458,7 @@ async fn who_finds_no_place_is_told_when_to_come_back_and_a_client_that_leaves_m
     let stream = long_stream(&server).await;
     let refused = server.complete(request(BASE, "x", 1)).await;
     assert_eq!(refused.status, 429);
-    assert_eq!(refused.headers["retry-after"], "1");
+    assert_eq!(refused.headers["retry-after"], "5", "nothing ended yet");
     assert_eq!(refused.error("code"), "rate_limit_exceeded");
     drop(stream);
     server
@@ -467,6 +467,20 @@ async fn who_finds_no_place_is_told_when_to_come_back_and_a_client_that_leaves_m
     assert_eq!(server.complete(request(BASE, "x", 1)).await.status, 200);
     let left = "graftwork_engine_requests_total{code=\"499\"";
     assert_eq!(server.metric(left).await, 1.0, "it did not run to its end");
+    server
+        .wait_for_metric("graftwork_engine_running_requests", 0.0)
+        .await;
+    let stream = long_stream(&server).await;
+    let refused = server.complete(request(BASE, "x", 1)).await;
+    let seconds: u32 = refused.headers["retry-after"]
+        .to_str()
+        .unwrap()
+        .parse()
+        .unwrap();
+    assert!((1..=60).contains(&seconds), "{seconds}");
+    let said = format!("try again in {seconds} s");
+    assert!(refused.text.contains(&said), "{}", refused.text);
+    drop(stream);
 }
 
 #[tokio::test(flavor = "multi_thread")]
