@@ -113,12 +113,12 @@ async fn begin(
     let mut preparing = Preparing::new(&engine.metrics);
     let (parameters, input, tools, asked) = match endpoint {
         Endpoint::Completion => {
-            let request = CompletionRequest::parse(&body)?;
+            let request = engine.beside.read(body, CompletionRequest::parse).await?;
             let input = Input::Prompts(request.prompts, request.echo);
             (request.parameters, input, None, Asked::Text)
         }
         Endpoint::Chat => {
-            let request = ChatRequest::parse(&body)?;
+            let request = engine.beside.read(body, ChatRequest::parse).await?;
             let plan = tool_use(engine, &request.messages, request.tools)?;
             let input = Input::Chat(request.messages, plan.list);
             let asked = Asked::of(request.schema, plan.forced);
@@ -335,8 +335,8 @@ impl Input {
 
 /// Tokens of each prompt, at least one. Runs beside the reactor: a long text takes a while.
 async fn tokenise(engine: &Arc<Engine>, input: Input) -> Result<Vec<Echo>, ApiError> {
-    let engine = Arc::clone(engine);
-    let task = tokio::task::spawn_blocking(move || match input {
+    let (engine, beside) = (Arc::clone(engine), &engine.beside);
+    let tokens = beside.run(move || match input {
         Input::Prompts(prompts, is_echo) => prompts
             .into_iter()
             .map(|prompt| read_prompt(&engine, prompt, is_echo))
@@ -350,9 +350,7 @@ async fn tokenise(engine: &Arc<Engine>, input: Input) -> Result<Vec<Echo>, ApiEr
             })
             .map_err(|error| ApiError::invalid("messages", error.to_string())),
     });
-    let prompts = task
-        .await
-        .map_err(|error| ApiError::internal(error.to_string()))??;
+    let prompts = tokens.await??;
     if prompts.iter().any(|prompt| prompt.tokens.is_empty()) {
         return Err(ApiError::invalid("prompt", "prompt has no tokens"));
     }

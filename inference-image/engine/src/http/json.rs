@@ -41,15 +41,12 @@ pub(super) async fn compile(
     engine: &Arc<Engine>,
     asked: Asked,
 ) -> Result<Option<Constraint>, ApiError> {
-    let engine = Arc::clone(engine);
+    let (engine, beside) = (Arc::clone(engine), &engine.beside);
     let compiled = match asked {
         Asked::Text => return Ok(None),
-        Asked::Json(schema) => tokio::task::spawn_blocking(move || of_schema(&engine, &schema)),
-        Asked::Call(forced) => tokio::task::spawn_blocking(move || of_call(&engine, &forced)),
+        Asked::Json(schema) => beside.run(move || of_schema(&engine, &schema)).await?,
+        Asked::Call(forced) => beside.run(move || of_call(&engine, &forced)).await?,
     };
-    let compiled = compiled
-        .await
-        .map_err(|error| ApiError::internal(error.to_string()))?;
     compiled.map(Some)
 }
 

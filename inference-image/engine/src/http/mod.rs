@@ -1,5 +1,6 @@
 //! The OpenAI HTTP server.
 
+mod beside;
 mod body;
 mod choices;
 mod events;
@@ -27,6 +28,8 @@ use graftwork_model::tokenizer::TextTokenizer;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
+pub use beside::Beside;
+
 use crate::constraint::Grammars;
 use crate::device::Device;
 use crate::ended::retry_after;
@@ -52,6 +55,8 @@ pub struct Engine {
     pub context_tokens: usize,
     /// How the bare base model is called; none: it is not offered.
     pub base_name: Option<String>,
+    /// Works beside the reactor's threads.
+    pub beside: Beside,
     /// One permit for each request that runs or waits.
     pub permits: Arc<Semaphore>,
     /// How many there are.

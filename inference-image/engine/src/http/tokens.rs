@@ -23,7 +23,7 @@ pub(super) async fn tokenize(
     let (parts, body) = request.into_parts();
     let body = body::read(body).await?;
     let _place = engine.places(1)?;
-    let request = TokenizeRequest::parse(&body)?;
+    let request = engine.beside.read(body, TokenizeRequest::parse).await?;
     let runs = runs(&engine, &parts.headers, request.model.as_deref()).await?;
     answer(runs, engine, move |engine| cut(engine, &request)).await
 }
@@ -35,7 +35,7 @@ pub(super) async fn detokenize(
     let (parts, body) = request.into_parts();
     let body = body::read(body).await?;
     let _place = engine.places(1)?;
-    let request = DetokenizeRequest::parse(&body)?;
+    let request = engine.beside.read(body, DetokenizeRequest::parse).await?;
     let runs = runs(&engine, &parts.headers, request.model.as_deref()).await?;
     answer(runs, engine, move |engine| join(engine, &request)).await
 }
@@ -68,9 +68,8 @@ async fn answer(
     engine: Arc<Engine>,
     compute: impl FnOnce(&Engine) -> Result<Value, ApiError> + Send + 'static,
 ) -> Result<Response, ApiError> {
-    let value = tokio::task::spawn_blocking(move || compute(&engine))
-        .await
-        .map_err(|error| ApiError::internal(error.to_string()))??;
+    let beside = engine.beside.clone();
+    let value = beside.run(move || compute(&engine)).await??;
     let mut response = Json(value).into_response();
     if let Some(runs) = runs.and_then(|runs| HeaderValue::from_str(&runs).ok()) {
         response

@@ -1,0 +1,120 @@
+//! Work that would hold a thread of the reactor for long: reading long bodies, templates, tokens, grammars.
+
+use std::sync::Arc;
+
+use axum::body::Bytes;
+use tokio::sync::Semaphore;
+
+use crate::openai::ApiError;
+
+/// Bytes of a body that is read at once, within a millisecond.
+const SHORT_BODY: usize = 64 << 10;
+
+/// Threads for such work, so many at one time: whoever sends much of it waits, and takes no core from the passes.
+#[derive(Debug, Clone)]
+pub struct Beside {
+    permits: Arc<Semaphore>,
+}
+
+impl Beside {
+    /// For a process with so many cores: half of them, and two at least, so that one large schema holds no prompts up.
+    pub fn of_cores(cores: usize) -> Self {
+        Self {
+            permits: Arc::new(Semaphore::new((cores / 2).max(2))),
+        }
+    }
+
+    /// Waits for a thread and works there.
+    ///
+    /// # Errors
+    /// 500 where the work panics.
+    pub(super) async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let permit = Arc::clone(&self.permits).acquire_owned().await;
+        let permit = permit.map_err(|error| ApiError::internal(error.to_string()))?;
+        let task = tokio::task::spawn_blocking(move || {
+            // Also where the client has left: the work goes on to its end.
+            let _permit = permit;
+            work()
+        });
+        task.await
+            .map_err(|error| ApiError::internal(error.to_string()))
+    }
+
+    /// Reads a body: a short one here, a long one beside.
+    ///
+    /// # Errors
+    /// The reader's.
+    pub(super) async fn read<T: Send + 'static>(
+        &self,
+        body: Bytes,
+        parse: fn(&[u8]) -> Result<T, ApiError>,
+    ) -> Result<T, ApiError> {
+        if body.len() <= SHORT_BODY {
+            return parse(&body);
+        }
+        self.run(move || parse(&body)).await?
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::thread::{self, ThreadId};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn no_more_works_at_one_time_than_there_are_permits() {
+        let beside = Beside::of_cores(5);
+        let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        // Nobody goes on without a second one at work.
+        let pair = Arc::new(Barrier::new(2));
+        let tasks: Vec<_> = (0..8)
+            .map(|_| {
+                let (beside, pair) = (beside.clone(), Arc::clone(&pair));
+                let (now, most) = (Arc::clone(&now), Arc::clone(&most));
+                tokio::spawn(async move {
+                    let work = move || {
+                        most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                        pair.wait();
+                        now.fetch_sub(1, Ordering::SeqCst);
+                    };
+                    beside.run(work).await.unwrap();
+                })
+            })
+            .collect();
+        for task in tasks {
+            task.await.unwrap();
+        }
+        assert_eq!(most.load(Ordering::SeqCst), 2);
+    }
+
+    #[tokio::test]
+    async fn a_short_body_is_read_at_once_and_a_long_one_beside() {
+        fn reader(_: &[u8]) -> Result<ThreadId, ApiError> {
+            Ok(thread::current().id())
+        }
+        let beside = Beside::of_cores(2);
+        let here = thread::current().id();
+        let short = Bytes::from(vec![b' '; SHORT_BODY]);
+        assert_eq!(beside.read(short, reader).await, Ok(here));
+        let long = Bytes::from(vec![b' '; SHORT_BODY + 1]);
+        assert_ne!(beside.read(long, reader).await, Ok(here));
+    }
+
+    #[tokio::test]
+    async fn work_that_panics_is_an_error_and_its_thread_is_free_again() {
+        fn defect() -> u32 {
+            panic!("as in a defect")
+        }
+        let beside = Beside::of_cores(1);
+        for _ in 0..3 {
+            assert_eq!(beside.run(defect).await.unwrap_err().status, 500);
+        }
+        assert_eq!(beside.run(|| 7).await, Ok(7));
+    }
+}
