@@ -17,7 +17,7 @@ FUZZ_SECONDS ?= 60
 STORIES ?=
 export CLUSTER IMAGES REGISTRY STORIES
 
-.PHONY: help setup build demo demo-down test unit unit-checked soak fuzz e2e lint fmt deny generate base-model parity parity-fixtures lm-eval privacy-figures build-memory \
+.PHONY: help setup build demo demo-down test unit unit-checked soak fuzz e2e lint fmt deny generate base-model parity parity-fixtures lm-eval lm-eval-python privacy-figures build-memory \
 	bench-train bench-serve bench-router bench-data check-cuda test-cuda image-trainer-cuda image-inference-cuda
 
 help: ## This list
@@ -91,12 +91,15 @@ ROWS ?=
 # How many of them (empty: all), and what the run's status says of their exact_match.
 LIMIT ?= 100
 EXACT_MATCH ?=
-lm-eval: ## Scores ROWS (JSONL of prompt, completion) with lm_eval over an endpoint, and by our own rules
-	@[ -n "$(ROWS)" ] || { echo "error: name the rows: ROWS=test.jsonl" >&2; exit 1; }
+lm-eval-python: ## Fetches lm_eval, outside the clone (900 MB): make demo and make test then score with it, too
 	@[ -e $(LM_EVAL_PYTHON)/complete ] || { \
 	    rm -rf $(LM_EVAL_PYTHON) && python3 -m venv $(LM_EVAL_PYTHON) && \
 	    $(LM_EVAL_PYTHON)/bin/pip install -q 'lm_eval[api]>=0.4.9,<0.5' 'transformers<6' && \
 	    touch $(LM_EVAL_PYTHON)/complete; }
+
+lm-eval: ## Scores ROWS (JSONL of prompt, completion) with lm_eval over an endpoint, and by our own rules
+	@[ -n "$(ROWS)" ] || { echo "error: name the rows: ROWS=test.jsonl" >&2; exit 1; }
+	@$(MAKE) --no-print-directory lm-eval-python
 	HF_HUB_OFFLINE=1 $(LM_EVAL_PYTHON)/bin/python e2e/clients/lm_eval_score.py $(URL) $(MODEL) $(TOKENIZER) $(ROWS) "$(LIMIT)" "$(EXACT_MATCH)"
 
 parity: ## Compares ours with torch, transformers, peft and TRL, both ways (several GB of packages, some minutes)

@@ -1,5 +1,5 @@
-//! Asking the endpoint as people do: with `curl`, the `openai` and the Triton client of Python, and a browser, through a
-//! port-forward.
+//! Asking the endpoint as people do: with `curl`, the `openai` and the Triton client of Python, `lm_eval`, and a browser,
+//! through a port-forward.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -17,6 +17,8 @@ const OPENAI: &str = include_str!("../../clients/openai_client.py");
 const OPEN_INFERENCE: &str = include_str!("../../clients/open_inference.py");
 /// What opens the page at `/`.
 const PAGE: &str = include_str!("../../clients/page.py");
+/// What scores rows with lm_eval and by our own rules.
+const LM_EVAL: &str = include_str!("../../clients/lm_eval_score.py");
 /// Exit code of these where the machine lacks what they need.
 const LACKING: i32 = 3;
 
@@ -136,6 +138,43 @@ impl Forward {
         run(python, OPEN_INFERENCE, &[&address, model, prompt])
             .await
             .context("tritonclient")
+    }
+
+    /// Scores rows, JSONL of `prompt` and `completion`, with lm_eval's `local-completions` and by the rules of a run's
+    /// metrics, and fails where the two differ. `tokenizer`: the base model's folder. Says both scores.
+    pub async fn lm_eval(
+        &self,
+        python: &Path,
+        model: &str,
+        (tokenizer, rows): (&Path, &Path),
+    ) -> anyhow::Result<String> {
+        let output = Command::new(python)
+            .args([
+                "-c",
+                LM_EVAL,
+                &format!("http://127.0.0.1:{}", self.port),
+                model,
+            ])
+            .args([tokenizer, rows])
+            // The rows are here, and so is the tokenizer.
+            .env("HF_HUB_OFFLINE", "1")
+            .stdin(Stdio::null())
+            .kill_on_drop(true)
+            .output()
+            .await?;
+        ensure!(
+            output.status.success(),
+            "lm_eval: {}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+        let said = String::from_utf8_lossy(&output.stdout);
+        let scores: Vec<String> = said
+            .lines()
+            .filter(|line| line.starts_with("exact_match") || line.starts_with("log-likelihood"))
+            .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "))
+            .collect();
+        ensure!(scores.len() == 2, "lm_eval said {said:?}");
+        Ok(scores.join(", "))
     }
 
     /// Types into the page at `/` in a headless Chromium and takes a picture; `None` where there is no Chromium.

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use anyhow::ensure;
 use graftwork_contract::endpoint::base_header;
+use serde_json::json;
 
 use super::ask::Forward;
 use crate::cluster::{MINUTE, wait};
@@ -12,11 +13,29 @@ use crate::report::{say, step};
 
 /// A definition that no training row holds.
 const PROMPT: &str = "Definition: a large grey animal with a long trunk\nTopic:";
+/// Definitions with their topics, some of them as a model of this size says, to be scored by two programs.
+const SCORED: [(&str, &str); 8] = [
+    ("a large grey animal with a long trunk", "animal"),
+    ("a tall perennial plant with a woody trunk", "plant"),
+    ("a person who repairs shoes", "person"),
+    (
+        "a stringed instrument that is played with a bow",
+        "artifact",
+    ),
+    ("the act of throwing something forcefully", "act"),
+    ("a sweet baked food made of flour and sugar", "food"),
+    ("a strong feeling of great annoyance", "feeling"),
+    ("a body of water surrounded by land", "object"),
+];
+/// The base model's folder in the clone, in which the walk-through is called.
+const BASE_FOLDER: &str = "e2e/demo-data/base-model";
 
 /// What the endpoint is asked with beside curl.
 pub struct Clients<'a> {
     /// A Python with OpenAI's and Triton's clients.
     pub python: Option<&'a Path>,
+    /// A Python with lm_eval, which nobody has to have: it brings torch.
+    pub lm_eval: Option<&'a Path>,
     /// Whether one that is not there is a failure.
     pub all: bool,
     /// For a picture of the page.
@@ -38,6 +57,12 @@ impl Clients<'_> {
             None => self.skip(
                 "the openai and Triton clients are not asked: GRAFTWORK_OPENAI_PYTHON names no Python",
             )?,
+        }
+        match self.lm_eval {
+            Some(python) => step("Scoring with lm_eval", score(forward, python)).await?,
+            None => {
+                say("   (lm_eval does not score the endpoint: make lm-eval-python was not called)");
+            }
         }
         step("Opening the page at / in Chromium", self.open_page(forward)).await
     }
@@ -79,6 +104,24 @@ impl Clients<'_> {
         say(&format!("   ({what})"));
         Ok(())
     }
+}
+
+/// Scores the adapter with lm_eval and by our own rules.
+async fn score(forward: &Forward, python: &Path) -> anyhow::Result<()> {
+    let rows: String = SCORED
+        .iter()
+        .map(|(definition, topic)| {
+            let prompt = format!("Definition: {definition}\nTopic:");
+            let row = json!({"prompt": prompt, "completion": format!(" {topic}")});
+            format!("{row}\n")
+        })
+        .collect();
+    let file = tempfile::NamedTempFile::new()?;
+    std::fs::write(file.path(), rows)?;
+    let files = (Path::new(BASE_FOLDER), file.path());
+    let scores = forward.lm_eval(python, "topics", files).await?;
+    say(&format!("   ours and lm_eval, model topics: {scores}"));
+    Ok(())
 }
 
 /// Asks both adapters and the bare base.

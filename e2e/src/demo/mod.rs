@@ -26,6 +26,9 @@ pub struct Demo {
     /// A Python with the packages `openai` and `tritonclient`, to ask as their users do.
     #[arg(long, env = "GRAFTWORK_OPENAI_PYTHON")]
     openai_python: Option<std::path::PathBuf>,
+    /// A Python with the package `lm_eval`, to score as its users do; `make lm-eval-python` fetches one.
+    #[arg(long, env = "GRAFTWORK_LM_EVAL_PYTHON")]
+    lm_eval_python: Option<std::path::PathBuf>,
     /// A client that is not there is a failure: nobody else would notice that the endpoint was not asked with it.
     #[arg(long, env = "GRAFTWORK_ALL_CLIENTS")]
     all_clients: bool,
@@ -57,6 +60,7 @@ impl Demo {
         say("\n3. Its adapter passes the gate and is served beside the base and a second adapter");
         let clients = Clients {
             python: self.openai_python.as_deref(),
+            lm_eval: self.lm_eval_python.as_deref(),
             all: self.all_clients,
             logs: &self.logs,
         };
