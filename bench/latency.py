@@ -75,6 +75,11 @@ def percentile(values: list[float], percent: float) -> float:
     return ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)]
 
 
+def added(alone: dict, direct: dict) -> dict:
+    """Microseconds that a proxy adds at the median and at the 99th percentile; at least 1, so that ratios are numbers."""
+    return {f"added_{at}_us": max(1.0, alone[f"{at}_us"] - direct[f"{at}_us"]) for at in ("p50", "p99")}
+
+
 async def felt(port: int, asked: list[bytes], action: Callable[[], Awaitable[None]]) -> dict[str, float]:
     """The 99th percentile of the gaps between the tokens of streams, without the action and beside it."""
     streams = [Stream(port, one) for one in asked]

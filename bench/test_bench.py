@@ -266,5 +266,12 @@ class Children(unittest.TestCase):
             children.stop_all()
 
 
+class WhatAProxyAdds(unittest.TestCase):
+    def test_is_told_at_the_median_and_at_the_99th_percentile_and_is_never_nothing(self):
+        direct = {"p50_us": 40.0, "p99_us": 90.0}
+        self.assertEqual(latency.added({"p50_us": 65.0, "p99_us": 190.0}, direct), {"added_p50_us": 25.0, "added_p99_us": 100.0})
+        self.assertEqual(latency.added({"p50_us": 39.0, "p99_us": 90.0}, direct), {"added_p50_us": 1.0, "added_p99_us": 1.0})
+
+
 if __name__ == "__main__":
     unittest.main()
