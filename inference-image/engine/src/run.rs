@@ -16,7 +16,7 @@ use graftwork_listen::{Listener, clock};
 use graftwork_model::base::base_digest;
 use graftwork_model::config::LlamaConfig;
 use graftwork_model::kernel::Isa;
-use graftwork_model::kv::KV_BLOCK_TOKENS;
+use graftwork_model::kv::{KV_BLOCK_TOKENS, KvFormat};
 use graftwork_model::quant::Quantization;
 use graftwork_model::tokenizer::TextTokenizer;
 use graftwork_model::transformer::{Accelerator, Held, Llama};
@@ -397,7 +397,7 @@ fn start_device(
     metrics: &Arc<Metrics>,
 ) -> anyhow::Result<(Device, device::End)> {
     let sequences = config.maximum_batch_size.max(1) as usize;
-    let block_bytes = base.llama.kv_block_bytes() as u64;
+    let block_bytes = base.llama.kv_block_bytes(KvFormat::F32) as u64;
     let block = KeyValueBlock::new(block_bytes, KV_BLOCK_TOKENS as u64)
         .context("the base model has no keys and values")?;
     let context = base.context_tokens as u64;

@@ -3,7 +3,8 @@
 //! A head's block holds its keys transposed, `[head_dim][16]`, and its values, `[16][head_dim]`.
 //! Scores of sixteen keys are then sixteen lanes, each one chain over `head_dim`; no score matrix
 //! is ever whole. The order over keys is fixed, so that a query's bits depend on its own past
-//! alone, whatever the blocks' places and however the prompt was cut.
+//! alone, whatever the blocks' places and however the prompt was cut. Blocks in f16 are widened as they are read, which
+//! is exact: the bits are those of the same values in f32.
 #![expect(
     clippy::inline_always,
     reason = "bodies must take the features of their caller"
@@ -11,19 +12,74 @@
 
 use std::ops::Range;
 
+use half::f16;
+
 use super::dispatch::with_lanes;
 use super::elementwise::{exp, max_lanes, sum_lanes};
+use super::halves::HalfFormat;
 use super::lanes::Lanes;
 use super::panels::LANES;
 
 /// Tokens of one block.
 pub const BLOCK_TOKENS: usize = LANES;
 
+/// A value as a block holds it.
+pub(super) trait Stored: Copy {
+    /// The nearest that there is.
+    fn of(value: f32) -> Self;
+    /// As f32, exactly.
+    fn widened(self) -> f32;
+    /// Sixteen of them.
+    fn lanes<L: Lanes>(from: &[Self; LANES]) -> L;
+}
+
+impl Stored for f32 {
+    #[inline(always)]
+    fn of(value: f32) -> Self {
+        value
+    }
+
+    #[inline(always)]
+    fn widened(self) -> f32 {
+        self
+    }
+
+    #[inline(always)]
+    fn lanes<L: Lanes>(from: &[Self; LANES]) -> L {
+        L::load(from)
+    }
+}
+
+/// The bits of f16. A value that is too large for it becomes its largest one, since an infinity would make every later
+/// score a NaN.
+impl Stored for u16 {
+    #[inline(always)]
+    fn of(value: f32) -> Self {
+        const MOST: f32 = 65504.0;
+        f16::from_f32(value.clamp(-MOST, MOST)).to_bits()
+    }
+
+    #[inline(always)]
+    fn widened(self) -> f32 {
+        HalfFormat::F16.widened(self)
+    }
+
+    #[inline(always)]
+    fn lanes<L: Lanes>(from: &[Self; LANES]) -> L {
+        L::load_f16(from)
+    }
+}
+
+/// Elements of one head in one block.
+fn head_size(head_dim: usize) -> usize {
+    2 * BLOCK_TOKENS * head_dim
+}
+
 /// The cached keys and values of one head.
 #[derive(Clone, Copy)]
-pub(crate) struct HeadBlocks<'a> {
+pub(crate) struct HeadBlocks<'a, T = f32> {
     /// All blocks.
-    pub storage: &'a [f32],
+    pub storage: &'a [T],
     /// The numbers of this sequence's blocks, in order.
     pub table: &'a [u32],
     /// Elements between blocks.
@@ -34,20 +90,22 @@ pub(crate) struct HeadBlocks<'a> {
     pub head_dim: usize,
 }
 
-impl<'a> HeadBlocks<'a> {
-    /// Elements of one head in one block.
+impl HeadBlocks<'_> {
+    /// Elements of one head in one block, whatever they are held in.
     pub fn head_size(head_dim: usize) -> usize {
-        2 * BLOCK_TOKENS * head_dim
+        head_size(head_dim)
     }
+}
 
+impl<'a, T> HeadBlocks<'a, T> {
     /// The two halves of block `index`, empty past the table's end.
     #[inline(always)]
-    fn block(&self, index: usize) -> (&'a [f32], &'a [f32]) {
+    fn block(&self, index: usize) -> (&'a [T], &'a [T]) {
         let number = self.table.get(index).copied().unwrap_or(u32::MAX) as usize;
         let start = number
             .saturating_mul(self.stride)
             .saturating_add(self.offset);
-        let size = Self::head_size(self.head_dim);
+        let size = head_size(self.head_dim);
         let whole = self
             .storage
             .get(start..start.saturating_add(size))
@@ -59,20 +117,36 @@ impl<'a> HeadBlocks<'a> {
 /// Writes one token's key and value of one head into its block, both of `head_dim` values.
 #[inline]
 pub(crate) fn write_token(block: &mut [f32], slot: usize, key: &[f32], value: &[f32]) {
+    write_stored(block, slot, key, value);
+}
+
+/// The same into a block of the bits of f16.
+#[inline]
+pub(crate) fn write_token_f16(block: &mut [u16], slot: usize, key: &[f32], value: &[f32]) {
+    write_stored(block, slot, key, value);
+}
+
+#[inline]
+fn write_stored<T: Stored>(block: &mut [T], slot: usize, key: &[f32], value: &[f32]) {
     let dim = key.len();
     let (keys, values) = block.split_at_mut(BLOCK_TOKENS * dim);
-    write_transposed(keys, slot, key);
+    write_column(keys, slot, key);
     for (to, from) in values.iter_mut().skip(slot * dim).zip(value) {
-        *to = *from;
+        *to = T::of(*from);
     }
 }
 
 /// Writes one token's vector as column `slot` of a `[head_dim][16]` block.
 #[inline]
 pub(crate) fn write_transposed(block: &mut [f32], slot: usize, vector: &[f32]) {
+    write_column(block, slot, vector);
+}
+
+#[inline]
+fn write_column<T: Stored>(block: &mut [T], slot: usize, vector: &[f32]) {
     for (lanes, value) in block.as_chunks_mut::<LANES>().0.iter_mut().zip(vector) {
         if let Some(lane) = lanes.get_mut(slot) {
-            *lane = *value;
+            *lane = T::of(*value);
         }
     }
 }
@@ -80,19 +154,19 @@ pub(crate) fn write_transposed(block: &mut [f32], slot: usize, vector: &[f32]) {
 /// Sixteen dot products with the columns of a `[dim][16]` block, each in four chains over every
 /// fourth element, so that one chain's latency is not waited for.
 #[inline(always)]
-fn dot_columns<L: Lanes>(vector: &[f32], block: &[f32]) -> L {
+fn dot_columns<L: Lanes, T: Stored>(vector: &[f32], block: &[T]) -> L {
     let zero = L::splat(0.0);
     let (mut a, mut b, mut c, mut d) = (zero, zero, zero, zero);
     let (fours, rest) = vector.as_chunks::<4>();
     let (blocks, rest_blocks) = block.as_chunks::<LANES>().0.as_chunks::<4>();
     for (values, lanes) in fours.iter().zip(blocks) {
-        a = a.add_product(L::splat(values[0]), L::load(&lanes[0]));
-        b = b.add_product(L::splat(values[1]), L::load(&lanes[1]));
-        c = c.add_product(L::splat(values[2]), L::load(&lanes[2]));
-        d = d.add_product(L::splat(values[3]), L::load(&lanes[3]));
+        a = a.add_product(L::splat(values[0]), T::lanes(&lanes[0]));
+        b = b.add_product(L::splat(values[1]), T::lanes(&lanes[1]));
+        c = c.add_product(L::splat(values[2]), T::lanes(&lanes[2]));
+        d = d.add_product(L::splat(values[3]), T::lanes(&lanes[3]));
     }
     for (value, lanes) in rest.iter().zip(rest_blocks) {
-        a = a.add_product(L::splat(*value), L::load(lanes));
+        a = a.add_product(L::splat(*value), T::lanes(lanes));
     }
     a.add(b).add(c.add(d))
 }
@@ -100,9 +174,9 @@ fn dot_columns<L: Lanes>(vector: &[f32], block: &[f32]) -> L {
 /// `out = inverse · Σ weight · value` over the tokens of a head from block `start` on, for `R`
 /// registers of columns from `first`; `out` may be shorter than those.
 #[inline(always)]
-fn mix_values<L: Lanes, const R: usize>(
+fn mix_values<L: Lanes, T: Stored, const R: usize>(
     weights: &[f32],
-    (cache, start): (&HeadBlocks<'_>, usize),
+    (cache, start): (&HeadBlocks<'_, T>, usize),
     (first, inverse): (usize, f32),
     out: &mut [f32],
 ) {
@@ -114,13 +188,13 @@ fn mix_values<L: Lanes, const R: usize>(
             let weight = L::splat(*weight);
             if let Some(registers) = value.as_chunks::<LANES>().0.first_chunk::<R>() {
                 for (sum, value) in sums.iter_mut().zip(registers) {
-                    *sum = sum.add_product(weight, L::load(value));
+                    *sum = sum.add_product(weight, T::lanes(value));
                 }
             } else {
                 // The end of a head whose width is no multiple of sixteen; `R` is 1 here.
                 let mut padded = [0.0; LANES];
                 for (to, from) in padded.iter_mut().zip(value) {
-                    *to = *from;
+                    *to = from.widened();
                 }
                 for sum in &mut sums {
                     *sum = sum.add_product(weight, L::load(&padded));
@@ -232,9 +306,9 @@ fn spread_rest(
 }
 
 #[inline(always)]
-fn attend_lanes<L: Lanes>(
+fn attend_stored<L: Lanes, T: Stored>(
     query: &[f32],
-    cache: HeadBlocks<'_>,
+    cache: HeadBlocks<'_, T>,
     keys: Range<usize>,
     scale: f32,
     scores: &mut Vec<f32>,
@@ -245,7 +319,7 @@ fn attend_lanes<L: Lanes>(
     let mut max = L::splat(f32::NEG_INFINITY);
     for index in start..keys.end.div_ceil(BLOCK_TOKENS) {
         let mut sums = [0.0; LANES];
-        dot_columns::<L>(query, cache.block(index).0).store(&mut sums);
+        dot_columns::<L, T>(query, cache.block(index).0).store(&mut sums);
         for (key, sum) in (index * BLOCK_TOKENS..).zip(&mut sums) {
             *sum = if keys.contains(&key) {
                 *sum * scale
@@ -282,14 +356,38 @@ fn attend_lanes<L: Lanes>(
         };
         let (part, rest) = left.split_at_mut(width);
         match width {
-            64 => mix_values::<L, 4>(weights, (&cache, start), (first, inverse), part),
-            32 => mix_values::<L, 2>(weights, (&cache, start), (first, inverse), part),
-            _ => mix_values::<L, 1>(weights, (&cache, start), (first, inverse), part),
+            64 => mix_values::<L, T, 4>(weights, (&cache, start), (first, inverse), part),
+            32 => mix_values::<L, T, 2>(weights, (&cache, start), (first, inverse), part),
+            _ => mix_values::<L, T, 1>(weights, (&cache, start), (first, inverse), part),
         }
         first += width;
         left = rest;
     }
     max + sum.ln()
+}
+
+#[inline(always)]
+fn attend_lanes<L: Lanes>(
+    query: &[f32],
+    cache: HeadBlocks<'_>,
+    keys: Range<usize>,
+    scale: f32,
+    scores: &mut Vec<f32>,
+    out: &mut [f32],
+) -> f32 {
+    attend_stored::<L, f32>(query, cache, keys, scale, scores, out)
+}
+
+#[inline(always)]
+fn attend_f16_lanes<L: Lanes>(
+    query: &[f32],
+    cache: HeadBlocks<'_, u16>,
+    keys: Range<usize>,
+    scale: f32,
+    scores: &mut Vec<f32>,
+    out: &mut [f32],
+) -> f32 {
+    attend_stored::<L, u16>(query, cache, keys, scale, scores, out)
 }
 
 #[inline(always)]
@@ -309,8 +407,8 @@ fn attend_backward_lanes<L: Lanes>(
     for index in row.keys.start / BLOCK_TOKENS..row.keys.end.div_ceil(BLOCK_TOKENS) {
         let (key_block, value_block) = cache.block(index);
         let (mut weights, mut gradients) = ([0.0; LANES], [0.0; LANES]);
-        dot_columns::<L>(row.query, key_block).store(&mut weights);
-        dot_columns::<L>(row.dout, value_block).store(&mut gradients);
+        dot_columns::<L, f32>(row.query, key_block).store(&mut weights);
+        dot_columns::<L, f32>(row.dout, value_block).store(&mut gradients);
         for (weight, gradient) in weights.iter_mut().zip(&mut gradients) {
             *weight = exp(*weight * row.scale - row.log_sum);
             *gradient = *weight * (*gradient - shared) * row.scale;
@@ -352,6 +450,14 @@ with_lanes! {
         query: &[f32], cache: HeadBlocks<'_>, keys: Range<usize>, scale: f32,
         scores: &mut Vec<f32>, out: &mut [f32],
     ) -> f32 = attend_lanes
+}
+
+with_lanes! {
+    /// [`attend`] over keys and values that are held in f16.
+    pub(crate) fn attend_f16(
+        query: &[f32], cache: HeadBlocks<'_, u16>, keys: Range<usize>, scale: f32,
+        scores: &mut Vec<f32>, out: &mut [f32],
+    ) -> f32 = attend_f16_lanes
 }
 
 with_lanes! {
@@ -452,6 +558,75 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_cache_in_f16_has_the_bits_of_its_values_in_f32() {
+        for dim in [8, 16, 24, 48, 64, 120, 128] {
+            let (tokens, stream) = (37, Stream::new(6, &[dim as u64]));
+            let value = |i: usize| stream.normal(i as u64) as f32;
+            let query: Vec<f32> = (0..dim).map(value).collect();
+            let size = HeadBlocks::head_size(dim);
+            let table = [2, 0, 1];
+            let (mut wide, mut narrow) = (vec![0.0; 3 * size], vec![0_u16; 3 * size]);
+            for token in 0..tokens {
+                let vector = |first: usize| -> Vec<f32> {
+                    (0..dim).map(|i| value(first + token * dim + i)).collect()
+                };
+                let rounded = |vector: &[f32]| -> Vec<f32> {
+                    let bits = vector.iter().map(|value| u16::of(*value));
+                    bits.map(Stored::widened).collect()
+                };
+                let (key, of_key) = (vector(1000), vector(9000));
+                let place = table[token / BLOCK_TOKENS] as usize * size;
+                let (place, slot) = (place..place + size, token % BLOCK_TOKENS);
+                write_token_f16(&mut narrow[place.clone()], slot, &key, &of_key);
+                write_token(&mut wide[place], slot, &rounded(&key), &rounded(&of_key));
+            }
+            let blocks = HeadBlocks {
+                storage: &wide,
+                table: &table,
+                stride: size,
+                offset: 0,
+                head_dim: dim,
+            };
+            let halves = HeadBlocks {
+                storage: &narrow,
+                table: &table,
+                stride: size,
+                offset: 0,
+                head_dim: dim,
+            };
+            for keys in [0..tokens, 11..tokens, 16..31, 36..37] {
+                let (mut out, mut of_halves) = (vec![0.0; dim], vec![0.0; dim]);
+                let scores = &mut Vec::new();
+                let sum = attend(&query, blocks, keys.clone(), 0.2, scores, &mut out);
+                let other = attend_f16(&query, halves, keys.clone(), 0.2, scores, &mut of_halves);
+                assert_eq!(sum.to_bits(), other.to_bits(), "{dim} {keys:?}");
+                let bits = |values: &[f32]| -> Vec<u32> {
+                    values.iter().map(|value| value.to_bits()).collect()
+                };
+                assert_eq!(bits(&out), bits(&of_halves), "{dim} {keys:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_f16_is_loaded_as_what_it_is_and_what_is_too_large_is_the_largest() {
+        for bits in 0..=u16::MAX {
+            if !f16::from_bits(bits).is_finite() {
+                continue;
+            }
+            let mut lanes = [0.0_f32; LANES];
+            <[f32; LANES]>::load_f16(&[bits; LANES]).store(&mut lanes);
+            assert_eq!(lanes[3].to_bits(), f16::from_bits(bits).to_f32().to_bits());
+            assert_eq!(u16::of(lanes[3]), bits);
+        }
+        assert_eq!(u16::of(1.0e9).widened().to_bits(), 65504.0_f32.to_bits());
+        assert_eq!(
+            u16::of(f32::NEG_INFINITY).widened().to_bits(),
+            (-65504.0_f32).to_bits()
+        );
+    }
+
     /// One token after the other, each with all of its columns.
     fn backward_plainly(
         row: &QueryGradient<'_>,
@@ -480,8 +655,9 @@ mod tests {
                 lines.collect::<Vec<_>>().concat()
             };
             let key = &keys[range.clone()];
-            let [score, ..] = dot_columns::<Plain>(row.query, &column(key));
-            let [by_value, ..] = dot_columns::<Plain>(row.dout, &column(&values[range.clone()]));
+            let [score, ..] = dot_columns::<Plain, f32>(row.query, &column(key));
+            let [by_value, ..] =
+                dot_columns::<Plain, f32>(row.dout, &column(&values[range.clone()]));
             let weight = exp(score * row.scale - row.log_sum);
             let gradient = weight * (by_value - shared) * row.scale;
             add(gradient, key, dquery);

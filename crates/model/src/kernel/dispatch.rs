@@ -83,7 +83,7 @@ macro_rules! with_lanes {
                 use std::arch::x86_64::{__m256, __m512};
                 #[target_feature(enable = "avx512f,avx512dq")]
                 fn avx512($($arg: $ty),*) $(-> $ret)? { $body::<__m512>($($arg),*) }
-                #[target_feature(enable = "avx2,fma")]
+                #[target_feature(enable = "avx2,fma,f16c")]
                 fn avx2($($arg: $ty),*) $(-> $ret)? { $body::<[__m256; 2]>($($arg),*) }
                 match $crate::kernel::Isa::detect() {
                     #[expect(unsafe_code, reason = "needs the instruction set to be there")]

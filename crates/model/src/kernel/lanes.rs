@@ -8,6 +8,7 @@
     reason = "bodies must take the features of their caller"
 )]
 
+use super::halves::HalfFormat;
 use super::panels::LANES;
 
 /// Sixteen values and the few operations on them that attention needs.
@@ -20,6 +21,8 @@ pub(super) trait Lanes: Copy {
     fn splat(value: f32) -> Self;
     /// From an array.
     fn load(from: &[f32; LANES]) -> Self;
+    /// From the bits of values in f16, exactly.
+    fn load_f16(from: &[u16; LANES]) -> Self;
     /// Into an array.
     fn store(self, to: &mut [f32; LANES]);
     /// `self + other`
@@ -39,6 +42,15 @@ impl Lanes for [f32; LANES] {
     #[inline(always)]
     fn load(from: &[f32; LANES]) -> Self {
         *from
+    }
+
+    #[inline(always)]
+    fn load_f16(from: &[u16; LANES]) -> Self {
+        let mut to = [0.0; LANES];
+        for (to, bits) in to.iter_mut().zip(from) {
+            *to = HalfFormat::F16.widened(*bits);
+        }
+        to
     }
 
     #[inline(always)]
@@ -79,9 +91,10 @@ mod x86 {
     )]
 
     use std::arch::x86_64::{
-        __m256, __m512, _mm256_add_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_max_ps,
-        _mm256_set1_ps, _mm256_storeu_ps, _mm512_add_ps, _mm512_fmadd_ps, _mm512_loadu_ps,
-        _mm512_max_ps, _mm512_set1_ps, _mm512_storeu_ps,
+        __m128i, __m256, __m256i, __m512, _mm256_add_ps, _mm256_cvtph_ps, _mm256_fmadd_ps,
+        _mm256_loadu_ps, _mm256_max_ps, _mm256_set1_ps, _mm256_storeu_ps, _mm512_add_ps,
+        _mm512_cvtph_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_max_ps, _mm512_set1_ps,
+        _mm512_storeu_ps,
     };
 
     use super::{LANES, Lanes};
@@ -99,6 +112,12 @@ mod x86 {
         fn load(from: &[f32; LANES]) -> Self {
             // SAFETY: as above.
             unsafe { _mm512_loadu_ps(from.as_ptr()) }
+        }
+
+        #[inline(always)]
+        fn load_f16(from: &[u16; LANES]) -> Self {
+            // SAFETY: as above.
+            unsafe { _mm512_cvtph_ps(from.as_ptr().cast::<__m256i>().read_unaligned()) }
         }
 
         #[inline(always)]
@@ -140,6 +159,17 @@ mod x86 {
                 [
                     _mm256_loadu_ps(from.as_ptr()),
                     _mm256_loadu_ps(from.as_ptr().add(8)),
+                ]
+            }
+        }
+
+        #[inline(always)]
+        fn load_f16(from: &[u16; LANES]) -> Self {
+            // SAFETY: as above.
+            unsafe {
+                [
+                    _mm256_cvtph_ps(from.as_ptr().cast::<__m128i>().read_unaligned()),
+                    _mm256_cvtph_ps(from.as_ptr().add(8).cast::<__m128i>().read_unaligned()),
                 ]
             }
         }

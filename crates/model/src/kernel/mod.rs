@@ -36,7 +36,8 @@ mod x86_avx512;
 
 pub use attention::BLOCK_TOKENS;
 pub(crate) use attention::{
-    HeadBlocks, HeadRows, QueryGradient, attend, attend_backward, write_token, write_transposed,
+    HeadBlocks, HeadRows, QueryGradient, attend, attend_backward, attend_f16, write_token,
+    write_token_f16, write_transposed,
 };
 pub use dispatch::Isa;
 pub(crate) use elementwise::*;

@@ -1,17 +1,18 @@
 //! The paged KV cache: storage of fixed size, cut into blocks that sequences borrow.
 //!
-//! A block holds [`KV_BLOCK_TOKENS`] tokens of every layer and head, in f32, or in bf16 in a GPU's memory. Blocks go
-//! back to the pool when their sequence is dropped, from whichever thread. Sequences with the same beginning under the same
-//! adapter can share the full blocks of it: see [`KvSequence::adopt`].
+//! A block holds [`KV_BLOCK_TOKENS`] tokens of every layer and head, in f32 or f16, or in bf16 in a GPU's memory. Blocks
+//! go back to the pool when their sequence is dropped, from whichever thread. Sequences with the same beginning under the
+//! same adapter can share the full blocks of it: see [`KvSequence::adopt`].
 
 mod ledger;
 #[cfg(test)]
 mod tests;
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::config::LlamaConfig;
-use crate::kernel::{BLOCK_TOKENS, HeadBlocks, write_token};
+use crate::kernel::{BLOCK_TOKENS, HeadBlocks, attend, attend_f16, write_token, write_token_f16};
 use crate::transformer::Accelerator;
 use crate::transformer::gpu::GpuCache;
 pub use ledger::Owner;
@@ -89,11 +90,56 @@ pub struct KvPool {
     shape: KvShape,
 }
 
+/// What keys and values are held in, in the host's memory. Attention is computed in f32 from either.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum KvFormat {
+    /// As they are computed.
+    #[default]
+    F32,
+    /// Rounded to the nearest f16, at most 65,504: half of the memory, and half of what attention reads.
+    F16,
+}
+
+impl KvFormat {
+    /// Bytes of a value.
+    fn bytes(self) -> usize {
+        match self {
+            Self::F32 => size_of::<f32>(),
+            Self::F16 => size_of::<u16>(),
+        }
+    }
+}
+
 /// Where keys and values lie.
 #[derive(Debug)]
 enum Storage {
     Host(Vec<f32>),
+    /// The bits of f16.
+    Halves(Vec<u16>),
     Gpu(GpuCache),
+}
+
+/// The keys and values of one layer and head of a sequence.
+#[derive(Clone, Copy)]
+pub(crate) enum CachedHead<'a> {
+    F32(HeadBlocks<'a>),
+    F16(HeadBlocks<'a, u16>),
+}
+
+impl CachedHead<'_> {
+    /// See [`attend`].
+    pub fn attend(
+        self,
+        query: &[f32],
+        (keys, scale): (Range<usize>, f32),
+        scores: &mut Vec<f32>,
+        out: &mut [f32],
+    ) -> f32 {
+        match self {
+            Self::F32(blocks) => attend(query, blocks, keys, scale, scores, out),
+            Self::F16(blocks) => attend_f16(query, blocks, keys, scale, scores, out),
+        }
+    }
 }
 
 /// How a block of the host's memory is laid out: `[layers][kv_heads][keys: head_dim × 16, values: 16 × head_dim]`.
@@ -124,14 +170,56 @@ impl KvShape {
     fn offset(self, layer: usize, head: usize) -> usize {
         (layer * self.heads + head) * self.head_size()
     }
+
+    /// The blocks of one layer and head.
+    fn blocks<'a, T>(
+        self,
+        storage: &'a [T],
+        sequence: &'a KvSequence,
+        (layer, head): (usize, usize),
+    ) -> HeadBlocks<'a, T> {
+        HeadBlocks {
+            storage,
+            table: &sequence.blocks,
+            stride: self.block_size(),
+            offset: self.offset(layer, head),
+            head_dim: self.head_dim,
+        }
+    }
+
+    /// Writes one token's keys and values of one layer, into the part of a block that is that layer's.
+    fn write<T>(
+        self,
+        heads: Option<&mut [T]>,
+        slot: usize,
+        (keys, values): (&[f32], &[f32]),
+        write: impl Fn(&mut [T], usize, &[f32], &[f32]),
+    ) {
+        let vectors = keys
+            .chunks_exact(self.head_dim)
+            .zip(values.chunks_exact(self.head_dim));
+        let heads = heads.unwrap_or_default().chunks_exact_mut(self.head_size());
+        for (head, (key, value)) in heads.zip(vectors) {
+            write(head, slot, key, value);
+        }
+    }
 }
 
 impl KvPool {
     /// A pool of `blocks` blocks for a model that the CPU computes, all memory taken at once. For any model:
     /// [`Llama::kv_pool`](crate::transformer::Llama::kv_pool).
     pub fn new(config: &LlamaConfig, blocks: usize) -> Self {
+        Self::of_format(config, blocks, KvFormat::F32)
+    }
+
+    /// The same, of values that are held in this format.
+    pub fn of_format(config: &LlamaConfig, blocks: usize, format: KvFormat) -> Self {
         let shape = KvShape::of(config);
-        let storage = Storage::Host(vec![0.0; blocks * shape.block_size()]);
+        let values = blocks * shape.block_size();
+        let storage = match format {
+            KvFormat::F32 => Storage::Host(vec![0.0; values]),
+            KvFormat::F16 => Storage::Halves(vec![0; values]),
+        };
         Self::over(storage, blocks, shape)
     }
 
@@ -154,10 +242,15 @@ impl KvPool {
         }
     }
 
-    /// Bytes of one block of this model in the host's memory.
+    /// Bytes of one block of this model in the host's memory, in f32.
     pub fn block_bytes(config: &LlamaConfig) -> usize {
+        Self::block_bytes_of(config, KvFormat::F32)
+    }
+
+    /// The same in this format.
+    pub fn block_bytes_of(config: &LlamaConfig, format: KvFormat) -> usize {
         let heads = config.num_hidden_layers * config.num_key_value_heads;
-        heads * HeadBlocks::head_size(config.head_dim) * size_of::<f32>()
+        heads * HeadBlocks::head_size(config.head_dim) * format.bytes()
     }
 
     /// Who holds which of its blocks.
@@ -188,7 +281,7 @@ impl KvPool {
     /// What a GPU holds, where this pool is there.
     pub(crate) fn gpu(&self) -> Option<&GpuCache> {
         match &self.storage {
-            Storage::Host(_) => None,
+            Storage::Host(_) | Storage::Halves(_) => None,
             Storage::Gpu(cache) => Some(cache),
         }
     }
@@ -199,25 +292,23 @@ impl KvPool {
         sequence: &KvSequence,
         layer: usize,
         position: usize,
-        (keys, values): (&[f32], &[f32]),
+        vectors: (&[f32], &[f32]),
     ) {
         let shape = self.shape;
         let Some(block) = sequence.blocks.get(position / KV_BLOCK_TOKENS) else {
             return;
         };
         let start = *block as usize * shape.block_size() + shape.offset(layer, 0);
-        let size = shape.heads * shape.head_size();
-        let Storage::Host(storage) = &mut self.storage else {
-            return;
-        };
-        let Some(heads) = storage.get_mut(start..start + size) else {
-            return;
-        };
-        let vectors = keys
-            .chunks_exact(shape.head_dim)
-            .zip(values.chunks_exact(shape.head_dim));
-        for (head, (key, value)) in heads.chunks_exact_mut(shape.head_size()).zip(vectors) {
-            write_token(head, position % KV_BLOCK_TOKENS, key, value);
+        let place = start..start + shape.heads * shape.head_size();
+        let slot = position % KV_BLOCK_TOKENS;
+        match &mut self.storage {
+            Storage::Host(storage) => {
+                shape.write(storage.get_mut(place), slot, vectors, write_token);
+            }
+            Storage::Halves(storage) => {
+                shape.write(storage.get_mut(place), slot, vectors, write_token_f16);
+            }
+            Storage::Gpu(_) => {}
         }
     }
 
@@ -227,17 +318,12 @@ impl KvPool {
         sequence: &'a KvSequence,
         layer: usize,
         head: usize,
-    ) -> HeadBlocks<'a> {
-        let storage = match &self.storage {
-            Storage::Host(storage) => storage.as_slice(),
-            Storage::Gpu(_) => &[],
-        };
-        HeadBlocks {
-            storage,
-            table: &sequence.blocks,
-            stride: self.shape.block_size(),
-            offset: self.shape.offset(layer, head),
-            head_dim: self.shape.head_dim,
+    ) -> CachedHead<'a> {
+        let (shape, at) = (self.shape, (layer, head));
+        match &self.storage {
+            Storage::Host(storage) => CachedHead::F32(shape.blocks(storage, sequence, at)),
+            Storage::Halves(storage) => CachedHead::F16(shape.blocks(storage, sequence, at)),
+            Storage::Gpu(_) => CachedHead::F32(shape.blocks(&[], sequence, at)),
         }
     }
 }

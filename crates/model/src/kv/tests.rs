@@ -35,6 +35,14 @@ fn blocks_return_on_drop_and_nothing_is_taken_by_a_refusal() {
 }
 
 #[test]
+fn a_block_in_f16_takes_half_of_the_bytes() {
+    let config = TinyShape::default().config();
+    let bytes = |format| KvPool::block_bytes_of(&config, format);
+    assert_eq!(bytes(KvFormat::F32), KvPool::block_bytes(&config));
+    assert_eq!(2 * bytes(KvFormat::F16), bytes(KvFormat::F32));
+}
+
+#[test]
 fn a_known_beginning_is_shared_in_full_blocks_and_the_last_token_is_left_to_compute() {
     let blocks = KvBlocks::new(8, 4);
     let text: Vec<u32> = (0..12).collect();

@@ -16,8 +16,8 @@ use super::segments::{Segment, Updates};
 use super::weights::{Llama, Place, Rotary, Weights};
 use super::{ModelError, check_tokens};
 use crate::config::LlamaConfig;
-use crate::kernel::{self, Epilogue, Product, attend, products};
-use crate::kv::{KV_BLOCK_TOKENS, KvError, KvPool, KvSequence};
+use crate::kernel::{self, Epilogue, Product, products};
+use crate::kv::{KV_BLOCK_TOKENS, KvError, KvFormat, KvPool, KvSequence};
 use crate::lora::{LoadedAdapter, Module};
 
 use super::forward::{activate, optional_norm, rms_norm};
@@ -229,7 +229,7 @@ impl Batch<'_> {
             let keys = seen(row.position, window);
             let blocks = pool.head(cache, layer, task % in_row);
             for (out, query) in out.chunks_exact_mut(dim).zip(query.chunks_exact(dim)) {
-                attend(query, blocks, keys.clone(), scale, scores, out);
+                blocks.attend(query, (keys.clone(), scale), scores, out);
             }
         });
         out
@@ -261,8 +261,16 @@ impl Llama {
     /// # Errors
     /// A GPU's memory is too small.
     pub fn kv_pool(&self, blocks: usize) -> Result<KvPool, ModelError> {
+        self.kv_pool_of(blocks, KvFormat::F32)
+    }
+
+    /// The same with keys and values in this format, but on a GPU, whose cache is in bf16 whatever is asked for.
+    ///
+    /// # Errors
+    /// A GPU's memory is too small.
+    pub fn kv_pool_of(&self, blocks: usize, format: KvFormat) -> Result<KvPool, ModelError> {
         match &self.place {
-            Place::Host(weights) => Ok(KvPool::new(&weights.config, blocks)),
+            Place::Host(weights) => Ok(KvPool::of_format(&weights.config, blocks, format)),
             Place::Gpu(weights) => {
                 let pool = KvPool::on_gpu(weights.config(), blocks, weights.accelerator());
                 Ok(pool?)
@@ -271,9 +279,9 @@ impl Llama {
     }
 
     /// Bytes of one block of such a pool.
-    pub fn kv_block_bytes(&self) -> usize {
+    pub fn kv_block_bytes(&self, format: KvFormat) -> usize {
         match &self.place {
-            Place::Host(weights) => KvPool::block_bytes(&weights.config),
+            Place::Host(weights) => KvPool::block_bytes_of(&weights.config, format),
             Place::Gpu(weights) => {
                 KV_BLOCK_TOKENS * GpuCache::token_bytes(weights.config(), weights.accelerator())
             }

@@ -6,7 +6,7 @@ use super::*;
 use crate::base::BaseModel;
 use crate::config::LlamaConfig;
 use crate::fixture::{TinyShape, random_adapter};
-use crate::kv::{KvError, KvPool, KvSequence};
+use crate::kv::{KvError, KvFormat, KvPool, KvSequence};
 use crate::lora::{LoadedAdapter, LoraConfig, LoraParams, Module};
 use crate::targets::Targets;
 
@@ -321,8 +321,13 @@ fn a_rows_bits_depend_on_neither_company_nor_chunks_nor_threads() {
             .build()
             .unwrap()
     };
-    for adapter in [None, Some(&a)] {
-        let mut pool = KvPool::new(&config, 64);
+    let mut answers = Vec::new();
+    for (adapter, format) in [
+        (None, KvFormat::F32),
+        (Some(&a), KvFormat::F32),
+        (Some(&a), KvFormat::F16),
+    ] {
+        let mut pool = KvPool::of_format(&config, 64, format);
         let alone = threads(1).install(|| serve(&llama, &mut pool, &text, adapter, 41, &[]));
         for (chunk, company, count) in [
             (1, &others[..], 2),
@@ -334,11 +339,15 @@ fn a_rows_bits_depend_on_neither_company_nor_chunks_nor_threads() {
                 threads(count).install(|| serve(&llama, &mut pool, &text, adapter, chunk, company));
             assert!(
                 other == alone,
-                "chunk {chunk}, {} others, {count} threads",
+                "chunk {chunk}, {} others, {count} threads, {format:?}",
                 company.len()
             );
         }
-        // What was trained is what is served.
+        // What was trained is what is served, as nearly as the cache holds it.
+        let limit = match format {
+            KvFormat::F32 => 1e-4,
+            KvFormat::F16 => 2e-3,
+        };
         let mut whole = PackedBatch::new();
         whole.push(&text, &vec![true; text.len()]);
         let scores = llama.score(&whole, adapter).unwrap();
@@ -350,14 +359,16 @@ fn a_rows_bits_depend_on_neither_company_nor_chunks_nor_threads() {
                 .collect();
             let nll = -crate::sampler::log_probs(&row, &[score.target])[0];
             assert!(
-                (nll - score.nll).abs() < 1e-4,
-                "row {}: {nll} served, {} trained",
+                (nll - score.nll).abs() < limit,
+                "row {}: {nll} served, {} trained, {format:?}",
                 score.row,
                 score.nll
             );
         }
         assert_eq!(pool.free_blocks(), 64);
+        answers.push(alone);
     }
+    assert!(answers[1] != answers[2], "a cache in f16 is another one");
 }
 
 #[test]
@@ -365,8 +376,12 @@ fn a_shared_beginning_gives_the_bits_of_one_that_was_computed() {
     let (_, llama, config) = model();
     let adapter = LoadedAdapter::new(&random_adapter(&config, &lora(4, 0.0), 1), &config).unwrap();
     let text = tokens(53, 3);
-    for adapter in [None, Some(&adapter)] {
-        let mut pool = KvPool::new(&config, 32);
+    for (adapter, format) in [
+        (None, KvFormat::F32),
+        (Some(&adapter), KvFormat::F32),
+        (Some(&adapter), KvFormat::F16),
+    ] {
+        let mut pool = KvPool::of_format(&config, 32, format);
         let alone = serve(&llama, &mut pool, &text, adapter, 53, &[]);
         let owner = || adapter.map(|adapter| adapter.digest().clone());
         // Someone leaves its blocks behind, computed in pieces that end inside of blocks.
