@@ -72,6 +72,18 @@ pub struct EngineConfig {
     /// Memory of the KV cache at most.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key_value_cache_bytes: Option<u64>,
+    /// What keys and values are held in; left out, in f32.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_value_format: Option<KeyValueFormat>,
+}
+
+/// What the keys and values of an engine on the CPU are held in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum KeyValueFormat {
+    /// 32 bits a value, as they are computed.
+    F32,
+    /// 16 bits a value: IEEE 754's binary16.
+    F16,
 }
 
 /// What a served base model is held in, where that is not what its files have.

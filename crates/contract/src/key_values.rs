@@ -21,6 +21,15 @@ impl KeyValueBlock {
         Some(Self { bytes, tokens })
     }
 
+    /// The same block with its values in 16 bits in place of 32.
+    #[must_use]
+    pub const fn in_halves(self) -> Self {
+        Self {
+            bytes: self.bytes / 2,
+            tokens: self.tokens,
+        }
+    }
+
     /// Blocks that so many tokens need.
     pub const fn blocks_for(self, tokens: u64) -> u64 {
         tokens.div_ceil(self.tokens)
@@ -58,6 +67,7 @@ mod tests {
         assert_eq!(block.tokens_in(block.bytes_for(512)), 512);
         assert_eq!(block.tokens_in(block.bytes_for(512) - 1), 496);
         assert_eq!(block.blocks_in(49_151), 0);
+        assert_eq!(block.in_halves().tokens_in(1 << 20), 2 * 336);
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::Parser;
+use graftwork_contract::endpoint::KeyValueFormat;
 use graftwork_contract::key_values::DEFAULT_MIB;
 use graftwork_contract::pod;
 
@@ -57,6 +58,10 @@ pub struct Options {
     #[arg(long, default_value_t = DEFAULT_MIB, value_parser = clap::value_parser!(u32).range(1..))]
     pub kv_cache_mib: u32,
 
+    /// What keys and values are held in on the CPU: f32, or f16 in half of the memory, which rounds them.
+    #[arg(long, value_name = "FORMAT", default_value = "f32", value_parser = read_format)]
+    pub kv_cache_format: KeyValueFormat,
+
     /// Memory of loaded adapters at most, in MiB; without it, only their number counts.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     pub adapter_memory_mib: Option<u32>,
@@ -87,4 +92,33 @@ pub struct Options {
     /// pod's grace period.
     #[arg(long, default_value_t = 80)]
     pub drain_limit_seconds: u64,
+}
+
+fn read_format(text: &str) -> Result<KeyValueFormat, String> {
+    match text {
+        "f32" => Ok(KeyValueFormat::F32),
+        "f16" => Ok(KeyValueFormat::F16),
+        _ => Err("it must be f32 or f16".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_and_values_are_in_f32_unless_f16_is_asked_for() {
+        let read = |flags: &[&str]| {
+            let fixed = ["engine", "--pod-uid", "local"];
+            Options::try_parse_from(fixed.iter().chain(flags))
+                .map(|options| options.kv_cache_format)
+        };
+        assert_eq!(read(&[]).unwrap(), KeyValueFormat::F32);
+        assert_eq!(
+            read(&["--kv-cache-format", "f16"]).unwrap(),
+            KeyValueFormat::F16
+        );
+        let error = read(&["--kv-cache-format", "int8"]).unwrap_err();
+        assert!(error.to_string().contains("f32 or f16"), "{error}");
+    }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail, ensure};
 use graftwork_artifacts::{Store, digest_of_file};
-use graftwork_contract::endpoint::{BaseFormat, EngineConfig};
+use graftwork_contract::endpoint::{BaseFormat, EngineConfig, KeyValueFormat};
 use graftwork_contract::key_values::KeyValueBlock;
 use graftwork_contract::pod;
 use graftwork_contract::signing::{Addressee, Guard};
@@ -164,7 +164,7 @@ impl Running {
             health: health.clone(),
             abort: abort.clone(),
             started: clock::unix_seconds(),
-            revision: revision(&config, &base.build, base.llama.accelerator()),
+            revision: revision(&options, &config, &base.build, base.llama.accelerator()),
         });
         let (http_address, http_listener) = bind(options.listen_http).await?;
         let readiness = health.clone();
@@ -344,7 +344,12 @@ fn held(format: BaseFormat) -> Held {
 }
 
 /// What computes answers here: engines of one revision give the same ones.
-fn revision(config: &EngineConfig, build: &str, accelerator: Option<&Accelerator>) -> String {
+fn revision(
+    options: &Options,
+    config: &EngineConfig,
+    build: &str,
+    accelerator: Option<&Accelerator>,
+) -> String {
     let kernels = match accelerator {
         None => Isa::detect().name().to_owned(),
         // A header's value and a part of a key: `NVIDIA L40S` becomes `NVIDIA-L40S`.
@@ -361,7 +366,18 @@ fn revision(config: &EngineConfig, build: &str, accelerator: Option<&Accelerator
         revision.push('-');
         revision.push_str(format.name());
     }
+    if accelerator.is_none() && kv_format(options, config) == KvFormat::F16 {
+        revision.push_str("-kv-f16");
+    }
     revision
+}
+
+/// What keys and values are held in on the CPU. What the endpoint says counts before a flag.
+fn kv_format(options: &Options, config: &EngineConfig) -> KvFormat {
+    match config.key_value_format.unwrap_or(options.kv_cache_format) {
+        KeyValueFormat::F32 => KvFormat::F32,
+        KeyValueFormat::F16 => KvFormat::F16,
+    }
 }
 
 /// The digits by which this program differs from another build of the same version, whose sums may have another order.
@@ -397,7 +413,11 @@ fn start_device(
     metrics: &Arc<Metrics>,
 ) -> anyhow::Result<(Device, device::End)> {
     let sequences = config.maximum_batch_size.max(1) as usize;
-    let block_bytes = base.llama.kv_block_bytes(KvFormat::F32) as u64;
+    let format = kv_format(options, config);
+    if format == KvFormat::F16 && base.llama.accelerator().is_some() {
+        tracing::info!("keys and values are in bf16 on a GPU, not in f16");
+    }
+    let block_bytes = base.llama.kv_block_bytes(format) as u64;
     let block = KeyValueBlock::new(block_bytes, KV_BLOCK_TOKENS as u64)
         .context("the base model has no keys and values")?;
     let context = base.context_tokens as u64;
@@ -418,7 +438,7 @@ fn start_device(
     let blocks = block.blocks_in(bytes).min(useful);
     let pool = base
         .llama
-        .kv_pool(blocks as usize)
+        .kv_pool_of(blocks as usize, format)
         .with_context(|| format!("KV cache: {named}"))?;
     let settings = DeviceSettings {
         sequences,

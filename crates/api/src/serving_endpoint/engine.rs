@@ -43,6 +43,9 @@ pub struct EngineSpec {
     /// Memory of the KV cache at most, at least what one context takes; left out, 1Gi.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key_value_cache: Option<Amount>,
+    /// What keys and values are held in on the CPU; left out, F32. F16 takes half of the memory and rounds them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_value_cache_format: Option<KeyValueCacheFormat>,
 }
 
 impl Default for EngineSpec {
@@ -56,6 +59,7 @@ impl Default for EngineSpec {
             adapter_memory: None,
             disk_cache: None,
             key_value_cache: None,
+            key_value_cache_format: None,
         }
     }
 }
@@ -75,5 +79,15 @@ open_enum! {
         Q4_0 = "Q4_0",
         /// 4.5 bits a weight, in blocks of 256.
         Q4K = "Q4_K",
+    }
+}
+
+open_enum! {
+    /// What keys and values are held in on the CPU.
+    pub enum KeyValueCacheFormat (spec) {
+        /// 32 bits a value, as they are computed.
+        F32 = "F32",
+        /// 16 bits a value.
+        F16 = "F16",
     }
 }

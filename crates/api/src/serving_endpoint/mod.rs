@@ -4,7 +4,7 @@ mod engine;
 mod rollout;
 mod status;
 
-pub use engine::{BaseQuantization, EngineSpec, MINIMUM_CONTEXT};
+pub use engine::{BaseQuantization, EngineSpec, KeyValueCacheFormat, MINIMUM_CONTEXT};
 pub use rollout::{
     Analysis, AnalysisMetric, AnalysisRule, BlueGreen, Canary, CanaryStep, Pause, Rollout,
     RolloutStrategy,

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use crate::harness::{Answer, BASE, Files, Server};
 use engine::run::Running;
 use futures::future::join_all;
-use graftwork_contract::endpoint::BaseFormat;
+use graftwork_contract::endpoint::{BaseFormat, KeyValueFormat};
 use graftwork_model::fixture::TinyShape;
 use serde_json::{Value, json};
 
@@ -112,6 +112,32 @@ async fn an_engine_takes_what_its_configuration_says_and_not_what_its_flags_say(
     bounded.wait_for_metric(resident, 1.0).await;
     assert!(bounded.metric("graftwork_engine_kv_blocks ").await < blocks);
     assert_eq!(std::fs::read_dir(cache.path()).unwrap().count(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kv_cache_in_f16_holds_twice_as_much_and_gives_in_company_what_it_gives_alone() {
+    let mut files = files();
+    // Less than all sequences together may fill.
+    files.config.key_value_cache_bytes = Some(4 << 20);
+    let wide = files.start().await;
+    let blocks = "graftwork_engine_kv_blocks ";
+    let held = wide.metric(blocks).await;
+    let of_wide = alone(&wide).await;
+    files.config.key_value_format = Some(KeyValueFormat::F16);
+    let server = files.start().await;
+    let twice = server.metric(blocks).await;
+    assert!(twice == 2.0 * held || twice == 2.0 * held + 1.0, "{twice}");
+    let expected = alone(&server).await;
+    let together = join_all(bodies().into_iter().map(|body| server.complete(body))).await;
+    for (answer, expected) in together.iter().zip(&expected) {
+        assert_eq!(content(answer), *expected);
+        let revision = answer.headers["x-graftwork-engine"].to_str().unwrap();
+        assert!(revision.ends_with("-kv-f16"), "{revision}");
+    }
+    assert_ne!(
+        of_wide, expected,
+        "to round keys and values changes something"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -132,6 +132,7 @@ impl<'a> Builder<'a> {
             disk_cache_bytes: self.valid.engine.disk_cache_bytes.map(|size| size / 8 * 7),
             store: bucket::configuration(self.settings, &self.owner.namespace),
             key_value_cache_bytes: self.valid.engine.key_value_cache_bytes,
+            key_value_format: self.valid.engine.key_value_format,
         }
     }
 

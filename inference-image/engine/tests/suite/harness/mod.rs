@@ -15,7 +15,7 @@ use engine::options::Options;
 use engine::run::Running;
 use graftwork_contract::Digest;
 use graftwork_contract::adapter::{MANIFEST_FILE, Manifest, Provenance};
-use graftwork_contract::endpoint::{EngineAdapter, EngineConfig, HEADER_ADAPTER};
+use graftwork_contract::endpoint::{EngineAdapter, EngineConfig, HEADER_ADAPTER, KeyValueFormat};
 use graftwork_contract::proto::engine::v1::engine_client::EngineClient;
 use graftwork_contract::proto::engine::v1::{
     AdapterState, AdapterStatus, AdapterVersion, SyncReply, SyncRequest,
@@ -77,6 +77,7 @@ impl Files {
             adapter_memory_bytes: None,
             disk_cache_bytes: None,
             key_value_cache_bytes: None,
+            key_value_format: None,
             store: None,
         };
         Self { dir, model, config }
@@ -151,6 +152,7 @@ impl Files {
             pass_tokens: 64,
             maximum_waiting: 64,
             kv_cache_mib: 64,
+            kv_cache_format: KeyValueFormat::F32,
             adapter_memory_mib: None,
             adapter_cache: None,
             adapter_cache_mib: 64,

@@ -3,8 +3,10 @@
 use std::collections::BTreeSet;
 
 use graftwork_api::Amount;
-use graftwork_api::serving_endpoint::{BaseQuantization, EngineSpec, ResponseCache};
-use graftwork_contract::endpoint::BaseFormat;
+use graftwork_api::serving_endpoint::{
+    BaseQuantization, EngineSpec, KeyValueCacheFormat, ResponseCache,
+};
+use graftwork_contract::endpoint::{BaseFormat, KeyValueFormat};
 
 use super::*;
 
@@ -77,16 +79,18 @@ fn what_an_engine_may_take_reaches_it_and_a_change_of_it_rolls_the_engines() {
         "adapterMemory",
         "diskCache",
         "keyValueCache",
+        "keyValueFormat",
     ] {
         assert!(!plain.contains(key), "engines of before are not restarted");
     }
     assert!(!template(&world.observed.engine_deployment).contains("adapter-cache"));
     let amount = |text: &str| Some(Amount::from(text));
-    let changes: [fn(&mut EngineSpec, Option<Amount>); 4] = [
+    let changes: [fn(&mut EngineSpec, Option<Amount>); 5] = [
         |engine, _| engine.quantization = BaseQuantization::Q4K,
         |engine, amount| engine.adapter_memory = amount,
         |engine, amount| engine.disk_cache = amount,
         |engine, amount| engine.key_value_cache = amount,
+        |engine, _| engine.key_value_cache_format = Some(KeyValueCacheFormat::F16),
     ];
     for (number, change) in changes.into_iter().enumerate() {
         let before = template(&world.observed.engine_deployment);
@@ -104,6 +108,7 @@ fn what_an_engine_may_take_reaches_it_and_a_change_of_it_rolls_the_engines() {
     assert_eq!(config.quantization, Some(BaseFormat::Q4K));
     assert_eq!(config.adapter_memory_bytes, Some(8 << 30));
     assert_eq!(config.key_value_cache_bytes, Some(8 << 30));
+    assert_eq!(config.key_value_format, Some(KeyValueFormat::F16));
     assert_eq!(
         config.disk_cache_bytes,
         Some(7 << 30),

@@ -188,6 +188,13 @@ fn a_kv_cache_without_room_for_one_context_is_refused_before_an_engine_starts_wi
          set it to at least 1536Ki, or spec.engine.maximumContextTokens to at most 336"
     );
     assert_eq!(message(&json!({"keyValueCache": "1536Ki"}), 512), None);
+    let halves = json!({"keyValueCache": "1Mi", "keyValueCacheFormat": "F16"});
+    assert_eq!(message(&halves, 512), None);
+    assert!(
+        message(&halves, 673)
+            .unwrap()
+            .contains("1Mi holds 672 tokens")
+    );
     let shorter = json!({"keyValueCache": "1Mi", "maximumContextTokens": 336});
     assert_eq!(message(&shorter, 512), None);
     assert_eq!(

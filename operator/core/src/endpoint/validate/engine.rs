@@ -2,8 +2,10 @@
 
 use graftwork_api::Amount;
 use graftwork_api::amount::{MINIMUM, bytes};
-use graftwork_api::serving_endpoint::{BaseQuantization, EngineSpec, MINIMUM_CONTEXT};
-use graftwork_contract::endpoint::BaseFormat;
+use graftwork_api::serving_endpoint::{
+    BaseQuantization, EngineSpec, KeyValueCacheFormat, MINIMUM_CONTEXT,
+};
+use graftwork_contract::endpoint::{BaseFormat, KeyValueFormat};
 use graftwork_contract::key_values;
 
 use super::{Invalid, unknown};
@@ -21,6 +23,8 @@ pub struct EngineRoom {
     pub disk_cache_bytes: Option<u64>,
     /// Memory of the KV cache.
     pub key_value_cache_bytes: Option<u64>,
+    /// What keys and values are held in; none: f32.
+    pub key_value_format: Option<KeyValueFormat>,
 }
 
 /// A limit of a profile's container.
@@ -62,6 +66,7 @@ pub(super) fn read(spec: &EngineSpec, profile: &ComputeProfile) -> Result<Engine
         adapter_memory_bytes: read_amount(ADAPTERS, spec.adapter_memory.as_ref())?,
         disk_cache_bytes: read_amount(DISK, spec.disk_cache.as_ref())?,
         key_value_cache_bytes: read_amount(KEYS, spec.key_value_cache.as_ref())?,
+        key_value_format: read_format(spec.key_value_cache_format.as_ref())?,
     };
     let limit = |resource| PodLimit {
         profile,
@@ -107,6 +112,19 @@ fn read_quantization(quantization: &BaseQuantization) -> Result<Option<BaseForma
     }
 }
 
+fn read_format(format: Option<&KeyValueCacheFormat>) -> Result<Option<KeyValueFormat>, Invalid> {
+    match format {
+        None => Ok(None),
+        Some(KeyValueCacheFormat::F32) => Ok(Some(KeyValueFormat::F32)),
+        Some(KeyValueCacheFormat::F16) => Ok(Some(KeyValueFormat::F16)),
+        Some(KeyValueCacheFormat::Other(other)) => Err(unknown(
+            "spec.engine.keyValueCacheFormat",
+            other,
+            KeyValueCacheFormat::KNOWN,
+        )),
+    }
+}
+
 fn read_amount(field: &str, amount: Option<&Amount>) -> Result<Option<u64>, Invalid> {
     let Some(amount) = amount else {
         return Ok(None);
@@ -146,7 +164,10 @@ fn context_problem(engine: &EngineSpec, base: &ServedBase) -> Option<String> {
 
 /// A KV cache without room for one context: an engine refuses to start with it.
 fn cache_problem(engine: &EngineSpec, room: &EngineRoom, base: &ServedBase) -> Option<String> {
-    let block = base.key_values?;
+    let block = match room.key_value_format {
+        None | Some(KeyValueFormat::F32) => base.key_values?,
+        Some(KeyValueFormat::F16) => base.key_values?.in_halves(),
+    };
     let context = engine
         .maximum_context_tokens
         .unwrap_or(base.maximum_positions);
@@ -191,12 +212,14 @@ mod tests {
         assert_eq!(read_spec(&json!({}), &limits), Ok(EngineRoom::default()));
         let all = json!({
             "quantization": "Q4_K", "adapterMemory": "512Mi", "diskCache": "20Gi", "keyValueCache": "3.5Gi",
+            "keyValueCacheFormat": "F16",
         });
         let expected = EngineRoom {
             quantization: Some(BaseFormat::Q4K),
             adapter_memory_bytes: Some(512 << 20),
             disk_cache_bytes: Some(20 << 30),
             key_value_cache_bytes: Some(7 << 29),
+            key_value_format: Some(KeyValueFormat::F16),
         };
         assert_eq!(read_spec(&all, &limits), Ok(expected));
         assert_eq!(read_spec(&all, &json!({})), Ok(expected));
@@ -240,6 +263,11 @@ mod tests {
                 json!({"quantization": "NF4"}),
                 "spec.engine.quantization",
                 "it knows None, BF16, Q8_0, Q4_0, Q4_K",
+            ),
+            (
+                json!({"keyValueCacheFormat": "Q8_0"}),
+                "spec.engine.keyValueCacheFormat",
+                "it knows F32, F16",
             ),
         ] {
             let invalid = read_spec(&spec, &limits).unwrap_err();
