@@ -59,7 +59,7 @@ impl TokenizeRequest {
                 fields.neutral(&[("add_special_tokens", Neutral::False)])?;
                 Text::Chat {
                     messages: read_messages(&mut fields)?,
-                    tools: read_list(&mut fields)?.0,
+                    tools: read_list(&mut fields)?.list,
                     opens_answer: fields.boolean("add_generation_prompt")?.unwrap_or(true),
                 }
             }

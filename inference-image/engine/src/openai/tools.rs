@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::ApiError;
-use super::fields::{Fields, Neutral};
+use super::fields::Fields;
 use crate::constraint::check;
 
 /// Tools of one request, as in OpenAI.
@@ -55,12 +55,25 @@ enum Choice {
 /// # Errors
 /// 400 naming what is wrong with which tool.
 pub(super) fn read_tools(fields: &mut Fields) -> Result<Option<Tools>, ApiError> {
-    let (list, names) = read_list(fields)?;
+    let Given {
+        list,
+        names,
+        strict,
+    } = read_list(fields)?;
     let choice = read_choice(fields, &names)?;
     let only_one = !fields.boolean("parallel_tool_calls")?.unwrap_or(true);
     // A tool that the model does not see is one that it can't call.
     if choice == Choice::Nothing || list.is_empty() {
         return Ok(None);
+    }
+    if choice == Choice::Model
+        && let Some(index) = strict
+    {
+        let param = format!("tools[{index}].function.strict");
+        let message = format!(
+            "{param} = true is only supported where tool_choice forces a call; leave it out, send false, or send tool_choice = \"required\""
+        );
+        return Err(ApiError::unsupported(param, message));
     }
     let is_forced = |index| match choice {
         Choice::Nothing | Choice::Model => false,
@@ -153,13 +166,24 @@ fn read_arguments(index: usize, tool: &Value) -> Result<Value, ApiError> {
     checked.map_err(|problem| ApiError::arguments(index, &problem))
 }
 
+/// A list of tools.
+#[derive(Debug, Default)]
+pub(super) struct Given {
+    /// For the template.
+    pub(super) list: Vec<Value>,
+    /// Their names.
+    names: Vec<String>,
+    /// The first one whose arguments have to keep to its schema.
+    strict: Option<usize>,
+}
+
 /// Takes the list of tools.
 ///
 /// # Errors
 /// As in [`read_tools`].
-pub(super) fn read_list(fields: &mut Fields) -> Result<(Vec<Value>, Vec<String>), ApiError> {
+pub(super) fn read_list(fields: &mut Fields) -> Result<Given, ApiError> {
     let given = match fields.take("tools") {
-        None => return Ok((Vec::new(), Vec::new())),
+        None => return Ok(Given::default()),
         Some(Value::Array(list)) => list,
         Some(other) => return Err(fields.wrong_type("tools", "a list", &other)),
     };
@@ -169,9 +193,12 @@ pub(super) fn read_list(fields: &mut Fields) -> Result<(Vec<Value>, Vec<String>)
     }
     let mut list = Vec::with_capacity(given.len());
     let mut names = Vec::with_capacity(given.len());
-    let mut bytes = 0;
+    let (mut bytes, mut strict) = (0, None);
     for (index, value) in given.into_iter().enumerate() {
-        let (name, tool) = read_tool(fields.element("tools", index, value)?)?;
+        let (name, tool, is_strict) = read_tool(fields.element("tools", index, value)?)?;
+        if is_strict && strict.is_none() {
+            strict = Some(index);
+        }
         if names.contains(&name) {
             return Err(fields.wrong("tools", &format!("has two tools of the name {name:?}")));
         }
@@ -185,11 +212,15 @@ pub(super) fn read_list(fields: &mut Fields) -> Result<(Vec<Value>, Vec<String>)
         );
         return Err(fields.wrong("tools", &problem));
     }
-    Ok((list, names))
+    Ok(Given {
+        list,
+        names,
+        strict,
+    })
 }
 
-/// A tool's name, and what the template prints: nothing but what was read.
-fn read_tool(mut tool: Fields) -> Result<(String, Value), ApiError> {
+/// A tool's name, what the template prints (nothing but what was read), and whether it is strict.
+fn read_tool(mut tool: Fields) -> Result<(String, Value, bool), ApiError> {
     if tool.text("type")?.as_deref() != Some("function") {
         return Err(tool.wrong("type", "must be \"function\""));
     }
@@ -219,10 +250,11 @@ fn read_tool(mut tool: Fields) -> Result<(String, Value), ApiError> {
             return Err(function.wrong_type("parameters", "an object, a JSON Schema", &other));
         }
     }
-    function.neutral(&[("strict", Neutral::False)])?;
+    let is_strict = function.boolean("strict")?.unwrap_or(false);
     function.finish()?;
     tool.finish()?;
-    Ok((name, json!({"type": "function", "function": read})))
+    let tool = json!({"type": "function", "function": read});
+    Ok((name, tool, is_strict))
 }
 
 #[cfg(test)]
@@ -289,6 +321,19 @@ mod tests {
         assert_eq!(forced.arguments["type"], "object");
         assert_eq!(forced.arguments["$defs"]["b"]["type"], "integer");
         assert_eq!(one.names, ["f", "g"], "the model sees all of them");
+    }
+
+    #[test]
+    fn a_strict_tool_is_taken_where_its_schema_is_kept_to_or_it_is_not_called() {
+        let strict = tool("f").replace(r#""f""#, r#""f", "strict": true"#);
+        let list = format!(r#""tools": [{strict}, {}]"#, tool("g"));
+        for choice in [r#""required""#.to_owned(), tool("f"), tool("g")] {
+            let tools = read(&format!(r#"{list}, "tool_choice": {choice}"#));
+            assert!(tools.unwrap().is_some(), "{choice}");
+        }
+        assert_eq!(read(&format!(r#"{list}, "tool_choice": "none""#)), Ok(None));
+        let error = read(&list).unwrap_err();
+        assert_eq!(error.code, Some("unsupported_parameter"));
     }
 
     #[test]
