@@ -18,7 +18,8 @@ pub const FIRST_BACK_OFF: Duration = Duration::from_millis(500);
 pub const LAST_BACK_OFF: Duration = Duration::from_secs(15);
 /// So many requests in a row that failed here and were answered elsewhere eject an engine.
 pub const STRIKES: u32 = 3;
-/// How long an engine that answered 429 counts as busy where it did not say.
+/// How long an engine that answered 429 counts as busy: others are asked before it. What it told the client is longer,
+/// since places become free all the time, and who is told has many others beside.
 pub const BUSY: Duration = Duration::from_millis(250);
 
 /// One engine's address and state. It outlives tables that name the same address.

@@ -338,6 +338,7 @@ impl Pinned {
                 // nothing counts any more.
                 let is_over = matches!(last, Some(Setback::Silent));
                 if !is_over
+                    && !setback.is_longer_than(last.as_ref())
                     && (matches!(setback, Setback::Silent)
                         || !last.as_ref().is_some_and(Setback::is_an_answer)
                         || setback.is_an_answer())
@@ -537,6 +538,20 @@ impl Setback {
         matches!(self, Self::Unavailable(_) | Self::Busy(_))
     }
 
+    /// Whether neither had room, and this one has none for longer: the client is told when the first has some.
+    fn is_longer_than(&self, last: Option<&Self>) -> bool {
+        let seconds = |response: &Response<Bytes>| -> Option<u32> {
+            let value = response.headers().get(header::RETRY_AFTER)?;
+            value.to_str().ok()?.parse().ok()
+        };
+        let (Self::Busy(this), Some(Self::Busy(last))) = (self, last) else {
+            return false;
+        };
+        seconds(last)
+            .zip(seconds(this))
+            .is_some_and(|(last, this)| this > last)
+    }
+
     fn reason(&self) -> &'static str {
         match self {
             Self::Broken { reason, .. } => reason,
@@ -618,4 +633,23 @@ fn with_sources(error: &dyn std::error::Error) -> String {
         source = error.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn busy(seconds: &'static str) -> Setback {
+        let response = Response::builder().header(header::RETRY_AFTER, seconds);
+        Setback::Busy(response.body(Bytes::new()).unwrap())
+    }
+
+    #[test]
+    fn of_engines_without_room_the_one_that_has_some_first_is_passed_on() {
+        assert!(busy("9").is_longer_than(Some(&busy("3"))));
+        assert!(!busy("3").is_longer_than(Some(&busy("9"))));
+        assert!(!busy("3").is_longer_than(Some(&busy("3"))));
+        assert!(!busy("9").is_longer_than(None));
+        assert!(!busy("9").is_longer_than(Some(&Setback::Silent)));
+    }
 }
