@@ -154,7 +154,7 @@ async fn begin(
             Endpoint::Chat => "messages",
         },
         is_echo,
-        constraint: compile(engine, asked).await?,
+        constraints: compile(engine, asked, count).await?,
         lease: lease.map(Arc::new),
         permit: Arc::clone(&permit),
     };
@@ -196,7 +196,8 @@ struct Wanted<'a> {
     /// The field with the prompts.
     input: &'static str,
     is_echo: bool,
-    constraint: Option<Constraint>,
+    /// One for each answer, or none.
+    constraints: Vec<Constraint>,
     lease: Option<Arc<Lease>>,
     permit: Arc<OwnedSemaphorePermit>,
 }
@@ -204,7 +205,7 @@ struct Wanted<'a> {
 impl Wanted<'_> {
     /// Hands all answers to the device, those of one prompt after each other; where they are heard of.
     async fn submit(
-        self,
+        mut self,
         engine: &Engine,
         prompts: &[Echo],
     ) -> Result<Vec<mpsc::Receiver<Event>>, ApiError> {
@@ -219,7 +220,8 @@ impl Wanted<'_> {
             for choice in 0..self.parameters.choices {
                 let (sender, receiver) = mpsc::channel(limit + 2);
                 receivers.push(receiver);
-                let job = self.job(&prompt.tokens, limit, (seed, choice), sender);
+                let constraint = self.constraints.pop();
+                let job = self.job(&prompt.tokens, limit, (seed, choice), (constraint, sender));
                 engine
                     .device
                     .submit(job)
@@ -235,7 +237,7 @@ impl Wanted<'_> {
         prompt: &[u32],
         maximum_new_tokens: usize,
         (seed, choice): (u64, usize),
-        events: mpsc::Sender<Event>,
+        (constraint, events): (Option<Constraint>, mpsc::Sender<Event>),
     ) -> Job {
         let parameters = self.parameters;
         Job {
@@ -248,7 +250,7 @@ impl Wanted<'_> {
             ignore_eos: parameters.ignore_eos,
             logprobs: parameters.logprobs,
             prompt_logprobs: self.is_echo && parameters.logprobs.is_some(),
-            constraint: self.constraint.as_ref().map(Constraint::copy),
+            constraint,
             lease: self.lease.clone(),
             events,
             permit: Arc::clone(&self.permit),
