@@ -30,6 +30,7 @@ pub mod openai;
 pub mod options;
 pub mod passes;
 pub mod registry;
+mod revision;
 pub mod run;
 pub mod scheduler;
 pub mod stop;

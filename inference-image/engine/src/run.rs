@@ -3,19 +3,18 @@
 use std::net::SocketAddr;
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail, ensure};
-use graftwork_artifacts::{Store, digest_of_file};
-use graftwork_contract::endpoint::{BaseFormat, EngineConfig, KeyValueFormat};
+use graftwork_artifacts::Store;
+use graftwork_contract::endpoint::{BaseFormat, EngineConfig};
 use graftwork_contract::key_values::KeyValueBlock;
 use graftwork_contract::pod;
 use graftwork_contract::signing::{Addressee, Guard};
 use graftwork_listen::{Listener, clock};
 use graftwork_model::base::base_digest;
 use graftwork_model::config::LlamaConfig;
-use graftwork_model::kernel::Isa;
 use graftwork_model::kv::{KV_BLOCK_TOKENS, KvFormat};
 use graftwork_model::quant::Quantization;
 use graftwork_model::tokenizer::TextTokenizer;
@@ -37,6 +36,7 @@ use crate::registry::disk_cache::DiskCache;
 use crate::registry::files::AdapterFiles;
 use crate::registry::state::Budget;
 use crate::registry::{self, AdapterRegistry};
+use crate::revision::{build, kv_format, revision};
 use crate::vllm::VllmMetrics;
 use crate::{grpc, mounted};
 
@@ -341,56 +341,6 @@ fn held(format: BaseFormat) -> Held {
         BaseFormat::Q4_0 => Held::Blocks(Quantization::Q4_0),
         BaseFormat::Q4K => Held::Blocks(Quantization::Q4K),
     }
-}
-
-/// What computes answers here: engines of one revision give the same ones.
-fn revision(
-    options: &Options,
-    config: &EngineConfig,
-    build: &str,
-    accelerator: Option<&Accelerator>,
-) -> String {
-    let kernels = match accelerator {
-        None => Isa::detect().name().to_owned(),
-        // A header's value and a part of a key: `NVIDIA L40S` becomes `NVIDIA-L40S`.
-        Some(gpu) => gpu
-            .name()
-            .replace(|c: char| !c.is_ascii_alphanumeric(), "-"),
-    };
-    let mut revision = format!(
-        "{}-{}-{build}-{kernels}",
-        config.base_digest.short(),
-        env!("CARGO_PKG_VERSION"),
-    );
-    if let Some(format) = config.quantization {
-        revision.push('-');
-        revision.push_str(format.name());
-    }
-    if accelerator.is_none() && kv_format(options, config) == KvFormat::F16 {
-        revision.push_str("-kv-f16");
-    }
-    revision
-}
-
-/// What keys and values are held in on the CPU. What the endpoint says counts before a flag.
-fn kv_format(options: &Options, config: &EngineConfig) -> KvFormat {
-    match config.key_value_format.unwrap_or(options.kv_cache_format) {
-        KeyValueFormat::F32 => KvFormat::F32,
-        KeyValueFormat::F16 => KvFormat::F16,
-    }
-}
-
-/// The digits by which this program differs from another build of the same version, whose sums may have another order.
-/// Read once: tests start many engines in one process.
-fn build() -> anyhow::Result<String> {
-    static BUILD: OnceLock<String> = OnceLock::new();
-    if let Some(build) = BUILD.get() {
-        return Ok(build.clone());
-    }
-    let program = std::env::current_exe().context("this program's own file is not known")?;
-    let (digest, _) = digest_of_file(&program)
-        .with_context(|| format!("this program's own file {}", program.display()))?;
-    Ok(BUILD.get_or_init(|| digest.short().to_owned()).clone())
 }
 
 /// What makes answers JSON of a schema. A model whose tokenizer does not allow it is served without.
