@@ -15,6 +15,7 @@ use crate::reference::{
     BaseModelSource, ObjectReference, VersionReference, VersionedDigest, VersionedReference,
 };
 use crate::schema::{bounds, rules};
+use crate::serving_endpoint::BaseQuantization;
 pub use crate::training_method::{
     LoraMethod, Method, MethodType, ModelOutput, Objective, ObjectiveType, Quantization, Subject,
 };
@@ -377,6 +378,10 @@ pub struct Evaluation {
         extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"])
     )]
     pub benchmarks: Vec<Benchmark>,
+    /// What endpoints will hold the base model in, as their `spec.engine.quantization` says it: adapter
+    /// and reference are scored by the passes that serve it so. Left out, by those that train.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub precision: Option<BaseQuantization>,
 }
 
 /// A file of questions.
@@ -401,6 +406,7 @@ impl Default for Evaluation {
             maximum_new_tokens: 32,
             maximum_rows: None,
             benchmarks: Vec::new(),
+            precision: None,
         }
     }
 }

@@ -326,6 +326,41 @@ pub struct Evaluation {
     /// [`RunKey::quantization`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub benchmarks: Vec<Benchmark>,
+    /// What engines will hold the base model in: scores are those of their passes. None, and left out as
+    /// [`RunKey::quantization`]: scores are those of the passes that train, on what these read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub precision: Option<Precision>,
+}
+
+/// What a base model is held in where it is served, as `spec.engine.quantization` of an endpoint says it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Precision {
+    /// As its files have it.
+    #[serde(rename = "None")]
+    AsStored,
+    /// 16 bits a weight.
+    #[serde(rename = "BF16")]
+    Bf16,
+    /// 8.5 bits a weight.
+    Q8_0,
+    /// 4.5 bits a weight, in blocks of 32.
+    Q4_0,
+    /// 4.5 bits a weight, in blocks of 256.
+    #[serde(rename = "Q4_K")]
+    Q4K,
+}
+
+impl Precision {
+    /// Its name in the API.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::AsStored => "None",
+            Self::Bf16 => "BF16",
+            Self::Q8_0 => "Q8_0",
+            Self::Q4_0 => "Q4_0",
+            Self::Q4K => "Q4_K",
+        }
+    }
 }
 
 /// A file of questions in a mounted claim.
@@ -428,6 +463,9 @@ pub struct RunResult {
     pub final_loss: f64,
     /// Test metrics, of the adapter and of its reference on the same rows.
     pub metrics: Vec<Metric>,
+    /// As [`Evaluation::precision`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub precision: Option<Precision>,
     /// Rows that were trained on.
     #[serde(default)]
     pub train_rows: RowsUsed,

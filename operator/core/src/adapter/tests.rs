@@ -115,6 +115,7 @@ impl World {
                 groups: None,
                 excluded: 0,
             }],
+            precision: None,
             train_rows: graftwork_contract::run::RowsUsed::default(),
             test_rows: graftwork_contract::run::RowsUsed::default(),
             classification: None,

@@ -389,6 +389,7 @@ impl World {
                 groups: None,
                 excluded: 0,
             }],
+            precision: None,
             train_rows: self.train_rows,
             test_rows: RowsUsed {
                 rows: 400,

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use graftwork_api::serving_endpoint::BaseQuantization;
 use graftwork_api::training_run::{
     EvaluationMetric, Hyperparameters, LoraMethod, MethodType, ObjectiveType, Quantization,
     Schedule, Truncation,
@@ -445,7 +446,24 @@ fn read_evaluation(
         )?,
         maximum_rows: spec.evaluation.maximum_rows.map(u64::from),
         benchmarks,
+        precision: read_precision(spec.evaluation.precision.as_ref())?,
     })
+}
+
+fn read_precision(given: Option<&BaseQuantization>) -> Result<Option<run::Precision>, Invalid> {
+    match given {
+        None => Ok(None),
+        Some(BaseQuantization::AsStored) => Ok(Some(run::Precision::AsStored)),
+        Some(BaseQuantization::Bf16) => Ok(Some(run::Precision::Bf16)),
+        Some(BaseQuantization::Q8_0) => Ok(Some(run::Precision::Q8_0)),
+        Some(BaseQuantization::Q4_0) => Ok(Some(run::Precision::Q4_0)),
+        Some(BaseQuantization::Q4K) => Ok(Some(run::Precision::Q4K)),
+        Some(BaseQuantization::Other(other)) => Err(unknown(
+            "spec.evaluation.precision",
+            other,
+            BaseQuantization::KNOWN,
+        )),
+    }
 }
 
 fn at_least_one<N: Copy + PartialEq + From<u8> + std::fmt::Display>(

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use graftwork_contract::run::TrainerConfig;
+use graftwork_contract::run::{Precision, TrainerConfig};
 use serde::Serialize;
 
 use super::package::Outcome;
@@ -134,8 +134,18 @@ fn scores(config: &TrainerConfig, outcome: &Outcome) -> String {
             )
         })
         .collect();
+    let held = match config.evaluation.precision {
+        None => String::new(),
+        Some(Precision::AsStored) => {
+            ", by the passes that serve, with the base model as it is stored".to_owned()
+        }
+        Some(precision) => format!(
+            ", by the passes that serve, with the base model in {}",
+            precision.name()
+        ),
+    };
     format!(
-        "Test split, compared with {reference} on the same rows (± is one standard error):\n\n\
+        "Test split, compared with {reference} on the same rows{held} (± is one standard error):\n\n\
          | metric | this one | reference | difference | rows |\n\
          |---|---|---|---|---|\n{rows}"
     )
@@ -296,6 +306,23 @@ mod tests {
             "{text}"
         );
         assert!(card(dir.path()).contains("), trained on dataset"));
+    }
+
+    #[test]
+    fn the_card_says_by_which_passes_it_was_scored() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = config_of(dir.path(), None);
+        let plain = super::card(&config, &outcome());
+        assert!(plain.contains("on the same rows (±"), "{plain}");
+        for (precision, held) in [
+            (Precision::Q4K, "in Q4_K"),
+            (Precision::AsStored, "as it is stored"),
+        ] {
+            config.evaluation.precision = Some(precision);
+            let text = super::card(&config, &outcome());
+            let expected = format!("by the passes that serve, with the base model {held} (±");
+            assert!(text.contains(&expected), "{text}");
+        }
     }
 
     #[test]

@@ -18,7 +18,7 @@ use super::compare::{Compared, score};
 use super::config::sequence_length;
 use super::evaluate::Evaluator;
 use super::fence::Fence;
-use super::inputs::{Inputs, file_failure, read_rows, read_verified};
+use super::inputs::{Inputs, file_failure, read_rows, read_verified, served};
 use super::package::{Outcome, described};
 use super::progress::{Reporter, Stage};
 use super::session::Session;
@@ -92,8 +92,11 @@ pub fn attempt(
     drop(weights);
     let named = format!("baseModel {}", config.resolved.base.uri);
     let load = |dir: &Path| {
-        Llama::load(dir, Held::AsStored)
-            .map_err(|error| file_failure(&named, error.category(), &error))
+        let loaded = match config.evaluation.precision {
+            None => Llama::load(dir, Held::AsStored),
+            Some(precision) => Llama::load_served(dir, served(precision)),
+        };
+        loaded.map_err(|error| file_failure(&named, error.category(), &error))
     };
     let (new, old) = (
         load(written.dir())?,

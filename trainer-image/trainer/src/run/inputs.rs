@@ -9,7 +9,7 @@ use graftwork_contract::adapter::Manifest;
 use graftwork_contract::dataset::Split;
 use graftwork_contract::paths;
 use graftwork_contract::run::{
-    Objective, Quantization, ResolvedBase, ResolvedReference, RowsUsed, TrainerConfig,
+    Objective, Precision, Quantization, ResolvedBase, ResolvedReference, RowsUsed, TrainerConfig,
 };
 use graftwork_model::base::{BaseError, base_digest};
 use graftwork_model::category::Category as FileCategory;
@@ -81,13 +81,31 @@ impl Inputs {
     }
 }
 
-/// Loads the base model from its mounted folder.
+/// Loads the base model from its mounted folder, for the passes that train.
 ///
 /// # Errors
 /// [`Failure`] with `BadConfig`: not a model that can be used, or not the one that was resolved. With
 /// `Unavailable`: the volume does not give its files.
 pub fn read_base(resolved: &ResolvedBase) -> Result<Base, Failure> {
     let held = resolved.quantization.map_or(Held::AsStored, held);
+    read_held(resolved, held, Llama::load)
+}
+
+/// Loads the base model as an engine does that holds it in `precision`, for the passes that serve.
+///
+/// # Errors
+/// As [`read_base`].
+pub fn read_served_base(resolved: &ResolvedBase, precision: Precision) -> Result<Base, Failure> {
+    read_held(resolved, served(precision), Llama::load_served)
+}
+
+/// Loads the base model held in a form. `on_host` loads it where no accelerator is; an accelerator trains and
+/// serves by the same passes.
+fn read_held(
+    resolved: &ResolvedBase,
+    held: Held,
+    on_host: fn(&Path, Held) -> Result<Llama, BaseError>,
+) -> Result<Base, Failure> {
     let chosen = Accelerator::choose();
     if chosen.is_unwanted {
         tracing::warn!("{}", chosen.reason);
@@ -95,13 +113,13 @@ pub fn read_base(resolved: &ResolvedBase) -> Result<Base, Failure> {
         tracing::info!("{}", chosen.reason);
     }
     let (model, tokenizer) = read_verified(resolved, |dir| match &chosen.accelerator {
-        None => Llama::load(dir, held),
+        None => on_host(dir, held),
         Some(gpu) => Llama::load_on(dir, held, gpu),
     })?;
     tracing::info!(
         parameters = model.config().parameters(),
         digest = %resolved.digest,
-        quantization = resolved.quantization.map(Quantization::name),
+        ?held,
         "base model read"
     );
     Ok(Base { model, tokenizer })
@@ -140,6 +158,17 @@ fn held(quantization: Quantization) -> Held {
         Quantization::Q4_0 => quant::Quantization::Q4_0,
         Quantization::Q4K => quant::Quantization::Q4K,
     })
+}
+
+/// How the model's crate calls what an engine holds.
+pub fn served(precision: Precision) -> Held {
+    match precision {
+        Precision::AsStored => Held::AsStored,
+        Precision::Bf16 => Held::Bf16,
+        Precision::Q8_0 => Held::Blocks(quant::Quantization::Q8_0),
+        Precision::Q4_0 => Held::Blocks(quant::Quantization::Q4_0),
+        Precision::Q4K => Held::Blocks(quant::Quantization::Q4K),
+    }
 }
 
 /// The end that an error of `named`'s files stands for.

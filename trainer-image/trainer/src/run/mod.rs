@@ -54,7 +54,10 @@ use compare::score;
 use config::{lora_config, read_config, sequence_length, sizes};
 use evaluate::Evaluator;
 use fence::Fence;
-use inputs::{Inputs, initial_parameters, read_base, read_reference, read_rows, read_subject};
+use inputs::{
+    Base, Inputs, initial_parameters, read_base, read_reference, read_rows, read_served_base,
+    read_subject,
+};
 use package::{Outcome, as_trained, publish};
 use preference::PreferenceObjective;
 use progress::{Reporter, Stage};
@@ -152,7 +155,10 @@ fn attempt(
         return full::attempt((&store, config), output, (reporter, stop), &mut fence);
     }
 
-    let mut base = read_base(&config.resolved.base)?;
+    let mut base = match config.evaluation.precision.filter(|_| config.evaluate_only) {
+        Some(precision) => read_served_base(&config.resolved.base, precision)?,
+        None => read_base(&config.resolved.base)?,
+    };
     let lora = lora_config(&config.lora, base.model.config())?;
     let length = sequence_length(&config.hyperparameters, base.model.config())?;
     let reference = read_reference(&store, config.resolved.reference.as_ref(), &base)?;
@@ -190,6 +196,15 @@ fn attempt(
     let adapter = params
         .to_adapter(&config.resolved.base.uri)
         .map_err(|error| Failure::bug(causes(&error)))?;
+    let session = Session {
+        store: &store,
+        config,
+        reporter,
+        stop,
+        gpu: session.gpu,
+        validation_loss: None,
+    };
+    let base = as_scored(base, config)?;
     let loaded = loaded(&adapter, &base)?;
     let compared = base.compared(&loaded, reference.as_ref());
     let metrics = score(&compared, &inputs, &session, &mut fence)?;
@@ -221,7 +236,7 @@ fn attempt(
 /// Scores a version that is there, and trains nothing.
 fn score_only(
     session: &Session<'_>,
-    base: &inputs::Base,
+    base: &Base,
     inputs: &Inputs,
     reference: Option<&LoadedAdapter>,
     fence: &mut Fence<'_>,
@@ -236,8 +251,18 @@ fn score_only(
     Ok(result.digest)
 }
 
+/// The base model as engines will hold it, where the run says how that is. The one that was trained on is let go
+/// before: there is memory for one.
+fn as_scored(base: Base, config: &TrainerConfig) -> Result<Base, Failure> {
+    let Some(precision) = config.evaluation.precision else {
+        return Ok(base);
+    };
+    drop(base);
+    read_served_base(&config.resolved.base, precision)
+}
+
 /// An adapter, ready for scoring. One that is not finite is never scored, and so never packaged.
-fn loaded(adapter: &Adapter, base: &inputs::Base) -> Result<LoadedAdapter, Failure> {
+fn loaded(adapter: &Adapter, base: &Base) -> Result<LoadedAdapter, Failure> {
     LoadedAdapter::new(adapter, base.model.config()).map_err(|error| match error {
         AdapterError::NotFinite { .. } => Failure::diverged(causes(&error)),
         _ => Failure::bug(causes(&error)),
@@ -262,7 +287,7 @@ fn planned(config: &TrainerConfig, inputs: &Inputs) -> (Batches, Plan) {
 /// Trains by the run's objective.
 fn train(
     session: &Session<'_>,
-    base: &inputs::Base,
+    base: &Base,
     inputs: &Inputs,
     params: &LoraParams,
     fence: &mut Fence<'_>,
@@ -289,7 +314,7 @@ fn train(
 /// bare base model.
 fn add_references(
     config: &TrainerConfig,
-    base: &inputs::Base,
+    base: &Base,
     inputs: &mut Inputs,
     params: &LoraParams,
     stop: &StopFlag,
@@ -323,7 +348,7 @@ fn add_references(
 /// The mean loss of the validation rows, in nats, with the parameters as they are now.
 fn validation_loss(
     config: &TrainerConfig,
-    base: &inputs::Base,
+    base: &Base,
     inputs: &Inputs,
     params: &LoraParams,
     stop: &StopFlag,

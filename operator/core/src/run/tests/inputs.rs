@@ -1,10 +1,11 @@
 //! What a run is made from: pinned, waited for, or refused.
 
+use graftwork_api::serving_endpoint::BaseQuantization;
 use graftwork_api::training_run::{
     Benchmark, EarlyStopping, MethodType, ModelOutput, ObjectiveType, Quantization, Subject,
     Truncation,
 };
-use graftwork_contract::run::TrainerConfig;
+use graftwork_contract::run::{Precision, TrainerConfig};
 
 use super::*;
 use crate::observed::Problem;
@@ -78,6 +79,36 @@ fn benchmark(name: &str, uri: &str) -> Benchmark {
     Benchmark {
         name: name.to_owned(),
         uri: uri.to_owned(),
+    }
+}
+
+#[test]
+fn a_precision_to_score_in_is_what_endpoints_call_it_and_names_another_run() {
+    let mut world = World::new();
+    let base = Digest::of(b"base");
+    let mut keys = Vec::new();
+    let known = [
+        None,
+        Some(Precision::AsStored),
+        Some(Precision::Bf16),
+        Some(Precision::Q8_0),
+        Some(Precision::Q4_0),
+        Some(Precision::Q4K),
+    ];
+    assert_eq!(known.len(), BaseQuantization::KNOWN.len() + 1);
+    for precision in known {
+        let name = precision.map(Precision::name);
+        world.cr.spec.evaluation.precision = name.map(BaseQuantization::from);
+        let valid = validate(&world.cr.spec).unwrap();
+        assert_eq!(valid.evaluation.precision, precision);
+        let json = serde_json::to_value(&valid.evaluation).unwrap();
+        assert_eq!(
+            json.get("precision").and_then(serde_json::Value::as_str),
+            name
+        );
+        let key = pins::key(&valid, &world.cr, &base).unwrap();
+        assert!(!keys.contains(&key), "{precision:?}");
+        keys.push(key);
     }
 }
 
@@ -501,6 +532,12 @@ fn a_field_that_can_not_work_ends_the_run() {
                 spec.hyperparameters.truncation = Some(Truncation::Other("Fold".to_owned()));
             }),
             "spec.hyperparameters.truncation: \"Fold\" is not known to this version",
+        ),
+        (
+            Box::new(|spec| {
+                spec.evaluation.precision = Some(BaseQuantization::Other("NF4".to_owned()));
+            }),
+            "spec.evaluation.precision: \"NF4\" is not known to this version; it knows None, BF16, Q8_0, Q4_0, Q4_K",
         ),
         (
             Box::new(|spec| spec.checkpoint.keep_best = true),

@@ -89,6 +89,7 @@ impl World {
                 uri: "pvc://benchmarks/critical.jsonl".to_owned(),
                 path: path.display().to_string(),
             }],
+            precision: None,
         }
     }
 

@@ -1,7 +1,7 @@
 //! What is scored: rows that nobody has seen, benchmarks, labels, and what is kept for people to read.
 
 use graftwork_contract::dataset::Classification;
-use graftwork_contract::run::RowsUsed;
+use graftwork_contract::run::{Metric, Precision, RowsUsed};
 
 use super::*;
 
@@ -244,4 +244,56 @@ fn a_reward_is_earned_by_answering_as_the_row_does() {
     let (code, reason, message) = world.failure(&without);
     assert_eq!((code, reason.as_str()), (65, "DataError"));
     assert!(message.contains("spec.format.reward"), "{message}");
+}
+
+fn loss(result: &RunResult) -> &Metric {
+    let mut metrics = result.metrics.iter();
+    metrics.find(|it| it.name == "loss").unwrap()
+}
+
+#[test]
+fn a_named_precision_is_scored_by_the_passes_that_serve_it_whatever_was_trained_on() {
+    let world = World::new();
+    let run = |name: &str, trained_on: Value, precision: Value| {
+        let mut config = world.config(name);
+        config["hyperparameters"]["maximumSteps"] = json!(20);
+        config["resolved"]["base"]["quantization"] = trained_on;
+        config["evaluation"]["precision"] = precision;
+        assert_eq!(world.run(&config), 0, "{:?}", world.summary(&config));
+        world.result(&config)
+    };
+    let plain = run("plain", Value::Null, Value::Null);
+    let stored = run("stored", Value::Null, json!("None"));
+    let eight = run("eight", Value::Null, json!("Q8_0"));
+    assert_eq!(plain.precision, None);
+    assert_eq!(eight.precision, Some(Precision::Q8_0));
+    // What is trained does not depend on how it is scored.
+    assert_eq!(stored.digest, plain.digest);
+    assert_eq!(eight.digest, plain.digest);
+    // Files in bf16 have the same bits in both kinds of passes.
+    assert_eq!(stored.metrics, plain.metrics);
+    let (exact, off) = (loss(&plain), loss(&eight));
+    assert_ne!(off.value.to_bits(), exact.value.to_bits());
+    assert!(
+        (off.baseline / exact.baseline - 1.0).abs() < 0.05,
+        "{off:?} {exact:?}"
+    );
+
+    // The passes that train read the same blocks, with exact inputs.
+    let tiled = run("tiled", json!("Q8_0"), Value::Null);
+    let served = run("served", json!("Q8_0"), json!("Q8_0"));
+    assert_eq!(tiled.digest, served.digest);
+    let bare = |result: &RunResult| loss(result).baseline.to_bits();
+    assert_ne!(bare(&tiled), bare(&served));
+    assert_eq!(bare(&served), bare(&eight));
+
+    let mut scored = world.config("scored");
+    scored["evaluateOnly"] = json!(true);
+    scored["adapter"] = Value::Null;
+    scored["resolved"]["initial"] = json!({
+        "adapter": "colours", "version": 1, "digest": eight.digest,
+    });
+    scored["evaluation"]["precision"] = json!("Q8_0");
+    assert_eq!(world.run(&scored), 0, "{:?}", world.summary(&scored));
+    assert_eq!(world.result(&scored).metrics, eight.metrics);
 }

@@ -1,5 +1,7 @@
 //! Every weight trained: a model folder on a claim.
 
+use graftwork_contract::run::Precision;
+
 use super::*;
 
 /// A run that trains every weight and writes to `claim/made/NAME`.
@@ -47,6 +49,36 @@ fn a_model_of_which_every_weight_was_trained_is_a_base_model() {
         (of_base.baseline - loss.value).abs() < 1e-9,
         "it scores as it did when it was made"
     );
+}
+
+#[test]
+fn a_model_is_scored_as_it_will_be_served() {
+    let world = World::new();
+    let mut config = full(&world, "whole");
+    config["hyperparameters"]["maximumSteps"] = json!(4);
+    config["evaluation"]["precision"] = json!("Q8_0");
+    assert_eq!(world.run(&config), 0, "{:?}", world.summary(&config));
+    let result = world.result(&config);
+    assert_eq!(result.precision, Some(Precision::Q8_0));
+    let loss = result.metrics.iter().find(|it| it.name == "loss").unwrap();
+
+    // An adapter's run scores the bare model in the same precision beside it.
+    let mut adapter = world.config("adapter");
+    adapter["resolved"]["base"]["path"] = json!(folder(&world, "whole"));
+    adapter["resolved"]["base"]["digest"] = json!(result.digest);
+    adapter["hyperparameters"]["maximumSteps"] = json!(2);
+    let mut in_eight = adapter.clone();
+    in_eight["run"] = json!("in-eight");
+    in_eight["key"] = json!(Digest::of(b"in-eight"));
+    in_eight["evaluation"]["precision"] = json!("Q8_0");
+    let baseline = |config: &Value| {
+        assert_eq!(world.run(config), 0, "{:?}", world.summary(config));
+        let metrics = world.result(config).metrics;
+        let loss = metrics.iter().find(|it| it.name == "loss").unwrap();
+        loss.baseline
+    };
+    assert!((baseline(&in_eight) - loss.value).abs() < 1e-9);
+    assert!((baseline(&adapter) - loss.value).abs() > 1e-9);
 }
 
 #[test]
