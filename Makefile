@@ -18,7 +18,7 @@ STORIES ?=
 export CLUSTER IMAGES REGISTRY STORIES
 
 .PHONY: help setup build demo demo-down test unit unit-checked soak fuzz e2e lint fmt deny generate base-model parity parity-fixtures lm-eval lm-eval-python privacy-figures build-memory \
-	bench-train bench-serve bench-router bench-data check-cuda test-cuda image-trainer-cuda image-inference-cuda
+	bench-train bench-serve bench-router bench-data qlora-figures check-cuda test-cuda image-trainer-cuda image-inference-cuda
 
 help: ## This list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 20
@@ -119,6 +119,9 @@ bench-router: ## The router beside nginx, haproxy and sglang-router (a quarter o
 
 bench-data: ## Rows to token blocks, beside pyarrow and tokenizers (a quarter of an hour)
 	@bench/run data $(BENCH)
+
+qlora-figures: ## Test losses of the demo's fine-tune beside a base in Q8_0 and Q4_K, against bf16 (a quarter of an hour)
+	@bench/run qlora $(BENCH)
 
 # The GPU's architecture: 80 (A100), 86 (A10), 89 (L4, L40S), 90 (H100), 100 (B200), 120.
 CUDA_COMPUTE_CAP ?= 80

@@ -1,6 +1,9 @@
 """What decides whether a figure counts. Needs Python alone: `python3 -m unittest discover -s bench`."""
 
 import json
+import math
+import random
+import struct
 import subprocess
 import sys
 import tempfile
@@ -15,9 +18,11 @@ import children
 import digests
 import latency
 import machine
+import qlora
 import report
 import rounds
 import steplog
+import widen
 
 STAT = """cpu  100 0 100 1000 0 0 0 0 0 0
 cpu0 50 1 40 500 7 2 3 4 9 9
@@ -271,6 +276,77 @@ class WhatAProxyAdds(unittest.TestCase):
         direct = {"p50_us": 40.0, "p99_us": 90.0}
         self.assertEqual(latency.added({"p50_us": 65.0, "p99_us": 190.0}, direct), {"added_p50_us": 25.0, "added_p99_us": 100.0})
         self.assertEqual(latency.added({"p50_us": 39.0, "p99_us": 90.0}, direct), {"added_p50_us": 1.0, "added_p99_us": 1.0})
+
+
+def bf16(values):
+    """As their upper halves; the values have no lower ones."""
+    return b"".join(struct.pack("<f", value)[2:] for value in values)
+
+
+def normed_product(x, weight, matrix, outputs, eps):
+    """RMS norm, then a matrix."""
+    scale = math.sqrt(sum(value * value for value in x) / len(x) + eps)
+    inner = [w * value / scale for w, value in zip(weight, x)]
+    return [sum(a * b for a, b in zip(matrix[row * len(x):(row + 1) * len(x)], inner)) for row in range(outputs)]
+
+
+class Widening(unittest.TestCase):
+    def test_more_inputs_leave_a_normed_product_as_it_is(self):
+        numbers = random.Random(1)
+        draw = lambda count: [numbers.randrange(-64, 64) / 32 for _ in range(count)]
+        x, weight, matrix, eps = draw(6), draw(6), draw(4 * 6), 0.01
+        wide_norm = struct.unpack("<8f", widen.widened_norm(bf16(weight), 8))
+        bits = struct.unpack("<40H", widen.widened_matrix(bf16(matrix), (4, 6), (5, 8), 2))
+        wide_matrix = [struct.unpack("<f", struct.pack("<I", each << 16))[0] for each in bits]
+        found = normed_product(x + [0.0, 0.0], wide_norm, wide_matrix, 5, eps * 6 / 8)
+        expected = normed_product(x, weight, matrix, 4, eps)
+        self.assertEqual(found[4], 0.0)
+        for mine, other in zip(found, expected):
+            self.assertAlmostEqual(mine, other, places=5)
+
+    def test_the_demos_base_gets_inputs_that_are_multiples_of_a_block(self):
+        with tempfile.TemporaryDirectory() as place:
+            target = Path(place) / "base"
+            config = widen.widen(qlora.DEMO / "base-model", target, 256)
+            header, data = widen.read(target / widen.WEIGHTS)
+            before, old = widen.read(qlora.DEMO / "base-model" / widen.WEIGHTS)
+            self.assertEqual(set(header), set(before))
+            for name, entry in header.items():
+                if len(entry["shape"]) == 2:
+                    self.assertEqual(entry["shape"][1] % 256, 0, name)
+            heads = (config["num_attention_heads"], config["num_key_value_heads"], config["head_dim"])
+            self.assertEqual(heads, (8, 4, 32))
+            name = "model.layers.1.self_attn.o_proj.weight"
+            at, was = header[name]["data_offsets"][0], before[name]["data_offsets"][0]
+            self.assertEqual(data[at + 512:at + 512 + 384], old[was + 384:was + 768], "the second row")
+            self.assertEqual(data[at + 384:at + 512], bytes(128))
+            self.assertTrue((target / "tokenizer.json").exists())
+            self.assertEqual(json.loads((target / "config.json").read_text()), config)
+
+
+class FineTunes(unittest.TestCase):
+    def scored(self, q8, q4):
+        return {
+            "bf16": [qlora.Scored(2.0, 5.0, 9), qlora.Scored(2.1, 5.0, 9)],
+            "Q8_0": [qlora.Scored(q8 * loss, 5.01, 9) for loss in (2.0, 2.1)],
+            "Q4_K": [qlora.Scored(q4 * loss, 5.2, 9) for loss in (2.0, 2.1)],
+        }
+
+    def test_are_held_against_their_bars(self):
+        rows, problems = qlora.judge(self.scored(1.01, 1.04), qlora.Scored(4.9, 5.001, 9))
+        self.assertEqual(problems, [])
+        self.assertEqual([row["met"] for row in rows], [None, True, True])
+        self.assertIn("| Q4_K | 5.2000 | 2.1320 | 1.0400 | 1.0400 to 1.0400 | <= 1.05 | met |", qlora.table(rows))
+        rows, problems = qlora.judge(self.scored(1.03, 1.06), qlora.Scored(4.9, 5.001, 9))
+        self.assertEqual(([row["met"] for row in rows], len(problems)), ([None, False, False], 2))
+
+    def test_that_learn_nothing_or_quantise_nothing_are_no_figures(self):
+        found = self.scored(1.0, 1.0)
+        found["Q8_0"] = [qlora.Scored(2.0, 5.0, 9)] * 2
+        self.assertIn("not quantised", qlora.judge(found, qlora.Scored(4.9, 5.0, 9))[1][0])
+        found = self.scored(1.0, 2.4)
+        self.assertTrue(any("nothing was learned" in each for each in qlora.judge(found, qlora.Scored(4.9, 5.0, 9))[1]))
+        self.assertIn("widening", qlora.judge(self.scored(1.0, 1.0), qlora.Scored(4.9, 5.1, 9))[1][0])
 
 
 if __name__ == "__main__":
