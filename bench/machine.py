@@ -37,17 +37,51 @@ def without_amx() -> dict[str, str]:
     return {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}
 
 
-def probe_ceilings(python: str, threads: int, quick: bool) -> dict:
-    """FLOP/s by type and bytes/s of memory, with and without AMX where there is AMX.
+@dataclass(frozen=True)
+class InstructionSet:
+    """Products that libraries make where they are told to use nothing newer."""
 
-    In processes of their own: the cap is read once, and their memory is gone before anything is measured.
+    name: str
+    # Flags of a CPU that has it.
+    flags: frozenset[str]
+    # The types that it multiplies better than the sets before it.
+    types: tuple[str, ...]
+    # For oneDNN (bf16, int8), MKL (torch's f32) and OpenBLAS (numpy's f32).
+    cap: dict[str, str]
+
+
+def cap(onednn: str, mkl: str | None = None, openblas: str | None = None) -> dict[str, str]:
+    told = {"ONEDNN_MAX_CPU_ISA": onednn, "MKL_ENABLE_INSTRUCTIONS": mkl, "OPENBLAS_CORETYPE": openblas}
+    return {name: value for name, value in told.items() if value}
+
+
+INSTRUCTION_SETS = [
+    InstructionSet("avx2", frozenset({"avx2", "fma"}), ("f32",), cap("AVX2", "AVX2", "Haswell")),
+    InstructionSet("avx_vnni", frozenset({"avx_vnni"}), ("int8",), cap("AVX2_VNNI")),
+    InstructionSet("avx512", frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl"}), ("f32",),
+                   cap("AVX512_CORE", "AVX512", "SkylakeX")),
+    InstructionSet("avx512_vnni", frozenset({"avx512_vnni"}), ("int8",), cap("AVX512_CORE_VNNI")),
+    InstructionSet("avx512_bf16", frozenset({"avx512_bf16"}), ("bf16",), cap("AVX512_CORE_BF16")),
+    InstructionSet("amx", frozenset({"amx_bf16", "amx_int8"}), ("bf16", "int8"), cap("AVX512_CORE_AMX")),
+]
+
+
+def instruction_sets(flags: list[str]) -> list[InstructionSet]:
+    """Those of a CPU with these flags; none where it is no x86."""
+    return [each for each in INSTRUCTION_SETS if each.flags <= set(flags)]
+
+
+def probe_ceilings(python: str, threads: int, quick: bool) -> dict:
+    """FLOP/s by type and bytes/s of memory: with all that the CPU has, and by each of its instruction sets.
+
+    In processes of their own: a cap is read once, and their memory is gone before anything is measured. A type that
+    is no library's here is left out.
     """
     ceilings = {}
-    variants = {"": {}}
-    if has_amx():
-        variants["_without_amx"] = without_amx()
-    for suffix, more in variants.items():
-        command = [python, "-P", str(HERE / "ceilings.py"), str(threads), "quick" if quick else "full"]
+    variants = [("", ("f32", "bf16", "int8", "dram"), {})]
+    variants += [(f"_{each.name}", each.types, each.cap) for each in instruction_sets(describe()["flags"])]
+    for suffix, types, more in variants:
+        command = [python, "-P", HERE / "ceilings.py", str(threads), "quick" if quick else "full", ",".join(types)]
         done = subprocess.run(
             command, env={**os.environ, **more, **thread_variables(threads)}, capture_output=True, text=True
         )

@@ -11,6 +11,7 @@ import time
 import unittest
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import answers
 import broken
@@ -63,6 +64,32 @@ class TheWatch(unittest.TestCase):
         after = watch.now()
         foreign = (after.busy - before.busy) - (after.own - before.own)
         self.assertGreater(foreign, 0.3 * watch.hertz)
+
+
+class InstructionSets(unittest.TestCase):
+    def test_are_those_of_the_machine_and_each_has_a_cap_of_its_own(self):
+        def names(flags):
+            return [each.name for each in machine.instruction_sets(flags.split())]
+
+        avx512 = "avx avx2 fma avx512f avx512bw avx512dq avx512vl avx512_vnni avx512_bf16"
+        self.assertEqual(names(avx512), ["avx2", "avx512", "avx512_vnni", "avx512_bf16"])
+        self.assertEqual(names(avx512 + " amx_tile amx_bf16 amx_int8")[-1], "amx")
+        self.assertEqual(names("avx avx2 fma avx_vnni"), ["avx2", "avx_vnni"])
+        self.assertEqual(names("asimd bf16 i8mm"), [])
+        caps = [each.cap["ONEDNN_MAX_CPU_ISA"] for each in machine.INSTRUCTION_SETS]
+        self.assertEqual(len(set(caps)), len(caps))
+
+    def test_are_probed_each_in_a_process_that_is_told_its_cap(self):
+        with tempfile.TemporaryDirectory() as folder:
+            # In place of Python: says what it was asked for and told.
+            fake = Path(folder) / "python"
+            fake.write_text('#!/bin/sh\nprintf \'{"%s": "%s"}\' "$5" "$ONEDNN_MAX_CPU_ISA"\n')
+            fake.chmod(0o755)
+            here = {"flags": ["avx2", "fma", "amx_bf16", "amx_int8"]}
+            with mock.patch.object(machine, "describe", lambda: here):
+                found = machine.probe_ceilings(str(fake), 2, True)
+        expected = {"f32,bf16,int8,dram": "", "f32_avx2": "AVX2", "bf16,int8_amx": "AVX512_CORE_AMX"}
+        self.assertEqual(found, expected)
 
 
 def burn(seconds: float) -> str:
