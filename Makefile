@@ -18,7 +18,7 @@ STORIES ?=
 export CLUSTER IMAGES REGISTRY STORIES
 
 .PHONY: help setup build demo demo-down test unit unit-checked soak fuzz e2e lint fmt deny generate base-model parity parity-fixtures lm-eval lm-eval-python privacy-figures build-memory \
-	bench-train bench-serve bench-router bench-data qlora-figures check-cuda test-cuda image-trainer-cuda image-inference-cuda
+	bench-train bench-train-gpu bench-serve bench-router bench-data qlora-figures check-cuda test-cuda image-trainer-cuda image-inference-cuda
 
 help: ## This list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 20
@@ -110,6 +110,9 @@ parity-fixtures: ## Records anew what the parity tests compare with
 
 bench-train: ## The trainer beside transformers and peft: speed, memory, start (about an hour)
 	@bench/run train $(BENCH)
+
+bench-train-gpu: ## The trainer beside transformers and peft on an NVIDIA GPU, at Llama-3.1-8B's shape (an hour; says where none is)
+	@bench/run train-gpu $(BENCH)
 
 bench-serve: ## The engine beside llama.cpp and peft: throughput with many adapters (about an hour)
 	@bench/run serve $(BENCH)

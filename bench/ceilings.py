@@ -1,7 +1,8 @@
 """Prints as JSON what this machine can do at most: FLOP/s of products by type, bytes/s of memory.
 
-Arguments: threads, `quick` or `full`, and what is asked for (f32, bf16, int8, dram). A process of its own, so that
-caps on instruction sets count. By torch where it is installed, else by numpy, which has f32 and memory alone.
+Arguments: threads, `quick` or `full`, and what is asked for (f32, bf16, int8, dram; or gpu alone). A process of its
+own, so that caps on instruction sets count. By torch where it is installed, else by numpy, which has f32 and memory
+alone.
 """
 
 import json
@@ -50,6 +51,28 @@ def by_torch(threads: int, asked: set[str], size: int, megabytes: int, rounds: i
     return found
 
 
+def by_gpu(quick: bool) -> dict:
+    """Of the first GPU, in bf16: what products reach that its memory does not hold back, and a copy's bytes."""
+    import torch
+
+    size, megabytes, rounds = (2048, 256, 3) if quick else (8192, 4096, 10)
+
+    def timed(work) -> float:
+        def once() -> None:
+            work()
+            torch.cuda.synchronize()
+
+        return best(once, rounds)
+
+    a, b = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    source = torch.ones(megabytes << 18, device="cuda")
+    target = torch.empty_like(source)
+    return {
+        "gpu_bf16_tflops": 2 * size**3 / timed(lambda: a @ b) / 1e12,
+        "gpu_copy_gb_per_s": 2 * (megabytes << 20) / timed(lambda: target.copy_(source)) / 1e9,
+    }
+
+
 def by_numpy(asked: set[str], size: int, megabytes: int, rounds: int) -> dict:
     import numpy
 
@@ -69,7 +92,7 @@ def main() -> None:
     threads, quick, asked = int(sys.argv[1]), sys.argv[2] == "quick", set(sys.argv[3].split(","))
     size, megabytes, rounds = (1024, 128, 3) if quick else (2048, 1024, 5)
     try:
-        found = by_torch(threads, asked, size, megabytes, rounds)
+        found = by_gpu(quick) if "gpu" in asked else by_torch(threads, asked, size, megabytes, rounds)
     except ImportError:
         found = by_numpy(asked, size, megabytes, rounds)
     print(json.dumps({name: round(value, 2) for name, value in found.items()}))

@@ -81,15 +81,25 @@ def probe_ceilings(python: str, threads: int, quick: bool) -> dict:
     variants = [("", ("f32", "bf16", "int8", "dram"), {})]
     variants += [(f"_{each.name}", each.types, each.cap) for each in instruction_sets(describe()["flags"])]
     for suffix, types, more in variants:
-        command = [python, "-P", HERE / "ceilings.py", str(threads), "quick" if quick else "full", ",".join(types)]
-        done = subprocess.run(
-            command, env={**os.environ, **more, **thread_variables(threads)}, capture_output=True, text=True
-        )
-        if done.returncode != 0:
-            sys.exit(f"error: the ceilings can't be probed:\n{done.stderr}")
-        for name, value in json.loads(done.stdout).items():
+        for name, value in probe(python, (threads, quick), types, more).items():
             ceilings[name + suffix] = value
     return ceilings
+
+
+def probe_gpu(python: str, quick: bool) -> dict:
+    """FLOP/s in bf16 and bytes/s of memory of the first GPU."""
+    return probe(python, (1, quick), ("gpu",), {})
+
+
+def probe(python: str, threads_quick: tuple[int, bool], types: tuple[str, ...], more: dict[str, str]) -> dict:
+    """One process of ceilings.py."""
+    threads, quick = threads_quick
+    command = [python, "-P", HERE / "ceilings.py", str(threads), "quick" if quick else "full", ",".join(types)]
+    env = {**os.environ, **more, **thread_variables(threads)}
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    if done.returncode != 0:
+        sys.exit(f"error: the ceilings can't be probed:\n{done.stderr}")
+    return json.loads(done.stdout)
 
 
 def thread_variables(threads: int) -> dict[str, str]:

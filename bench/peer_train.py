@@ -14,7 +14,7 @@ from peft import PeftModel
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-def batches(rows: list[list[int]], micro_batch: int, seed: int) -> list[Batch]:
+def batches(rows: list[list[int]], micro_batch: int, seed: int, device: str) -> list[Batch]:
     """Ids, mask and labels of a step's micro-batches, each padded to its longest row. Rows come as they come."""
     order = list(range(len(rows)))
     random.Random(seed).shuffle(order)
@@ -24,7 +24,8 @@ def batches(rows: list[list[int]], micro_batch: int, seed: int) -> list[Batch]:
         longest = max(map(len, chosen))
         ids = torch.tensor([row + [0] * (longest - len(row)) for row in chosen])
         mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in chosen])
-        found.append((ids, mask, ids.masked_fill(mask == 0, -100)))
+        batch = (ids, mask, ids.masked_fill(mask == 0, -100))
+        found.append(tuple(each.to(device) for each in batch))
     return found
 
 
@@ -41,8 +42,12 @@ def main() -> None:
         told["model"], dtype=getattr(torch, told["dtype"]), attn_implementation="sdpa"
     )
     base.config.use_cache = False
+    device = told.get("device", "cpu")
+    base.to(device)
+    if told.get("checkpointing"):
+        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model = PeftModel.from_pretrained(base, told["adapter"], is_trainable=True)
-    model.train()
+    model.to(device).train()
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=told["learning_rate"], weight_decay=0.0)
     rows = told["rows"]
@@ -50,7 +55,7 @@ def main() -> None:
     losses, norms, ends = [], [], []
     for step in range(told["steps"]):
         loss_sum = 0.0
-        for ids, mask, labels in batches(rows, told["micro_batch"], told["seed"] + step):
+        for ids, mask, labels in batches(rows, told["micro_batch"], told["seed"] + step, device):
             # A whole batch without padding needs no mask: sdpa then takes its faster, causal way.
             more = {} if bool(mask.all()) else {"attention_mask": mask}
             logits = model(input_ids=ids, **more).logits
@@ -64,6 +69,8 @@ def main() -> None:
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss_sum)
+        if device != "cpu":
+            torch.cuda.synchronize()
         ends.append(time.time())
     print(json.dumps({
         "losses": losses, "gradient_norms": norms, "ends": ends, "peak_bytes": peak_bytes(),

@@ -81,7 +81,7 @@ class Report:
             f"## {self.name}, {datetime.now(timezone.utc):%Y-%m-%d}",
             "",
             *self.warning(),
-            f"{self.machine['cpu']}, {self.machine['cores']} cores. Ceilings: {ceilings or 'none probed'}.",
+            f"{self.machine['cpu']}, {self.machine['cores']} cores{self.gpu()}. Ceilings: {ceilings or 'none probed'}.",
             f"{self.rounds} rounds, {len(self.discarded)} thrown away; others took at most "
             f"{100 * max(self.foreign, default=0):.1f} % of the CPU in those that count.",
             "",
@@ -97,6 +97,10 @@ class Report:
             )
         lines += [""] + [f"- checked: {check}" for check in self.checks] + [f"- {note}" for note in self.notes]
         return "\n".join(lines) + "\n"
+
+    def gpu(self) -> str:
+        known = self.machine
+        return f"; {known['gpu']}, {known['gpu_memory_gib']} GiB, driver {known['driver']}" if "gpu" in known else ""
 
     def warning(self) -> list[str]:
         if not self.settings.get("quick"):

@@ -35,6 +35,14 @@ class Shape:
     key_value_heads: int
     vocabulary: int
     context: int = 2048
+    # Tokens that the tokenizer has, where the model has rows for more.
+    tokens: int | None = None
+    # What Llama 3.1's configuration says of positions.
+    llama_3: bool = False
+
+    @property
+    def words(self) -> int:
+        return self.tokens or self.vocabulary
 
     @property
     def head(self) -> int:
@@ -68,6 +76,11 @@ class Shape:
         return sum(numpy.prod(shape, dtype=int) for shape in self.tensors().values()).item()
 
     def config(self) -> dict:
+        positions = {
+            "rope_theta": 500000.0,
+            "rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                             "original_max_position_embeddings": 8192},
+        }
         return {
             "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
             "hidden_size": self.hidden, "intermediate_size": self.feed_forward,
@@ -76,11 +89,13 @@ class Shape:
             "max_position_embeddings": self.context, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
             "tie_word_embeddings": False, "attention_bias": False, "mlp_bias": False,
             "bos_token_id": 0, "eos_token_id": 1, "torch_dtype": "bfloat16",
-        }
+        } | (positions if self.llama_3 else {})
 
 
 FULL = Shape("llama-443m", 24, 1024, 4096, 16, 8, 32_000)
 QUICK = Shape("llama-quick", 4, 256, 1024, 4, 2, 2_048)
+# A tokenizer of 128,256 tokens would take long to train, and tells nothing.
+EIGHT_BILLION = Shape("llama-3.1-8b", 32, 4096, 14_336, 32, 8, 128_256, 8192, tokens=32_000, llama_3=True)
 
 
 def shape(quick: bool) -> Shape:
@@ -160,7 +175,7 @@ def base(cache: Path, model: Shape) -> Path:
     def make(folder: Path) -> None:
         write_json(folder / "config.json", model.config())
         write_json(folder / "generation_config.json", {"bos_token_id": 0, "eos_token_id": 1})
-        Lexicon(model.vocabulary).write_tokenizer(folder, model.vocabulary)
+        Lexicon(model.words).write_tokenizer(folder, model.words)
         write_safetensors(folder / "model.safetensors", model.tensors(), weight)
 
     print(f"   model {model.name}, {model.parameters() / 1e6:.0f} M parameters")

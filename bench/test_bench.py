@@ -7,16 +7,19 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import unittest
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
+import agreement
 import answers
 import broken
 import children
 import digests
+import gpu
 import latency
 import machine
 import qlora
@@ -90,6 +93,49 @@ class InstructionSets(unittest.TestCase):
                 found = machine.probe_ceilings(str(fake), 2, True)
         expected = {"f32,bf16,int8,dram": "", "f32_avx2": "AVX2", "bf16,int8_amx": "AVX512_CORE_AMX"}
         self.assertEqual(found, expected)
+
+
+class Gpus(unittest.TestCase):
+    def test_a_peak_is_above_what_was_in_use_before_and_ends_with_the_block(self):
+        looks, calls = threading.Event(), []
+
+        def used():
+            calls.append(1)
+            if len(calls) == 4:
+                looks.set()
+            return {1: 10, 2: 10, 3: 90}.get(len(calls), 40)
+
+        with mock.patch.object(gpu, "INTERVAL", 0.001), gpu.Peak(used) as peak:
+            self.assertTrue(looks.wait(10))
+        self.assertEqual(peak.bytes(), 80)
+        self.assertFalse(peak.thread.is_alive())
+
+    def test_one_that_is_not_there_is_none(self):
+        with mock.patch.dict("os.environ", {"PATH": "/nowhere"}):
+            self.assertIsNone(gpu.describe())
+
+    def test_both_trainers_last_words_are_known(self):
+        for words in ("torch.OutOfMemoryError: CUDA out of memory. Tried", "step 1: the GPU's memory is full: take"):
+            self.assertTrue(gpu.is_too_large(words))
+        self.assertFalse(gpu.is_too_large("the trainer failed:\nstopped on request"))
+
+
+class Agreement(unittest.TestCase):
+    def judge(self, losses, norms):
+        reference = {"losses": [4.0, 3.0], "gradient_norms": [1.0, 2.0]}
+        measured = {"losses": losses, "gradient_norms": norms}
+        return agreement.agreement("ours", measured, "peft", reference, (0.02, 0.1))
+
+    def test_is_of_losses_and_norms_and_says_how_far_they_are(self):
+        said = self.judge([4.04, 3.0], [1.0, 2.1])
+        self.assertEqual(said, "ours: losses within 1.000 %, gradient norms within 5.00 % of peft's")
+
+    def test_what_is_another_training_or_none_counts_for_nothing(self):
+        for losses, norms in (([4.2, 3.0], [1.0, 2.0]), ([4.0, 3.0], [1.0, 2.3]), ([4.0, 4.0], [1.0, 2.0]),
+                              ([4.0, 3.0], [0.0, 2.0]), ([4.0, 3.0], [1.0, math.nan]), ([4.0], [1.0]),
+                              ([math.nan, 3.0], [1.0, 2.0])):
+            with self.assertRaises(RuntimeError, msg=(losses, norms)):
+                self.judge(losses, norms)
 
 
 def burn(seconds: float) -> str:
@@ -167,6 +213,9 @@ class Ratios(unittest.TestCase):
         self.assertIn("1 thrown away", text)
         self.assertIn("no figures", text)
         self.assertEqual(made.document()["rows"][0]["bar"], 2.0)
+        self.assertIn("c, 2 cores. Ceilings", text)
+        made.machine |= {"gpu": "NVIDIA X", "gpu_memory_gib": 139.0, "driver": "580.1"}
+        self.assertIn("c, 2 cores; NVIDIA X, 139.0 GiB, driver 580.1. Ceilings", made.markdown())
 
     def test_numbers_have_three_digits(self):
         found = [report.number(value) for value in (0.0123456, 1.5, 12345.6, 0)]

@@ -57,14 +57,14 @@ def jobs(args, base: Path, store: Path, model: shapes.Shape) -> dict[str, traine
 
 
 def peft(args, base: Path, start: shapes.AdapterFolder, job: trainer.Job, dtype: str, env: dict[str, str],
-         seed: int) -> dict:
-    """One run of the peer in a process of its own."""
+         seed: int, more: dict | None = None) -> dict:
+    """One run of the peer in a process of its own, which is told `more` where it does not compute as usual."""
     file = args.work / f"peft-{job.name}.json"
     shapes.write_json(file, {
         "model": str(base), "adapter": start.path, "dtype": dtype, "threads": args.threads, "rows": job.rows,
         "micro_batch": job.micro_batch, "steps": job.steps, "learning_rate": trainer.LEARNING_RATE,
         "clip": trainer.CLIP, "seed": seed,
-    })
+    } | (more or {}))
     log = args.work / "logs" / "train" / f"peft-{dtype}.log"
     env = machine.thread_variables(args.threads) | env
     child = Child([sys.executable, "-P", HERE / "peer_train.py", file], log, env, talks=True)
