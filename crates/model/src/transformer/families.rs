@@ -130,6 +130,46 @@ fn lora_gradients_are_those_of_the_loss_in_every_family() {
     }
 }
 
+#[test]
+fn a_packed_batch_has_the_loss_and_the_gradients_of_its_sequences_alone_in_every_family() {
+    for config in configs() {
+        let llama = Llama::new(&lively(config.clone()));
+        let adapter = random_adapter(&config, &lora(4, 0.0), 5);
+        let params = LoraParams::from_adapter(&adapter, &config).unwrap();
+        let of = |batch: &PackedBatch| -> (f64, Vec<f64>) {
+            let seed = StepSeed::default();
+            let loss = llama.forward_train(batch, &params, seed).unwrap();
+            let gradients = loss.sum.backward().unwrap();
+            let values = params.iter().flat_map(|(_, variable)| {
+                let gradient = gradients.get(variable).unwrap().flatten_all().unwrap();
+                gradient.to_vec1::<f32>().unwrap()
+            });
+            let values: Vec<f64> = values.map(f64::from).collect();
+            (f64::from(loss.sum.to_scalar::<f32>().unwrap()), values)
+        };
+        // One is longer than the windows.
+        let lengths = [20, 9, 33];
+        let (packed_loss, packed) = of(&batch(&lengths));
+        let (mut loss, mut apart) = (0.0, vec![0.0; packed.len()]);
+        for (i, length) in lengths.into_iter().enumerate() {
+            let mut single = PackedBatch::new();
+            let mask: Vec<bool> = (0..length).map(|t| t % 3 != 1).collect();
+            single.push(&tokens(length, 7 * i as u32), &mask);
+            let (single_loss, gradient) = of(&single);
+            loss += single_loss;
+            for (sum, value) in apart.iter_mut().zip(gradient) {
+                *sum += value;
+            }
+        }
+        let off = packed_loss / loss - 1.0;
+        assert!(off.abs() < 1e-5, "{:?}: {off}", config.family);
+        let norm = |values: &[f64]| values.iter().map(|it| it * it).sum::<f64>().sqrt();
+        let differences: Vec<f64> = packed.iter().zip(&apart).map(|(a, b)| a - b).collect();
+        let (off, whole) = (norm(&differences), norm(&packed));
+        assert!(off < 1e-4 * whole, "{:?}: {off} of {whole}", config.family);
+    }
+}
+
 /// The base model with `W + s B A` in place of every adapted `W`.
 fn merged(base: &BaseModel, adapter: &Adapter) -> BaseModel {
     let config = base.config();
