@@ -88,19 +88,20 @@ URL ?= http://localhost:8080
 MODEL ?= topics
 TOKENIZER ?= e2e/demo-data/base-model
 ROWS ?=
-# How many of them (empty: all), and what the run's status says of their exact_match.
+# How many of them (empty: all), and what the run's status says of their exact_match, or of the benchmark.
 LIMIT ?= 100
 EXACT_MATCH ?=
+SCORE ?= $(EXACT_MATCH)
 lm-eval-python: ## Fetches lm_eval, outside the clone (900 MB): make demo and make test then score with it, too
 	@[ -e $(LM_EVAL_PYTHON)/complete ] || { \
 	    rm -rf $(LM_EVAL_PYTHON) && python3 -m venv $(LM_EVAL_PYTHON) && \
-	    $(LM_EVAL_PYTHON)/bin/pip install -q 'lm_eval[api]>=0.4.9,<0.5' 'transformers<6' && \
+	    $(LM_EVAL_PYTHON)/bin/pip install -q 'lm_eval[api]>=0.4.13,<0.5' 'transformers<6' && \
 	    touch $(LM_EVAL_PYTHON)/complete; }
 
-lm-eval: ## Scores ROWS (JSONL of prompt, completion) with lm_eval over an endpoint, and by our own rules
+lm-eval: ## Scores ROWS (JSONL of prompt, completion, or a benchmark's) with lm_eval over an endpoint, and by our own rules
 	@[ -n "$(ROWS)" ] || { echo "error: name the rows: ROWS=test.jsonl" >&2; exit 1; }
 	@$(MAKE) --no-print-directory lm-eval-python
-	HF_HUB_OFFLINE=1 $(LM_EVAL_PYTHON)/bin/python e2e/clients/lm_eval_score.py $(URL) $(MODEL) $(TOKENIZER) $(ROWS) "$(LIMIT)" "$(EXACT_MATCH)"
+	HF_HUB_OFFLINE=1 $(LM_EVAL_PYTHON)/bin/python e2e/clients/lm_eval_score.py $(URL) $(MODEL) $(TOKENIZER) $(ROWS) "$(LIMIT)" "$(SCORE)"
 
 parity: ## Compares ours with torch, transformers, peft and TRL, both ways (several GB of packages, some minutes)
 	@parity/run
