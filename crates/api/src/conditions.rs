@@ -149,6 +149,7 @@ reasons! {
     ADAPTER_NOT_FOUND = "AdapterNotFound", "ServingEndpoint AdaptersPending", "There is no LoRAAdapter of that name, or it is being deleted.", "Create it, or take it out of spec.adapters.";
     VERSION_NOT_FOUND = "VersionNotFound", "ServingEndpoint AdaptersPending", "The LoRAAdapter has no such version.", "Correct the version in spec.adapters.";
     VERSION_NOT_APPROVED = "VersionNotApproved", "ServingEndpoint AdaptersPending", "The version that spec.adapters pins may not see traffic.", "Approve it, or pin another one.";
+    PRECISION_MISMATCH = "PrecisionMismatch", "ServingEndpoint AdaptersPending", "The version was scored on the base model in another precision than the endpoint's engines hold it in; both are in the message.", "Set spec.engine.quantization to what the version was scored in, or train one with the endpoint's in evaluation.precision.";
     WAITING_FOR_VERSION = "WaitingForVersion", "ServingEndpoint AdaptersPending", "The LoRAAdapter has no approved version yet; the base model serves.", "Wait for a version, or approve one.";
     ADAPTER_REFUSED = "AdapterRefused", "ServingEndpoint AdaptersPending", "An engine refused the version; the message has its reason.", "Publish a version that fits.";
     LOADING = "Loading", "ServingEndpoint AdaptersPending", "Engines are loading the version.", "Wait.";

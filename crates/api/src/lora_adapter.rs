@@ -297,6 +297,11 @@ pub struct AdapterVersion {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "atomic"))]
     pub metrics: Vec<Metric>,
+    /// What the base model was held in while they were measured (evaluation.precision of the run); none
+    /// where that was what the run trained on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 63))]
+    pub precision: Option<String>,
     /// The gate's judgement.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gate: Option<GateResult>,

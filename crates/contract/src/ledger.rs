@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Digest;
 use crate::dataset::Classification;
-use crate::run::Metric;
+use crate::run::{Metric, Precision};
 
 /// Which record of a version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -85,6 +85,9 @@ pub struct Created {
     pub base: Digest,
     /// Test metrics of the run; empty for an import.
     pub metrics: Vec<Metric>,
+    /// What the base model was held in while they were measured; none: what the run trained on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub precision: Option<Precision>,
     /// How far they may go, and the version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub classification: Option<Classification>,

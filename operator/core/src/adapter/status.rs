@@ -424,6 +424,9 @@ fn print_version(view: &VersionView) -> AdapterVersion {
         }),
         rank: Some(created.rank),
         metrics: measured::shown(&created.metrics, created.classification, MOST_METRICS),
+        precision: created
+            .precision
+            .map(|precision| precision.name().to_owned()),
         gate: view.judgement.as_ref().map(print_judgement),
         created_time: Time(
             created

@@ -124,7 +124,8 @@ impl Context<'_> {
             |wanted: &VersionedDigest| !is_barred(&wanted.digest, &rejected, &settings_hash);
         let first = if adapter.stable.is_none() {
             let name = self.cr.metadata.name.as_deref().unwrap_or_default();
-            desired::first(name, entry, adapters, self.base)
+            let held = &self.cr.spec.engine.quantization;
+            desired::first(name, entry, adapters, self.base, held)
         } else {
             None
         };
@@ -163,7 +164,9 @@ impl Context<'_> {
         adapter: &ServedAdapter,
         eligible: &[VersionedDigest],
     ) -> Option<VersionedDigest> {
-        let Desired::Version(version) = desired::desired(entry, &self.observed.adapters, self.base)
+        let held = &self.cr.spec.engine.quantization;
+        let Desired::Version(version) =
+            desired::desired(entry, &self.observed.adapters, self.base, held)
         else {
             return None;
         };

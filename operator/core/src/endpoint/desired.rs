@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use graftwork_api::conditions::reason;
 use graftwork_api::lora_adapter::{AdapterVersion, Gate, LastServed, VersionStage};
-use graftwork_api::serving_endpoint::{AdapterEntry, Rollout};
+use graftwork_api::serving_endpoint::{AdapterEntry, BaseQuantization, Rollout};
 use graftwork_api::{LoRAAdapter, VersionedDigest};
 use graftwork_contract::Digest;
 use serde_json::json;
@@ -23,11 +23,12 @@ pub enum Desired {
     },
 }
 
-/// What an entry asks for. `base` is the digest of the endpoint's base model.
+/// What an entry asks for. `base` is the digest of the endpoint's base model, `held` what its engines hold it in.
 pub fn desired(
     entry: &AdapterEntry,
     adapters: &BTreeMap<String, LoRAAdapter>,
     base: Option<&Digest>,
+    held: &BaseQuantization,
 ) -> Desired {
     let name = &entry.adapter_ref.name;
     let pending = |reason, message| Desired::Pending { reason, message };
@@ -54,7 +55,10 @@ pub fn desired(
                 entry.name
             ),
         ),
-        Some(version) if may_be_served(version) => Desired::Version(version.versioned_digest()),
+        Some(version) if may_be_served(version) => match scored_otherwise(name, version, held) {
+            None => Desired::Version(version.versioned_digest()),
+            Some(message) => pending(reason::PRECISION_MISMATCH, message),
+        },
         Some(version) => pending(reason::VERSION_NOT_APPROVED, describe(name, version)),
     }
 }
@@ -62,14 +66,16 @@ pub fn desired(
 /// The version that the endpoint of that name begins with while it serves none of the adapter: the one
 /// that it served last itself, whatever the spec names by now; or, where it follows an adapter that it
 /// never served, the one in production. What is newer climbs there as everywhere. None where there is no
-/// such version, or where it may not see traffic.
+/// such version, or where it may not see traffic, or was scored in another precision.
 pub fn first(
     endpoint: &str,
     entry: &AdapterEntry,
     adapters: &BTreeMap<String, LoRAAdapter>,
     base: Option<&Digest>,
+    held: &BaseQuantization,
 ) -> Option<VersionedDigest> {
-    let usable = usable(&entry.adapter_ref.name, adapters, base).ok()?;
+    let name = &entry.adapter_ref.name;
+    let usable = usable(name, adapters, base).ok()?;
     let that_may_see_traffic = |number: u32| {
         let is_meant = |version: &&AdapterVersion| {
             let may_see_traffic = matches!(
@@ -87,7 +93,8 @@ pub fn first(
         .and_then(|last| that_may_see_traffic(last.version));
     let elsewhere = || {
         let followed = usable.production.filter(|_| entry.version.is_none());
-        followed.and_then(that_may_see_traffic)
+        let version = followed.and_then(that_may_see_traffic);
+        version.filter(|version| scored_otherwise(name, version, held).is_none())
     };
     Some(own.or_else(elsewhere)?.versioned_digest())
 }
@@ -151,6 +158,23 @@ fn describe(name: &str, version: &AdapterVersion) -> String {
         version.stage,
         version.message.as_deref().unwrap_or_default()
     )
+}
+
+/// Why a version is not rolled out to engines that hold the base model so: its scores are those of another
+/// precision. None where they are of this one, or where its run named none.
+fn scored_otherwise(
+    name: &str,
+    version: &AdapterVersion,
+    held: &BaseQuantization,
+) -> Option<String> {
+    let scored = version.precision.as_deref()?;
+    (scored != held.as_str()).then(|| {
+        format!(
+            "version {} of LoRAAdapter \"{name}\" was scored in precision {scored}, and \
+             spec.engine.quantization is {held}",
+            version.version
+        )
+    })
 }
 
 /// Why a candidate may not be served any more; none where it may. Asked in every state of a rollout,
@@ -265,6 +289,7 @@ mod tests {
             &entry(version),
             &[("a".to_owned(), adapter)].into(),
             Some(&Digest::of(base)),
+            &BaseQuantization::AsStored,
         ) {
             Desired::Version(version) => Ok(version.version),
             Desired::Pending { reason, .. } => Err(reason),
@@ -292,6 +317,47 @@ mod tests {
     }
 
     #[test]
+    fn a_version_that_was_scored_in_another_precision_is_not_rolled_out() {
+        let scored = |precision: Option<&str>| {
+            let mut adapter = adapter("Production", "");
+            let status = adapter.status.as_mut().unwrap();
+            status.versions[0].precision = precision.map(str::to_owned);
+            status.production = Some(graftwork_api::lora_adapter::Production {
+                version: 2,
+                endpoints: vec![],
+            });
+            BTreeMap::from([("a".to_owned(), adapter)])
+        };
+        let base = Digest::of(b"base");
+        let ask = |precision, held: &BaseQuantization| {
+            desired(&entry(Some(2)), &scored(precision), Some(&base), held)
+        };
+        let begins = |precision, held: &BaseQuantization| {
+            let adapters = scored(precision);
+            first("new", &entry(None), &adapters, Some(&base), held).map(|it| it.version)
+        };
+        for (precision, held) in [
+            (None, BaseQuantization::Q4K),
+            (Some("Q4_K"), BaseQuantization::Q4K),
+            (Some("None"), BaseQuantization::AsStored),
+        ] {
+            assert!(matches!(ask(precision, &held), Desired::Version(_)));
+            assert_eq!(begins(precision, &held), Some(2));
+        }
+        let (precision, held) = (Some("Q4_K"), BaseQuantization::AsStored);
+        assert_eq!(
+            ask(precision, &held),
+            Desired::Pending {
+                reason: reason::PRECISION_MISMATCH,
+                message: "version 2 of LoRAAdapter \"a\" was scored in precision Q4_K, and \
+                          spec.engine.quantization is None"
+                    .to_owned(),
+            }
+        );
+        assert_eq!(begins(precision, &held), None);
+    }
+
+    #[test]
     fn an_endpoint_begins_with_what_is_in_production_where_that_may_see_traffic() {
         let ask = |pin, production: Option<u32>, stage, base: &[u8]| {
             let mut adapter = adapter(stage, "");
@@ -303,7 +369,8 @@ mod tests {
             });
             let adapters = [("a".to_owned(), adapter)].into();
             let base = Digest::of(base);
-            first("one", &entry(pin), &adapters, Some(&base)).map(|it| it.version)
+            let held = &BaseQuantization::AsStored;
+            first("one", &entry(pin), &adapters, Some(&base), held).map(|it| it.version)
         };
         assert_eq!(ask(None, Some(2), "Approved", b"base"), Some(2));
         assert_eq!(ask(None, Some(2), "Production", b"base"), Some(2));
@@ -339,7 +406,8 @@ mod tests {
             .unwrap();
             let adapters = [("a".to_owned(), adapter)].into();
             let base = Digest::of(b"base");
-            first(endpoint, &entry(pin), &adapters, Some(&base)).map(|it| it.version)
+            let held = &BaseQuantization::AsStored;
+            first(endpoint, &entry(pin), &adapters, Some(&base), held).map(|it| it.version)
         };
         assert_eq!(ask("mine", None, "Approved"), Some(2));
         assert_eq!(ask("mine", Some(1), "Approved"), Some(2), "the pin climbs");
@@ -447,7 +515,7 @@ mod tests {
         assert_eq!(ask(None, empty, b"base"), Err(reason::WAITING_FOR_VERSION));
         let entry = AdapterEntry::default();
         assert!(matches!(
-            desired(&entry, &BTreeMap::new(), None),
+            desired(&entry, &BTreeMap::new(), None, &BaseQuantization::AsStored),
             Desired::Pending {
                 reason: reason::ADAPTER_NOT_FOUND,
                 ..

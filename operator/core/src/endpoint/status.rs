@@ -191,7 +191,8 @@ pub fn report(context: Context<'_>, problem: Option<&Trouble>) -> Actions<Servin
         adapter.verified_replicas = digest.map(|digest| {
             u32::try_from(fleet.engines_with(&adapter.name, digest).verified).unwrap_or(u32::MAX)
         });
-        let desired = desired::desired(entry, &observed.adapters, base);
+        let held = &cr.spec.engine.quantization;
+        let desired = desired::desired(entry, &observed.adapters, base, held);
         let pending = pending(adapter, &desired, cr.spec.replicas);
         adapter.reason = pending.as_ref().map(|(reason, _)| reason.clone());
         adapter.message = pending.map(|(_, message)| shorten(&message));

@@ -51,6 +51,7 @@ fn created(metrics: Vec<Measured>, reference: Option<&str>) -> Created {
         dataset: None,
         base: Digest::of(b"base"),
         metrics,
+        precision: None,
         classification: None,
         reference: reference.map(str::to_owned),
         created_time: "2026-01-01T00:00:00Z".to_owned(),

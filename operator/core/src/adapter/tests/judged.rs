@@ -39,6 +39,23 @@ fn a_run_becomes_a_version_that_passes_its_gate() {
 }
 
 #[test]
+fn a_version_says_in_which_precision_it_was_scored_where_its_run_named_one() {
+    let mut world = World::new(&minimum("0.30"));
+    world.publish_run("one", 0.39, None);
+    let Some(Asked::Answered(record)) = world.observed.results.get_mut("one") else {
+        panic!("it was published")
+    };
+    let mut result: Value = serde_json::from_slice(&record.content).unwrap();
+    result["precision"] = json!("Q4_K");
+    record.content = serde_json::to_vec(&result).unwrap();
+    world.settle();
+    assert_eq!(world.version(1).precision.as_deref(), Some("Q4_K"));
+    world.publish_run("two", 0.39, None);
+    world.settle();
+    assert_eq!(world.version(2).precision, None);
+}
+
+#[test]
 fn a_bad_version_is_rejected_with_numbers_and_the_good_one_stays() {
     let mut world = World::new(&minimum("0.30"));
     world.publish_run("one", 0.39, None);
