@@ -225,6 +225,35 @@ fn engines_that_run_stay_when_the_kv_cache_becomes_too_small() {
 }
 
 #[test]
+fn a_version_that_was_scored_in_another_precision_waits_and_what_serves_goes_on() {
+    let with_newer = |spec: &Value| {
+        let mut world = World::serving(spec);
+        world.approve(2);
+        let lora = world.observed.adapters.get_mut("a").unwrap();
+        let versions = &mut lora.status.as_mut().unwrap().versions;
+        let newer = versions.iter_mut().find(|it| it.version == 2).unwrap();
+        newer.precision = Some("BF16".to_owned());
+        world.settle();
+        world
+    };
+    let world = with_newer(&json!({}));
+    assert_eq!((world.rollout(), world.stable()), (None, 1));
+    assert_eq!(
+        world.condition(condition::ADAPTERS_PENDING),
+        ("True", reason::PRECISION_MISMATCH)
+    );
+    let message = world.message(condition::ADAPTERS_PENDING);
+    assert!(message.contains("scored in precision BF16"), "{message}");
+
+    let world = with_newer(&json!({"engine": {"quantization": "BF16"}}));
+    assert_eq!(world.state(), RolloutState::Paused);
+    assert_eq!(
+        world.condition(condition::ADAPTERS_PENDING),
+        ("False", reason::ALL_SERVING)
+    );
+}
+
+#[test]
 fn trouble_is_said_and_running_children_stay() {
     let context = json!({"engine": {"maximumContextTokens": 4096}});
     let mut world = World::serving(&json!({}));
