@@ -401,6 +401,8 @@ fn evaluate_training_run() -> TrainingRun {
         name: "critical".to_owned(),
         uri: "pvc://benchmarks/critical.jsonl".to_owned(),
     }];
+    // As the example of an endpoint has it.
+    spec.evaluation.precision = Some(BaseQuantization::Q8_0);
     TrainingRun::new("topics-6-evaluated", spec)
 }
 
