@@ -88,7 +88,7 @@ pub fn all() -> Result<Vec<Example>, serde_json::Error> {
         ),
         example(
             "evaluate-training-run.yaml",
-            "Scores version 6 of the adapter topics, and the bare base beside it, on the test rows.",
+            "Scores version 6 of the adapter topics, and the bare base beside it, on the test rows, as engines with the base in Q8_0 answer.",
             vec![object(&evaluate_training_run())?],
         ),
         example(
