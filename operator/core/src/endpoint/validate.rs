@@ -279,6 +279,9 @@ fn read_policy(rollout: &Rollout) -> Result<Policy, Invalid> {
             })
         })
         .transpose()?;
+    if let (Strategy::Canary(steps), Some(analysis)) = (&strategy, &analysis) {
+        check_comparisons(steps, &analysis.rules)?;
+    }
     Ok(Policy {
         strategy,
         analysis,
@@ -286,6 +289,25 @@ fn read_policy(rollout: &Rollout) -> Result<Policy, Invalid> {
         auto_rollback: rollout.auto_rollback,
         lease_seconds: rollout.candidate_lease_seconds,
     })
+}
+
+/// With all callers at the candidate there is no stable version to compare with: such a step would hold for
+/// ever.
+fn check_comparisons(steps: &[Step], rules: &[Rule]) -> Result<(), Invalid> {
+    let all = steps.iter().position(|step| *step == Step::SetWeight(100));
+    let mut rules = rules.iter();
+    let compares = rules.position(|rule| matches!(rule.limit, Limit::MaximumIncreasePercent(_)));
+    let (Some(step), Some(rule)) = (all, compares) else {
+        return Ok(());
+    };
+    Err(Invalid::new(
+        format!("spec.rollout.canary.steps[{step}].setWeight"),
+        format!(
+            "100 leaves the stable version no requests, and spec.rollout.analysis.rules[{rule}] compares with \
+             them by maximumIncreasePercent: leave the step out, since all callers follow the last one anyway, \
+             or name a maximum"
+        ),
+    ))
 }
 
 fn read_steps(steps: &[CanaryStep]) -> Result<Vec<Step>, Invalid> {
@@ -432,6 +454,24 @@ mod tests {
                 {"name": "b", "adapterRef": {"name": "b"}, "fallback": "a"},
             ]);
             validate(&spec(&json!({"adapters": adapters})), &settings).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_step_with_all_callers_compares_with_nobody() {
+        let settings = settings();
+        let to_all = |rule: Value| {
+            let steps = json!([{"setWeight": 50}, {"setWeight": 100}]);
+            let errors = json!({"metric": "error_rate", "maximum": "0.1"});
+            json!({"rollout": {"canary": {"steps": steps}, "analysis": {"rules": [errors, rule]}}})
+        };
+        let slow = json!({"metric": "latency_p95", "maximum": "5"});
+        validate(&spec(&to_all(slow)), &settings).unwrap();
+        let slower = json!({"metric": "latency_p95", "maximumIncreasePercent": "5"});
+        let invalid = validate(&spec(&to_all(slower)), &settings).unwrap_err();
+        assert_eq!(invalid.field, "spec.rollout.canary.steps[1].setWeight");
+        for part in ["spec.rollout.analysis.rules[1]", "leave the step out"] {
+            assert!(invalid.message.contains(part), "{}", invalid.message);
         }
     }
 
