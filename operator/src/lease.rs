@@ -136,6 +136,17 @@ impl From<LeaderElection> for Times {
     }
 }
 
+/// Who stands for leadership, and where.
+#[derive(Debug, Clone)]
+pub struct Candidate {
+    /// The Lease's namespace.
+    pub namespace: String,
+    /// What the Lease calls its holder.
+    pub identity: String,
+    /// Those of the Lease.
+    pub times: Times,
+}
+
 /// A candidate for leadership.
 pub struct Elector {
     api: Api<Lease>,
@@ -165,15 +176,18 @@ impl Elector {
     /// A candidate that has seen nothing yet.
     pub fn new(
         client: kube::Client,
-        namespace: &str,
-        identity: String,
-        times: Times,
+        candidate: Candidate,
         term: Arc<Term>,
         metrics: Metrics,
     ) -> Self {
+        let Candidate {
+            namespace,
+            identity,
+            times,
+        } = candidate;
         Self {
-            api: Api::namespaced(client.clone(), namespace),
-            secrets: Api::namespaced(client.clone(), namespace),
+            api: Api::namespaced(client.clone(), &namespace),
+            secrets: Api::namespaced(client.clone(), &namespace),
             deployments: Api::all(client),
             identity,
             times,

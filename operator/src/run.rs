@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cache::Caches;
 use crate::context::{Context, Parts};
-use crate::lease::{self, Elector, Term};
+use crate::lease::{self, Candidate, Elector, Term};
 use crate::metrics::Metrics;
 use crate::serve::{self, Shown};
 use crate::{api, controllers, keys, plan_only, settings};
@@ -88,11 +88,14 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     }
 
     // A follower has its caches warm and writes nothing.
+    let candidate = Candidate {
+        namespace: options.namespace.clone(),
+        identity: parts.identity.clone(),
+        times: parts.settings.leader_election.into(),
+    };
     let mut elector = Elector::new(
         parts.clients.client.clone(),
-        &options.namespace,
-        parts.identity.clone(),
-        parts.settings.leader_election.into(),
+        candidate,
         Arc::clone(&term),
         parts.metrics.clone(),
     );

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::fake_api::{Answer, FakeApi};
-use graftwork_operator::lease::{COUNTED_FROM, Elector, Term, Times};
+use graftwork_operator::lease::{COUNTED_FROM, Candidate, Elector, Term, Times};
 use graftwork_operator::metrics::Metrics;
 use http::Method;
 use serde_json::{Value, json};
@@ -20,6 +20,14 @@ const TIMES: Times = Times {
     renew_deadline: Duration::from_millis(400),
     retry: Duration::from_millis(50),
 };
+
+fn candidate(name: &str) -> Candidate {
+    Candidate {
+        namespace: "ns".to_owned(),
+        identity: name.to_owned(),
+        times: TIMES,
+    }
+}
 
 /// A lease under optimistic concurrency, and a switch that cuts the server off.
 #[derive(Clone, Default)]
@@ -102,8 +110,7 @@ impl Server {
     fn counted(&self, name: &str, metrics: Metrics) -> (Elector, Arc<Term>) {
         let term = Term::new();
         let client = self.api().client();
-        let name = name.to_owned();
-        let elector = Elector::new(client, "ns", name, TIMES, Arc::clone(&term), metrics);
+        let elector = Elector::new(client, candidate(name), Arc::clone(&term), metrics);
         (elector, term)
     }
 
@@ -285,8 +292,8 @@ async fn a_lease_is_waited_for_from_the_slow_answer_on_that_showed_it() {
         });
         let term = Term::new();
         let metrics = Metrics::new().unwrap();
-        let name = "me".to_owned();
-        let mut elector = Elector::new(api.client(), "ns", name, TIMES, Arc::clone(&term), metrics);
+        let me = candidate("me");
+        let mut elector = Elector::new(api.client(), me, Arc::clone(&term), metrics);
         let began = Instant::now();
         lead(&mut elector).await;
         let waited = began.elapsed();
@@ -322,8 +329,7 @@ async fn an_installation_whose_key_was_deleted_is_not_taken_for_the_first_one() 
     for api in [one, unreadable] {
         *server.lease.lock().unwrap() = None;
         let metrics = Metrics::new().unwrap();
-        let (name, term) = ("me".to_owned(), Term::new());
-        let mut elector = Elector::new(api.client(), "ns", name, TIMES, term, metrics);
+        let mut elector = Elector::new(api.client(), candidate("me"), Term::new(), metrics);
         let began = Instant::now();
         lead(&mut elector).await;
         let waited = began.elapsed();
@@ -395,9 +401,9 @@ async fn a_lease_that_was_had_as_the_process_was_asked_to_stop_is_given_back() {
         of_server.answer(method, body)
     });
     let term = Term::new();
-    let name = "me".to_owned();
+    let me = candidate("me");
     let metrics = Metrics::new().unwrap();
-    let mut elector = Elector::new(api.client(), "ns", name, TIMES, Arc::clone(&term), metrics);
+    let mut elector = Elector::new(api.client(), me, Arc::clone(&term), metrics);
     assert!(!elector.acquire(&stop).await);
     assert!(!term.holds());
     assert_eq!(server.holder(), "");
@@ -408,13 +414,16 @@ async fn a_lease_that_was_had_as_the_process_was_asked_to_stop_is_given_back() {
 async fn a_leader_that_is_asked_to_stop_between_renewals_gives_the_lease_back_at_once() {
     let server = Server::with_a_free_lease();
     let term = Term::new();
-    let times = Times {
-        retry: Duration::from_mins(1),
-        ..TIMES
+    let me = Candidate {
+        times: Times {
+            retry: Duration::from_mins(1),
+            ..TIMES
+        },
+        ..candidate("me")
     };
     let metrics = Metrics::new().unwrap();
     let client = server.api().client();
-    let mut elector = Elector::new(client, "ns", "me".to_owned(), times, term, metrics);
+    let mut elector = Elector::new(client, me, term, metrics);
     lead(&mut elector).await;
     let stop = CancellationToken::new();
     let ask = async {
@@ -449,8 +458,7 @@ async fn a_lease_that_cannot_be_given_back_the_first_time_is_given_back_the_seco
             }
         });
         let metrics = Metrics::new().unwrap();
-        let (name, term) = ("me".to_owned(), Term::new());
-        let mut elector = Elector::new(api.client(), "ns", name, TIMES, term, metrics);
+        let mut elector = Elector::new(api.client(), candidate("me"), Term::new(), metrics);
         lead(&mut elector).await;
         assert_eq!(server.holder(), "me");
         fails.store(true, Ordering::SeqCst);
