@@ -195,8 +195,9 @@ fn hinder<K: Reconciled>(
     let judged = Judged {
         condition: K::JUDGED,
         generation: object.meta().generation,
+        old: &old,
     };
-    hindered::say(judged, hindrance, &old, next, events, clock::now())
+    hindered::say(judged, hindrance, next, events, clock::now())
 }
 
 /// Writes a decision down. Returns the object with it.

@@ -26,12 +26,14 @@ pub struct Hindrance {
 }
 
 /// The condition by which an object is judged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Judged<'a> {
     /// Its type.
     pub condition: &'a str,
     /// `metadata.generation` of the object that was looked at.
     pub generation: Option<i64>,
+    /// The conditions that its status has.
+    pub old: &'a [Condition],
 }
 
 /// What a plan says where the spec names something that is not there: mending that comes first, as with
@@ -92,13 +94,12 @@ pub fn no_priority_class(job: &str, class: &str) -> Hindrance {
     }
 }
 
-/// Puts what is in the way into the conditions and events of a plan for an object whose status has
-/// the conditions `old`. Returns whether there was a place for it: an object that is finished keeps its
-/// verdict, and one whose spec can't work goes on saying so.
+/// Puts what is in the way into the conditions and events of a plan for an object. Returns whether there was
+/// a place for it: an object that is finished keeps its verdict, and one whose spec can't work goes on saying
+/// so.
 pub fn say(
     judged: Judged<'_>,
     hindrance: &Hindrance,
-    old: &[Condition],
     next: &mut Vec<Condition>,
     events: &mut Vec<Event>,
     now: Timestamp,
@@ -106,6 +107,7 @@ pub fn say(
     let Judged {
         condition: judged,
         generation,
+        old,
     } = judged;
     let planned = conditions::find(next, judged).cloned();
     let is_spec = planned.as_ref().is_some_and(|planned| {
@@ -171,10 +173,11 @@ mod tests {
     }
 
     /// Of an object at the generation that [`planned`] is for.
-    fn by(condition: &str) -> Judged<'_> {
+    fn by<'a>(condition: &'a str, old: &'a [Condition]) -> Judged<'a> {
         Judged {
             condition,
             generation: Some(3),
+            old,
         }
     }
 
@@ -198,9 +201,8 @@ mod tests {
                 Event::normal(reason::GATE_PASSED, "something else"),
             ];
             assert!(say(
-                by(judged),
+                by(judged, &[]),
                 &refused(),
-                &[],
                 &mut next,
                 &mut events,
                 at(50)
@@ -220,9 +222,8 @@ mod tests {
     fn a_refusal_that_lasts_is_written_and_told_once() {
         let mut first = planned(&[], condition::READY, Truth::Unknown, reason::BUILDING);
         say(
-            by(condition::READY),
+            by(condition::READY, &[]),
             &refused(),
-            &[],
             &mut first,
             &mut Vec::new(),
             at(50),
@@ -230,9 +231,8 @@ mod tests {
         let mut second = planned(&first, condition::READY, Truth::Unknown, reason::BUILDING);
         let mut events = vec![Event::normal(reason::BUILDING, "as planned")];
         say(
-            by(condition::READY),
+            by(condition::READY, &first),
             &refused(),
-            &first,
             &mut second,
             &mut events,
             at(90),
@@ -248,9 +248,8 @@ mod tests {
     fn a_plan_that_can_be_carried_out_says_nothing_of_an_earlier_refusal() {
         let mut first = planned(&[], condition::READY, Truth::Unknown, reason::BUILDING);
         say(
-            by(condition::READY),
+            by(condition::READY, &[]),
             &refused(),
-            &[],
             &mut first,
             &mut Vec::new(),
             at(50),
@@ -269,9 +268,8 @@ mod tests {
         let mut next = old.clone();
         let mut events = Vec::new();
         let said = say(
-            by(condition::SUCCEEDED),
+            by(condition::SUCCEEDED, &old),
             &refused(),
-            &old,
             &mut next,
             &mut events,
             at(9),
@@ -284,7 +282,7 @@ mod tests {
     fn refused_then_cannot_work(judged: &'static str, truth: Truth, why: &str, stalled: bool) {
         let mut old = planned(&[], judged, Truth::Unknown, reason::BUILDING);
         let no_events = &mut Vec::new();
-        say(by(judged), &refused(), &[], &mut old, no_events, at(40));
+        say(by(judged, &[]), &refused(), &mut old, no_events, at(40));
         for hindrance in [refused(), no_pod("x-1")] {
             let mut next = Conditions::new(&old, Some(3), at(50));
             next.set(judged, truth, why, "spec.x: 5");
@@ -293,7 +291,7 @@ mod tests {
             let mut next = next.into_list();
             let before = next.clone();
             let mut events = vec![Event::warning(why, "spec.x: 5")];
-            let said = say(by(judged), &hindrance, &old, &mut next, &mut events, at(50));
+            let said = say(by(judged, &old), &hindrance, &mut next, &mut events, at(50));
             assert!(!said, "{why}");
             assert_eq!(next, before, "{why}");
             assert_eq!(events.len(), 1, "{why}");
@@ -334,9 +332,8 @@ mod tests {
                 let mut next = from.to_vec();
                 let events = &mut Vec::new();
                 let said = say(
-                    by(condition::READY),
+                    by(condition::READY, &old),
                     &refused(),
-                    &old,
                     &mut next,
                     events,
                     at(9),
@@ -392,9 +389,8 @@ mod tests {
         let mut events = Vec::new();
         let hindrance = no_pod("run-1");
         say(
-            by(condition::SUCCEEDED),
+            by(condition::SUCCEEDED, &[]),
             &hindrance,
-            &[],
             &mut next,
             &mut events,
             at(50),
