@@ -285,6 +285,21 @@ fn refuse_unknown_targets(status: &mut ServingEndpointStatus, now: Timestamp) {
     answers::refuse(status, is_unknown, why, now);
 }
 
+/// Lets go of what is too much: the oldest of which its adapter has a newer one, before the only one of another
+/// adapter, whose version would be tried again by itself.
+fn trim(newest_first: &mut Vec<RejectedDigest>) {
+    while newest_first.len() > KEPT_REJECTIONS {
+        let mut oldest_first = newest_first.iter().enumerate().rev();
+        let found = oldest_first.find(|(index, old)| {
+            let mut newer = newest_first.iter().take(*index);
+            newer.any(|newer| newer.adapter == old.adapter)
+        });
+        let last = newest_first.len().saturating_sub(1);
+        let index = found.map_or(last, |(index, _)| index);
+        newest_first.remove(index);
+    }
+}
+
 fn apply(
     status: &mut ServingEndpointStatus,
     index: usize,
@@ -304,7 +319,7 @@ fn apply(
             .rejected
             .retain(|it| it.adapter != name || it.digest != rejected.digest);
         status.rejected.insert(0, rejected);
-        status.rejected.truncate(KEPT_REJECTIONS);
+        trim(&mut status.rejected);
     }
     if let Some((end, what)) = &change.end {
         let candidate = status

@@ -205,3 +205,34 @@ fn a_leader_whose_clock_is_behind_takes_a_bad_version_back_all_the_same() {
         (RolloutState::RolledBack, 1)
     );
 }
+
+#[test]
+fn one_adapters_many_rejections_do_not_push_out_the_only_one_of_another() {
+    let entries = json!([
+        {"name": "a", "adapterRef": {"name": "a"}},
+        {"name": "b", "adapterRef": {"name": "a"}},
+    ]);
+    let mut world = World::serving(&json!({"adapters": entries}));
+    world.approve(2).settle();
+    let rejected = |adapter: &str, number: u32| graftwork_api::serving_endpoint::RejectedDigest {
+        adapter: adapter.to_owned(),
+        digest: digest(number),
+        version: number,
+        reason: reason::ABORTED_BY_USER.to_owned(),
+        message: "ann said Abort".to_owned(),
+        time: graftwork_api::Time(at(0)),
+        settings_hash: None,
+    };
+    let many = (100..199).map(|number| rejected("a", number));
+    let status = world.cr.status.as_mut().unwrap();
+    status.rejected = many.chain([rejected("b", 9)]).collect();
+    assert_eq!(world.say("Abort", 2).0, AnswerOutcome::Done);
+    let kept = &world.status().rejected;
+    assert_eq!(kept.len(), 100);
+    assert_eq!((kept[0].version, kept[0].adapter.as_str()), (2, "a"));
+    assert!(kept.iter().any(|it| it.adapter == "b"));
+    assert!(
+        kept.iter().all(|it| it.version != 198),
+        "the oldest of many"
+    );
+}
