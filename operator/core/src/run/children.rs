@@ -1,10 +1,12 @@
 //! A run's Jobs and the trainer's configuration.
 
 use graftwork_api::{TrainingRun, TrainingRunStatus, labels, names};
+use graftwork_contract::dataset::Classification;
 use graftwork_contract::pod;
 use graftwork_contract::run::{ModelOutput, Resolved, TrainerConfig};
 use jiff::Timestamp;
 use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::ConfigMap;
 
 use super::step::Step;
 use super::validate::Valid;
@@ -99,10 +101,7 @@ fn make(
             checkpoint: valid.checkpoint.clone(),
             evaluation: valid.evaluation.clone(),
             adapter: cr.spec.adapter_ref.as_ref().map(|it| it.name.clone()),
-            classification: match &observed.dataset {
-                Referenced::There(dataset) => crate::dataset::classification(&dataset.spec),
-                Referenced::Absent | Referenced::Deleting | Referenced::Unreadable => None,
-            },
+            classification: classification(observed),
             store: bucket::configuration(settings, &owner.namespace),
             threads: 0,
         },
@@ -158,6 +157,27 @@ fn make(
         metadata,
         build_pod(recipe, placement, settings),
     ))
+}
+
+/// How far the rows may go: as the Dataset says by now, and no further than the attempt before was told, which
+/// counts alone where the Dataset is gone since. Where nobody knows any more, as far as the strictest lets them.
+fn classification(observed: &Observed) -> Option<Classification> {
+    let configuration = observed.configuration.ours();
+    let told = configuration.and_then(read_configuration);
+    let before = told.as_ref().map(|told| told.classification);
+    match &observed.dataset {
+        Referenced::There(dataset) => {
+            crate::dataset::classification(&dataset.spec).max(before.flatten())
+        }
+        Referenced::Absent | Referenced::Deleting | Referenced::Unreadable => {
+            before.unwrap_or(Some(Classification::Restricted))
+        }
+    }
+}
+
+/// What the trainer of an attempt was told.
+fn read_configuration(configuration: &ConfigMap) -> Option<TrainerConfig> {
+    serde_json::from_str(configuration.data.as_ref()?.get("config.json")?).ok()
 }
 
 /// Whether the next attempt runs on spot nodes: the run asks for it, and was not evicted too often.

@@ -137,3 +137,47 @@ fn a_stored_result_completes_a_run_without_training() {
         2
     );
 }
+
+/// Reconciles until a trainer's configuration is written, and returns it with the classification that it tells.
+fn configured(world: &mut World) -> (Box<ConfigMap>, Option<Classification>) {
+    let written = (0..40).find_map(|_| {
+        let actions = world.reconcile();
+        world.seconds += 10;
+        actions.apply.into_iter().find_map(|child| match child {
+            Child::ConfigMap(map) => Some(map),
+            _ => None,
+        })
+    });
+    let map = written.unwrap();
+    let text = &map.data.as_ref().unwrap()["config.json"];
+    let told: TrainerConfig = serde_json::from_str(text).unwrap();
+    (map, told.classification)
+}
+
+#[test]
+fn rows_of_a_dataset_that_is_deleted_between_two_attempts_go_no_further_than_before() {
+    for (keeps_configuration, said, expected) in [
+        (true, Some("Internal"), Some(Classification::Internal)),
+        (true, Some("Restricted"), Some(Classification::Restricted)),
+        (true, None, None),
+        (false, None, Some(Classification::Restricted)),
+    ] {
+        let mut world = World::new();
+        let Referenced::There(dataset) = &mut world.observed.dataset else {
+            unreachable!("a World has a Dataset")
+        };
+        dataset.spec.classification = said.map(Into::into);
+        let (map, _) = configured(&mut world);
+        if keeps_configuration {
+            world.observed.configuration = Found::Ours(map);
+        }
+        world.start_pod();
+        world.end_pod(137, |pod| {
+            pod.disrupted = Some("TerminationByKubelet".to_owned())
+        });
+        world.observed.dataset = Referenced::Absent;
+        let (_, told) = configured(&mut world);
+        assert_eq!(told, expected, "{said:?}");
+        assert_eq!(world.created.len(), 2);
+    }
+}
