@@ -347,6 +347,10 @@ impl HashSplit {
     /// the order train, validation, test.
     pub fn split_of(&self, key: &str) -> Split {
         use sha2::Digest as _;
+        if self.train_percent >= 100 {
+            // Whatever the hash.
+            return Split::Train;
+        }
         let hash = sha2::Sha256::new()
             .chain_update(self.seed.to_le_bytes())
             .chain_update(key)

@@ -84,23 +84,74 @@ impl PartsHasher {
 /// JSON with sorted object keys and no white space (the subset of RFC 8785 that we need: numbers
 /// are printed as `serde_json` prints them).
 pub fn canonical_json(value: &serde_json::Value) -> String {
+    let mut json = String::new();
+    push_canonical(value, &mut json);
+    json
+}
+
+fn push_canonical(value: &serde_json::Value, json: &mut String) {
     use serde_json::Value;
     match value {
         Value::Object(map) => {
             let mut keys: Vec<_> = map.iter().collect();
             keys.sort_by(|a, b| a.0.cmp(b.0));
-            let inner: Vec<String> = keys
-                .into_iter()
-                .map(|(k, v)| format!("{}:{}", Value::String(k.clone()), canonical_json(v)))
-                .collect();
-            format!("{{{}}}", inner.join(","))
+            json.push('{');
+            for (index, (key, value)) in keys.into_iter().enumerate() {
+                if index > 0 {
+                    json.push(',');
+                }
+                push_json_text(key, json);
+                json.push(':');
+                push_canonical(value, json);
+            }
+            json.push('}');
         }
         Value::Array(items) => {
-            let inner: Vec<String> = items.iter().map(canonical_json).collect();
-            format!("[{}]", inner.join(","))
+            json.push('[');
+            for (index, item) in items.iter().enumerate() {
+                if index > 0 {
+                    json.push(',');
+                }
+                push_canonical(item, json);
+            }
+            json.push(']');
         }
-        other => other.to_string(),
+        Value::String(text) => push_json_text(text, json),
+        Value::Null | Value::Bool(_) | Value::Number(_) => json.push_str(&value.to_string()),
     }
+}
+
+/// Adds a text to canonical JSON, in quotes and escaped as `serde_json` does it: the short escapes where JSON has
+/// them, `\u00` and two lower-case digits for other control characters, everything else as it is.
+pub fn push_json_text(text: &str, json: &mut String) {
+    json.reserve(text.len() + 2);
+    json.push('"');
+    let mut rest = text;
+    let is_escaped = |byte: u8| byte < b' ' || byte == b'"' || byte == b'\\';
+    while let Some(at) = rest.bytes().position(is_escaped) {
+        // What is escaped is one byte of ASCII, before which a character ends.
+        let (plain, after) = rest.split_at(at);
+        json.push_str(plain);
+        let mut letters = after.chars();
+        match letters.next() {
+            Some('"') => json.push_str("\\\""),
+            Some('\\') => json.push_str("\\\\"),
+            Some('\u{8}') => json.push_str("\\b"),
+            Some('\t') => json.push_str("\\t"),
+            Some('\n') => json.push_str("\\n"),
+            Some('\u{c}') => json.push_str("\\f"),
+            Some('\r') => json.push_str("\\r"),
+            Some(control) => {
+                let digits = [u32::from(control) >> 4, u32::from(control) & 15];
+                json.push_str("\\u00");
+                json.extend(digits.into_iter().filter_map(|it| char::from_digit(it, 16)));
+            }
+            None => {}
+        }
+        rest = letters.as_str();
+    }
+    json.push_str(rest);
+    json.push('"');
 }
 
 impl FromStr for Digest {
@@ -178,6 +229,28 @@ mod tests {
         let a = serde_json::json!({"b": 1, "a": [1, {"y": 2, "x": 3}]});
         let b = serde_json::json!({"a": [1, {"x": 3, "y": 2}], "b": 1});
         assert_eq!(Digest::of_json(&a).unwrap(), Digest::of_json(&b).unwrap());
+    }
+
+    #[test]
+    fn texts_are_escaped_as_serde_json_does() {
+        let all: String = (0..0x250).filter_map(char::from_u32).collect();
+        let texts = all.chars().map(|letter| format!("a{letter}é{letter}"));
+        for text in texts.chain([String::new(), all.clone(), "\u{2028}\u{1f600}\"".to_owned()]) {
+            let mut json = String::new();
+            push_json_text(&text, &mut json);
+            assert_eq!(json, serde_json::Value::from(text).to_string());
+        }
+    }
+
+    #[test]
+    fn canonical_json_has_sorted_keys_at_every_depth_and_no_space() {
+        let value = serde_json::json!({
+            "b": [1, -0.5, null, true, {"z": "\n", "y\"": []}], "a": {}, "é": 18_446_744_073_709_551_615_u64
+        });
+        assert_eq!(
+            canonical_json(&value),
+            r#"{"a":{},"b":[1,-0.5,null,true,{"y\"":[],"z":"\n"}],"é":18446744073709551615}"#
+        );
     }
 
     #[test]

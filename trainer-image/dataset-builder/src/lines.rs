@@ -53,7 +53,8 @@ impl<R: BufRead> Lines<R> {
             length += taken.len();
             // Two bytes above the limit hold the line's end; more is never needed.
             let room = (MAXIMUM_LINE_BYTES + 2).saturating_sub(self.buffer.len());
-            self.buffer.extend(taken.iter().take(room));
+            let kept = taken.get(..room).unwrap_or(taken);
+            self.buffer.extend_from_slice(kept);
             let taken = taken.len();
             self.reader.consume(taken);
             if newline.is_some() {

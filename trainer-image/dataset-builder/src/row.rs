@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use graftwork_artifacts::rows::{Row, columns};
+use graftwork_artifacts::rows::{Message, Row, columns};
 use graftwork_contract::Digest;
 use graftwork_contract::dataset::{Format, REWARD_COLUMN};
-use graftwork_contract::digest::canonical_json;
+use graftwork_contract::digest::push_json_text;
 use graftwork_privacy::Counts;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Number, Value};
 
 use crate::nulls::Nulls;
 use crate::privacy::Screen;
@@ -192,13 +192,7 @@ fn judge(
     }
     let measured = wanted.measured;
     let tokens = measured.map(|it| it.tokens(&row)).transpose()?;
-    let mut kept = kept(&row);
-    if let (Some(name), Some(text), Value::Object(kept)) = (own, &group, &mut kept) {
-        kept.insert(name.to_owned(), Value::String(text.clone()));
-    }
-    if let (Some(reward), Value::Object(kept)) = (reward, &mut kept) {
-        kept.insert(REWARD_COLUMN.to_owned(), Value::Number(reward));
-    }
+    let canonical = canonical(&row, own.zip(group.as_deref()), reward.as_ref());
     // It deals the row, and lies in the parts of a build for a while.
     let hides = |screen: &Screen| wanted.group_column.is_some_and(|name| screen.hides(name));
     let source_group = if wanted.screen.is_some_and(hides) {
@@ -209,7 +203,7 @@ fn judge(
     Ok(GoodRow {
         row,
         group,
-        canonical: canonical_json(&kept),
+        canonical,
         time,
         class,
         tokens,
@@ -222,26 +216,53 @@ fn asked_by<T>(field: &str, value: Option<Result<T, String>>) -> Result<Option<T
     value.transpose().map_err(|rule| format!("{field}: {rule}"))
 }
 
-/// The columns of the format.
-fn kept(row: &Row) -> Value {
-    match row {
-        Row::Text { text } => json!({ "text": text }),
-        Row::Completion { prompt, completion } => {
-            json!({"prompt": prompt, "completion": completion})
+/// A column that is kept.
+enum Kept<'a> {
+    Text(&'a str),
+    Number(&'a Number),
+    Messages(&'a [Message]),
+}
+
+/// The columns of the format, the group column where it is its own, and the reward, as canonical JSON: what
+/// [`canonical_json`](graftwork_contract::digest::canonical_json) makes of them, without a tree in between.
+fn canonical(row: &Row, own: Option<(&str, &str)>, reward: Option<&Number>) -> String {
+    let mut columns: BTreeMap<&str, Kept<'_>> = match row {
+        Row::Chat { messages } => BTreeMap::from([("messages", Kept::Messages(messages))]),
+        Row::Text { .. } | Row::Completion { .. } | Row::Preference { .. } => {
+            let texts = row.texts().into_iter();
+            texts.map(|(name, text)| (name, Kept::Text(text))).collect()
         }
-        Row::Preference {
-            prompt,
-            chosen,
-            rejected,
-        } => json!({"prompt": prompt, "chosen": chosen, "rejected": rejected}),
-        Row::Chat { messages } => {
-            let messages: Vec<Value> = messages
-                .iter()
-                .map(|message| json!({"role": message.role, "content": message.content}))
-                .collect();
-            json!({ "messages": messages })
+    };
+    columns.extend(own.map(|(name, text)| (name, Kept::Text(text))));
+    columns.extend(reward.map(|reward| (REWARD_COLUMN, Kept::Number(reward))));
+    let mut json = String::with_capacity(row.text_bytes() + 64);
+    for (name, column) in columns {
+        json.push(if json.is_empty() { '{' } else { ',' });
+        push_json_text(name, &mut json);
+        json.push(':');
+        match column {
+            Kept::Text(text) => push_json_text(text, &mut json),
+            Kept::Number(number) => json.push_str(&number.to_string()),
+            Kept::Messages(messages) => push_messages(messages, &mut json),
         }
     }
+    json.push('}');
+    json
+}
+
+fn push_messages(messages: &[Message], json: &mut String) {
+    json.push('[');
+    for (index, message) in messages.iter().enumerate() {
+        if index > 0 {
+            json.push(',');
+        }
+        json.push_str("{\"content\":");
+        push_json_text(&message.content, json);
+        json.push_str(",\"role\":");
+        push_json_text(&message.role, json);
+        json.push('}');
+    }
+    json.push(']');
 }
 
 /// Rows for the tests of other modules.
@@ -255,7 +276,7 @@ pub mod tests_support {
             text: text.to_owned(),
         };
         GoodRow {
-            canonical: canonical_json(&kept(&row)),
+            canonical: canonical(&row, None, None),
             row,
             group: group.map(str::to_owned),
             time,
@@ -273,6 +294,9 @@ pub mod tests_support {
 
 #[cfg(test)]
 mod tests {
+    use graftwork_contract::digest::canonical_json;
+    use serde_json::json;
+
     use super::*;
 
     /// What is asked of a row of that shape, and no more.
@@ -317,6 +341,52 @@ mod tests {
         assert_eq!(alone.split_key(), alone.canonical);
         let own = parse(line, Format::Completion, Some("prompt")).unwrap();
         assert_eq!((own.split_key(), &own.canonical), ("a", &alone.canonical));
+    }
+
+    #[test]
+    fn a_row_is_written_as_its_tree_would_be() {
+        let text = "\"é\\\u{1}\n";
+        let message = |role: &str| Message {
+            role: role.to_owned(),
+            content: text.to_owned(),
+        };
+        let messages = vec![message("user"), message("assistant")];
+        let [prompt, completion] = [text, "b"].map(str::to_owned);
+        let reward = Number::from_f64(-0.25).unwrap();
+        for (row, tree) in [
+            (
+                Row::Text {
+                    text: text.to_owned(),
+                },
+                json!({"text": text}),
+            ),
+            (
+                Row::Completion { prompt, completion },
+                json!({"prompt": text, "completion": "b"}),
+            ),
+            (
+                Row::Preference {
+                    prompt: "p".to_owned(),
+                    chosen: text.to_owned(),
+                    rejected: "r".to_owned(),
+                },
+                json!({"prompt": "p", "chosen": text, "rejected": "r"}),
+            ),
+            (
+                Row::Chat { messages },
+                json!({"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": text}]}),
+            ),
+        ] {
+            assert_eq!(canonical(&row, None, None), canonical_json(&tree));
+            for name in ["a\"", "ü", "reward"] {
+                let mut tree = tree.clone();
+                tree[name] = json!("g\t");
+                let own = Some((name, "g\t"));
+                assert_eq!(canonical(&row, own, None), canonical_json(&tree));
+                tree["reward"] = json!(-0.25);
+                assert_eq!(canonical(&row, own, Some(&reward)), canonical_json(&tree));
+            }
+        }
     }
 
     #[test]

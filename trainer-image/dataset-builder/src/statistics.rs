@@ -102,7 +102,7 @@ impl SplitStatistics {
         for (column, text) in row.texts() {
             let count = text.chars().count() as u64;
             characters += count;
-            self.words += text.split_whitespace().count() as u64 * times;
+            self.words += words(text) * times;
             *self.columns.entry(column).or_default() += count * times;
         }
         self.rows += times;
@@ -152,6 +152,19 @@ impl SplitStatistics {
         }
         value
     }
+}
+
+/// Words, as white space parts them. ASCII is counted byte by byte.
+fn words(text: &str) -> u64 {
+    if !text.is_ascii() {
+        return text.split_whitespace().count() as u64;
+    }
+    let is_space = |byte: u8| matches!(byte, b' ' | b'\t'..=b'\r');
+    let (words, _) = text.bytes().fold((0, true), |(words, was_space), byte| {
+        let begins = was_space && !is_space(byte);
+        (words + u64::from(begins), is_space(byte))
+    });
+    words
 }
 
 /// Rows by class: names are sorted, and of each split only the most frequent ones are held.
@@ -371,6 +384,25 @@ mod tests {
             BTreeMap::from([(4, 1), (8, 1), (16, 1)])
         );
         assert_eq!(statistics.columns, BTreeMap::from([("text", 20)]));
+    }
+
+    #[test]
+    fn words_of_ascii_are_those_of_all_texts() {
+        let all: String = (0..128_u8).map(char::from).collect();
+        for text in [
+            all.as_str(),
+            "",
+            "  ",
+            "a",
+            " a\u{b}b\u{1c}c\td  ",
+            "a\u{a0}b é",
+        ] {
+            assert_eq!(
+                words(text),
+                text.split_whitespace().count() as u64,
+                "{text:?}"
+            );
+        }
     }
 
     #[test]
