@@ -15,6 +15,8 @@
 //! name, and the analyser of personal data where one is named; it counts tokens and keeps texts, and never prints data: logs and messages name source, line and
 //! rule.
 //!
+//! Rows are judged, masked and measured on all cores, some thousands at a time, and taken together in their order.
+//!
 //! Rows stream: whatever the size of the sources, memory holds at most [`spill::DEFAULT_MEMORY_BYTES`] of
 //! rows and tables (`--memory-bytes`), [`spill::QUERY_BYTES`] of a query over the sources, what decoders and
 //! Parquet need, and less than a byte a row. The rest is sorted on the scratch volume. The outcome is the same
@@ -39,6 +41,7 @@ pub mod detect;
 mod duplicates;
 pub mod failure;
 pub mod files;
+mod judging;
 mod labels;
 pub mod languages;
 pub mod lines;

@@ -1,7 +1,7 @@
 //! How often a column had no value, in rows that were left out: a row that is kept has all of them.
 
-use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
 
 use graftwork_artifacts::rows::columns;
 use graftwork_contract::dataset::REWARD_COLUMN;
@@ -10,9 +10,9 @@ use serde_json::{Map, Value};
 use crate::row::Wanted;
 use crate::shapes;
 
-/// Rows without a value, by column.
+/// Rows without a value, by column. Several threads count at a time.
 #[derive(Debug, Default)]
-pub struct Nulls(RefCell<BTreeMap<String, u64>>);
+pub struct Nulls(Mutex<BTreeMap<String, u64>>);
 
 impl Nulls {
     /// Looks at a row that was left out.
@@ -34,7 +34,7 @@ impl Nulls {
         let mut names: Vec<&str> = format.chain(beside.into_iter().flatten()).collect();
         names.sort_unstable();
         names.dedup();
-        let mut counts = self.0.borrow_mut();
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         for name in names {
             if is_null(wanted.renamed.get(name).map_or(name, String::as_str)) {
                 *counts.entry(name.to_owned()).or_default() += 1;
@@ -44,6 +44,7 @@ impl Nulls {
 
     /// Rows without a value, by column.
     pub fn into_counts(self) -> BTreeMap<String, u64> {
-        self.0.into_inner()
+        let counts = self.0.into_inner();
+        counts.unwrap_or_else(PoisonError::into_inner)
     }
 }

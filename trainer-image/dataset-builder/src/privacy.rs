@@ -1,9 +1,9 @@
 //! Personal data in rows: masked, refused or counted, as the spec says.
 
-use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::path::Path;
+use std::sync::{PoisonError, RwLock};
 
 use graftwork_artifacts::rows::Row;
 use graftwork_contract::dataset::{self as contract, BuildConfig, PrivacyMode};
@@ -27,7 +27,7 @@ struct Helper {
     /// Its types, by their number: the name in status, and the word in masked text.
     types: Vec<(String, String)>,
     /// What it said of the rows that come next.
-    answers: RefCell<Answers>,
+    answers: RwLock<Answers>,
 }
 
 #[derive(Debug)]
@@ -60,7 +60,7 @@ impl Screen {
                 .map(|entity| (contract::Analyzer::type_name(entity), entity.clone()))
                 .collect(),
             analyzer,
-            answers: RefCell::default(),
+            answers: RwLock::default(),
         });
         Ok(Some(Self {
             columns: privacy.columns.clone(),
@@ -91,7 +91,11 @@ impl Screen {
     pub fn look_ahead(&self, texts: &BTreeSet<String>) -> Result<(), Failure> {
         if let Some(helper) = &self.helper {
             let answers = helper.analyzer.ask(texts)?;
-            *helper.answers.borrow_mut() = answers;
+            let mut known = helper
+                .answers
+                .write()
+                .unwrap_or_else(PoisonError::into_inner);
+            *known = answers;
         }
         Ok(())
     }
@@ -153,7 +157,7 @@ impl Helper {
     /// # Errors
     /// A rule: nobody asked about this text, so that nobody may say that it holds nothing.
     fn others(&self, text: &str, column: &str) -> Result<Vec<Other<'_>>, String> {
-        let answers = self.answers.borrow();
+        let answers = self.answers.read().unwrap_or_else(PoisonError::into_inner);
         let spots = answers
             .get(text)
             .ok_or_else(|| format!("{column} was not looked at by spec.privacy.analyzer"))?;

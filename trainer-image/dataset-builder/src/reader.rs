@@ -25,6 +25,28 @@ const PARQUET: &[u8] = b"PAR1";
 /// What is read.
 const KINDS: &str = "sources are JSONL, CSV or Parquet, plain, .gz or .zst";
 
+/// A record as a reader comes by it.
+#[derive(Debug)]
+pub enum Raw<'a> {
+    /// A line of JSON that nobody has looked into yet.
+    Line(&'a [u8]),
+    /// An object, or the rule that it breaks.
+    Record(Record),
+}
+
+impl Raw<'_> {
+    /// The object, or the rule that it breaks.
+    ///
+    /// # Errors
+    /// The broken rule, in words and without data.
+    pub fn record(self) -> Record {
+        match self {
+            Self::Line(line) => row::object(line),
+            Self::Record(record) => record,
+        }
+    }
+}
+
 /// What takes the records of a source, one after the other.
 pub trait Take {
     /// The columns that are looked at, as the source names them; none: all of them.
@@ -40,7 +62,7 @@ pub trait Take {
     ///
     /// # Errors
     /// Those of the scratch volume. A bad row is no error.
-    fn take(&mut self, record: Record, at: &dyn Fn(String) -> RejectedRow) -> Result<(), Failure>;
+    fn take(&mut self, raw: Raw<'_>, at: &dyn Fn(String) -> RejectedRow) -> Result<(), Failure>;
 }
 
 /// A file of a source, as messages name it.
@@ -215,7 +237,7 @@ fn read_text(
         Some(first) => first,
         None => {
             let rule = format!("is longer than {MAXIMUM_LINE_BYTES} bytes");
-            hand_over(place, number, take, || Err(rule))?;
+            hand_over(place, number, take, Raw::Record(Err(rule)))?;
             Vec::new()
         }
     };
@@ -227,7 +249,7 @@ fn read_text(
         Some(header) => read_csv(place, &header, &mut lines, take)?,
         None => {
             if !first.is_empty() {
-                hand_over(place, number, take, || row::object(&first))?;
+                hand_over(place, number, take, Raw::Line(&first))?;
             }
             read_jsonl(place, &mut lines, take)?;
         }
@@ -250,17 +272,17 @@ fn first_line(lines: &mut Lines<impl BufRead>) -> io::Result<Option<FirstLine>> 
     Ok(None)
 }
 
-/// Has the next record taken, which `record` reads, unless it is another part's.
+/// Has the next record taken, unless it is another part's.
 fn hand_over(
     place: Place<'_>,
     number: u64,
     take: &mut dyn Take,
-    record: impl FnOnce() -> Record,
+    raw: Raw<'_>,
 ) -> Result<(), Failure> {
     if !take.dealing().takes_row() {
         return Ok(());
     }
-    take.take(record(), &|rule| place.row(number, rule))
+    take.take(raw, &|rule| place.row(number, rule))
 }
 
 fn read_jsonl(
@@ -276,10 +298,10 @@ fn read_jsonl(
         last = number;
         match line {
             Line::Whole(line) if line.trim_ascii().is_empty() => {}
-            Line::Whole(line) => hand_over(place, number, take, || row::object(line))?,
+            Line::Whole(line) => hand_over(place, number, take, Raw::Line(line))?,
             Line::TooLong => {
                 let rule = format!("is longer than {MAXIMUM_LINE_BYTES} bytes");
-                hand_over(place, number, take, || Err(rule))?;
+                hand_over(place, number, take, Raw::Record(Err(rule)))?;
             }
         }
     }
@@ -302,7 +324,7 @@ fn read_csv(
         .map_err(|error| place.failed(last, &error))?
     {
         last = number;
-        hand_over(place, number, take, || record)?;
+        hand_over(place, number, take, Raw::Record(record))?;
     }
     Ok(())
 }
@@ -318,7 +340,7 @@ fn read_parquet(place: Place<'_>, file: File, take: &mut dyn Take) -> Result<(),
     {
         for record in batch {
             number += 1;
-            hand_over(place, number, take, || Ok(record))?;
+            hand_over(place, number, take, Raw::Record(Ok(record)))?;
         }
     }
     Ok(())

@@ -17,20 +17,20 @@ use crate::config;
 use crate::dealing::{Dealing, Part};
 use crate::failure::Failure;
 use crate::files::{files, open};
-use crate::lines::MAXIMUM_LINE_BYTES;
+use crate::judging::{Judge, Judged};
 use crate::nulls::Nulls;
 use crate::pins::Pins;
 use crate::privacy::Screen;
-use crate::query::{self, Record};
-use crate::reader::{self, Take};
+use crate::query;
+use crate::reader::{self, Raw, Take};
 use crate::remote::{self, Shelf};
-use crate::row::{self, GoodRow, Wanted};
+use crate::row::Wanted;
 use crate::spill::Scratch;
 use crate::stored::{RowSorter, Rows};
 use crate::streams::hash;
 use crate::tokens::Measured;
 use crate::transform::{self, Given, Means};
-use crate::waiting::Waiting;
+use crate::waiting::{ASKED, JUDGED, Waiting};
 
 /// How many different rules a message names.
 const NAMED_RULES: usize = 3;
@@ -43,7 +43,7 @@ pub struct Collecting {
     pub share: Option<Share>,
     /// Which part of all rows is taken.
     pub dealing: Dealing,
-    /// What waits for an analyser, of the present source.
+    /// What waits to be judged, of the present source.
     waiting: Waiting,
     /// The columns of the present source; none: what is read is no source.
     columns: Option<SourceColumns>,
@@ -91,18 +91,6 @@ impl Collecting {
         Ok(())
     }
 
-    /// Looks at the columns of a row of the present source.
-    fn look(&mut self, record: &Record) {
-        if let (Some(columns), Ok(row)) = (&mut self.columns, record) {
-            let shaped = &self.shaped;
-            columns.note(row, |name, shape, value| {
-                if shaped.contains(name) {
-                    shape.note_outside(value);
-                }
-            });
-        }
-    }
-
     /// Whether the present source's share leaves a row out, given as canonical JSON. Such rows are counted.
     pub fn is_beyond_share(&mut self, canonical: &str) -> bool {
         let is_beyond = self.share.is_some_and(|it| !it.takes(canonical));
@@ -110,35 +98,30 @@ impl Collecting {
         is_beyond
     }
 
-    fn read(&mut self, record: Record, wanted: Wanted<'_>) -> Result<GoodRow, String> {
-        // Lines and records of CSV are bounded before they are read; Parquet and SQL are not.
-        row::read(&record?, wanted, &mut self.noted.findings)?.bounded(MAXIMUM_LINE_BYTES)
-    }
-
     /// Good and bad rows so far, of all sources.
     fn tally(&self) -> (u64, u64) {
         (self.rows.count(), self.noted.rejected_rows())
     }
 
-    /// Keeps a good row; of a bad one where it was and why.
-    fn keep(
-        &mut self,
-        row: Result<GoodRow, String>,
-        at: impl FnOnce(String) -> RejectedRow,
-    ) -> Result<(), Failure> {
-        match row {
-            Ok(good) if self.is_beyond_share(&good.canonical) => Ok(()),
-            Ok(good) => self.rows.push(&good),
-            Err(rule) => {
-                self.noted.reject(at(rule));
-                Ok(())
-            }
+    /// Keeps good rows; of bad ones where they were and why.
+    fn keep(&mut self, judged: Judged) -> Result<(), Failure> {
+        for record in judged.records() {
+            self.rows.push_encoded(record)?;
         }
+        self.noted.findings.merge(&judged.findings);
+        self.noted.beyond_weight += judged.beyond_weight;
+        if let Some(columns) = &mut self.columns {
+            columns.add(judged.columns);
+        }
+        for row in judged.rejected {
+            self.noted.reject(row);
+        }
+        Ok(())
     }
 }
 
-/// Takes records as rows of the version: keeps good ones, and of bad ones where they were and why. Where an
-/// analyser is asked about rows, they wait until there are enough of them.
+/// Takes records as rows of the version: keeps good ones, and of bad ones where they were and why. They wait until
+/// there are enough of them to be judged on all cores, or where there is an analyser, to be asked about.
 #[derive(Debug)]
 pub struct RowTake<'a> {
     /// What is asked of a row.
@@ -154,17 +137,21 @@ impl RowTake<'_> {
     /// Those of the scratch volume, and of the analyser.
     pub fn settle(&mut self) -> Result<(), Failure> {
         let waiting = std::mem::take(&mut self.collecting.waiting);
-        let Some(screen) = self.wanted.screen.filter(|_| !waiting.is_empty()) else {
+        if waiting.is_empty() {
             return Ok(());
-        };
-        screen.look_ahead(&waiting.texts(self.wanted))?;
-        for waiter in waiting.into_rows() {
-            let row = self.collecting.read(waiter.record, self.wanted);
-            let place = waiter.place;
-            self.collecting
-                .keep(row, |rule| RejectedRow { rule, ..place })?;
         }
-        Ok(())
+        if let Some(screen) = self.wanted.screen.filter(|it| it.looks_ahead()) {
+            screen.look_ahead(&waiting.texts(self.wanted))?;
+        }
+        let collecting = &mut *self.collecting;
+        let judged = waiting.judge(Judge {
+            wanted: self.wanted,
+            share: collecting.share,
+            shaped: collecting.columns.as_ref().map(|_| &collecting.shaped),
+        });
+        judged
+            .into_iter()
+            .try_for_each(|judged| collecting.keep(judged))
     }
 }
 
@@ -181,19 +168,21 @@ impl Take for RowTake<'_> {
         self.collecting.listed.extend(columns);
     }
 
-    fn take(&mut self, record: Record, at: &dyn Fn(String) -> RejectedRow) -> Result<(), Failure> {
-        self.collecting.look(&record);
-        if self.wanted.screen.is_some_and(Screen::looks_ahead) {
-            let waiting = &mut self.collecting.waiting;
-            waiting.push(record, at(String::new()));
-            return if waiting.is_full() {
-                self.settle()
-            } else {
-                Ok(())
-            };
+    fn take(&mut self, raw: Raw<'_>, at: &dyn Fn(String) -> RejectedRow) -> Result<(), Failure> {
+        let waiting = &mut self.collecting.waiting;
+        // An analyser is asked about texts of objects.
+        let limits = if self.wanted.screen.is_some_and(Screen::looks_ahead) {
+            waiting.push(Raw::Record(raw.record()), at(String::new()));
+            ASKED
+        } else {
+            waiting.push(raw, at(String::new()));
+            JUDGED
+        };
+        if waiting.is_full(limits) {
+            self.settle()
+        } else {
+            Ok(())
         }
-        let row = self.collecting.read(record, self.wanted);
-        self.collecting.keep(row, at)
     }
 }
 
@@ -441,7 +430,7 @@ fn read_any(
             return Ok(Vec::new());
         }
         let seen = query::read(config, source, asked, &mut |line, record| {
-            take.take(record, &|rule| RejectedRow {
+            take.take(Raw::Record(record), &|rule| RejectedRow {
                 source: source.name.clone(),
                 file: None,
                 line,

@@ -234,7 +234,6 @@ fn row(kept: &mut Map<String, Value>, format: Format) -> Option<Row> {
 #[derive(Debug)]
 pub struct RowSorter {
     sorter: Sorter,
-    record: Vec<u8>,
     count: u64,
 }
 
@@ -243,7 +242,6 @@ impl RowSorter {
     pub fn new(scratch: &Scratch) -> Self {
         Self {
             sorter: Sorter::new(scratch),
-            record: Vec::new(),
             count: 0,
         }
     }
@@ -252,9 +250,19 @@ impl RowSorter {
     ///
     /// # Errors
     /// Those of the scratch volume.
+    #[cfg(test)]
     pub fn push(&mut self, row: &GoodRow) -> Result<(), Failure> {
-        encode(row, &mut self.record);
-        self.sorter.push(&self.record)?;
+        let mut record = Vec::new();
+        encode(row, &mut record);
+        self.push_encoded(&record)
+    }
+
+    /// Adds a row as [`encode`] has just written it.
+    ///
+    /// # Errors
+    /// Those of the scratch volume.
+    pub fn push_encoded(&mut self, record: &[u8]) -> Result<(), Failure> {
+        self.sorter.push(record)?;
         self.count += 1;
         Ok(())
     }
@@ -265,9 +273,7 @@ impl RowSorter {
     /// Those of the scratch volume; a record that is none of ours.
     pub fn push_record(&mut self, record: &[u8]) -> Result<(), Failure> {
         Stored::decode(record)?;
-        self.sorter.push(record)?;
-        self.count += 1;
-        Ok(())
+        self.push_encoded(record)
     }
 
     /// How many there are so far.

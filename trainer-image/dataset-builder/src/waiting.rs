@@ -1,23 +1,54 @@
-//! Rows that wait for what an analyser says of their texts, so that many are asked about at a time.
+//! Rows that wait until there are enough of them: to be judged on all cores, and before that, where there is an
+//! analyser, to be asked about in one go.
 
 use std::collections::BTreeSet;
 
 use graftwork_contract::dataset::RejectedRow;
+use rayon::prelude::*;
 use serde_json::Value;
 
+use crate::judging::{Judge, Judged};
 use crate::query::Record;
+use crate::reader::Raw;
 use crate::row::{Wanted, screened_texts};
 
-/// Rows that wait at most.
-const MAXIMUM_ROWS: usize = 256;
-/// Bytes of texts that wait at most, but for the last row's.
-const MAXIMUM_BYTES: usize = 4 << 20;
+/// How many rows wait at most.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    rows: usize,
+    /// Bytes of their texts, but for the last row's.
+    bytes: usize,
+}
+
+/// Rows that are judged at a time. What they become takes a few times as much.
+pub const JUDGED: Limits = Limits {
+    rows: 4096,
+    bytes: 8 << 20,
+};
+/// Rows that an analyser is asked about at a time.
+pub const ASKED: Limits = Limits {
+    rows: 256,
+    bytes: 4 << 20,
+};
+/// Into so many pieces, about, rows that wait are cut, whatever machine judges them.
+const PIECES: usize = 32;
+/// Rows of a piece, at most.
+const PIECE_ROWS: usize = 64;
+
+/// What waits, as its reader came by it.
+#[derive(Debug)]
+pub enum Found {
+    /// A line of JSON.
+    Line(Vec<u8>),
+    /// An object, or the rule that it breaks.
+    Record(Record),
+}
 
 /// A row that waits, in its source's order.
 #[derive(Debug)]
 pub struct Waiter {
-    /// The row, or the rule that it broke.
-    pub record: Record,
+    /// The row.
+    pub found: Found,
     /// Where it was, without a rule.
     pub place: RejectedRow,
 }
@@ -31,11 +62,20 @@ pub struct Waiting {
 
 impl Waiting {
     /// One more.
-    pub fn push(&mut self, record: Record, place: RejectedRow) {
-        if let Ok(object) = &record {
-            self.bytes += object.values().map(text_bytes).sum::<usize>();
-        }
-        self.rows.push(Waiter { record, place });
+    pub fn push(&mut self, raw: Raw<'_>, place: RejectedRow) {
+        let found = match raw {
+            Raw::Line(line) => {
+                self.bytes += line.len();
+                Found::Line(line.to_vec())
+            }
+            Raw::Record(record) => {
+                if let Ok(object) = &record {
+                    self.bytes += object.values().map(text_bytes).sum::<usize>();
+                }
+                Found::Record(record)
+            }
+        };
+        self.rows.push(Waiter { found, place });
     }
 
     /// Whether there are none.
@@ -44,21 +84,27 @@ impl Waiting {
     }
 
     /// Whether there are enough.
-    pub fn is_full(&self) -> bool {
-        self.rows.len() >= MAXIMUM_ROWS || self.bytes >= MAXIMUM_BYTES
+    pub fn is_full(&self, limits: Limits) -> bool {
+        self.rows.len() >= limits.rows || self.bytes >= limits.bytes
     }
 
-    /// Their texts that are screened, each once.
+    /// Texts that are screened, each once, of rows that are objects already.
     pub fn texts(&self, wanted: Wanted<'_>) -> BTreeSet<String> {
-        let objects = self.rows.iter().filter_map(|row| row.record.as_ref().ok());
+        let objects = self.rows.iter().filter_map(|row| match &row.found {
+            Found::Record(Ok(object)) => Some(object),
+            Found::Record(Err(_)) | Found::Line(_) => None,
+        });
         objects
             .flat_map(|object| screened_texts(object, wanted))
             .collect()
     }
 
-    /// The rows, in the order in which they came.
-    pub fn into_rows(self) -> Vec<Waiter> {
-        self.rows
+    /// What becomes of the rows, in the order in which they came. Pieces of them are judged on all cores; how
+    /// they are cut follows from their number alone.
+    pub fn judge(&self, judge: Judge<'_>) -> Vec<Judged> {
+        let rows = (self.rows.len() / PIECES).clamp(1, PIECE_ROWS);
+        let pieces = self.rows.par_chunks(rows);
+        pieces.map(|piece| judge.judge(piece)).collect()
     }
 }
 
@@ -77,10 +123,10 @@ mod tests {
 
     use super::*;
 
-    fn full_after(text: &str) -> usize {
+    fn full_after(text: &str, limits: Limits, is_line: bool) -> usize {
         let mut waiting = Waiting::default();
         let mut count = 0;
-        while !waiting.is_full() {
+        while !waiting.is_full(limits) {
             let row = json!({"messages": [{"content": text}], "n": 1});
             let place = RejectedRow {
                 source: "s".to_owned(),
@@ -88,7 +134,13 @@ mod tests {
                 line: 1,
                 rule: String::new(),
             };
-            waiting.push(Ok(row.as_object().unwrap().clone()), place);
+            let line = row.to_string();
+            let raw = if is_line {
+                Raw::Line(line.as_bytes())
+            } else {
+                Raw::Record(Ok(row.as_object().unwrap().clone()))
+            };
+            waiting.push(raw, place);
             count += 1;
         }
         count
@@ -96,7 +148,12 @@ mod tests {
 
     #[test]
     fn neither_rows_nor_bytes_wait_without_limit() {
-        assert_eq!(full_after("short"), MAXIMUM_ROWS);
-        assert_eq!(full_after(&"x".repeat(1 << 20)), 4);
+        let long = "x".repeat(1 << 20);
+        for is_line in [false, true] {
+            assert_eq!(full_after("short", ASKED, is_line), 256);
+            assert_eq!(full_after(&long, ASKED, is_line), 4);
+            assert_eq!(full_after("short", JUDGED, is_line), 4096);
+            assert_eq!(full_after(&long, JUDGED, is_line), 8);
+        }
     }
 }

@@ -179,6 +179,9 @@ impl SourceColumns {
     pub fn add(&mut self, other: Self) {
         self.rows += other.rows;
         for (name, more) in other.columns {
+            if self.columns.len() > MAXIMUM_COLUMNS && !self.columns.contains_key(&name) {
+                continue;
+            }
             let column = self.columns.entry(name).or_default();
             column.values += more.values;
             column.shape.widen(more.shape);
@@ -254,6 +257,18 @@ mod tests {
             let found = shape(std::slice::from_ref(&was)).takes(&shape(std::slice::from_ref(&is)));
             assert_eq!(found, takes, "{was} and then {is}");
         }
+    }
+
+    #[test]
+    fn parts_do_not_add_up_to_more_columns_than_one_may_see() {
+        let mut seen = SourceColumns::default();
+        for part in 0..3 {
+            let mut other = SourceColumns::default();
+            let row = (0..700).map(|n| (format!("{part} {n}"), json!(1)));
+            other.note(&row.collect(), |_, shape, value| shape.note(value));
+            seen.add(other);
+        }
+        assert_eq!((seen.rows, seen.columns.len()), (3, MAXIMUM_COLUMNS + 1));
     }
 
     #[test]

@@ -45,7 +45,7 @@ use crate::clock;
 use crate::failure::Failure;
 use crate::parquet_rows::objects;
 use crate::pins::Pins;
-use crate::reader::Take as _;
+use crate::reader::{Raw, Take as _};
 use crate::row::Wanted;
 use crate::shapes;
 use crate::sources::{Collecting, RowTake, read_source};
@@ -227,7 +227,7 @@ impl Query<'_> {
                 })?;
                 for row in rows {
                     line += 1;
-                    take.take(Ok(row), &|rule| RejectedRow {
+                    take.take(Raw::Record(Ok(row)), &|rule| RejectedRow {
                         source: RESULT.to_owned(),
                         file: None,
                         line,
@@ -236,7 +236,7 @@ impl Query<'_> {
                 }
             }
         }
-        // An analyser may not have been asked about the last of them.
+        // The last of them may be waiting for more.
         take.settle()?;
         tracing::info!(rows = line, spilled_files = spills.count(), "transformed");
         Ok(spills.count())

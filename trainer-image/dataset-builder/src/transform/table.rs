@@ -29,8 +29,7 @@ use super::shape;
 use super::unnamed::Unnamed;
 use crate::dealing::Dealing;
 use crate::failure::Failure;
-use crate::query::Record;
-use crate::reader::Take;
+use crate::reader::{Raw, Take};
 use crate::sources::Collecting;
 use crate::spill::sorter::Sorter;
 use crate::spill::{Scratch, damaged};
@@ -70,8 +69,8 @@ impl Take for TableTake<'_> {
         &mut self.collecting.dealing
     }
 
-    fn take(&mut self, record: Record, at: &dyn Fn(String) -> RejectedRow) -> Result<(), Failure> {
-        match record {
+    fn take(&mut self, raw: Raw<'_>, at: &dyn Fn(String) -> RejectedRow) -> Result<(), Failure> {
+        match raw.record() {
             Err(rule) => {
                 self.collecting.noted.reject(at(rule));
                 Ok(())

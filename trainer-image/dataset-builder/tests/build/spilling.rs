@@ -1,5 +1,7 @@
 //! Queries whose rows don't fit in memory: what can spills, what can't is named, and the digest is the same.
 
+use graftwork_contract::dataset::Share;
+
 use super::transform::sql;
 use super::*;
 
@@ -183,4 +185,36 @@ fn the_digest_is_the_same_on_one_core_and_on_many_and_with_any_number_of_threads
         digests.windows(2).all(|two| two[0] == two[1]),
         "{digests:?}"
     );
+}
+
+#[test]
+fn rows_that_are_judged_on_several_threads_become_the_same_version() {
+    let rows = (0..30_000_u32).fold(String::new(), |text, n| match n % 1000 {
+        13 => text + "{\"text\": \"cut\n",
+        14 => text + "{\"text\": null}\n",
+        _ => {
+            let row = format!("Row {n} is of a{n}@example.com, {}", n % 29);
+            text + &format!("{{\"text\": \"{row}\", \"n\": {n}}}\n")
+        }
+    });
+    let made = ["1", "2", "8"].map(|threads| {
+        let mut bench = Bench::new(Format::Text);
+        bench.source("rows", &rows);
+        bench.source("others", &rows.replace("Row", "Another"));
+        bench.config.sources[1].share = Some(Share { part: 1, whole: 3 });
+        bench.privacy(PrivacyMode::Redact, &["text"]);
+        bench.config.validation.duplicates = Duplicates::Drop;
+        let status = bench.command().env("RAYON_NUM_THREADS", threads).status();
+        let summary = read_summary(&bench.summary_file());
+        assert!(status.unwrap().success(), "{threads}: {summary:?}");
+        let folder = paths::dataset("topics", summary.digest.as_ref().unwrap());
+        let read = |name: &str| fs::read(bench.store_dir().join(&folder).join(name)).unwrap();
+        let files = ["train.parquet", "test.parquet", "statistics.json"].map(read);
+        (summary, bench.version(1).unwrap().findings, files)
+    });
+    let (summary, findings, _) = &made[0];
+    assert_eq!(summary.rejected.len(), 20);
+    assert_eq!(summary.rows.unwrap().rejected, 120);
+    assert_eq!(findings["email"], 2 * (30_000 - 60));
+    assert!(made.windows(2).all(|two| two[0] == two[1]), "{summary:?}");
 }
