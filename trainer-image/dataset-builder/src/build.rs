@@ -3,20 +3,18 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use graftwork_artifacts::rows::{self, RowWriter, file_name};
+use graftwork_artifacts::rows;
 use graftwork_artifacts::{Error as StoreError, Put, Store};
 use graftwork_contract::dataset::{
-    BuildConfig, BuildRecord, Manifest, PrivacyMode, Provenance, RowCounts, Split, VersionRecord,
+    BuildConfig, BuildRecord, Manifest, PrivacyMode, Provenance, RowCounts, VersionRecord,
 };
 use graftwork_contract::exit::ExitCode;
 use graftwork_contract::{Digest, paths};
 
 use crate::clock;
-use crate::deal::{Dealt, beside, deal};
+use crate::deal::{Dealt, deal};
 use crate::dealing::Part;
 use crate::failure::Failure;
-use crate::labels::Labels;
-use crate::languages::{guess, is_looked_at};
 use crate::order::order;
 use crate::parts;
 use crate::pins::{Pins, schemas, spec_digest};
@@ -24,9 +22,10 @@ use crate::privacy::{Screen, read_key};
 use crate::report::{REPORT_FILE, report};
 use crate::sources::{Collected, Gathered, Tools, collect, judge, look};
 use crate::spill::Scratch;
-use crate::statistics::{self, Classes, STATISTICS_FILE, SplitStatistics, Statistics};
+use crate::statistics::{self, STATISTICS_FILE, Statistics};
 use crate::tokens::{BaseTokens, Measure, Measured};
 use crate::transform::Given;
+use crate::writing::write_rows;
 
 /// The version that a build ended with.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -264,60 +263,6 @@ fn publish(
         // Another builder was faster: its provenance stands.
         Put::Existing => Ok(rows::manifest(store, &config.dataset, &dealt.digest)?),
     }
-}
-
-/// Writes the files of all splits, and counts what the rows are like. No time stands in the numbers: the
-/// same rows and sources have the same.
-fn write_rows(
-    config: &BuildConfig,
-    scratch: &Scratch,
-    dealt: &Dealt,
-    dir: &Path,
-) -> Result<[SplitStatistics; 3], Failure> {
-    let group_column = config.split.group_column.as_deref();
-    let create = |split: Split| {
-        RowWriter::create(&dir.join(file_name(split)), config.format, beside(config))
-    };
-    let [train, validation, test] = Split::ALL.map(create);
-    let mut writers = [train?, validation?, test?];
-    let mut splits: [SplitStatistics; 3] = Default::default();
-    let mut classes = Classes::new(scratch, config.privacy.is_some());
-    let mut labels = Labels::new(config);
-    dealt.for_each(|stored, split, times| {
-        let (row, group) = stored.row(config.format, group_column)?;
-        let reward = config.reward.then(|| stored.reward()).transpose()?;
-        let index = split as usize;
-        if let Some((writer, statistics)) = writers.get_mut(index).zip(splits.get_mut(index)) {
-            statistics.add(&row, times);
-            labels.note(&row, split, times);
-            if is_looked_at(&stored.hash, dealt.counts.kept()) {
-                statistics.note_language(guess(&row), times);
-            }
-            if let Some(tokens) = stored.tokens {
-                statistics.measure(tokens, times);
-            }
-            for _ in 1..times {
-                writer.push(row.clone(), group.as_deref(), reward)?;
-            }
-            if times > 0 {
-                writer.push(row, group.as_deref(), reward)?;
-            }
-        }
-        match &stored.class {
-            Some(class) => classes.add(split, class, times),
-            None => Ok(()),
-        }
-    })?;
-    for writer in writers {
-        writer.finish()?;
-    }
-    for (split, classes) in splits.iter_mut().zip(classes.finish()?) {
-        split.classes = classes;
-    }
-    for (split, labels) in splits.iter_mut().zip(labels.finish().into_iter().flatten()) {
-        split.classes = labels;
-    }
-    Ok(splits)
 }
 
 /// Gives the version the next number, unless the latest one has these rows.

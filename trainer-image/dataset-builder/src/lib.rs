@@ -72,3 +72,4 @@ pub mod termination;
 pub mod tokens;
 mod transform;
 mod waiting;
+mod writing;

@@ -124,6 +124,21 @@ impl SplitStatistics {
         *self.token_lengths.entry(below).or_default() += times;
     }
 
+    /// As if the rows that the other one counted had been counted here too.
+    pub fn merge(&mut self, other: Self) {
+        self.rows += other.rows;
+        self.characters += other.characters;
+        self.words += other.words;
+        self.longest = self.longest.max(other.longest);
+        add_all(&mut self.lengths, other.lengths);
+        add_all(&mut self.columns, other.columns);
+        add_all(&mut self.classes, other.classes);
+        add_all(&mut self.languages, other.languages);
+        self.tokens += other.tokens;
+        self.longest_tokens = self.longest_tokens.max(other.longest_tokens);
+        add_all(&mut self.token_lengths, other.token_lengths);
+    }
+
     /// Counts a row in this language that comes so often.
     pub fn note_language(&mut self, code: &'static str, times: u64) {
         if times > 0 {
@@ -151,6 +166,12 @@ impl SplitStatistics {
             value.insert("rowsByTokensBelow".to_owned(), lengths.into());
         }
         value
+    }
+}
+
+fn add_all<K: Ord>(counts: &mut BTreeMap<K, u64>, others: BTreeMap<K, u64>) {
+    for (key, count) in others {
+        *counts.entry(key).or_default() += count;
     }
 }
 
@@ -363,6 +384,7 @@ pub mod tests_support {
 mod tests {
     use super::tests_support::of;
     use super::*;
+    use crate::row::GoodRow;
     use crate::row::tests_support::text_row;
 
     #[test]
@@ -384,6 +406,30 @@ mod tests {
             BTreeMap::from([(4, 1), (8, 1), (16, 1)])
         );
         assert_eq!(statistics.columns, BTreeMap::from([("text", 20)]));
+    }
+
+    #[test]
+    fn rows_that_are_counted_apart_are_those_that_are_counted_together() {
+        let mut rows: Vec<GoodRow> = (0..40).map(|n| text_row(&"é b ".repeat(n))).collect();
+        rows[7].class = Some("seven".to_owned());
+        rows[30].class = Some("seven".to_owned());
+        let count = |rows: &[GoodRow]| {
+            let mut counted = of(rows.iter(), false);
+            for tokens in [3, 900, 5] {
+                counted.measure(tokens, 2);
+                counted.note_language("eng", 1);
+            }
+            counted
+        };
+        let mut merged = count(&rows[..20]);
+        merged.merge(count(&rows[20..]));
+        let mut together = of(rows.iter(), false);
+        for tokens in [3, 900, 5] {
+            together.measure(tokens, 4);
+        }
+        together.note_language("eng", 6);
+        assert_eq!(merged, together);
+        assert_eq!(merged.classes["seven"], 2);
     }
 
     #[test]

@@ -3,7 +3,8 @@
 
 use graftwork_artifacts::rows::{Message, Row, columns};
 use graftwork_contract::dataset::{Format, REWARD_COLUMN};
-use serde_json::{Map, Value};
+use serde::Deserialize;
+use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
 use crate::duplicates::identity;
@@ -127,28 +128,41 @@ impl<'a> Stored<'a> {
         format: Format,
         group: Option<&str>,
     ) -> Result<(Row, Option<String>), Failure> {
-        let read = || {
-            let mut kept: Map<String, Value> = serde_json::from_str(self.canonical).ok()?;
-            let row = row(&mut kept, format)?;
-            let own = group.filter(|name| !columns(format).contains(name));
-            let group = match own {
-                Some(name) => Some(string(&mut kept, name)?),
-                None => None,
-            };
-            Some((row, group))
-        };
-        read().ok_or_else(damaged)
+        read_row(self.canonical, format, group)
     }
+}
 
-    /// The number in the column of rewards.
-    ///
-    /// # Errors
-    /// A row that has none.
-    pub fn reward(&self) -> Result<f64, Failure> {
-        let kept: Value = serde_json::from_str(self.canonical).map_err(|_| damaged())?;
-        let reward = kept.get(REWARD_COLUMN).and_then(Value::as_f64);
-        reward.ok_or_else(damaged)
-    }
+/// The row of kept columns that were written as canonical JSON, with the text of the column `group` where the
+/// format has none of that name.
+///
+/// # Errors
+/// A row of another format.
+pub fn read_row(
+    canonical: &str,
+    format: Format,
+    group: Option<&str>,
+) -> Result<(Row, Option<String>), Failure> {
+    let row = row(canonical, format).map_err(|_| damaged())?;
+    let own = group.filter(|name| !columns(format).contains(name));
+    let group = match own {
+        Some(name) => {
+            let kept: Value = serde_json::from_str(canonical).map_err(|_| damaged())?;
+            let text = kept.get(name).and_then(Value::as_str);
+            Some(text.ok_or_else(damaged)?.to_owned())
+        }
+        None => None,
+    };
+    Ok((row, group))
+}
+
+/// The number in the column of rewards of kept columns.
+///
+/// # Errors
+/// A row that has none.
+pub fn read_reward(canonical: &str) -> Result<f64, Failure> {
+    let kept: Value = serde_json::from_str(canonical).map_err(|_| damaged())?;
+    let reward = kept.get(REWARD_COLUMN).and_then(Value::as_f64);
+    reward.ok_or_else(damaged)
 }
 
 /// The next bytes of a record.
@@ -189,42 +203,66 @@ pub fn take_text(rest: &mut &[u8]) -> Result<Option<String>, Failure> {
     }
 }
 
-fn string(kept: &mut Map<String, Value>, name: &str) -> Option<String> {
-    match kept.remove(name)? {
-        Value::String(text) => Some(text),
-        _ => None,
-    }
+#[derive(Deserialize)]
+struct TextColumns {
+    text: String,
 }
 
-fn row(kept: &mut Map<String, Value>, format: Format) -> Option<Row> {
-    Some(match format {
-        Format::Text => Row::Text {
-            text: string(kept, "text")?,
-        },
-        Format::Completion => Row::Completion {
-            prompt: string(kept, "prompt")?,
-            completion: string(kept, "completion")?,
-        },
-        Format::Preference => Row::Preference {
-            prompt: string(kept, "prompt")?,
-            chosen: string(kept, "chosen")?,
-            rejected: string(kept, "rejected")?,
-        },
+#[derive(Deserialize)]
+struct CompletionColumns {
+    prompt: String,
+    completion: String,
+}
+
+#[derive(Deserialize)]
+struct PreferenceColumns {
+    prompt: String,
+    chosen: String,
+    rejected: String,
+}
+
+#[derive(Deserialize)]
+struct ChatColumns {
+    messages: Vec<MessageColumns>,
+}
+
+#[derive(Deserialize)]
+struct MessageColumns {
+    role: String,
+    content: String,
+}
+
+/// The columns of the format; others are passed over.
+fn row(canonical: &str, format: Format) -> serde_json::Result<Row> {
+    Ok(match format {
+        Format::Text => {
+            let TextColumns { text } = serde_json::from_str(canonical)?;
+            Row::Text { text }
+        }
+        Format::Completion => {
+            let CompletionColumns { prompt, completion } = serde_json::from_str(canonical)?;
+            Row::Completion { prompt, completion }
+        }
+        Format::Preference => {
+            let PreferenceColumns {
+                prompt,
+                chosen,
+                rejected,
+            } = serde_json::from_str(canonical)?;
+            Row::Preference {
+                prompt,
+                chosen,
+                rejected,
+            }
+        }
         Format::Chat => {
-            let Value::Array(items) = kept.remove("messages")? else {
-                return None;
-            };
-            let messages = items.into_iter().map(|item| {
-                let Value::Object(mut message) = item else {
-                    return None;
-                };
-                Some(Message {
-                    role: string(&mut message, "role")?,
-                    content: string(&mut message, "content")?,
-                })
+            let ChatColumns { messages } = serde_json::from_str(canonical)?;
+            let messages = messages.into_iter().map(|it| Message {
+                role: it.role,
+                content: it.content,
             });
             Row::Chat {
-                messages: messages.collect::<Option<_>>()?,
+                messages: messages.collect(),
             }
         }
     })
@@ -426,7 +464,7 @@ mod tests {
         let mut row = row_of("a", None, None);
         let reward = |row: &GoodRow| {
             let record = record(row);
-            Stored::decode(&record).unwrap().reward().ok()
+            read_reward(Stored::decode(&record).unwrap().canonical).ok()
         };
         assert_eq!(reward(&row), None);
         row.canonical = r#"{"reward":-1.5,"text":"a"}"#.to_owned();

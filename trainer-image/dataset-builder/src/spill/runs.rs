@@ -8,7 +8,7 @@ use std::io::{
     self, BufRead as _, BufReader, BufWriter, IntoInnerError, Read, Seek as _, Write as _,
 };
 use std::os::unix::fs::FileExt as _;
-use std::rc::Rc;
+use std::sync::Arc;
 
 use zstd::stream::read::Decoder;
 use zstd::stream::write::Encoder;
@@ -29,7 +29,7 @@ const FAN_IN: (usize, usize) = (4, 64);
 #[derive(Debug)]
 pub struct Runs {
     scratch: Scratch,
-    file: Rc<File>,
+    file: Arc<File>,
     /// Where each run ends.
     ends: Vec<u64>,
     /// Bytes of the longest record.
@@ -44,7 +44,7 @@ impl Runs {
     pub fn new(scratch: &Scratch) -> Result<Self, Failure> {
         Ok(Self {
             scratch: scratch.clone(),
-            file: Rc::new(scratch.file()?),
+            file: Arc::new(scratch.file()?),
             ends: Vec::new(),
             longest: 0,
         })
@@ -112,7 +112,7 @@ impl Runs {
             .take(count)
         {
             let section = Section {
-                file: Rc::clone(&self.file),
+                file: Arc::clone(&self.file),
                 at: start,
                 end,
             };
@@ -161,7 +161,7 @@ impl<'a> RunWriter<'a> {
 
 /// The bytes of one run.
 struct Section {
-    file: Rc<File>,
+    file: Arc<File>,
     at: u64,
     end: u64,
 }
