@@ -25,9 +25,11 @@ pub const QUERY_BYTES: u64 = 300 << 20;
 const QUERY_CONTAINER_BYTES: u64 = 1 << 30;
 /// The least that is held (4 KiB); with less nothing could be sorted.
 const MINIMUM_MEMORY_BYTES: u64 = 4 << 10;
-/// Sorts and tables that hold something at the same time, at most: rows, two tables, and the sort that
-/// follows another.
-const SHARES: u64 = 5;
+/// Sorts and tables that hold something at the same time, at most: rows, which have two of the shares, two tables,
+/// and the sort that follows another.
+const SHARES: u64 = 6;
+/// Shares of the rows: they are read several times, which from the volume takes longer.
+const ROW_SHARES: u64 = 2;
 
 /// Bytes that are held in memory where nobody says otherwise: a quarter of what the container may hold, and
 /// at most [`DEFAULT_MEMORY_BYTES`].
@@ -92,6 +94,11 @@ impl Scratch {
     /// Bytes that one sort or table may hold.
     pub fn share_bytes(&self) -> usize {
         usize::try_from(self.memory_bytes / SHARES).unwrap_or(usize::MAX)
+    }
+
+    /// Bytes that the rows of a version may hold.
+    pub fn row_bytes(&self) -> usize {
+        usize::try_from(self.memory_bytes / SHARES * ROW_SHARES).unwrap_or(usize::MAX)
     }
 
     /// Bytes that a query may hold.

@@ -279,7 +279,7 @@ impl RowSorter {
     /// No rows yet.
     pub fn new(scratch: &Scratch) -> Self {
         Self {
-            sorter: Sorter::new(scratch),
+            sorter: Sorter::of_rows(scratch),
             count: 0,
         }
     }

@@ -82,9 +82,18 @@ impl Held {
 impl Sorter {
     /// A sorter without records.
     pub fn new(scratch: &Scratch) -> Self {
+        Self::within(scratch, scratch.share_bytes())
+    }
+
+    /// A sorter of the rows of a version.
+    pub fn of_rows(scratch: &Scratch) -> Self {
+        Self::within(scratch, scratch.row_bytes())
+    }
+
+    fn within(scratch: &Scratch, budget: usize) -> Self {
         Self {
             scratch: scratch.clone(),
-            budget: scratch.share_bytes(),
+            budget,
             held: Held::default(),
             runs: None,
         }
@@ -226,6 +235,24 @@ mod tests {
     }
 
     #[test]
+    fn rows_have_twice_the_room_of_what_goes_by_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let (scratch, record) = (Scratch::new(dir.path(), 6 << 20), vec![7; 64 << 10]);
+        for (mut sorter, records, is_held) in [
+            (Sorter::new(&scratch), 15, true),
+            (Sorter::new(&scratch), 17, false),
+            (Sorter::of_rows(&scratch), 31, true),
+            (Sorter::of_rows(&scratch), 33, false),
+        ] {
+            for _ in 0..records {
+                sorter.push(&record).unwrap();
+            }
+            let held = matches!(sorter.finish().unwrap(), Sorted::Memory(_));
+            assert_eq!(held, is_held, "{records} records");
+        }
+    }
+
+    #[test]
     fn a_record_that_is_larger_than_the_memory_is_sorted_too() {
         let dir = tempfile::tempdir().unwrap();
         let records = vec![vec![2; 100_000], vec![1; 5], vec![3; 200_000], vec![]];
@@ -240,7 +267,7 @@ mod tests {
         let records: Vec<Vec<u8>> = (0..5000_u32)
             .map(|n| n.wrapping_mul(2_654_435_761).to_be_bytes().to_vec())
             .collect();
-        // A share of 819 bytes holds 29 records of 28 bytes: 173 runs, four at a time.
+        // A share of 682 bytes holds 24 records of 28 bytes: 209 runs, four at a time.
         let sorted = sorted(&Scratch::new(dir.path(), 0), &records);
         let Sorted::Disk(_) = &sorted else {
             panic!("nothing was spilled");
