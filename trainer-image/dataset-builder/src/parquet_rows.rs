@@ -14,6 +14,7 @@ use graftwork_contract::dataset::MAXIMUM_COLUMNS;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
 use parquet::file::metadata::{ColumnChunkMetaData, RowGroupMetaData};
+use rayon::prelude::*;
 use serde_json::{Map, Value};
 
 use crate::lines::MAXIMUM_LINE_BYTES;
@@ -22,6 +23,8 @@ use crate::streams::MAXIMUM_UNPACKED_BYTES;
 
 /// Rows that are decoded at a time, at most.
 const BATCH_ROWS: usize = 256;
+/// Of these so many become objects at a time, on each core.
+const PIECE_ROWS: usize = 32;
 /// Bytes of the wanted columns that are decoded at a time, as far as pages tell how long rows are.
 const BATCH_BYTES: u64 = 8 << 20;
 /// Bytes that a row may have where each of its texts were the longest of its column (256 MiB).
@@ -96,7 +99,7 @@ impl ParquetRows {
         let batch = guarded(|| self.batches.next())?;
         match batch {
             None => Ok(None),
-            Some(Ok(batch)) => objects(&batch).map(Some),
+            Some(Ok(batch)) => pieces(&batch).map(Some),
             Some(Err(error)) => Err(words(&error)),
         }
     }
@@ -183,6 +186,17 @@ fn guarded<T>(read: impl FnOnce() -> T) -> Result<T, String> {
 /// An error of the library; those quote sizes and names of columns, never values.
 fn words(error: &dyn std::error::Error) -> String {
     format!("is not a Parquet file that can be read: {error}")
+}
+
+/// Rows as objects, made on all cores.
+fn pieces(batch: &RecordBatch) -> Result<Vec<Map<String, Value>>, String> {
+    let rows = batch.num_rows();
+    let starts: Vec<usize> = (0..rows).step_by(PIECE_ROWS).collect();
+    let pieces: Vec<Vec<Map<String, Value>>> = starts
+        .into_par_iter()
+        .map(|start| objects(&batch.slice(start, PIECE_ROWS.min(rows - start))))
+        .collect::<Result<_, _>>()?;
+    Ok(pieces.into_iter().flatten().collect())
 }
 
 /// Rows as objects.
@@ -377,6 +391,22 @@ mod tests {
             "time": "1970-01-02T00:00:00", "zoned": "1970-01-01T00:00:00", "list": [1, null], "word": "a",
         });
         assert_eq!(rows, [expected]);
+    }
+
+    #[test]
+    fn rows_of_several_pieces_and_batches_come_in_their_order() {
+        let count = 2 * BATCH_ROWS + PIECE_ROWS + 7;
+        let texts: Vec<String> = (0..count).map(|n| format!("row {n}")).collect();
+        let lists = (0..i32::try_from(count).unwrap()).map(|n| Some(vec![Some(n); n as usize % 3]));
+        let lists = ListArray::from_iter_primitive::<Int32Type, _, _>(lists);
+        let file = write(vec![
+            column("text", StringArray::from(texts)),
+            column("list", lists),
+        ]);
+        let rows = read(&file, &["text", "list"]).unwrap();
+        let expected = (0..count)
+            .map(|n| serde_json::json!({"text": format!("row {n}"), "list": vec![n; n % 3]}));
+        assert!(rows.into_iter().eq(expected));
     }
 
     #[test]
