@@ -458,19 +458,23 @@ fn decode(format: Format, batch: &RecordBatch) -> Option<Vec<Row>> {
         ),
         Format::Chat => {
             let list = batch.column_by_name("messages")?.as_list_opt::<i32>()?;
-            (0..list.len())
-                .map(|index| {
-                    let item = list.value(index);
-                    let messages = item.as_struct_opt()?;
-                    let role = messages.column_by_name("role")?.as_string_opt::<i32>()?;
-                    let content = messages.column_by_name("content")?.as_string_opt::<i32>()?;
-                    let messages = texts(role)
-                        .zip(texts(content))
-                        .map(|(role, content)| Message { role, content })
-                        .collect();
-                    Some(Row::Chat { messages })
-                })
-                .collect()
+            let messages = list.values().as_struct_opt()?;
+            let role = messages.column_by_name("role")?.as_string_opt::<i32>()?;
+            let content = messages.column_by_name("content")?.as_string_opt::<i32>()?;
+            // The messages of all rows lie one behind the other.
+            let offsets = list.value_offsets();
+            let first = usize::try_from(*offsets.first()?).ok()?;
+            let mut said = texts(role)
+                .zip(texts(content))
+                .map(|(role, content)| Message { role, content })
+                .skip(first);
+            let rows = offsets.windows(2).map(|ends| {
+                let [start, end] = ends else { return None };
+                let count = usize::try_from(end - start).ok()?;
+                let messages = said.by_ref().take(count).collect();
+                Some(Row::Chat { messages })
+            });
+            rows.collect()
         }
     }
 }

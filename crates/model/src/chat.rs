@@ -297,7 +297,10 @@ impl ChatTemplate {
     /// template does not say who wrote what.
     pub fn render_with_answers(&self, messages: &[ChatMessage]) -> Result<Transcript, ChatError> {
         if self.has_generation {
-            if messages.iter().any(|turn| turn.content.contains(MARKS)) {
+            // One mark after the other: a single character is looked for many bytes at a time.
+            let has_mark =
+                |turn: &ChatMessage| MARKS.iter().any(|mark| turn.content.contains(*mark));
+            if messages.iter().any(has_mark) {
                 return Err(ChatError::Mark);
             }
             return Ok(unmark(&self.render_template(
@@ -362,16 +365,30 @@ fn unmark(marked: &str) -> Transcript {
     let [open, close] = MARKS;
     let mut text = String::with_capacity(marked.len());
     let mut answers = Vec::new();
-    let mut start = None;
-    for character in marked.chars() {
-        if character == open {
+    let mut opens = marked.match_indices(open).map(|(at, _)| at).peekable();
+    let mut closes = marked.match_indices(close).map(|(at, _)| at).peekable();
+    let (mut start, mut from) = (None, 0);
+    loop {
+        let (at, mark) = match (opens.peek().copied(), closes.peek().copied()) {
+            (Some(at), other) if other.is_none_or(|other| at < other) => {
+                opens.next();
+                (at, open)
+            }
+            (_, Some(at)) => {
+                closes.next();
+                (at, close)
+            }
+            _ => break,
+        };
+        text.push_str(marked.get(from..at).unwrap_or_default());
+        from = at + mark.len_utf8();
+        if mark == open {
             start.get_or_insert(text.len());
-        } else if character == close {
-            answers.extend(start.take().map(|start| start..text.len()));
         } else {
-            text.push(character);
+            answers.extend(start.take().map(|start| start..text.len()));
         }
     }
+    text.push_str(marked.get(from..).unwrap_or_default());
     Transcript {
         text,
         answers,
@@ -403,6 +420,30 @@ mod tests {
             text, expected,
             "as jinja2 with trim_blocks and lstrip_blocks prints it"
         );
+    }
+
+    #[test]
+    fn marks_are_taken_out_wherever_they_stand() {
+        let [open, close] = MARKS;
+        let pieces = ["", "é", "answer"].map(str::to_owned);
+        let [open, close] = [open, close].map(String::from);
+        let pieces = [&pieces[0], &pieces[1], &pieces[2], &open, &close];
+        for number in 0..5_usize.pow(6) {
+            let marked: String = (0..6)
+                .map(|digit| pieces[number / 5_usize.pow(digit) % 5].as_str())
+                .collect();
+            // Character by character, as one would write it down first.
+            let (mut text, mut answers, mut start) = (String::new(), Vec::new(), None);
+            for character in marked.chars() {
+                match MARKS.iter().position(|mark| *mark == character) {
+                    Some(0) => start = start.or(Some(text.len())),
+                    Some(_) => answers.extend(start.take().map(|start| start..text.len())),
+                    None => text.push(character),
+                }
+            }
+            let found = unmark(&marked);
+            assert_eq!((found.text, found.answers), (text, answers), "{marked:?}");
+        }
     }
 
     #[test]
