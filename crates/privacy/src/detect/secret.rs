@@ -25,6 +25,8 @@ const TOKENS: &[Token] = &[
     token("ASIA", 16, is_upper),
     token("AIDA", 16, is_upper),
     token("AROA", 16, is_upper),
+    token("ABIA", 16, is_upper),
+    token("ACCA", 16, is_upper),
     // GitHub, GitLab.
     token("ghp_", 36, is_plain),
     token("gho_", 36, is_plain),
@@ -33,24 +35,38 @@ const TOKENS: &[Token] = &[
     token("ghr_", 36, is_plain),
     token("github_pat_", 22, is_name),
     token("glpat-", 20, is_name),
+    token("glptt-", 20, is_name),
+    token("glrt-", 20, is_name),
     // Slack.
     token("xoxb-", 10, is_name),
     token("xoxa-", 10, is_name),
     token("xoxp-", 10, is_name),
     token("xoxr-", 10, is_name),
     token("xoxs-", 10, is_name),
+    token("xoxe-", 10, is_name),
+    token("xoxe.xoxp-", 10, is_name),
     token("xapp-", 10, is_name),
     token("hooks.slack.com/services/", 20, is_path),
     // Google, Stripe, OpenAI and Anthropic, Hugging Face, npm, PyPI.
     token("AIza", 35, is_name),
     token("ya29.", 20, is_name),
+    token("GOCSPX-", 20, is_name),
     token("sk_live_", 16, is_plain),
     token("sk_test_", 16, is_plain),
     token("rk_live_", 16, is_plain),
+    token("rk_test_", 16, is_plain),
+    token("whsec_", 24, is_plain),
     token("sk-", 20, is_name),
     token("hf_", 30, is_plain),
     token("npm_", 36, is_plain),
     token("pypi-", 40, is_name),
+    // SendGrid, Shopify, DigitalOcean, Databricks, Docker Hub, Atlassian.
+    token("SG.", 60, is_dotted),
+    token("shpat_", 32, is_hex),
+    token("dop_v1_", 64, is_hex),
+    token("dapi", 32, is_hex),
+    token("dckr_pat_", 20, is_name),
+    token("ATATT3", 60, is_name),
 ];
 
 /// Most characters of a token.
@@ -68,6 +84,9 @@ const NAMES: &[&str] = &[
     "accesskey",
     "access_key",
     "access-key",
+    "accountkey",
+    "account_key",
+    "account-key",
     "privatekey",
     "private_key",
     "private-key",
@@ -120,6 +139,14 @@ fn is_plain(letter: char) -> bool {
 
 fn is_name(letter: char) -> bool {
     is_plain(letter) || letter == '_' || letter == '-'
+}
+
+fn is_hex(letter: char) -> bool {
+    letter.is_ascii_digit() || ('a'..='f').contains(&letter)
+}
+
+fn is_dotted(letter: char) -> bool {
+    is_name(letter) || letter == '.'
 }
 
 fn is_path(letter: char) -> bool {
@@ -290,6 +317,14 @@ mod tests {
             of("sk_live_", 24),
             of("sk-", 32),
             of("hf_", 34),
+            of("rk_test_", 24),
+            of("whsec_", 32),
+            of("GOCSPX-", 28),
+            of("xoxe.xoxp-", 30),
+            format!("SG.{}.{}{}", &filler[..22], filler, &filler[..3]),
+            format!("dapi{}", "0123456789abcdef".repeat(2)),
+            format!("dop_v1_{}", "0123456789abcdef".repeat(4)),
+            of("dckr_pat_", 27),
             format!(
                 "eyJ{}.eyJ{}.{}",
                 "hbGciOiJIUzI1NiJ9",
@@ -324,6 +359,7 @@ mod tests {
             format!("curl -H 'authorization: token {value}'"),
             format!("aws.secret_access_key = {value}"),
             format!("token => {value}"),
+            format!("AccountName=corpus;AccountKey={value}"),
         ] {
             assert_eq!(secrets(&text), [value], "{text}");
         }
@@ -357,6 +393,9 @@ mod tests {
             "task-force-of-the-european-union",
             "eyJust a name",
             "AKIA",
+            "SG.1",
+            "the dapi0123456789abcdef file",
+            "shpat_of_a_shop",
             "-----BEGIN CERTIFICATE-----\nMIIE\n-----END CERTIFICATE-----",
             "https://example.com:8080/a@b",
             "550e8400-e29b-41d4-a716-446655440000",
