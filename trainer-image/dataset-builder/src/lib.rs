@@ -38,6 +38,7 @@ pub mod csv;
 mod deal;
 pub mod dealing;
 pub mod detect;
+mod digits;
 mod duplicates;
 pub mod failure;
 pub mod files;

@@ -9,6 +9,7 @@ use graftwork_contract::digest::push_json_text;
 use graftwork_privacy::Counts;
 use serde_json::{Map, Number, Value};
 
+use crate::digits;
 use crate::nulls::Nulls;
 use crate::privacy::Screen;
 use crate::shapes::{self, Fields};
@@ -118,7 +119,7 @@ pub fn parse(line: &[u8], wanted: Wanted<'_>, counts: &mut Counts) -> Result<Goo
 pub fn object(line: &[u8]) -> Result<Map<String, Value>, String> {
     let text = std::str::from_utf8(line)
         .map_err(|error| format!("is not UTF-8 (byte {})", error.valid_up_to() + 1))?;
-    let value: Value = serde_json::from_str(text).map_err(|error| {
+    let value = digits::read(text).map_err(|error| {
         let problem = error.to_string();
         let problem = problem.split(" at line ").next().unwrap_or_default();
         format!("is not JSON ({problem}, column {})", error.column())
@@ -399,6 +400,12 @@ mod tests {
                 .unwrap(),
             "7"
         );
+        // Those that differ in their last digit are two groups.
+        for id in ["12345678901234567891", "0.1234567890123456789"] {
+            let line = format!(r#"{{"text": "a", "id": {id}}}"#);
+            let good = parse(line.as_bytes(), Format::Text, Some("id")).unwrap();
+            assert_eq!(good.canonical, format!(r#"{{"id":"{id}","text":"a"}}"#));
+        }
         let wrong = br#"{"text": "a", "id": null}"#;
         let rule = parse(wrong, Format::Text, Some("id")).unwrap_err();
         assert_eq!(

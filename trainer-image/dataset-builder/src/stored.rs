@@ -469,6 +469,10 @@ mod tests {
         assert_eq!(reward(&row), None);
         row.canonical = r#"{"reward":-1.5,"text":"a"}"#.to_owned();
         assert_eq!(reward(&row), Some(-1.5));
+        // A parser in a hurry makes another last digit of it.
+        row.canonical = r#"{"reward":31.245270191439438,"text":"a"}"#.to_owned();
+        let read = reward(&row).map(f64::to_bits);
+        assert_eq!(read, "31.245270191439438".parse().ok().map(f64::to_bits));
     }
 
     #[test]

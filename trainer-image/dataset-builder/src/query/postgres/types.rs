@@ -10,6 +10,8 @@ use jiff::{Span, Timestamp};
 use serde_json::{Number, Value};
 use tokio_postgres::types::{Kind, Type};
 
+use crate::digits;
+
 /// Microseconds from 1970 to 2000, where PostgreSQL's times begin.
 const EPOCH_MICROSECONDS: i64 = 946_684_800_000_000;
 /// Deepest array that PostgreSQL has.
@@ -162,7 +164,7 @@ fn text(raw: &[u8]) -> Result<&str, String> {
 
 fn json(raw: &[u8]) -> Result<Value, String> {
     // The parser's limit is depth: 128 levels.
-    serde_json::from_str(text(raw)?).map_err(|_| "is JSON that can't be read".to_owned())
+    digits::read(text(raw)?).map_err(|_| "is JSON that can't be read".to_owned())
 }
 
 fn float(number: f64) -> Result<Value, String> {
@@ -318,6 +320,12 @@ mod tests {
 
     fn read(reading: Reading, raw: &[u8]) -> Value {
         value(&reading, raw).unwrap()
+    }
+
+    #[test]
+    fn numbers_in_json_keep_their_digits() {
+        let value = super::json(br#"{"a": 12345678901234567891, "b": 7}"#).unwrap();
+        assert_eq!(value.to_string(), r#"{"a":"12345678901234567891","b":7}"#);
     }
 
     #[test]
