@@ -20,6 +20,7 @@ mod parts;
 mod postgres;
 mod privacy;
 mod s3;
+mod signing;
 mod sources;
 mod spilling;
 mod streaming;
