@@ -226,9 +226,6 @@ fn publish(
     let json = serde_json::to_vec_pretty(&statistics.to_json())
         .map_err(|error| Failure::bug(error.to_string()))?;
     staged.write(STATISTICS_FILE, &json)?;
-    let description = config.description.as_deref();
-    let html = report(&statistics, description, &dealt.digest);
-    staged.write(REPORT_FILE, html.as_bytes())?;
     let latest =
         store.latest_numbered::<VersionRecord>(&paths::dataset_versions(&config.dataset))?;
     let provenance = Provenance {
@@ -244,6 +241,8 @@ fn publish(
         parent: latest.map(|(number, _)| number),
         created_time: clock::rfc3339(),
     };
+    let html = report(&statistics, &provenance, &dealt.digest);
+    staged.write(REPORT_FILE, html.as_bytes())?;
     let files = staged.files()?;
     let manifest = Manifest {
         digest: dealt.digest.clone(),

@@ -1,17 +1,22 @@
-//! A version's numbers for people: one HTML file that loads nothing, with charts as SVG. It says nothing
-//! that `statistics.json` does not.
+//! A version's numbers for people, and where it comes from: one HTML file that loads nothing, with charts as SVG. It
+//! says nothing that `statistics.json` and `manifest.json` do not, and no time of the build: the same rows of the
+//! same sources have the same report.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use graftwork_contract::Digest;
+use graftwork_contract::dataset::{Provenance, SourceProvenance};
 
+use crate::pins::masked;
 use crate::statistics::{SplitStatistics, Statistics};
 
 /// File name in the version's folder.
 pub const REPORT_FILE: &str = "report.html";
 /// Pixels of the longest bar.
 const WIDTH: u64 = 360;
+/// Files and queries that are named; the manifest has all.
+const NAMED_SOURCES: usize = 50;
 /// Pixels of a row of a chart.
 const ROW: u64 = 20;
 
@@ -29,15 +34,15 @@ figure { margin: 0 0 1rem; } figcaption { color: #555; }
 </style>
 ";
 
-/// The report; `description` is what the Dataset says of itself.
-pub fn report(statistics: &Statistics, description: Option<&str>, digest: &Digest) -> String {
+/// The report.
+pub fn report(statistics: &Statistics, provenance: &Provenance, digest: &Digest) -> String {
     let mut html = String::from(HEAD);
     let name = escaped(&statistics.dataset);
     let _ = write!(
         html,
         "<title>{name}</title></head><body>\n<h1>{name}</h1>\n<p><code>{digest}</code></p>\n"
     );
-    if let Some(description) = description {
+    if let Some(description) = &provenance.description {
         let _ = writeln!(html, "<p>{}</p>", escaped(description));
     }
     if let Some(classification) = statistics.classification {
@@ -79,8 +84,73 @@ pub fn report(statistics: &Statistics, description: Option<&str>, digest: &Diges
         }
         html.push_str("</table>\n");
     }
+    html.push_str(&lineage(provenance));
     html.push_str("</body></html>\n");
     html
+}
+
+/// Where the rows come from, and what was done with them.
+fn lineage(provenance: &Provenance) -> String {
+    let mut html = String::from(
+        "<h2>Where it comes from</h2>\n<table><tr><th>source</th><th>file, object or query</th><th>bytes</th><th>state</th><th>SHA-256</th></tr>\n",
+    );
+    for source in provenance.sources.iter().take(NAMED_SOURCES) {
+        let _ = writeln!(
+            html,
+            "<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td><code>{}</code></td></tr>",
+            escaped(&source.name),
+            escaped(&masked(&source.uri)),
+            source.size_bytes,
+            escaped(&state(source)),
+            source.digest.short()
+        );
+    }
+    html.push_str("</table>\n");
+    let more = provenance.sources.len().saturating_sub(NAMED_SOURCES);
+    if more > 0 {
+        let _ = writeln!(html, "<p>And {more} more, which manifest.json names.</p>");
+    }
+    if let Some(transform) = &provenance.transform {
+        let sql = escaped(&masked(&transform.text));
+        let _ = writeln!(html, "<p>SQL: <code>{sql}</code></p>");
+    }
+    if let Some(tokenizer) = &provenance.tokenizer {
+        let (uri, digest) = (escaped(&tokenizer.uri), tokenizer.digest.short());
+        let _ = writeln!(html, "<p>Tokens of {uri}, <code>{digest}</code></p>");
+    }
+    if let Some(privacy) = &provenance.privacy {
+        let columns: Vec<String> = privacy.columns.iter().map(|name| masked(name)).collect();
+        let columns = escaped(&columns.join(", "));
+        let _ = writeln!(
+            html,
+            "<p>Personal data: {:?} in {columns}</p>",
+            privacy.mode
+        );
+    }
+    let after = match provenance.parent {
+        Some(version) => format!(", after version {version}"),
+        None => String::new(),
+    };
+    let _ = writeln!(
+        html,
+        "<p>Built by release {}{after}</p>",
+        provenance.code_version
+    );
+    html
+}
+
+/// What a server calls what was read, or when a database was asked what.
+fn state(source: &SourceProvenance) -> String {
+    match (&source.query, &source.etag) {
+        (Some(query), _) => format!(
+            "{} rows of query {} at {}",
+            query.rows,
+            query.digest.short(),
+            query.snapshot_time
+        ),
+        (None, Some(etag)) => etag.clone(),
+        (None, None) => String::new(),
+    }
 }
 
 fn rows(statistics: &Statistics) -> String {
@@ -205,10 +275,90 @@ fn escaped(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use graftwork_contract::dataset::{Classification, Leakage, RowCounts};
+    use graftwork_contract::dataset::{
+        Classification, Leakage, Privacy, PrivacyMode, QueryProvenance, RowCounts,
+        TokenizerProvenance, TransformProvenance,
+    };
 
     use super::*;
     use crate::row::tests_support::text_row;
+
+    fn source(uri: &str) -> SourceProvenance {
+        SourceProvenance {
+            name: "faq".to_owned(),
+            uri: uri.to_owned(),
+            digest: Digest::of(b"bytes"),
+            size_bytes: 4711,
+            etag: Some("0x8D<".to_owned()),
+            query: None,
+        }
+    }
+
+    fn provenance() -> Provenance {
+        Provenance {
+            description: None,
+            sources: vec![source("pvc://text/of-ann@example.com.jsonl")],
+            code_version: "7.8.9".to_owned(),
+            privacy: None,
+            tokenizer: None,
+            transform: None,
+            spec_digest: None,
+            listing: None,
+            schemas: Vec::new(),
+            parent: None,
+            created_time: "2026-11-20T01:00:00Z".to_owned(),
+        }
+    }
+
+    #[test]
+    fn lineage_says_what_was_read_and_done_and_not_when_it_was_built() {
+        let html = report(&statistics(), &provenance(), &Digest::of(b"rows"));
+        let short = Digest::of(b"bytes").short().to_owned();
+        for words in [
+            "<td>pvc://text/[EMAIL]</td><td>4711</td><td>0x8D&lt;</td>",
+            short.as_str(),
+            "Built by release 7.8.9</p>",
+        ] {
+            assert!(html.contains(words), "{words}: {html}");
+        }
+        assert!(!html.contains("2026-11-20"), "{html}");
+        let mut provenance = provenance();
+        provenance.sources = vec![source("s3://corpus/a.jsonl"); 53];
+        provenance.sources[0].query = Some(QueryProvenance {
+            digest: Digest::of(b"SELECT 1"),
+            snapshot_time: "2026-11-19T00:00:00Z".to_owned(),
+            rows: 12,
+        });
+        provenance.parent = Some(4);
+        provenance.privacy = Some(Privacy {
+            mode: PrivacyMode::Redact,
+            columns: vec!["prompt".to_owned(), "text".to_owned()],
+            analyzer: None,
+        });
+        provenance.tokenizer = Some(TokenizerProvenance {
+            uri: "pvc://models/base".to_owned(),
+            digest: Digest::of(b"tokenizer"),
+        });
+        provenance.transform = Some(TransformProvenance {
+            digest: Digest::of(b"sql"),
+            text: "SELECT a < b AS text".to_owned(),
+            now: "2026-11-20T00:00:00Z".to_owned(),
+        });
+        let html = report(&statistics(), &provenance, &Digest::of(b"rows"));
+        let asked = format!("12 rows of query {}", Digest::of(b"SELECT 1").short());
+        for words in [
+            asked.as_str(),
+            "And 3 more",
+            "after version 4</p>",
+            "Redact in prompt, text</p>",
+            "Tokens of pvc://models/base",
+            "<code>SELECT a &lt; b AS text</code>",
+        ] {
+            assert!(html.contains(words), "{words}: {html}");
+        }
+        assert_eq!(html.matches("s3://corpus/a.jsonl").count(), 50);
+        assert!(!html.contains("2026-11-20"), "{html}");
+    }
 
     fn statistics() -> Statistics {
         let mut row = text_row("a text");
@@ -245,7 +395,7 @@ mod tests {
 
     #[test]
     fn the_report_has_every_number_and_loads_nothing() {
-        let html = report(&statistics(), None, &Digest::of(b"rows"));
+        let html = report(&statistics(), &provenance(), &Digest::of(b"rows"));
         for words in [
             "<h1>topics</h1>",
             "<p>Classification: Restricted</p>",
@@ -272,18 +422,22 @@ mod tests {
 
     #[test]
     fn a_description_is_a_text_and_where_there_is_none_nothing_stands() {
-        let said = report(&statistics(), Some("What <b>we</b> know"), &Digest::of(b""));
+        let described = Provenance {
+            description: Some("What <b>we</b> know".to_owned()),
+            ..provenance()
+        };
+        let said = report(&statistics(), &described, &Digest::of(b""));
         assert!(
             said.contains("<p>What &lt;b&gt;we&lt;/b&gt; know</p>"),
             "{said}"
         );
-        let unsaid = report(&statistics(), None, &Digest::of(b""));
+        let unsaid = report(&statistics(), &provenance(), &Digest::of(b""));
         assert!(!unsaid.contains("<p></p>"), "{unsaid}");
     }
 
     #[test]
     fn names_of_classes_are_texts_and_never_markup() {
-        let html = report(&statistics(), None, &Digest::of(b"rows"));
+        let html = report(&statistics(), &provenance(), &Digest::of(b"rows"));
         assert!(
             html.contains("&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;"),
             "{html}"
@@ -292,10 +446,10 @@ mod tests {
 
     #[test]
     fn every_tag_that_opens_is_closed() {
-        let html = report(&statistics(), None, &Digest::of(b"rows"));
+        let html = report(&statistics(), &provenance(), &Digest::of(b"rows"));
         for tag in [
             "html", "head", "body", "style", "table", "tr", "td", "th", "svg", "text", "figure",
-            "h2",
+            "h2", "p", "code",
         ] {
             let opens = html.matches(&format!("<{tag}>")).count()
                 + html.matches(&format!("<{tag} ")).count();
