@@ -3,6 +3,8 @@
 use std::cell::RefCell;
 use std::io::{self, BufReader, Read};
 use std::rc::Rc;
+use std::sync::mpsc::{self, SyncSender};
+use std::thread::{self, JoinHandle};
 
 use flate2::bufread::MultiGzDecoder;
 use graftwork_contract::Digest;
@@ -40,30 +42,103 @@ impl Packing {
     }
 }
 
+/// Bytes of a file that are hashed where they are read; of a longer one the rest has a thread of its own.
+const HASHED_HERE: u64 = 1 << 20;
+/// Pieces that wait for that thread at most, each as long as what is read at a time.
+const WAITING: usize = 16;
+
 /// What was read of a file so far.
 #[derive(Debug, Clone, Default)]
-pub struct Seen(Rc<RefCell<(Sha256, u64)>>);
+pub struct Seen(Rc<RefCell<State>>);
+
+#[derive(Debug, Default)]
+struct State {
+    hasher: Hasher,
+    bytes: u64,
+}
+
+/// Who hashes.
+#[derive(Debug)]
+enum Hasher {
+    Here(Sha256),
+    Thread {
+        pieces: SyncSender<Vec<u8>>,
+        thread: JoinHandle<Sha256>,
+    },
+}
+
+impl Default for Hasher {
+    fn default() -> Self {
+        Self::Here(Sha256::new())
+    }
+}
+
+impl Hasher {
+    fn update(&mut self, more: &[u8]) {
+        match self {
+            Self::Here(hasher) => hasher.update(more),
+            // A thread that is gone says why when it is waited for.
+            Self::Thread { pieces, .. } => drop(pieces.send(more.to_vec())),
+        }
+    }
+
+    /// Goes on in a thread, where there is one to be had.
+    fn apart(self) -> Self {
+        let hasher = match self {
+            Self::Here(hasher) => hasher,
+            other @ Self::Thread { .. } => return other,
+        };
+        let (pieces, waiting) = mpsc::sync_channel::<Vec<u8>>(WAITING);
+        let mut inner = hasher.clone();
+        let thread = thread::Builder::new().spawn(move || {
+            for piece in waiting {
+                inner.update(&piece);
+            }
+            inner
+        });
+        match thread {
+            Ok(thread) => Self::Thread { pieces, thread },
+            Err(_) => Self::Here(hasher),
+        }
+    }
+
+    /// Waits for everything to be hashed.
+    fn ended(self) -> Sha256 {
+        match self {
+            Self::Here(hasher) => hasher,
+            Self::Thread { pieces, thread } => {
+                drop(pieces);
+                match thread.join() {
+                    Ok(hasher) => hasher,
+                    Err(panic) => std::panic::resume_unwind(panic),
+                }
+            }
+        }
+    }
+}
 
 impl Seen {
     /// SHA-256 and number of the bytes.
     pub fn finish(&self) -> (Digest, u64) {
-        let (hasher, bytes) = &*self.0.borrow();
-        (
-            Digest::from_sha256(hasher.clone().finalize().into()),
-            *bytes,
-        )
+        let state = &mut *self.0.borrow_mut();
+        let hasher = std::mem::take(&mut state.hasher).ended();
+        state.hasher = Hasher::Here(hasher.clone());
+        (Digest::from_sha256(hasher.finalize().into()), state.bytes)
     }
 
     /// Notes more bytes: how many there are by now.
     pub fn add(&self, more: &[u8]) -> u64 {
-        let (hasher, bytes) = &mut *self.0.borrow_mut();
-        hasher.update(more);
-        *bytes += more.len() as u64;
-        *bytes
+        let state = &mut *self.0.borrow_mut();
+        if state.bytes > HASHED_HERE && matches!(state.hasher, Hasher::Here(_)) {
+            state.hasher = std::mem::take(&mut state.hasher).apart();
+        }
+        state.hasher.update(more);
+        state.bytes += more.len() as u64;
+        state.bytes
     }
 
     fn bytes(&self) -> u64 {
-        self.0.borrow().1
+        self.0.borrow().bytes
     }
 }
 
@@ -208,6 +283,25 @@ mod tests {
         for packed in [text.clone(), gzip(&text), two, zstd(&text), frames] {
             assert_eq!(read(packed, 1 << 20, 1 << 20).unwrap(), text);
         }
+    }
+
+    #[test]
+    fn long_files_are_hashed_in_a_thread_to_the_last_byte() {
+        let bytes: Vec<u8> = (0..3_000_000_u32).flat_map(u32::to_le_bytes).collect();
+        for length in [1 << 20, (1 << 20) + 1, bytes.len()] {
+            let seen = Seen::default();
+            for piece in bytes[..length].chunks(100_000) {
+                seen.add(piece);
+            }
+            let expected = (Digest::of(&bytes[..length]), length as u64);
+            assert_eq!(seen.finish(), expected);
+            assert_eq!(seen.finish(), expected, "asked again");
+            let more = seen.add(b"more");
+            assert_eq!(more, length as u64 + 4);
+            let whole = [&bytes[..length], b"more"].concat();
+            assert_eq!(seen.finish().0, Digest::of(&whole));
+        }
+        assert_eq!(hash(bytes.as_slice()).unwrap().0, Digest::of(&bytes));
     }
 
     #[test]
