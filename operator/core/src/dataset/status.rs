@@ -329,8 +329,14 @@ fn empty_parts(split: &Split, record: &VersionRecord) -> Option<String> {
     if empty.is_empty() {
         return None;
     }
+    // Those that only evaluate have what they need.
+    let waits = if split.train_percent > 0 && rows.train == 0 {
+        "; runs that train on it wait for that"
+    } else {
+        ""
+    };
     Some(format!(
-        "no row fell into {}: it takes more rows, or more groups, or another split",
+        "no row fell into {}: it takes more rows, or more groups, or another split{waits}",
         empty.join(" or ")
     ))
 }

@@ -72,3 +72,27 @@ fn a_part_of_the_split_that_got_no_row_is_told_of_once_and_stays_in_the_conditio
     );
     assert_eq!(warned(&mut world), None);
 }
+
+#[test]
+fn a_version_without_rows_to_train_on_says_that_runs_wait() {
+    let mut world = World::from_config_map();
+    world.reconcile();
+    world.end_job(0, None);
+    let few = RowCounts {
+        train: 0,
+        validation: 1,
+        test: 2,
+        rejected: 0,
+        duplicates: 0,
+        beyond_weight: 0,
+    };
+    world.publish_rows(1, few, vec![]);
+    let events = world.reconcile().events;
+    let warning = events.iter().find(|it| it.reason == reason::SPLIT_EMPTY);
+    assert_eq!(warning.map(|it| it.kind), Some(EventKind::Warning));
+    let (truth, _, message) = world.ready();
+    assert_eq!(truth, "True", "runs that evaluate may have it");
+    assert!(message.contains("no row fell into train ("), "{message}");
+    let words = "; runs that train on it wait for that";
+    assert!(message.ends_with(words), "{message}");
+}
