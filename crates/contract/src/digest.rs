@@ -89,23 +89,32 @@ pub fn canonical_json(value: &serde_json::Value) -> String {
     json
 }
 
+/// An object as [`canonical_json`].
+pub fn canonical_object(map: &serde_json::Map<String, serde_json::Value>) -> String {
+    let mut json = String::new();
+    push_object(map, &mut json);
+    json
+}
+
+fn push_object(map: &serde_json::Map<String, serde_json::Value>, json: &mut String) {
+    let mut keys: Vec<_> = map.iter().collect();
+    keys.sort_by(|a, b| a.0.cmp(b.0));
+    json.push('{');
+    for (index, (key, value)) in keys.into_iter().enumerate() {
+        if index > 0 {
+            json.push(',');
+        }
+        push_json_text(key, json);
+        json.push(':');
+        push_canonical(value, json);
+    }
+    json.push('}');
+}
+
 fn push_canonical(value: &serde_json::Value, json: &mut String) {
     use serde_json::Value;
     match value {
-        Value::Object(map) => {
-            let mut keys: Vec<_> = map.iter().collect();
-            keys.sort_by(|a, b| a.0.cmp(b.0));
-            json.push('{');
-            for (index, (key, value)) in keys.into_iter().enumerate() {
-                if index > 0 {
-                    json.push(',');
-                }
-                push_json_text(key, json);
-                json.push(':');
-                push_canonical(value, json);
-            }
-            json.push('}');
-        }
+        Value::Object(map) => push_object(map, json),
         Value::Array(items) => {
             json.push('[');
             for (index, item) in items.iter().enumerate() {
@@ -251,6 +260,8 @@ mod tests {
             canonical_json(&value),
             r#"{"a":{},"b":[1,-0.5,null,true,{"y\"":[],"z":"\n"}],"é":18446744073709551615}"#
         );
+        let object = value.as_object().unwrap();
+        assert_eq!(canonical_object(object), canonical_json(&value));
     }
 
     #[test]

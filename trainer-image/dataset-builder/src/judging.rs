@@ -9,7 +9,7 @@ use graftwork_privacy::Counts;
 use crate::lines::MAXIMUM_LINE_BYTES;
 use crate::row::{self, Wanted};
 use crate::stored::encode;
-use crate::waiting::{Found, Waiter};
+use crate::waiting::Waiter;
 
 /// What rows are judged by.
 #[derive(Debug, Clone, Copy)]
@@ -56,13 +56,10 @@ impl Judge<'_> {
         let mut judged = Judged::default();
         let mut record = Vec::new();
         for waiter in rows {
-            let parsed;
-            let found = match &waiter.found {
-                Found::Line(line) => {
-                    parsed = row::object(line);
-                    parsed.as_ref()
-                }
-                Found::Record(record) => record.as_ref(),
+            let read = waiter.record();
+            let found = match &*read {
+                Ok(object) => Ok(object),
+                Err(rule) => Err(rule),
             };
             if let (Some(shaped), Ok(object)) = (self.shaped, found) {
                 judged.columns.note(object, |name, shape, value| {
@@ -71,7 +68,7 @@ impl Judge<'_> {
                     }
                 });
             }
-            let good = found.map_err(Clone::clone).and_then(|object| {
+            let good = found.map_err(String::clone).and_then(|object| {
                 // Lines and records of CSV are bounded before they are read; Parquet and SQL are not.
                 row::read(object, self.wanted, &mut judged.findings)?.bounded(MAXIMUM_LINE_BYTES)
             });

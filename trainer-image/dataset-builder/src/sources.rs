@@ -91,13 +91,6 @@ impl Collecting {
         Ok(())
     }
 
-    /// Whether the present source's share leaves a row out, given as canonical JSON. Such rows are counted.
-    pub fn is_beyond_share(&mut self, canonical: &str) -> bool {
-        let is_beyond = self.share.is_some_and(|it| !it.takes(canonical));
-        self.noted.beyond_weight += u64::from(is_beyond);
-        is_beyond
-    }
-
     /// Good and bad rows so far, of all sources.
     fn tally(&self) -> (u64, u64) {
         (self.rows.count(), self.noted.rejected_rows())

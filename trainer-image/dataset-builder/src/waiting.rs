@@ -1,6 +1,7 @@
 //! Rows that wait until there are enough of them: to be judged on all cores, and before that, where there is an
 //! analyser, to be asked about in one go.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 use graftwork_contract::dataset::RejectedRow;
@@ -10,7 +11,7 @@ use serde_json::Value;
 use crate::judging::{Judge, Judged};
 use crate::query::Record;
 use crate::reader::Raw;
-use crate::row::{Wanted, screened_texts};
+use crate::row::{self, Wanted, screened_texts};
 
 /// How many rows wait at most.
 #[derive(Debug, Clone, Copy)]
@@ -37,20 +38,27 @@ const PIECE_ROWS: usize = 64;
 
 /// What waits, as its reader came by it.
 #[derive(Debug)]
-pub enum Found {
-    /// A line of JSON.
+enum Found {
     Line(Vec<u8>),
-    /// An object, or the rule that it breaks.
     Record(Record),
 }
 
 /// A row that waits, in its source's order.
 #[derive(Debug)]
 pub struct Waiter {
-    /// The row.
-    pub found: Found,
+    found: Found,
     /// Where it was, without a rule.
     pub place: RejectedRow,
+}
+
+impl Waiter {
+    /// The row, or the rule that it breaks.
+    pub fn record(&self) -> Cow<'_, Record> {
+        match &self.found {
+            Found::Line(line) => Cow::Owned(row::object(line)),
+            Found::Record(record) => Cow::Borrowed(record),
+        }
+    }
 }
 
 /// Rows that wait.
@@ -99,12 +107,16 @@ impl Waiting {
             .collect()
     }
 
-    /// What becomes of the rows, in the order in which they came. Pieces of them are judged on all cores; how
-    /// they are cut follows from their number alone.
+    /// What becomes of the rows, in the order in which they came.
     pub fn judge(&self, judge: Judge<'_>) -> Vec<Judged> {
+        self.pieces(|rows| judge.judge(rows))
+    }
+
+    /// What `make` makes of pieces of the rows, in the order in which they came. It does so on all cores; how
+    /// the pieces are cut follows from the number of rows alone.
+    pub fn pieces<T: Send>(&self, make: impl Fn(&[Waiter]) -> T + Send + Sync) -> Vec<T> {
         let rows = (self.rows.len() / PIECES).clamp(1, PIECE_ROWS);
-        let pieces = self.rows.par_chunks(rows);
-        pieces.map(|piece| judge.judge(piece)).collect()
+        self.rows.par_chunks(rows).map(make).collect()
     }
 }
 

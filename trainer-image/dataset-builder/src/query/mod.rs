@@ -8,7 +8,7 @@ use graftwork_contract::address::Guard;
 use graftwork_contract::dataset::{
     BuildConfig, DatabaseKind, Query, QueryProvenance, Source, SourceProvenance,
 };
-use graftwork_contract::digest::canonical_json;
+use graftwork_contract::digest::canonical_object;
 use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 
@@ -89,7 +89,7 @@ fn read_from(
         }
         if let Ok(object) = &record {
             // Keys are sorted: the same row is the same line, whatever order the query names columns in.
-            let line = canonical_json(&Value::Object(object.clone()));
+            let line = canonical_object(object);
             hasher.update(line.as_bytes());
             hasher.update(b"\n");
             size_bytes += line.len() as u64 + 1;

@@ -50,6 +50,7 @@ use crate::row::Wanted;
 use crate::shapes;
 use crate::sources::{Collecting, RowTake, read_source};
 use crate::spill::Scratch;
+use crate::waiting::Waiting;
 pub use functions::Given;
 use joins::MergeJoins;
 use spilled::Spills;
@@ -98,8 +99,10 @@ pub fn collect(
             name: &source.name,
             gathering: &mut gathering,
             collecting: &mut *collecting,
+            waiting: Waiting::default(),
         };
         let seen = read_source(config, source, scratch, &mut take)?;
+        take.settle()?;
         collecting.noted.provenance.extend(seen);
         let mut columns = gathering.columns().clone();
         pins.hold(&source.name, &mut columns)?;

@@ -15,8 +15,8 @@ use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::streaming::{PartitionStream, StreamingTableExec};
 use futures::{StreamExt as _, future, stream};
-use graftwork_contract::dataset::{MAXIMUM_COLUMNS, RejectedRow, Shape, SourceColumns};
-use graftwork_contract::digest::canonical_json;
+use graftwork_contract::dataset::{MAXIMUM_COLUMNS, RejectedRow, Shape, Share, SourceColumns};
+use graftwork_contract::digest::canonical_object;
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
 use parquet::arrow::{ArrowWriter, ProjectionMask};
 use parquet::basic::{Compression, ZstdLevel};
@@ -33,6 +33,7 @@ use crate::reader::{Raw, Take};
 use crate::sources::Collecting;
 use crate::spill::sorter::Sorter;
 use crate::spill::{Scratch, damaged};
+use crate::waiting::{JUDGED, Waiter, Waiting};
 
 /// Bytes of the hash that a record begins with, so that rows are compared quickly.
 const PREFIX: usize = 8;
@@ -50,7 +51,7 @@ pub struct Gathering {
     bytes: u64,
 }
 
-/// Takes the records of a source into its table.
+/// Takes the records of a source into its table. They wait until there are enough of them to be read on all cores.
 pub struct TableTake<'a> {
     /// The source's name.
     pub name: &'a str,
@@ -58,6 +59,67 @@ pub struct TableTake<'a> {
     pub gathering: &'a mut Gathering,
     /// What is noted, and the source's share.
     pub collecting: &'a mut Collecting,
+    /// What waits.
+    pub waiting: Waiting,
+}
+
+impl TableTake<'_> {
+    /// Takes the records that wait.
+    ///
+    /// # Errors
+    /// Those of the scratch volume; more columns than a table has.
+    pub fn settle(&mut self) -> Result<(), Failure> {
+        let waiting = std::mem::take(&mut self.waiting);
+        let share = self.collecting.share;
+        for piece in waiting.pieces(|rows| Piece::of(rows, share)) {
+            self.collecting.noted.beyond_weight += piece.beyond_weight;
+            for row in piece.rejected {
+                self.collecting.noted.reject(row);
+            }
+            self.gathering
+                .add(piece.columns, &piece.records, self.name)?;
+        }
+        Ok(())
+    }
+}
+
+/// Some rows as they are sorted, with their columns.
+#[derive(Debug, Default)]
+struct Piece {
+    columns: SourceColumns,
+    records: Vec<Vec<u8>>,
+    beyond_weight: u64,
+    rejected: Vec<RejectedRow>,
+}
+
+impl Piece {
+    fn of(rows: &[Waiter], share: Option<Share>) -> Self {
+        let mut piece = Self::default();
+        for waiter in rows {
+            match &*waiter.record() {
+                Ok(object) => piece.add(object, share),
+                Err(rule) => {
+                    let (rule, place) = (rule.clone(), waiter.place.clone());
+                    piece.rejected.push(RejectedRow { rule, ..place });
+                }
+            }
+        }
+        piece
+    }
+
+    fn add(&mut self, row: &Map<String, Value>, share: Option<Share>) {
+        let canonical = canonical_object(row);
+        if share.is_some_and(|it| !it.takes(&canonical)) {
+            self.beyond_weight += 1;
+            return;
+        }
+        self.columns.note(row, |_, shape, value| shape.note(value));
+        let hash = Sha256::digest(&canonical);
+        let mut record = Vec::with_capacity(PREFIX + canonical.len());
+        record.extend(hash.iter().take(PREFIX));
+        record.extend_from_slice(canonical.as_bytes());
+        self.records.push(record);
+    }
 }
 
 impl Take for TableTake<'_> {
@@ -70,20 +132,11 @@ impl Take for TableTake<'_> {
     }
 
     fn take(&mut self, raw: Raw<'_>, at: &dyn Fn(String) -> RejectedRow) -> Result<(), Failure> {
-        match raw.record() {
-            Err(rule) => {
-                self.collecting.noted.reject(at(rule));
-                Ok(())
-            }
-            Ok(object) => {
-                let value = Value::Object(object);
-                let canonical = canonical_json(&value);
-                if self.collecting.is_beyond_share(&canonical) {
-                    return Ok(());
-                }
-                self.gathering.push(&value, &canonical, self.name)
-            }
+        self.waiting.push(raw, at(String::new()));
+        if self.waiting.is_full(JUDGED) {
+            return self.settle();
         }
+        Ok(())
     }
 }
 
@@ -102,21 +155,23 @@ impl Gathering {
         &self.columns
     }
 
-    fn push(&mut self, row: &Value, canonical: &str, source: &str) -> Result<(), Failure> {
-        if let Some(row) = row.as_object() {
-            self.columns.note(row, |_, shape, value| shape.note(value));
-        }
+    fn add(
+        &mut self,
+        columns: SourceColumns,
+        records: &[Vec<u8>],
+        source: &str,
+    ) -> Result<(), Failure> {
+        self.columns.add(columns);
         if self.columns.columns.len() > MAXIMUM_COLUMNS {
             return Err(Failure::bad_data(format!(
                 "source {source}: its rows have more than {MAXIMUM_COLUMNS} columns, which is what spec.transform can read"
             )));
         }
-        let hash = Sha256::digest(canonical);
-        let mut record = Vec::with_capacity(PREFIX + canonical.len());
-        record.extend(hash.iter().take(PREFIX));
-        record.extend_from_slice(canonical.as_bytes());
-        self.bytes += canonical.len() as u64;
-        self.sorter.push(&record)
+        for record in records {
+            self.bytes += record.len().saturating_sub(PREFIX) as u64;
+            self.sorter.push(record)?;
+        }
+        Ok(())
     }
 
     /// The table, whose columns hold these.
@@ -370,9 +425,13 @@ mod tests {
 
     fn table(rows: &[Value], scratch: &Scratch) -> Table {
         let mut gathering = Gathering::new(scratch);
+        let mut piece = Piece::default();
         for row in rows {
-            gathering.push(row, &canonical_json(row), "rows").unwrap();
+            piece.add(row.as_object().unwrap(), None);
         }
+        gathering
+            .add(piece.columns, &piece.records, "rows")
+            .unwrap();
         let shapes = gathering.columns().shapes();
         gathering.finish(&shapes, scratch).unwrap()
     }
@@ -385,7 +444,7 @@ mod tests {
         let reader = scan.open(table.file.as_ref().unwrap(), 7).unwrap();
         reader
             .flat_map(|batch| crate::parquet_rows::objects(&batch.unwrap()).unwrap())
-            .map(|row| canonical_json(&Value::Object(row)))
+            .map(|row| canonical_object(&row))
             .collect()
     }
 
@@ -416,8 +475,11 @@ mod tests {
         let row: Map<String, Value> = (0..=MAXIMUM_COLUMNS)
             .map(|n| (format!("c{n}"), json!(n)))
             .collect();
-        let row = Value::Object(row);
-        let failure = gathering.push(&row, "{}", "wide").unwrap_err();
+        let mut piece = Piece::default();
+        piece.add(&row, None);
+        let failure = gathering
+            .add(piece.columns, &piece.records, "wide")
+            .unwrap_err();
         assert_eq!(failure.reason, "DataError");
         assert!(failure.message.contains("source wide"), "{failure}");
         assert!(failure.message.contains("1024"), "{failure}");
