@@ -196,12 +196,22 @@ fn words(text: &str, all: &mut String) {
 fn plain_ascii(text: &str, all: &mut String) {
     let start = all.len();
     // Unicode's white space, which the rule for ASCII alone lacks one of.
-    let parts = text.split(|letter: char| matches!(letter, ' ' | '\t'..='\r'));
-    for (index, word) in parts.filter(|word| !word.is_empty()).enumerate() {
-        if index > 0 {
-            all.push(' ');
+    let is_space = |byte: u8| matches!(byte, b' ' | b'\t'..=b'\r');
+    // Most texts have one space between two words and none at their ends: they stand as they are.
+    let (is_even, ends_in_space) = text.bytes().fold((true, true), |(is_even, was), byte| {
+        let space = is_space(byte);
+        (is_even && !(space && (was || byte != b' ')), space)
+    });
+    if is_even && !ends_in_space {
+        all.push_str(text);
+    } else {
+        let parts = text.split(|letter: char| matches!(letter, ' ' | '\t'..='\r'));
+        for (index, word) in parts.filter(|word| !word.is_empty()).enumerate() {
+            if index > 0 {
+                all.push(' ');
+            }
+            all.push_str(word);
         }
-        all.push_str(word);
     }
     if let Some(added) = all.get_mut(start..) {
         added.make_ascii_lowercase();
