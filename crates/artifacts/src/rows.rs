@@ -26,12 +26,15 @@ use graftwork_contract::Digest;
 use graftwork_contract::dataset::{Format, Manifest, REWARD_COLUMN, Split};
 use graftwork_contract::paths;
 use parquet::arrow::ArrowWriter;
-use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::errors::ParquetError;
 use parquet::file::properties::WriterProperties;
 
 use crate::{Error, Fetched, MANIFEST_FILE, Result, Store};
+use ahead::Ahead;
+
+mod ahead;
 
 /// Rows that are encoded or decoded at a time.
 const BATCH_ROWS: usize = 1024;
@@ -381,12 +384,12 @@ fn encode(format: Format, rows: &[Row]) -> Vec<ArrayRef> {
     }
 }
 
-/// The rows of one file, in order, decoded a batch at a time.
+/// The rows of one file, in order, decoded a batch at a time, and the next ones meanwhile.
 #[derive(Debug)]
 pub struct RowReader {
     name: String,
     format: Format,
-    batches: ParquetRecordBatchReader,
+    batches: Ahead,
     rows: std::vec::IntoIter<Row>,
     /// What keeps a copy on the disk.
     _held: Option<Fetched>,
@@ -403,7 +406,7 @@ impl RowReader {
         Ok(Self {
             name,
             format,
-            batches,
+            batches: Ahead::start(batches).map_err(Error::io("decode", path))?,
             rows: Vec::new().into_iter(),
             _held: None,
         })

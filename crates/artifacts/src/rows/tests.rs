@@ -99,6 +99,25 @@ fn more_rows_than_a_batch_keep_their_order_and_the_bytes_are_the_same_each_time(
 }
 
 #[test]
+fn a_reader_of_which_nobody_asks_for_more_ends() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("train.parquet");
+    let mut writer = RowWriter::create(&path, Format::Text, Beside::default()).unwrap();
+    let text = |n: usize| Row::Text {
+        text: format!("row {n}"),
+    };
+    for n in 0..20 * BATCH_ROWS {
+        writer.push(text(n), None, None).unwrap();
+    }
+    writer.finish().unwrap();
+    for taken in [0, 1, BATCH_ROWS + 1, 20 * BATCH_ROWS] {
+        let reader = RowReader::open(&path, Format::Text).unwrap();
+        let rows: Vec<Row> = reader.map(Result::unwrap).take(taken).collect();
+        assert!(rows.into_iter().eq((0..taken).map(text)), "{taken} rows");
+    }
+}
+
+#[test]
 fn long_rows_are_written_in_several_groups_of_bounded_size() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("train.parquet");
