@@ -98,6 +98,8 @@ fn run_cases() -> Vec<Case> {
 fn hyperparameter_cases() -> Vec<Case> {
     let hyper = |hyper: Value| json!({"spec": {"hyperparameters": hyper}});
     let multiple = "batchSize, which is 32 where it is left out, is a multiple of microBatchSize";
+    // The example rises over 20 of 400 steps.
+    let warmup = "warmupSteps is at most maximumSteps";
     vec![
         case(
             "trainingruns",
@@ -122,6 +124,18 @@ fn hyperparameter_cases() -> Vec<Case> {
             multiple,
             hyper(json!({"batchSize": 4, "microBatchSize": null})),
             hyper(json!({"batchSize": 4, "microBatchSize": 3})),
+        ),
+        case(
+            "trainingruns",
+            warmup,
+            hyper(json!({"warmupSteps": 400})),
+            hyper(json!({"warmupSteps": 401})),
+        ),
+        case(
+            "trainingruns",
+            warmup,
+            hyper(json!({"warmupSteps": 401, "epochs": 1, "maximumSteps": null})),
+            hyper(json!({"maximumSteps": 19})),
         ),
         case(
             "trainingruns",
