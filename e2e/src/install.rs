@@ -38,12 +38,9 @@ impl Installation {
         format!("{}/{name}:{}", self.registry, self.tag)
     }
 
-    /// `helm upgrade --install` into a namespace of ours, waiting until the operator is available.
-    pub async fn install(&self, cluster: &Cluster, values: &[&str]) -> anyhow::Result<()> {
-        let chart = self
-            .chart
-            .to_str()
-            .context("the chart's path is not UTF-8")?;
+    /// `values` as Helm's flags, behind those of our images: of those that the chart names, and that of the compute
+    /// profile `other` where `values` have one.
+    fn flags(&self, values: &[&str]) -> Vec<String> {
         let mut images: Vec<String> = ["operator", "trainer", "inference"]
             .iter()
             .flat_map(|image| {
@@ -59,8 +56,22 @@ impl Installation {
         if let Some(image) = self.another_inference.as_ref().filter(|_| has_other) {
             images.push(format!("computeProfiles.other.images.inference={image}"));
         }
+        images
+            .into_iter()
+            .chain(values.iter().map(|value| (*value).to_owned()))
+            .flat_map(|value| [flag_of(&value).to_owned(), value])
+            .collect()
+    }
+
+    /// `helm upgrade --install` into a namespace of ours, waiting until the operator is available.
+    pub async fn install(&self, cluster: &Cluster, values: &[&str]) -> anyhow::Result<()> {
+        let chart = self
+            .chart
+            .to_str()
+            .context("the chart's path is not UTF-8")?;
         let label = format!("{}={}", MADE_BY.0, MADE_BY.1);
         cluster.claim_namespace(&self.system_namespace).await?;
+        let values = self.flags(values);
         let mut arguments = vec![
             "upgrade",
             "--install",
@@ -74,13 +85,7 @@ impl Installation {
             "--labels",
             &label,
         ];
-        for value in images
-            .iter()
-            .map(String::as_str)
-            .chain(values.iter().copied())
-        {
-            arguments.extend(["--set", value]);
-        }
+        arguments.extend(values.iter().map(String::as_str));
         cluster.helm(&arguments).await?;
         cluster
             .wait_for::<Deployment, _>(
@@ -114,5 +119,52 @@ impl Installation {
     /// Label selector of the operator's pods.
     pub const fn operator_selector() -> &'static str {
         "app.kubernetes.io/name=graftwork,app.kubernetes.io/component=operator"
+    }
+}
+
+/// Helm takes a tag of digits alone for a number, which the chart refuses, unless it is told that it is text. Every
+/// value of an image goes so, because Helm lets text win over what `--set` says, in whatever order.
+fn flag_of(value: &str) -> &'static str {
+    if value.starts_with("images.") {
+        "--set-string"
+    } else {
+        "--set"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tag_of_digits_is_text_and_a_later_one_comes_later() {
+        let installation = Installation {
+            chart: PathBuf::from("chart"),
+            registry: "registry.example.com/team".to_owned(),
+            tag: "20261122".to_owned(),
+            another_inference: Some("registry.example.com/inference:1".to_owned()),
+            system_namespace: "system".to_owned(),
+        };
+        let profile = "computeProfiles.other.resources.limits.cpu=1";
+        let flags = installation.flags(&["replicas=2", profile, "images.inference.tag=7"]);
+        let place = |flag: &str, value: &str| {
+            let found = flags.windows(2).position(|it| it == [flag, value]);
+            found.unwrap_or_else(|| panic!("no {flag} {value}: {flags:?}"))
+        };
+        place("--set-string", "images.operator.tag=20261122");
+        place(
+            "--set-string",
+            "images.trainer.repository=registry.example.com/team/trainer",
+        );
+        place("--set", "replicas=2");
+        place("--set", profile);
+        place(
+            "--set",
+            "computeProfiles.other.images.inference=registry.example.com/inference:1",
+        );
+        let own = place("--set-string", "images.inference.tag=20261122");
+        assert!(own < place("--set-string", "images.inference.tag=7"));
+        let without = installation.flags(&["replicas=2"]);
+        assert!(!without.iter().any(|it| it.contains("computeProfiles")));
     }
 }
