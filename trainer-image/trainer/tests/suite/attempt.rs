@@ -2,6 +2,7 @@
 
 mod bucket;
 mod evaluation;
+mod formats;
 mod full;
 mod interrupted;
 mod memory;

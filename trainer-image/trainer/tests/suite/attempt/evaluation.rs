@@ -24,7 +24,8 @@ fn on(world: &World, name: &str, splits: [Vec<Row>; 3]) -> Value {
     config
 }
 
-fn samples(world: &World, config: &Value) -> Vec<Value> {
+/// The answers that a run keeps for people to read.
+pub(super) fn samples(world: &World, config: &Value) -> Vec<Value> {
     let path = world.run_folder(config).join("samples.jsonl");
     let text = std::fs::read_to_string(path).unwrap();
     text.lines()
