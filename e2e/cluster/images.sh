@@ -11,7 +11,7 @@
 #   --bin FOLDER               the binaries; default: where cargo puts them
 #   --registry PREFIX          with --to push: images become PREFIX/operator:TAG, ...
 #                              (REGISTRY_TLS_VERIFY=false for one without TLS)
-#   --kind-name NAME           with --to kind: which kind cluster
+#   --kind-name NAME           with --to kind: which kind cluster (KIND_CLUSTER_NAME, or `kind`)
 #   --text FOLDER, --base-model FOLDER   what demo-data holds
 #   --check                    only asks for the programs that the other flags want
 #   --from-source              with Docker, from the Dockerfiles' builder stages: what machines do
@@ -113,6 +113,14 @@ wants() { # program, what it does, where it comes from
 	command -v "$1" >/dev/null || fail "$1 is not on the PATH: $2; $3"
 }
 
+# Images that went to another cluster than the one that is meant would be missed much later.
+require_kind_cluster() {
+	local name=${kind_name:-${KIND_CLUSTER_NAME:-kind}} all
+	all=$(kind get clusters 2>/dev/null) || fail "kind does not tell its clusters: \`kind get clusters\` says why"
+	[[ $'\n'$all$'\n' == *$'\n'$name$'\n'* ]] ||
+		fail "there is no kind cluster $name (\`kind get clusters\` lists those that there are): make its context kind-NAME the current one, or name the cluster by KIND_CLUSTER_NAME=..."
+}
+
 # Asks for all programs before anything is made, and chooses what makes images.
 choose_builder() {
 	[ "$to" != kind ] || wants kind "images are loaded into the kind cluster with it" \
@@ -130,6 +138,7 @@ choose_builder() {
 	[ "$builder" != docker ] || docker info >/dev/null 2>&1 ||
 		fail "Docker, which makes the images, does not answer: start it (\`docker info\` says what it lacks)"
 	[ -n "$from_source" ] || wants strip "it takes debug information out of the binaries" "install the package binutils"
+	[ "$to" != kind ] || require_kind_cluster
 	case " ${names[*]} " in
 	*" demo-data "*) [ -n "$from_source$text" ] || wants python3 "it makes the demo's text" "install the package python3" ;;
 	esac
