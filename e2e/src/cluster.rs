@@ -201,7 +201,8 @@ impl Cluster {
         name: &str,
         timeout: Duration,
     ) -> anyhow::Result<String> {
-        let succeeded = self
+        let selector = format!("job-name={name}");
+        let ended = self
             .wait_for::<Job, _>(namespace, name, timeout, "the Job to end", |job| {
                 let conditions = job?.status.as_ref()?.conditions.as_ref()?;
                 conditions
@@ -213,8 +214,12 @@ impl Cluster {
                         _ => None,
                     })
             })
-            .await?;
-        let pods = self.pods(namespace, &format!("job-name={name}")).await?;
+            .await;
+        let succeeded = match ended {
+            Ok(succeeded) => succeeded,
+            Err(error) => return Err(self.with_hindrances(error, namespace, &selector).await),
+        };
+        let pods = self.pods(namespace, &selector).await?;
         let message = pods.iter().find_map(termination_message);
         if succeeded {
             Ok(message.unwrap_or_default())
@@ -223,6 +228,23 @@ impl Cluster {
                 "Job {name} failed: {}",
                 message.unwrap_or_else(|| "no termination message".into())
             )
+        }
+    }
+
+    /// The error of a wait in vain, with what keeps the pods of that label selector from starting: an image that is not
+    /// there, for example.
+    pub async fn with_hindrances(
+        &self,
+        error: anyhow::Error,
+        namespace: &str,
+        selector: &str,
+    ) -> anyhow::Error {
+        let pods = self.pods(namespace, selector).await.unwrap_or_default();
+        let told: Vec<String> = pods.iter().filter_map(hindrance).collect();
+        if told.is_empty() {
+            error
+        } else {
+            error.context(told.join("; "))
         }
     }
 
@@ -362,6 +384,23 @@ fn last_seen<K: Resource + Serialize>(object: &K) -> String {
     }
 }
 
+/// What keeps a pod from starting, in the scheduler's or the kubelet's words; none where nothing does.
+fn hindrance(pod: &Pod) -> Option<String> {
+    let status = pod.status.as_ref()?;
+    let mut conditions = status.conditions.iter().flatten();
+    let unplaced = conditions.find(|it| it.type_ == "PodScheduled" && it.status == "False");
+    let mut containers = status.container_statuses.iter().flatten();
+    let waiting = containers.find_map(|container| {
+        let waiting = container.state.as_ref()?.waiting.as_ref()?;
+        let reason = waiting.reason.as_deref()?;
+        let message = waiting.message.as_deref().unwrap_or_default();
+        (reason != "ContainerCreating").then(|| format!("{reason}: {message}"))
+    });
+    let why = unplaced.and_then(|it| it.message.clone()).or(waiting)?;
+    let name = pod.metadata.name.as_deref().unwrap_or_default();
+    Some(format!("pod {name} does not start: {why}"))
+}
+
 /// The message that a pod's first container left at its end.
 pub fn termination_message(pod: &Pod) -> Option<String> {
     let statuses = pod.status.as_ref()?.container_statuses.as_ref()?;
@@ -393,5 +432,41 @@ where
     match last {
         Some(error) => Err(error.context(format!("waited {timeout:?} for {what}"))),
         None => bail!("waited {timeout:?} for {what}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_pod_that_does_not_start_says_why() {
+        let told = |status: serde_json::Value| {
+            let pod = json!({"metadata": {"name": "seed-1"}, "status": status});
+            hindrance(&serde_json::from_value(pod).unwrap())
+        };
+        let waits = |reason: &str| {
+            let waiting = json!({"reason": reason, "message": "demo-data:dev is not there"});
+            json!({"containerStatuses": [{
+                "name": "main", "image": "demo-data:dev", "imageID": "", "ready": false, "restartCount": 0,
+                "state": {"waiting": waiting},
+            }]})
+        };
+        assert_eq!(
+            told(waits("ErrImageNeverPull")).as_deref(),
+            Some("pod seed-1 does not start: ErrImageNeverPull: demo-data:dev is not there")
+        );
+        assert_eq!(told(waits("ContainerCreating")), None);
+        let unplaced = json!({"conditions": [
+            {"type": "Ready", "status": "False", "message": "not yet"},
+            {"type": "PodScheduled", "status": "False", "message": "0/1 nodes are available"},
+        ]});
+        assert_eq!(
+            told(unplaced).as_deref(),
+            Some("pod seed-1 does not start: 0/1 nodes are available")
+        );
+        assert_eq!(told(json!({"phase": "Running"})), None);
     }
 }

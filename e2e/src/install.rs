@@ -86,7 +86,12 @@ impl Installation {
             &label,
         ];
         arguments.extend(values.iter().map(String::as_str));
-        cluster.helm(&arguments).await?;
+        if let Err(error) = cluster.helm(&arguments).await {
+            let selector = Self::operator_selector();
+            return Err(cluster
+                .with_hindrances(error, &self.system_namespace, selector)
+                .await);
+        }
         cluster
             .wait_for::<Deployment, _>(
                 &self.system_namespace,
