@@ -73,20 +73,31 @@ pub async fn run(stage: Stage) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Eight Datasets, seven LoRAAdapters, three finished runs, and an endpoint with and one without engines.
+/// Formats of the first Datasets, with the `ConfigMap` that each one's rows are in. All others are as the first.
+const FORMATS: [(&str, &str); 3] = [
+    ("Completion", "amber"),
+    ("Chat", "talks"),
+    ("Text", "texts"),
+];
+
+/// Eight Datasets, seven LoRAAdapters, three finished runs, one for each format, and an endpoint with and one without
+/// engines.
 async fn make_objects(stage: &Stage) -> anyhow::Result<()> {
     let rollout = json!({"strategy": "Immediate"});
     stage.serve_amber(1, &rollout).await?;
-    stage
-        .apply(&manifests::rows("amber", &marker_rows("amber")))
-        .await?;
+    let rows = marker_rows("amber");
+    for (format, name) in FORMATS {
+        let rows: Vec<Value> = rows.iter().map(|row| in_format(format, row)).collect();
+        stage.apply(&manifests::rows(name, &rows)).await?;
+    }
     for number in 0..8 {
-        stage
-            .apply(&manifests::config_map_dataset(
-                &format!("data-{number}"),
-                "amber",
-            ))
-            .await?;
+        let (format, rows) = FORMATS
+            .get(number)
+            .copied()
+            .unwrap_or(("Completion", "amber"));
+        let mut dataset = manifests::config_map_dataset(&format!("data-{number}"), rows);
+        dataset.data["spec"]["format"]["type"] = json!(format);
+        stage.apply(&dataset).await?;
     }
     for number in 0..6 {
         stage
@@ -99,24 +110,55 @@ async fn make_objects(stage: &Stage) -> anyhow::Result<()> {
     for number in 0..8 {
         stage.dataset_ready(&format!("data-{number}")).await?;
     }
-    let (one, two, three) = ("run-1", "run-2", "run-3");
-    for name in [one, two, three] {
-        let run = Training {
-            name,
-            dataset: "data-0",
+    for (number, (format, _)) in FORMATS.into_iter().enumerate() {
+        let (name, dataset) = (format!("run-{number}"), format!("data-{number}"));
+        let mut run = Training {
+            name: &name,
+            dataset: &dataset,
             adapter: "",
             steps: 5,
             rank: 4,
             batch: 16,
             checkpoint_every: 5,
             ..Training::default()
-        };
-        stage.apply(&run.object_without_adapter()).await?;
+        }
+        .object_without_adapter();
+        run.data["spec"]["evaluation"]["metrics"] = json!(metrics(format));
+        stage.apply(&run).await?;
     }
-    for name in [one, two, three] {
-        stage.run_complete(name, 3 * MINUTE).await?;
+    for (number, (format, _)) in FORMATS.into_iter().enumerate() {
+        let run = stage
+            .run_complete(&format!("run-{number}"), 3 * MINUTE)
+            .await?;
+        let measured = run.status.context("status")?.metrics;
+        ensure!(
+            measured.len() == metrics(format).len() && measured.iter().all(|it| it.samples > 0),
+            "a run on rows of {format} measured {measured:?}"
+        );
     }
     stage.stable_is("colours", 1).await
+}
+
+/// What can be measured on rows of a format.
+fn metrics(format: &str) -> &'static [&'static str] {
+    match format {
+        // A text asks nothing.
+        "Text" => &["Loss"],
+        _ => &["Loss", "ExactMatch"],
+    }
+}
+
+/// A row of prompt and completion as one of another format.
+fn in_format(format: &str, row: &Value) -> Value {
+    let text = |key: &str| row[key].as_str().unwrap_or_default();
+    match format {
+        "Chat" => json!({"messages": [
+            {"role": "user", "content": text("prompt")},
+            {"role": "assistant", "content": text("completion").trim()},
+        ]}),
+        "Text" => json!({"text": format!("{}{}", text("prompt"), text("completion"))}),
+        _ => row.clone(),
+    }
 }
 
 /// Objects of the four kinds.
