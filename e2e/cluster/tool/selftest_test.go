@@ -40,6 +40,7 @@ func TestCluster(t *testing.T) {
 		{"TwoRunsInARow", (*selftest).twoRunsInARow},
 		{"DaemonsThatDieComeBack", (*selftest).daemonsThatDieComeBack},
 		{"PodsReachEachOtherWithoutBridgeNetfilter", (*selftest).podsReachEachOtherWithoutBridgeNetfilter},
+		{"WhatIsNotAllowedIsRefused", (*selftest).whatIsNotAllowedIsRefused},
 		{"VolumesAreOfferedAgain", (*selftest).volumesAreOfferedAgain},
 		{"UpAfterEverythingWasKilled", (*selftest).upAfterEverythingWasKilled},
 		{"UpAfterTheMachineRestarted", (*selftest).upAfterTheMachineRestarted},
@@ -303,6 +304,38 @@ func (s *selftest) inNetworkOf(pod string) string {
 	}
 	s.t.Fatalf("no process has the address %q of the pod %s", address, pod)
 	return ""
+}
+
+// whatIsNotAllowedIsRefused: by Pod Security, by the roles of an account that has none, by the authorizer of nodes and by
+// NodeRestriction.
+func (s *selftest) whatIsNotAllowedIsRefused() {
+	s.kubectl("create", "namespace", "strict")
+	s.kubectl("label", "namespace", "strict", "pod-security.kubernetes.io/enforce=restricted")
+	s.eventually(20*time.Second, "the namespace's account", func() error {
+		_, err := s.tryKubectl("get", "serviceaccount", "default", "--namespace=strict")
+		return err
+	})
+	another := []string{"--as=system:node:another", "--as-group=system:nodes"}
+	for _, call := range []struct {
+		args []string
+		as   []string
+		said string
+	}{
+		{[]string{"run", "any", "--image=" + pauseImage, "--namespace=strict"}, nil, "violates PodSecurity"},
+		{[]string{"get", "pods", "--namespace=strict"}, []string{"--as=system:serviceaccount:strict:default"}, "(Forbidden)"},
+		{[]string{"get", "secrets", "--namespace=strict"}, another, "(Forbidden)"},
+		{[]string{"label", "node", nodeName, "a=b"}, another, "(Forbidden)"},
+	} {
+		args := append(call.args, call.as...)
+		if said, err := s.tryKubectl(args...); err == nil || !strings.Contains(said, call.said) {
+			s.t.Errorf("kubectl %s: not %q but %q", strings.Join(args, " "), call.said, said)
+		}
+	}
+	// What is refused above is let through for who may, and accounts get tokens.
+	s.kubectl("get", "secrets", "--namespace=strict")
+	if token := s.kubectl("create", "token", "default", "--namespace=strict"); strings.Count(token, ".") != 2 {
+		s.t.Errorf("%q is no token", token)
+	}
 }
 
 func (s *selftest) volumesAreOfferedAgain() {
