@@ -1,5 +1,7 @@
 //! What a training holds at its peak.
 
+use graftwork_model::config::LlamaConfig;
+
 use super::*;
 
 /// The most that a run had resident at once, in bytes.
@@ -50,20 +52,27 @@ fn activations_that_are_computed_again_are_not_held() {
 }
 
 #[test]
-fn four_sequences_of_4096_tokens_never_make_a_matrix_of_tokens_by_tokens() {
+fn four_sequences_of_4096_tokens_never_make_a_matrix_of_tokens_by_tokens_or_by_the_vocabulary() {
+    const TOKENS: u64 = 4 * 4096;
+    const VOCABULARY: usize = 8192;
     let shape = TinyShape {
         positions: 4096,
         ..TinyShape::default()
     };
     let world = World::of_shape(&shape, 2, 2);
-    // A token is a byte.
-    let long = |index: usize| Row::Completion {
-        prompt: format!("{index} ").repeat(2040),
-        completion: ANSWERS[index % 3].to_owned(),
+    // Most of its rows stand for no token of the tokenizer, as in padded vocabularies.
+    let many = LlamaConfig {
+        vocab_size: VOCABULARY,
+        ..shape.config()
     };
-    let short = |index: usize| Row::Completion {
-        prompt: test_prompt(index),
-        completion: ANSWERS[index % 3].to_owned(),
+    let base = world.dir.path().join("base");
+    save_base(&base, &BaseModel::random(many, 5)).unwrap();
+    // A token is a byte, and every one of them is to be learned: 4,094 between a beginning and an end.
+    let long = |index: usize| Row::Text {
+        text: format!("{index} ").repeat(2047),
+    };
+    let short = |index: usize| Row::Text {
+        text: test_prompt(index),
     };
     let splits = [
         (0..4).map(long).collect(),
@@ -71,10 +80,11 @@ fn four_sequences_of_4096_tokens_never_make_a_matrix_of_tokens_by_tokens() {
         (0..2).map(short).collect(),
     ];
     let store = Store::open(world.store()).unwrap();
-    let digest = write_rows(&store, "long", Format::Completion, splits);
+    let digest = write_rows(&store, "long", Format::Text, splits);
     let mut config = world.config("long");
+    config["resolved"]["base"]["digest"] = json!(base_digest(&base).unwrap());
     config["resolved"]["dataset"] = json!({
-        "name": "long", "version": 1, "digest": digest, "format": "Completion",
+        "name": "long", "version": 1, "digest": digest, "format": "Text",
     });
     config["hyperparameters"]["maximumSequenceLength"] = json!(4096);
     config["hyperparameters"]["batchSize"] = json!(4);
@@ -83,6 +93,11 @@ fn four_sequences_of_4096_tokens_never_make_a_matrix_of_tokens_by_tokens() {
     config["evaluation"] = json!({"metrics": [], "maximumNewTokens": 1, "maximumRows": 2});
     let peak = peak(&world, &config, 1 << 40);
     // The scores of one sequence's four heads; of the four sequences together it would be 4 GB.
-    let scores = 4 * 4 * 4096 * 4096;
-    assert!(peak < scores, "{peak} bytes were held at once");
+    let scores: u64 = 4 * 4 * 4096 * 4096;
+    // The logits of all tokens; their gradient would be as much again.
+    let logits = TOKENS * VOCABULARY as u64 * 4;
+    assert!(
+        peak < scores.min(logits),
+        "{peak} bytes were held at once, beside {scores} and {logits}"
+    );
 }
