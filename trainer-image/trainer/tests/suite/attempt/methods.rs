@@ -254,25 +254,28 @@ pub fn preferences(world: &World, run: &str, microbatch: u32) -> Value {
 }
 
 #[test]
-fn preferences_are_learnt_from_ln_2_down() {
+fn preferences_are_learnt_from_ln_2_down_whatever_the_base_is_held_in() {
     let world = World::new();
-    let mut config = preferences(&world, "dpo", 8);
-    config["hyperparameters"]["maximumSteps"] = json!(300);
-    assert_eq!(world.run(&config), 0, "{:?}", world.summary(&config));
-    let figures = figures(&world, &config);
-    let first = figures[0]["loss"].as_f64().unwrap();
-    assert!((first - std::f64::consts::LN_2).abs() < 1e-5, "{first}");
-    let last = figures.last().unwrap()["loss"].as_f64().unwrap();
-    assert!(last < 0.8 * first, "{last}");
-    let validated = figures.last().unwrap()["validationLoss"].as_f64().unwrap();
-    assert!(validated < 0.8 * first, "{validated}");
-    let manifest = world
-        .store()
-        .join(world.result(&config).folder)
-        .join("manifest.json");
-    let manifest: Value = serde_json::from_slice(&std::fs::read(manifest).unwrap()).unwrap();
-    let objective = manifest.pointer("/provenance/trained/objective").unwrap();
-    assert_eq!(objective, &json!({"type": "DPO", "beta": 0.5}));
+    let digests = [("dpo", None), ("dpo-in-eight", Some("Q8_0"))].map(|(run, quantization)| {
+        let mut config = preferences(&world, run, 8);
+        config["resolved"]["base"]["quantization"] = json!(quantization);
+        config["hyperparameters"]["maximumSteps"] = json!(300);
+        assert_eq!(world.run(&config), 0, "{:?}", world.summary(&config));
+        let figures = figures(&world, &config);
+        let first = figures[0]["loss"].as_f64().unwrap();
+        assert!((first - std::f64::consts::LN_2).abs() < 1e-5, "{first}");
+        let last = figures.last().unwrap()["loss"].as_f64().unwrap();
+        assert!(last < 0.8 * first, "{last}");
+        let validated = figures.last().unwrap()["validationLoss"].as_f64().unwrap();
+        assert!(validated < 0.8 * first, "{validated}");
+        let result = world.result(&config);
+        let manifest = world.store().join(&result.folder).join("manifest.json");
+        let manifest: Value = serde_json::from_slice(&std::fs::read(manifest).unwrap()).unwrap();
+        let objective = manifest.pointer("/provenance/trained/objective").unwrap();
+        assert_eq!(objective, &json!({"type": "DPO", "beta": 0.5}));
+        result.digest
+    });
+    assert_ne!(digests[0], digests[1], "another base");
 }
 
 #[test]
