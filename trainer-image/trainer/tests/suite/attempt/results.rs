@@ -31,6 +31,14 @@ fn a_run_learns_is_scored_and_leaves_a_peft_folder() {
     let card = std::fs::read_to_string(folder.join("README.md")).unwrap();
     assert!(card.contains("base_model: \"pvc://models/tiny\""), "{card}");
     assert!(card.contains(config["resolved"]["dataset"]["digest"].as_str().unwrap()));
+    assert!(card.contains("\"learningRate\":0.02"), "{card}");
+    for metric in [loss, exact] {
+        let shown = format!("| {} | {:.4} ± ", metric.name, metric.value);
+        assert!(card.contains(&shown), "{shown} is not in\n{card}");
+        let in_front = format!("\"name\":\"{}\"", metric.name);
+        let matter = card.split("\n---\n").next().unwrap_or_default();
+        assert!(matter.contains(&in_front), "{in_front} is not in\n{matter}");
+    }
     let sizes = std::fs::read_dir(&folder)
         .unwrap()
         .map(Result::unwrap)
