@@ -258,22 +258,29 @@ fn write_dataset(store: &Store, test_rows: usize, validation_rows: usize) -> Dig
     write_rows(store, "colours", Format::Completion, splits)
 }
 
-/// Writes rows to train on, to validate and to test as one version of a dataset.
-fn write_rows(store: &Store, name: &str, format: Format, splits: [Vec<Row>; 3]) -> Digest {
-    write_rewarded(store, name, format, splits, None)
+/// What stands beside the rows of each split, by their number.
+#[derive(Clone, Copy, Default)]
+struct Columns {
+    group: Option<fn(usize) -> String>,
+    reward: Option<fn(usize) -> f64>,
 }
 
-/// The same with the rewards of each split's rows by number.
-fn write_rewarded(
+/// Writes rows to train on, to validate and to test as one version of a dataset.
+fn write_rows(store: &Store, name: &str, format: Format, splits: [Vec<Row>; 3]) -> Digest {
+    write_beside(store, name, format, splits, Columns::default())
+}
+
+/// The same with more columns.
+fn write_beside(
     store: &Store,
     name: &str,
     format: Format,
     splits: [Vec<Row>; 3],
-    reward: Option<fn(usize) -> f64>,
+    columns: Columns,
 ) -> Digest {
     let beside = Beside {
-        group: None,
-        reward: reward.is_some(),
+        group: columns.group.map(|_| "claim"),
+        reward: columns.reward.is_some(),
     };
     let digest = Digest::of(name.as_bytes());
     let staged = store.stage(&paths::dataset(name, &digest)).unwrap();
@@ -285,8 +292,9 @@ fn write_rewarded(
         let path = staged.dir().join(file_name(split));
         let mut writer = RowWriter::create(&path, format, beside).unwrap();
         for (index, row) in rows.into_iter().enumerate() {
-            let reward = reward.map(|reward| reward(index));
-            writer.push(row, None, reward).unwrap();
+            let group = columns.group.map(|group| group(index));
+            let reward = columns.reward.map(|reward| reward(index));
+            writer.push(row, group.as_deref(), reward).unwrap();
         }
         writer.finish().unwrap();
     }

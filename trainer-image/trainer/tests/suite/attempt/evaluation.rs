@@ -217,8 +217,11 @@ fn a_reward_is_earned_by_answering_as_the_row_does() {
         (0..count).map(|index| row(prompt(index), index)).collect()
     };
     let splits = [rows(18, prompt), vec![], rows(6, test_prompt)];
-    let format = Format::Completion;
-    let digest = write_rewarded(&store, "rewarded", format, splits, Some(|_| 2.5));
+    let columns = Columns {
+        reward: Some(|_: usize| 2.5),
+        ..Columns::default()
+    };
+    let digest = write_beside(&store, "rewarded", Format::Completion, splits, columns);
     let mut config = world.config("rewarded");
     config["resolved"]["dataset"] = json!({
         "name": "rewarded", "version": 1, "digest": digest, "format": "Completion",
@@ -245,6 +248,35 @@ fn a_reward_is_earned_by_answering_as_the_row_does() {
     let (code, reason, message) = world.failure(&without);
     assert_eq!((code, reason.as_str()), (65, "DataError"));
     assert!(message.contains("spec.format.reward"), "{message}");
+}
+
+#[test]
+fn rows_of_one_group_are_one_observation_and_those_left_out_take_none_along() {
+    let world = World::new();
+    let store = Store::open(world.store()).unwrap();
+    let train: Vec<Row> = (0..18).map(|index| row(prompt(index), index)).collect();
+    // Groups of two rows, of which the first is known, and the second in part.
+    let mut test = train[..3].to_vec();
+    test.extend((0..7).map(|index| row(test_prompt(index), index)));
+    let columns = Columns {
+        group: Some(|index: usize| format!("claim {}", index / 2)),
+        ..Columns::default()
+    };
+    let format = Format::Completion;
+    let digest = write_beside(&store, "grouped", format, [train, vec![], test], columns);
+    let mut config = world.config("grouped");
+    config["resolved"]["dataset"] = json!({
+        "name": "grouped", "version": 1, "digest": digest, "format": "Completion",
+    });
+    config["hyperparameters"]["maximumSteps"] = json!(2);
+    config["evaluation"]["metrics"] = json!(["Loss", "ExactMatch"]);
+    assert_eq!(world.run(&config), 0, "{:?}", world.summary(&config));
+    let metrics = world.result(&config).metrics;
+    assert_eq!(metrics.len(), 2);
+    for metric in metrics {
+        assert_eq!((metric.samples, metric.excluded), (7, 3), "{metric:?}");
+        assert_eq!(metric.groups, Some(4), "{metric:?}");
+    }
 }
 
 fn loss(result: &RunResult) -> &Metric {
