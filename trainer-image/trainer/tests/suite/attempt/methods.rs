@@ -1,6 +1,8 @@
 //! What is trained and from where: a quantised base, preferences, a version that is there; and what
 //! validation does on the way.
 
+use candle_core::quantized::GgmlDType;
+use graftwork_model::fixture::write_tiny_gguf;
 use graftwork_model::lora::{LoraConfig, LoraParams};
 use graftwork_model::peft::Adapter;
 use graftwork_model::targets::{Names, TargetModules, Targets};
@@ -35,6 +37,31 @@ fn a_quantised_base_is_trained_on_and_named_in_the_provenance() {
     plain["hyperparameters"]["maximumSteps"] = json!(200);
     assert_eq!(world.run(&plain), 0);
     assert_ne!(world.result(&plain).digest, result.digest);
+}
+
+#[test]
+fn a_base_in_gguf_blocks_is_trained_on_with_the_bits_of_the_same_blocks_made_at_load() {
+    // All inputs fit blocks of 32.
+    let shape = TinyShape {
+        intermediate: 64,
+        ..TinyShape::default()
+    };
+    let world = World::of_shape(&shape, 24, 9);
+    let mut made = world.config("made");
+    made["resolved"]["base"]["quantization"] = json!("Q8_0");
+    assert_eq!(world.run(&made), 0, "{:?}", world.summary(&made));
+
+    let base = world.dir.path().join("base");
+    let read = BaseModel::load(&base).unwrap();
+    write_tiny_gguf(&base, &read, GgmlDType::Q8_0).unwrap();
+    std::fs::remove_file(base.join("model.safetensors")).unwrap();
+    let mut found = world.config("found");
+    found["resolved"]["base"]["digest"] = json!(base_digest(&base).unwrap());
+    assert_ne!(found["resolved"]["base"]["digest"], json!(world.base));
+    assert_eq!(world.run(&found), 0, "{:?}", world.summary(&found));
+    let (made, found) = (world.result(&made), world.result(&found));
+    assert_eq!(found.digest, made.digest);
+    assert_eq!(found.metrics, made.metrics);
 }
 
 /// The steps' figures that a run has left, by step.
