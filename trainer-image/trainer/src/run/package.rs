@@ -153,3 +153,42 @@ pub fn scored(
         code_version: CODE_VERSION.to_owned(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use graftwork_contract::exit::ExitCode;
+    use graftwork_model::fixture::{TinyShape, random_adapter, write_tiny_base};
+    use graftwork_model::lora::{LoraConfig, Module};
+    use graftwork_model::targets::Targets;
+    use graftwork_model::tokenizer::TextTokenizer;
+    use graftwork_model::transformer::{Held, Llama};
+
+    use crate::run::inputs::Base;
+    use crate::run::loaded;
+
+    #[test]
+    fn an_adapter_with_a_value_that_is_no_number_comes_to_no_package() {
+        let dir = tempfile::tempdir().unwrap();
+        write_tiny_base(dir.path(), &TinyShape::default(), 4).unwrap();
+        let base = Base {
+            model: Llama::load(dir.path(), Held::AsStored).unwrap(),
+            tokenizer: TextTokenizer::load(dir.path()).unwrap(),
+        };
+        let lora = LoraConfig {
+            rank: 4,
+            alpha: 8.0,
+            dropout: 0.0,
+            targets: Targets::of(&[Module::QProj]),
+            use_rslora: false,
+        };
+        let adapter = random_adapter(base.model.config(), &lora, 1);
+        assert!(loaded(&adapter, &base).is_ok());
+        for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut odd = adapter.clone();
+            odd.tensors.values_mut().next().unwrap().data[0] = value;
+            // What is scored is loaded so, and only what was scored is packaged.
+            let failure = loaded(&odd, &base).err().unwrap();
+            assert_eq!(failure.code, ExitCode::Diverged, "{failure}");
+        }
+    }
+}
