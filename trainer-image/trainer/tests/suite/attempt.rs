@@ -197,6 +197,22 @@ impl World {
         self.start(config).wait().unwrap().code().unwrap_or(-1)
     }
 
+    /// Runs to the end: the exit code, and all that the attempt says at its most talkative, in its log and its summary.
+    fn told(&self, config: &Value) -> (i32, String) {
+        let name = config["run"].as_str().unwrap();
+        let mut command = self.command(config, name);
+        command.env(
+            "RUST_LOG",
+            "info,trainer=trace,graftwork_model=trace,graftwork_artifacts=trace,graftwork_objects=trace,object_store=trace",
+        );
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let ended = command.output().unwrap();
+        let mut told = String::from_utf8_lossy(&ended.stdout).into_owned();
+        told.push_str(&String::from_utf8_lossy(&ended.stderr));
+        told.push_str(&std::fs::read_to_string(self.summary_file(name)).unwrap());
+        (ended.status.code().unwrap_or(-1), told)
+    }
+
     fn result(&self, config: &Value) -> RunResult {
         let config: TrainerConfig = serde_json::from_value(config.clone()).unwrap();
         let path = paths::run_result(&config.run, &config.key);
