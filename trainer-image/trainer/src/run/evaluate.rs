@@ -422,6 +422,7 @@ mod tests {
 
     use graftwork_contract::exit::ExitCode;
     use graftwork_model::base::BaseModel;
+    use graftwork_model::config::LlamaConfig;
     use graftwork_model::fixture::{TinyShape, write_tiny_base};
 
     use super::*;
@@ -465,5 +466,38 @@ mod tests {
             .unwrap_err();
         assert_eq!(stopped.code, ExitCode::Checkpointed);
         assert_eq!(asked.get(), 3, "of 400 tokens");
+    }
+
+    #[test]
+    fn an_answer_ends_at_each_end_that_the_model_has() {
+        let dir = tempfile::tempdir().unwrap();
+        write_tiny_base(dir.path(), &TinyShape::default(), 5).unwrap();
+        let base = BaseModel::load(dir.path()).unwrap();
+        let tokenizer = TextTokenizer::load(dir.path()).unwrap();
+        let prompt = tokenizer.encode_prompt("Item 1").unwrap();
+        // Passes of an answer of four tokens at most, by a model with these end tokens.
+        let passes = |ends: Vec<u32>| {
+            let config = LlamaConfig {
+                eos_token_ids: ends,
+                ..base.config().clone()
+            };
+            let base = BaseModel::from_tensors(config, base.tensors().clone()).unwrap();
+            let model = Llama::new(&base);
+            let asked = Cell::new(0_u32);
+            let on_rows = |rows: u64| {
+                asked.set(asked.get() + u32::from(rows == 0));
+                Ok(())
+            };
+            let evaluator = Evaluator {
+                model: &model,
+                tokenizer: &tokenizer,
+                maximum_new_tokens: 4,
+                on_rows: &on_rows,
+            };
+            evaluator.answers(&[&prompt], None, &|_, _| false).unwrap();
+            asked.get()
+        };
+        assert_eq!(passes((0..base.config().vocab_size as u32).collect()), 1);
+        assert!(passes(tokenizer.eos().into_iter().collect()) > 1);
     }
 }
