@@ -2,6 +2,7 @@
 
 mod bucket;
 mod evaluation;
+mod families;
 mod formats;
 mod full;
 mod interrupted;
@@ -10,6 +11,7 @@ mod methods;
 mod refused;
 mod results;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -51,14 +53,7 @@ impl World {
         std::fs::create_dir(&base_dir).unwrap();
         write_tiny_base(&base_dir, shape, 5).unwrap();
         let base = BaseModel::load(&base_dir).unwrap();
-        // Logits are products with the embedding, which is frozen: so small as it comes out of
-        // random initialisation, no adapter could make the model sure of anything.
-        let mut tensors = base.tensors().clone();
-        for (name, values) in &mut tensors {
-            if name.contains("embed_tokens") || name.contains("lm_head") {
-                values.iter_mut().for_each(|value| *value *= 20.0);
-            }
-        }
+        let tensors = with_large_logits(&base);
         let base = BaseModel::from_tensors(base.config().clone(), tensors).unwrap();
         save_base(&base_dir, &base).unwrap();
         let base = base_digest(&base_dir).unwrap();
@@ -236,6 +231,18 @@ impl World {
     }
 }
 
+/// The weights of a random model that can be taught. Logits are products with the embedding, which is frozen: so small
+/// as it comes out of random initialisation, no adapter could make the model sure of anything.
+fn with_large_logits(base: &BaseModel) -> BTreeMap<String, Vec<f32>> {
+    let mut tensors = base.tensors().clone();
+    for (name, values) in &mut tensors {
+        if name.contains("embed_tokens") || name.contains("lm_head") {
+            values.iter_mut().for_each(|value| *value *= 20.0);
+        }
+    }
+    tensors
+}
+
 const ANSWERS: [&str; 3] = ["red", "sky", "bolt"];
 
 /// A prompt to train on.
@@ -344,7 +351,7 @@ fn write_beside(
         size_bytes: files.size_bytes,
         provenance_digest: Digest::of_json(&provenance).unwrap(),
         provenance,
-        findings: std::collections::BTreeMap::new(),
+        findings: BTreeMap::new(),
         classification: None,
     };
     staged.publish(&manifest).unwrap();
