@@ -1,9 +1,9 @@
 //! Rows to score that the adapter or its reference was trained on. They are left out: that a model
 //! knows what it has seen says nothing about what it has learnt.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap};
 
-use graftwork_artifacts::rows::{self, Row};
+use graftwork_artifacts::rows::{self, Message, Row};
 use graftwork_artifacts::{Category, Error as StoreError, MANIFEST_FILE, Store};
 use graftwork_contract::adapter::{Manifest, Provenance};
 use graftwork_contract::dataset::Split;
@@ -18,8 +18,34 @@ const LONGEST_LINE: usize = 100;
 /// A dataset version by name and content.
 type Data = (String, Digest);
 
-/// Whether each of these rows of the run's dataset is equal to one that was trained on: by the run, by
-/// its reference, or by a version that one of the two started from.
+/// What of a row is learned, and scored: of two answers the better one, whichever format the row is of.
+#[derive(PartialEq, Eq, Hash)]
+enum Learned<'a> {
+    Text(&'a str),
+    Answer { prompt: &'a str, answer: &'a str },
+    Talk(&'a [Message]),
+}
+
+impl<'a> Learned<'a> {
+    fn of(row: &'a Row) -> Self {
+        match row {
+            Row::Text { text } => Self::Text(text),
+            Row::Completion {
+                prompt,
+                completion: answer,
+            }
+            | Row::Preference {
+                prompt,
+                chosen: answer,
+                ..
+            } => Self::Answer { prompt, answer },
+            Row::Chat { messages } => Self::Talk(messages),
+        }
+    }
+}
+
+/// Whether what is scored of each of these rows of the run's dataset was trained on: by the run, by its reference, or
+/// by a version that one of the two started from.
 ///
 /// # Errors
 /// [`Failure`]: the store's. What the store does not have any more is passed over with a warning.
@@ -28,8 +54,11 @@ pub fn rows_trained_on(
     config: &TrainerConfig,
     rows: &[Row],
 ) -> Result<Vec<bool>, Failure> {
-    let wanted: HashSet<&Row> = rows.iter().collect();
-    let mut seen = HashSet::new();
+    let mut places: HashMap<Learned<'_>, Vec<usize>> = HashMap::new();
+    for (place, row) in rows.iter().enumerate() {
+        places.entry(Learned::of(row)).or_default().push(place);
+    }
+    let mut was_seen = vec![false; rows.len()];
     for (name, digest) in data_trained_on(store, config)? {
         let trained = match rows::open(store, &name, &digest, Split::Train) {
             Ok(rows) => rows,
@@ -41,12 +70,14 @@ pub fn rows_trained_on(
         };
         for row in trained {
             let row = row.map_err(|error| failure(&name, &error))?;
-            if wanted.contains(&row) {
-                seen.insert(row);
+            for place in places.get(&Learned::of(&row)).into_iter().flatten() {
+                if let Some(was_seen) = was_seen.get_mut(*place) {
+                    *was_seen = true;
+                }
             }
         }
     }
-    Ok(rows.iter().map(|row| seen.contains(row)).collect())
+    Ok(was_seen)
 }
 
 /// The dataset versions that the adapter and its reference are trained on.

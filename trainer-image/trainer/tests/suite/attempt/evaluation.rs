@@ -90,6 +90,39 @@ fn rows_that_a_scored_version_was_trained_on_are_left_out_of_other_data_too() {
 }
 
 #[test]
+fn preferences_whose_better_answers_were_trained_on_as_completions_are_left_out() {
+    let world = World::new();
+    let made = world.config_of_steps("made", 2);
+    assert_eq!(world.run(&made), 0, "{:?}", world.summary(&made));
+    let preference = |prompt: String, index: usize, better: usize| Row::Preference {
+        prompt,
+        chosen: ANSWERS[(index + better) % 3].to_owned(),
+        rejected: ANSWERS[(index + 2) % 3].to_owned(),
+    };
+    // The better answer of the first three was learned. Of the next two it was not, though their prompt was.
+    let mut test: Vec<Row> = (0..3)
+        .map(|index| preference(prompt(index), index, 0))
+        .collect();
+    test.extend((0..2).map(|index| preference(prompt(index), index, 1)));
+    let store = Store::open(world.store()).unwrap();
+    let splits = [vec![], vec![], test];
+    let digest = write_rows(&store, "preferred", Format::Preference, splits);
+    let mut config = world.config("preferred");
+    config["resolved"]["dataset"] = json!({
+        "name": "preferred", "version": 1, "digest": digest, "format": "Preference",
+    });
+    config["evaluateOnly"] = json!(true);
+    config["adapter"] = Value::Null;
+    config["resolved"]["initial"] = json!({
+        "adapter": "colours", "version": 1, "digest": world.result(&made).digest,
+    });
+    assert_eq!(world.run(&config), 0, "{:?}", world.summary(&config));
+    for metric in &world.result(&config).metrics {
+        assert_eq!((metric.samples, metric.excluded), (2, 3), "{metric:?}");
+    }
+}
+
+#[test]
 fn answers_are_kept_where_no_metric_needs_them() {
     let world = World::with_test_rows(40);
     let mut config = world.config("read");
