@@ -18,7 +18,7 @@ STORIES ?=
 export CLUSTER IMAGES REGISTRY STORIES
 
 .PHONY: help setup build demo demo-down test unit unit-checked soak fuzz e2e lint fmt deny generate base-model parity parity-fixtures lm-eval lm-eval-python privacy-figures build-memory \
-	bench-train bench-train-gpu bench-serve bench-router bench-data qlora-figures check-cuda test-cuda image-trainer-cuda image-inference-cuda
+	bench-train bench-train-gpu bench-serve bench-serve-gpu bench-router bench-data qlora-figures check-cuda test-cuda image-trainer-cuda image-inference-cuda
 
 help: ## This list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 20
@@ -117,6 +117,9 @@ bench-train-gpu: ## The trainer beside transformers and peft on an NVIDIA GPU, a
 
 bench-serve: ## The engine beside llama.cpp and peft: throughput with many adapters (about an hour)
 	@bench/run serve $(BENCH)
+
+bench-serve-gpu: ## The engine beside transformers and peft on an NVIDIA GPU: 1, 8 and 64 adapters at Llama-3.1-8B's shape (an hour; says where none is)
+	@bench/run serve-gpu $(BENCH)
 
 bench-router: ## The router beside nginx, haproxy and sglang-router (a quarter of an hour)
 	@bench/run router $(BENCH)

@@ -1,10 +1,14 @@
 """The first NVIDIA GPU of this machine, as nvidia-smi tells it."""
 
+import re
 import subprocess
 import threading
+from pathlib import Path
 
 # Between two looks at its memory, in seconds; a look takes about as long.
 INTERVAL = 0.1
+# More than a driver and a display take: somebody computes.
+FOREIGN_BYTES = 2 << 30
 
 
 def ask(*fields: str) -> list[str]:
@@ -32,6 +36,27 @@ def used_bytes() -> int:
     if not found:
         raise RuntimeError("nvidia-smi does not answer any more")
     return int(found[0]) << 20
+
+
+def foreign() -> str | None:
+    """Why no figures can be taken here, where others compute on it."""
+    used = used_bytes()
+    if used <= FOREIGN_BYTES:
+        return None
+    return f"{used / 2**30:.1f} GiB of the GPU's memory are in use: others compute on it"
+
+
+def launcher(target: Path, program: Path, libraries: Path | None) -> Path:
+    """One of our programs with the CUDA libraries that it loads; the peers have their own."""
+    variable = f"LD_LIBRARY_PATH='{libraries}' " if libraries else ""
+    target.write_text(f'#!/bin/sh\n{variable}exec "{program}" "$@"\n')
+    target.chmod(0o755)
+    return target
+
+
+def is_named_in(revision: str, name: str) -> bool:
+    """Whether what an engine says of itself (`x-graftwork-engine`) names this GPU, in place of an instruction set."""
+    return re.sub(r"[^A-Za-z0-9]", "-", name) in revision
 
 
 def is_too_large(said: str) -> bool:

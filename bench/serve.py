@@ -30,21 +30,21 @@ ADAPTERS = 8
 class Work:
     """Sizes of what is asked for, and requests that nobody has seen before: no prefix is in anybody's cache."""
 
-    def __init__(self, model: shapes.Shape, quick: bool) -> None:
+    def __init__(self, model: shapes.Shape, quick: bool, streams: int = STREAMS) -> None:
         self.model = model
         self.new_tokens = 8 if quick else 64
-        self.lengths = [16 + (128 - 16) * index // (STREAMS - 1) for index in range(STREAMS)]
+        self.lengths = [16 + (128 - 16) * index // (streams - 1) for index in range(streams)]
         self.prefill = 128 if quick else 512
         self.registered = 64 if quick else 1000
         self.loaded = 40 if quick else 64
         self.numbers = random.Random(3)
 
     def prompt(self, length: int) -> list[int]:
-        return [0] + [self.numbers.randrange(2, self.model.vocabulary) for _ in range(length - 1)]
+        return [0] + [self.numbers.randrange(2, self.model.words) for _ in range(length - 1)]
 
     def streams(self, adapters: int) -> list[tuple[int | None, list[int]]]:
         """All streams; row `i` asks for adapter `i` modulo `adapters`, or for none."""
-        wanted = [index % adapters if adapters else None for index in range(STREAMS)]
+        wanted = [index % adapters if adapters else None for index in range(len(self.lengths))]
         return [(adapter, self.prompt(length)) for adapter, length in zip(wanted, self.lengths)]
 
     def zipf(self) -> list[tuple[int, list[int]]]:
@@ -130,14 +130,17 @@ def measure_peer(peer: Child, work: Work, registers: str | None) -> dict:
     return found
 
 
-def check_answers(engine: Engine, adapters: list[shapes.AdapterFolder], reference: Child, peers: dict[str, Child],
-                  quick: bool) -> tuple[dict[str, list[float]], float]:
-    """Teacher-forced divergence from f32, by token, of every side; and the mean of the bare base's, which must be far."""
-    samples = [
+def draw_samples(reference: Child, quick: bool) -> list[dict]:
+    """Texts that the f32 model draws itself with each of the first adapters, and their log-probabilities."""
+    return [
         reference.ask(do="sample", adapter=adapter, length=48 if quick else 128, seed=adapter)
         for adapter in range(2 if quick else ADAPTERS)
     ]
 
+
+def check_answers(engine: Engine, adapters: list[shapes.AdapterFolder], samples: list[dict],
+                  peers: dict[str, Child]) -> tuple[dict[str, list[float]], float]:
+    """Teacher-forced divergence from f32, by token, of every side; and the mean of the bare base's, which must be far."""
     def asking(peer: Child) -> Callable[[int, list[int]], list[float]]:
         return lambda adapter, tokens: peer.ask(do="logprobs", adapter=adapter, tokens=tokens)["logprobs"]
 
@@ -240,7 +243,7 @@ def main() -> int:
     peers, reference = start_peers(args, model, base, adapters, logs, amx, report)
 
     print("== answers")
-    terms, far = check_answers(engine, adapters, reference, peers, args.quick)
+    terms, far = check_answers(engine, adapters, draw_samples(reference, args.quick), peers)
     found = {name: mean(values) for name, values in terms.items()}
     reference.stop()
     for name, value in found.items():

@@ -119,6 +119,25 @@ class Gpus(unittest.TestCase):
             self.assertTrue(gpu.is_too_large(words))
         self.assertFalse(gpu.is_too_large("the trainer failed:\nstopped on request"))
 
+    def test_one_that_others_compute_on_gives_no_figures(self):
+        with mock.patch.object(gpu, "used_bytes", lambda: 1 << 30):
+            self.assertIsNone(gpu.foreign())
+        with mock.patch.object(gpu, "used_bytes", lambda: 5 << 30):
+            self.assertIn("5.0 GiB", gpu.foreign())
+
+    def test_an_engine_names_the_one_that_it_computes_on(self):
+        self.assertTrue(gpu.is_named_in("0a1b2c-0.1.0-3d4e5f-NVIDIA-L40S", "NVIDIA L40S"))
+        self.assertFalse(gpu.is_named_in("0a1b2c-0.1.0-3d4e5f-avx512f", "NVIDIA L40S"))
+
+    def test_a_program_is_started_with_its_own_libraries(self):
+        with tempfile.TemporaryDirectory() as folder:
+            printing = Path(folder) / "printing"
+            printing.write_text('#!/bin/sh\necho "$LD_LIBRARY_PATH $1"\n')
+            printing.chmod(0o755)
+            started = gpu.launcher(Path(folder) / "started", printing, Path("/a b/lib"))
+            done = subprocess.run([started, "x y"], capture_output=True, text=True)
+            self.assertEqual(done.stdout, "/a b/lib x y\n")
+
 
 class Agreement(unittest.TestCase):
     def judge(self, losses, norms):
@@ -237,14 +256,16 @@ class Answers(unittest.TestCase):
         self.assertAlmostEqual(found, sum(a * math.log(a / b) for a, b in zip(p, q)), places=3)
 
     def test_nothing_is_timed_that_is_farther_than_its_counterpart_or_has_no_adapter(self):
-        def judge(ours, peer):
+        def judge(ours, peer, *most):
             # As noisy as tokens are, with these means.
             terms = {"ours": [ours * (0.5 + n % 3 / 2) for n in range(300)], "peer": [peer] * 300}
-            return answers.judge_answers(terms, 1.0, "peer")
+            return answers.judge_answers(terms, 1.0, "peer", *most)
 
         self.assertEqual(judge(0.001, 0.001), [])
         self.assertEqual(judge(0.00102, 0.001), [], "within the noise")
         self.assertEqual(len(judge(0.0012, 0.001)), 1)
+        self.assertEqual(judge(0.0012, 0.001, 2.0), [], "within what it may be")
+        self.assertEqual(len(judge(0.0024, 0.001, 2.0)), 1)
         self.assertEqual(len(judge(0.001, 0.9)), 1)
 
     def test_the_interval_of_a_ratio_holds_it_and_is_of_pairs(self):

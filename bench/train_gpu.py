@@ -25,8 +25,6 @@ TOLERANCE = {"ours bf16": (0.02, 0.1), "ours Q4_K": (0.05, 0.3), "peft bf16": (0
 # Keeps few activations, and so fits wherever anything does: the others are held against it.
 REFERENCE = "peft bf16, checkpointing"
 STEPS = 4
-# More than a driver and a display take: somebody computes.
-FOREIGN_BYTES = 2 << 30
 
 
 def check(name: str, seen: dict[str, dict]) -> str:
@@ -45,15 +43,6 @@ def rows(values: Rounds, case: str, names: list[str]) -> list[Row]:
     return found
 
 
-def launcher(args) -> Path:
-    """Our trainer with the libraries that it loads; the peers have their own."""
-    target = args.work / "trainer-gpu"
-    libraries = f"LD_LIBRARY_PATH='{args.libraries}' " if args.libraries else ""
-    target.write_text(f'#!/bin/sh\n{libraries}exec "{args.trainer}" "$@"\n')
-    target.chmod(0o755)
-    return target
-
-
 def read_arguments():
     made = options.parser("train-gpu", __doc__)
     made.add_argument("--rows", type=int, default=4, help="rows of a batch, in one pass (default 4)")
@@ -69,9 +58,8 @@ def main() -> int:
         print("skipped: no GPU (nvidia-smi finds none)")
         return 0
     args = read_arguments()
-    used = gpu.used_bytes()
-    if used > FOREIGN_BYTES:
-        print(f"error: {used / 2**30:.1f} GiB of the GPU's memory are in use: others compute on it", file=sys.stderr)
+    if others := gpu.foreign():
+        print(f"error: {others}", file=sys.stderr)
         return 1
     model = shapes.QUICK if args.quick else shapes.EIGHT_BILLION
     length = min(args.length, 256) if args.quick else args.length
@@ -94,7 +82,7 @@ def main() -> int:
         "model": model.name, "parameters": model.parameters(), "rank": shapes.RANK, "modules": shapes.LINEAR,
         "rows": args.rows, "length": length, "steps": STEPS,
     }, {})
-    binary = launcher(args)
+    binary = gpu.launcher(args.work / "trainer-gpu", args.trainer, args.libraries)
     count = 0
     seen: dict[str, dict] = {}
 
