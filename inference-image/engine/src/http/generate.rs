@@ -108,7 +108,7 @@ async fn begin(
     body: Body,
     record: &mut Record,
 ) -> Result<Running, ApiError> {
-    let body = body::read(body).await?;
+    let body = body::read(&engine.bodies, body).await?;
     let mut permit = engine.places(1)?;
     let mut preparing = Preparing::new(&engine.metrics);
     let (parameters, input, tools, asked) = match endpoint {

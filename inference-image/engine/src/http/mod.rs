@@ -29,6 +29,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 pub use beside::Beside;
+pub use body::Room;
 
 use crate::constraint::Grammars;
 use crate::device::Device;
@@ -55,6 +56,8 @@ pub struct Engine {
     pub context_tokens: usize,
     /// How the bare base model is called; none: it is not offered.
     pub base_name: Option<String>,
+    /// Memory of the bodies that are read, or wait for it.
+    pub bodies: Room,
     /// Works beside the reactor's threads.
     pub beside: Beside,
     /// One permit for each request that runs or waits.

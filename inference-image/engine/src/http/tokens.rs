@@ -21,7 +21,7 @@ pub(super) async fn tokenize(
     request: Request,
 ) -> Result<Response, ApiError> {
     let (parts, body) = request.into_parts();
-    let body = body::read(body).await?;
+    let body = body::read(&engine.bodies, body).await?;
     let _place = engine.places(1)?;
     let request = engine.beside.read(body, TokenizeRequest::parse).await?;
     let runs = runs(&engine, &parts.headers, request.model.as_deref()).await?;
@@ -33,7 +33,7 @@ pub(super) async fn detokenize(
     request: Request,
 ) -> Result<Response, ApiError> {
     let (parts, body) = request.into_parts();
-    let body = body::read(body).await?;
+    let body = body::read(&engine.bodies, body).await?;
     let _place = engine.places(1)?;
     let request = engine.beside.read(body, DetokenizeRequest::parse).await?;
     let runs = runs(&engine, &parts.headers, request.model.as_deref()).await?;

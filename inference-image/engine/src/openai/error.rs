@@ -138,6 +138,21 @@ impl ApiError {
         }
     }
 
+    /// 429: the bodies of other requests take all bytes that there are for them.
+    pub fn no_room(limit_bytes: usize) -> Self {
+        Self {
+            code: Some("rate_limit_exceeded"),
+            retry_after: Some(1),
+            ..Self::new(
+                StatusCode::TOO_MANY_REQUESTS,
+                "requests",
+                format!(
+                    "this engine already holds {limit_bytes} bytes of request bodies; try again in 1 s"
+                ),
+            )
+        }
+    }
+
     /// 500: a defect of ours.
     pub fn internal(message: impl Into<String>) -> Self {
         Self::new(
