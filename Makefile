@@ -137,7 +137,7 @@ export CUDA_COMPUTE_CAP
 check-cuda: ## Type-checks what is built for NVIDIA GPUs, without one (CUDA_COMPUTE_CAP=80; a quarter of an hour once)
 	@crates/model/cuda.sh check
 
-test-cuda: ## The tests of GPUs' operations on the GPU of this machine, in bf16
+test-cuda: ## The tests of GPUs' operations and of the engine's API on the GPU of this machine, in bf16 (says where none is)
 	@crates/model/cuda.sh test
 
 image-trainer-cuda: ## The trainer's image for NVIDIA GPUs of one architecture (CUDA_COMPUTE_CAP=80)

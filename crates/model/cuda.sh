@@ -2,7 +2,8 @@
 # What `make check-cuda`, `make test-cuda` and `make image-*-cuda` do: builds for NVIDIA GPUs of one architecture.
 #
 #   crates/model/cuda.sh check              type-checks everything that has the feature `cuda`; wants no GPU
-#   crates/model/cuda.sh test               the tests whose names have `gpu` in them, on the GPU of this machine
+#   crates/model/cuda.sh test               the tests whose names have `gpu` in them, and those of the engine's API, on
+#                                           the GPU of this machine
 #   crates/model/cuda.sh build FOLDER trainer|inference    binaries and the libraries they load, for an image
 #   crates/model/cuda.sh image trainer|inference           the image, as an archive in the cache
 #
@@ -22,6 +23,16 @@ else
 fi
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/graftwork
 : "${CUDA_COMPUTE_CAP:=80}"
+# Tests of the engine's API that the CPU alone passes: they hold answers to the bit, whatever is computed beside them or
+# was computed before, and the last bits of a GPU's sums depend on how many rows share a product.
+to_the_bit=(
+	tokens_and_log_probabilities_do_not_depend_on_who_shares_the_batch
+	a_request_that_lost_its_blocks_answers_as_if_nothing_had_happened
+	the_same_seed_gives_the_same_json_in_any_company_streamed_or_not
+	a_stream_with_tools_has_the_text_of_the_whole_answer
+	a_forced_call_is_the_same_in_a_stream_and_beside_other_choices
+	a_call_generates_what_the_same_completion_does
+)
 # What the images' last stage loads besides the driver, which the node gives.
 libraries=(cudart cublas cublasLt curand nvrtc)
 toolkit='cuda-toolkit[nvcc,cudart,cublas,curand,nvrtc,cccl,crt,nvvm]==13.0.2'
@@ -137,6 +148,14 @@ test)
 	# One after the other: they share one GPU.
 	cargo test --locked --package graftwork-model --package trainer --package engine \
 		--features graftwork-model/cuda,trainer/cuda,engine/cuda -- --nocapture --test-threads 1 gpu
+	skipped=()
+	for name in "${to_the_bit[@]}"; do
+		skipped+=(--skip "$name")
+	done
+	# The same features for the same packages: nothing is built again.
+	cargo test --locked --package graftwork-model --package trainer --package engine --test suite \
+		--features graftwork-model/cuda,trainer/cuda,engine/cuda -- --test-threads 1 "${skipped[@]}" \
+		serving:: structured:: tools:: open_inference::
 	;;
 build) build "${2:?a folder}" "${3:?trainer or inference}" ;;
 image) image "${2:?trainer or inference}" ;;
