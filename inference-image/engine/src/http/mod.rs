@@ -37,6 +37,7 @@ use crate::ended::retry_after;
 use crate::health::Health;
 use crate::metrics::Metrics;
 use crate::openai::ApiError;
+use crate::openai::error::cut;
 use crate::registry::AdapterRegistry;
 
 /// What the handlers need.
@@ -171,7 +172,7 @@ async fn close_while_draining(
 async fn no_such_route(request: Request) -> Response {
     let message = format!(
         "there is no {} here; GET /openapi.json lists what there is",
-        request.uri().path()
+        cut(request.uri().path())
     );
     ApiError::refused(StatusCode::NOT_FOUND, "unknown_url", message).into_response()
 }
@@ -179,8 +180,8 @@ async fn no_such_route(request: Request) -> Response {
 async fn no_such_method(request: Request) -> Response {
     let message = format!(
         "{} does not take {}",
-        request.uri().path(),
-        request.method()
+        cut(request.uri().path()),
+        cut(request.method().as_str())
     );
     ApiError::refused(
         StatusCode::METHOD_NOT_ALLOWED,

@@ -1,5 +1,7 @@
 //! Errors in OpenAI's shape: `{"error": {"message", "type", "param", "code"}}`.
 
+use std::borrow::Cow;
+
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -8,6 +10,17 @@ use serde_json::{Value, json};
 
 /// No adapter and no base model of that name.
 pub const CODE_MODEL_NOT_FOUND: &str = "model_not_found";
+
+/// Most characters of a client's own text that an error repeats, as of a router's.
+const SHOWN: usize = 100;
+
+/// The text, cut where it is long.
+pub fn cut(text: &str) -> Cow<'_, str> {
+    match text.char_indices().nth(SHOWN) {
+        Some((end, _)) => Cow::Owned(format!("{}…", text.get(..end).unwrap_or_default())),
+        None => Cow::Borrowed(text),
+    }
+}
 
 /// An answer that is not 200.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -77,7 +90,10 @@ impl ApiError {
             ..Self::new(
                 StatusCode::NOT_FOUND,
                 "invalid_request_error",
-                format!("the model {model:?} does not exist; GET /v1/models lists what does"),
+                format!(
+                    "the model {:?} does not exist; GET /v1/models lists what does",
+                    cut(model)
+                ),
             )
         }
     }
@@ -90,7 +106,7 @@ impl ApiError {
             ..Self::new(
                 StatusCode::NOT_FOUND,
                 "invalid_request_error",
-                format!("{version} can't be served by this engine: {why}"),
+                format!("{} can't be served by this engine: {why}", cut(version)),
             )
         }
     }

@@ -7,6 +7,7 @@ use std::ops::RangeInclusive;
 use serde_json::{Map, Value};
 
 use super::ApiError;
+use super::error::cut;
 
 /// Values at which a parameter that this engine does not have changes nothing.
 #[derive(Debug, Clone, Copy)]
@@ -105,8 +106,9 @@ impl Fields {
         }
     }
 
+    /// Where a field is; a name may be as long as a body.
     fn path(&self, name: &str) -> String {
-        format!("{}{name}", self.path)
+        format!("{}{}", self.path, cut(name))
     }
 
     /// Takes a field; `null` counts as absent.
@@ -360,6 +362,20 @@ mod tests {
         let error = read.finish().unwrap_err();
         assert_eq!(error.param.as_deref(), Some("a"));
         assert_eq!(error.code, Some("unsupported_parameter"));
+    }
+
+    #[test]
+    fn a_long_name_is_not_repeated_whole() {
+        let name = "\u{e9}".repeat(100);
+        let refused = |name: &str| {
+            let error = fields(&format!(r#"{{"{name}": 1}}"#)).finish().unwrap_err();
+            assert!(error.message.len() < 400, "{error}");
+            error.param.unwrap()
+        };
+        assert_eq!(refused(&name), name);
+        assert_eq!(refused(&"\u{e9}".repeat(10_000)), format!("{name}…"));
+        let error = ApiError::model_not_found(&"x".repeat(10_000));
+        assert!(error.message.len() < 200, "{error}");
     }
 
     #[test]

@@ -7,6 +7,7 @@ use graftwork_model::tool_calls::ToolCall;
 use serde_json::{Map, Value};
 
 use super::ApiError;
+use super::error::cut;
 use super::fields::{Fields, Neutral};
 
 /// Messages of one conversation.
@@ -176,7 +177,8 @@ fn read_call(mut call: Fields) -> Result<ToolCall, ApiError> {
         return Err(function.wrong("arguments", &problem));
     }
     if let Err(error) = serde_json::from_str::<Map<String, Value>>(&arguments) {
-        let problem = format!("must be the text of a JSON object: {error}");
+        let problem = error.to_string();
+        let problem = format!("must be the text of a JSON object: {}", cut(&problem));
         return Err(function.wrong("arguments", &problem));
     }
     function.finish()?;

@@ -1,6 +1,8 @@
 //! Requests that nobody in their right mind sends: each is answered with what is wrong, or cut off, and the
 //! engine goes on as if it had not been there.
 
+mod schemas;
+
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -364,6 +366,13 @@ fn protocol() -> Vec<Case> {
     cases
 }
 
+/// Every case, each with an answer of its own.
+fn all() -> Vec<Case> {
+    let usual = [bodies(), values(), inputs(), protocol()];
+    let named = [schemas::formats(), schemas::tools(), schemas::names()];
+    usual.into_iter().chain(named).flatten().collect()
+}
+
 /// Sends a case and no more; everything that comes back. Where nothing comes for a second, no more is sent.
 async fn send(address: SocketAddr, case: &Case) -> Vec<u8> {
     let mut stream = TcpStream::connect(address).await.unwrap();
@@ -411,6 +420,8 @@ fn check(case: &Case, answer: &[u8]) {
         case.name,
         message.len()
     );
+    // What was sent is not sent back in the name of what is wrong, either.
+    assert!(text.len() < 8192, "{}: {} bytes", case.name, text.len());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -420,11 +431,8 @@ async fn hostile_requests_are_refused_and_leave_nothing_behind() {
     let good = json!({"model": BASE, "prompt": "hello", "max_tokens": 6, "temperature": 0});
     let before = server.complete(good.clone()).await;
     assert_eq!(before.status, 200, "{}", before.text);
-    let cases: Vec<Case> = [bodies(), values(), inputs(), protocol()]
-        .into_iter()
-        .flatten()
-        .collect();
-    assert!(cases.len() >= 300, "{} cases", cases.len());
+    let cases = all();
+    assert!(cases.len() >= 400, "{} cases", cases.len());
     for case in &cases {
         check(case, &send(server.http, case).await);
     }
@@ -460,8 +468,8 @@ async fn hostile_requests_to_a_router_and_its_engine_end_neither_and_stay_within
     };
     let before = answer(send(router.http, &good).await);
     let begun = [engine.peak_bytes(), router.peak_bytes()];
-    let cases = [bodies(), values(), inputs(), protocol()];
-    for case in cases.iter().flatten() {
+    let cases = all();
+    for case in &cases {
         // Whoever has lost the connection without an answer may have met a panic.
         check(case, &send(engine.http, case).await);
         // A router has a page there, and names the version itself.
