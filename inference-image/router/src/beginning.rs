@@ -14,8 +14,28 @@ use serde_json::value::RawValue;
 /// Bytes of a prompt that count.
 const PROMPT_BYTES: usize = 256;
 
+/// How a request's text begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Beginning {
+    /// Of what all turns of a conversation, or prompts of one kind, have in common.
+    pub hash: u64,
+    /// What it is the beginning of.
+    pub turn: Turn,
+}
+
+/// What a request's text is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Turn {
+    /// A prompt.
+    Prompt,
+    /// The first turn of a conversation.
+    First,
+    /// A later one, which goes on from an answer.
+    Later,
+}
+
 /// The beginning of what a body asks for; none where it asks for nothing that an engine could know.
-pub fn beginning(body: &[u8]) -> Option<u64> {
+pub fn beginning(body: &[u8]) -> Option<Beginning> {
     #[derive(Deserialize)]
     struct Inputs<'a> {
         #[serde(default)]
@@ -24,17 +44,20 @@ pub fn beginning(body: &[u8]) -> Option<u64> {
         prompt: Option<&'a RawValue>,
     }
     let inputs: Inputs<'_> = serde_json::from_slice(body).ok()?;
-    if let Some(Opening(hash)) = inputs.messages {
-        return Some(hash);
+    if let Some(Opening(beginning)) = inputs.messages {
+        return Some(beginning);
     }
     let prompt = inputs.prompt?.get().as_bytes();
     let mut hasher = DefaultHasher::new();
     hasher.write(prompt.get(..PROMPT_BYTES).unwrap_or(prompt));
-    Some(hasher.finish())
+    Some(Beginning {
+        hash: hasher.finish(),
+        turn: Turn::Prompt,
+    })
 }
 
-/// The hash of all turns up to the first one of the user.
-struct Opening(u64);
+/// Of all turns up to the first one of the user.
+struct Opening(Beginning);
 
 impl<'de> Deserialize<'de> for Opening {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -59,8 +82,12 @@ impl<'de> Visitor<'de> for Turns {
                 break;
             }
         }
-        while turns.next_element::<IgnoredAny>()?.is_some() {}
-        Ok(Opening(hasher.finish()))
+        let mut turn = Turn::First;
+        while turns.next_element::<IgnoredAny>()?.is_some() {
+            turn = Turn::Later;
+        }
+        let hash = hasher.finish();
+        Ok(Opening(Beginning { hash, turn }))
     }
 }
 
@@ -83,12 +110,12 @@ mod tests {
 
     fn chat(turns: &[&str]) -> Option<u64> {
         let body = format!(r#"{{"model":"a","messages":[{}],"n":1}}"#, turns.join(", "));
-        beginning(body.as_bytes())
+        beginning(body.as_bytes()).map(|found| found.hash)
     }
 
     fn prompt(text: &str) -> Option<u64> {
         let body = format!(r#"{{"model":"a","prompt":"{text}"}}"#);
-        beginning(body.as_bytes())
+        beginning(body.as_bytes()).map(|found| found.hash)
     }
 
     #[test]
@@ -99,6 +126,20 @@ mod tests {
         assert_ne!(first, chat(&[SYSTEM, BYE]));
         assert_ne!(first, chat(&[HI]));
         assert_eq!(chat(&[HI]), chat(&[HI, YES, BYE]));
+    }
+
+    #[test]
+    fn a_later_turn_is_told_from_the_first_and_from_a_prompt() {
+        for (body, turn) in [
+            (format!(r#"{{"messages":[{SYSTEM},{HI}]}}"#), Turn::First),
+            (
+                format!(r#"{{"messages":[{SYSTEM},{HI},{YES},{BYE}]}}"#),
+                Turn::Later,
+            ),
+            (r#"{"prompt":"hi"}"#.to_owned(), Turn::Prompt),
+        ] {
+            assert_eq!(beginning(body.as_bytes()).unwrap().turn, turn, "{body}");
+        }
     }
 
     #[test]

@@ -213,6 +213,8 @@ pub struct Wanted<'a> {
     pub caller: Option<&'a str>,
     /// How the request's text begins: [`crate::beginning`].
     pub beginning: Option<u64>,
+    /// Where the conversation that it goes on with ran last: [`crate::places`].
+    pub before: Option<&'a Arc<Engine>>,
 }
 
 /// What requests are kept together by.
@@ -280,9 +282,10 @@ pub fn pick(
 /// The engine that this version always goes to (rendezvous hashing, so that few versions move when engines
 /// come and go, and each engine keeps few adapters warm), unless it carries more than 1.25 times the
 /// average: then the next in the version's own order that does not, where it was sent before in such a case
-/// (Mirrokni et al. 2018, arXiv:1608.01350). The bare base is warm everywhere: its callers, and the conversations of
-/// who is not named, have orders of their own, so that an engine still knows what they began with. The rest goes to
-/// the least loaded.
+/// (Mirrokni et al. 2018, arXiv:1608.01350). A conversation that ran on another engine goes on there, while that
+/// carries no more either: the adapter is warm there, too, and the text is known. The bare base is warm everywhere: its
+/// callers, and the conversations of who is not named, have orders of their own, so that an engine still knows what
+/// they began with. The rest goes to the least loaded.
 fn balance(engines: &[Arc<Engine>], wanted: Wanted<'_>) -> Option<Arc<Engine>> {
     let kept = match (&*wanted.version.digest, wanted.caller, wanted.beginning) {
         ("", Some(caller), _) => Kept::By(caller),
@@ -296,6 +299,12 @@ fn balance(engines: &[Arc<Engine>], wanted: Wanted<'_>) -> Option<Arc<Engine>> {
     let running: usize = engines.iter().map(|engine| engine.in_flight()).sum();
     // In quarters, with this request counted in: load <= ceil(1.25 * (running + 1) / engines). Not all can be there.
     let limit = (5 * (running + 1)).div_ceil(4 * engines.len().max(1));
+    if let Some(before) = wanted.before
+        && before.in_flight() < limit
+        && engines.iter().any(|engine| Arc::ptr_eq(engine, before))
+    {
+        return Some(before.clone());
+    }
     engines
         .iter()
         .max_by_key(|engine| (engine.in_flight() < limit, score(engine, kept)))
@@ -356,6 +365,7 @@ mod tests {
             is_candidate: false,
             caller: None,
             beginning: None,
+            before: None,
         }
     }
 
@@ -420,6 +430,27 @@ mod tests {
                 running.push(engine.begin());
             }
         }
+    }
+
+    #[test]
+    fn a_conversation_with_an_adapter_goes_on_where_it_was_while_there_is_room() {
+        let registry = Registry::default();
+        let table = table(&registry, 4, &[]);
+        let usual = home(&table, "m1", &[]).unwrap();
+        let mut engines = table.engines.iter().map(|target| &target.engine);
+        let other = engines.find(|engine| !Arc::ptr_eq(engine, &usual)).unwrap();
+        let wanted = Wanted {
+            before: Some(other),
+            ..stable(&table, "m1")
+        };
+        let picked = || pick(&table, &[], wanted, &[]).unwrap();
+        assert!(Arc::ptr_eq(&picked(), other));
+        let running: Vec<_> = (0..3).map(|_| other.begin()).collect();
+        assert!(Arc::ptr_eq(&picked(), &usual), "it has too much");
+        drop(running);
+        assert!(Arc::ptr_eq(&picked(), other));
+        other.note_failure(clock::now());
+        assert!(Arc::ptr_eq(&picked(), &usual), "it is ejected");
     }
 
     #[test]

@@ -26,11 +26,12 @@ use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use tokio::sync::OwnedSemaphorePermit;
 
-use crate::beginning::beginning;
+use crate::beginning::{Beginning, Turn, beginning};
 use crate::cache::{Key, is_deterministic};
 use crate::choice::{Side, choose};
 use crate::engine::{Engine, InFlight, Wanted, pick};
 use crate::failure::Failure;
+use crate::places::conversation;
 use crate::relay::{Broken, Kind, next_data, relay};
 use crate::request::{Probe, caller, onward_headers, request_id, strip_hop_by_hop, wanted_side};
 use crate::state::{Account, Shared};
@@ -72,8 +73,8 @@ struct Pinned {
     /// Whether there is but one answer, and it may be kept.
     is_kept: bool,
     caller: Option<String>,
-    /// How the text begins, where nothing else keeps it on one engine.
-    beginning: Option<u64>,
+    /// How the text begins, where its caller does not keep it on one engine.
+    beginning: Option<Beginning>,
 }
 
 /// What the table gives a request.
@@ -204,8 +205,8 @@ impl Pinned {
             fallback,
         } = Chosen::read(shared, &table, &probe.model, side, caller)?;
         let beginning = match (&*version.digest, caller) {
-            ("", None) => beginning(&body),
-            _ => None,
+            ("", Some(_)) => None,
+            _ => beginning(&body),
         };
         Ok(Self {
             path: head
@@ -295,6 +296,21 @@ impl Pinned {
         self.path.path().starts_with("/v1/")
     }
 
+    /// What its conversation with an adapter is known by. Those with the base go by their beginning alone.
+    fn conversation(&self) -> Option<u64> {
+        let is_one = |beginning: &Beginning| beginning.turn != Turn::Prompt;
+        let beginning = self.beginning.filter(is_one)?;
+        let is_cached = self.generates() && !self.version.digest.is_empty();
+        is_cached.then(|| conversation(&self.version.digest, beginning.hash))
+    }
+
+    /// Where the conversation ran that it goes on with.
+    fn before(&self, shared: &Shared) -> Option<Arc<Engine>> {
+        self.beginning
+            .filter(|beginning| beginning.turn == Turn::Later)?;
+        shared.places.find(self.conversation()?)
+    }
+
     async fn send(&self, mut account: Account) -> Sent {
         let shared = account.shared().clone();
         let mut tried = Vec::new();
@@ -321,6 +337,9 @@ impl Pinned {
                 let setback = match attempted.result {
                     Ok(answer) => {
                         if answer.status().is_success() {
+                            if let Some(conversation) = self.conversation() {
+                                shared.places.note(conversation, &attempted.engine);
+                            }
                             for engine in &outdone {
                                 shared.note_outdone(engine);
                             }
@@ -363,6 +382,7 @@ impl Pinned {
 
     /// The next engine, of the newest list: the engine of a table that was replaced may be gone.
     fn next(&self, shared: &Shared, tried: &[Arc<Engine>]) -> Option<Arc<Engine>> {
+        let before = self.before(shared);
         pick(
             &shared.table.load(),
             &shared.found.load(),
@@ -370,7 +390,8 @@ impl Pinned {
                 version: &self.version,
                 is_candidate: self.is_candidate,
                 caller: self.caller.as_deref(),
-                beginning: self.beginning,
+                beginning: self.beginning.map(|beginning| beginning.hash),
+                before: before.as_ref(),
             },
             tried,
         )

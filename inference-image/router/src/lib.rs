@@ -21,6 +21,7 @@ pub mod hedging;
 pub mod metrics;
 pub mod mounted;
 pub mod page;
+pub mod places;
 pub mod probe;
 pub mod relay;
 pub mod request;

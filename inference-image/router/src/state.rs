@@ -19,6 +19,7 @@ use crate::cache::AnswerCache;
 use crate::engine::{Engine, InFlight, Registry};
 use crate::hedging::HedgeBudget;
 use crate::metrics::Metrics;
+use crate::places::Places;
 use crate::stats::{Sample, Stats};
 use crate::table::{Table, Version};
 
@@ -83,6 +84,8 @@ pub struct Shared {
     pub client: Client<HttpConnector, Full<Bytes>>,
     /// Answers that were given before.
     pub answers: AnswerCache,
+    /// Where conversations ran last.
+    pub places: Places,
     /// Second attempts that are left.
     pub hedges: HedgeBudget,
     /// Bounds.
@@ -123,6 +126,7 @@ impl Shared {
             metrics: Metrics::new(endpoint)?,
             client,
             answers: AnswerCache::new(limits.cache_bytes),
+            places: Places::default(),
             hedges: HedgeBudget::default(),
             bodies: Arc::new(Semaphore::new(limits.held_bytes.div_ceil(BODY_UNIT))),
             limits,

@@ -185,6 +185,48 @@ async fn nameless_conversations_with_the_base_are_spread_and_each_stays_on_its_e
 }
 
 #[tokio::test]
+async fn a_conversation_with_an_adapter_goes_on_where_it_was_sent_when_its_engine_was_full() {
+    let (one, two) = (FakeEngine::start().await, FakeEngine::start().await);
+    let mut rig = Rig::start(&[]).await;
+    rig.push(&table(None, &[&one, &two])).await;
+    let turn = |role: &str, content: &str| json!({"role": role, "content": content});
+    let chat = |content: &str| json!({"model": "m", "messages": [turn("user", content)]});
+    rig.ask(chat("where does m go?")).await;
+    let (usual, other) = if one.seen().is_empty() {
+        (&two, &one)
+    } else {
+        (&one, &two)
+    };
+    usual.behave(Behaviour::Endless);
+    let mut streams = vec![];
+    for _ in 0..2 {
+        let mut body = chat("a long one");
+        body["stream"] = json!(true);
+        streams.push(rig.open(rig.chat(&body, &[])).await);
+    }
+    assert_eq!((usual.open(), other.open()), (2, 0));
+    rig.ask(chat("mine")).await;
+    assert_eq!(other.seen().len(), 1, "it has room");
+    drop(streams);
+    usual.behave(Behaviour::Answer);
+    until("the streams end", async || usual.open() == 0).await;
+    let turns = [
+        turn("user", "mine"),
+        turn("assistant", "yes"),
+        turn("user", "and then?"),
+    ];
+    rig.ask(json!({"model": "m", "messages": turns})).await;
+    assert_eq!(other.seen().len(), 2, "it knows the conversation");
+    let turns = [
+        turn("user", "yours"),
+        turn("assistant", "yes"),
+        turn("user", "and then?"),
+    ];
+    rig.ask(json!({"model": "m", "messages": turns})).await;
+    assert_eq!(other.seen().len(), 2, "and no other");
+}
+
+#[tokio::test]
 async fn nameless_requests_are_split_by_chance() {
     let engine = FakeEngine::start().await;
     let mut rig = Rig::start(&[]).await;
