@@ -1,9 +1,13 @@
-//! Rows with personal data are refused where the spec says so: counted by type, named by line, and shown nowhere.
+//! Rows with personal data are refused where the spec says so: counted by type, named by line, and shown nowhere, by one
+//! pod and by several alike.
 
 use std::time::Instant;
 
 use anyhow::{Context as _, bail, ensure};
 use graftwork_api::Dataset;
+use graftwork_api::dataset::DatasetVersion;
+use k8s_openapi::api::batch::v1::Job;
+use kube::api::{DynamicObject, ListParams};
 use serde_json::{Value, json};
 
 use super::Stage;
@@ -13,6 +17,10 @@ use crate::cluster::MINUTE;
 use crate::manifests;
 
 const NAME: &str = "letters";
+/// The same rows, read by several pods.
+const IN_PARTS: &str = "letters-in-parts";
+/// As many as these.
+const PARTS: i32 = 3;
 /// Personal data of each of two types, on the lines after the good ones.
 const FOUND: [&str; 3] = [
     "jane.doe@example.com",
@@ -87,10 +95,65 @@ pub async fn run(stage: Stage) -> anyhow::Result<()> {
         start.elapsed(),
     );
 
+    in_parts(&stage, &dataset, version).await?;
+    stage.proved(
+        "three pods of an Indexed Job and one that takes their rows together make the same version",
+        start.elapsed(),
+    );
+
     shown_nowhere(&stage).await?;
     stage.proved(
         "what was found is in no status, event or log",
         start.elapsed(),
+    );
+    Ok(())
+}
+
+/// Another Dataset of the same spec, but for its parts, makes the version that the first one has.
+async fn in_parts(
+    stage: &Stage,
+    dataset: &DynamicObject,
+    alone: &DatasetVersion,
+) -> anyhow::Result<()> {
+    let mut parted = manifests::config_map_dataset(IN_PARTS, NAME);
+    parted.data["spec"] = dataset.data["spec"].clone();
+    parted.data["spec"]["shards"] = json!(PARTS);
+    stage.apply(&parted).await?;
+    stage.dataset_ready(IN_PARTS).await?;
+    let built: Dataset = stage
+        .get(IN_PARTS)
+        .await?
+        .context("the Dataset in parts is gone")?;
+    let versions = built.status.context("status")?.versions;
+    let made = versions.first().context("no version in parts")?;
+    ensure!(
+        made.digest == alone.digest
+            && made.rows == alone.rows
+            && made.rejected == alone.rejected
+            && made.findings == alone.findings,
+        "by one pod {alone:?}, in parts {made:?}"
+    );
+    let jobs = stage
+        .world
+        .cluster
+        .api::<Job>(&stage.namespace)
+        .list(&ListParams::default())
+        .await
+        .context("list Jobs")?;
+    let start = format!("{IN_PARTS}-parts-");
+    let parts = jobs.items.iter().find(|job| {
+        let name = job.metadata.name.as_deref();
+        name.is_some_and(|name| name.starts_with(&start))
+    });
+    let parts = parts.context("no Job has made parts")?;
+    let mode = parts
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.completion_mode.as_deref());
+    let succeeded = parts.status.as_ref().and_then(|status| status.succeeded);
+    ensure!(
+        (mode, succeeded) == (Some("Indexed"), Some(PARTS)),
+        "{mode:?}, {succeeded:?} of {PARTS} parts"
     );
     Ok(())
 }
