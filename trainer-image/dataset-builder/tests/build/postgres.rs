@@ -315,7 +315,9 @@ fn values_of_every_type_arrive_as_the_server_has_them() {
         'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11'::uuid AS id,
         ARRAY['a', NULL, 'c'] AS list, ARRAY[[1, 2], [3, 4]] AS square, '{}'::int[] AS empty,
         ARRAY[1.50]::numeric[] AS prices, 'ok'::mood AS mood, ARRAY['sad']::mood[] AS moods,
-        5::positive AS positive, NULL::text AS nothing, now()::text LIKE '%+00' AS utc";
+        5::positive AS positive, NULL::text AS nothing, now()::text LIKE '%+00' AS utc,
+        current_setting('transaction_isolation') AS isolation, current_setting('transaction_read_only') AS readonly,
+        current_setting('statement_timeout') AS longest";
     let query = Query {
         text: text.into(),
         ..bench.config.sources[0].query.clone().unwrap()
@@ -338,6 +340,8 @@ fn values_of_every_type_arrive_as_the_server_has_them() {
         "list": ["a", null, "c"], "square": [[1, 2], [3, 4]], "empty": [],
         "prices": ["1.50"], "mood": "ok", "moods": ["sad"],
         "positive": 5, "nothing": null, "utc": true,
+        // One snapshot, in which nothing can be changed, for as long as the source says.
+        "isolation": "repeatable read", "readonly": "on", "longest": "1min",
     });
     assert_eq!(rows.len(), 1);
     let row = Value::Object(rows.remove(0).unwrap());
