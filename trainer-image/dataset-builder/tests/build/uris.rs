@@ -15,6 +15,53 @@ include!(concat!(
 /// What stands in a file that no path may lead to.
 const CANARY: &str = "canary-4711";
 
+/// Hosts that are written as they should be, and that not everybody reaches: the machine, its link, what hands out a
+/// cloud's credentials, the cluster, private networks, and IPv4 addresses of these within IPv6.
+const INSIDE: [&str; 42] = [
+    "127.0.0.1",
+    "127.8.9.10",
+    "[::1]",
+    "[::ffff:127.0.0.1]",
+    "[::127.0.0.1]",
+    "[64:ff9b::7f00:1]",
+    "[2002:7f00:1::]",
+    "0.0.0.0",
+    "[::]",
+    "localhost",
+    "a.localhost",
+    "localhost.localdomain",
+    "169.254.0.1",
+    "[fe80::1]",
+    "[::ffff:169.254.1.1]",
+    "169.254.169.254",
+    "169.254.170.2",
+    "100.100.100.200",
+    "192.0.0.192",
+    "[fd00:ec2::254]",
+    "[::ffff:169.254.169.254]",
+    "[64:ff9b::a9fe:a9fe]",
+    "metadata",
+    "metadata.google.internal",
+    "kubernetes",
+    "kubernetes.default.svc",
+    "kubernetes.default.svc.cluster.local",
+    "minio.storage.svc",
+    "10.0.0.1",
+    "172.16.0.1",
+    "192.168.1.1",
+    "100.64.0.1",
+    "[fc00::1]",
+    "[::ffff:10.0.0.1]",
+    "ip-10-0-0-1.ec2.internal",
+    "printer.local",
+    "router.lan",
+    "wiki.corp",
+    "224.0.0.1",
+    "[ff02::1]",
+    "255.255.255.255",
+    "203.0.113.1",
+];
+
 /// Builds, which has to end without a version and without a word of what must not be said.
 fn refused(bench: &Bench, what: &str) -> BuildSummary {
     let (code, summary) = bench.build();
@@ -83,6 +130,36 @@ fn no_hostile_uri_has_a_byte_sent() {
     }
     build.kill().unwrap();
     build.wait().unwrap();
+}
+
+#[test]
+fn nobody_inside_has_a_byte_sent_whoever_names_the_host() {
+    // On all addresses that this machine has, so that nobody is turned away for want of a listener.
+    let listener = TcpListener::bind("[::]:0").or_else(|_| TcpListener::bind("0.0.0.0:0"));
+    let listener = listener.unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    for host in INSIDE {
+        let endpoint = format!("http://{host}:{port}");
+        // The URI itself, a Secret's endpoint, and the chart's hub.
+        let web = super::web::bench(&format!("https://{host}:{port}/rows.jsonl"), &[], &[]);
+        let entries = [("AWS_ENDPOINT_URL", endpoint.as_str())];
+        let store = super::web::bench("s3://corpus/rows.jsonl", &entries, &[]);
+        let mut hub = super::web::bench("hf://org/name@main/rows.jsonl", &[], &[]);
+        hub.config.hub_endpoint = Some(format!("https://{host}:{port}"));
+        for (what, bench) in [("web", web), ("store", store), ("hub", hub)] {
+            let summary = refused(&bench, host);
+            assert_eq!(summary.reason, "SourceDenied", "{what} {host}: {summary:?}");
+            for words in ["source faq", "dataSources.allow"] {
+                assert!(
+                    summary.message.contains(words),
+                    "{what} {host}: {summary:?}"
+                );
+            }
+        }
+    }
+    let met = listener.accept().map(|(_, from)| from);
+    assert!(met.is_err(), "{met:?} came");
 }
 
 #[test]
