@@ -17,12 +17,19 @@ import options
 import shapes
 import texts
 from children import Child, run_to_end
-from report import Report, compare
+from report import Report, compare, shares
 from rounds import TooBusy, run_rounds
+from steplog import between
 
 HERE = Path(__file__).resolve().parent
 # Of a thousand rows so many are bad: both sides must leave out the same ones.
 BAD_PER_THOUSAND = 2
+# Where the time goes: the stages of each side, which follow each other, and what they are measured as.
+AGAIN = {"read again": "read_s", "template": "template_s", "token ids": "tokens_s", "pack": "pack_s"}
+STAGES = {
+    "ours": {"read and judge": "judge_s", "order and write": "order_s"} | AGAIN,
+    "peer": {"read": "source_s", "validate": "validate_s", "write": "write_s"} | AGAIN,
+}
 
 
 def write_conversations(target: Path, megabytes: int, vocabulary: int) -> Path:
@@ -73,11 +80,11 @@ class Pipelines:
         # Where the newest version of ours lies: the peer makes blocks of the same rows in the same order.
         self.version: Path | None = None
 
-    def run(self, command: list, name: str) -> tuple[str, float, int]:
+    def run(self, command: list, name: str, level: str = "warn") -> tuple[str, float, int]:
         """Output, seconds and peak memory of a process."""
         log, peak = self.work / f"{name}.log", 0
         begun = time.perf_counter()
-        child = Child(command, log, self.threads | {"RUST_LOG": "warn"})
+        child = Child(command, log, self.threads | {"RUST_LOG": level})
 
         def look() -> None:
             nonlocal peak
@@ -99,9 +106,10 @@ class Pipelines:
             "split": {"groupColumn": None, "trainPercent": 100, "validationPercent": 0, "testPercent": 0, "seed": 1},
         })
         builder = options.binary(self.args, "dataset-builder")
-        _, seconds, peak = self.run(
-            [builder, "--config", config, "--store", store, "--termination-file", summary], "dataset-builder"
+        said, seconds, peak = self.run(
+            [builder, "--config", config, "--store", store, "--termination-file", summary], "dataset-builder", "info"
         )
+        order = between(said.splitlines(), "source read", "dataset built")
         built = json.loads(summary.read_text())
         digest = built["digest"]
         self.version = store / "datasets" / "bench" / digest.removeprefix("sha256:") / "train.parquet"
@@ -111,7 +119,8 @@ class Pipelines:
         found = json.loads(text.splitlines()[-1])
         tokens = max(0.0, found["template_and_tokens_s"] - found["template_s"])
         return found | {
-            "build_s": seconds, "tokens_s": tokens, "peak_bytes": max(peak, blocks_peak),
+            "build_s": seconds, "judge_s": seconds - order, "order_s": order, "tokens_s": tokens,
+            "peak_bytes": max(peak, blocks_peak),
             "whole_s": seconds + found["read_s"] + found["template_and_tokens_s"] + found["pack_s"],
             "without_tokens_s": seconds + found["read_s"] + found["template_s"] + found["pack_s"],
             "rejected": built["rows"]["rejected"],
@@ -128,6 +137,7 @@ class Pipelines:
         build = built["read_s"] + built["validate_s"] + built["write_s"]
         rest = found["read_s"] + found["template_s"] + found["pack_s"]
         return found | {
+            "source_s": built["read_s"], "validate_s": built["validate_s"], "write_s": built["write_s"],
             "build_s": build, "built_rows": built["rows"], "whole_s": build + rest + found["tokens_s"],
             "without_tokens_s": build + rest, "peak_bytes": max(peak, blocks_peak),
         }
@@ -205,9 +215,13 @@ def main() -> int:
             f"{kind}: peak memory", "bytes", values.series(f"ours {kind}", "peak_bytes"), "pyarrow, jinja2, tokenizers",
             values.series(f"peer {kind}", "peak_bytes"), "lower",
         ))
+        for side, called in (("ours", "ours"), ("peer", "the peer's")):
+            spent = {stage: values.series(f"{side} {kind}", metric) for stage, metric in STAGES[side].items()}
+            report.notes.append(f"where the time goes, {kind}, {called}: {shares(spent)}")
     report.notes += [
         "MB/s are of the JSONL's bytes, for Parquet too; ours also hashes, orders, describes and publishes the version",
         "ours makes the mask of what the assistant says within its token ids; the peer makes none",
+        "ours orders and writes between two entries of the builder's log; the rest of the build is reading and judging",
     ]
     report.write(args.out)
     return 0

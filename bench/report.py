@@ -58,6 +58,15 @@ def best_of(series: dict[str, list[float]], better: str) -> tuple[str, list[floa
     return name, series[name]
 
 
+def shares(seconds: dict[str, list[float]]) -> str:
+    """What part of all stages each one takes, in percent of the sum of their medians."""
+    medians = {stage: statistics.median(values) for stage, values in seconds.items()}
+    whole = sum(medians.values())
+    if not whole > 0:
+        raise ValueError(f"no stage takes any time: {medians}")
+    return ", ".join(f"{stage} {100 * value / whole:.0f} %" for stage, value in medians.items())
+
+
 @dataclass
 class Report:
     """What one benchmark found."""

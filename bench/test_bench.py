@@ -219,6 +219,12 @@ class Ratios(unittest.TestCase):
         self.assertEqual(verdict([0.5, 0.5, 0.1], "lower", 0.3), "missed")
         self.assertEqual(verdict([1.0], "lower", None), "")
 
+    def test_shares_are_of_the_sum_of_the_medians(self):
+        found = report.shares({"read": [1.0, 1.0, 9.0], "token ids": [2.0, 3.0, 4.0]})
+        self.assertEqual(found, "read 25 %, token ids 75 %")
+        with self.assertRaises(ValueError):
+            report.shares({"read": [0.0]})
+
     def test_the_better_peer_is_the_one_with_the_better_median(self):
         series = {"a": [1.0, 9.0, 1.0], "b": [2.0, 2.0, 2.0]}
         self.assertEqual(report.best_of(series, "higher")[0], "b")
@@ -345,6 +351,14 @@ class Logs(unittest.TestCase):
         ])
         self.assertEqual(set(found), {1, 3})
         self.assertEqual(found[3] - found[1], 2.5)
+
+    def test_the_time_between_two_entries_is_that_of_the_last_ones(self):
+        line = lambda at, says: json.dumps({"timestamp": f"2026-01-01T00:00:{at}Z", "fields": {"message": says}})
+        said = [("01.250000", "source read"), ("03.250000", "source read"), ("05.000000", "dataset built")]
+        lines = ["7", *(line(*it) for it in said)]
+        self.assertEqual(steplog.between(lines, "source read", "dataset built"), 1.75)
+        with self.assertRaisesRegex(RuntimeError, "dataset built"):
+            steplog.between(lines[:3], "source read", "dataset built")
 
 
 class Children(unittest.TestCase):
