@@ -108,9 +108,9 @@ pub struct DatasetSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base_model: Option<BaseModelSource>,
     /// Pods that read, check, mask and measure rows side by side, before one puts them in order: the
-    /// outcome is the same for any number. Left out, one pod does all. Columns that deal rows (the
-    /// split's groupColumn, the balance's column) may not be masked then. More than one have no place
-    /// beside `transform`, which one pod runs.
+    /// outcome is the same for any number. Left out, one pod does all. The balance's column may not be
+    /// masked then: parts lie in the store for a while, and hold it as the source has it. More than one
+    /// have no place beside `transform`, which one pod runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 64))]
     pub shards: Option<u32>,
@@ -164,7 +164,7 @@ pub struct Source {
     /// Files on a volume, `pvc://CLAIM/PATH`; objects of a store, `s3://BUCKET/KEY`, `gs://BUCKET/NAME` or
     /// `az://CONTAINER/NAME`; files of a dataset repository, `hf://ORG/NAME@REVISION/PATH`; or a file of a
     /// web server, `https://HOST/PATH`. But for the last, `*` stands for any letters of a name, `**` for
-    /// folders. Looked at again when the annotation `graftwork.dev/refresh` changes.
+    /// folders. Looked at again on `schedule`, and when the annotation `graftwork.dev/refresh` changes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(
         length(min = 1, max = 1024),
@@ -176,8 +176,8 @@ pub struct Source {
     /// annotation `graftwork.dev/refresh` changes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret_ref: Option<ObjectReference>,
-    /// A query to a PostgreSQL server, in one read-only transaction. Asked again when the annotation
-    /// `graftwork.dev/refresh` changes.
+    /// A query to a PostgreSQL server, in one read-only transaction. Asked again on `schedule`, and when
+    /// the annotation `graftwork.dev/refresh` changes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub postgres: Option<PostgresSource>,
     /// Seconds that the query may take; left out, 3600.
@@ -478,7 +478,8 @@ pub struct Split {
     /// Percentage of rows to train on.
     #[schemars(range(min = 1, max = 100))]
     pub train_percent: u32,
-    /// Percentage of rows that are kept apart; runs neither train on them nor score them.
+    /// Percentage of rows that runs look at while they train (`validateEverySteps`), and neither train on nor
+    /// measure metrics on.
     #[schemars(range(min = 0, max = 99))]
     pub validation_percent: u32,
     /// Percentage of rows that metrics are measured on.
