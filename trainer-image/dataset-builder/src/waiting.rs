@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use graftwork_contract::dataset::RejectedRow;
 use rayon::prelude::*;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::judging::{Judge, Judged};
 use crate::query::Record;
@@ -17,7 +17,7 @@ use crate::row::{self, Wanted, screened_texts};
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     rows: usize,
-    /// Bytes of their texts, but for the last row's.
+    /// Bytes that they take, about, but for the last row's.
     bytes: usize,
 }
 
@@ -31,6 +31,9 @@ pub const ASKED: Limits = Limits {
     rows: 256,
     bytes: 4 << 20,
 };
+/// Bytes that a value takes beside what it says, about: its place in an object, and that of its name. A row of a
+/// thousand numbers takes many times what they say.
+const VALUE_BYTES: usize = 128;
 /// Into so many pieces, about, rows that wait are cut, whatever machine judges them.
 const PIECES: usize = 32;
 /// Rows of a piece, at most.
@@ -78,7 +81,7 @@ impl Waiting {
             }
             Raw::Record(record) => {
                 if let Ok(object) = &record {
-                    self.bytes += object.values().map(text_bytes).sum::<usize>();
+                    self.bytes += object_bytes(object);
                 }
                 Found::Record(record)
             }
@@ -120,13 +123,22 @@ impl Waiting {
     }
 }
 
-fn text_bytes(value: &Value) -> usize {
-    match value {
-        Value::String(text) => text.len(),
-        Value::Array(items) => items.iter().map(text_bytes).sum(),
-        Value::Object(object) => object.values().map(text_bytes).sum(),
-        _ => 0,
-    }
+/// Bytes that an object takes, about.
+fn object_bytes(object: &Map<String, Value>) -> usize {
+    let values = object.iter();
+    values
+        .map(|(name, value)| name.len() + value_bytes(value))
+        .sum()
+}
+
+fn value_bytes(value: &Value) -> usize {
+    VALUE_BYTES
+        + match value {
+            Value::String(text) => text.len(),
+            Value::Array(items) => items.iter().map(value_bytes).sum(),
+            Value::Object(object) => object_bytes(object),
+            Value::Null | Value::Bool(_) | Value::Number(_) => 0,
+        }
 }
 
 #[cfg(test)]
@@ -135,11 +147,11 @@ mod tests {
 
     use super::*;
 
-    fn full_after(text: &str, limits: Limits, is_line: bool) -> usize {
+    /// How many such rows wait until there are enough.
+    fn full_after(row: &Value, limits: Limits, is_line: bool) -> usize {
         let mut waiting = Waiting::default();
         let mut count = 0;
         while !waiting.is_full(limits) {
-            let row = json!({"messages": [{"content": text}], "n": 1});
             let place = RejectedRow {
                 source: "s".to_owned(),
                 file: None,
@@ -160,12 +172,22 @@ mod tests {
 
     #[test]
     fn neither_rows_nor_bytes_wait_without_limit() {
-        let long = "x".repeat(1 << 20);
+        let row = |text: &str| json!({"messages": [{"content": text}], "n": 1});
+        let (short, long) = (row("short"), row(&"x".repeat(1 << 20)));
         for is_line in [false, true] {
-            assert_eq!(full_after("short", ASKED, is_line), 256);
+            assert_eq!(full_after(&short, ASKED, is_line), 256);
             assert_eq!(full_after(&long, ASKED, is_line), 4);
-            assert_eq!(full_after("short", JUDGED, is_line), 4096);
+            assert_eq!(full_after(&short, JUDGED, is_line), 4096);
             assert_eq!(full_after(&long, JUDGED, is_line), 8);
         }
+    }
+
+    #[test]
+    fn many_values_take_room_however_little_they_say() {
+        let columns: Map<String, Value> = (0..1024)
+            .map(|n| (format!("c{n}"), json!(n % 10)))
+            .collect();
+        let count = full_after(&Value::Object(columns), JUDGED, false);
+        assert!((50..80).contains(&count), "{count} rows of 1,024 numbers");
     }
 }
