@@ -73,6 +73,18 @@ fn refused(bench: &Bench, what: &str) -> BuildSummary {
     summary
 }
 
+/// Waits until a build connects, and ends it.
+fn assert_comes(bench: &Bench, listener: &TcpListener) {
+    let mut build = bench.start();
+    while listener.accept().is_err() {
+        let ended = build.try_wait().unwrap();
+        assert_eq!(ended, None, "it ended without a connection");
+        std::thread::yield_now();
+    }
+    build.kill().unwrap();
+    build.wait().unwrap();
+}
+
 #[test]
 fn no_hostile_uri_has_a_byte_sent() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -122,23 +134,20 @@ fn no_hostile_uri_has_a_byte_sent() {
     // A good one does come: the silence says something.
     source.uri = "s3://bucket/rows.jsonl".to_owned();
     bench.config.sources = vec![source];
-    let mut build = bench.start();
-    while listener.accept().is_err() {
-        let ended = build.try_wait().unwrap();
-        assert_eq!(ended, None, "it ended without a connection");
-        std::thread::yield_now();
-    }
-    build.kill().unwrap();
-    build.wait().unwrap();
+    assert_comes(&bench, &listener);
 }
 
 #[test]
 fn nobody_inside_has_a_byte_sent_whoever_names_the_host() {
-    // On all addresses that this machine has, so that nobody is turned away for want of a listener.
-    let listener = TcpListener::bind("[::]:0").or_else(|_| TcpListener::bind("0.0.0.0:0"));
-    let listener = listener.unwrap();
-    listener.set_nonblocking(true).unwrap();
-    let port = listener.local_addr().unwrap().port();
+    // On all addresses of IPv4, and where the machine has IPv6 on its loopback, so that nobody is turned away for
+    // want of a listener.
+    let plain = TcpListener::bind("0.0.0.0:0").unwrap();
+    let port = plain.local_addr().unwrap().port();
+    let beside = TcpListener::bind(("::1", port));
+    let listeners: Vec<TcpListener> = std::iter::once(plain).chain(beside).collect();
+    for listener in &listeners {
+        listener.set_nonblocking(true).unwrap();
+    }
     for host in INSIDE {
         let endpoint = format!("http://{host}:{port}");
         // The URI itself, a Secret's endpoint, and the chart's hub.
@@ -158,8 +167,16 @@ fn nobody_inside_has_a_byte_sent_whoever_names_the_host() {
             }
         }
     }
-    let met = listener.accept().map(|(_, from)| from);
-    assert!(met.is_err(), "{met:?} came");
+    for listener in &listeners {
+        let met = listener.accept().map(|(_, from)| from);
+        assert!(met.is_err(), "{met:?} came");
+    }
+    // Where the chart allows it one does come: the silence says something.
+    let uri = format!("https://127.0.0.1:{port}/rows.jsonl");
+    assert_comes(
+        &super::web::bench(&uri, &[], &["127.0.0.0/8"]),
+        &listeners[0],
+    );
 }
 
 #[test]
