@@ -78,7 +78,10 @@ pub(super) fn shared_key(head: &str, account: &str, key: &str) -> String {
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
     let mut text = format!("{method}\n");
     for name in SIGNED {
-        text += headers.get(name).map_or("", String::as_str);
+        let value = headers.get(name).map_or("", String::as_str);
+        // No length where there is no body, since version 2015-02-21.
+        let is_empty = name == "content-length" && value == "0";
+        text += if is_empty { "" } else { value };
         text += "\n";
     }
     for (name, value) in headers.iter().filter(|(name, _)| name.starts_with("x-ms-")) {
