@@ -295,8 +295,13 @@ func (s *selftest) podsReachEachOtherWithoutBridgeNetfilter() {
 func (s *selftest) inNetworkOf(pod string) string {
 	s.t.Helper()
 	address := s.kubectl("get", "pod", pod, "-o", "jsonpath={.status.podIP}")
-	for _, p := range s.inside() {
-		pid := strconv.Itoa(p.Pid)
+	// Pods have pid namespaces of their own below the node's, and the cgroups that the kubelet gives them.
+	entries, _ := filepath.Glob("/proc/[0-9]*/cgroup")
+	for _, entry := range entries {
+		if of, err := os.ReadFile(entry); err != nil || !strings.Contains(string(of), "kubepods") {
+			continue
+		}
+		pid := strings.Split(entry, "/")[2]
 		out, _ := exec.Command("nsenter", "-t", pid, "-n", "ip", "-4", "-brief", "address").Output()
 		if address != "" && strings.Contains(string(out), " "+address+"/") {
 			return pid
