@@ -18,7 +18,7 @@ import shapes
 import texts
 from children import Child, run_to_end
 from report import Report, compare, shares
-from rounds import TooBusy, run_rounds
+from rounds import rounds_of
 from steplog import between
 
 HERE = Path(__file__).resolve().parent
@@ -189,13 +189,7 @@ def main() -> int:
         print("   " + report.checks[-1])
         contenders[f"ours {kind}"] = lambda kind=kind: pipelines.ours(kind)
         contenders[f"peer {kind}"] = lambda kind=kind: pipelines.peer(kind)
-    print(f"== {args.rounds} rounds")
-    try:
-        values = run_rounds(contenders, args.rounds, machine.Watch(), limit=args.foreign / 100)
-    except TooBusy as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    report.rounds, report.discarded, report.foreign = args.rounds, values.discarded, values.foreign
+    values = rounds_of(contenders, args, report)
 
     def rate(contender: str, stage: str) -> list[float]:
         return [size / max(seconds, 1e-6) for seconds in values.series(contender, stage)]

@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -30,6 +31,15 @@ def describe() -> dict | None:
             "compute_capability": found[3]}
 
 
+def describe_or_skip() -> dict:
+    """The same; where there is no GPU, a benchmark says so and ends, and has not failed."""
+    described = describe()
+    if described is None:
+        print("skipped: no GPU (nvidia-smi finds none)")
+        sys.exit(0)
+    return described
+
+
 def used_bytes() -> int:
     """What is in use of its memory, whoever uses it."""
     found = ask("memory.used")
@@ -38,12 +48,11 @@ def used_bytes() -> int:
     return int(found[0]) << 20
 
 
-def foreign() -> str | None:
-    """Why no figures can be taken here, where others compute on it."""
+def refuse_others() -> None:
+    """Ends a benchmark where others compute on the GPU: no figures can be taken beside them."""
     used = used_bytes()
-    if used <= FOREIGN_BYTES:
-        return None
-    return f"{used / 2**30:.1f} GiB of the GPU's memory are in use: others compute on it"
+    if used > FOREIGN_BYTES:
+        sys.exit(f"error: {used / 2**30:.1f} GiB of the GPU's memory are in use: others compute on it")
 
 
 def launcher(target: Path, program: Path, libraries: Path | None) -> Path:

@@ -1,9 +1,11 @@
 """Rounds: ours and every peer in turn, disturbed ones thrown away and done again."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from report import Row, compare
+import machine
+from report import Report, Row, compare
 
 # As docs/performance.md says.
 FOREIGN_LIMIT = 0.03
@@ -66,3 +68,18 @@ def run_rounds(contenders: dict[str, Callable[[], dict]], wanted: int, watch, *,
         rounds.foreign.append(round(worst, 4))
         say(f"   round {len(rounds.foreign)} of {wanted} done, others took {100 * worst:.1f} %")
     return rounds
+
+
+def rounds_of(contenders: dict[str, Callable[[], dict]], args, report: Report) -> Rounds:
+    """The rounds that the arguments of a benchmark ask for, noted in its report.
+
+    Ends the benchmark with an error where others take too much of the CPU, and where a contender finds out that it
+    computes something else.
+    """
+    print(f"== {args.rounds} rounds")
+    try:
+        values = run_rounds(contenders, args.rounds, machine.Watch(), limit=args.foreign / 100)
+    except (TooBusy, RuntimeError) as error:
+        sys.exit(f"error: {error}")
+    report.rounds, report.discarded, report.foreign = args.rounds, values.discarded, values.foreign
+    return values

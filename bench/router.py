@@ -12,10 +12,10 @@ from pathlib import Path
 import machine
 import options
 import proxies
-from children import Child, run_to_end
+from children import run_to_end
 from latency import added, percentile
 from report import Report, compare
-from rounds import TooBusy, run_rounds
+from rounds import rounds_of
 
 CONNECTIONS = 64
 WEIGHTS = [0, 5, 50, 100, 25, 0, 100, 75]
@@ -120,13 +120,7 @@ def main() -> int:
     contenders = {
         name: lambda port=port: measure(wrk, work, port, seconds, direct()) for name, port in ports.items()
     } | {"ours, changes": change}
-    print(f"== {args.rounds} rounds")
-    try:
-        values = run_rounds(contenders, args.rounds, machine.Watch(), limit=args.foreign / 100)
-    except TooBusy as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    report.rounds, report.discarded, report.foreign = args.rounds, values.discarded, values.foreign
+    values = rounds_of(contenders, args, report)
     case = f"{CONNECTIONS} connections"
     for peer, bar in (("sglang-router", 1.5), ("nginx", 0.5), ("haproxy", None)):
         report.rows.append(values.row(case, "requests/s", ("ours", "rate"), (peer, "rate"), bar))

@@ -20,7 +20,7 @@ from answers import divergences, is_quantised, judge_answers, mean, ratio_interv
 from children import Child, raise_open_files, run_to_end
 from engine import Engine
 from report import Report, Row, best_of, compare
-from rounds import Rounds, TooBusy, run_rounds
+from rounds import Rounds, rounds_of
 
 HERE = Path(__file__).resolve().parent
 STREAMS = 32
@@ -274,13 +274,7 @@ def main() -> int:
     print("== warm-up")
     for name, measure in contenders.items():
         print(f"   {name}: " + ", ".join(f"{metric} {value:.3g}" for metric, value in measure().items()))
-    print(f"== {args.rounds} rounds")
-    try:
-        values = run_rounds(contenders, args.rounds, machine.Watch(), limit=args.foreign / 100)
-    except TooBusy as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    report.rounds, report.discarded, report.foreign = args.rounds, values.discarded, values.foreign
+    values = rounds_of(contenders, args, report)
     report.versions["engine"] = engine.revision()
     report.rows = rows(values, amx, format_name) if not args.no_llama else rows_without_llama(values)
     report.rows += latency_rows(values, STREAMS)

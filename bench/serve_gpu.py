@@ -17,7 +17,7 @@ from answers import judge_answers, mean, ratio_interval
 from children import Child, raise_open_files, run_to_end
 from engine import Engine
 from report import Report, Row
-from rounds import Rounds, TooBusy, run_rounds
+from rounds import Rounds, rounds_of
 from serve import ADAPTERS, HERE, Work, check_answers, draw_samples
 
 STREAMS = 64
@@ -70,14 +70,9 @@ def start_peft(args, name: str, dtype: str, base: Path, adapters: list[shapes.Ad
 
 
 def main() -> int:
-    described = gpu.describe()
-    if described is None:
-        print("skipped: no GPU (nvidia-smi finds none)")
-        return 0
+    described = gpu.describe_or_skip()
     args = read_arguments()
-    if others := gpu.foreign():
-        print(f"error: {others}", file=sys.stderr)
-        return 1
+    gpu.refuse_others()
     model = shapes.QUICK if args.quick else shapes.EIGHT_BILLION
     work = Work(model, args.quick, STREAMS)
     print("== model, adapters and their digests (once; minutes)")
@@ -147,13 +142,7 @@ def main() -> int:
     print("== warm-up")
     for name, measure in contenders.items():
         print(f"   {name}: " + ", ".join(f"{metric} {value:.4g}" for metric, value in measure().items()))
-    print(f"== {args.rounds} rounds")
-    try:
-        values = run_rounds(contenders, args.rounds, machine.Watch(), limit=args.foreign / 100)
-    except TooBusy as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    report.rounds, report.discarded, report.foreign = args.rounds, values.discarded, values.foreign
+    values = rounds_of(contenders, args, report)
     report.rows = rows(values, model.name)
     together = (gpu.used_bytes() - empty) / 2**30
     peer.stop()

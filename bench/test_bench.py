@@ -1,5 +1,7 @@
 """What decides whether a figure counts. Needs Python alone: `python3 -m unittest discover -s bench`."""
 
+import contextlib
+import io
 import json
 import math
 import random
@@ -9,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+import types
 import unittest
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,9 +124,10 @@ class Gpus(unittest.TestCase):
 
     def test_one_that_others_compute_on_gives_no_figures(self):
         with mock.patch.object(gpu, "used_bytes", lambda: 1 << 30):
-            self.assertIsNone(gpu.foreign())
-        with mock.patch.object(gpu, "used_bytes", lambda: 5 << 30):
-            self.assertIn("5.0 GiB", gpu.foreign())
+            self.assertIsNone(gpu.refuse_others())
+        with mock.patch.object(gpu, "used_bytes", lambda: 5 << 30), self.assertRaises(SystemExit) as ended:
+            gpu.refuse_others()
+        self.assertIn("5.0 GiB", str(ended.exception))
 
     def test_an_engine_names_the_one_that_it_computes_on(self):
         self.assertTrue(gpu.is_named_in("0a1b2c-0.1.0-3d4e5f-NVIDIA-L40S", "NVIDIA L40S"))
@@ -195,6 +199,16 @@ class Rounds(unittest.TestCase):
     def test_a_machine_that_is_never_quiet_ends_it(self):
         with self.assertRaises(rounds.TooBusy):
             rounds.run_rounds({"a": dict}, 1, FakeWatch([0.5] * 9), limit=0.03, most_discarded=2, say=lambda _: None)
+
+    def test_a_contender_that_computes_something_else_ends_the_benchmark(self):
+        def wrong():
+            raise RuntimeError("losses differ")
+
+        args = types.SimpleNamespace(rounds=1, foreign=3)
+        quiet = mock.patch.object(rounds.machine, "Watch", lambda: FakeWatch([0.0]))
+        with quiet, contextlib.redirect_stdout(io.StringIO()), self.assertRaises(SystemExit) as ended:
+            rounds.rounds_of({"a": wrong}, args, None)
+        self.assertEqual(ended.exception.code, "error: losses differ")
 
 
 class Ratios(unittest.TestCase):

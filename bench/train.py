@@ -17,7 +17,7 @@ import texts
 import trainer
 from children import Child, run_to_end
 from report import Report, Row
-from rounds import Rounds, TooBusy, run_rounds
+from rounds import Rounds, rounds_of
 
 HERE = Path(__file__).resolve().parent
 # Of a log-normal distribution of lengths; the issue names its mean.
@@ -201,14 +201,8 @@ def main() -> int:
         print(f"error: nothing is timed: {error}", file=sys.stderr)
         return 1
     expected |= {job: measured for (name, job), measured in seen.items() if name == "peft f32"}
-    print(f"== {args.rounds} rounds")
-    try:
-        values = run_rounds(contenders, args.rounds, machine.Watch(), limit=args.foreign / 100)
-    except (TooBusy, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    values = rounds_of(contenders, args, report)
     report.checks.append("every later measurement, in the same way against peft f32 of the warm-up")
-    report.rounds, report.discarded, report.foreign = args.rounds, values.discarded, values.foreign
     report.rows = rows(values, amx)
     report.notes.append("peft pads eight rows to their longest, in the order in which rows come; ours packs them")
     report.write(args.out)

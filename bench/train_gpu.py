@@ -17,7 +17,7 @@ import trainer
 from agreement import agreement
 from children import run_to_end
 from report import Report, Row
-from rounds import Rounds, TooBusy, run_rounds
+from rounds import Rounds, rounds_of
 from train import peft
 
 # What a loss, and a gradient's norm, may be from the reference's, in parts of these.
@@ -53,14 +53,9 @@ def read_arguments():
 
 
 def main() -> int:
-    described = gpu.describe()
-    if described is None:
-        print("skipped: no GPU (nvidia-smi finds none)")
-        return 0
+    described = gpu.describe_or_skip()
     args = read_arguments()
-    if others := gpu.foreign():
-        print(f"error: {others}", file=sys.stderr)
-        return 1
+    gpu.refuse_others()
     model = shapes.QUICK if args.quick else shapes.EIGHT_BILLION
     length = min(args.length, 256) if args.quick else args.length
     print("== model, rows and the adapter to start from (once; minutes)")
@@ -136,12 +131,10 @@ def main() -> int:
         for name in contenders:
             if name != REFERENCE:
                 report.checks.append(check(name, seen))
-        print(f"== {args.rounds} rounds")
-        values = run_rounds(contenders, args.rounds, machine.Watch(), limit=args.foreign / 100)
-    except (RuntimeError, TooBusy) as error:
+    except RuntimeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    report.rounds, report.discarded, report.foreign = args.rounds, values.discarded, values.foreign
+    values = rounds_of(contenders, args, report)
     report.rows = rows(values, f"{model.name}, packed {args.rows}x{length}", list(contenders))
     report.notes.append("the GPU's memory is nvidia-smi's, of the whole process; torch keeps what it has freed")
     report.write(args.out)
