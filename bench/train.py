@@ -3,7 +3,6 @@
 Both train the same adapter from the same start on the same rows; their losses and gradients must agree.
 """
 
-import json
 import math
 import statistics
 import sys
