@@ -17,36 +17,39 @@ FUZZ_SECONDS ?= 60
 STORIES ?=
 export CLUSTER IMAGES REGISTRY STORIES
 
-.PHONY: help setup build demo demo-down test unit unit-checked soak fuzz e2e lint fmt deny generate base-model parity parity-fixtures lm-eval lm-eval-python privacy-figures build-memory \
+.PHONY: help own-target setup build demo demo-down test unit unit-checked soak fuzz e2e lint fmt deny generate base-model parity parity-fixtures lm-eval lm-eval-python privacy-figures build-memory \
 	bench-train bench-train-gpu bench-serve bench-serve-gpu bench-router bench-data qlora-figures check-cuda test-cuda image-trainer-cuda image-inference-cuda
 
 help: ## This list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 20
 
+own-target:
+	@.ci/own-target
+
 setup: ## Installs what this machine lacks (Debian packages); called by the others
 	@e2e/run setup
 
-build: ## Builds all binaries
+build: own-target ## Builds all binaries
 	cargo build --workspace --bins
 
-demo: ## Brings the whole loop up, walks through it and leaves it running
+demo: own-target ## Brings the whole loop up, walks through it and leaves it running
 	@e2e/run demo
 
 demo-down: ## Removes the demo and its cluster; nothing is left behind
 	@e2e/run demo-down
 
-test: ## Every test but soak and parity, with the stories on a real cluster
+test: own-target ## Every test but soak and parity, with the stories on a real cluster
 	@e2e/run test
 
-unit: ## The tests that need no cluster and no root
+unit: own-target ## The tests that need no cluster and no root
 	@e2e/run unit
 
 MODEL_CHECKS := profile.dev.package.graftwork-model
-unit-checked: ## crates/model's tests with debug assertions and overflow checks, which its binaries leave out
+unit-checked: own-target ## crates/model's tests with debug assertions and overflow checks, which its binaries leave out
 	cargo test --locked --package graftwork-model --config '$(MODEL_CHECKS).debug-assertions=true' \
 	    --config '$(MODEL_CHECKS).overflow-checks=true'
 
-soak: ## The long forms of tests: 20,000 mixed answers, twice, 20 killed engines, 1,000,000 routed requests (minutes)
+soak: own-target ## The long forms of tests: 20,000 mixed answers, twice, 20 killed engines, 1,000,000 routed requests (minutes)
 	cargo build --locked --workspace --bins
 	cargo test --locked --workspace --test suite -- --ignored
 
@@ -55,10 +58,10 @@ fuzz: ## Looks for input that a parser can't stand (FUZZ=adapter|request|templat
 	mkdir -p fuzz/corpus/$(FUZZ)
 	CARGO_TARGET_DIR=$(CACHE)/fuzz cargo +nightly fuzz run $(FUZZ) fuzz/corpus/$(FUZZ) fuzz/seeds/$(FUZZ) -- -max_total_time=$(FUZZ_SECONDS)
 
-e2e: ## The stories alone
+e2e: own-target ## The stories alone
 	@e2e/run e2e
 
-lint: ## Formatting, clippy (warnings are errors), and the crates that do no I/O each alone
+lint: own-target ## Formatting, clippy (warnings are errors), and the crates that do no I/O each alone
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	.ci/alone
@@ -70,17 +73,17 @@ deny: ## Licences, sources, advisories and duplicates of dependencies
 	@command -v cargo-deny >/dev/null || cargo install --locked cargo-deny
 	cargo deny check
 
-generate: ## Writes what is generated: crds, examples, docs/conditions.md, the chart's copies
+generate: own-target ## Writes what is generated: crds, examples, docs/conditions.md, the chart's copies
 	@e2e/run generate
 
-privacy-figures: ## Recall and precision of the detectors of personal data, on what PyPI's Faker makes
+privacy-figures: own-target ## Recall and precision of the detectors of personal data, on what PyPI's Faker makes
 	@crates/privacy/figures
 
-build-memory: ## Peak memory of dataset builds against their sources' size (SIZES="0.5 1 2 5" GB, NEAR=Keep|Group|Drop)
+build-memory: own-target ## Peak memory of dataset builds against their sources' size (SIZES="0.5 1 2 5" GB, NEAR=Keep|Group|Drop)
 	cargo build --release --package dataset-builder
 	@python3 trainer-image/dataset-builder/memory.py "$(CARGO_TARGET_DIR)/$$(rustc -vV | sed -n 's/^host: //p')/release/dataset-builder"
 
-base-model: ## Pre-trains the demo's base model (ten minutes to half an hour)
+base-model: own-target ## Pre-trains the demo's base model (ten minutes to half an hour)
 	@e2e/demo-data/build-base-model
 
 LM_EVAL_PYTHON := $(CACHE)/lm-eval
@@ -103,45 +106,45 @@ lm-eval: ## Scores ROWS (JSONL of prompt, completion, or a benchmark's) with lm_
 	@$(MAKE) --no-print-directory lm-eval-python
 	HF_HUB_OFFLINE=1 $(LM_EVAL_PYTHON)/bin/python e2e/clients/lm_eval_score.py $(URL) $(MODEL) $(TOKENIZER) $(ROWS) "$(LIMIT)" "$(SCORE)"
 
-parity: ## Compares ours with torch, transformers, peft and TRL, both ways (several GB of packages, some minutes)
+parity: own-target ## Compares ours with torch, transformers, peft and TRL, both ways (several GB of packages, some minutes)
 	@parity/run
 
-parity-fixtures: ## Records anew what the parity tests compare with
+parity-fixtures: own-target ## Records anew what the parity tests compare with
 	@parity/run record
 
-bench-train: ## The trainer beside transformers and peft: speed, memory, start (about an hour)
+bench-train: own-target ## The trainer beside transformers and peft: speed, memory, start (about an hour)
 	@bench/run train $(BENCH)
 
-bench-train-gpu: ## The trainer beside transformers and peft on an NVIDIA GPU, at Llama-3.1-8B's shape (an hour; says where none is)
+bench-train-gpu: own-target ## The trainer beside transformers and peft on an NVIDIA GPU, at Llama-3.1-8B's shape (an hour; says where none is)
 	@bench/run train-gpu $(BENCH)
 
-bench-serve: ## The engine beside llama.cpp and peft: throughput with many adapters (about an hour)
+bench-serve: own-target ## The engine beside llama.cpp and peft: throughput with many adapters (about an hour)
 	@bench/run serve $(BENCH)
 
-bench-serve-gpu: ## The engine beside transformers and peft on an NVIDIA GPU: 1, 8 and 64 adapters at Llama-3.1-8B's shape (an hour; says where none is)
+bench-serve-gpu: own-target ## The engine beside transformers and peft on an NVIDIA GPU: 1, 8 and 64 adapters at Llama-3.1-8B's shape (an hour; says where none is)
 	@bench/run serve-gpu $(BENCH)
 
-bench-router: ## The router beside nginx, haproxy and sglang-router (a quarter of an hour)
+bench-router: own-target ## The router beside nginx, haproxy and sglang-router (a quarter of an hour)
 	@bench/run router $(BENCH)
 
-bench-data: ## Rows to token blocks, beside pyarrow and tokenizers (a quarter of an hour)
+bench-data: own-target ## Rows to token blocks, beside pyarrow and tokenizers (a quarter of an hour)
 	@bench/run data $(BENCH)
 
-qlora-figures: ## Test losses of the demo's fine-tune beside a base in Q8_0 and Q4_K, against bf16 (a quarter of an hour)
+qlora-figures: own-target ## Test losses of the demo's fine-tune beside a base in Q8_0 and Q4_K, against bf16 (a quarter of an hour)
 	@bench/run qlora $(BENCH)
 
 # The GPU's architecture: 80 (A100), 86 (A10), 89 (L4, L40S), 90 (H100), 100 (B200), 120.
 CUDA_COMPUTE_CAP ?= 80
 export CUDA_COMPUTE_CAP
 
-check-cuda: ## Type-checks what is built for NVIDIA GPUs, without one (CUDA_COMPUTE_CAP=80; a quarter of an hour once)
+check-cuda: own-target ## Type-checks what is built for NVIDIA GPUs, without one (CUDA_COMPUTE_CAP=80; a quarter of an hour once)
 	@crates/model/cuda.sh check
 
-test-cuda: ## The tests of GPUs' operations and of the engine's API on the GPU of this machine, in bf16 (says where none is)
+test-cuda: own-target ## The tests of GPUs' operations and of the engine's API on the GPU of this machine, in bf16 (says where none is)
 	@crates/model/cuda.sh test
 
-image-trainer-cuda: ## The trainer's image for NVIDIA GPUs of one architecture (CUDA_COMPUTE_CAP=80)
+image-trainer-cuda: own-target ## The trainer's image for NVIDIA GPUs of one architecture (CUDA_COMPUTE_CAP=80)
 	@crates/model/cuda.sh image trainer
 
-image-inference-cuda: ## The engine's and router's image for NVIDIA GPUs of one architecture (CUDA_COMPUTE_CAP=80)
+image-inference-cuda: own-target ## The engine's and router's image for NVIDIA GPUs of one architecture (CUDA_COMPUTE_CAP=80)
 	@crates/model/cuda.sh image inference

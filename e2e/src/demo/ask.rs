@@ -17,7 +17,7 @@ const OPENAI: &str = include_str!("../../clients/openai_client.py");
 const OPEN_INFERENCE: &str = include_str!("../../clients/open_inference.py");
 /// What opens the page at `/`.
 const PAGE: &str = include_str!("../../clients/page.py");
-/// What scores rows with lm_eval and by our own rules.
+/// What scores rows with `lm_eval` and by our own rules.
 const LM_EVAL: &str = include_str!("../../clients/lm_eval_score.py");
 /// Exit code of these where the machine lacks what they need.
 const LACKING: i32 = 3;
@@ -140,7 +140,7 @@ impl Forward {
             .context("tritonclient")
     }
 
-    /// Scores rows, JSONL of `prompt` and `completion`, with lm_eval's `local-completions` and by the rules of a run's
+    /// Scores rows, JSONL of `prompt` and `completion`, with `lm_eval`'s `local-completions` and by the rules of a run's
     /// metrics, and fails where the two differ. `tokenizer`: the base model's folder. Says both scores.
     pub async fn lm_eval(
         &self,

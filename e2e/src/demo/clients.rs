@@ -34,7 +34,7 @@ const BASE_FOLDER: &str = "e2e/demo-data/base-model";
 pub struct Clients<'a> {
     /// A Python with OpenAI's and Triton's clients.
     pub python: Option<&'a Path>,
-    /// A Python with lm_eval, which nobody has to have: it brings torch.
+    /// A Python with `lm_eval`, which nobody has to have: it brings torch.
     pub lm_eval: Option<&'a Path>,
     /// Whether one that is not there is a failure.
     pub all: bool,
@@ -106,7 +106,7 @@ impl Clients<'_> {
     }
 }
 
-/// Scores the adapter with lm_eval and by our own rules.
+/// Scores the adapter with `lm_eval` and by our own rules.
 async fn score(forward: &Forward, python: &Path) -> anyhow::Result<()> {
     let rows: String = SCORED
         .iter()

@@ -95,9 +95,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_short_body_is_read_at_once_and_a_long_one_beside() {
-        fn reader(_: &[u8]) -> Result<ThreadId, ApiError> {
-            Ok(thread::current().id())
-        }
+        let reader = |_: &[u8]| Ok::<ThreadId, ApiError>(thread::current().id());
         let beside = Beside::of_cores(2);
         let here = thread::current().id();
         let short = Bytes::from(vec![b' '; SHORT_BODY]);

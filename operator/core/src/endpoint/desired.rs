@@ -211,18 +211,25 @@ fn may_be_served(version: &AdapterVersion) -> bool {
     }
 }
 
+/// What there is of an entry's adapter that may be served.
+fn servable<'a>(
+    entry: &AdapterEntry,
+    adapters: &'a BTreeMap<String, LoRAAdapter>,
+    base: Option<&Digest>,
+) -> impl Iterator<Item = &'a AdapterVersion> {
+    let usable = usable(&entry.adapter_ref.name, adapters, base);
+    let versions = usable.map_or(&[][..], |usable| usable.versions);
+    versions.iter().filter(|version| may_be_served(version))
+}
+
 /// The versions that a person may name in Retry and Rollback.
 pub fn eligible(
     entry: &AdapterEntry,
     adapters: &BTreeMap<String, LoRAAdapter>,
     base: Option<&Digest>,
 ) -> Vec<VersionedDigest> {
-    usable(&entry.adapter_ref.name, adapters, base)
-        .map_or(&[][..], |usable| usable.versions)
-        .iter()
-        .filter(|version| may_be_served(version))
-        .map(AdapterVersion::versioned_digest)
-        .collect()
+    let versions = servable(entry, adapters, base);
+    versions.map(AdapterVersion::versioned_digest).collect()
 }
 
 /// Of those, the ones that were rolled back on some endpoint: all that is left of an endpoint's own list where it
@@ -232,10 +239,8 @@ pub fn rolled_back(
     adapters: &BTreeMap<String, LoRAAdapter>,
     base: Option<&Digest>,
 ) -> Vec<VersionedDigest> {
-    usable(&entry.adapter_ref.name, adapters, base)
-        .map_or(&[][..], |usable| usable.versions)
-        .iter()
-        .filter(|version| version.stage == VersionStage::Rejected && may_be_served(version))
+    servable(entry, adapters, base)
+        .filter(|version| version.stage == VersionStage::Rejected)
         .map(AdapterVersion::versioned_digest)
         .collect()
 }

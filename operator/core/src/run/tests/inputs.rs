@@ -305,6 +305,7 @@ fn a_stored_pin_wins_over_what_the_references_mean_now() {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "a table")]
 fn what_is_waited_for_is_named_and_no_run_that_can_go_on_has_failed() {
     let mut going = dataset();
     going.status.as_mut().unwrap().conditions[0].status = "Unknown".to_owned();
@@ -468,6 +469,7 @@ fn a_run_that_leaves_out_its_warm_up_takes_ten_steps_or_all_that_it_has() {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "a table")]
 fn a_field_that_can_not_work_ends_the_run() {
     for (change, words) in [
         (

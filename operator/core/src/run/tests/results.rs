@@ -173,7 +173,7 @@ fn rows_of_a_dataset_that_is_deleted_between_two_attempts_go_no_further_than_bef
         }
         world.start_pod();
         world.end_pod(137, |pod| {
-            pod.disrupted = Some("TerminationByKubelet".to_owned())
+            pod.disrupted = Some("TerminationByKubelet".to_owned());
         });
         world.observed.dataset = Referenced::Absent;
         let (_, told) = configured(&mut world);

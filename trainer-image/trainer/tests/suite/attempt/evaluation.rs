@@ -24,6 +24,15 @@ fn on(world: &World, name: &str, splits: [Vec<Row>; 3]) -> Value {
     config
 }
 
+/// Makes of a run one that trains nothing and scores what another one has made.
+fn score_alone(config: &mut Value, made: &RunResult) {
+    config["evaluateOnly"] = json!(true);
+    config["adapter"] = Value::Null;
+    config["resolved"]["initial"] = json!({
+        "adapter": "colours", "version": 1, "digest": made.digest,
+    });
+}
+
 /// The answers that a run keeps for people to read.
 pub(super) fn samples(world: &World, config: &Value) -> Vec<Value> {
     let path = world.run_folder(config).join("samples.jsonl");
@@ -78,11 +87,7 @@ fn rows_that_a_scored_version_was_trained_on_are_left_out_of_other_data_too() {
     let mut test: Vec<Row> = (0..3).map(|index| row(prompt(index), index)).collect();
     test.extend((0..2).map(|index| row(test_prompt(index), index)));
     let mut config = on(&world, "others", [vec![], vec![], test]);
-    config["evaluateOnly"] = json!(true);
-    config["adapter"] = Value::Null;
-    config["resolved"]["initial"] = json!({
-        "adapter": "colours", "version": 1, "digest": world.result(&made).digest,
-    });
+    score_alone(&mut config, &world.result(&made));
     assert_eq!(world.run(&config), 0, "{:?}", world.summary(&config));
     for metric in &world.result(&config).metrics {
         assert_eq!((metric.samples, metric.excluded), (2, 3), "{metric:?}");
@@ -111,11 +116,7 @@ fn preferences_whose_better_answers_were_trained_on_as_completions_are_left_out(
     config["resolved"]["dataset"] = json!({
         "name": "preferred", "version": 1, "digest": digest, "format": "Preference",
     });
-    config["evaluateOnly"] = json!(true);
-    config["adapter"] = Value::Null;
-    config["resolved"]["initial"] = json!({
-        "adapter": "colours", "version": 1, "digest": world.result(&made).digest,
-    });
+    score_alone(&mut config, &world.result(&made));
     assert_eq!(world.run(&config), 0, "{:?}", world.summary(&config));
     for metric in &world.result(&config).metrics {
         assert_eq!((metric.samples, metric.excluded), (2, 3), "{metric:?}");
@@ -354,11 +355,7 @@ fn a_named_precision_is_scored_by_the_passes_that_serve_it_whatever_was_trained_
     assert_eq!(bare(&served), bare(&eight));
 
     let mut scored = world.config("scored");
-    scored["evaluateOnly"] = json!(true);
-    scored["adapter"] = Value::Null;
-    scored["resolved"]["initial"] = json!({
-        "adapter": "colours", "version": 1, "digest": eight.digest,
-    });
+    score_alone(&mut scored, &eight);
     scored["evaluation"]["precision"] = json!("Q8_0");
     assert_eq!(world.run(&scored), 0, "{:?}", world.summary(&scored));
     assert_eq!(world.result(&scored).metrics, eight.metrics);

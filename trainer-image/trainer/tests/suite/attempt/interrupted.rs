@@ -228,6 +228,19 @@ fn terminate(child: &Child) {
 /// Longest time that an attempt may take to stop: this is a tiny model.
 const STOP: Duration = Duration::from_secs(10);
 
+impl World {
+    /// Asks an attempt to stop, which it does at once and without a failure; its summary.
+    fn stop(&self, mut child: Child, config: &Value) -> RunSummary {
+        let asked = Instant::now();
+        terminate(&child);
+        assert_eq!(child.wait().unwrap().code(), Some(75));
+        assert!(asked.elapsed() < STOP, "{:?}", asked.elapsed());
+        let summary = self.summary(config);
+        assert_eq!(summary.reason, "Restarting");
+        summary
+    }
+}
+
 #[test]
 fn stopped_while_it_scores_it_leaves_at_once_and_the_next_attempt_only_scores() {
     // So many rows that scoring takes some seconds at least.
@@ -236,13 +249,8 @@ fn stopped_while_it_scores_it_leaves_at_once_and_the_next_attempt_only_scores() 
     config["checkpoint"]["everySteps"] = json!(2);
     config["evaluation"]["maximumNewTokens"] = json!(400);
     // Its last step is saved: it scores.
-    let mut child = world.start_until_it_saves(&config);
-    let asked = Instant::now();
-    terminate(&child);
-    assert_eq!(child.wait().unwrap().code(), Some(75));
-    assert!(asked.elapsed() < STOP, "{:?}", asked.elapsed());
-    let summary = world.summary(&config);
-    assert_eq!(summary.reason, "Restarting");
+    let child = world.start_until_it_saves(&config);
+    let summary = world.stop(child, &config);
     assert_eq!((summary.step, summary.checkpoint_step), (2, Some(2)));
     assert!(has_checkpoint(&world.run_folder(&config)));
 
@@ -268,12 +276,7 @@ fn stopped_while_it_reads_its_inputs_it_leaves_at_once() {
     wait_until(&mut child, || {
         world.run_folder(&config).join("fence/1.json").exists()
     });
-    let asked = Instant::now();
-    terminate(&child);
-    assert_eq!(child.wait().unwrap().code(), Some(75));
-    assert!(asked.elapsed() < STOP, "{:?}", asked.elapsed());
-    let summary = world.summary(&config);
-    assert_eq!(summary.reason, "Restarting");
+    let summary = world.stop(child, &config);
     assert_eq!(
         summary.message,
         "stopped on request before the first step; nothing is lost"
