@@ -91,7 +91,7 @@ async fn has_other_profile(stage: &Stage) -> anyhow::Result<()> {
             .context("an engine without resources")?;
         let requests = resources.requests.as_ref().and_then(|it| it.get("cpu"));
         ensure!(
-            requests.is_some_and(|quantity| quantity.0 == "210m"),
+            requests.is_some_and(|quantity| quantity.0 == "110m"),
             "{resources:?}"
         );
         let volumes = pod

@@ -35,6 +35,8 @@ mod source_fails_mid_build;
 mod train_then_serve;
 mod trainer_killed;
 
+use std::cell::RefCell;
+use std::iter::{from_fn, once};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -82,7 +84,7 @@ macro_rules! stories {
     };
 }
 
-/// Stories about traffic, one after another.
+/// Stories about traffic, of which only one is told at a time.
 const TRAFFIC: &[Story] = stories![
     canary_promotes,
     blue_green,
@@ -92,7 +94,7 @@ const TRAFFIC: &[Story] = stories![
     engine_pod_killed,
 ];
 
-/// Stories that wait for the control plane most of the time, one after another, beside those about traffic.
+/// Stories that wait for the control plane most of the time, told beside those about traffic.
 const CONTROL: &[Story] = stories![
     train_then_serve,
     bad_specs,
@@ -165,11 +167,7 @@ impl Stories {
             cluster,
             installation,
         };
-        // A lane waits most of the time, so that two of them end sooner than one.
-        let (traffic, control) =
-            futures::join!(self.lane(TRAFFIC, &world), self.lane(CONTROL, &world));
-        let alone = self.lane(ALONE, &world).await;
-        let outcomes = [traffic, control, alone].concat();
+        let outcomes = self.tell_all(&world).await;
         let failed: Vec<&str> = outcomes
             .iter()
             .filter(|(_, passed)| !passed)
@@ -194,21 +192,51 @@ impl Stories {
         })
     }
 
-    /// Tells those of `stories` that were asked for, one after another: their names and whether they passed.
-    async fn lane(&self, stories: &[Story], world: &World) -> Vec<(&'static str, bool)> {
-        let mut outcomes = Vec::new();
-        for story in stories.iter().filter(|story| self.wants(story)) {
+    /// Tells the stories that were asked for: their names and whether they passed.
+    async fn tell_all(&self, world: &World) -> Vec<(&'static str, bool)> {
+        let wanted = |stories: &'static [Story]| stories.iter().filter(|story| self.wants(story));
+        let control = RefCell::new(wanted(CONTROL));
+        let next = || control.borrow_mut().next();
+        // A lane waits most of the time, so that two of them end sooner than one. Who has nothing left to tell takes
+        // what the other one has.
+        let (mut outcomes, others) = futures::join!(
+            self.lane(wanted(TRAFFIC).chain(from_fn(next)), world),
+            self.lane(from_fn(next), world)
+        );
+        outcomes.extend(others);
+        for story in wanted(ALONE) {
+            outcomes.extend(self.lane(once(story), world).await);
+        }
+        outcomes
+    }
+
+    /// Tells `stories` one after another: their names and whether they passed. A story's namespace goes while the next
+    /// one is told; all are gone at the end.
+    async fn lane(
+        &self,
+        stories: impl Iterator<Item = &'static Story>,
+        world: &World,
+    ) -> Vec<(&'static str, bool)> {
+        let mut told = Vec::new();
+        for story in stories {
             let start = Instant::now();
-            let outcome = as_speaker(story.name, ticking(self.tell(story, world))).await;
-            let time = seconds(start.elapsed());
-            match &outcome {
-                Ok(()) => say(&format!("test story::{} ... ok ({time})", story.name)),
-                Err(error) => say(&format!(
-                    "test story::{} ... FAILED ({time})\n    {error:?}",
-                    story.name
-                )),
+            let name = story.name;
+            let (outcome, gone) = as_speaker(name, ticking(self.tell(story, world))).await;
+            report(name, start, &outcome);
+            let gone = gone.map(|gone| tokio::spawn(as_speaker(name, gone)));
+            told.push((name, outcome.is_ok(), start, gone));
+        }
+        let mut outcomes = Vec::new();
+        for (name, mut passed, start, gone) in told {
+            if let Some(gone) = gone {
+                let gone = ticking(gone).await.context("delete the namespace");
+                let gone = gone.and_then(|gone| gone);
+                if gone.is_err() {
+                    report(name, start, &gone);
+                    passed = false;
+                }
             }
-            outcomes.push((story.name, outcome.is_ok()));
+            outcomes.push((name, passed));
         }
         outcomes
     }
@@ -217,18 +245,38 @@ impl Stories {
         self.filter.is_empty() || self.filter.iter().any(|part| story.name.contains(part))
     }
 
-    async fn tell(&self, story: &Story, world: &World) -> anyhow::Result<()> {
+    /// What became of the story, and what deletes its namespace.
+    async fn tell(
+        &self,
+        story: &Story,
+        world: &World,
+    ) -> (
+        anyhow::Result<()>,
+        Option<BoxFuture<'static, anyhow::Result<()>>>,
+    ) {
         say(&format!("story::{} ...", story.name));
-        let stage = Stage::set(world.clone(), story.name).await?;
+        let stage = match Stage::set(world.clone(), story.name).await {
+            Ok(stage) => stage,
+            Err(error) => return (Err(error), None),
+        };
         let outcome = (story.run)(stage.clone()).await;
         if let Err(error) = &outcome {
             say(&format!("    {error:#}"));
             stage.describe().await;
             if self.keep {
-                return outcome;
+                return (outcome, None);
             }
         }
-        stage.strike().await?;
-        outcome
+        (outcome, Some(async move { stage.strike().await }.boxed()))
+    }
+}
+
+fn report(name: &str, start: Instant, outcome: &anyhow::Result<()>) {
+    let time = seconds(start.elapsed());
+    match outcome {
+        Ok(()) => say(&format!("test story::{name} ... ok ({time})")),
+        Err(error) => say(&format!(
+            "test story::{name} ... FAILED ({time})\n    {error:?}"
+        )),
     }
 }
