@@ -75,12 +75,14 @@ fn check(settings: &Settings) -> Result<(), String> {
         let read = Endpoint::parse(hub);
         let read = read.map_err(|error| format!("dataSources.hubEndpoint: {hub} {error}"))?;
         if !read.is_encrypted {
-            return Err(format!("dataSources.hubEndpoint: {hub} is not https"));
+            return Err(format!(
+                "dataSources.hubEndpoint: {hub} is not https: write https://HOST"
+            ));
         }
     }
     check_store(&settings.store)?;
     if settings.compute_profiles.is_empty() {
-        return Err("computeProfiles: at least one profile is needed".to_owned());
+        return Err("computeProfiles: at least one profile is needed, such as default".to_owned());
     }
     Ok(())
 }

@@ -144,11 +144,11 @@ pub struct Retention {
     ),
     (
         "has(self.postgres) || !(has(self.timeoutSeconds) || has(self.maximumRows))",
-        "timeoutSeconds and maximumRows are limits of a query",
+        "timeoutSeconds and maximumRows are limits of a query: leave them out, or name postgres",
     ),
     (
         "!has(self.secretRef) || (has(self.uri) && !self.uri.startsWith('pvc://'))",
-        "secretRef belongs to a uri on the network",
+        "secretRef belongs to a uri on the network: leave it out",
     ),
 ])))]
 pub struct Source {

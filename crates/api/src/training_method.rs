@@ -12,7 +12,7 @@ use crate::schema::{bounds, rules};
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 #[schemars(extend("x-kubernetes-validations" = rules(&[
-    ("!has(self.beta) || self.type == 'DPO'", "beta belongs to type DPO"),
+    ("!has(self.beta) || self.type == 'DPO'", "beta belongs to type DPO: leave it out"),
 ])))]
 pub struct Objective {
     /// SFT learns from examples, DPO from pairs of a better and a worse answer, which are rows of a

@@ -63,34 +63,34 @@ pub use crate::training_method::{
 )]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = rules(&[
-    ("self.baseModel == oldSelf.baseModel", "baseModel is immutable"),
-    ("self.datasetRef == oldSelf.datasetRef", "datasetRef is immutable"),
+    ("self.baseModel == oldSelf.baseModel", "baseModel is immutable: make a new TrainingRun"),
+    ("self.datasetRef == oldSelf.datasetRef", "datasetRef is immutable: make a new TrainingRun"),
     (
         "has(self.adapterRef) == has(oldSelf.adapterRef) && (!has(self.adapterRef) || self.adapterRef == oldSelf.adapterRef)",
-        "adapterRef is immutable",
+        "adapterRef is immutable: make a new TrainingRun",
     ),
     (
         "has(self.initialAdapterRef) == has(oldSelf.initialAdapterRef) && (!has(self.initialAdapterRef) || self.initialAdapterRef == oldSelf.initialAdapterRef)",
-        "initialAdapterRef is immutable",
+        "initialAdapterRef is immutable: make a new TrainingRun",
     ),
-    ("self.objective == oldSelf.objective", "objective is immutable"),
-    ("self.method == oldSelf.method", "method is immutable"),
-    ("self.hyperparameters == oldSelf.hyperparameters", "hyperparameters is immutable"),
-    ("self.compute == oldSelf.compute", "compute is immutable"),
-    ("self.checkpoint == oldSelf.checkpoint", "checkpoint is immutable"),
-    ("self.evaluation == oldSelf.evaluation", "evaluation is immutable"),
-    ("self.limits == oldSelf.limits", "limits is immutable"),
+    ("self.objective == oldSelf.objective", "objective is immutable: make a new TrainingRun"),
+    ("self.method == oldSelf.method", "method is immutable: make a new TrainingRun"),
+    ("self.hyperparameters == oldSelf.hyperparameters", "hyperparameters is immutable: make a new TrainingRun"),
+    ("self.compute == oldSelf.compute", "compute is immutable: make a new TrainingRun"),
+    ("self.checkpoint == oldSelf.checkpoint", "checkpoint is immutable: make a new TrainingRun"),
+    ("self.evaluation == oldSelf.evaluation", "evaluation is immutable: make a new TrainingRun"),
+    ("self.limits == oldSelf.limits", "limits is immutable: make a new TrainingRun"),
     (
         "!self.checkpoint.keepBest || has(self.hyperparameters.validateEverySteps)",
         "checkpoint.keepBest needs hyperparameters.validateEverySteps",
     ),
     (
         "self.method.type != 'Evaluate' || (!has(self.adapterRef) && !has(self.initialAdapterRef) && self.objective.type == 'SFT')",
-        "adapterRef, initialAdapterRef and objective do not go with method type Evaluate",
+        "adapterRef, initialAdapterRef and objective do not go with method type Evaluate: leave them out",
     ),
     (
         "self.method.type != 'Full' || (!has(self.adapterRef) && !has(self.initialAdapterRef) && self.objective.type == 'SFT')",
-        "adapterRef, initialAdapterRef and objective DPO do not go with method type Full",
+        "adapterRef, initialAdapterRef and objective DPO do not go with method type Full: leave them out",
     ),
     (
         "self.objective.type != 'DPO' || double(self.method.lora.dropout) == 0.0",
@@ -140,7 +140,7 @@ pub struct TrainingRunSpec {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 #[schemars(extend("x-kubernetes-validations" = rules(&[
-    ("!(has(self.epochs) && has(self.maximumSteps))", "epochs and maximumSteps exclude each other"),
+    ("!(has(self.epochs) && has(self.maximumSteps))", "epochs and maximumSteps exclude each other: leave one of them out"),
     (
         "!has(self.microBatchSize) || self.microBatchSize <= self.batchSize",
         "microBatchSize is at most batchSize, which is 32 where it is left out",

@@ -150,7 +150,7 @@ fn every_field_of_a_run_but_suspend_is_immutable() {
         .keys()
         .filter(|field| *field != "suspend")
     {
-        let message = format!("{field} is immutable");
+        let message = format!("{field} is immutable: make a new TrainingRun");
         assert!(
             rules.iter().any(|rule| rule["message"] == message.as_str()),
             "{message}"

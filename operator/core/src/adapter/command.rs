@@ -232,17 +232,23 @@ fn judge(
         ));
     };
     let Some(version) = view.versions.get(&number) else {
-        return refused(format!("there is no version {number}"));
+        return refused(format!(
+            "there is no version {number}; status.versions has those that there are"
+        ));
     };
     let digest = version.ledger.created.digest.as_str();
     if command.digest != digest {
         return refused(format!(
-            "version {number} has digest {digest}, not {}",
+            "version {number} has digest {digest}, not {}: say it again with the digest of the version that is meant",
             command.digest
         ));
     }
     match verb(command) {
-        None => refused(format!("verb \"{}\" is not known", command.verb)),
+        None => refused(format!(
+            "verb \"{}\" is not known; it is one of {}",
+            command.verb,
+            AdapterVerb::KNOWN.join(", ")
+        )),
         Some(Verb::Approve) => judge_approval(number, version, base_trouble),
         Some(Verb::Reject) => judge_rejection(number, version),
     }

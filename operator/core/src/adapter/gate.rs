@@ -306,7 +306,7 @@ fn too_few(metric: &Metric, measured: &Measured) -> RuleOutcome {
         ..undecided(
             metric.name(),
             format!(
-                "{} over {} rows has no interval",
+                "{} over {} rows has no interval: measure on more test rows, or more groups of them",
                 metric.name(),
                 measured.samples
             ),

@@ -306,11 +306,10 @@ fn stage(
             let message = format!("a person has to approve: {}", gate::explain(judgement));
             said(VersionStage::Candidate, reason::AWAITING_APPROVAL, message)
         }
-        Verdict::Inconclusive => said(
-            VersionStage::Candidate,
-            reason::GATE_INCONCLUSIVE,
-            gate::explain(judgement),
-        ),
+        Verdict::Inconclusive => {
+            let message = format!("a person may approve: {}", gate::explain(judgement));
+            said(VersionStage::Candidate, reason::GATE_INCONCLUSIVE, message)
+        }
         Verdict::Pass if valid.gate.manual => {
             let message = "every rule passed; a person has to approve".to_owned();
             said(VersionStage::Candidate, reason::AWAITING_APPROVAL, message)

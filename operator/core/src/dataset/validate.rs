@@ -353,14 +353,14 @@ fn read_source(source: &graftwork_api::dataset::Source, known: &[&str]) -> Resul
     {
         return Err(Invalid::new(
             field(""),
-            "timeoutSeconds and maximumRows are limits of a query",
+            "timeoutSeconds and maximumRows are limits of a query: leave them out, or name postgres",
         ));
     }
     let on_network = |uri: &String| !uri.starts_with("pvc://");
     if source.secret_ref.is_some() && !source.uri.as_ref().is_some_and(on_network) {
         return Err(Invalid::new(
             field(".secretRef"),
-            "belongs to a uri on the network",
+            "belongs to a uri on the network: leave it out",
         ));
     }
     let place = match (&source.config_map_ref, &source.uri, &source.postgres) {

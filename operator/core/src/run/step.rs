@@ -253,7 +253,7 @@ fn describe_base(valid: &Valid, observed: &Observed) -> Result<Digest, Step> {
         return Err(Step::Invalid(super::Invalid::new(
             "spec.method.lora.rank",
             format!(
-                "{rank} is above the base model's hidden size {}",
+                "{rank} is above the base model's hidden size {}; lower it in a new run",
                 base.hidden_size
             ),
         )));
@@ -274,7 +274,7 @@ fn describe_base(valid: &Valid, observed: &Observed) -> Result<Digest, Step> {
         return Err(Step::Invalid(super::Invalid::new(
             "spec.hyperparameters.maximumSequenceLength",
             format!(
-                "{length} is above the base model's {} positions",
+                "{length} is above the base model's {} positions; lower it in a new run",
                 base.maximum_positions
             ),
         )));

@@ -98,11 +98,11 @@ fn read_objective(spec: &TrainingRunSpec) -> Result<run::Objective, Invalid> {
         (ObjectiveType::Sft, None) => Ok(run::Objective::Sft),
         (ObjectiveType::Sft, Some(_)) => Err(Invalid::new(
             FIELD,
-            "it belongs to type DPO, the type is SFT",
+            "it belongs to type DPO, the type is SFT; leave it out, or set type DPO",
         )),
         (ObjectiveType::Dpo, None) => Ok(run::Objective::Dpo { beta: BETA }),
         (ObjectiveType::Dpo, Some(beta)) => Ok(run::Objective::Dpo {
-            beta: number(FIELD, beta, |beta| beta > 0.0)?,
+            beta: number(FIELD, beta, "above 0", |beta| beta > 0.0)?,
         }),
         (ObjectiveType::Other(other), _) => {
             Err(unknown("spec.objective.type", other, ObjectiveType::KNOWN))
@@ -117,27 +117,27 @@ fn read_evaluate_only(spec: &TrainingRunSpec) -> Result<bool, Invalid> {
         (
             !evaluate && spec.method.subject.is_some(),
             SUBJECT,
-            "it belongs to type Evaluate",
+            "it belongs to type Evaluate; leave it out, or set that type",
         ),
         (
             evaluate && spec.method.subject.is_none(),
             SUBJECT,
-            "type Evaluate needs one",
+            "type Evaluate needs one; name adapterRef and version",
         ),
         (
             evaluate && spec.adapter_ref.is_some(),
             "spec.adapterRef",
-            "it does not go with method type Evaluate, which publishes nothing",
+            "it does not go with method type Evaluate, which publishes nothing; leave it out",
         ),
         (
             evaluate && spec.initial_adapter_ref.is_some(),
             "spec.initialAdapterRef",
-            "it does not go with method type Evaluate, which trains nothing",
+            "it does not go with method type Evaluate, which trains nothing; leave it out",
         ),
         (
             evaluate && spec.objective.type_ != ObjectiveType::Sft,
             "spec.objective.type",
-            "it does not go with method type Evaluate, which trains nothing",
+            "it does not go with method type Evaluate, which trains nothing; leave it out",
         ),
     ];
     match refused.into_iter().find(|(is_broken, ..)| *is_broken) {
@@ -152,8 +152,14 @@ fn read_output(spec: &TrainingRunSpec) -> Result<Option<PvcUri>, Invalid> {
     let full = spec.method.type_ == MethodType::Full;
     let output = match (full, &spec.method.output) {
         (false, None) => return Ok(None),
-        (false, Some(_)) => return Err(Invalid::new(FIELD, "it belongs to type Full")),
-        (true, None) => return Err(Invalid::new(FIELD, "type Full needs one")),
+        (false, Some(_)) => {
+            let message = "it belongs to type Full; leave it out, or set that type";
+            return Err(Invalid::new(FIELD, message));
+        }
+        (true, None) => {
+            let message = "type Full needs one; write uri as pvc://CLAIM/PATH";
+            return Err(Invalid::new(FIELD, message));
+        }
         (true, Some(output)) => output,
     };
     let refused = [
@@ -165,15 +171,16 @@ fn read_output(spec: &TrainingRunSpec) -> Result<Option<PvcUri>, Invalid> {
         ),
     ];
     if let Some((_, field)) = refused.into_iter().find(|(is_broken, _)| *is_broken) {
-        let message = "it does not go with method type Full, which trains no adapter";
+        let message = "it does not go with method type Full, which trains no adapter; leave it out";
         return Err(Invalid::new(field, message));
     }
     let uri = PvcUri::parse(&output.uri).map_err(|error| Invalid::new(URI, error.to_string()))?;
     if uri.path().is_empty() {
-        return Err(Invalid::new(URI, format!("\"{uri}\" names no folder")));
+        let message = format!("\"{uri}\" names no folder: write pvc://CLAIM/PATH");
+        return Err(Invalid::new(URI, message));
     }
     if uri.claim() == STORE_CLAIM {
-        let message = format!("claim {STORE_CLAIM} is the artifact store's");
+        let message = format!("claim {STORE_CLAIM} is the artifact store's; name another claim");
         return Err(Invalid::new(URI, message));
     }
     Ok(Some(uri))
@@ -186,7 +193,9 @@ fn read_quantization(spec: &TrainingRunSpec) -> Result<Option<run::Quantization>
         (type_ @ (MethodType::LoRA | MethodType::Full | MethodType::Evaluate), Some(given)) => {
             Err(Invalid::new(
                 FIELD,
-                format!("{given} belongs to type QLoRA, the type is {type_}"),
+                format!(
+                    "{given} belongs to type QLoRA, the type is {type_}; leave it out, or set type QLoRA"
+                ),
             ))
         }
         (MethodType::QLoRA, None) => Err(Invalid::new(
@@ -208,12 +217,15 @@ fn read_lora(spec: &TrainingRunSpec) -> Result<run::Lora, Invalid> {
     if lora.target_modules.is_empty() {
         return Err(Invalid::new(
             "spec.method.lora.targetModules",
-            "at least one module is needed",
+            "at least one module is needed, such as q_proj",
         ));
     }
-    let dropout = number("spec.method.lora.dropout", &lora.dropout, |dropout| {
-        (0.0..1.0).contains(&dropout)
-    })?;
+    let dropout = number(
+        "spec.method.lora.dropout",
+        &lora.dropout,
+        "from 0 to below 1",
+        |dropout| (0.0..1.0).contains(&dropout),
+    )?;
     if dropout > 0.0 && spec.objective.type_ == ObjectiveType::Dpo {
         return Err(Invalid::new(
             "spec.method.lora.dropout",
@@ -225,7 +237,9 @@ fn read_lora(spec: &TrainingRunSpec) -> Result<run::Lora, Invalid> {
     }
     Ok(run::Lora {
         rank: at_least_one("spec.method.lora.rank", lora.rank)?,
-        alpha: number("spec.method.lora.alpha", &lora.alpha, |alpha| alpha > 0.0)?,
+        alpha: number("spec.method.lora.alpha", &lora.alpha, "above 0", |alpha| {
+            alpha > 0.0
+        })?,
         dropout,
         target_modules: lora.target_modules.clone(),
     })
@@ -244,7 +258,7 @@ fn read_keep_best(spec: &TrainingRunSpec) -> Result<bool, Invalid> {
     if is_wanted && spec.hyperparameters.validate_every_steps.is_none() {
         return Err(Invalid::new(
             "spec.checkpoint.keepBest",
-            "it needs spec.hyperparameters.validateEverySteps",
+            "it needs spec.hyperparameters.validateEverySteps; set that, or set this to false",
         ));
     }
     Ok(is_wanted)
@@ -265,11 +279,13 @@ fn read_batch(given: &Hyperparameters) -> Result<(u32, u32), Invalid> {
     };
     let micro = at_least_one(MICRO, micro)?;
     if micro > batch {
-        let message = format!("{micro} is above batchSize {batch}");
+        let message = format!("{micro} is above batchSize {batch}; lower it, or leave it out");
         return Err(Invalid::new(MICRO, message));
     }
     if !batch.is_multiple_of(micro) {
-        let message = format!("{batch} is not a multiple of microBatchSize {micro}");
+        let message = format!(
+            "{batch} is not a multiple of microBatchSize {micro}; leave that out for the largest one that fits"
+        );
         return Err(Invalid::new(BATCH, message));
     }
     Ok((batch, micro))
@@ -301,13 +317,14 @@ fn read_hyperparameters(spec: &TrainingRunSpec) -> Result<run::Hyperparameters, 
     if given.epochs.is_some() && given.maximum_steps.is_some() {
         return Err(Invalid::new(
             "spec.hyperparameters",
-            "epochs and maximumSteps exclude each other",
+            "epochs and maximumSteps exclude each other; leave one of them out",
         ));
     }
     Ok(run::Hyperparameters {
         learning_rate: number(
             "spec.hyperparameters.learningRate",
             &given.learning_rate,
+            "above 0 and at most 1",
             |rate| rate > 0.0 && rate <= 1.0,
         )?,
         schedule: match &given.schedule {
@@ -338,11 +355,13 @@ fn read_hyperparameters(spec: &TrainingRunSpec) -> Result<run::Hyperparameters, 
         weight_decay: number(
             "spec.hyperparameters.weightDecay",
             &given.weight_decay,
+            "of at least 0",
             |decay| decay >= 0.0,
         )?,
         maximum_gradient_norm: number(
             "spec.hyperparameters.maximumGradientNorm",
             &given.maximum_gradient_norm,
+            "of at least 0",
             |norm| norm >= 0.0,
         )?,
         seed: given.seed,
@@ -353,7 +372,8 @@ fn read_hyperparameters(spec: &TrainingRunSpec) -> Result<run::Hyperparameters, 
         patience: match (&given.early_stopping, given.validate_every_steps) {
             (None, _) => None,
             (Some(_), None) => {
-                let message = "it needs spec.hyperparameters.validateEverySteps";
+                let message =
+                    "it needs spec.hyperparameters.validateEverySteps; set that, or leave this out";
                 return Err(Invalid::new("spec.hyperparameters.earlyStopping", message));
             }
             (Some(early), Some(_)) => Some(at_least_one(
@@ -390,19 +410,26 @@ fn read_benchmarks(
         if given.name.is_empty() || given.name.contains('/') {
             return Err(Invalid::new(
                 NAME,
-                format!("\"{}\" is not a name", given.name),
+                format!(
+                    "\"{}\" is not a name: write lower-case letters, digits and -",
+                    given.name
+                ),
             ));
         }
         if benchmarks.iter().any(|known| known.name == given.name) {
             return Err(Invalid::new(
                 NAME,
-                format!("\"{}\" stands there twice", given.name),
+                format!(
+                    "\"{}\" stands there twice: rename one of the two",
+                    given.name
+                ),
             ));
         }
         let uri =
             PvcUri::parse(&given.uri).map_err(|error| Invalid::new(URI, error.to_string()))?;
         if uri.path().is_empty() {
-            return Err(Invalid::new(URI, format!("\"{uri}\" names no file")));
+            let message = format!("\"{uri}\" names no file: write pvc://CLAIM/PATH");
+            return Err(Invalid::new(URI, message));
         }
         benchmarks.push(run::Benchmark {
             name: given.name.clone(),
@@ -480,12 +507,13 @@ fn at_least_one<N: Copy + PartialEq + From<u8> + std::fmt::Display>(
 fn number(
     field: &'static str,
     decimal: &Decimal,
+    limits: &str,
     fits: impl Fn(f64) -> bool,
 ) -> Result<f64, Invalid> {
     decimal
         .value()
         .filter(|value| fits(*value))
-        .ok_or_else(|| Invalid::new(field, format!("\"{decimal}\" is not a number that fits")))
+        .ok_or_else(|| Invalid::new(field, format!("\"{decimal}\" is not a number {limits}")))
 }
 
 fn unknown(field: &'static str, value: &str, known: &[&str]) -> Invalid {

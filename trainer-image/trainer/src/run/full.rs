@@ -242,7 +242,8 @@ impl<'a> Output<'a> {
             return Ok(());
         }
         Err(Failure::bad_config(format!(
-            "spec.method.output.uri {}: something is there already, and a run replaces nothing",
+            "spec.method.output.uri {}: something is there already, and a run replaces nothing; name another folder in \
+             a new run",
             self.wanted.uri
         )))
     }

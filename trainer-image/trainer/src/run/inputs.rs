@@ -141,7 +141,8 @@ pub fn read_verified<T: Send>(
     let digest = digest.map_err(|error| file_failure(&named, error.category(), &error))?;
     if digest != resolved.digest.as_str() {
         return Err(Failure::bad_config(format!(
-            "{named} has digest {digest}, the run was resolved with {}; the folder was changed",
+            "{named} has digest {digest}, the run was resolved with {}; the folder was changed: put it back, or start \
+             a new run",
             resolved.digest
         )));
     }
@@ -404,7 +405,8 @@ fn check_some_fit(
         None => Ok(()),
         Some((split, rows, _)) => Err(Failure::bad_data(format!(
             "all {rows} rows of the {split} split are longer than \
-             spec.hyperparameters.maximumSequenceLength {length}, and truncation is Drop"
+             spec.hyperparameters.maximumSequenceLength {length}, and truncation is Drop; raise the one, or set the other \
+             to CutStart or CutEnd, in a new run"
         ))),
     }
 }
@@ -418,7 +420,8 @@ fn read_validation(store: &Store, config: &TrainerConfig) -> Result<Vec<Row>, Fa
     if rows.is_empty() {
         return Err(Failure::bad_data(format!(
             "dataset {} version {} has no rows in its validation split, and \
-             spec.hyperparameters.validateEverySteps needs some",
+             spec.hyperparameters.validateEverySteps needs some; raise spec.split.validationPercent of the Dataset, or \
+             leave that out in a new run",
             config.resolved.dataset.name, config.resolved.dataset.version
         )));
     }

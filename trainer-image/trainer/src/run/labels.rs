@@ -22,7 +22,7 @@ pub fn labels(questions: &[Question]) -> Result<Vec<&str>, Failure> {
     if labels.len() > MAXIMUM_LABELS {
         return Err(Failure::bad_data(format!(
             "spec.evaluation.metrics names ClassificationReport, and completions of the test split begin \
-             with {} different lines, at most {MAXIMUM_LABELS} can be labels",
+             with {} different lines, at most {MAXIMUM_LABELS} can be labels; leave that metric out in a new run",
             labels.len()
         )));
     }

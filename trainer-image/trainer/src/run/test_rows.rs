@@ -95,7 +95,8 @@ fn check(config: &TrainerConfig, was_seen: &[bool]) -> Result<(), Failure> {
     let dataset = &config.resolved.dataset;
     if was_seen.is_empty() && !config.evaluation.metrics.is_empty() {
         return Err(Failure::bad_data(format!(
-            "dataset {} version {} has no rows in its test split, and spec.evaluation.metrics needs some",
+            "dataset {} version {} has no rows in its test split, and spec.evaluation.metrics needs some; raise \
+             spec.split.testPercent of the Dataset",
             dataset.name, dataset.version
         )));
     }

@@ -33,7 +33,8 @@ impl Fit {
             Truncation::Drop => Ok(false),
             Truncation::Error => Err(Failure::bad_data(format!(
                 "{file}: row {} has {tokens} tokens, more than \
-                 spec.hyperparameters.maximumSequenceLength {}, and truncation is Error",
+                 spec.hyperparameters.maximumSequenceLength {}, and truncation is Error; raise the one, or change the \
+                 other, in a new run",
                 index + 1,
                 self.maximum
             ))),
@@ -143,7 +144,8 @@ pub fn pairs(
         } = row
         else {
             return Err(Failure::bad_data(format!(
-                "{file}: row {} is no preference, which objective DPO needs",
+                "{file}: row {} is no preference, which objective DPO needs; name a Dataset of format Preference in a \
+                 new run",
                 index + 1
             )));
         };

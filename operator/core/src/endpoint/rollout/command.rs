@@ -44,7 +44,10 @@ fn decide(machine: &Machine<'_>, command: &EndpointCommand) -> Outcome {
         }
         EndpointVerb::Retry => retry(machine, command),
         EndpointVerb::Rollback => roll_back(machine, command),
-        EndpointVerb::Other(verb) => Err(format!("verb \"{verb}\" is not known")),
+        EndpointVerb::Other(verb) => Err(format!(
+            "verb \"{verb}\" is not known; it is one of {}",
+            EndpointVerb::KNOWN.join(", ")
+        )),
     }
 }
 
@@ -71,7 +74,9 @@ fn current<'a>(
         .as_ref()
         .map_or(0, |rollout| rollout.step);
     match command.step {
-        Some(meant) if meant != step => Err(format!("the rollout is at step {step}, not {meant}")),
+        Some(meant) if meant != step => Err(format!(
+            "the rollout is at step {step}, not {meant}: look at it, and say it again with that step"
+        )),
         _ => Ok(candidate),
     }
 }
@@ -97,7 +102,7 @@ fn promote(machine: &Machine<'_>, candidate: &Candidate) -> Outcome {
             "{} of {} ready engines have v{}: wait until all have it",
             inputs.engines.verified, inputs.engines.ready, candidate.version
         )),
-        _ if inputs.routers.ready == 0 => Err("no router is ready".to_owned()),
+        _ if inputs.routers.ready == 0 => Err("no router is ready: wait until one is".to_owned()),
         _ => Ok(answered(
             machine.promote("a person said Promote"),
             AnswerOutcome::Accepted,
@@ -221,7 +226,10 @@ fn retry(machine: &Machine<'_>, command: &EndpointCommand) -> Outcome {
         rolled_back.any(|it| it.digest == command.digest)
     };
     if !is_rejected && !is_on_record() {
-        return Err(format!("{} was not rejected here", command.digest));
+        return Err(format!(
+            "{} was not rejected here; status.rejected has what was",
+            command.digest
+        ));
     }
     let version = eligible(machine, command)?;
     let mut change = machine.begin_commanded(version);
@@ -278,7 +286,8 @@ fn eligible<'a>(
         .find(|version| version.digest == command.digest)
         .ok_or_else(|| {
             format!(
-                "{} is no version of the adapter that may see traffic",
+                "{} is no version of the adapter that may see traffic; status.versions of the LoRAAdapter has digests and \
+                 stages",
                 command.digest
             )
         })

@@ -156,7 +156,7 @@ fn context_problem(engine: &EngineSpec, base: &ServedBase) -> Option<String> {
     let asked = engine.maximum_context_tokens?;
     (asked > base.maximum_positions).then(|| {
         format!(
-            "spec.engine.maximumContextTokens: {asked} is above the base model's {}",
+            "spec.engine.maximumContextTokens: {asked} is above the base model's {}; lower it, or leave it out",
             base.maximum_positions
         )
     })

@@ -521,7 +521,7 @@ fn a_field_that_can_not_work_ends_the_run() {
                 spec.objective.type_ = ObjectiveType::Dpo;
                 spec.objective.beta = Some("0".into());
             }),
-            "spec.objective.beta: \"0\" is not a number that fits",
+            "spec.objective.beta: \"0\" is not a number above 0",
         ),
         (
             Box::new(|spec| spec.method.lora.rank = 400),
@@ -566,7 +566,7 @@ fn a_field_that_can_not_work_ends_the_run() {
         ),
         (
             Box::new(|spec| spec.hyperparameters.learning_rate = "nan".into()),
-            "spec.hyperparameters.learningRate: \"nan\" is not a number that fits",
+            "spec.hyperparameters.learningRate: \"nan\" is not a number above 0 and at most 1",
         ),
         (
             Box::new(|spec| spec.base_model.uri = "s3://x/y".to_owned()),

@@ -38,13 +38,13 @@ fn source_cases() -> Vec<Case> {
         ),
         case(
             "datasets",
-            "secretRef belongs to a uri on the network",
+            "secretRef belongs to a uri on the network: leave it out",
             source(json!({"name": "a", "uri": "s3://data/a", "secretRef": {"name": "store"}})),
             source(json!({"name": "a", "uri": "pvc://data/a", "secretRef": {"name": "store"}})),
         ),
         case(
             "datasets",
-            "timeoutSeconds and maximumRows are limits of a query",
+            "timeoutSeconds and maximumRows are limits of a query: leave them out, or name postgres",
             source(
                 json!({"name": "a", "postgres": query, "timeoutSeconds": 60, "maximumRows": 10}),
             ),
@@ -52,7 +52,7 @@ fn source_cases() -> Vec<Case> {
         ),
         case(
             "datasets",
-            "timeoutSeconds and maximumRows are limits of a query",
+            "timeoutSeconds and maximumRows are limits of a query: leave them out, or name postgres",
             source(json!({"name": "a", "uri": "pvc://data/a"})),
             source(json!({"name": "a", "uri": "pvc://data/a", "maximumRows": 10})),
         ),

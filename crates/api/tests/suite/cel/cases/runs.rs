@@ -42,7 +42,7 @@ fn run_cases() -> Vec<Case> {
         ),
         case(
             "trainingruns",
-            "adapterRef, initialAdapterRef and objective do not go with method type Evaluate",
+            "adapterRef, initialAdapterRef and objective do not go with method type Evaluate: leave them out",
             json!({"spec": {"adapterRef": null}}),
             method(json!({
                 "type": "Evaluate", "subject": {"adapterRef": {"name": "topics"}, "version": 3}
@@ -58,7 +58,7 @@ fn run_cases() -> Vec<Case> {
         ),
         case(
             "trainingruns",
-            "adapterRef, initialAdapterRef and objective DPO do not go with method type Full",
+            "adapterRef, initialAdapterRef and objective DPO do not go with method type Full: leave them out",
             json!({"spec": {"adapterRef": null}}),
             method(json!({"type": "Full", "output": {"uri": "pvc://models/topics"}})),
         ),
@@ -70,7 +70,7 @@ fn run_cases() -> Vec<Case> {
         ),
         case(
             "trainingruns",
-            "beta belongs to type DPO",
+            "beta belongs to type DPO: leave it out",
             objective(json!({"type": "DPO", "beta": "0.1"})),
             objective(json!({"type": "SFT", "beta": "0.1"})),
         ),
@@ -103,7 +103,7 @@ fn hyperparameter_cases() -> Vec<Case> {
     vec![
         case(
             "trainingruns",
-            "epochs and maximumSteps exclude each other",
+            "epochs and maximumSteps exclude each other: leave one of them out",
             hyper(json!({"epochs": 2, "maximumSteps": null})),
             hyper(json!({"epochs": 2})),
         ),
@@ -184,42 +184,51 @@ fn immutable_run_cases() -> Vec<Case> {
     let hyper = |hyper: Value| json!({"spec": {"hyperparameters": hyper}});
     vec![
         immutable(
-            "baseModel is immutable",
+            "baseModel is immutable: make a new TrainingRun",
             json!({"spec": {"baseModel": {"uri": "pvc://models/other"}}}),
         ),
         immutable(
-            "datasetRef is immutable",
+            "datasetRef is immutable: make a new TrainingRun",
             json!({"spec": {"datasetRef": {"version": 2}}}),
         ),
         immutable(
-            "adapterRef is immutable",
+            "adapterRef is immutable: make a new TrainingRun",
             json!({"spec": {"adapterRef": null}}),
         ),
         immutable(
-            "adapterRef is immutable",
+            "adapterRef is immutable: make a new TrainingRun",
             json!({"spec": {"adapterRef": {"name": "other"}}}),
         ),
         immutable(
-            "initialAdapterRef is immutable",
+            "initialAdapterRef is immutable: make a new TrainingRun",
             json!({"spec": {"initialAdapterRef": {"name": "topics", "version": 2}}}),
         ),
-        immutable("objective is immutable", objective(json!({"type": "DPO"}))),
-        immutable("method is immutable", lora(json!({"rank": 16}))),
-        immutable("hyperparameters is immutable", hyper(json!({"seed": 8}))),
         immutable(
-            "compute is immutable",
+            "objective is immutable: make a new TrainingRun",
+            objective(json!({"type": "DPO"})),
+        ),
+        immutable(
+            "method is immutable: make a new TrainingRun",
+            lora(json!({"rank": 16})),
+        ),
+        immutable(
+            "hyperparameters is immutable: make a new TrainingRun",
+            hyper(json!({"seed": 8})),
+        ),
+        immutable(
+            "compute is immutable: make a new TrainingRun",
             json!({"spec": {"compute": {"profile": "large"}}}),
         ),
         immutable(
-            "checkpoint is immutable",
+            "checkpoint is immutable: make a new TrainingRun",
             json!({"spec": {"checkpoint": {"keep": 5}}}),
         ),
         immutable(
-            "evaluation is immutable",
+            "evaluation is immutable: make a new TrainingRun",
             json!({"spec": {"evaluation": {"maximumRows": 5}}}),
         ),
         immutable(
-            "limits is immutable",
+            "limits is immutable: make a new TrainingRun",
             json!({"spec": {"limits": {"retries": 5}}}),
         ),
     ]
