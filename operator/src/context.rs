@@ -77,6 +77,7 @@ impl Parts {
             results: Mutex::default(),
             trail: Trail::default(),
             unanswered: Spells::default(),
+            first_seen: FirstSeen::default(),
             refused_storage: Mutex::default(),
         }
     }
@@ -116,6 +117,8 @@ pub struct Context {
     pub trail: Trail,
     /// Objects to which a keeper owes an answer.
     pub unanswered: Spells,
+    /// What others stamp by clocks of their own.
+    pub first_seen: FirstSeen,
     /// Namespaces whose storage the API server refuses, with its words.
     pub refused_storage: Mutex<HashMap<String, String>>,
 }
@@ -155,6 +158,30 @@ impl Spells {
     }
 }
 
+/// When this process first saw something, by UID of the object and what it is about. A process that starts counts
+/// anew: what is waited for then takes longer, and is never given up early.
+#[derive(Default)]
+pub struct FirstSeen(Mutex<HashMap<(String, String), Timestamp>>);
+
+impl FirstSeen {
+    /// Notes that it is so now. Returns when that was seen first, in whole seconds, as the API server's stamps are.
+    pub fn note(&self, uid: &str, what: &str, now: Timestamp) -> Timestamp {
+        let seconds = Timestamp::from_second(now.as_second()).unwrap_or(now);
+        let Ok(mut seen) = self.0.lock() else {
+            return seconds;
+        };
+        let key = (uid.to_owned(), what.to_owned());
+        *seen.entry(key).or_insert(seconds)
+    }
+
+    /// Forgets objects that are gone.
+    pub fn keep_only(&self, exists: impl Fn(&str) -> bool) {
+        if let Ok(mut seen) = self.0.lock() {
+            seen.retain(|(uid, _), _| exists(uid));
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -169,5 +196,16 @@ mod tests {
         assert_eq!(spells.note("u", true, at(40)), Some(at(40)));
         spells.keep_only(|uid| uid != "u");
         assert_eq!(spells.note("u", true, at(50)), Some(at(50)));
+    }
+
+    #[test]
+    fn what_was_seen_first_stays_until_the_object_is_gone() {
+        let at = |milliseconds| Timestamp::from_millisecond(milliseconds).unwrap();
+        let seen = FirstSeen::default();
+        assert_eq!(seen.note("u", "made", at(10_700)), at(10_000));
+        assert_eq!(seen.note("u", "ended", at(20_000)), at(20_000));
+        assert_eq!(seen.note("u", "made", at(30_000)), at(10_000));
+        seen.keep_only(|uid| uid != "u");
+        assert_eq!(seen.note("u", "made", at(40_000)), at(40_000));
     }
 }

@@ -157,6 +157,9 @@ async fn sweep(context: Arc<Context>) {
         context.writer.keep_only(|uid| children.contains(uid));
         let adapters: HashSet<String> = uids(&caches.adapters).collect();
         context.unanswered.keep_only(|uid| adapters.contains(uid));
+        let jobs: HashSet<String> = uids(&caches.jobs).collect();
+        let stamped = |uid: &str| jobs.contains(uid) || pods.contains(uid);
+        context.first_seen.keep_only(stamped);
     }
 }
 

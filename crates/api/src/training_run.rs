@@ -477,6 +477,9 @@ pub struct TrainingRunStatus {
     /// Attempts so far.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub attempts: Option<Attempts>,
+    /// When the trainer of the attempt under way was first seen running, by the operator's clock.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub active_since: Option<Time>,
     /// How the newest attempt that ended did so.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_attempt: Option<AttemptEnd>,

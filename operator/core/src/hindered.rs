@@ -12,6 +12,7 @@ use crate::conditions::{self, Conditions, Truth};
 use crate::jobs::{self, JobState, seconds_between};
 use crate::observed::Pod;
 use crate::plan::Event;
+use crate::sightings::Sightings;
 
 /// Time that a Job's controller takes at most to make a pod that is not refused.
 const POD_WITHIN_SECONDS: u64 = 15;
@@ -52,10 +53,14 @@ pub fn replica_failure(deployment: &Deployment) -> Option<String> {
 
 /// The name of the Job if it should have had a pod for a while and has none: its controller tells of
 /// what it is refused in events only.
-pub fn without_pod<'a>(job: &'a Job, pods: &[Pod], now: Timestamp) -> Option<&'a str> {
+pub fn without_pod<'a>(
+    job: &'a Job,
+    pods: &[Pod],
+    seen: &Sightings,
+    now: Timestamp,
+) -> Option<&'a str> {
     let metadata = &job.metadata;
     let name = metadata.name.as_deref()?;
-    let created = metadata.creation_timestamp.as_ref().map(|time| time.0);
     let counted = job.status.as_ref().is_some_and(|status| {
         [status.active, status.succeeded, status.failed]
             .into_iter()
@@ -65,7 +70,7 @@ pub fn without_pod<'a>(job: &'a Job, pods: &[Pod], now: Timestamp) -> Option<&'a
     let lacks = jobs::state(job) == JobState::Active
         && metadata.deletion_timestamp.is_none()
         && !counted
-        && seconds_between(created, Some(now)) > POD_WITHIN_SECONDS
+        && seconds_between(seen.made(job), Some(now)) > POD_WITHIN_SECONDS
         && !pods
             .iter()
             .any(|pod| pod.labels.get(jobs::JOB_NAME_LABEL).map(String::as_str) == Some(name));
@@ -359,15 +364,16 @@ mod tests {
             .unwrap()
         };
         let nothing = job(json!({}));
-        assert_eq!(without_pod(&nothing, &[], at(15)), None);
-        assert_eq!(without_pod(&nothing, &[], at(16)), Some("run-1"));
+        let seen = Sightings::default();
+        assert_eq!(without_pod(&nothing, &[], &seen, at(15)), None);
+        assert_eq!(without_pod(&nothing, &[], &seen, at(16)), Some("run-1"));
         let pod = |of: &str| Pod {
             labels: [(jobs::JOB_NAME_LABEL.to_owned(), of.to_owned())].into(),
             ..Pod::default()
         };
-        assert_eq!(without_pod(&nothing, &[pod("run-1")], at(60)), None);
+        assert_eq!(without_pod(&nothing, &[pod("run-1")], &seen, at(60)), None);
         assert_eq!(
-            without_pod(&nothing, &[pod("run-2")], at(60)),
+            without_pod(&nothing, &[pod("run-2")], &seen, at(60)),
             Some("run-1")
         );
         for other in [
@@ -376,7 +382,7 @@ mod tests {
             json!({"conditions": [{"type": "Failed", "status": "True"}]}),
         ] {
             assert_eq!(
-                without_pod(&job(other.clone()), &[], at(60)),
+                without_pod(&job(other.clone()), &[], &seen, at(60)),
                 None,
                 "{other}"
             );

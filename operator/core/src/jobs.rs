@@ -13,6 +13,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use crate::observed::{Container, Pod};
 use crate::plan::{ChildKind, Delete};
+use crate::sightings::Sightings;
 
 /// Seconds after its grace period that a pod may take to stop before it is forced out.
 const STUCK_SECONDS: u64 = 30;
@@ -136,7 +137,7 @@ fn condition<'a>(
         .find(|condition| condition.type_ == kind && condition.status == "True")
 }
 
-/// When a finished Job finished.
+/// When a finished Job finished, by the clock of the Jobs' controller.
 pub fn finished_at(job: &Job) -> Option<Timestamp> {
     let condition = condition(job, "Complete").or_else(|| condition(job, "Failed"))?;
     condition.last_transition_time.as_ref().map(|time| time.0)
@@ -171,7 +172,7 @@ const POD_LAG_SECONDS: u64 = 5;
 
 /// The end of a failed or complete Job, from its pod, or from its condition where the pod is gone;
 /// none while the pod's end is not known yet.
-pub fn end(job: &Job, pods: &[Pod], now: Timestamp) -> Option<End> {
+pub fn end(job: &Job, pods: &[Pod], seen: &Sightings, now: Timestamp) -> Option<End> {
     let name = job.metadata.name.as_deref().unwrap_or_default();
     let own: Vec<&Pod> = pods
         .iter()
@@ -183,7 +184,7 @@ pub fn end(job: &Job, pods: &[Pod], now: Timestamp) -> Option<End> {
     let Some(pod) = pod else {
         return Some(end_of_job(job));
     };
-    let lagging = seconds_between(finished_at(job), Some(now)) < POD_LAG_SECONDS;
+    let lagging = seconds_between(seen.ended(job), Some(now)) < POD_LAG_SECONDS;
     end_of_pod(pod).or_else(|| (!lagging).then(|| end_of_job(job)))
 }
 
@@ -309,6 +310,7 @@ mod tests {
 
     use super::*;
     use crate::fixtures::at;
+    use crate::sightings::Sighting;
 
     fn job(kind: &str, message: &str) -> Job {
         Job {
@@ -374,10 +376,12 @@ mod tests {
                 Cause::TakenAway("Evicted".to_owned()),
             ),
         ] {
-            let end = end(&failed, std::slice::from_ref(&pod), at(100)).unwrap();
+            let pods = std::slice::from_ref(&pod);
+            let end = end(&failed, pods, &Sightings::default(), at(100)).unwrap();
             assert_eq!(end.cause, cause, "{pod:?}");
         }
-        let end = end(&failed, &[pod(70, "Error")], at(100)).unwrap();
+        let pods = [pod(70, "Error")];
+        let end = end(&failed, &pods, &Sightings::default(), at(100)).unwrap();
         assert_eq!(end.active_seconds, 90);
     }
 
@@ -400,7 +404,7 @@ mod tests {
             at_second(65, 5),
             at_second(0, 2),
         ];
-        let end = end(&several, &pods, at(100)).unwrap();
+        let end = end(&several, &pods, &Sightings::default(), at(100)).unwrap();
         assert_eq!(end.cause, Cause::Exit(ExitCode::BadData));
     }
 
@@ -415,11 +419,15 @@ mod tests {
                 Some(codes) => Cause::Exit(ExitCode::from_code(codes.values[0]).unwrap()),
                 None => Cause::TakenAway("pod is gone".to_owned()),
             };
-            let end = end(&job("Failed", &message), &[], at(0)).unwrap();
+            let job = job("Failed", &message);
+            let end = end(&job, &[], &Sightings::default(), at(0)).unwrap();
             assert_eq!(end.cause, expected);
         }
         let message = "Job has reached the specified backoff limit";
-        let cause = |job: &Job| end(job, &[], at(0)).unwrap().cause;
+        let cause = |job: &Job| {
+            let end = end(job, &[], &Sightings::default(), at(0));
+            end.unwrap().cause
+        };
         assert_eq!(
             cause(&job("Failed", message)),
             Cause::TakenAway("pod is gone".to_owned())
@@ -430,6 +438,7 @@ mod tests {
     #[test]
     fn a_pod_that_still_looks_alive_is_waited_for() {
         let mut failed = job("Failed", "");
+        failed.metadata.uid = Some("uid".to_owned());
         failed.status.as_mut().unwrap().conditions.as_mut().unwrap()[0].last_transition_time =
             Some(graftwork_api::Time(at(0)));
         let alive = Pod {
@@ -437,8 +446,21 @@ mod tests {
             phase: "Running".to_owned(),
             ..Pod::default()
         };
-        assert_eq!(end(&failed, std::slice::from_ref(&alive), at(1)), None);
-        assert!(end(&failed, &[alive], at(9)).is_some());
+        let pods = [alive];
+        let end_at = |seen: &Sightings, second: i64| end(&failed, &pods, seen, at(second));
+        assert_eq!(end_at(&Sightings::default(), 1), None);
+        assert!(end_at(&Sightings::default(), 9).is_some());
+        // The Jobs' controller may have another time: what counts is when we saw it.
+        for second in [-3600, 3600] {
+            let ended = Some(at(second));
+            let seen = Sighting {
+                made: at(second),
+                ended,
+            };
+            let seen: Sightings = [("uid".to_owned(), seen)].into_iter().collect();
+            assert_eq!(end_at(&seen, second + 1), None);
+            assert!(end_at(&seen, second + 9).is_some());
+        }
     }
 
     #[test]

@@ -20,6 +20,7 @@ pub mod run;
 pub mod schedule;
 pub mod secret_volume;
 pub mod settings;
+pub mod sightings;
 pub mod storage;
 pub mod workload;
 

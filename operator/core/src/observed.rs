@@ -99,10 +99,13 @@ pub struct Pod {
     pub ready: bool,
     /// `status.phase`: Pending, Running, Succeeded, Failed or Unknown.
     pub phase: String,
-    /// `metadata.deletionTimestamp`
+    /// When its grace period is over; none where it is not being deleted. By our clock, from when it was first
+    /// seen so: `metadata.deletionTimestamp` is by the API server's.
     pub deleting_since: Option<Timestamp>,
-    /// `metadata.creationTimestamp`
+    /// `metadata.creationTimestamp`: tells pods apart by age, and nothing is waited for from it.
     pub created: Option<Timestamp>,
+    /// When it was first seen that its image can't be had, by our clock.
+    pub image_missing_since: Option<Timestamp>,
     /// `spec.nodeName`
     pub node: Option<String>,
     /// Message of condition `PodScheduled` where it is False.
@@ -134,7 +137,7 @@ pub enum Container {
     },
     /// It runs.
     Running {
-        /// Since when.
+        /// Since when, by the node's clock.
         since: Option<Timestamp>,
     },
     /// It ended.

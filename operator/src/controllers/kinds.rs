@@ -101,8 +101,9 @@ impl Reconciled for Dataset {
         observed: &Self::Observed,
         now: Timestamp,
     ) -> Option<Hindrance> {
+        let seen = &observed.sightings;
         let mut jobs = observed.jobs.iter();
-        jobs.find_map(|job| hindered::without_pod(job, &observed.pods, now))
+        jobs.find_map(|job| hindered::without_pod(job, &observed.pods, seen, now))
             .map(hindered::no_pod)
     }
 }
@@ -139,7 +140,8 @@ impl Reconciled for TrainingRun {
         observed: &Self::Observed,
         now: Timestamp,
     ) -> Option<Hindrance> {
-        let job = hindered::without_pod(observed.job.ours()?, &observed.pods, now)?;
+        let job = observed.job.ours()?;
+        let job = hindered::without_pod(job, &observed.pods, &observed.sightings, now)?;
         if let Some(class) = &self.spec.compute.priority_class_name {
             let classes: Api<PriorityClass> = Api::all(context.client.clone());
             // Where it can't be asked for, the Job's events have to do.

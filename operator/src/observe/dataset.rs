@@ -14,9 +14,10 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use kube::ResourceExt as _;
 use kube::api::Api;
 
-use super::{child, claim, config_map, keeper, owned, place, pods};
+use super::{child, claim, config_map, keeper, owned, place, pods, sightings};
 use crate::api::{self, ApiError};
 use crate::cache::{find, in_namespace};
+use crate::clock;
 use crate::context::Context;
 
 /// Contents of `ConfigMaps` that are remembered.
@@ -72,6 +73,7 @@ pub async fn observe(context: &Context, cr: &Dataset) -> Result<Observed, ApiErr
         };
     }
     observed.sources = sources;
+    observed.sightings = sightings(&context.first_seen, &jobs, clock::now());
     observed.jobs = jobs;
     Ok(observed)
 }

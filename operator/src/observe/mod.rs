@@ -11,9 +11,13 @@ pub mod storage;
 use std::sync::Arc;
 
 use graftwork_api::labels;
+use graftwork_operator_core::jobs::{self, JobState};
 use graftwork_operator_core::observed::{ClaimState, Found};
+use graftwork_operator_core::sightings::{Sighting, Sightings};
 use graftwork_operator_core::workload::is_owned_by;
+use jiff::Timestamp;
 use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim};
 use kube::api::{Api, ObjectMeta};
 use kube::runtime::reflector::Store;
@@ -22,7 +26,7 @@ use serde::de::DeserializeOwned;
 
 use crate::api::{self, ApiError};
 use crate::cache::{find, in_namespace};
-use crate::context::Context;
+use crate::context::{Context, FirstSeen};
 
 /// Whether an object belongs to the owner of that UID, or, without an owner, carries our labels.
 pub fn is_ours(metadata: &ObjectMeta, owner: Option<&str>) -> bool {
@@ -104,6 +108,20 @@ where
         .collect()
 }
 
+/// When Jobs and their ends were first seen.
+pub fn sightings(first_seen: &FirstSeen, jobs: &[Job], now: Timestamp) -> Sightings {
+    let sighting = |job: &Job| {
+        let uid = job.metadata.uid.as_deref()?;
+        let has_ended = matches!(jobs::state(job), JobState::Complete | JobState::Failed);
+        let seen = Sighting {
+            made: first_seen.note(uid, "made", now),
+            ended: has_ended.then(|| first_seen.note(uid, "ended", now)),
+        };
+        Some((uid.to_owned(), seen))
+    };
+    jobs.iter().filter_map(sighting).collect()
+}
+
 /// A claim that a spec names.
 pub fn claim(context: &Context, namespace: &str, name: &str) -> ClaimState {
     match find(&context.caches.claims, namespace, name) {
@@ -134,6 +152,31 @@ mod tests {
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 
     use super::*;
+
+    #[test]
+    fn a_job_is_seen_when_we_look_and_its_end_when_it_has_one() {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let seen = FirstSeen::default();
+        let mut job: Job = serde_json::from_value(serde_json::json!({
+            "metadata": {"uid": "u", "creationTimestamp": "2026-01-01T00:00:00Z"},
+        }))
+        .unwrap();
+        let looked = sightings(&seen, std::slice::from_ref(&job), at(10));
+        assert_eq!(
+            (looked.made(&job), looked.ended(&job)),
+            (Some(at(10)), None)
+        );
+        job.status = serde_json::from_value(serde_json::json!({
+            "conditions": [{
+                "type": "Failed", "status": "True", "lastTransitionTime": "2026-01-01T00:00:09Z",
+            }],
+        }))
+        .unwrap();
+        sightings(&seen, std::slice::from_ref(&job), at(20));
+        let looked = sightings(&seen, std::slice::from_ref(&job), at(30));
+        let (made, ended) = (looked.made(&job), looked.ended(&job));
+        assert_eq!((made, ended), (Some(at(10)), Some(at(20))));
+    }
 
     #[test]
     fn a_service_of_another_endpoint_is_foreign_though_it_carries_our_labels() {

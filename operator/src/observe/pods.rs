@@ -2,13 +2,15 @@
 
 use graftwork_api::labels;
 use graftwork_operator_core::observed::{Container, Pod, describe_end};
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{
     ContainerState, ContainerStatus, Pod as ClusterPod, PodCondition,
 };
 use kube::ResourceExt as _;
 
 use crate::cache::in_namespace;
-use crate::context::Context;
+use crate::clock;
+use crate::context::{Context, FirstSeen};
 
 /// Pods of one component of an object.
 pub fn of(
@@ -19,6 +21,7 @@ pub fn of(
     owner: &str,
 ) -> Vec<Pod> {
     let selector = labels::selector(component, owner_kind, owner);
+    let now = clock::now();
     in_namespace(&context.caches.pods, namespace)
         .iter()
         .filter(|pod| {
@@ -26,11 +29,34 @@ pub fn of(
                 .iter()
                 .all(|(key, value)| pod.labels().get(key) == Some(value))
         })
-        .map(|pod| read(pod))
+        .map(|pod| {
+            let grace = pod.metadata.deletion_grace_period_seconds;
+            by_our_clock(read(pod), grace, &context.first_seen, now)
+        })
         .collect()
 }
 
-/// One pod.
+/// The pod with the times that waits count from by our clock.
+fn by_our_clock(
+    mut pod: Pod,
+    grace_seconds: Option<i64>,
+    first_seen: &FirstSeen,
+    now: Timestamp,
+) -> Pod {
+    if let Some(stamp) = pod.deleting_since {
+        // A second delete with a shorter grace period stamps it anew.
+        let first = first_seen.note(&pod.uid, &format!("deleted {stamp}"), now);
+        let grace = SignedDuration::from_secs(grace_seconds.unwrap_or_default().max(0));
+        pod.deleting_since = Some(first.checked_add(grace).unwrap_or(first));
+    }
+    if pod.image_problem().is_some() {
+        let first = first_seen.note(&pod.uid, "without image", now);
+        pod.image_missing_since = Some(first);
+    }
+    pod
+}
+
+/// One pod, with the API server's stamps.
 pub fn read(pod: &ClusterPod) -> Pod {
     let status = pod.status.clone().unwrap_or_default();
     let condition = |kind: &str| -> Option<&PodCondition> {
@@ -55,6 +81,7 @@ pub fn read(pod: &ClusterPod) -> Pod {
         phase: status.phase.clone().unwrap_or_default(),
         deleting_since: pod.metadata.deletion_timestamp.as_ref().map(|time| time.0),
         created: pod.metadata.creation_timestamp.as_ref().map(|time| time.0),
+        image_missing_since: None,
         node: pod.spec.as_ref().and_then(|spec| spec.node_name.clone()),
         unschedulable: condition("PodScheduled")
             .filter(|condition| condition.status == "False")
@@ -172,6 +199,35 @@ mod tests {
         let mut pod = engine(&json!([status("engine", &json!({"running": {}}), &ended)]));
         pod.ready = true;
         assert_eq!(pod.problem(), None, "it serves");
+    }
+
+    #[test]
+    fn stamps_of_another_clock_become_times_of_ours() {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let seen = FirstSeen::default();
+        let look = |stamp: &str, grace: i64, second: i64| {
+            let waiting = json!({"waiting": {"reason": "ErrImagePull", "message": "no image"}});
+            let pod = json!({
+                "metadata": {
+                    "name": "x", "uid": "u", "deletionTimestamp": stamp,
+                    "labels": {labels::COMPONENT: labels::component::TRAINER},
+                },
+                "status": {"containerStatuses": [status("trainer", &waiting, &json!({}))]},
+            });
+            let pod = read(&serde_json::from_value(pod).unwrap());
+            let pod = by_our_clock(pod, Some(grace), &seen, at(second));
+            (pod.deleting_since, pod.image_missing_since)
+        };
+        let (long_ago, ahead) = ("1969-01-01T00:00:00Z", "2170-01-01T00:00:00Z");
+        for (stamp, grace, second, gone) in [
+            (long_ago, 60, 100, 160),
+            (long_ago, 60, 130, 160),
+            (ahead, 10, 140, 150),
+            (ahead, 10, 150, 150),
+        ] {
+            let expected = (Some(at(gone)), Some(at(100)));
+            assert_eq!(look(stamp, grace, second), expected, "{stamp} {second}");
+        }
     }
 
     #[test]

@@ -10,10 +10,11 @@ use kube::core::DeserializeGuard;
 use kube::runtime::reflector::Store;
 use kube::{Resource, ResourceExt as _};
 
-use super::{child, claim, config_map, keeper, owned, place, pods};
+use super::{child, claim, config_map, keeper, owned, place, pods, sightings};
 use crate::api::ApiError;
 use crate::cache::{Kind, Touch, find};
 use crate::calls::Peer;
+use crate::clock;
 use crate::context::Context;
 
 /// Everything that a run's plan needs.
@@ -74,6 +75,7 @@ pub async fn observe(context: &Context, cr: &TrainingRun) -> Result<Observed, Ap
         ),
         ..Observed::default()
     };
+    observed.sightings = sightings(&context.first_seen, &observed.jobs, clock::now());
     if let Some(job) = observed.job.ours().filter(|job| is_active(cr, job)) {
         // While its Job runs, the store has nothing to say about a run.
         observed.report = report(context, cr, job, &observed.pods, touch);

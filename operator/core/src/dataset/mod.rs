@@ -26,6 +26,7 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use crate::observed::{Asked, ClaimState, Found, Pod, Record};
 use crate::plan::Plan;
 use crate::settings::Settings;
+use crate::sightings::Sightings;
 use crate::storage::StorageProblem;
 
 pub use validate::{Invalid, Valid, classification, read_format, validate};
@@ -52,6 +53,8 @@ pub struct Observed {
     pub referenced: BTreeSet<u32>,
     /// Jobs of this Dataset.
     pub jobs: Vec<Job>,
+    /// When they were first seen.
+    pub sightings: Sightings,
     /// The Job of the next attempt has somebody else's name.
     pub foreign_job: bool,
     /// Pods of those Jobs.

@@ -195,12 +195,13 @@ fn attempt(fingerprint: Digest, observed: &Observed, now: Timestamp) -> Step {
         return start(fingerprint, None, observed);
     };
     let under_way = matches!(jobs::state(job), JobState::Active | JobState::Suspended);
-    let end = jobs::end(job, &observed.pods, now).filter(|_| !under_way && !last.waits_for_rest());
+    let end_of = |job: &Job| jobs::end(job, &observed.pods, &observed.sightings, now);
+    let end = end_of(job).filter(|_| !under_way && !last.waits_for_rest());
     let Some(end) = end else {
         let before = number
             .checked_sub(1)
             .and_then(|before| Attempt::of(&observed.jobs, &fingerprint, before).last())
-            .and_then(|job| Some(ended(job, &jobs::end(job, &observed.pods, now)?)));
+            .and_then(|job| Some(ended(job, &end_of(job)?)));
         return Step::Build {
             fingerprint,
             attempt: number,
@@ -215,7 +216,8 @@ fn attempt(fingerprint: Digest, observed: &Observed, now: Timestamp) -> Step {
             message: after.message,
         };
     }
-    let until = jobs::finished_at(job).and_then(|end| end.checked_add(pause(number)).ok());
+    let finished = observed.sightings.ended(job);
+    let until = finished.and_then(|end| end.checked_add(pause(number)).ok());
     match until.filter(|until| now < *until) {
         Some(until) => Step::Pause {
             fingerprint,

@@ -8,7 +8,7 @@ use graftwork_contract::run::RunSummary;
 use jiff::Timestamp;
 
 use super::inputs::known_reason;
-use crate::jobs::{Cause, End};
+use crate::jobs::{Cause, End, seconds_between};
 
 /// Seconds before the attempt after the first failure; each later one waits twice as long.
 const FIRST_PAUSE_SECONDS: i64 = 10;
@@ -118,6 +118,7 @@ const fn reason_of(code: ExitCode) -> &'static str {
 
 /// The accounts with attempt `number` begun, and all before it over.
 pub fn open(status: &mut TrainingRunStatus, number: u32) {
+    status.active_since = None;
     let attempts = status.attempts.get_or_insert_default();
     attempts.started = number;
     attempts.ended = number.saturating_sub(1);
@@ -132,6 +133,7 @@ pub fn close(
     retries: u32,
     now: Timestamp,
 ) -> Option<(&'static str, String)> {
+    status.active_since = None;
     let attempts = status.attempts.get_or_insert_default();
     attempts.ended = number;
     attempts.active_seconds += closing.active_seconds;
@@ -155,6 +157,22 @@ pub fn close(
             .map(Time),
     });
     over
+}
+
+/// Notes that the trainer of the attempt under way runs. What lies ahead was noted by a clock that was ahead of
+/// ours: it counts as now.
+pub fn note_active(status: &mut TrainingRunStatus, now: Timestamp) {
+    let known = status.active_since.take().filter(|time| time.0 <= now);
+    // In whole seconds, as the API server keeps it.
+    let seconds = Timestamp::from_second(now.as_second()).unwrap_or(now);
+    status.active_since = Some(known.unwrap_or(Time(seconds)));
+}
+
+/// Seconds that the attempt under way has been active: from when its trainer was first seen running, since a
+/// node's clock may not be ours.
+pub fn active_seconds(status: Option<&TrainingRunStatus>, now: Timestamp) -> u64 {
+    let since = status.and_then(|status| status.active_since.as_ref());
+    seconds_between(since.map(|time| time.0), Some(now))
 }
 
 /// Seconds between the end of an attempt and the next one; none where nothing was wrong.

@@ -25,6 +25,7 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use crate::observed::{Asked, ClaimState, DescribedBase, Found, Pod, Record};
 use crate::plan::Plan;
 use crate::settings::Settings;
+use crate::sightings::Sightings;
 use crate::storage::StorageProblem;
 
 pub use claims::claims;
@@ -62,6 +63,8 @@ pub struct Observed {
     pub job: Found<Job>,
     /// All Jobs of the run.
     pub jobs: Vec<Job>,
+    /// When they were first seen.
+    pub sightings: Sightings,
     /// Their pods.
     pub pods: Vec<Pod>,
     /// What the trainer of the newest attempt last reported.

@@ -137,11 +137,13 @@ pub fn report(
             said.reconciling = false;
             act(status, &said, None)
         }
-        Step::Make(number, _) => act(
-            status,
-            &Said::under_way(reason::STARTING, format!("attempt {number} starts")),
-            Some(5),
-        ),
+        Step::Make(number, _) => {
+            let mut status = status;
+            // Its Job may have run before, and have vanished.
+            status.active_since = None;
+            let said = Said::under_way(reason::STARTING, format!("attempt {number} starts"));
+            act(status, &said, Some(5))
+        }
         Step::Stopping => act(
             status,
             &Said::under_way(
@@ -250,6 +252,7 @@ fn watch(
             1,
         ),
         Phase::Running { remaining_seconds } => {
+            attempt::note_active(&mut status, now);
             let (said, pending) = match &observed.report {
                 Some(report) => take_report(&mut status, report, now),
                 None => (
@@ -352,9 +355,10 @@ fn complete(
     {
         attempts.ended = attempts.started;
         let job = observed.job.ours();
-        let end = job.and_then(|job| jobs::end(job, &observed.pods, now));
+        let end = job.and_then(|job| jobs::end(job, &observed.pods, &observed.sightings, now));
         attempts.active_seconds += end.map_or(0, |end| end.active_seconds);
     }
+    status.active_since = None;
     let old = status.resolved.take();
     let (image, profile) = old.map_or_else(
         || (String::new(), cr.spec.compute.profile.clone()),

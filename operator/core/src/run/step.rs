@@ -14,7 +14,7 @@ use super::attempt::{self, Closing, Counts};
 use super::inputs::{self, Waiting};
 use super::validate::Valid;
 use super::{Observed, children, claims, rows};
-use crate::jobs::{self, JobState, seconds_between};
+use crate::jobs::{self, End, JobState, seconds_between};
 use crate::observed::{Asked, Container, Found, Pod, Record};
 use crate::settings::Settings;
 use crate::storage::StorageProblem;
@@ -98,7 +98,7 @@ pub fn step(
     if under_way {
         let number = attempts.started;
         if cr.spec.suspend {
-            return Step::Close(number, suspension(observed, now));
+            return Step::Close(number, suspension(cr, observed, now));
         }
         match &observed.job {
             Found::Ours(job) => watch(cr, number, job, observed, now),
@@ -341,26 +341,23 @@ fn watch(cr: &TrainingRun, number: u32, job: &Job, observed: &Observed, now: Tim
         )),
         JobState::Active => under_way(cr, number, job, observed, now),
         JobState::Complete => {
-            let since = seconds_between(jobs::finished_at(job), Some(now));
-            match (&observed.result, jobs::end(job, &observed.pods, now)) {
+            let since = seconds_between(observed.sightings.ended(job), Some(now));
+            match (&observed.result, end_of(job, observed, now)) {
                 (Asked::Answered(None), Some(end)) if since > RESULT_PATIENCE_SECONDS => {
                     Step::Close(number, attempt::closing(&end))
                 }
                 _ => Step::Watch(Phase::Reading),
             }
         }
-        JobState::Failed => match jobs::end(job, &observed.pods, now) {
+        JobState::Failed => match end_of(job, observed, now) {
             Some(end) => Step::Close(number, attempt::closing(&end)),
             None => Step::Watch(Phase::Reading),
         },
     }
 }
 
-fn running_since(pod: &Pod) -> Option<Timestamp> {
-    match &pod.container {
-        Container::Running { since } => *since,
-        _ => None,
-    }
+fn end_of(job: &Job, observed: &Observed, now: Timestamp) -> Option<End> {
+    jobs::end(job, &observed.pods, &observed.sightings, now)
 }
 
 fn under_way(
@@ -374,7 +371,7 @@ fn under_way(
         return Step::Watch(Phase::Starting("the run's pod is being made".to_owned()));
     };
     if let Some(message) = pod.image_problem() {
-        let waited = seconds_between(pod.created, Some(now));
+        let waited = seconds_between(pod.image_missing_since, Some(now));
         return if waited > IMAGE_PATIENCE_SECONDS {
             Step::Close(
                 number,
@@ -396,7 +393,7 @@ fn under_way(
     }
     match &pod.container {
         Container::Running { .. } => {
-            let active = seconds_between(running_since(pod), Some(now));
+            let active = attempt::active_seconds(cr.status.as_ref(), now);
             let limit = cr.spec.limits.duration_seconds;
             let spent = attempt::attempts(cr).active_seconds + active;
             if spent > limit {
@@ -429,13 +426,13 @@ fn under_way(
     }
 }
 
-fn suspension(observed: &Observed, now: Timestamp) -> Closing {
+fn suspension(cr: &TrainingRun, observed: &Observed, now: Timestamp) -> Closing {
     let pod = observed
         .job
         .ours()
         .and_then(|job| pod_of(job, &observed.pods));
     let active_seconds = match pod.map(|pod| &pod.container) {
-        Some(Container::Running { since }) => seconds_between(*since, Some(now)),
+        Some(Container::Running { .. }) => attempt::active_seconds(cr.status.as_ref(), now),
         Some(Container::Terminated {
             started, finished, ..
         }) => seconds_between(*started, *finished),

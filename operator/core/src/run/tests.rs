@@ -2,6 +2,7 @@
 
 mod attempts;
 mod claims;
+mod clocks;
 mod inputs;
 mod pauses;
 mod pods;

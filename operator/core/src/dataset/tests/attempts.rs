@@ -3,6 +3,7 @@
 use graftwork_contract::dataset::BuildConfig;
 
 use super::*;
+use crate::sightings::Sighting;
 
 #[test]
 fn a_build_that_may_end_otherwise_is_tried_again_with_growing_pauses_for_as_long_as_it_takes() {
@@ -43,6 +44,28 @@ fn a_build_that_may_end_otherwise_is_tried_again_with_growing_pauses_for_as_long
         world.publish(1);
         world.reconcile();
         assert_eq!(world.ready().0, "True");
+    }
+}
+
+#[test]
+fn a_pause_counts_from_when_the_end_was_seen_whatever_clock_stamped_it() {
+    for ahead in [-3600, 0, 3600] {
+        let mut world = World::from_config_map();
+        world.reconcile();
+        world.end_job(i32::from(ExitCode::Unavailable.code()), None);
+        let job = &mut world.observed.jobs[0];
+        job.metadata.uid = Some("job".to_owned());
+        let conditions = job.status.as_mut().unwrap().conditions.as_mut().unwrap();
+        conditions[0].last_transition_time = Some(Time(at(world.seconds + ahead)));
+        let seen = Sighting {
+            made: at(world.seconds),
+            ended: Some(at(world.seconds)),
+        };
+        world.observed.sightings = [("job".to_owned(), seen)].into_iter().collect();
+        world.seconds += 4;
+        assert!(world.reconcile().create.is_empty(), "{ahead}");
+        world.seconds += 1;
+        assert_eq!(world.reconcile().create.len(), 1, "{ahead}");
     }
 }
 

@@ -111,6 +111,7 @@ fn active_time_is_summed_over_attempts() {
         pod.disrupted = Some("PreemptionByScheduler".to_owned());
     });
     world.start();
+    world.reconcile();
     world.seconds += 20;
     world.reconcile();
     assert!(!world.is_finished());
@@ -125,6 +126,7 @@ fn active_time_is_summed_over_attempts() {
 fn suspend_deletes_the_job_and_resume_makes_the_next_attempt() {
     let mut world = World::new();
     world.start();
+    world.reconcile();
     world.seconds += 30;
     world.cr.spec.suspend = true;
     world.reconcile();

@@ -259,6 +259,7 @@ fn pods_that_do_not_start_say_why() {
         reason: "ErrImagePull".to_owned(),
         message: "registry/trainer:1 not found".to_owned(),
     };
+    pod.image_missing_since = Some(at(world.seconds));
     world.reconcile();
     assert_eq!(world.succeeded().0, "Unknown");
     assert_eq!(world.succeeded().1, reason::IMAGE_UNAVAILABLE);
