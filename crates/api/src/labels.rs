@@ -14,7 +14,7 @@ pub const NAME: &str = "app.kubernetes.io/name";
 pub const INSTANCE: &str = "app.kubernetes.io/instance";
 /// Kind of the object that a child belongs to, in lower case.
 pub const OWNER_KIND: &str = "graftwork.dev/owner-kind";
-/// Number of the attempt on a run's Job.
+/// Number of the attempt on a run's Job: for people, since anybody may change it. What counts is the Job's name.
 pub const ATTEMPT: &str = "graftwork.dev/attempt";
 /// On a Dataset: any new value looks at the sources again.
 pub const REFRESH_ANNOTATION: &str = "graftwork.dev/refresh";

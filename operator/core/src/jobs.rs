@@ -1,7 +1,6 @@
 //! Jobs as dataset builds and runs use them: one pod, no retry by Kubernetes, and an end that can
 //! be read from the pod, or from the Job alone where the pod is gone.
 
-use graftwork_api::labels;
 use graftwork_contract::exit::ExitCode;
 use jiff::Timestamp;
 use k8s_openapi::api::batch::v1::{
@@ -21,15 +20,14 @@ const STUCK_SECONDS: u64 = 30;
 /// Label that the Job controller puts on a Job's pods.
 pub const JOB_NAME_LABEL: &str = "batch.kubernetes.io/job-name";
 
-/// The number of a Job's attempt.
-pub fn attempt_of(job: &Job) -> u32 {
-    job.metadata
-        .labels
-        .iter()
-        .flatten()
-        .find(|(key, _)| *key == labels::ATTEMPT)
-        .and_then(|(_, number)| number.parse().ok())
-        .unwrap_or(0)
+/// Attempts that are counted; no object comes near it.
+const MOST_ATTEMPTS: u32 = 1_000_000;
+
+/// The number that a Job's name ends with, where it may be an attempt's.
+pub fn number_in(name: &str) -> Option<u32> {
+    let (_, number) = name.rsplit_once('-')?;
+    let number: u32 = number.parse().ok()?;
+    (1..=MOST_ATTEMPTS).contains(&number).then_some(number)
 }
 
 /// A Job that runs `template` once.
@@ -469,6 +467,24 @@ mod tests {
         assert!(policy.rules.iter().all(|rule| rule.action == "FailJob"));
         assert!(policy.rules.len() <= 20);
         assert_eq!(policy.rules.len(), ExitCode::ALL.len());
+    }
+
+    #[test]
+    fn a_name_ends_with_the_number_of_an_attempt_or_with_none() {
+        for (name, number) in [
+            ("nightly-1", Some(1)),
+            ("a-b-1000000", Some(1_000_000)),
+            ("nightly-1000001", None),
+            ("nightly-4294967295", None),
+            ("nightly-99999999999999", None),
+            ("nightly-0", None),
+            ("nightly-x", None),
+            ("nightly-", None),
+            ("nightly", None),
+            ("", None),
+        ] {
+            assert_eq!(number_in(name), number, "{name}");
+        }
     }
 
     #[test]

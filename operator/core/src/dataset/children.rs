@@ -54,6 +54,18 @@ pub fn parts_name(owner: &str, fingerprint: &Digest, attempt: u32) -> String {
     names::child_name(owner, &suffix)
 }
 
+/// The attempt at a fingerprint that a Job is, or is a part of, by its name, which nobody can change; none where it
+/// is called as none.
+pub fn attempt_of(owner: &str, fingerprint: &Digest, job: &Job) -> Option<u32> {
+    let name = job.metadata.name.as_deref()?;
+    let is_called = |number: &u32| {
+        job_name(owner, fingerprint, *number) == name
+            || parts_name(owner, fingerprint, *number) == name
+    };
+    // The first one's name has no number.
+    [1].into_iter().chain(jobs::number_in(name)).find(is_called)
+}
+
 /// What a Dataset's children are made from.
 #[derive(Clone, Copy)]
 pub struct Means<'a> {
@@ -82,8 +94,9 @@ pub fn build(means: Means<'_>, step: &Step, now: Timestamp, actions: &mut Action
     else {
         return;
     };
+    let owner = cr.metadata.name.as_deref().unwrap_or_default();
     if let Step::Build { attempt, .. } = step {
-        let made = Attempt::of(&observed.jobs, fingerprint, *attempt);
+        let made = Attempt::of(owner, &observed.jobs, fingerprint, *attempt);
         // A spec that wants other parts waits for the end of those that are being made.
         let next = match (made.rest, valid.shards) {
             (Some(_), _) => None,
@@ -102,12 +115,12 @@ pub fn build(means: Means<'_>, step: &Step, now: Timestamp, actions: &mut Action
     // What other fingerprints left behind: a build that goes on would write a version that the spec
     // no longer asks for. And attempts of this one that are long over.
     let name = |metadata: &ObjectMeta| metadata.name.clone().unwrap_or_default();
-    let keep = configuration_name(&name(&cr.metadata), fingerprint);
+    let keep = configuration_name(owner, fingerprint);
     let jobs = observed
         .jobs
         .iter()
         .filter(|job| !is_of(job, fingerprint))
-        .chain(outlived(&observed.jobs, fingerprint))
+        .chain(outlived(owner, &observed.jobs, fingerprint))
         .map(|job| (ChildKind::Job, &job.metadata));
     let maps = observed
         .configurations
@@ -128,11 +141,18 @@ pub fn build(means: Means<'_>, step: &Step, now: Timestamp, actions: &mut Action
 
 /// Jobs of a fingerprint whose attempts ended before the newest few. The newest one tells how often
 /// it was tried.
-fn outlived<'a>(jobs: &'a [Job], fingerprint: &'a Digest) -> impl Iterator<Item = &'a Job> {
-    let newest = attempts(jobs, fingerprint);
+fn outlived<'a>(
+    owner: &'a str,
+    jobs: &'a [Job],
+    fingerprint: &'a Digest,
+) -> impl Iterator<Item = &'a Job> {
+    let newest = attempts(owner, jobs, fingerprint);
     jobs.iter()
         .filter(|job| is_of(job, fingerprint))
-        .filter(move |job| jobs::attempt_of(job) + KEPT_JOBS <= newest)
+        .filter(move |job| {
+            let number = attempt_of(owner, fingerprint, job);
+            number.is_some_and(|number| number + KEPT_JOBS <= newest)
+        })
 }
 
 /// When the first attempt at a fingerprint was decided: every Job says it to the next one.

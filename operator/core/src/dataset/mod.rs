@@ -91,7 +91,7 @@ pub fn fingerprint(cr: &Dataset, sources: &BTreeMap<String, SourceState>) -> Opt
 /// Names of the objects that a build with this fingerprint would have next.
 pub fn names(cr: &Dataset, fingerprint: &Digest, jobs: &[Job]) -> Names {
     let owner = cr.metadata.name.as_deref().unwrap_or_default();
-    let next = step::attempts(jobs, fingerprint) + 1;
+    let next = step::attempts(owner, jobs, fingerprint) + 1;
     Names {
         configuration: children::configuration_name(owner, fingerprint),
         job: match cr.spec.shards {

@@ -6,6 +6,7 @@ use graftwork_api::dataset::PrivacyMode;
 use graftwork_contract::Digest;
 use k8s_openapi::api::batch::v1::Job;
 
+use super::children::attempt_of;
 use super::step::is_of;
 use super::validate::{Invalid, read_format};
 use crate::jobs::{self, JobState};
@@ -78,13 +79,13 @@ pub struct Attempt<'a> {
 
 impl<'a> Attempt<'a> {
     /// The Jobs of an attempt at a fingerprint.
-    pub fn of(jobs: &'a [Job], fingerprint: &Digest, number: u32) -> Self {
+    pub fn of(owner: &str, jobs: &'a [Job], fingerprint: &Digest, number: u32) -> Self {
         let mut attempt = Self {
             parts: None,
             rest: None,
         };
         for job in jobs {
-            if is_of(job, fingerprint) && jobs::attempt_of(job) == number {
+            if is_of(job, fingerprint) && attempt_of(owner, fingerprint, job) == Some(number) {
                 if makes_parts(job) {
                     attempt.parts = Some(job);
                 } else {

@@ -12,7 +12,7 @@ use k8s_openapi::api::batch::v1::Job;
 
 use super::parts::Attempt;
 use super::validate::{Place, Valid};
-use super::{Observed, SourceState, status, timing};
+use super::{Observed, SourceState, children, status, timing};
 use crate::jobs::{self, Cause, End, JobState};
 use crate::observed::Asked;
 use crate::storage::StorageProblem;
@@ -147,7 +147,7 @@ pub fn step(cr: &Dataset, valid: &Valid, observed: &Observed, now: Timestamp) ->
                 },
             }
         }
-        (Asked::Answered(None), Asked::Answered(_)) => attempt(fingerprint, observed, now),
+        (Asked::Answered(None), Asked::Answered(_)) => attempt(cr, fingerprint, observed, now),
         (Asked::Unreachable(message), _) | (_, Asked::Unreachable(message)) => Step::KeeperAway {
             message: message.clone(),
         },
@@ -181,16 +181,17 @@ pub fn is_of(job: &Job, fingerprint: &Digest) -> bool {
 }
 
 /// How many attempts there were at a fingerprint.
-pub fn attempts(jobs: &[Job], fingerprint: &Digest) -> u32 {
+pub fn attempts(owner: &str, jobs: &[Job], fingerprint: &Digest) -> u32 {
     jobs_of(jobs, fingerprint)
-        .map(jobs::attempt_of)
+        .filter_map(|job| children::attempt_of(owner, fingerprint, job))
         .max()
         .unwrap_or(0)
 }
 
-fn attempt(fingerprint: Digest, observed: &Observed, now: Timestamp) -> Step {
-    let number = attempts(&observed.jobs, &fingerprint);
-    let last = Attempt::of(&observed.jobs, &fingerprint, number);
+fn attempt(cr: &Dataset, fingerprint: Digest, observed: &Observed, now: Timestamp) -> Step {
+    let owner = cr.metadata.name.as_deref().unwrap_or_default();
+    let number = attempts(owner, &observed.jobs, &fingerprint);
+    let last = Attempt::of(owner, &observed.jobs, &fingerprint, number);
     let Some(job) = last.last() else {
         return start(fingerprint, None, observed);
     };
@@ -198,17 +199,17 @@ fn attempt(fingerprint: Digest, observed: &Observed, now: Timestamp) -> Step {
     let end_of = |job: &Job| jobs::end(job, &observed.pods, &observed.sightings, now);
     let end = end_of(job).filter(|_| !under_way && !last.waits_for_rest());
     let Some(end) = end else {
-        let before = number
-            .checked_sub(1)
-            .and_then(|before| Attempt::of(&observed.jobs, &fingerprint, before).last())
-            .and_then(|job| Some(ended(job, &end_of(job)?)));
+        let before = number.checked_sub(1).and_then(|before| {
+            let job = Attempt::of(owner, &observed.jobs, &fingerprint, before).last()?;
+            Some(ended(before, &end_of(job)?))
+        });
         return Step::Build {
             fingerprint,
             attempt: number,
             after: before,
         };
     };
-    let after = ended(job, &end);
+    let after = ended(number, &end);
     if !is_worth_another(&end.cause, &after.reason) {
         return Step::Failed {
             fingerprint,
@@ -235,10 +236,10 @@ fn pause(number: u32) -> SignedDuration {
     SignedDuration::from_secs((FIRST_PAUSE_SECONDS << doublings).min(LONGEST_PAUSE_SECONDS))
 }
 
-fn ended(job: &Job, end: &End) -> Ended {
+fn ended(attempt: u32, end: &End) -> Ended {
     let summary: Option<BuildSummary> = serde_json::from_str(&end.summary).ok();
     Ended {
-        attempt: jobs::attempt_of(job),
+        attempt,
         reason: match &end.cause {
             Cause::Exit(code) => failure_reason(*code, summary.as_ref()),
             Cause::OutOfMemory | Cause::Killed(_) | Cause::TakenAway(_) => {

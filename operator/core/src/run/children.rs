@@ -28,6 +28,12 @@ pub fn job_name(cr: &TrainingRun, number: u32) -> String {
     names::attempt_name(cr.metadata.name.as_deref().unwrap_or_default(), number)
 }
 
+/// The attempt that a Job is, by its name, which nobody can change; none where it is called as none of this run's.
+pub fn attempt_of(cr: &TrainingRun, job: &Job) -> Option<u32> {
+    let name = job.metadata.name.as_deref()?;
+    jobs::number_in(name).filter(|number| job_name(cr, *number) == name)
+}
+
 /// Name of the trainer's configuration.
 pub fn configuration_name(cr: &TrainingRun) -> String {
     names::child_name(cr.metadata.name.as_deref().unwrap_or_default(), "trainer")
@@ -204,10 +210,10 @@ pub fn prune(
     let ended = attempt::attempts(cr).ended;
     let mut finished: Vec<(u32, &Job)> = Vec::new();
     for job in &observed.jobs {
-        let number = jobs::attempt_of(job);
-        if number > ended || job.metadata.deletion_timestamp.is_some() {
+        let number = attempt_of(cr, job).filter(|number| *number <= ended);
+        let Some(number) = number.filter(|_| job.metadata.deletion_timestamp.is_none()) else {
             continue;
-        }
+        };
         if matches!(jobs::state(job), JobState::Active | JobState::Suspended) {
             actions.delete.extend(delete(job));
         } else {

@@ -80,9 +80,7 @@ pub fn step(
     now: Timestamp,
 ) -> Step {
     let attempts = attempt::attempts(cr);
-    let newest = observed.jobs.iter().map(jobs::attempt_of).max();
-    if let Some(newest) = newest.filter(|newest| *newest > attempts.started) {
-        // Status was lost or comes from a backup: the Jobs know better.
+    if let Some(newest) = begun(cr, observed) {
         return Step::Open(newest);
     }
     let under_way = attempts.started > attempts.ended;
@@ -102,12 +100,42 @@ pub fn step(
         }
         match &observed.job {
             Found::Ours(job) => watch(cr, number, job, observed, now),
-            Found::Absent => make(number, observed),
+            Found::Absent => intruder(cr, observed).unwrap_or_else(|| make(number, observed)),
             Found::Foreign => name_taken("Job", &super::job_name(cr)),
         }
     } else {
         begin(cr, valid, observed, settings, now)
     }
+}
+
+/// The newest attempt that has a Job and that status does not know of. Where status was lost the Jobs know better;
+/// else an attempt is written before its Job is made, and no Job is more than one ahead.
+fn begun(cr: &TrainingRun, observed: &Observed) -> Option<u32> {
+    let known = cr.status.as_ref().and_then(|status| status.attempts);
+    let started = known.map_or(0, |known| known.started);
+    let most = known.map_or(u32::MAX, |known| known.started.saturating_add(1));
+    let jobs = observed.jobs.iter();
+    jobs.filter_map(|job| children::attempt_of(cr, job))
+        .filter(|number| *number > started && *number <= most)
+        .max()
+}
+
+/// A Job that runs under the name of an attempt that is not begun: nothing is run beside it.
+fn intruder(cr: &TrainingRun, observed: &Observed) -> Option<Step> {
+    let started = attempt::attempts(cr).started;
+    let is_ahead = |job: &&Job| {
+        let runs = matches!(jobs::state(job), JobState::Active | JobState::Suspended);
+        runs && children::attempt_of(cr, job).is_some_and(|number| number > started)
+    };
+    let job = observed.jobs.iter().find(is_ahead)?;
+    let name = job.metadata.name.as_deref()?;
+    Some(waiting(
+        reason::OBJECT_NOT_OURS,
+        format!(
+            "Job \"{name}\" runs under the name of an attempt that this run has not begun \
+             (status.attempts.started is {started}); delete it, and the run goes on"
+        ),
+    ))
 }
 
 fn stored_result(observed: &Observed) -> Option<Step> {
@@ -198,6 +226,9 @@ fn begin(
     }
     if observed.pods.iter().any(|pod| !has_ended(pod)) {
         return Step::Stopping;
+    }
+    if let Some(step) = intruder(cr, observed) {
+        return step;
     }
     match attempt::pause(status, now) {
         None => Step::Open(attempt::attempts(cr).started + 1),

@@ -48,6 +48,27 @@ fn a_build_that_may_end_otherwise_is_tried_again_with_growing_pauses_for_as_long
 }
 
 #[test]
+fn neither_labels_nor_names_that_are_none_of_ours_change_the_number_of_an_attempt() {
+    for value in ["", "-1", "0", "4294967295", "99999999999999", "x"] {
+        let mut world = World::from_config_map();
+        world.reconcile();
+        let job = &mut world.observed.jobs[0];
+        let first = job.metadata.name.clone().unwrap();
+        let labels = job.metadata.labels.as_mut().unwrap();
+        labels.insert(graftwork_api::labels::ATTEMPT.to_owned(), value.to_owned());
+        let mut other = job.clone();
+        other.metadata.name = Some(format!("{first}-{value}"));
+        world.observed.jobs.insert(0, other);
+        assert!(world.reconcile().create.is_empty(), "{value}");
+        world.end_job(i32::from(ExitCode::Unavailable.code()), None);
+        world.seconds += 5;
+        let create = world.reconcile().create;
+        let names: Vec<_> = create.into_iter().map(|job| job.metadata.name).collect();
+        assert_eq!(names, [Some(format!("{first}-2"))], "{value}");
+    }
+}
+
+#[test]
 fn a_pause_counts_from_when_the_end_was_seen_whatever_clock_stamped_it() {
     for ahead in [-3600, 0, 3600] {
         let mut world = World::from_config_map();

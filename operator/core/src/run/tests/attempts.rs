@@ -147,6 +147,101 @@ fn suspend_deletes_the_job_and_resume_makes_the_next_attempt() {
 }
 
 #[test]
+fn a_label_that_somebody_changed_changes_no_attempt() {
+    let values = ["-1", "0", "7", "4294967295", "99999999999999", "x"];
+    for value in values.map(Some).into_iter().chain([None]) {
+        let mut world = World::new();
+        world.start();
+        let labels = world.observed.jobs[0].metadata.labels.as_mut().unwrap();
+        labels.remove(graftwork_api::labels::ATTEMPT).unwrap();
+        if let Some(value) = value {
+            labels.insert(graftwork_api::labels::ATTEMPT.to_owned(), value.to_owned());
+        }
+        let actions = world.reconcile();
+        assert!(actions.delete.is_empty(), "{value:?}");
+        world.end_pod(137, |_| {});
+        world.reconcile();
+        world.start();
+        assert_eq!(world.created, ["nightly-1", "nightly-2"], "{value:?}");
+        assert_eq!(world.attempts(), (2, 1, 0), "{value:?}");
+    }
+}
+
+/// A run whose first attempt has failed, beside whose Job there is another one of that name, which runs.
+fn beside(name: &str) -> World {
+    let mut world = World::new();
+    world.start();
+    world.end_pod(137, |_| {});
+    world.reconcile();
+    let mut other = world.observed.jobs[0].clone();
+    other.metadata.name = Some(name.to_owned());
+    other.metadata.uid = Some(format!("uid of {name}"));
+    other.status = None;
+    world.observed.jobs.push(other);
+    world
+}
+
+#[test]
+fn a_job_that_is_called_as_no_attempt_is_left_alone() {
+    for name in [
+        "nightly-0",
+        "nightly-007",
+        "nightly--1",
+        "nightly-4294967295",
+        "nightly-99999999999999",
+        "nightly-x",
+        "weekly-7",
+    ] {
+        for status_is_lost in [false, true] {
+            let mut world = beside(name);
+            if status_is_lost {
+                world.cr.status = None;
+            }
+            for _ in 0..10 {
+                world.seconds += 10;
+                world.reconcile();
+            }
+            assert_eq!(world.created, ["nightly-1", "nightly-2"], "{name}");
+            assert_eq!(world.attempts().0, 2, "{name}");
+            let mut names = world.observed.jobs.iter().map(|job| &job.metadata.name);
+            assert!(names.any(|known| known.as_deref() == Some(name)), "{name}");
+        }
+    }
+}
+
+#[test]
+fn a_job_under_the_name_of_a_later_attempt_is_named_and_no_attempt_is_skipped() {
+    let mut world = beside("nightly-7");
+    for _ in 0..10 {
+        world.seconds += 10;
+        world.reconcile();
+    }
+    let (truth, why, message) = world.succeeded();
+    assert_eq!(
+        (truth.as_str(), why.as_str()),
+        ("Unknown", reason::OBJECT_NOT_OURS)
+    );
+    assert!(message.contains("Job \"nightly-7\""), "{message}");
+    assert_eq!(world.attempts(), (1, 1, 0));
+    world.observed.jobs.pop();
+    world.start();
+    assert_eq!(world.created, ["nightly-1", "nightly-2"]);
+}
+
+#[test]
+fn where_status_was_lost_the_jobs_know_how_often_it_was_tried() {
+    let mut world = World::new();
+    for _ in 0..2 {
+        world.start();
+        world.end_pod(137, |_| {});
+        world.reconcile();
+    }
+    world.cr.status = None;
+    world.start();
+    assert_eq!(world.created, ["nightly-1", "nightly-2", "nightly-3"]);
+}
+
+#[test]
 fn an_unfinished_job_that_vanished_is_made_again_and_a_finished_one_is_not() {
     let mut world = World::new();
     world.start();
