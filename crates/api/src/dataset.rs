@@ -532,7 +532,7 @@ pub struct DatasetStatus {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 50), extend("x-kubernetes-list-type" = "atomic"))]
     pub versions: Vec<DatasetVersion>,
-    /// Value of the annotation `graftwork.dev/refresh` that the newest build answered.
+    /// Value of the annotation `graftwork.dev/refresh` that the newest build answered; its digest where it is long.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 253))]
     pub observed_refresh: Option<String>,

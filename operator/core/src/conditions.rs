@@ -6,6 +6,9 @@ use jiff::Timestamp;
 /// Longest message that is written, in bytes.
 const LONGEST_MESSAGE: usize = 1024;
 
+/// Of many things, those that a message names.
+pub const NAMED: usize = 5;
+
 /// Whether something holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Truth {
@@ -114,10 +117,25 @@ pub fn counted(count: usize, what: &str) -> String {
 
 /// The text, cut at a character so that a condition or an event takes it.
 pub fn shorten(text: &str) -> String {
-    if text.len() <= LONGEST_MESSAGE {
+    cut(text, LONGEST_MESSAGE)
+}
+
+/// The first few names, and how many there are beside them.
+pub fn named(names: &[&str]) -> String {
+    let first: Vec<&str> = names.iter().take(NAMED).copied().collect();
+    let words = first.join(", ");
+    match names.len().saturating_sub(first.len()) {
+        0 => words,
+        more => format!("{words} and {more} more"),
+    }
+}
+
+/// The text, cut at a character so that it has at most so many bytes.
+pub fn cut(text: &str, most: usize) -> String {
+    if text.len() <= most {
         return text.to_owned();
     }
-    let room = LONGEST_MESSAGE - '…'.len_utf8();
+    let room = most.saturating_sub('…'.len_utf8());
     let end = (0..=room)
         .rev()
         .find(|end| text.is_char_boundary(*end))
@@ -172,5 +190,21 @@ mod tests {
         let short = shorten(&text);
         assert!(short.len() <= LONGEST_MESSAGE && short.ends_with('…'));
         assert_eq!(shorten("short"), "short");
+        assert_eq!(cut("aé€", 6), "aé€");
+        assert_eq!(cut("aé€x", 6), "aé…");
+    }
+
+    #[test]
+    fn of_many_the_first_few_are_named_and_the_rest_counted() {
+        let names = ["a", "b", "c", "d", "e", "f", "g"];
+        for (many, words) in [
+            (0, ""),
+            (1, "a"),
+            (5, "a, b, c, d, e"),
+            (6, "a, b, c, d, e and 1 more"),
+            (7, "a, b, c, d, e and 2 more"),
+        ] {
+            assert_eq!(named(&names[..many]), words);
+        }
     }
 }

@@ -43,7 +43,7 @@ pub struct ServingEndpointStatus {
     pub adapter_counts: Option<AdapterCounts>,
     /// Versions that were rolled back here and are not tried again, newest first.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 100), extend("x-kubernetes-list-type" = "atomic"))]
+    #[schemars(length(max = 1000), extend("x-kubernetes-list-type" = "atomic"))]
     pub rejected: Vec<RejectedDigest>,
     /// What people say, by target: `adapter/expenses`. Written by people through the status
     /// subresource. A merge patch keeps what it does not name of the command before: name every field,

@@ -1,7 +1,7 @@
 //! A Dataset's status: what is said about each step.
 
 use std::cmp::Reverse;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use graftwork_api::conditions::{condition, reason};
@@ -9,13 +9,14 @@ use graftwork_api::dataset::{
     DatasetVersion, LatestVersion, Leakage, RejectedRow, RowCounts, Split, TokenCounts,
 };
 use graftwork_api::{Dataset, DatasetStatus, Time, labels};
+use graftwork_contract::Digest;
 use graftwork_contract::dataset::VersionRecord;
 use jiff::Timestamp;
 
 use super::Observed;
 use super::step::{Ended, Step};
 use super::validate::Invalid;
-use crate::conditions::{self, Conditions, Truth};
+use crate::conditions::{self, Conditions, Truth, cut};
 use crate::plan::{Actions, Event, NAME_TAKEN_PAUSE};
 use crate::storage::StorageProblem;
 
@@ -24,6 +25,15 @@ const LISTED_VERSIONS: usize = 50;
 
 /// Versions that it lists beside those that are needed: a person reads it.
 const LISTED_OTHERS: usize = 10;
+
+/// Bytes of the refresh annotation, and of a rule that a row broke: the bound of their schema.
+const LONGEST_NAME: usize = 253;
+
+/// Bytes of a file's path.
+const LONGEST_PATH: usize = 4096;
+
+/// Types of personal data that status lists.
+const MOST_FINDINGS: usize = 32;
 
 /// How a message about a build that is tried again begins.
 const NEXT_ATTEMPT: &str = "attempt ";
@@ -35,6 +45,16 @@ pub fn refresh(cr: &Dataset) -> Option<&str> {
         .as_ref()?
         .get(labels::REFRESH_ANNOTATION)
         .map(String::as_str)
+}
+
+/// The refresh annotation as status has it: an annotation may be longer than a status.
+fn shown_refresh(cr: &Dataset) -> Option<String> {
+    let value = refresh(cr)?;
+    Some(if value.len() <= LONGEST_NAME {
+        value.to_owned()
+    } else {
+        Digest::of(value.as_bytes()).to_string()
+    })
 }
 
 /// A spec that can't work: nothing is touched, what was built stays.
@@ -140,7 +160,7 @@ pub fn report(
             reason, message, ..
         } => {
             let mut next = old;
-            next.observed_refresh = refresh(cr).map(str::to_owned);
+            next.observed_refresh = shown_refresh(cr);
             // A pod's last words outlive it in the condition, those about a next attempt do not.
             let known = conditions::find(&next.conditions, condition::READY)
                 .filter(|known| known.reason == *reason && observed.pods.is_empty())
@@ -214,7 +234,7 @@ fn keeper_away(
 ) -> Actions<DatasetStatus> {
     let settled = conditions::is_true(&old.conditions, condition::READY)
         && old.observed_generation == cr.metadata.generation
-        && old.observed_refresh.as_deref() == refresh(cr);
+        && old.observed_refresh == shown_refresh(cr);
     let mut actions = if settled {
         Actions::default()
     } else {
@@ -270,7 +290,7 @@ fn ready(
     };
     let changed = old.latest.as_ref().map(|latest| latest.version) != Some(version);
     let mut next = old;
-    next.observed_refresh = refresh(cr).map(str::to_owned);
+    next.observed_refresh = shown_refresh(cr);
     next.latest = Some(LatestVersion {
         version,
         digest: latest.digest.to_string(),
@@ -365,12 +385,12 @@ fn print_version(record: &VersionRecord) -> DatasetVersion {
             .take(graftwork_contract::dataset::NAMED_REJECTED_ROWS)
             .map(|row| RejectedRow {
                 source: row.source.clone(),
-                file: row.file.clone(),
+                file: row.file.as_ref().map(|file| cut(file, LONGEST_PATH)),
                 line: row.line,
-                rule: row.rule.clone(),
+                rule: cut(&row.rule, LONGEST_NAME),
             })
             .collect(),
-        findings: record.findings.clone(),
+        findings: most_found(&record.findings),
         leakage: Some(Leakage {
             validation: record.leakage.validation,
             test: record.leakage.test,
@@ -385,6 +405,14 @@ fn print_version(record: &VersionRecord) -> DatasetVersion {
         size_bytes: record.size_bytes,
         provenance_digest: Some(record.provenance_digest.to_string()),
     }
+}
+
+/// The types of which most was found.
+fn most_found(findings: &BTreeMap<String, u64>) -> BTreeMap<String, u64> {
+    let mut found: Vec<_> = findings.iter().collect();
+    found.sort_by_key(|(_, count)| Reverse(**count));
+    let found = found.into_iter().take(MOST_FINDINGS);
+    found.map(|(name, count)| (name.clone(), *count)).collect()
 }
 
 fn say(

@@ -13,6 +13,7 @@ use graftwork_contract::proto::router::v1::{StatsReply, VersionStats};
 
 use super::observed::RouterPod;
 use super::validate::{Analysis, Limit, Metric, Rule};
+use crate::conditions::shorten;
 use crate::observed::Asked;
 
 /// One-sided 95 % quantile of the standard normal distribution.
@@ -156,7 +157,7 @@ fn undecided(analysis: &Analysis, message: &str, gap: bool) -> Judgement {
             candidate: None,
             samples: 0,
             verdict: Verdict::Inconclusive,
-            message: Some(message.to_owned()),
+            message: Some(shorten(message)),
         })
         .collect();
     Judgement {
@@ -262,7 +263,7 @@ fn judge_rule(rule: Rule, minimum: u64, stable: &Counts, candidate: &Counts) -> 
         candidate: of_candidate.and_then(|estimate| Decimal::rounded(estimate.value, 4)),
         samples: candidate.completed,
         verdict,
-        message: Some(message),
+        message: Some(shorten(&message)),
     }
 }
 

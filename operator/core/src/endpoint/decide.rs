@@ -15,12 +15,18 @@ use super::fleet::Fleet;
 use super::observed::{Observed, windows};
 use super::rollout::{self, Change, Engines, Inputs};
 use super::validate::{Policy, Valid};
+use crate::conditions::cut;
 use crate::plan::{Decision, Event};
 
 /// Targets that a refusal names.
 const TARGETS_NAMED: usize = 10;
-/// Rejected versions that status keeps.
+/// Rejected versions that status keeps, beside the newest one of each adapter.
 const KEPT_REJECTIONS: usize = 100;
+/// Rejected versions that the schema takes: as many as adapters.
+const MOST_REJECTIONS: usize = 1000;
+/// Bytes of the message about a rejected version beyond those that are kept anyway: an object has no room for a
+/// thousand long ones.
+const BRIEF_MESSAGE: usize = 100;
 
 /// The persistent facts that the spec asks for, before any step: one entry for each adapter of the
 /// spec, and nothing of adapters that are gone but what people wait to read.
@@ -285,19 +291,27 @@ fn refuse_unknown_targets(status: &mut ServingEndpointStatus, now: Timestamp) {
     answers::refuse(status, is_unknown, why, now);
 }
 
-/// Lets go of what is too much: the oldest of which its adapter has a newer one, before the only one of another
-/// adapter, whose version would be tried again by itself.
+/// Lets go of what is too much: the oldest of which their adapter has a newer one. The newest one of an adapter
+/// stays however many adapters there are: its version would be tried again by itself, and again.
 fn trim(newest_first: &mut Vec<RejectedDigest>) {
-    while newest_first.len() > KEPT_REJECTIONS {
-        let mut oldest_first = newest_first.iter().enumerate().rev();
-        let found = oldest_first.find(|(index, old)| {
-            let mut newer = newest_first.iter().take(*index);
-            newer.any(|newer| newer.adapter == old.adapter)
-        });
-        let last = newest_first.len().saturating_sub(1);
-        let index = found.map_or(last, |(index, _)| index);
-        newest_first.remove(index);
+    let mut older = superseded(newest_first);
+    while newest_first.len() > KEPT_REJECTIONS
+        && let Some(oldest) = older.pop()
+    {
+        newest_first.remove(oldest);
     }
+    newest_first.truncate(MOST_REJECTIONS);
+    for rejected in newest_first.iter_mut().skip(KEPT_REJECTIONS) {
+        rejected.message = cut(&rejected.message, BRIEF_MESSAGE);
+    }
+}
+
+/// Where the rejected versions are of which their adapter has a newer one, the newest of them first.
+fn superseded(newest_first: &[RejectedDigest]) -> Vec<usize> {
+    let mut adapters = BTreeSet::new();
+    let rejected = newest_first.iter().enumerate();
+    let older = rejected.filter(|(_, rejected)| !adapters.insert(rejected.adapter.as_str()));
+    older.map(|(index, _)| index).collect()
 }
 
 fn apply(

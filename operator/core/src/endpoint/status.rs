@@ -17,7 +17,7 @@ use super::observed::{Observed, children_names};
 use super::rollout::{is_active, seconds_since};
 use super::validate::{self, Invalid, Policy, Step, Strategy, Valid};
 use super::{KIND, ServedBase};
-use crate::conditions::{self, Conditions, Truth, counted, shorten};
+use crate::conditions::{self, Conditions, NAMED, Truth, counted, named, shorten};
 use crate::observed::{Asked, Pod};
 use crate::plan::{Actions, Event};
 use crate::storage::StorageProblem;
@@ -450,13 +450,12 @@ fn say_rollouts(
         return;
     };
     let mut conditions = Conditions::new(&status.conditions, cr.metadata.generation, now);
-    match status
-        .adapters
-        .iter()
-        .find(|adapter| state(adapter).is_some_and(is_active))
-    {
+    let active = |adapter: &&ServedAdapter| state(adapter).is_some_and(is_active);
+    let active: Vec<_> = status.adapters.iter().filter(active).collect();
+    match active.first() {
         Some(adapter) => {
             let (truth, reason, message) = progress(adapter, policy, now);
+            let message = of_several(&active, "are in a rollout", message);
             conditions.set(condition::PROGRESSING, truth, reason, message);
         }
         None => conditions.set(
@@ -466,21 +465,20 @@ fn say_rollouts(
             "no rollout is under way",
         ),
     }
-    let rolled_back = status
-        .adapters
-        .iter()
-        .find(|adapter| state(adapter) == Some(&RolloutState::RolledBack));
-    match rolled_back.and_then(|adapter| Some((adapter, adapter.rollout.as_ref()?))) {
-        Some((adapter, rollout)) => conditions.set(
-            condition::ROLLED_BACK,
-            Truth::True,
-            rollout.reason.as_deref().unwrap_or(reason::ROLLING_BACK),
-            format!(
-                "{}: {}",
-                adapter.name,
-                rollout.message.as_deref().unwrap_or_default()
-            ),
-        ),
+    let is_back = |it: &&ServedAdapter| state(it) == Some(&RolloutState::RolledBack);
+    let back: Vec<_> = status.adapters.iter().filter(is_back).collect();
+    let first = back.first();
+    match first.and_then(|adapter| Some((adapter, adapter.rollout.as_ref()?))) {
+        Some((adapter, rollout)) => {
+            let why = rollout.message.as_deref().unwrap_or_default();
+            let message = format!("{}: {why}", adapter.name);
+            conditions.set(
+                condition::ROLLED_BACK,
+                Truth::True,
+                rollout.reason.as_deref().unwrap_or(reason::ROLLING_BACK),
+                of_several(&back, "were taken back", message),
+            );
+        }
         None => conditions.set(
             condition::ROLLED_BACK,
             Truth::False,
@@ -498,11 +496,7 @@ fn say_rollouts(
             condition::ADAPTERS_PENDING,
             Truth::True,
             first.reason.as_deref().unwrap_or(reason::LOADING),
-            pending
-                .iter()
-                .map(|it| format!("{}: {}", it.name, it.message.as_deref().unwrap_or_default()))
-                .collect::<Vec<_>>()
-                .join("; "),
+            explain_pending(&pending),
         ),
         None => conditions.set(
             condition::ADAPTERS_PENDING,
@@ -512,6 +506,31 @@ fn say_rollouts(
         ),
     }
     status.conditions = conditions.into_list();
+}
+
+/// What is said of the first of several adapters, after how many and which these are: a message is cut at its end.
+fn of_several(adapters: &[&ServedAdapter], what: &str, first: String) -> String {
+    if adapters.len() < 2 {
+        return first;
+    }
+    let names: Vec<&str> = adapters.iter().map(|it| it.name.as_str()).collect();
+    let (many, names) = (names.len(), named(&names));
+    format!("{many} adapters {what} ({names}); {first}")
+}
+
+/// Why adapters are not served as the spec says: the first few, after how many there are.
+fn explain_pending(pending: &[&ServedAdapter]) -> String {
+    let explain = |it: &&ServedAdapter| {
+        let why = it.message.as_deref().unwrap_or_default();
+        format!("{}: {why}", it.name)
+    };
+    let first: Vec<String> = pending.iter().take(NAMED).map(explain).collect();
+    let words = first.join("; ");
+    if pending.len() > first.len() {
+        format!("{} adapters, of which the first: {words}", pending.len())
+    } else {
+        words
+    }
 }
 
 fn progress(

@@ -21,6 +21,7 @@ mod anew;
 mod answered;
 mod held;
 mod images;
+mod many;
 mod moves;
 mod objects;
 mod replacing;

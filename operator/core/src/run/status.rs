@@ -21,6 +21,8 @@ use crate::plan::{Actions, Decision, Event, NAME_TAKEN_PAUSE, Plan};
 
 /// Seconds between two writes of progress: what status says is at most five seconds old, with room for the way.
 const PROGRESS_SECONDS: u64 = 2;
+/// The largest whole number that a status takes: what every reader of JSON can tell from the next one.
+const LARGEST: u64 = (1 << 53) - 1;
 /// Measurements that a status has room for.
 const MOST_METRICS: usize = 64;
 
@@ -303,15 +305,15 @@ fn take_report(
     }
     status.stage = Some(stage);
     status.progress = Some(Progress {
-        step: said.step,
-        total_steps: said.total_steps,
+        step: said.step.min(LARGEST),
+        total_steps: said.total_steps.min(LARGEST),
         percent: percent(said.step, said.total_steps),
         epoch: Decimal::rounded(said.epoch, 2),
         loss: said.loss.and_then(|loss| Decimal::rounded(loss, 4)),
         best_validation_loss: said
             .best_validation_loss
             .and_then(|loss| Decimal::rounded(loss, 4)),
-        tokens_per_second: Some(said.tokens_per_second.max(0.0).round() as u64),
+        tokens_per_second: Some((said.tokens_per_second.max(0.0).round() as u64).min(LARGEST)),
         estimated_completion_time: said
             .remaining_seconds
             .and_then(|seconds| i64::try_from(seconds).ok())
@@ -327,7 +329,7 @@ fn take_report(
     if said.checkpoint_step > 0 {
         let saved = i64::try_from(said.checkpoint_saved_unix_seconds).unwrap_or_default();
         status.checkpoint = Some(CheckpointStatus {
-            step: said.checkpoint_step,
+            step: said.checkpoint_step.min(LARGEST),
             saved_time: Time(Timestamp::from_second(saved).unwrap_or(report.at)),
         });
     }

@@ -46,6 +46,31 @@ fn a_new_dataset_is_built_once_and_becomes_ready() {
 }
 
 #[test]
+fn what_is_too_long_for_a_status_is_cut() {
+    let long = "x".repeat(5000);
+    let mut world = World::from_config_map();
+    let refresh = graftwork_api::labels::REFRESH_ANNOTATION.to_owned();
+    world.cr.metadata.annotations = Some([(refresh, long.clone())].into());
+    let row = RejectedRow {
+        source: "faq".to_owned(),
+        file: None,
+        line: 3,
+        rule: format!("prompt holds personal data ({long})"),
+    };
+    world.publish_with(1, vec![row]);
+    world.reconcile();
+    let status = world.cr.status.clone().unwrap();
+    let digest = Digest::of(long.as_bytes()).to_string();
+    assert_eq!(status.observed_refresh, Some(digest));
+    let rule = &status.versions[0].rejected[0].rule;
+    assert!(rule.starts_with("prompt holds personal data") && rule.len() <= 253);
+    // It is known to be answered.
+    world.observed.build = Asked::Unreachable("away".to_owned());
+    world.reconcile();
+    assert_eq!(world.ready().0, "True");
+}
+
+#[test]
 fn a_known_fingerprint_needs_no_job() {
     let mut world = World::from_config_map();
     world.publish(4);
