@@ -20,7 +20,7 @@ mod transform;
 pub use columns::{Column, MAXIMUM_COLUMNS, Shape, SourceColumns, SourceSchema};
 pub use mix::Share;
 pub use part::{BrokenRule, PartManifest};
-pub use privacy::{Analyzer, Privacy, PrivacyMode};
+pub use privacy::{Analyzer, Privacy, PrivacyMode, SecretKey};
 pub use provenance::{Provenance, QueryProvenance, SourceProvenance};
 pub use tokens::{BaseModel, TokenCounts, TokenizerProvenance};
 pub use transform::{Transform, TransformProvenance};
@@ -130,6 +130,9 @@ pub struct BuildConfig {
     /// What happens to personal data; none: nobody looks for any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub privacy: Option<Privacy>,
+    /// Whose value pseudonyms are made with, for messages; none: none are made, or the operator is older than this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pseudonym_key: Option<SecretKey>,
     /// Whether rare classes are repeated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub balance: Option<Balance>,

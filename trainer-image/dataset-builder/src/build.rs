@@ -90,7 +90,9 @@ pub(crate) fn gather(
         given: Given {
             tokens: base.clone().map(|base| base as Arc<dyn Measure>),
             key: match &config.transform {
-                Some(transform) if transform.pseudonym_key => Some(read_key(places.key_file)?),
+                Some(transform) if transform.pseudonym_key => {
+                    Some(read_key(places.key_file, config.pseudonym_key.as_ref())?)
+                }
                 _ => None,
             },
         },

@@ -6,8 +6,10 @@ use std::path::Path;
 use std::sync::{PoisonError, RwLock};
 
 use graftwork_artifacts::rows::Row;
-use graftwork_contract::dataset::{self as contract, BuildConfig, PrivacyMode};
-use graftwork_privacy::{Counts, Key, Kind, Masker, Other, beside, find, mask_with};
+use graftwork_contract::dataset::{self as contract, BuildConfig, PrivacyMode, SecretKey};
+use graftwork_privacy::{
+    Counts, Key, Kind, MINIMUM_KEY_BYTES, Masker, Other, beside, find, mask_with,
+};
 
 use crate::failure::Failure;
 use crate::remote::{Analyzer, Answers};
@@ -49,7 +51,10 @@ impl Screen {
         };
         let action = match privacy.mode {
             PrivacyMode::Redact => Action::Mask(Masker::Redact),
-            PrivacyMode::Pseudonymise => Action::Mask(Masker::Pseudonymise(read_key(key_file)?)),
+            PrivacyMode::Pseudonymise => {
+                let key = read_key(key_file, config.pseudonym_key.as_ref())?;
+                Action::Mask(Masker::Pseudonymise(key))
+            }
             PrivacyMode::Reject => Action::Reject,
             PrivacyMode::Allow => Action::Count,
         };
@@ -192,21 +197,40 @@ fn look<'a>(text: &str, others: &[Other<'a>], counts: &mut Counts) -> Vec<&'a st
     own.chain(names).collect()
 }
 
-/// The key of pseudonyms.
+/// The field that names the key of pseudonyms.
+const KEY_FIELD: &str = "spec.privacy.pseudonymKeyRef";
+
+/// The key of pseudonyms, which lies at `path` and is called as `named` says.
 ///
 /// # Errors
 /// A key that is not there, can't be read, or is too short.
-pub fn read_key(path: &Path) -> Result<Key, Failure> {
+pub fn read_key(path: &Path, named: Option<&SecretKey>) -> Result<Key, Failure> {
+    let called = named.map_or_else(String::new, |SecretKey { name, key }| {
+        format!("Secret \"{name}\", key \"{key}\": ")
+    });
     let bytes = std::fs::read(path).map_err(|error| match error.kind() {
-        ErrorKind::NotFound | ErrorKind::NotADirectory => Failure::source_not_found(
-            "spec.privacy.pseudonymKeyRef: there is no such Secret, or it has no such key",
-        ),
-        _ => Failure::unavailable(format!(
-            "spec.privacy.pseudonymKeyRef: the key can't be read: {error}"
-        )),
+        ErrorKind::NotFound | ErrorKind::NotADirectory => missing_key(named),
+        _ => Failure::unavailable(format!("{KEY_FIELD}: {called}it can't be read: {error}")),
     })?;
-    Key::new(&bytes)
-        .map_err(|error| Failure::bad_config(format!("spec.privacy.pseudonymKeyRef: {error}")))
+    Key::new(&bytes).map_err(|error| {
+        Failure::bad_config(format!(
+            "{KEY_FIELD}: {called}{error}; put a longer one there, then change the annotation graftwork.dev/refresh"
+        ))
+    })
+}
+
+/// A key that is not there. It may come, as a file of a volume may.
+fn missing_key(named: Option<&SecretKey>) -> Failure {
+    let what = match named {
+        Some(SecretKey { name, key }) => {
+            format!("there is no Secret \"{name}\", or it has no key \"{key}\"")
+        }
+        None => "there is no such Secret, or it has no such key".to_owned(),
+    };
+    Failure::source_not_found(format!(
+        "{KEY_FIELD}: {what}; create it in the Dataset's namespace, with at least {MINIMUM_KEY_BYTES} bytes under \
+         that key, and it is found by itself"
+    ))
 }
 
 #[cfg(test)]
@@ -290,15 +314,26 @@ mod tests {
     #[test]
     fn a_key_that_is_missing_or_short_is_named_with_its_field() {
         let dir = tempfile::tempdir().unwrap();
-        let missing = read_key(&dir.path().join("key")).unwrap_err();
-        assert_eq!(missing.reason, "SourceNotFound");
-        let path = dir.path().join("short");
-        std::fs::write(&path, "SECRET").unwrap();
-        let short = read_key(&path).unwrap_err();
-        assert_eq!(short.reason, "InvalidSpec");
-        for failure in [missing, short] {
-            assert!(failure.message.starts_with("spec.privacy.pseudonymKeyRef:"));
-            assert!(!failure.message.contains("SECRET"));
+        let named = SecretKey {
+            name: "pseudonyms".to_owned(),
+            key: "current".to_owned(),
+        };
+        for named in [None, Some(&named)] {
+            let missing = read_key(&dir.path().join("key"), named).unwrap_err();
+            assert_eq!(missing.reason, "SourceNotFound");
+            let path = dir.path().join("short");
+            std::fs::write(&path, "SECRET").unwrap();
+            let short = read_key(&path, named).unwrap_err();
+            assert_eq!(short.reason, "InvalidSpec");
+            for failure in [missing, short] {
+                let message = failure.message;
+                assert!(message.starts_with("spec.privacy.pseudonymKeyRef:"));
+                assert!(!message.contains("SECRET"));
+                assert!(message.contains("at least 16"), "{message}");
+                for part in ["Secret \"pseudonyms\"", "key \"current\""] {
+                    assert_eq!(message.contains(part), named.is_some(), "{message}");
+                }
+            }
         }
     }
 }

@@ -48,6 +48,11 @@ impl<'a> Mounted<'a> {
         &self.source.name
     }
 
+    /// The source's URI, which names the Secret of a query.
+    pub fn uri(&self) -> &'a str {
+        &self.source.uri
+    }
+
     /// `source decisions (secret://warehouse/url)`
     pub fn title(&self) -> String {
         format!("source {} ({})", self.source.name, self.source.uri)

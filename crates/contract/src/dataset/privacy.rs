@@ -29,6 +29,16 @@ pub struct Privacy {
     pub analyzer: Option<Analyzer>,
 }
 
+/// A key of a Secret, by its name: what is under it only the build's pod has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SecretKey {
+    /// Name of the Secret.
+    pub name: String,
+    /// Key in its `data`.
+    pub key: String,
+}
+
 /// What is asked of an analyser, and where it is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use graftwork_api::{Dataset, DatasetStatus, labels, names};
-use graftwork_contract::dataset::{BaseModel, BuildConfig, Source as BuildSource, Transform};
+use graftwork_contract::dataset::{
+    BaseModel, BuildConfig, SecretKey, Source as BuildSource, Transform,
+};
 use graftwork_contract::remote::Remote;
 use graftwork_contract::uri::{DataUri, ObjectStore};
 use graftwork_contract::{Digest, pod};
@@ -263,6 +265,10 @@ fn build_config(
         }),
         classification: valid.classification,
         privacy: valid.privacy.clone(),
+        pseudonym_key: valid.pseudonym_key.as_ref().map(|named| SecretKey {
+            name: named.name.clone(),
+            key: named.key.clone(),
+        }),
         shards: valid.shards,
         allowed_hosts: settings.data_sources.allow.clone(),
         hub_endpoint: settings.data_sources.hub_endpoint.clone(),

@@ -63,14 +63,7 @@ fn parts(secret: &Mounted<'_>) -> Result<Login, Failure> {
         None => secret.text(entry::USERNAME)?,
     };
     let (Some(host), Some(user)) = (secret.text(entry::HOST)?, user) else {
-        // It may come, as a file of a volume may.
-        return Err(Failure::source_not_found(format!(
-            "{}: there is no such Secret, or it lacks the key that spec.sources[{}].postgres.secretRef names; without a key it needs {} and {}",
-            secret.title(),
-            secret.source_name(),
-            entry::HOST,
-            entry::USER
-        )));
+        return Err(missing(secret));
     };
     let bad = |problem: &str| secret.bad(problem);
     let port = secret.text(entry::PORT)?;
@@ -91,6 +84,24 @@ fn parts(secret: &Mounted<'_>) -> Result<Login, Failure> {
             .map_err(bad)?,
         authority: None,
     })
+}
+
+/// A Secret that is not there, or lacks what is read. It may come, as a file of a volume may.
+fn missing(secret: &Mounted<'_>) -> Failure {
+    let named = secret.uri().strip_prefix("secret://").unwrap_or_default();
+    let (name, lacks) = match named.split_once('/') {
+        Some((name, key)) => (name, format!("nothing under its key \"{key}\"")),
+        None => {
+            let (host, user) = (entry::HOST, entry::USER);
+            (named, format!("nothing under \"{host}\" or \"{user}\""))
+        }
+    };
+    Failure::source_not_found(format!(
+        "{}: spec.sources[{}].postgres.secretRef: there is no Secret \"{name}\", or it has {lacks}; create it in \
+         the Dataset's namespace, and it is found by itself",
+        secret.title(),
+        secret.source_name(),
+    ))
 }
 
 /// The port of PostgreSQL.
@@ -213,11 +224,19 @@ mod tests {
     }
 
     fn mounted(entries: &[(&str, &str)]) -> Result<Login, Failure> {
+        mounted_of("secret://warehouse/url", entries)
+    }
+
+    fn mounted_of(uri: &str, entries: &[(&str, &str)]) -> Result<Login, Failure> {
         let folder = tempfile::tempdir().unwrap();
         for (name, text) in entries {
             std::fs::write(folder.path().join(name), text).unwrap();
         }
-        read(&source(folder.path()), DatabaseKind::Postgres)
+        let source = Source {
+            uri: uri.to_owned(),
+            ..source(folder.path())
+        };
+        read(&source, DatabaseKind::Postgres)
     }
 
     #[test]
@@ -264,10 +283,15 @@ mod tests {
             for part in [
                 "secret://warehouse/url",
                 "spec.sources[decisions].postgres.secretRef",
+                "no Secret \"warehouse\"",
+                "its key \"url\"; create it",
             ] {
                 assert!(failure.message.contains(part), "{failure}");
             }
         }
+        let failure = mounted_of("secret://warehouse", &[]).unwrap_err();
+        let words = "no Secret \"warehouse\", or it has nothing under \"host\" or \"user\"; create it";
+        assert!(failure.message.contains(words), "{failure}");
     }
 
     #[test]

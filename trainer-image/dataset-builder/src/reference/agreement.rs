@@ -152,6 +152,7 @@ fn config() -> impl Strategy<Value = BuildConfig> {
             },
             classification: None,
             privacy: None,
+            pseudonym_key: None,
             balance: balance.map(|maximum_upsample| Balance {
                 column: "class".into(),
                 maximum_upsample,

@@ -152,7 +152,8 @@ fn check_secret(secret: &Mounted<'_>, uri: &DataUri, remote: &Remote) -> Result<
     }
     // It may come, as a file of a volume may.
     Err(Failure::source_not_found(format!(
-        "{}: spec.sources[{}].secretRef: there is no Secret \"{name}\", or it has none of the keys {}",
+        "{}: spec.sources[{}].secretRef: there is no Secret \"{name}\", or it has none of the keys {}; create it in \
+         the Dataset's namespace, and it is found by itself",
         secret.title(),
         secret.source_name(),
         entries.join(", ")

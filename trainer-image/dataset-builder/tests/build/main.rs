@@ -83,6 +83,7 @@ impl Bench {
             },
             classification: None,
             privacy: None,
+            pseudonym_key: None,
             balance: None,
             base_model: None,
             shards: None,

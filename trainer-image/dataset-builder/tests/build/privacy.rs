@@ -1,6 +1,6 @@
 //! What becomes of personal data.
 
-use graftwork_contract::dataset::Classification;
+use graftwork_contract::dataset::{Classification, SecretKey};
 
 use super::*;
 
@@ -92,6 +92,14 @@ fn pseudonyms_follow_the_person_and_the_key() {
     let (code, summary) = bench.build();
     assert_eq!((code, summary.reason.as_str()), (65, "SourceNotFound"));
     assert!(summary.message.contains("spec.privacy.pseudonymKeyRef"));
+    bench.config.pseudonym_key = Some(SecretKey {
+        name: "pseudonyms".to_owned(),
+        key: "current".to_owned(),
+    });
+    let (code, summary) = bench.build();
+    assert_eq!((code, summary.reason.as_str()), (65, "SourceNotFound"));
+    let words = "there is no Secret \"pseudonyms\", or it has no key \"current\"; create it";
+    assert!(summary.message.contains(words), "{summary:?}");
 
     bench.key("a key of some length");
     let (_, first) = bench.build();

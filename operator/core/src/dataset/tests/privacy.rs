@@ -188,6 +188,12 @@ fn a_description_reaches_the_build_and_is_no_reason_for_another() {
 fn the_key_of_pseudonyms_is_mounted_read_only_and_no_pod_hangs_without_it() {
     let mode = PrivacyMode::Pseudonymise;
     let actions = world(Classification::Restricted, Some(privacy(mode))).reconcile();
+    let named = config(&actions).pseudonym_key.unwrap();
+    assert_eq!(
+        (named.name.as_str(), named.key.as_str()),
+        ("pseudonyms", "key"),
+        "whoever finds it missing can say which"
+    );
     let spec = actions.create[0].spec.as_ref().unwrap();
     let pod = spec.template.spec.as_ref().unwrap();
     let volumes = pod.volumes.as_ref().unwrap();
@@ -209,6 +215,7 @@ fn the_key_of_pseudonyms_is_mounted_read_only_and_no_pod_hangs_without_it() {
         Some(privacy(PrivacyMode::Redact)),
     )
     .reconcile();
+    assert_eq!(config(&actions).pseudonym_key, None);
     let spec = actions.create[0].spec.as_ref().unwrap();
     let volumes = spec.template.spec.as_ref().unwrap().volumes.as_ref();
     assert!(volumes.unwrap().iter().all(|it| it.secret.is_none()));
