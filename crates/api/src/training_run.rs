@@ -167,7 +167,7 @@ pub struct Hyperparameters {
     pub learning_rate: Decimal,
     /// Learning rate after warm-up: Cosine and Linear fall to 0 at the last step.
     pub schedule: Schedule,
-    /// Steps over which the learning rate rises from 0; left out, 10, or maximumSteps where that is less.
+    /// Steps over which the learning rate rises from 0; left out, 10, or all steps of a shorter run.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 1_000_000))]
     pub warmup_steps: Option<u32>,

@@ -34,6 +34,10 @@ pub struct TrainerConfig {
     pub shape_of_initial: bool,
     /// Optimisation.
     pub hyperparameters: Hyperparameters,
+    /// Whether the spec names the steps of the warm-up: a run that has fewer is refused, and else rises over all
+    /// that it has. It is no part of the key, as [`Self::shape_of_initial`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub warmup_is_named: bool,
     /// When state is saved.
     pub checkpoint: Checkpoint,
     /// What is scored at the end.

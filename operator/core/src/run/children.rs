@@ -104,6 +104,7 @@ fn make(
             lora: valid.lora.clone(),
             shape_of_initial: valid.shape_of_initial,
             hyperparameters: valid.hyperparameters.clone(),
+            warmup_is_named: cr.spec.hyperparameters.warmup_steps.is_some(),
             checkpoint: valid.checkpoint.clone(),
             evaluation: valid.evaluation.clone(),
             adapter: cr.spec.adapter_ref.as_ref().map(|it| it.name.clone()),

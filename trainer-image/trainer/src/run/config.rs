@@ -261,6 +261,36 @@ pub fn sequence_length(h: &Hyperparameters, base: &LlamaConfig) -> Result<usize,
     Ok(asked)
 }
 
+/// Steps over which the learning rate rises, of a run that takes so many steps over so many train rows. Where the
+/// spec names none, a run of few epochs takes all its steps for it.
+///
+/// # Errors
+/// [`Failure`] with `BadConfig` where the spec names more than there are.
+pub fn warmup_steps(config: &TrainerConfig, steps: u64, rows: usize) -> Result<u64, Failure> {
+    let h = &config.hyperparameters;
+    let asked = h.warmup_steps;
+    if config.warmup_is_named && asked > steps {
+        let (limit, other) = match h.maximum_steps {
+            Some(most) => (format!("maximumSteps {most}"), "maximumSteps"),
+            None => (
+                format!(
+                    "the {steps} steps of epochs {} over {rows} train rows at batchSize {}",
+                    h.epochs, h.batch_size
+                ),
+                "epochs",
+            ),
+        };
+        return Err(Failure::bad_config(format!(
+            "spec.hyperparameters.warmupSteps is {asked}, must be at most {limit}, or the learning rate never \
+             reaches its peak; lower it, or raise {other}, in a new run"
+        )));
+    }
+    Ok(match h.maximum_steps {
+        Some(_) => asked,
+        None => asked.min(steps),
+    })
+}
+
 /// Sizes, length and optimiser that the hyperparameters ask for.
 pub fn sizes(h: &Hyperparameters) -> (Size, Size, Length, AdamWConfig) {
     let length = match h.maximum_steps {

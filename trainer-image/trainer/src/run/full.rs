@@ -81,7 +81,7 @@ pub fn attempt(
             .validate_every_steps
             .map(|_| validate),
     };
-    let (batches, plan) = planned(config, &inputs);
+    let (batches, plan) = planned(config, &inputs)?;
     let trained = session.train(&model, &inputs.train, batches, plan, fence)?;
 
     let weights = model.to_base().map_err(|error| bug(&error))?;

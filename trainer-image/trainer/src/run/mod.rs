@@ -51,7 +51,7 @@ use crate::train::{Plan, TrainError};
 
 use classification::classified;
 use compare::score;
-use config::{lora_config, read_config, sequence_length, sizes};
+use config::{lora_config, read_config, sequence_length, sizes, warmup_steps};
 use evaluate::Evaluator;
 use fence::Fence;
 use inputs::{
@@ -181,6 +181,8 @@ fn attempt(
     if config.evaluate_only {
         return score_only(&session, &base, &inputs, reference.as_ref(), &mut fence);
     }
+    // What can't work is said before the reference is computed.
+    planned(config, &inputs)?;
     let params = initial_parameters(&store, config, &lora, base.model.config())?;
     if let Objective::Dpo { .. } = config.objective {
         add_references(config, &base, &mut inputs, &params, stop)?;
@@ -270,18 +272,27 @@ fn loaded(adapter: &Adapter, base: &Base) -> Result<LoadedAdapter, Failure> {
 }
 
 /// The batches that the hyperparameters ask for, and how steps are made of them.
-fn planned(config: &TrainerConfig, inputs: &Inputs) -> (Batches, Plan) {
+///
+/// # Errors
+/// [`Failure`] with `BadConfig`: a warm-up that is longer than the run.
+fn planned(config: &TrainerConfig, inputs: &Inputs) -> Result<(Batches, Plan), Failure> {
     let h = &config.hyperparameters;
     let (batch, micro_batch, run_length, optimizer) = sizes(h);
-    let batches = Batches::new(h.seed, inputs.lengths(), batch, run_length);
+    let lengths = inputs.lengths();
+    let rows = lengths.len();
+    let batches = Batches::new(h.seed, lengths, batch, run_length);
+    let steps = batches.steps();
     let plan = Plan {
         micro_batch,
-        rate: LearningRate::new(h, batches.steps()),
+        rate: LearningRate {
+            warmup_steps: warmup_steps(config, steps, rows)?,
+            ..LearningRate::new(h, steps)
+        },
         optimizer,
         maximum_gradient_norm: h.maximum_gradient_norm,
         seed: h.seed,
     };
-    (batches, plan)
+    Ok((batches, plan))
 }
 
 /// Trains by the run's objective.
@@ -292,7 +303,7 @@ fn train(
     params: &LoraParams,
     fence: &mut Fence<'_>,
 ) -> Result<Trained, Failure> {
-    let (batches, plan) = planned(session.config, inputs);
+    let (batches, plan) = planned(session.config, inputs)?;
     let model = &base.model;
     match session.config.objective {
         Objective::Sft => {

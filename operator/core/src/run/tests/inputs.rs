@@ -443,6 +443,25 @@ fn a_run_that_leaves_out_its_micro_batch_takes_what_divides_its_batch() {
 }
 
 #[test]
+fn a_trainer_is_told_whether_the_spec_names_a_warm_up() {
+    for given in [None, Some(10)] {
+        let mut world = World::new();
+        world.cr.spec.hyperparameters.warmup_steps = given;
+        let told = (0..40).find_map(|_| {
+            let actions = world.reconcile();
+            world.seconds += 10;
+            match actions.apply.first() {
+                Some(Child::ConfigMap(map)) => Some(map.data.clone().unwrap()),
+                _ => None,
+            }
+        });
+        let told: TrainerConfig = serde_json::from_str(&told.unwrap()["config.json"]).unwrap();
+        assert_eq!(told.warmup_is_named, given.is_some());
+        assert_eq!(told.hyperparameters.warmup_steps, 10);
+    }
+}
+
+#[test]
 fn a_run_that_leaves_out_its_warm_up_takes_ten_steps_or_all_that_it_has() {
     for (given, most, steps) in [
         (None, None, 10),

@@ -99,6 +99,58 @@ fn what_is_wrong_is_named_with_its_exit_code() {
 }
 
 #[test]
+fn a_warm_up_that_is_longer_than_the_run_is_refused_with_both_numbers() {
+    let world = World::new();
+    for (run, most, steps, words) in [
+        (
+            "epochs",
+            Value::Null,
+            7,
+            [
+                "spec.hyperparameters.warmupSteps is 7, must be at most the 6 steps of epochs 1 over 48 train \
+                 rows at batchSize 8",
+                "lower it, or raise epochs",
+            ],
+        ),
+        (
+            "steps",
+            json!(40),
+            41,
+            [
+                "spec.hyperparameters.warmupSteps is 41, must be at most maximumSteps 40",
+                "lower it, or raise maximumSteps",
+            ],
+        ),
+    ] {
+        let mut config = world.config(run);
+        config["hyperparameters"]["maximumSteps"] = most;
+        config["hyperparameters"]["warmupSteps"] = json!(steps);
+        config["warmupIsNamed"] = json!(true);
+        let (code, reason, message) = world.failure(&config);
+        assert_eq!((code, reason.as_str()), (64, "InvalidSpec"), "{message}");
+        for word in words {
+            assert!(message.contains(word), "{message}");
+        }
+    }
+}
+
+#[test]
+fn a_warm_up_may_take_every_step_and_one_that_nobody_named_takes_no_more() {
+    let world = World::new();
+    let digests = [("named", 6, true), ("usual", 10, false)].map(|(run, steps, is_named)| {
+        let mut config = world.config(run);
+        config["hyperparameters"]["maximumSteps"] = Value::Null;
+        config["hyperparameters"]["warmupSteps"] = json!(steps);
+        config["warmupIsNamed"] = json!(is_named);
+        assert_eq!(world.run(&config), 0, "{:?}", world.summary(&config));
+        let result = world.result(&config);
+        assert_eq!(result.steps, 6);
+        result.digest
+    });
+    assert_eq!(digests[0], digests[1]);
+}
+
+#[test]
 fn damaged_data_and_an_absent_store_are_told_apart() {
     let world = World::new();
     let config = world.config("damaged");
