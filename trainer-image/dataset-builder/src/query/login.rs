@@ -290,7 +290,8 @@ mod tests {
             }
         }
         let failure = mounted_of("secret://warehouse", &[]).unwrap_err();
-        let words = "no Secret \"warehouse\", or it has nothing under \"host\" or \"user\"; create it";
+        let words =
+            "no Secret \"warehouse\", or it has nothing under \"host\" or \"user\"; create it";
         assert!(failure.message.contains(words), "{failure}");
     }
 

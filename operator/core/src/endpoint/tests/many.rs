@@ -70,10 +70,7 @@ fn of_many_rollouts_the_conditions_name_the_first_and_the_number() {
     world.approve(2).settle();
     let words = |what: &str| format!("7 adapters {what} (n0, n1, n2, n3, n4 and 2 more); n0: ");
     let message = world.message(condition::PROGRESSING);
-    assert!(
-        message.starts_with(&words("are in a rollout")),
-        "{message}"
-    );
+    assert!(message.starts_with(&words("are in a rollout")), "{message}");
     world.traffic = (400, 40);
     world.after(20);
     let message = world.message(condition::ROLLED_BACK);
