@@ -45,7 +45,7 @@ impl Judgement {
             if result.verdict == Verdict::Pass {
                 let message = result.message.take().unwrap_or_default();
                 result.verdict = Verdict::Inconclusive;
-                result.message = Some(format!("{why} (without it {message})"));
+                result.message = Some(shorten(&format!("{why} (without it {message})")));
             }
         }
         if self.verdict == Verdict::Pass {
@@ -510,6 +510,17 @@ mod tests {
             None,
             "nothing was asked"
         );
+    }
+
+    #[test]
+    fn what_a_router_says_at_length_fits_into_a_status() {
+        let good = router(vec![stats("new", 500, 0, &[])]);
+        let rules = analysis(Metric::ErrorRate, Limit::Maximum(0.5));
+        let judgement = judge(&rules, "m", Some("old"), "new", &[&good]).unwrap();
+        let judgement = judgement.of_a_part(&"last words ".repeat(400));
+        assert_eq!(judgement.verdict, Verdict::Inconclusive);
+        let message = judgement.results[0].message.as_deref().unwrap();
+        assert!(message.starts_with("last words") && message.len() <= 1024);
     }
 
     #[test]
