@@ -477,6 +477,10 @@ pub struct TrainingRunStatus {
     /// Attempts so far.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub attempts: Option<Attempts>,
+    /// UID of the pod that `activeSince` is about; of another one it says nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 63))]
+    pub active_pod: Option<String>,
     /// When the trainer of the attempt under way was first seen running, by the operator's clock.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub active_since: Option<Time>,

@@ -9,6 +9,7 @@ use jiff::Timestamp;
 
 use super::inputs::known_reason;
 use crate::jobs::{Cause, End, seconds_between};
+use crate::observed::Pod;
 
 /// Seconds before the attempt after the first failure; each later one waits twice as long.
 const FIRST_PAUSE_SECONDS: i64 = 10;
@@ -118,7 +119,7 @@ const fn reason_of(code: ExitCode) -> &'static str {
 
 /// The accounts with attempt `number` begun, and all before it over.
 pub fn open(status: &mut TrainingRunStatus, number: u32) {
-    status.active_since = None;
+    forget_active(status);
     let attempts = status.attempts.get_or_insert_default();
     attempts.started = number;
     attempts.ended = number.saturating_sub(1);
@@ -133,7 +134,7 @@ pub fn close(
     retries: u32,
     now: Timestamp,
 ) -> Option<(&'static str, String)> {
-    status.active_since = None;
+    forget_active(status);
     let attempts = status.attempts.get_or_insert_default();
     attempts.ended = number;
     attempts.active_seconds += closing.active_seconds;
@@ -159,20 +160,40 @@ pub fn close(
     over
 }
 
-/// Notes that the trainer of the attempt under way runs. What lies ahead was noted by a clock that was ahead of
-/// ours: it counts as now.
-pub fn note_active(status: &mut TrainingRunStatus, now: Timestamp) {
-    let known = status.active_since.take().filter(|time| time.0 <= now);
-    // In whole seconds, as the API server keeps it.
-    let seconds = Timestamp::from_second(now.as_second()).unwrap_or(now);
-    status.active_since = Some(known.unwrap_or(Time(seconds)));
+/// Notes that the attempt under way runs, in this pod. What lies ahead was noted by a clock that was ahead of ours: it
+/// goes, and the next look notes it anew, because a status in which only a time differs is not written.
+pub fn note_active(status: &mut TrainingRunStatus, pod: &Pod, now: Timestamp) {
+    match active_since(status, pod) {
+        Some(since) if since <= now => {}
+        Some(_) => forget_active(status),
+        None => {
+            // In whole seconds, as the API server keeps it.
+            let seconds = Timestamp::from_second(now.as_second()).unwrap_or(now);
+            status.active_pod = Some(pod.uid.clone());
+            status.active_since = Some(Time(seconds));
+        }
+    }
 }
 
-/// Seconds that the attempt under way has been active: from when its trainer was first seen running, since a
-/// node's clock may not be ours.
-pub fn active_seconds(status: Option<&TrainingRunStatus>, now: Timestamp) -> u64 {
-    let since = status.and_then(|status| status.active_since.as_ref());
-    seconds_between(since.map(|time| time.0), Some(now))
+/// Notes that nothing runs.
+pub fn forget_active(status: &mut TrainingRunStatus) {
+    status.active_pod = None;
+    status.active_since = None;
+}
+
+/// Seconds that this pod of the attempt under way has been active: from when its trainer was first seen running, since
+/// a node's clock may not be ours.
+pub fn active_seconds(status: Option<&TrainingRunStatus>, pod: &Pod, now: Timestamp) -> u64 {
+    let since = status.and_then(|status| active_since(status, pod));
+    seconds_between(since, Some(now))
+}
+
+/// What is noted of this pod. A queue that takes a Job back and lets it in again has another pod made for the same
+/// attempt, and an operator that knows nothing of these notes leaves those of an earlier attempt.
+fn active_since(status: &TrainingRunStatus, pod: &Pod) -> Option<Timestamp> {
+    let noted = status.active_pod.as_deref() == Some(pod.uid.as_str());
+    let since = status.active_since.as_ref().filter(|_| noted);
+    since.map(|time| time.0)
 }
 
 /// Seconds between the end of an attempt and the next one; none where nothing was wrong.

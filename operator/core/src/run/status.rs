@@ -12,7 +12,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::attempt;
 use super::inputs;
-use super::step::{Phase, Step};
+use super::step::{Phase, Step, pod_of};
 use super::{Invalid, Observed, Referenced, Report};
 use crate::conditions::{self, Conditions, Truth};
 use crate::jobs::{self, seconds_between};
@@ -142,7 +142,7 @@ pub fn report(
         Step::Make(number, _) => {
             let mut status = status;
             // Its Job may have run before, and have vanished.
-            status.active_since = None;
+            attempt::forget_active(&mut status);
             let said = Said::under_way(reason::STARTING, format!("attempt {number} starts"));
             act(status, &said, Some(5))
         }
@@ -254,7 +254,10 @@ fn watch(
             1,
         ),
         Phase::Running { remaining_seconds } => {
-            attempt::note_active(&mut status, now);
+            let job = observed.job.ours();
+            if let Some(pod) = job.and_then(|job| pod_of(job, &observed.pods)) {
+                attempt::note_active(&mut status, pod, now);
+            }
             let (said, pending) = match &observed.report {
                 Some(report) => take_report(&mut status, report, now),
                 None => (
@@ -360,7 +363,7 @@ fn complete(
         let end = job.and_then(|job| jobs::end(job, &observed.pods, &observed.sightings, now));
         attempts.active_seconds += end.map_or(0, |end| end.active_seconds);
     }
-    status.active_since = None;
+    attempt::forget_active(&mut status);
     let old = status.resolved.take();
     let (image, profile) = old.map_or_else(
         || (String::new(), cr.spec.compute.profile.clone()),

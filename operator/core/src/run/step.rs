@@ -424,7 +424,7 @@ fn under_way(
     }
     match &pod.container {
         Container::Running { .. } => {
-            let active = attempt::active_seconds(cr.status.as_ref(), now);
+            let active = attempt::active_seconds(cr.status.as_ref(), pod, now);
             let limit = cr.spec.limits.duration_seconds;
             let spent = attempt::attempts(cr).active_seconds + active;
             if spent > limit {
@@ -462,13 +462,13 @@ fn suspension(cr: &TrainingRun, observed: &Observed, now: Timestamp) -> Closing 
         .job
         .ours()
         .and_then(|job| pod_of(job, &observed.pods));
-    let active_seconds = match pod.map(|pod| &pod.container) {
-        Some(Container::Running { .. }) => attempt::active_seconds(cr.status.as_ref(), now),
-        Some(Container::Terminated {
+    let active_seconds = pod.map_or(0, |pod| match &pod.container {
+        Container::Running { .. } => attempt::active_seconds(cr.status.as_ref(), pod, now),
+        Container::Terminated {
             started, finished, ..
-        }) => seconds_between(*started, *finished),
-        _ => 0,
-    };
+        } => seconds_between(*started, *finished),
+        Container::Waiting { .. } | Container::Unknown => 0,
+    });
     Closing {
         counts: Counts::Nothing,
         reason: reason::SUSPENDED,

@@ -46,8 +46,38 @@ fn an_attempt_is_active_from_when_it_was_seen_so() {
 fn an_operator_that_was_ahead_holds_the_end_up_by_nothing() {
     let mut world = stamped(0);
     world.cr.spec.limits.duration_seconds = 100;
-    world.cr.status.as_mut().unwrap().active_since = Some(Time(at(world.seconds + 3600)));
+    world.reconcile();
+    let status = world.cr.status.as_mut().unwrap();
+    status.active_since = Some(Time(at(world.seconds + 3600)));
+    world.reconcile();
+    let status = world.cr.status.as_ref().unwrap();
+    assert_eq!(
+        status.active_since,
+        None,
+        "a status in which only a time differs is not written"
+    );
     assert_eq!(seconds_until_over(&mut world), 101);
+}
+
+#[test]
+fn another_pod_of_an_attempt_is_active_anew() {
+    for queue_is_seen in [true, false] {
+        let mut world = stamped(0);
+        world.cr.spec.limits.duration_seconds = 100;
+        world.reconcile();
+        world.seconds += 90;
+        world.observed.pods.clear();
+        world.observed.jobs[0].spec.as_mut().unwrap().suspend = Some(true);
+        if queue_is_seen {
+            world.reconcile();
+            assert_eq!(world.succeeded().1, reason::QUEUED);
+        }
+        world.seconds += 3600;
+        world.observed.jobs[0].spec.as_mut().unwrap().suspend = Some(false);
+        world.start_pod();
+        world.observed.pods[0].uid = "another".to_owned();
+        assert_eq!(seconds_until_over(&mut world), 101, "{queue_is_seen}");
+    }
 }
 
 #[test]
