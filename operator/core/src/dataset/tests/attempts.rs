@@ -69,6 +69,25 @@ fn neither_labels_nor_names_that_are_none_of_ours_change_the_number_of_an_attemp
 }
 
 #[test]
+fn the_number_of_an_attempt_is_read_back_from_the_names_of_its_jobs() {
+    let fingerprint = Digest::of(b"rows");
+    let long = format!("{}.7", "a".repeat(251));
+    for owner in ["topics", "topics-2", "7", "a.b-2", &long] {
+        for number in [1, 2, 10, 4096] {
+            for name in [
+                children::job_name(owner, &fingerprint, number),
+                children::parts_name(owner, &fingerprint, number),
+            ] {
+                let mut job = Job::default();
+                job.metadata.name = Some(name.clone());
+                let read = children::attempt_of(owner, &fingerprint, &job);
+                assert_eq!(read, Some(number), "{name}");
+            }
+        }
+    }
+}
+
+#[test]
 fn a_pause_counts_from_when_the_end_was_seen_whatever_clock_stamped_it() {
     for ahead in [-3600, 0, 3600] {
         let mut world = World::from_config_map();

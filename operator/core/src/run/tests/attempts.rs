@@ -167,6 +167,21 @@ fn a_label_that_somebody_changed_changes_no_attempt() {
     }
 }
 
+#[test]
+fn the_number_of_an_attempt_is_read_back_from_the_name_of_its_job() {
+    let mut cr = World::new().cr;
+    let long = format!("{}.7", "a".repeat(251));
+    for run in ["nightly", "nightly-1", "7", "a.b-2", &long] {
+        cr.metadata.name = Some(run.to_owned());
+        for number in [1, 9, 10, 4096] {
+            let mut job = Job::default();
+            let name = children::job_name(&cr, number);
+            job.metadata.name = Some(name.clone());
+            assert_eq!(children::attempt_of(&cr, &job), Some(number), "{name}");
+        }
+    }
+}
+
 /// A run whose first attempt has failed, beside whose Job there is another one of that name, which runs.
 fn beside(name: &str) -> World {
     let mut world = World::new();
