@@ -109,11 +109,15 @@ pub fn step(
 }
 
 /// The newest attempt that has a Job and that status does not know of. Where status was lost the Jobs know better;
-/// else an attempt is written before its Job is made, and no Job is more than one ahead.
+/// else an attempt is written before its Job is made: no Job is more than one ahead, and none while an attempt is
+/// under way.
 fn begun(cr: &TrainingRun, observed: &Observed) -> Option<u32> {
     let known = cr.status.as_ref().and_then(|status| status.attempts);
     let started = known.map_or(0, |known| known.started);
-    let most = known.map_or(u32::MAX, |known| known.started.saturating_add(1));
+    let most = known.map_or(u32::MAX, |known| {
+        let is_over = known.started <= known.ended;
+        known.started.saturating_add(u32::from(is_over))
+    });
     let jobs = observed.jobs.iter();
     jobs.filter_map(|job| children::attempt_of(cr, job))
         .filter(|number| *number > started && *number <= most)

@@ -1,5 +1,7 @@
 //! How attempts end, are counted and follow each other.
 
+use serde_json::json;
+
 use super::*;
 
 #[test]
@@ -241,6 +243,25 @@ fn a_job_under_the_name_of_a_later_attempt_is_named_and_no_attempt_is_skipped() 
     world.observed.jobs.pop();
     world.start();
     assert_eq!(world.created, ["nightly-1", "nightly-2"]);
+}
+
+#[test]
+fn a_job_under_the_name_of_the_next_attempt_ends_none_that_is_under_way() {
+    for is_over in [false, true] {
+        let mut world = World::new();
+        world.start();
+        let mut other = world.observed.jobs[0].clone();
+        other.metadata.name = Some("nightly-2".to_owned());
+        other.metadata.uid = Some("uid of nightly-2".to_owned());
+        if is_over {
+            let failed = json!({"conditions": [{"type": "Failed", "status": "True"}]});
+            other.status = serde_json::from_value(failed).unwrap();
+        }
+        world.observed.jobs.insert(0, other);
+        let actions = world.reconcile();
+        assert!(actions.delete.is_empty(), "{is_over}");
+        assert_eq!(world.attempts(), (1, 0, 0), "{is_over}");
+    }
 }
 
 #[test]
