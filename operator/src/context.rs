@@ -174,6 +174,13 @@ impl FirstSeen {
         *seen.entry(key).or_insert(seconds)
     }
 
+    /// Notes that it is so no longer.
+    pub fn forget(&self, uid: &str, what: &str) {
+        if let Ok(mut seen) = self.0.lock() {
+            seen.remove(&(uid.to_owned(), what.to_owned()));
+        }
+    }
+
     /// Forgets objects that are gone.
     pub fn keep_only(&self, exists: impl Fn(&str) -> bool) {
         if let Ok(mut seen) = self.0.lock() {
@@ -205,6 +212,9 @@ mod tests {
         assert_eq!(seen.note("u", "made", at(10_700)), at(10_000));
         assert_eq!(seen.note("u", "ended", at(20_000)), at(20_000));
         assert_eq!(seen.note("u", "made", at(30_000)), at(10_000));
+        seen.forget("u", "made");
+        assert_eq!(seen.note("u", "made", at(30_000)), at(30_000));
+        assert_eq!(seen.note("u", "ended", at(30_000)), at(20_000));
         seen.keep_only(|uid| uid != "u");
         assert_eq!(seen.note("u", "made", at(40_000)), at(40_000));
     }

@@ -13,7 +13,7 @@ use crate::jobs;
 /// When a Job was first seen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sighting {
-    /// At all.
+    /// At all, or, where a queue held it back, let in.
     pub made: Timestamp,
     /// At its end; none while it goes on.
     pub ended: Option<Timestamp>,
@@ -24,7 +24,7 @@ pub struct Sighting {
 pub struct Sightings(BTreeMap<String, Sighting>);
 
 impl Sightings {
-    /// When the Job was made.
+    /// When the Job was made, or was let in by its queue.
     pub fn made(&self, job: &Job) -> Option<Timestamp> {
         match self.of(job) {
             Some(seen) => Some(seen.made),

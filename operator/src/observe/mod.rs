@@ -112,9 +112,17 @@ where
 pub fn sightings(first_seen: &FirstSeen, jobs: &[Job], now: Timestamp) -> Sightings {
     let sighting = |job: &Job| {
         let uid = job.metadata.uid.as_deref()?;
-        let has_ended = matches!(jobs::state(job), JobState::Complete | JobState::Failed);
+        let state = jobs::state(job);
+        let made = if state == JobState::Suspended {
+            // Its pod is waited for from when its queue lets it in.
+            first_seen.forget(uid, "made");
+            now
+        } else {
+            first_seen.note(uid, "made", now)
+        };
+        let has_ended = matches!(state, JobState::Complete | JobState::Failed);
         let seen = Sighting {
-            made: first_seen.note(uid, "made", now),
+            made,
             ended: has_ended.then(|| first_seen.note(uid, "ended", now)),
         };
         Some((uid.to_owned(), seen))
@@ -176,6 +184,27 @@ mod tests {
         let looked = sightings(&seen, std::slice::from_ref(&job), at(30));
         let (made, ended) = (looked.made(&job), looked.ended(&job));
         assert_eq!((made, ended), (Some(at(10)), Some(at(20))));
+    }
+
+    #[test]
+    fn a_job_that_a_queue_held_back_counts_from_when_it_was_let_in() {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let seen = FirstSeen::default();
+        for (second, suspend, made) in [
+            (10, false, 10),
+            (20, true, 20),
+            (3600, true, 3600),
+            (3700, false, 3700),
+            (3800, false, 3700),
+        ] {
+            let job: Job = serde_json::from_value(serde_json::json!({
+                "metadata": {"uid": "u"},
+                "spec": {"suspend": suspend, "template": {}},
+            }))
+            .unwrap();
+            let looked = sightings(&seen, std::slice::from_ref(&job), at(second));
+            assert_eq!(looked.made(&job), Some(at(made)), "{second}");
+        }
     }
 
     #[test]
