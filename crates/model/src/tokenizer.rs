@@ -10,7 +10,7 @@ use crate::category::Category;
 use crate::chat::ChatTemplate;
 pub use crate::chat::{ChatError, ChatMessage};
 use crate::cuts::Cuts;
-use crate::tool_calls::{CallFrame, ToolFormat};
+use crate::tool_calls::{CallFrame, CallOpening, ToolFormat};
 
 /// The vocabulary and how text is cut.
 pub const TOKENIZER_FILE: &str = "tokenizer.json";
@@ -311,6 +311,45 @@ impl TextTokenizer {
                 behind => self.encode(behind, false)?,
             },
         }))
+    }
+
+    /// Tokens by which calls that the model makes by itself are known, with what goes on to these tools. An opening that
+    /// is no token, or no tokens, of its own in front of what follows it is left out.
+    ///
+    /// # Errors
+    /// [`TokenizerError::Tokenize`].
+    pub fn call_openings(&self, names: &[String]) -> Result<Vec<CallOpening>, TokenizerError> {
+        let Some(format) = self.tool_format() else {
+            return Ok(Vec::new());
+        };
+        let mut frames = Vec::with_capacity(names.len());
+        for name in names {
+            frames.extend(self.call_frame(name)?);
+        }
+        let mut openings = Vec::new();
+        for opening in format.openings() {
+            let mark = self.encode(opening.mark, false)?;
+            let rest = |frame: &CallFrame| -> Option<Vec<u32>> {
+                let rest = if opening.is_in_frame {
+                    frame.before.strip_prefix(mark.as_slice())?
+                } else {
+                    frame.before.as_slice()
+                };
+                (!rest.is_empty()).then(|| rest.to_vec())
+            };
+            let tools: Option<Vec<Vec<u32>>> = frames.iter().map(rest).collect();
+            if let Some(tools) = tools
+                && !tools.is_empty()
+                && !mark.is_empty()
+            {
+                openings.push(CallOpening {
+                    mark,
+                    is_first: opening.is_first,
+                    tools,
+                });
+            }
+        }
+        Ok(openings)
     }
 
     /// A Text row: every token is a target, the end included.
@@ -644,6 +683,45 @@ mod tests {
         std::fs::write(dir.path().join(TOKENIZER_CONFIG_FILE), config.to_string()).unwrap();
         let tokenizer = TextTokenizer::load(dir.path()).unwrap();
         assert_eq!(tokenizer.call_frame("f").unwrap(), None);
+        let openings = tokenizer.call_openings(&["f".to_owned()]).unwrap();
+        assert!(openings.is_empty());
+    }
+
+    #[test]
+    fn tokens_that_open_a_call_are_followed_by_those_of_each_tool() {
+        let dir = tempfile::tempdir().unwrap();
+        write_tiny_base(dir.path(), &TinyShape::default(), 1).unwrap();
+        for (template, expected) in [
+            (
+                "{{ tools }} arguments <tool_call>",
+                vec![("<tool_call>", false, "\n{\"name\": \"f\", \"arguments\":")],
+            ),
+            (
+                "{{ tools }}[TOOL_CALLS][ARGS]",
+                vec![("[TOOL_CALLS]", false, "f[ARGS]")],
+            ),
+            (
+                "{{ tools }}<|start_header_id|> ipython",
+                vec![
+                    ("<|python_tag|>", false, "{\"name\": \"f\", \"parameters\":"),
+                    ("{\"name\": \"", true, "f\", \"parameters\":"),
+                ],
+            ),
+        ] {
+            let config = serde_json::json!({"chat_template": template});
+            std::fs::write(dir.path().join(TOKENIZER_CONFIG_FILE), config.to_string()).unwrap();
+            let tokenizer = TextTokenizer::load(dir.path()).unwrap();
+            let names = ["f".to_owned(), "g".to_owned()];
+            let openings = tokenizer.call_openings(&names).unwrap();
+            let text = |tokens: &[u32]| tokenizer.decode(tokens, false).unwrap();
+            assert_eq!(openings.len(), expected.len(), "{template}");
+            for (opening, (mark, is_first, rest)) in openings.iter().zip(expected) {
+                assert_eq!(text(&opening.mark), mark);
+                assert_eq!(opening.is_first, is_first);
+                assert_eq!(opening.tools.len(), 2);
+                assert_eq!(text(&opening.tools[0]), rest);
+            }
+        }
     }
 
     #[test]

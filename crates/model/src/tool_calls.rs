@@ -96,6 +96,35 @@ impl ToolFormat {
         }
     }
 
+    /// What a call that the model makes by itself opens with. Llama 3 writes its mark or none: what begins an answer as a
+    /// call does is a call then.
+    pub(crate) fn openings(self) -> &'static [OpeningText] {
+        match self {
+            Self::Hermes => &[OpeningText {
+                mark: "<tool_call>",
+                is_first: false,
+                is_in_frame: true,
+            }],
+            Self::Mistral => &[OpeningText {
+                mark: "[TOOL_CALLS]",
+                is_first: false,
+                is_in_frame: true,
+            }],
+            Self::Llama3 => &[
+                OpeningText {
+                    mark: "<|python_tag|>",
+                    is_first: false,
+                    is_in_frame: false,
+                },
+                OpeningText {
+                    mark: "{\"name\": \"",
+                    is_first: true,
+                    is_in_frame: true,
+                },
+            ],
+        }
+    }
+
     /// Whether this may stand between a mark and a call, or between two calls.
     fn separates(self, character: char) -> bool {
         character.is_whitespace()
@@ -114,6 +143,28 @@ pub struct CallFrame {
     pub before: Vec<u32>,
     /// What makes the call whole; may be empty.
     pub behind: Vec<u32>,
+}
+
+/// The text that opens a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct OpeningText {
+    /// Which.
+    pub(crate) mark: &'static str,
+    /// Whether it opens a call only where an answer begins with it.
+    pub(crate) is_first: bool,
+    /// Whether [`ToolFormat::around`] begins with it, or stands behind it.
+    pub(crate) is_in_frame: bool,
+}
+
+/// Tokens by which a call that the model makes by itself is known, and what goes on from there to the arguments.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CallOpening {
+    /// What opens the call, at least one.
+    pub mark: Vec<u32>,
+    /// Whether it does so only where an answer begins with it.
+    pub is_first: bool,
+    /// What stands between it and the arguments, for each tool; at least one of each.
+    pub tools: Vec<Vec<u32>>,
 }
 
 /// What an answer may call.
@@ -174,6 +225,28 @@ mod tests {
             );
             assert_eq!(parsed.calls[0].name, "look_up-2");
             assert_eq!(parsed.calls[0].arguments, "{\"a\": {}}");
+        }
+    }
+
+    #[test]
+    fn what_opens_a_call_begins_what_stands_around_its_arguments_or_stands_before_it() {
+        for format in [ToolFormat::Hermes, ToolFormat::Mistral, ToolFormat::Llama3] {
+            let (before, behind) = format.around("f", false);
+            for opening in format.openings() {
+                let written = if opening.is_in_frame {
+                    assert!(before.starts_with(opening.mark), "{opening:?}");
+                    format!("{before}{{}}{behind}")
+                } else {
+                    format!("{}{before}{{}}{behind}", opening.mark)
+                };
+                let mut parser = ToolCallParser::new(&ToolUse {
+                    format,
+                    names: vec!["f".to_owned()],
+                    only_one: true,
+                });
+                let parsed = parser.push(&written);
+                assert_eq!(parsed.calls.len(), 1, "{written:?}: {parsed:?}");
+            }
         }
     }
 }

@@ -46,6 +46,19 @@ impl Form {
     }
 }
 
+/// What one of the beginnings that begin with `written` goes on with.
+pub(super) fn following<'a>(
+    beginnings: impl Iterator<Item = &'a [u32]>,
+    written: &[u32],
+) -> Vec<u32> {
+    let possible =
+        beginnings.filter_map(|beginning| beginning.strip_prefix(written)?.first().copied());
+    let mut following: Vec<u32> = possible.collect();
+    following.sort_unstable();
+    following.dedup();
+    following
+}
+
 /// The beginning of a call, as far as it is written. Copies share the tools.
 #[derive(Debug, Clone)]
 pub(super) struct Before {
@@ -63,14 +76,8 @@ impl Before {
 
     /// What one of the tools goes on with.
     pub(super) fn following(&self) -> Vec<u32> {
-        let possible = self.forms.iter().filter_map(|form| {
-            let rest = form.frame.before.strip_prefix(self.written.as_slice())?;
-            rest.first().copied()
-        });
-        let mut following: Vec<u32> = possible.collect();
-        following.sort_unstable();
-        following.dedup();
-        following
+        let beginnings = self.forms.iter().map(|form| form.frame.before.as_slice());
+        following(beginnings, &self.written)
     }
 
     /// Takes a token; where the beginning is whole with it, what follows. No tool's beginning is that of another's: a

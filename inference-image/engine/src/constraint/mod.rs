@@ -1,4 +1,5 @@
-//! Answers that are JSON of a schema, or a call of a tool: which tokens may come next.
+//! Answers that are JSON of a schema, a call of a tool, or text with calls of some tools alone: which tokens may come
+//! next.
 //!
 //! llguidance follows the answer's bytes through a grammar and says which tokens keep it possible.
 //! What is allowed is a function of the tokens so far, so that an answer depends neither on its batch
@@ -7,12 +8,14 @@
 
 mod call;
 mod schema;
+mod steered;
 
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
 
 use graftwork_model::tokenizer::TextTokenizer;
+use graftwork_model::tool_calls::CallOpening;
 use llguidance::api::{ParserLimits, TopLevelGrammar};
 use llguidance::toktrie::{ApproximateTokEnv, SimpleVob, TokEnv, TokRxInfo, TokTrie};
 use llguidance::{Matcher, ParserFactory};
@@ -21,6 +24,7 @@ use serde_json::{Value, json};
 pub use call::CallForm;
 use call::{Before, Form};
 pub use schema::{MAXIMUM_SCHEMA_BYTES, SchemaError, check};
+use steered::Steered;
 
 /// White space at one place: without a limit, a model that likes it writes nothing else.
 const WHITE_SPACE: &str = r"[\x20\x0A\x0D\x09]{1,32}";
@@ -209,6 +213,8 @@ pub struct Constraint {
 /// Where an answer is.
 #[derive(Debug)]
 enum Place {
+    /// In an answer of the model's own making, but for which tools it calls.
+    Steered(Steered),
     /// Before the arguments of a call.
     Before(Before),
     /// In JSON of a schema; in a call's arguments, with the tokens that have to follow them.
@@ -221,10 +227,18 @@ enum Place {
 }
 
 impl Constraint {
+    /// The constraint of answers of the model's own making, but that they call none but the openings' tools; for a model
+    /// with so many logits. It needs no grammar, and never ends an answer.
+    pub fn steered(openings: Vec<CallOpening>, vocabulary: usize) -> Self {
+        let place = Place::Steered(Steered::new(openings, vocabulary));
+        Self { place }
+    }
+
     /// One for another answer, at the same place; what changes, they do not share.
     #[must_use]
     pub fn copy(&self) -> Self {
         let place = match &self.place {
+            Place::Steered(steered) => Place::Steered(steered.clone()),
             Place::Before(before) => Place::Before(before.clone()),
             Place::Json { guided, behind } => Place::Json {
                 guided: Box::new(guided.copy()),
@@ -242,6 +256,11 @@ impl Constraint {
     /// [`StepError`].
     pub fn mask(&mut self, logits: &mut [f32]) -> Result<(), StepError> {
         match &mut self.place {
+            Place::Steered(steered) => {
+                if let Some(allowed) = steered.following() {
+                    leave(logits, &allowed);
+                }
+            }
             Place::Before(before) => leave(logits, &before.following()),
             Place::Json { guided, .. } => guided.mask(logits)?,
             Place::Behind(rest) => leave(
@@ -258,6 +277,10 @@ impl Constraint {
     /// [`StepError`].
     pub fn commit(&mut self, token: u32) -> Result<(), StepError> {
         let next = match &mut self.place {
+            Place::Steered(steered) => {
+                steered.commit(token);
+                None
+            }
             Place::Before(before) => before.commit(token),
             Place::Json { guided, behind } => {
                 guided.commit(token)?;
@@ -282,7 +305,7 @@ impl Constraint {
     /// Whether nothing but an end of text may follow.
     pub fn is_complete(&self) -> bool {
         match &self.place {
-            Place::Before(_) => false,
+            Place::Steered(_) | Place::Before(_) => false,
             Place::Json { guided, behind } => behind.is_none() && guided.is_complete(),
             Place::Behind(rest) => rest.is_empty(),
         }

@@ -158,6 +158,103 @@ fn a_call_is_drawn_among_the_tools_and_ends_with_what_makes_it_whole() {
     assert_eq!(called.len(), 2);
 }
 
+/// What may come next behind a text; none: anything.
+fn after(tokenizer: &TextTokenizer, steered: &Constraint, text: &str) -> Option<String> {
+    let mut constraint = steered.copy();
+    for token in tokenizer.encode(text, false).unwrap() {
+        constraint.commit(token).unwrap();
+        assert!(!constraint.is_complete());
+    }
+    let mut logits = logits(tokenizer);
+    constraint.mask(&mut logits).unwrap();
+    let allowed: Vec<u32> = (0_u32..)
+        .zip(&logits)
+        .filter(|(_, logit)| logit.is_finite())
+        .map(|(id, _)| id)
+        .collect();
+    (allowed.len() < logits.len()).then(|| tokenizer.decode(&allowed, false).unwrap())
+}
+
+/// A tokenizer of a model that calls tools as this template says, with the constraint to calls of `ab` and `ac`.
+fn steered(template: &str) -> (TextTokenizer, Constraint) {
+    let dir = tempfile::tempdir().unwrap();
+    let config = write_tiny_base(dir.path(), &TinyShape::default(), 1).unwrap();
+    let file = dir.path().join("chat_template.jinja");
+    std::fs::write(file, format!("{{{{ tools }}}} {template}")).unwrap();
+    let tokenizer = TextTokenizer::load(dir.path()).unwrap();
+    let names = ["ab".to_owned(), "ac".to_owned()];
+    let openings = tokenizer.call_openings(&names).unwrap();
+    let constraint = Constraint::steered(openings, config.vocab_size);
+    (tokenizer, constraint)
+}
+
+#[test]
+fn a_call_that_the_model_opens_goes_on_as_one_of_the_tools_in_every_format() {
+    for (template, mark, before, behind) in [
+        (
+            "arguments <tool_call>",
+            "<tool_call>",
+            "\n{\"name\": \"",
+            "\", \"arguments\":",
+        ),
+        (
+            "[TOOL_CALLS]",
+            "[TOOL_CALLS]",
+            "[{\"name\": \"",
+            "\", \"arguments\":",
+        ),
+        ("[TOOL_CALLS] [ARGS]", "[TOOL_CALLS]", "", "[ARGS]"),
+        (
+            "<|start_header_id|> ipython",
+            "<|python_tag|>",
+            "{\"name\": \"",
+            "\", \"parameters\":",
+        ),
+    ] {
+        let (tokenizer, constraint) = steered(template);
+        let after = |text: &str| after(&tokenizer, &constraint, text);
+        for text in ["", "a", "So: ", "{\"a\": \"", &mark[..mark.len() - 1]] {
+            assert_eq!(after(text), None, "{template}: {text:?}");
+        }
+        // A second call too.
+        for text in ["", "So: ", &format!("{mark}{before}ab{behind} {{}}, ")] {
+            let opened = format!("{text}{mark}");
+            let next = format!("{before}a").chars().next().map(String::from);
+            assert_eq!(after(&opened), next, "{template}: {opened:?}");
+            let named = format!("{opened}{before}a");
+            assert_eq!(after(&named).as_deref(), Some("bc"), "{named:?}");
+            let called = format!("{named}c{behind}");
+            assert_eq!(after(&called), None, "{called:?}");
+            assert_eq!(after(&format!("{called} {{\"name\": \"")), None);
+        }
+    }
+}
+
+#[test]
+fn an_answer_that_begins_as_a_call_of_llama_does_is_one_and_other_json_is_not() {
+    let (tokenizer, constraint) = steered("<|start_header_id|> ipython");
+    let after = |text: &str| after(&tokenizer, &constraint, text);
+    assert_eq!(after("{\"name\": \"").as_deref(), Some("a"));
+    assert_eq!(after("{\"name\": \"a").as_deref(), Some("bc"));
+    assert_eq!(after("{\"name\": \"ab\", \"parameters\":"), None);
+    for text in [
+        "{\"name\": ",
+        "{\"names\": \"",
+        "So: {\"name\": \"",
+        " {\"name\": \"",
+    ] {
+        assert_eq!(after(text), None, "{text:?}");
+    }
+}
+
+#[test]
+fn openings_of_tokens_that_the_model_lacks_steer_nothing() {
+    let (tokenizer, _) = steered("[TOOL_CALLS]");
+    let openings = tokenizer.call_openings(&["ab".to_owned()]).unwrap();
+    let constraint = Constraint::steered(openings, 3);
+    assert_eq!(after(&tokenizer, &constraint, "[TOOL_CALLS]"), None);
+}
+
 #[test]
 fn a_tool_that_can_not_be_forced_is_told_by_its_place() {
     let (tokenizer, grammars) = grammars();

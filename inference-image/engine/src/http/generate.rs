@@ -121,7 +121,7 @@ async fn begin(
             let request = engine.beside.read(body, ChatRequest::parse).await?;
             let plan = tool_use(engine, &request.messages, request.tools)?;
             let input = Input::Chat(request.messages, plan.list);
-            let asked = Asked::of(request.schema, plan.forced);
+            let asked = Asked::of(request.schema, plan.forced, plan.narrowed);
             (request.parameters, input, plan.wanted, asked)
         }
     };

@@ -1,4 +1,4 @@
-//! The constraint of answers that are JSON, or a call of a tool.
+//! The constraint of answers that are JSON, a call of a tool, or text with calls of some tools alone.
 
 use std::sync::Arc;
 
@@ -20,15 +20,19 @@ pub(super) enum Asked {
     Json(Value),
     /// One call, of one of these tools.
     Call(Vec<Forced>),
+    /// Any text, with calls of the tools of these names alone.
+    Among(Vec<String>),
 }
 
 impl Asked {
-    /// By `response_format`'s schema and by what has to be called; a request has one of them at most.
-    pub(super) fn of(schema: Option<Value>, forced: Vec<Forced>) -> Self {
+    /// By `response_format`'s schema, by what has to be called and by what alone may be; a request has one of them at
+    /// most.
+    pub(super) fn of(schema: Option<Value>, forced: Vec<Forced>, narrowed: Vec<String>) -> Self {
         match schema {
             Some(schema) => Self::Json(schema),
-            None if forced.is_empty() => Self::Text,
-            None => Self::Call(forced),
+            None if !forced.is_empty() => Self::Call(forced),
+            None if !narrowed.is_empty() => Self::Among(narrowed),
+            None => Self::Text,
         }
     }
 }
@@ -52,6 +56,7 @@ pub(super) async fn compile(
             Asked::Text => return Ok(Vec::new()),
             Asked::Json(schema) => of_schema(&engine, &schema)?,
             Asked::Call(forced) => of_call(&engine, &forced)?,
+            Asked::Among(names) => among(&engine, &names)?,
         };
         let mut all: Vec<Constraint> = (1..answers).map(|_| first.copy()).collect();
         all.push(first);
@@ -75,6 +80,13 @@ fn of_schema(engine: &Engine, schema: &Value) -> Result<Constraint, ApiError> {
             format!("response_format.json_schema.schema can't be used: {error}"),
         ),
     })
+}
+
+/// No grammar is needed, so that any tokenizer will do; arguments are not looked at.
+fn among(engine: &Engine, names: &[String]) -> Result<Constraint, ApiError> {
+    let openings = engine.tokenizer.call_openings(names);
+    let openings = openings.map_err(|error| ApiError::internal(error.to_string()))?;
+    Ok(Constraint::steered(openings, engine.vocabulary))
 }
 
 fn of_call(engine: &Engine, forced: &[Forced]) -> Result<Constraint, ApiError> {

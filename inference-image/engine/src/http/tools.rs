@@ -1,6 +1,6 @@
 //! Whether and how the base model calls tools.
 //!
-//! A choice that the request forces is the grammar's business ([`super::json`]).
+//! A choice that the request forces, or narrows, is the constraint's business ([`super::json`]).
 
 use graftwork_model::tokenizer::ChatMessage;
 use graftwork_model::tool_calls::{ToolFormat, ToolUse};
@@ -19,6 +19,8 @@ pub(super) struct ToolPlan {
     pub(super) wanted: Option<ToolUse>,
     /// What the answers have to call.
     pub(super) forced: Vec<Forced>,
+    /// The only tools that the answers may call where they call any; none: all of them.
+    pub(super) narrowed: Vec<String>,
 }
 
 /// What the template prints, what is looked for in the answers, and what they have to be.
@@ -34,6 +36,11 @@ pub(super) fn tool_use(
     let (Some(format), Some(tools)) = (format, tools) else {
         return Ok(ToolPlan::default());
     };
+    let narrowed = if tools.is_narrowed() {
+        tools.names.clone()
+    } else {
+        Vec::new()
+    };
     let wanted = ToolUse {
         format,
         names: tools.names,
@@ -43,6 +50,7 @@ pub(super) fn tool_use(
         list: tools.list,
         wanted: Some(wanted),
         forced: tools.forced,
+        narrowed,
     })
 }
 

@@ -83,6 +83,10 @@ const PARTS: &str = r#""messages": [
 /// A choice with every field that there is.
 const CHOICE: &str = r#"{"type": "function", "function": {"name": "f"}}"#;
 
+/// Another one.
+const ALLOWED: &str = r#"{"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools":
+    [{"type": "function", "function": {"name": "f"}}]}}"#;
+
 #[test]
 fn every_field_that_is_read_is_described_and_no_other() {
     let streams = r#""stream": true, "stream_options": {}"#;
@@ -98,6 +102,7 @@ fn every_field_that_is_read_is_described_and_no_other() {
             vec![
                 format!(r#"{{"model": "a", {PARTS}, {streams}}}"#),
                 format!(r#"{{"model": "a", {PARTS}, "tool_choice": {CHOICE}}}"#),
+                format!(r#"{{"model": "a", {PARTS}, "tool_choice": {ALLOWED}}}"#),
                 format!(r#"{{"model": "a", {JSON}}}"#),
             ],
         ),

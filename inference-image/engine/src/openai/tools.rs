@@ -18,12 +18,19 @@ pub const MAXIMUM_BYTES: usize = 256 << 10;
 pub struct Tools {
     /// For the template: `{"type": "function", "function": {"name", "description", "parameters"}}`.
     pub list: Vec<Value>,
-    /// Their names.
+    /// The names of those that may be called.
     pub names: Vec<String>,
     /// Whether the first call ends the answer.
     pub only_one: bool,
     /// The tools of which the answer has to be one call; none: whether and what to call is the model's choice.
     pub forced: Vec<Forced>,
+}
+
+impl Tools {
+    /// Whether the model is shown tools that it may not call, and calls others only where it likes to.
+    pub fn is_narrowed(&self) -> bool {
+        self.forced.is_empty() && self.names.len() < self.list.len()
+    }
 }
 
 /// A tool that the answer has to call, or one of those of which it has to call one.
@@ -38,16 +45,34 @@ pub struct Forced {
 }
 
 /// What `tool_choice` says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum Choice {
     /// To call nothing.
     Nothing,
-    /// To do what the model likes.
+    /// To do what the model likes, and to call any tool.
     Model,
     /// To call any of the tools.
     Any,
-    /// To call this one.
-    One(usize),
+    /// To do what the model likes, and to call none but these.
+    ModelAmong(Vec<usize>),
+    /// To call one of these.
+    AnyAmong(Vec<usize>),
+}
+
+impl Choice {
+    /// Whether the answer has to be a call.
+    fn forces(&self) -> bool {
+        matches!(self, Self::Any | Self::AnyAmong(_))
+    }
+
+    /// Whether the tool at this place may be called.
+    fn allows(&self, index: usize) -> bool {
+        match self {
+            Self::Nothing => false,
+            Self::Model | Self::Any => true,
+            Self::ModelAmong(tools) | Self::AnyAmong(tools) => tools.contains(&index),
+        }
+    }
 }
 
 /// Takes the tools and how they may be called; none where there is nothing to call.
@@ -66,8 +91,8 @@ pub(super) fn read_tools(fields: &mut Fields) -> Result<Option<Tools>, ApiError>
     if choice == Choice::Nothing || list.is_empty() {
         return Ok(None);
     }
-    if choice == Choice::Model
-        && let Some(index) = strict
+    if !choice.forces()
+        && let Some(index) = strict.iter().find(|index| choice.allows(**index))
     {
         let param = format!("tools[{index}].function.strict");
         let message = format!(
@@ -75,25 +100,25 @@ pub(super) fn read_tools(fields: &mut Fields) -> Result<Option<Tools>, ApiError>
         );
         return Err(ApiError::unsupported(param, message));
     }
-    let is_forced = |index| match choice {
-        Choice::Nothing | Choice::Model => false,
-        Choice::Any => true,
-        Choice::One(one) => index == one,
-    };
+    let mut allowed = Vec::new();
     let mut forced = Vec::new();
-    for (index, (tool, name)) in list.iter().zip(&names).enumerate() {
-        if is_forced(index) {
+    for (index, (tool, name)) in list.iter().zip(names).enumerate() {
+        if !choice.allows(index) {
+            continue;
+        }
+        if choice.forces() {
             forced.push(Forced {
                 index,
                 name: name.clone(),
                 arguments: read_arguments(index, tool)?,
             });
         }
+        allowed.push(name);
     }
     Ok(Some(Tools {
         only_one: only_one || !forced.is_empty(),
         list,
-        names,
+        names: allowed,
         forced,
     }))
 }
@@ -101,9 +126,13 @@ pub(super) fn read_tools(fields: &mut Fields) -> Result<Option<Tools>, ApiError>
 /// Takes `tool_choice`.
 fn read_choice(fields: &mut Fields, names: &[String]) -> Result<Choice, ApiError> {
     if fields.is_object("tool_choice")
-        && let Some(choice) = fields.object("tool_choice")?
+        && let Some(mut choice) = fields.object("tool_choice")?
     {
-        return read_named(choice, names);
+        return match choice.text("type")?.as_deref() {
+            Some("function") => read_named(choice, names),
+            Some("allowed_tools") => read_allowed(choice, names),
+            _ => Err(choice.wrong("type", "must be \"function\" or \"allowed_tools\"")),
+        };
     }
     let Some(given) = fields.take("tool_choice") else {
         return Ok(Choice::Model);
@@ -118,19 +147,64 @@ fn read_choice(fields: &mut Fields, names: &[String]) -> Result<Choice, ApiError
         _ => Err(fields.unsupported(
             "tool_choice",
             &given,
-            "send \"auto\", \"none\", \"required\" or {\"type\": \"function\", \"function\": {\"name\": ...}}",
+            "send \"auto\", \"none\", \"required\", {\"type\": \"function\", \"function\": {\"name\": ...}} or {\"type\": \"allowed_tools\", ...}",
         )),
     }
 }
 
-/// The tool that `tool_choice` names.
+/// The tool that `tool_choice` names; its `type` was read.
 fn read_named(mut choice: Fields, names: &[String]) -> Result<Choice, ApiError> {
-    if choice.text("type")?.as_deref() != Some("function") {
-        return Err(choice.wrong("type", "must be \"function\""));
+    let index = read_name(&mut choice, names)?;
+    choice.finish()?;
+    Ok(Choice::AnyAmong(vec![index]))
+}
+
+/// Those of the tools that `tool_choice` allows to be called; its `type` was read.
+fn read_allowed(mut choice: Fields, names: &[String]) -> Result<Choice, ApiError> {
+    let mut allowed = choice
+        .object("allowed_tools")?
+        .ok_or_else(|| choice.wrong("allowed_tools", "is missing"))?;
+    let forces = match allowed.text("mode")?.as_deref() {
+        Some("auto") => false,
+        Some("required") => true,
+        _ => return Err(allowed.wrong("mode", "must be \"auto\" or \"required\"")),
+    };
+    let given = match allowed.take("tools") {
+        None => return Err(allowed.wrong("tools", "is missing")),
+        Some(Value::Array(list)) => list,
+        Some(other) => return Err(allowed.wrong_type("tools", "a list", &other)),
+    };
+    if given.is_empty() {
+        let problem = "is empty; name a tool, or send tool_choice = \"none\"";
+        return Err(allowed.wrong("tools", problem));
     }
-    let mut function = choice
+    if given.len() > MAXIMUM_TOOLS {
+        let problem = format!("has {} entries, the limit is {MAXIMUM_TOOLS}", given.len());
+        return Err(allowed.wrong("tools", &problem));
+    }
+    let mut tools = Vec::with_capacity(given.len());
+    for (index, value) in given.into_iter().enumerate() {
+        let mut tool = allowed.element("tools", index, value)?;
+        if tool.text("type")?.as_deref() != Some("function") {
+            return Err(tool.wrong("type", "must be \"function\""));
+        }
+        tools.push(read_name(&mut tool, names)?);
+        tool.finish()?;
+    }
+    allowed.finish()?;
+    choice.finish()?;
+    Ok(if forces {
+        Choice::AnyAmong(tools)
+    } else {
+        Choice::ModelAmong(tools)
+    })
+}
+
+/// The place of the tool that `function` names.
+fn read_name(fields: &mut Fields, names: &[String]) -> Result<usize, ApiError> {
+    let mut function = fields
         .object("function")?
-        .ok_or_else(|| choice.wrong("function", "is missing"))?;
+        .ok_or_else(|| fields.wrong("function", "is missing"))?;
     let name = function
         .text("name")?
         .ok_or_else(|| function.wrong("name", "is missing"))?;
@@ -138,8 +212,7 @@ fn read_named(mut choice: Fields, names: &[String]) -> Result<Choice, ApiError> 
         return Err(function.wrong("name", "is not the name of one of the tools"));
     };
     function.finish()?;
-    choice.finish()?;
-    Ok(Choice::One(index))
+    Ok(index)
 }
 
 /// The schema that the arguments of a forced call keep to.
@@ -173,8 +246,8 @@ pub(super) struct Given {
     pub(super) list: Vec<Value>,
     /// Their names.
     names: Vec<String>,
-    /// The first one whose arguments have to keep to its schema.
-    strict: Option<usize>,
+    /// The places of those whose arguments have to keep to their schemas.
+    strict: Vec<usize>,
 }
 
 /// Takes the list of tools.
@@ -193,11 +266,11 @@ pub(super) fn read_list(fields: &mut Fields) -> Result<Given, ApiError> {
     }
     let mut list = Vec::with_capacity(given.len());
     let mut names = Vec::with_capacity(given.len());
-    let (mut bytes, mut strict) = (0, None);
+    let (mut bytes, mut strict) = (0, Vec::new());
     for (index, value) in given.into_iter().enumerate() {
         let (name, tool, is_strict) = read_tool(fields.element("tools", index, value)?)?;
-        if is_strict && strict.is_none() {
-            strict = Some(index);
+        if is_strict {
+            strict.push(index);
         }
         if names.contains(&name) {
             return Err(fields.wrong("tools", &format!("has two tools of the name {name:?}")));
@@ -320,7 +393,133 @@ mod tests {
         assert_eq!((forced.index, forced.name.as_str()), (1, "g"));
         assert_eq!(forced.arguments["type"], "object");
         assert_eq!(forced.arguments["$defs"]["b"]["type"], "integer");
-        assert_eq!(one.names, ["f", "g"], "the model sees all of them");
+        assert_eq!(one.names, ["g"]);
+        assert_eq!(one.list.len(), 2, "the model sees all of them");
+    }
+
+    /// A choice of these tools.
+    fn allowed(mode: &str, names: &[&str]) -> String {
+        let tools: Vec<String> = names.iter().map(|name| tool(name)).collect();
+        format!(
+            r#""tool_choice": {{"type": "allowed_tools", "allowed_tools": {{"mode": "{mode}", "tools": [{}]}}}}"#,
+            tools.join(",")
+        )
+    }
+
+    #[test]
+    fn allowed_tools_are_those_that_may_be_called_of_all_that_the_model_sees() {
+        let list = format!(r#""tools": [{}, {}, {}]"#, tool("f"), tool("g"), tool("h"));
+        let whole = read(&list).unwrap().unwrap();
+        assert!(!whole.is_narrowed());
+        for mode in ["auto", "required"] {
+            let tools = read(&format!("{list}, {}", allowed(mode, &["h", "f", "h"])));
+            let tools = tools.unwrap().unwrap();
+            assert_eq!(tools.list, whole.list);
+            assert_eq!(tools.names, ["f", "h"]);
+            let forced: Vec<usize> = tools.forced.iter().map(|tool| tool.index).collect();
+            let is_forced = mode == "required";
+            assert_eq!(forced, if is_forced { vec![0, 2] } else { vec![] });
+            assert_eq!(
+                (tools.only_one, tools.is_narrowed()),
+                (is_forced, !is_forced)
+            );
+        }
+        let all = read(&format!("{list}, {}", allowed("auto", &["f", "g", "h"])));
+        assert_eq!(all.unwrap().unwrap(), whole);
+    }
+
+    #[test]
+    fn a_strict_tool_is_refused_among_those_that_the_model_may_call_and_need_not() {
+        let strict = tool("f").replace(r#""f""#, r#""f", "strict": true"#);
+        let list = format!(r#""tools": [{strict}, {}]"#, tool("g"));
+        assert!(read(&format!("{list}, {}", allowed("auto", &["g"]))).is_ok());
+        assert!(read(&format!("{list}, {}", allowed("required", &["f"]))).is_ok());
+        let error = read(&format!("{list}, {}", allowed("auto", &["g", "f"]))).unwrap_err();
+        assert_eq!(error.param.as_deref(), Some("tools[0].function.strict"));
+    }
+
+    #[test]
+    fn what_is_wrong_with_allowed_tools_is_named_by_its_place() {
+        let choice = |inner: &str| {
+            format!(r#""tool_choice": {{"type": "allowed_tools", "allowed_tools": {inner}}}"#)
+        };
+        let many = vec!["f"; 129];
+        for (choice, param, part) in [
+            (
+                r#""tool_choice": {"type": "allowed_tools"}"#.to_owned(),
+                "tool_choice.allowed_tools",
+                "missing",
+            ),
+            (choice("[]"), "tool_choice.allowed_tools", "an object"),
+            (
+                choice(r#"{"tools": []}"#),
+                "tool_choice.allowed_tools.mode",
+                "\"required\"",
+            ),
+            (
+                allowed("none", &["f"]),
+                "tool_choice.allowed_tools.mode",
+                "\"auto\"",
+            ),
+            (
+                choice(r#"{"mode": "auto"}"#),
+                "tool_choice.allowed_tools.tools",
+                "missing",
+            ),
+            (
+                choice(r#"{"mode": "auto", "tools": {}}"#),
+                "tool_choice.allowed_tools.tools",
+                "a list",
+            ),
+            (
+                allowed("auto", &[]),
+                "tool_choice.allowed_tools.tools",
+                "empty",
+            ),
+            (
+                allowed("auto", &many),
+                "tool_choice.allowed_tools.tools",
+                "128",
+            ),
+            (
+                allowed("required", &["f", "g"]),
+                "tool_choice.allowed_tools.tools[1].function.name",
+                "one of the tools",
+            ),
+            (
+                choice(r#"{"mode": "auto", "tools": [{"type": "mcp"}]}"#),
+                "tool_choice.allowed_tools.tools[0].type",
+                "\"function\"",
+            ),
+            (
+                choice(r#"{"mode": "auto", "tools": [{"type": "function", "name": "f"}]}"#),
+                "tool_choice.allowed_tools.tools[0].function",
+                "missing",
+            ),
+            (
+                allowed("auto", &["f"]).replace(r#""f""#, r#""f", "strict": true"#),
+                "tool_choice.allowed_tools.tools[0].function.strict",
+                "not a parameter",
+            ),
+            (
+                allowed("auto", &["f"]).replace(r#""mode""#, r#""extra": 1, "mode""#),
+                "tool_choice.allowed_tools.extra",
+                "not a parameter",
+            ),
+            (
+                allowed("auto", &["f"]).replace(
+                    r#""type": "allowed_tools""#,
+                    r#""mode": "auto", "type": "allowed_tools""#,
+                ),
+                "tool_choice.mode",
+                "not a parameter",
+            ),
+        ] {
+            let error = read(&format!(r#""tools": [{}], {choice}"#, tool("f"))).unwrap_err();
+            assert_eq!(error.status, 400);
+            assert_eq!(error.param.as_deref(), Some(param), "{error}");
+            assert!(error.message.contains(part), "{part:?} is not in {error}");
+        }
     }
 
     #[test]
@@ -422,7 +621,7 @@ mod tests {
             ),
             (
                 format!(
-                    r#""tools": [{}], "tool_choice": {{"type": "allowed_tools"}}"#,
+                    r#""tools": [{}], "tool_choice": {{"type": "mcp"}}"#,
                     tool("f")
                 ),
                 "tool_choice.type",

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use crate::harness::{BASE, Files, Server};
 use graftwork_model::base::base_digest;
 use graftwork_model::fixture::TinyShape;
+use graftwork_model::tokenizer::TextTokenizer;
 use serde_json::{Value, json};
 
 const CHAT: &str = "/v1/chat/completions";
@@ -17,18 +18,27 @@ const TEMPLATE: &str = "{{ bos_token }}{% for tool in tools or [] %}<tool_call>{
     {% endfor %}";
 
 async fn started(template: Option<&str>) -> Server {
+    let mut files = files();
+    if let Some(template) = template {
+        set_template(&mut files, template);
+    }
+    files.start().await
+}
+
+fn files() -> Files {
     // Room for tools in a prompt, and for white space wherever JSON may have some.
     let mut files = Files::with_shape(TinyShape {
         positions: 1536,
         ..TinyShape::default()
     });
     files.config.maximum_context_tokens = 1536;
-    if let Some(template) = template {
-        let base = PathBuf::from(&files.config.base_path);
-        std::fs::write(base.join("chat_template.jinja"), template).unwrap();
-        files.config.base_digest = base_digest(&base).unwrap().parse().unwrap();
-    }
-    files.start().await
+    files
+}
+
+fn set_template(files: &mut Files, template: &str) {
+    let base = PathBuf::from(&files.config.base_path);
+    std::fs::write(base.join("chat_template.jinja"), template).unwrap();
+    files.config.base_digest = base_digest(&base).unwrap().parse().unwrap();
 }
 
 fn tools() -> Value {
@@ -189,6 +199,81 @@ async fn a_forced_answer_is_one_call_that_keeps_to_its_schema_in_every_format() 
         }
         server.terminate();
     }
+}
+
+/// A choice of the tool `stop` alone.
+fn allowed(mode: &str) -> Value {
+    let stop = json!({"type": "function", "function": {"name": "stop"}});
+    json!({"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": [stop]}})
+}
+
+#[tokio::test]
+async fn allowed_tools_leave_the_prompt_as_it_is_and_a_forced_call_is_one_of_them_in_every_format()
+{
+    for mention in [
+        "<tool_call> arguments",
+        "[TOOL_CALLS]",
+        "[TOOL_CALLS][ARGS]",
+        "<|start_header_id|> ipython",
+    ] {
+        let template = "{% for tool in tools or [] %}{{ tool | tojson }}{% endfor %}{% for m in messages %}{{ m.content }}{% endfor %}";
+        let mut server = started(Some(&format!("{template}{{# {mention} #}}"))).await;
+        let mut free = forced(&json!("auto"), 1);
+        free["max_tokens"] = json!(1);
+        let free = server.post(CHAT, &free).await.json();
+        for seed in [1, 2] {
+            let answer = server.post(CHAT, &forced(&allowed("required"), seed)).await;
+            assert_eq!(answer.status, 200, "{mention}: {}", answer.text);
+            let answer = answer.json();
+            let calls = &answer["choices"][0]["message"]["tool_calls"];
+            assert_eq!(called(&calls[0]), "stop", "{mention}");
+            assert_eq!(
+                answer["usage"]["prompt_tokens"], free["usage"]["prompt_tokens"],
+                "{mention}"
+            );
+        }
+        let mut narrowed = forced(&allowed("auto"), 1);
+        narrowed["max_tokens"] = json!(1);
+        let narrowed = server.post(CHAT, &narrowed).await.json();
+        assert_eq!(narrowed["usage"], free["usage"], "{mention}");
+        server.terminate();
+    }
+}
+
+#[tokio::test]
+async fn a_call_that_the_model_opens_by_itself_goes_on_as_one_of_the_allowed_tools() {
+    let mut files = files();
+    // A token of its own opens a call, as in Qwen's vocabulary.
+    let base = PathBuf::from(&files.config.base_path);
+    let tokenizer = base.join("tokenizer.json");
+    let renamed = std::fs::read_to_string(&tokenizer).unwrap();
+    let renamed = renamed.replace("<|user|>", "<tool_call>");
+    std::fs::write(&tokenizer, renamed).unwrap();
+    set_template(
+        &mut files,
+        &format!("{TEMPLATE}{{# arguments </tool_call> #}}"),
+    );
+    let mark = TextTokenizer::load(&base).unwrap();
+    let mark = mark.token_to_id("<tool_call>").unwrap();
+    let mut server = files.start().await;
+    // The model opens calls wherever it may.
+    let mut body = forced(&allowed("auto"), 1);
+    body["logit_bias"] = json!({});
+    body["logit_bias"][mark.to_string()] = json!(100);
+    body["temperature"] = json!(0);
+    body["max_tokens"] = json!(50);
+    let answer = server.post(CHAT, &body).await;
+    assert_eq!(answer.status, 200, "{}", answer.text);
+    let text = answer.content();
+    let call = "<tool_call>\n{\"name\": \"stop\", \"arguments\":";
+    assert!(
+        text.starts_with(&format!("{call}<tool_call>\n{{")),
+        "{text}"
+    );
+    body["tool_choice"] = json!("auto");
+    let text = server.post(CHAT, &body).await.content();
+    assert!(text.starts_with("<tool_call><tool_call>"), "{text}");
+    server.terminate();
 }
 
 #[tokio::test]

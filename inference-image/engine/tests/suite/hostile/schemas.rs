@@ -107,6 +107,7 @@ pub(super) fn tools() -> Vec<Case> {
         r#"{"type": "function", "function": {}}"#,
         r#"{"type": "function", "function": {"name": 1}}"#,
         r#"{"type": "function", "function": {"name": "nobody"}}"#,
+        r#"{"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [{"type": "function", "function": {"name": "nobody"}}]}}"#,
     ];
     let tools = tools.iter().map(|value| with_field(CHAT, "tools", value));
     let choices = choices.map(|value| with_field(CHAT, "tool_choice", value));
