@@ -106,7 +106,7 @@ pub fn collect(
         collecting.noted.provenance.extend(seen);
         let mut columns = gathering.columns().clone();
         pins.hold(&source.name, &mut columns)?;
-        let table = gathering.finish(&columns.shapes(), scratch)?;
+        let table = gathering.finish(&source.name, &columns.shapes(), scratch)?;
         pins.remember(&source.name, &mut columns);
         collecting
             .noted

@@ -36,6 +36,12 @@ pub fn planning(error: &DataFusionError, tables: &BTreeMap<String, Table>) -> Fa
     let span = error.diagnostic().and_then(|it| it.span.as_ref());
     let place = span.map(|span| (span.start.line, span.start.column));
     let root = error.find_root();
+    // A table that can't give what is asked of it says itself why.
+    if let DataFusionError::External(error) = root
+        && let Some(failure) = error.downcast_ref::<Failure>()
+    {
+        return failure.clone();
+    }
     let (problem, place) = match root {
         DataFusionError::SQL(error, _) => syntax(error),
         DataFusionError::SchemaError(error, _) => (schema(error), place),

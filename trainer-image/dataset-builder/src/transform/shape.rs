@@ -1,9 +1,9 @@
 //! The types of a table's columns, as its rows have them, and rows as columns of these types.
 //!
-//! Whole numbers and fractions together are fractions. What fits nothing else together is text: texts as they
-//! are, the rest as JSON.
+//! Whole numbers and fractions together are fractions; those that would lose digits are noted. What fits nothing
+//! else together is text: texts as they are, the rest as JSON.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use datafusion::arrow::array::{
@@ -40,22 +40,71 @@ fn field(name: &str, shape: &Shape) -> Field {
     Field::new(name, data_type(shape), true)
 }
 
+/// Whether a value is a whole number that a fraction of 64 bits (IEEE 754, `binary64`) does not hold.
+fn is_long(value: &Value) -> bool {
+    let magnitude = value.as_i64().map_or(0, i64::unsigned_abs);
+    let bits = u64::BITS - magnitude.leading_zeros();
+    bits.saturating_sub(magnitude.trailing_zeros()) > f64::MANTISSA_DIGITS
+}
+
+/// Whether there is such a number in a value.
+pub fn has_long(value: &Value) -> bool {
+    match value {
+        Value::Array(items) => items.iter().any(has_long),
+        Value::Object(members) => members.values().any(has_long),
+        other => is_long(other),
+    }
+}
+
+/// Tells the path of each such number in a value at `at`: `score`, `who.score`, `scores[]`.
+pub fn long_paths(value: &Value, at: &str, tell: &mut dyn FnMut(String)) {
+    match value {
+        Value::Array(items) => {
+            let at = format!("{at}[]");
+            items.iter().for_each(|item| long_paths(item, &at, tell));
+        }
+        Value::Object(members) => {
+            for (name, member) in members {
+                long_paths(member, &format!("{at}.{name}"), tell);
+            }
+        }
+        other if is_long(other) => tell(at.to_owned()),
+        _ => {}
+    }
+}
+
+/// Columns that lost digits, because fractions were to hold what they don't, with the path of such numbers.
+pub type Lossy = BTreeMap<String, String>;
+
 /// Rows as one array a column.
 ///
 /// # Errors
 /// Arrays that the engine does not take, which no rows lead to.
-pub fn columns(rows: &[Map<String, Value>], fields: &Fields) -> Result<Vec<ArrayRef>, ArrowError> {
-    fields
-        .iter()
-        .map(|field| {
-            let values: Vec<Option<&Value>> =
-                rows.iter().map(|row| row.get(field.name())).collect();
-            array(&values, field.data_type())
-        })
-        .collect()
+pub fn columns(
+    rows: &[Map<String, Value>],
+    fields: &Fields,
+    lossy: &mut Lossy,
+) -> Result<Vec<ArrayRef>, ArrowError> {
+    let mut columns = Vec::with_capacity(fields.len());
+    for field in fields {
+        let name = field.name();
+        let values: Vec<Option<&Value>> = rows.iter().map(|row| row.get(name)).collect();
+        let mut paths = BTreeSet::new();
+        columns.push(array(&values, field.data_type(), name, &mut paths)?);
+        if let Some(path) = paths.pop_first() {
+            lossy.entry(name.clone()).or_insert(path);
+        }
+    }
+    Ok(columns)
 }
 
-fn array(values: &[Option<&Value>], kind: &DataType) -> Result<ArrayRef, ArrowError> {
+/// The values at a path as one array; the paths of those that lost digits are noted.
+fn array(
+    values: &[Option<&Value>],
+    kind: &DataType,
+    at: &str,
+    lossy: &mut BTreeSet<String>,
+) -> Result<ArrayRef, ArrowError> {
     let present = values.iter().copied();
     Ok(match kind {
         DataType::Boolean => {
@@ -67,6 +116,9 @@ fn array(values: &[Option<&Value>], kind: &DataType) -> Result<ArrayRef, ArrowEr
             Arc::new(values)
         }
         DataType::Float64 => {
+            if present.clone().flatten().any(is_long) {
+                lossy.insert(at.to_owned());
+            }
             let values: Float64Array = present.map(|it| it.and_then(Value::as_f64)).collect();
             Arc::new(values)
         }
@@ -82,7 +134,7 @@ fn array(values: &[Option<&Value>], kind: &DataType) -> Result<ArrayRef, ArrowEr
                 .flat_map(|list| list.iter().map(Some))
                 .collect();
             let nulls: NullBuffer = lists.iter().map(Option::is_some).collect();
-            let items = array(&items, field.data_type())?;
+            let items = array(&items, field.data_type(), &format!("{at}[]"), lossy)?;
             Arc::new(ListArray::try_new(
                 Arc::clone(field),
                 offsets,
@@ -100,7 +152,8 @@ fn array(values: &[Option<&Value>], kind: &DataType) -> Result<ArrayRef, ArrowEr
                         .iter()
                         .map(|it| it.and_then(|object| object.get(field.name())))
                         .collect();
-                    array(&parts, field.data_type())
+                    let at = format!("{at}.{}", field.name());
+                    array(&parts, field.data_type(), &at, lossy)
                 })
                 .collect::<Result<Vec<ArrayRef>, ArrowError>>()?;
             let nulls: NullBuffer = objects.iter().map(Option::is_some).collect();
@@ -160,6 +213,48 @@ mod tests {
     }
 
     #[test]
+    fn whole_numbers_that_fractions_do_not_hold_are_long() {
+        let edge = 1_i64 << 53;
+        for number in [0, 1, -1, edge, -edge, edge + 2, 3 << 60, i64::MIN] {
+            assert!(!is_long(&json!(number)), "{number}");
+            assert_eq!(i128::from(number), (number as f64) as i128, "{number}");
+        }
+        for number in [edge + 1, -edge - 1, (1 << 62) + 1, i64::MAX, i64::MIN + 1] {
+            assert!(is_long(&json!(number)), "{number}");
+            assert_ne!(i128::from(number), (number as f64) as i128, "{number}");
+        }
+        for other in [json!(null), json!(1e300), json!("9007199254740993")] {
+            assert!(!is_long(&other), "{other}");
+        }
+    }
+
+    #[test]
+    fn columns_that_lose_digits_are_told_by_the_paths_of_the_numbers() {
+        let long = (1_i64 << 53) + 1;
+        let rows = [
+            json!({"id": long, "score": long, "tags": [{"n": long}], "who": {"a": 1, "b": long}}),
+            json!({"id": 1, "score": 0.5, "tags": [{"n": 0.5}], "who": {"a": 0.5, "b": 1}}),
+        ];
+        let mut told = Vec::new();
+        assert!(has_long(&rows[0]) && !has_long(&rows[1]));
+        let rows: Vec<Map<String, Value>> = rows
+            .into_iter()
+            .filter_map(|row| row.as_object().cloned())
+            .collect();
+        let mut shapes: BTreeMap<String, Shape> = BTreeMap::new();
+        for (name, value) in rows.iter().flatten() {
+            shapes.entry(name.clone()).or_default().note(value);
+            long_paths(value, name, &mut |path| told.push(path));
+        }
+        assert_eq!(told, ["id", "score", "tags[].n", "who.b"]);
+        let mut lossy = Lossy::new();
+        columns(&rows, &fields(&shapes), &mut lossy).unwrap();
+        let expected = [("score", "score"), ("tags", "tags[].n")];
+        let expected = expected.map(|(column, path)| (column.to_owned(), path.to_owned()));
+        assert_eq!(lossy, Lossy::from(expected));
+    }
+
+    #[test]
     fn an_object_with_too_many_keys_is_json() {
         let many: Map<String, Value> = (0..=256).map(|n| (n.to_string(), json!(n))).collect();
         assert_eq!(shape(&[Value::Object(many)]), Shape::Mixed);
@@ -181,7 +276,9 @@ mod tests {
             shapes.entry(name.clone()).or_default().note(value);
         }
         let fields = fields(&shapes);
-        let columns = columns(&rows, &fields).unwrap();
+        let mut lossy = Lossy::new();
+        let columns = columns(&rows, &fields, &mut lossy).unwrap();
+        assert_eq!(lossy, Lossy::new());
         let schema = Arc::new(datafusion::arrow::datatypes::Schema::new(fields));
         let batch = datafusion::arrow::record_batch::RecordBatch::try_new(schema, columns).unwrap();
         let read = crate::parquet_rows::objects(&batch).unwrap();

@@ -25,10 +25,11 @@ use parquet::file::properties::WriterProperties;
 use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 
-use super::shape;
+use super::shape::{self, Lossy};
 use super::unnamed::Unnamed;
 use crate::dealing::Dealing;
 use crate::failure::Failure;
+use crate::pins::masked;
 use crate::reader::{Raw, Take};
 use crate::sources::Collecting;
 use crate::spill::sorter::Sorter;
@@ -49,6 +50,8 @@ pub struct Gathering {
     sorter: Sorter,
     columns: SourceColumns,
     bytes: u64,
+    /// Where the first whole number was that fractions would not hold, by its path; so many as there may be columns.
+    long: BTreeMap<String, RejectedRow>,
 }
 
 /// Takes the records of a source into its table. They wait until there are enough of them to be read on all cores.
@@ -71,13 +74,12 @@ impl TableTake<'_> {
     pub fn settle(&mut self) -> Result<(), Failure> {
         let waiting = std::mem::take(&mut self.waiting);
         let share = self.collecting.share;
-        for piece in waiting.pieces(|rows| Piece::of(rows, share)) {
+        for mut piece in waiting.pieces(|rows| Piece::of(rows, share)) {
             self.collecting.noted.beyond_weight += piece.beyond_weight;
-            for row in piece.rejected {
+            for row in piece.rejected.drain(..) {
                 self.collecting.noted.reject(row);
             }
-            self.gathering
-                .add(piece.columns, &piece.records, self.name)?;
+            self.gathering.add(piece, self.name)?;
         }
         Ok(())
     }
@@ -90,6 +92,8 @@ struct Piece {
     records: Vec<Vec<u8>>,
     beyond_weight: u64,
     rejected: Vec<RejectedRow>,
+    /// As [`Gathering::long`].
+    long: BTreeMap<String, RejectedRow>,
 }
 
 impl Piece {
@@ -97,7 +101,7 @@ impl Piece {
         let mut piece = Self::default();
         for waiter in rows {
             match &*waiter.record() {
-                Ok(object) => piece.add(object, share),
+                Ok(object) => piece.add(object, share, &waiter.place),
                 Err(rule) => {
                     let (rule, place) = (rule.clone(), waiter.place.clone());
                     piece.rejected.push(RejectedRow { rule, ..place });
@@ -107,13 +111,18 @@ impl Piece {
         piece
     }
 
-    fn add(&mut self, row: &Map<String, Value>, share: Option<Share>) {
+    fn add(&mut self, row: &Map<String, Value>, share: Option<Share>, place: &RejectedRow) {
         let canonical = canonical_object(row);
         if share.is_some_and(|it| !it.takes(&canonical)) {
             self.beyond_weight += 1;
             return;
         }
         self.columns.note(row, |_, shape, value| shape.note(value));
+        for (name, value) in row.iter().filter(|(_, value)| shape::has_long(value)) {
+            shape::long_paths(value, name, &mut |path| {
+                self.long.entry(path).or_insert_with(|| place.clone());
+            });
+        }
         let hash = Sha256::digest(&canonical);
         let mut record = Vec::with_capacity(PREFIX + canonical.len());
         record.extend(hash.iter().take(PREFIX));
@@ -147,6 +156,7 @@ impl Gathering {
             sorter: Sorter::new(scratch),
             columns: SourceColumns::default(),
             bytes: 0,
+            long: BTreeMap::new(),
         }
     }
 
@@ -155,31 +165,32 @@ impl Gathering {
         &self.columns
     }
 
-    fn add(
-        &mut self,
-        columns: SourceColumns,
-        records: &[Vec<u8>],
-        source: &str,
-    ) -> Result<(), Failure> {
-        self.columns.add(columns);
+    fn add(&mut self, piece: Piece, source: &str) -> Result<(), Failure> {
+        self.columns.add(piece.columns);
         if self.columns.columns.len() > MAXIMUM_COLUMNS {
             return Err(Failure::bad_data(format!(
                 "source {source}: its rows have more than {MAXIMUM_COLUMNS} columns, which is what spec.transform can read"
             )));
         }
-        for record in records {
+        for (path, place) in piece.long {
+            if self.long.len() < MAXIMUM_COLUMNS {
+                self.long.entry(path).or_insert(place);
+            }
+        }
+        for record in &piece.records {
             self.bytes += record.len().saturating_sub(PREFIX) as u64;
             self.sorter.push(record)?;
         }
         Ok(())
     }
 
-    /// The table, whose columns hold these.
+    /// The table of a source, whose columns hold these.
     ///
     /// # Errors
     /// Those of the scratch volume.
     pub fn finish(
         self,
+        source: &str,
         shapes: &BTreeMap<String, Shape>,
         scratch: &Scratch,
     ) -> Result<Table, Failure> {
@@ -192,6 +203,7 @@ impl Gathering {
                 file: None,
                 rows: 0,
                 bytes: 0,
+                lossy: BTreeMap::new(),
             });
         }
         let mut spool = Spool::create(&schema, scratch)?;
@@ -201,13 +213,32 @@ impl Gathering {
             let json = record.get(PREFIX..).unwrap_or_default();
             spool.push(json)?;
         }
-        let file = Some(spool.finish()?);
+        let (file, lossy) = spool.finish()?;
+        let long = self.long;
+        let lossy = lossy.into_iter().map(|(column, path)| {
+            let problem = loses_digits(source, &path, long.get(&path));
+            (column, problem)
+        });
+        let lossy = lossy.collect();
         Ok(Table {
             schema,
-            file,
+            file: Some(file),
             rows: self.columns.rows,
             bytes: self.bytes,
+            lossy,
         })
+    }
+}
+
+/// What is wrong with numbers of a source, the first of which was there.
+fn loses_digits(source: &str, path: &str, first: Option<&RejectedRow>) -> String {
+    let rule = format!(
+        "column {} is DOUBLE for its fractions, which does not hold a whole number like this one (past 2^53); write its numbers as texts in the source and CAST them to DECIMAL in spec.transform, or don't select it",
+        masked(path)
+    );
+    match first.cloned() {
+        Some(place) => RejectedRow { rule, ..place }.to_string(),
+        None => format!("source {source}: {rule}"),
     }
 }
 
@@ -218,6 +249,7 @@ struct Spool<'a> {
     writer: ArrowWriter<std::fs::File>,
     rows: Vec<Map<String, Value>>,
     bytes: usize,
+    lossy: Lossy,
 }
 
 impl<'a> Spool<'a> {
@@ -233,6 +265,7 @@ impl<'a> Spool<'a> {
             writer,
             rows: Vec::new(),
             bytes: 0,
+            lossy: Lossy::new(),
         })
     }
 
@@ -248,8 +281,8 @@ impl<'a> Spool<'a> {
 
     fn write(&mut self) -> Result<(), Failure> {
         let failed = |error: &ArrowError| Failure::bug(format!("rows are no table: {error}"));
-        let columns =
-            shape::columns(&self.rows, self.schema.fields()).map_err(|error| failed(&error))?;
+        let columns = shape::columns(&self.rows, self.schema.fields(), &mut self.lossy)
+            .map_err(|error| failed(&error))?;
         let batch = RecordBatch::try_new(Arc::clone(self.schema), columns)
             .map_err(|error| failed(&error))?;
         self.rows.clear();
@@ -261,7 +294,8 @@ impl<'a> Spool<'a> {
         written.map_err(|error| unwritten(&error, self.scratch))
     }
 
-    fn finish(mut self) -> Result<Unnamed, Failure> {
+    /// The file, and the columns that lost digits in it.
+    fn finish(mut self) -> Result<(Unnamed, Lossy), Failure> {
         if !self.rows.is_empty() {
             self.write()?;
         }
@@ -270,7 +304,7 @@ impl<'a> Spool<'a> {
             .writer
             .into_inner()
             .map_err(|error| unwritten(&error, scratch))?;
-        Ok(Unnamed::new(file))
+        Ok((Unnamed::new(file), self.lossy))
     }
 }
 
@@ -293,6 +327,8 @@ pub struct Table {
     /// How many rows it has.
     pub rows: u64,
     bytes: u64,
+    /// What is wrong with columns that don't hold what their rows had.
+    lossy: BTreeMap<String, String>,
 }
 
 impl Table {
@@ -331,6 +367,12 @@ impl TableProvider for Table {
             Some(indices) => Arc::new(self.schema.project(indices)?),
             None => Arc::clone(&self.schema),
         };
+        // Others may be what they are.
+        let mut asked = schema.fields().iter();
+        if let Some(problem) = asked.find_map(|field| self.lossy.get(field.name())) {
+            let failure = Failure::bad_data(problem.as_str());
+            return Err(DataFusionError::External(Box::new(failure)));
+        }
         let scan = Scan {
             schema: Arc::clone(&schema),
             file: self.file.clone(),
@@ -426,14 +468,21 @@ mod tests {
     fn table(rows: &[Value], scratch: &Scratch) -> Table {
         let mut gathering = Gathering::new(scratch);
         let mut piece = Piece::default();
-        for row in rows {
-            piece.add(row.as_object().unwrap(), None);
+        for (row, line) in rows.iter().zip(1..) {
+            piece.add(row.as_object().unwrap(), None, &place(line));
         }
-        gathering
-            .add(piece.columns, &piece.records, "rows")
-            .unwrap();
+        gathering.add(piece, "rows").unwrap();
         let shapes = gathering.columns().shapes();
-        gathering.finish(&shapes, scratch).unwrap()
+        gathering.finish("rows", &shapes, scratch).unwrap()
+    }
+
+    fn place(line: u64) -> RejectedRow {
+        RejectedRow {
+            source: "rows".to_owned(),
+            file: None,
+            line,
+            rule: String::new(),
+        }
     }
 
     fn texts(table: &Table) -> Vec<String> {
@@ -462,6 +511,29 @@ mod tests {
     }
 
     #[test]
+    fn a_column_whose_numbers_fractions_do_not_hold_is_told_with_the_first_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let scratch = Scratch::new(dir.path(), 1 << 30);
+        let long = i64::MAX;
+        let rows = [
+            json!({"id": 1, "n": 0.5, "who": {"n": 1}}),
+            json!({"id": long, "n": 2, "who": {"n": long}}),
+            json!({"id": 2, "n": -long, "who": {"n": 2}}),
+            json!({"id": 3, "n": long, "who": {"n": 0.5}}),
+        ];
+        let mut lossy = table(&rows, &scratch).lossy.into_iter();
+        for (expected, path, line) in [("n", "n", 3), ("who", "who.n", 2)] {
+            let (column, problem) = lossy.next().unwrap();
+            assert_eq!(column, expected);
+            let words = format!("source rows line {line}: column {path} is DOUBLE");
+            assert!(problem.starts_with(&words), "{problem}");
+        }
+        assert_eq!(lossy.next(), None);
+        let whole = table(&rows[1..3], &scratch);
+        assert!(whole.lossy.is_empty(), "{:?}", whole.lossy);
+    }
+
+    #[test]
     fn a_source_without_rows_is_a_table_without_columns() {
         let dir = tempfile::tempdir().unwrap();
         let table = table(&[], &Scratch::new(dir.path(), 0));
@@ -476,10 +548,8 @@ mod tests {
             .map(|n| (format!("c{n}"), json!(n)))
             .collect();
         let mut piece = Piece::default();
-        piece.add(&row, None);
-        let failure = gathering
-            .add(piece.columns, &piece.records, "wide")
-            .unwrap_err();
+        piece.add(&row, None, &place(1));
+        let failure = gathering.add(piece, "wide").unwrap_err();
         assert_eq!(failure.reason, "DataError");
         assert!(failure.message.contains("source wide"), "{failure}");
         assert!(failure.message.contains("1024"), "{failure}");

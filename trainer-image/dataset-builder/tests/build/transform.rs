@@ -376,6 +376,55 @@ fn a_row_that_breaks_the_query_is_bad_data_and_is_not_quoted() {
 }
 
 #[test]
+fn fractions_that_would_lose_digits_end_the_build_where_the_query_asks_for_them() {
+    let mut bench = claims();
+    let rows = (0..60).fold(String::new(), |text, n| {
+        let amount = match n {
+            // 2^53 + 1, and what the others hold.
+            41 | 50 => "9007199254740993".to_owned(),
+            _ => format!("{n}.5"),
+        };
+        text + &format!("{{\"claim\": \"claim {n}\", \"code\": {n}, \"amount\": {amount}}}\n")
+    });
+    bench.source("claims", &rows);
+    let others = "SELECT claim AS prompt, CAST(code AS VARCHAR) AS completion FROM claims";
+    assert_eq!(built(&mut bench, others).len(), 60);
+    for text in [
+        "SELECT claim AS prompt, CAST(amount AS VARCHAR) AS completion FROM claims",
+        "SELECT claim AS prompt, 'x' AS completion FROM claims WHERE amount > 1",
+        "SELECT a.claim AS prompt, 'x' AS completion FROM (SELECT * FROM claims) a ORDER BY a.amount LIMIT 9",
+    ] {
+        bench.fingerprint(text);
+        sql(&mut bench, text);
+        let (code, summary) = bench.build();
+        assert_eq!(
+            (code, summary.reason.as_str()),
+            (65, "DataError"),
+            "{text}: {summary:?}"
+        );
+        for words in ["source claims line 42: column amount is DOUBLE", "DECIMAL"] {
+            assert!(summary.message.contains(words), "{text}: {summary:?}");
+        }
+        assert!(!summary.message.contains("9007"), "{summary:?}");
+    }
+    // Whole numbers alone, and texts, keep every digit.
+    let whole = rows.replace(".5", "");
+    let texts = rows.replace("9007199254740993", "\"9007199254740993\"");
+    for (name, rows) in [("whole", whole), ("texts", texts)] {
+        bench.source("claims", &rows);
+        let text = format!(
+            "SELECT claim AS prompt, CAST(CAST(amount AS DECIMAL(38, 4)) AS VARCHAR) AS completion FROM claims /* {name} */"
+        );
+        let pairs = built(&mut bench, &text);
+        let expected = "9007199254740993.0000".to_owned();
+        assert!(
+            pairs.contains(&("claim 41".to_owned(), expected)),
+            "{pairs:?}"
+        );
+    }
+}
+
+#[test]
 fn a_source_without_rows_is_bad_data_and_not_wrong_sql() {
     let mut bench = claims();
     bench.source("claims", "");
