@@ -1,7 +1,11 @@
-//! JSON whose numbers keep all of their digits. Whole numbers that 64 bits don't hold, and fractions with more
-//! digits than a number of 64 bits tells apart, are texts of these digits; as numbers the last ones would be lost.
+//! JSON of which nothing is lost in silence. Whole numbers that 64 bits don't hold, and fractions with more digits
+//! than a number of 64 bits tells apart, are texts of these digits; as numbers the last ones would be lost. An object
+//! that has a key twice is refused, as a CSV header is: of two values one would be lost.
 
-use serde_json::Value;
+use std::fmt;
+
+use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+use serde_json::{Map, Number, Value};
 
 /// Digits of a fraction that a number of 64 bits tells apart (IEEE 754, `binary64`).
 const FRACTION_DIGITS: usize = 17;
@@ -11,10 +15,78 @@ const SHORTEST: usize = 18;
 /// Reads JSON.
 ///
 /// # Errors
-/// Text that is no JSON, with the place in it.
+/// Text that is no JSON, with the place in it; where [`is_data`](serde_json::Error::is_data), it is JSON with a key
+/// twice in an object.
 pub fn read(json: &str) -> serde_json::Result<Value> {
     let kept = quoted(json).and_then(|quoted| serde_json::from_str(&quoted).ok());
-    kept.map_or_else(|| serde_json::from_str(json), Ok)
+    let Once(value) = kept.map_or_else(|| serde_json::from_str(json), Ok)?;
+    Ok(value)
+}
+
+/// A value in which no object has a key twice.
+struct Once(Value);
+
+impl<'de> Deserialize<'de> for Once {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(OnceVisitor).map(Self)
+    }
+}
+
+struct OnceVisitor;
+
+impl<'de> Visitor<'de> for OnceVisitor {
+    type Value = Value;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("any JSON")
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(Value::Bool(value))
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(Value::from(value))
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(Value::from(value))
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        // JSON has none that are not finite.
+        Ok(Number::from_f64(value).map_or(Value::Null, Value::Number))
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(Value::from(value))
+    }
+
+    fn visit_string<E>(self, value: String) -> Result<Value, E> {
+        Ok(Value::String(value))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
+        let mut list = Vec::new();
+        while let Some(Once(item)) = items.next_element()? {
+            list.push(item);
+        }
+        Ok(Value::Array(list))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Value, A::Error> {
+        let mut object = Map::new();
+        while let Some((name, Once(value))) = members.next_entry::<String, Once>()? {
+            if object.insert(name, value).is_some() {
+                return Err(A::Error::custom("has a key twice in an object"));
+            }
+        }
+        Ok(Value::Object(object))
+    }
 }
 
 /// The JSON with its long numbers in quotes; none where there are none.
@@ -182,6 +254,26 @@ mod tests {
                 "{wrong}"
             );
         }
+    }
+
+    #[test]
+    fn an_object_with_a_key_twice_is_refused_at_any_depth_and_none_is_repeated() {
+        for json in [
+            r#"{"SECRET": 1, "SECRET": 1}"#,
+            r#"[{"a": {"SECRET": 1, "b": 2, "SECRET": null}}]"#,
+            r#"{"a": 1, "\u0061": 2}"#,
+            r#"{"a": 22345678901234567891, "a": 2}"#,
+        ] {
+            let error = read(json).unwrap_err();
+            assert!(error.is_data(), "{json}: {error}");
+            let words = "has a key twice in an object at line 1 column ";
+            assert!(error.to_string().starts_with(words), "{error}");
+        }
+        let nested = r#"{"a": [{"a": null}, {"a": [true, -1, 2, 0.5, "é\n"]}], "A": {}}"#;
+        let plain: Value = serde_json::from_str(nested).unwrap();
+        let read = read(nested).unwrap();
+        assert_eq!(read.to_string(), plain.to_string());
+        assert_eq!(read, plain);
     }
 
     proptest! {

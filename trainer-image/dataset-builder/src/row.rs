@@ -122,7 +122,12 @@ pub fn object(line: &[u8]) -> Result<Map<String, Value>, String> {
     let value = digits::read(text).map_err(|error| {
         let problem = error.to_string();
         let problem = problem.split(" at line ").next().unwrap_or_default();
-        format!("is not JSON ({problem}, column {})", error.column())
+        let column = error.column();
+        if error.is_data() {
+            format!("{problem} (column {column})")
+        } else {
+            format!("is not JSON ({problem}, column {column})")
+        }
     })?;
     match value {
         Value::Object(object) => Ok(object),
@@ -602,6 +607,11 @@ mod tests {
         ] {
             assert_eq!(rule(format, line), expected);
         }
+        let twice = rule(Text, r#"{"text": "a", "text": "b"}"#);
+        assert!(
+            twice.starts_with("has a key twice in an object (column "),
+            "{twice}"
+        );
         assert_eq!(
             parse(b"ab\xff", Text, None).unwrap_err(),
             "is not UTF-8 (byte 3)"
@@ -615,6 +625,7 @@ mod tests {
             r#"{"text": 1} SECRET"#,
             "SECRET",
             r#"{"SECRET": 1}"#,
+            r#"{"SECRET": 1, "SECRET": 2}"#,
         ] {
             assert!(
                 !rule(Format::Text, line).contains("SECRET"),

@@ -164,7 +164,15 @@ fn text(raw: &[u8]) -> Result<&str, String> {
 
 fn json(raw: &[u8]) -> Result<Value, String> {
     // The parser's limit is depth: 128 levels.
-    digits::read(text(raw)?).map_err(|_| "is JSON that can't be read".to_owned())
+    digits::read(text(raw)?).map_err(|error| {
+        // `json` keeps what was sent; `jsonb` does not.
+        let problem = if error.is_data() {
+            "is JSON that has a key twice in an object"
+        } else {
+            "is JSON that can't be read"
+        };
+        problem.to_owned()
+    })
 }
 
 fn float(number: f64) -> Result<Value, String> {
@@ -404,6 +412,8 @@ mod tests {
             assert!(value(&Reading::Float8, &number.to_be_bytes()).is_err());
         }
         assert!(value(&Reading::Float4, &f32::NAN.to_be_bytes()).is_err());
+        let twice = value(&Reading::Json, br#"{"a": 1, "a": 2}"#).unwrap_err();
+        assert!(twice.contains("a key twice"), "{twice}");
     }
 
     #[test]
