@@ -1,6 +1,7 @@
 //! Rows of a Parquet file as JSON objects, a batch at a time. Only the columns that are wanted are
 //! decoded.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use serde_json::{Map, Value};
 
 use crate::lines::MAXIMUM_LINE_BYTES;
 use crate::parquet_pages::{longest_word, walk};
+use crate::pins::masked;
 use crate::streams::MAXIMUM_UNPACKED_BYTES;
 
 /// Rows that are decoded at a time, at most.
@@ -71,6 +73,9 @@ impl ParquetRows {
                 .iter()
                 .filter_map(|index| Some(fields.get(*index)?.name().as_str()))
                 .collect();
+            if let Some(name) = repeated(&names) {
+                return Err(format!("has two columns named {:?}", masked(name)));
+            }
             let mask = ProjectionMask::roots(builder.parquet_schema(), indices.iter().copied());
             let batch = batch_rows(&pages, builder.metadata().row_groups(), &names)?;
             let batches = builder
@@ -103,6 +108,13 @@ impl ParquetRows {
             Some(Err(error)) => Err(words(&error)),
         }
     }
+}
+
+/// A name that stands twice.
+fn repeated<'a>(names: &[&'a str]) -> Option<&'a str> {
+    let mut seen = BTreeSet::new();
+    let mut names = names.iter().copied();
+    names.find(|name| !seen.insert(*name))
 }
 
 /// How many rows are decoded at a time: fewer where they are long. What the footer says of its pages is held
@@ -407,6 +419,31 @@ mod tests {
         let expected = (0..count)
             .map(|n| serde_json::json!({"text": format!("row {n}"), "list": vec![n; n % 3]}));
         assert!(rows.into_iter().eq(expected));
+    }
+
+    #[test]
+    fn numbers_that_json_does_not_have_are_no_values() {
+        let numbers = vec![0.5, f64::NAN, f64::INFINITY, f64::NEG_INFINITY];
+        let file = write(vec![column("number", Float64Array::from(numbers))]);
+        let rows = read(&file, &["number"]).unwrap();
+        let expected = [Some(0.5), None, None, None];
+        assert_eq!(rows, expected.map(|it| serde_json::json!({"number": it})));
+    }
+
+    #[test]
+    fn a_column_that_stands_twice_is_refused_where_it_is_wanted() {
+        let text = |word: &str| StringArray::from(vec![word]);
+        let file = write(vec![
+            column("text", text("a")),
+            column("other", text("b")),
+            column("text", text("c")),
+        ]);
+        for wanted in [None, Some(["text"].as_slice())] {
+            let problem = read_some(&file, wanted).unwrap_err();
+            assert_eq!(problem, "has two columns named \"text\"");
+        }
+        let rows = read(&file, &["other"]).unwrap();
+        assert_eq!(rows, [serde_json::json!({"other": "b"})]);
     }
 
     #[test]
