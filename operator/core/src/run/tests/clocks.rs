@@ -52,8 +52,7 @@ fn an_operator_that_was_ahead_holds_the_end_up_by_nothing() {
     world.reconcile();
     let status = world.cr.status.as_ref().unwrap();
     assert_eq!(
-        status.active_since,
-        None,
+        status.active_since, None,
         "a status in which only a time differs is not written"
     );
     assert_eq!(seconds_until_over(&mut world), 101);
