@@ -5,6 +5,7 @@ use std::io::Write as _;
 use std::net::TcpListener;
 use std::os::unix::fs::{MetadataExt as _, chown};
 use std::os::unix::process::CommandExt as _;
+use std::time::Duration;
 
 use dataset_builder::failure::Failure;
 use dataset_builder::query::{self, Database};
