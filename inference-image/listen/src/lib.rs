@@ -1,12 +1,13 @@
 //! HTTP/1.1, and HTTP/2 without TLS (which gRPC needs), as engine and router speak them on one port: connections that
-//! send no head in time are closed, and an end lets each finish its requests; the [`clock`] that both read; their
-//! [`last_words`]; and what becomes of the metrics of versions that are gone ([`gone_series`]).
+//! send no head in time are closed, and an end lets each finish its requests; a [`crew`] of threads for them; the [`clock`]
+//! that both read; their [`last_words`]; and what becomes of the metrics of versions that are gone ([`gone_series`]).
 //!
 //! It reads no bodies and knows no routes.
 
 #![forbid(unsafe_code)]
 
 pub mod clock;
+pub mod crew;
 pub mod gone_series;
 pub mod last_words;
 
@@ -16,6 +17,7 @@ use axum::Router;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -68,16 +70,27 @@ impl Listener {
 
     /// Serves these routes in the background.
     pub fn serve(&self, listener: TcpListener, routes: Router) {
+        self.serve_on(listener, routes, vec![Handle::current()]);
+    }
+
+    /// Serves these routes in the background, each connection on the next of `runtimes`.
+    pub fn serve_on(&self, listener: TcpListener, routes: Router, runtimes: Vec<Handle>) {
         let (stop, connections) = (self.stop.clone(), self.connections.clone());
         let idle_timeout = self.idle_timeout;
         self.connections.spawn(async move {
+            let mut next = runtimes.iter().cycle();
             while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
-                match accepted {
-                    Ok((stream, _)) => {
-                        // Small events must not wait for the acknowledgement of those before.
-                        let _ = stream.set_nodelay(true);
-                        let routes = routes.clone();
-                        connections.spawn(connection(stream, routes, stop.clone(), idle_timeout));
+                let given = accepted.and_then(|(stream, _)| {
+                    // Small events must not wait for the acknowledgement of those before.
+                    let _ = stream.set_nodelay(true);
+                    stream.into_std()
+                });
+                match given {
+                    Ok(stream) => {
+                        let served = connection(stream, routes.clone(), stop.clone(), idle_timeout);
+                        if let Some(runtime) = next.next() {
+                            connections.spawn_on(served, runtime);
+                        }
                     }
                     Err(error) => {
                         tracing::warn!(%error, "connection can't be accepted");
@@ -97,11 +110,19 @@ impl Listener {
 }
 
 async fn connection(
-    stream: TcpStream,
+    stream: std::net::TcpStream,
     routes: Router,
     stop: CancellationToken,
     idle_timeout: Duration,
 ) {
+    // Its events come to the runtime that this runs on.
+    let stream = match TcpStream::from_std(stream) {
+        Ok(stream) => stream,
+        Err(error) => {
+            tracing::warn!(%error, "connection can't be served");
+            return;
+        }
+    };
     let begun = tokio::select! {
         biased;
         begun = tokio::time::timeout(idle_timeout, speaks_http2(&stream)) => begun,

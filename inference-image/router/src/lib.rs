@@ -13,6 +13,7 @@
 pub mod beginning;
 pub mod cache;
 pub mod choice;
+pub mod client;
 pub mod control;
 pub mod engine;
 pub mod failure;

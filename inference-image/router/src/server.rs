@@ -14,6 +14,7 @@ use axum::routing::{MethodRouter, get, post};
 use graftwork_contract::endpoint::{HEADER_REQUEST_ID, adapter_header};
 use graftwork_contract::openapi;
 use graftwork_contract::proto::router::v1::router_server::RouterServer;
+use graftwork_listen::crew::Crew;
 use graftwork_listen::{Listener, clock};
 use http::{HeaderValue, Request, StatusCode, header};
 use serde_json::{Value, json};
@@ -50,6 +51,8 @@ pub struct Running {
     /// What its requests share.
     pub shared: Arc<Shared>,
     front: Listener,
+    /// What the front's connections run on.
+    _crew: Crew,
     back: Listener,
     grpc_task: JoinHandle<Result<(), tonic::transport::Error>>,
     watchers: Vec<JoinHandle<()>>,
@@ -102,7 +105,8 @@ pub async fn start(settings: &Settings) -> anyhow::Result<Running> {
     let routes = graftwork_open_inference::serve(front_routes(shared.clone()), move || {
         readiness.is_ready()
     })?;
-    front.serve(http, routes);
+    let crew = Crew::start().context("threads that serve requests")?;
+    front.serve_on(http, routes, crew.members().to_vec());
     back.serve(metrics, back_routes(shared.clone()));
     tracing::info!(%http_address, %grpc_address, %metrics_address, endpoint = config.endpoint, "router started");
     Ok(Running {
@@ -111,6 +115,7 @@ pub async fn start(settings: &Settings) -> anyhow::Result<Running> {
         metrics: metrics_address,
         shared,
         front,
+        _crew: crew,
         back,
         grpc_task,
         watchers,

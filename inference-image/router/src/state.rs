@@ -5,28 +5,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use bytes::Bytes;
 use graftwork_listen::clock;
 use http::{HeaderValue, StatusCode};
-use http_body_util::Full;
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use crate::cache::AnswerCache;
+use crate::client::{EngineClient, client};
 use crate::engine::{Engine, InFlight, Registry};
 use crate::hedging::HedgeBudget;
 use crate::metrics::Metrics;
 use crate::places::Places;
 use crate::stats::{Sample, Stats};
 use crate::table::{Table, Version};
-
-/// A pod that is gone may not even refuse: so long a request waits for a connection.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// Unacknowledged data or keep-alive probes for so long mean that the node is lost.
-const DEAD_PEER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Bounds of one request.
 #[derive(Debug, Clone)]
@@ -80,8 +71,8 @@ pub struct Shared {
     pub stats: Stats,
     /// Prometheus.
     pub metrics: Metrics,
-    /// Connections to engines.
-    pub client: Client<HttpConnector, Full<Bytes>>,
+    /// Connections to engines, for what is no client's request.
+    pub client: EngineClient,
     /// Answers that were given before.
     pub answers: AnswerCache,
     /// Where conversations ran last.
@@ -107,24 +98,13 @@ impl Shared {
     /// # Errors
     /// Where a metric's name is invalid.
     pub fn new(endpoint: &str, table: Table, limits: Limits) -> Result<Self, prometheus::Error> {
-        let mut connector = HttpConnector::new();
-        connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
-        connector.set_nodelay(true);
-        connector.set_keepalive(Some(DEAD_PEER_TIMEOUT / 2));
-        connector.set_keepalive_interval(Some(DEAD_PEER_TIMEOUT / 5));
-        connector.set_keepalive_retries(Some(3));
-        connector.set_tcp_user_timeout(Some(DEAD_PEER_TIMEOUT));
-        let client = Client::builder(TokioExecutor::new())
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(Duration::from_secs(30))
-            .build(connector);
         Ok(Self {
             table: ArcSwap::from_pointee(table),
             found: ArcSwap::default(),
             registry: Registry::default(),
             stats: Stats::new(clock::now()),
             metrics: Metrics::new(endpoint)?,
-            client,
+            client: client(),
             answers: AnswerCache::new(limits.cache_bytes),
             places: Places::default(),
             hedges: HedgeBudget::default(),

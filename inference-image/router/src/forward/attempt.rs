@@ -12,6 +12,7 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 
 use super::Pinned;
+use crate::client;
 use crate::engine::{Engine, InFlight};
 use crate::relay::{Broken, Kind, next_data};
 use crate::state::Shared;
@@ -83,19 +84,19 @@ impl Pinned {
             Setback::Broken { reason, message }
         };
         let timeout = shared.limits.answer_timeout;
-        let response =
-            match tokio::time::timeout(timeout, shared.client.request(self.onward(engine))).await {
-                Err(_) => return Err(Setback::Silent),
-                Ok(Err(error)) => {
-                    let reason = if error.is_connect() {
-                        CONNECT
-                    } else {
-                        "closed"
-                    };
-                    return Err(failed(reason, with_sources(&error)));
-                }
-                Ok(Ok(response)) => response,
-            };
+        let response = match tokio::time::timeout(timeout, client::send(self.onward(engine))).await
+        {
+            Err(_) => return Err(Setback::Silent),
+            Ok(Err(error)) => {
+                let reason = if error.is_connect() {
+                    CONNECT
+                } else {
+                    "closed"
+                };
+                return Err(failed(reason, with_sources(&error)));
+            }
+            Ok(Ok(response)) => response,
+        };
         let (head, mut upstream) = response.into_parts();
         if !head.status.is_server_error() {
             engine.note_answer();
