@@ -193,7 +193,7 @@ impl Scheduler {
                 let prompts = if pass.chunks.is_empty() {
                     self.pace.prompt_tokens_alone()
                 } else {
-                    self.pace.prompt_tokens()
+                    self.pace.prompt_tokens(pass.chunks.len(), self.prompts())
                 };
                 budget = budget.min(prompts.unwrap_or(budget));
             }
@@ -222,6 +222,13 @@ impl Scheduler {
         pass.chunks
             .retain(|chunk| !pass.preempted.contains(&chunk.id));
         pass
+    }
+
+    /// Sequences whose prompt is not computed: those that run, and those of the queue that there is a place for.
+    fn prompts(&self) -> usize {
+        let places = self.limits.sequences.saturating_sub(self.running.len());
+        let begun = self.running.iter().filter(|it| it.pending() > 1).count();
+        begun + places.min(self.waiting.len())
     }
 
     /// Reserves the blocks of `count` more tokens for the running sequence at `index`, preempting

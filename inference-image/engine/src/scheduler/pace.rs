@@ -2,11 +2,14 @@
 //! few that whoever came or left meanwhile is seen to soon.
 //!
 //! From measured times: a pass without prompt tokens takes `alone`, and each prompt token adds `each`. As many
-//! are let in as stretch the pass to [`STRETCH`] times `alone`. Which tokens share a pass changes no bits, so that
+//! are let in as stretch the pass to [`STRETCH`] times `alone`, and more where prompts wait in numbers: a few streams must
+//! not keep many callers from their first token, nor the batch from being full. Which tokens share a pass changes no bits, so that
 //! the answers do not depend on the clock.
 
 /// What a pass with prompt tokens may take, in passes without.
 const STRETCH: f64 = 1.8;
+/// Beside so many streams each prompt but the first stretches a pass once more. One long prompt never does.
+const STREAMS_A_PROMPT: f64 = 4.0;
 /// Weight of the newest measurement.
 const NEWEST: f64 = 0.2;
 /// Its weight where a prompt token became dearer: each attends to more tokens than those before it, and a mean that
@@ -54,10 +57,12 @@ impl Pace {
         Some((tokens as usize).max(LEAST_ALONE))
     }
 
-    /// Prompt tokens of a pass that has decode rows; none: nothing was measured yet.
-    pub(super) fn prompt_tokens(&self) -> Option<usize> {
+    /// Prompt tokens of a pass that has decode rows, where so many prompts are not computed yet; none: nothing was
+    /// measured yet.
+    pub(super) fn prompt_tokens(&self, decode_rows: usize, prompts: usize) -> Option<usize> {
         let (alone, each) = (self.alone?, self.each?);
-        let tokens = (STRETCH - 1.0) * alone / each;
+        let crowd = STREAMS_A_PROMPT * prompts.saturating_sub(1) as f64 / decode_rows.max(1) as f64;
+        let tokens = ((STRETCH - 1.0) * alone * crowd.max(1.0)).min(LONGEST) / each;
         Some((tokens as usize).max(LEAST))
     }
 }
@@ -77,12 +82,16 @@ mod tests {
     #[test]
     fn nothing_is_held_back_before_anything_was_measured() {
         let mut pace = Pace::default();
-        assert_eq!(pace.prompt_tokens(), None);
+        assert_eq!(pace.prompt_tokens(4, 1), None);
         pace.took(4, 0, 0.01);
-        assert_eq!(pace.prompt_tokens(), None, "a prompt's cost is not known");
+        assert_eq!(
+            pace.prompt_tokens(4, 1),
+            None,
+            "a prompt's cost is not known"
+        );
         pace.took(0, 0, 0.01);
         pace.took(4, 0, f64::NAN);
-        assert_eq!(pace.prompt_tokens(), None);
+        assert_eq!(pace.prompt_tokens(4, 1), None);
     }
 
     #[test]
@@ -94,14 +103,14 @@ mod tests {
         let mut worst = 0.0_f64;
         for round in 0..200 {
             pace.took(8, 0, seconds(0));
-            let tokens = pace.prompt_tokens().unwrap();
+            let tokens = pace.prompt_tokens(8, 1).unwrap();
             pace.took(8, tokens, seconds(tokens));
             if round >= 20 {
                 worst = worst.max(seconds(tokens));
             }
         }
         assert!(worst <= 2.0 * seconds(0), "{worst} s");
-        let tokens = pace.prompt_tokens().unwrap();
+        let tokens = pace.prompt_tokens(8, 1).unwrap();
         assert!(tokens > 60, "room that is there is used: {tokens} tokens");
     }
 
@@ -125,10 +134,22 @@ mod tests {
     }
 
     #[test]
+    fn many_prompts_go_on_faster_than_one_beside_as_many_streams() {
+        let mut pace = Pace::default();
+        pace.took(4, 0, 0.0255);
+        pace.took(0, 100, 0.1);
+        let tokens = |decode_rows, prompts| pace.prompt_tokens(decode_rows, prompts).unwrap();
+        // 0.8 times 25.5 ms, at 1 ms a token.
+        assert_eq!((tokens(4, 1), tokens(1, 1), tokens(32, 8)), (20, 20, 20));
+        assert_eq!((tokens(4, 2), tokens(4, 3), tokens(16, 17)), (20, 40, 81));
+        assert_eq!(tokens(1, 31), 500, "half a second is the most");
+    }
+
+    #[test]
     fn a_prompt_always_goes_on() {
         let mut pace = Pace::default();
         pace.took(1, 0, 0.001);
         pace.took(0, 10, 10.0);
-        assert_eq!(pace.prompt_tokens(), Some(LEAST));
+        assert_eq!(pace.prompt_tokens(1, 1), Some(LEAST));
     }
 }
