@@ -8,8 +8,8 @@ import urllib.request
 from collections.abc import Awaitable, Callable
 
 STREAMS = 4
-# Gaps between tokens with nobody beside.
-QUIET_TOKENS = 100
+# Gaps between tokens with nobody beside: so many before, and as many after.
+QUIET_TOKENS = 50
 CLIENTS = 1000
 
 
@@ -81,31 +81,39 @@ def added(alone: dict, direct: dict) -> dict:
 
 
 async def felt(port: int, asked: list[bytes], action: Callable[[], Awaitable[None]]) -> dict[str, float]:
-    """The 99th percentile of the gaps between the tokens of streams, without the action and beside it."""
+    """The 99th percentile of the gaps between the tokens of streams, without the action and beside it.
+
+    Without it is before and after: streams grow meanwhile, and each token attends to more of them.
+    """
     streams = [Stream(port, one) for one in asked]
     tasks = [asyncio.create_task(stream.run()) for stream in streams]
+
+    async def more(tokens: int) -> None:
+        goal = [len(stream.seen) + tokens for stream in streams]
+        await until(
+            lambda: all(len(stream.seen) >= most for stream, most in zip(streams, goal)), tasks, 300,
+            f"{tokens} more tokens",
+        )
+
     try:
         await until(lambda: all(len(stream.seen) > 20 for stream in streams), tasks, 120, "the streams' begin")
         quiet = time.perf_counter()
-        goal = [len(stream.seen) + QUIET_TOKENS for stream in streams]
-        await until(
-            lambda: all(len(stream.seen) > most for stream, most in zip(streams, goal)), tasks, 300, "100 more tokens"
-        )
+        await more(QUIET_TOKENS)
         begun = time.perf_counter()
         await action()
         ended = time.perf_counter()
         # The gap that the action's end lies in.
-        goal = [len(stream.seen) + 1 for stream in streams]
-        await until(
-            lambda: all(len(stream.seen) >= most for stream, most in zip(streams, goal)), tasks, 60, "one more token"
-        )
+        await more(1)
+        calm = time.perf_counter()
+        await more(QUIET_TOKENS)
+        over = time.perf_counter()
     finally:
         for stream, task in zip(streams, tasks):
             stream.vanish()
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
     seen = [stream.seen for stream in streams]
-    without = [gap for gap in gaps(seen, quiet, begun) if gap > 0]
+    without = [gap for gap in gaps(seen, quiet, begun) + gaps(seen, calm, over) if gap > 0]
     beside = [gap for gap in gaps(seen, begun, ended) if gap > 0]
     return {"without": percentile(without, 99), "beside": percentile(beside, 99), "seconds": ended - begun}
 
