@@ -10,6 +10,8 @@
 const STRETCH: f64 = 1.8;
 /// Beside so many streams each prompt but the first stretches a pass once more. One long prompt never does.
 const STREAMS_A_PROMPT: f64 = 4.0;
+/// Seconds that many prompts may add to a pass: a reader hardly sees it, and the rows are as many as a pass computes best.
+const CROWDED: f64 = 0.1;
 /// Weight of the newest measurement.
 const NEWEST: f64 = 0.2;
 /// Its weight where a prompt token became dearer: each attends to more tokens than those before it, and a mean that
@@ -62,8 +64,9 @@ impl Pace {
     pub(super) fn prompt_tokens(&self, decode_rows: usize, prompts: usize) -> Option<usize> {
         let (alone, each) = (self.alone?, self.each?);
         let crowd = STREAMS_A_PROMPT * prompts.saturating_sub(1) as f64 / decode_rows.max(1) as f64;
-        let tokens = ((STRETCH - 1.0) * alone * crowd.max(1.0)).min(LONGEST) / each;
-        Some((tokens as usize).max(LEAST))
+        let one = (STRETCH - 1.0) * alone;
+        let seconds = one.max((one * crowd).min(CROWDED));
+        Some(((seconds / each) as usize).max(LEAST))
     }
 }
 
@@ -142,7 +145,7 @@ mod tests {
         // 0.8 times 25.5 ms, at 1 ms a token.
         assert_eq!((tokens(4, 1), tokens(1, 1), tokens(32, 8)), (20, 20, 20));
         assert_eq!((tokens(4, 2), tokens(4, 3), tokens(16, 17)), (20, 40, 81));
-        assert_eq!(tokens(1, 31), 500, "half a second is the most");
+        assert_eq!(tokens(1, 31), 100, "a tenth of a second is the most");
     }
 
     #[test]
