@@ -76,8 +76,7 @@ impl Parts {
             complaints: Mutex::default(),
             results: Mutex::default(),
             trail: Trail::default(),
-            unanswered: Spells::default(),
-            first_seen: FirstSeen::default(),
+            spells: Spells::default(),
             refused_storage: Mutex::default(),
         }
     }
@@ -115,10 +114,8 @@ pub struct Context {
     pub results: Mutex<HashMap<String, Record>>,
     /// What this process wrote to status and its caches do not have yet.
     pub trail: Trail,
-    /// Objects to which a keeper owes an answer.
-    pub unanswered: Spells,
-    /// What others stamp by clocks of their own.
-    pub first_seen: FirstSeen,
+    /// What is waited for: keepers' answers, and what others stamp by clocks of their own.
+    pub spells: Spells,
     /// Namespaces whose storage the API server refuses, with its words.
     pub refused_storage: Mutex<HashMap<String, String>>,
 }
@@ -134,57 +131,28 @@ impl Context {
     }
 }
 
-/// Since when something has been so without a break, by UID of the object. A process that starts
-/// counts anew.
+/// Since when something has been so without a break, as this process saw it: by UID of the object and what it is about.
+/// A process that starts counts anew: what is waited for then takes longer, and is never given up early.
 #[derive(Default)]
-pub struct Spells(Mutex<HashMap<String, Timestamp>>);
+pub struct Spells(Mutex<HashMap<(String, String), Timestamp>>);
 
 impl Spells {
-    /// Notes whether it is so now. Returns since when it has been.
-    pub fn note(&self, uid: &str, is_so: bool, now: Timestamp) -> Option<Timestamp> {
+    /// Notes whether it is so now. Returns since when it has been, in whole seconds, as the API server's stamps are.
+    pub fn note(&self, uid: &str, what: &str, is_so: bool, now: Timestamp) -> Option<Timestamp> {
         let mut spells = self.0.lock().ok()?;
+        let key = (uid.to_owned(), what.to_owned());
         if is_so {
-            return Some(*spells.entry(uid.to_owned()).or_insert(now));
+            let seconds = Timestamp::from_second(now.as_second()).unwrap_or(now);
+            return Some(*spells.entry(key).or_insert(seconds));
         }
-        spells.remove(uid);
+        spells.remove(&key);
         None
     }
 
     /// Forgets objects that are gone.
     pub fn keep_only(&self, exists: impl Fn(&str) -> bool) {
         if let Ok(mut spells) = self.0.lock() {
-            spells.retain(|uid, _| exists(uid));
-        }
-    }
-}
-
-/// When this process first saw something, by UID of the object and what it is about. A process that starts counts
-/// anew: what is waited for then takes longer, and is never given up early.
-#[derive(Default)]
-pub struct FirstSeen(Mutex<HashMap<(String, String), Timestamp>>);
-
-impl FirstSeen {
-    /// Notes that it is so now. Returns when that was seen first, in whole seconds, as the API server's stamps are.
-    pub fn note(&self, uid: &str, what: &str, now: Timestamp) -> Timestamp {
-        let seconds = Timestamp::from_second(now.as_second()).unwrap_or(now);
-        let Ok(mut seen) = self.0.lock() else {
-            return seconds;
-        };
-        let key = (uid.to_owned(), what.to_owned());
-        *seen.entry(key).or_insert(seconds)
-    }
-
-    /// Notes that it is so no longer.
-    pub fn forget(&self, uid: &str, what: &str) {
-        if let Ok(mut seen) = self.0.lock() {
-            seen.remove(&(uid.to_owned(), what.to_owned()));
-        }
-    }
-
-    /// Forgets objects that are gone.
-    pub fn keep_only(&self, exists: impl Fn(&str) -> bool) {
-        if let Ok(mut seen) = self.0.lock() {
-            seen.retain(|(uid, _), _| exists(uid));
+            spells.retain(|(uid, _), _| exists(uid));
         }
     }
 }
@@ -194,28 +162,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_spell_counts_from_its_first_moment_and_ends_with_a_break() {
-        let at = |second| Timestamp::from_second(second).unwrap();
-        let spells = Spells::default();
-        assert_eq!(spells.note("u", true, at(10)), Some(at(10)));
-        assert_eq!(spells.note("u", true, at(20)), Some(at(10)));
-        assert_eq!(spells.note("u", false, at(30)), None);
-        assert_eq!(spells.note("u", true, at(40)), Some(at(40)));
-        spells.keep_only(|uid| uid != "u");
-        assert_eq!(spells.note("u", true, at(50)), Some(at(50)));
-    }
-
-    #[test]
-    fn what_was_seen_first_stays_until_the_object_is_gone() {
+    fn a_spell_counts_from_its_first_second_and_ends_with_a_break_or_with_the_object() {
         let at = |milliseconds| Timestamp::from_millisecond(milliseconds).unwrap();
-        let seen = FirstSeen::default();
-        assert_eq!(seen.note("u", "made", at(10_700)), at(10_000));
-        assert_eq!(seen.note("u", "ended", at(20_000)), at(20_000));
-        assert_eq!(seen.note("u", "made", at(30_000)), at(10_000));
-        seen.forget("u", "made");
-        assert_eq!(seen.note("u", "made", at(30_000)), at(30_000));
-        assert_eq!(seen.note("u", "ended", at(30_000)), at(20_000));
-        seen.keep_only(|uid| uid != "u");
-        assert_eq!(seen.note("u", "made", at(40_000)), at(40_000));
+        let spells = Spells::default();
+        let note = |what, is_so, now| spells.note("u", what, is_so, at(now));
+        assert_eq!(note("made", true, 10_700), Some(at(10_000)));
+        assert_eq!(note("ended", true, 20_000), Some(at(20_000)));
+        assert_eq!(note("made", true, 30_000), Some(at(10_000)));
+        assert_eq!(note("made", false, 35_000), None);
+        assert_eq!(note("made", true, 40_000), Some(at(40_000)));
+        assert_eq!(note("ended", true, 40_000), Some(at(20_000)));
+        spells.keep_only(|uid| uid != "u");
+        assert_eq!(note("made", true, 50_000), Some(at(50_000)));
     }
 }

@@ -155,11 +155,11 @@ async fn sweep(context: Arc<Context>) {
             .chain(uids(&caches.deployments))
             .collect();
         context.writer.keep_only(|uid| children.contains(uid));
-        let adapters: HashSet<String> = uids(&caches.adapters).collect();
-        context.unanswered.keep_only(|uid| adapters.contains(uid));
-        let jobs: HashSet<String> = uids(&caches.jobs).collect();
-        let stamped = |uid: &str| jobs.contains(uid) || pods.contains(uid);
-        context.first_seen.keep_only(stamped);
+        let waited_for: HashSet<String> = uids(&caches.adapters)
+            .chain(uids(&caches.jobs))
+            .chain(pods)
+            .collect();
+        context.spells.keep_only(|uid| waited_for.contains(uid));
     }
 }
 

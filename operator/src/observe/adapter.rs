@@ -34,7 +34,7 @@ pub async fn observe(
     let mut observed = gather(context, cr).await?;
     let unanswered = observed.is_unanswered(cr);
     let uid = cr.uid().unwrap_or_default();
-    observed.unanswered_since = context.unanswered.note(&uid, unanswered, now);
+    observed.unanswered_since = context.spells.note(&uid, "unanswered", unanswered, now);
     Ok(observed)
 }
 

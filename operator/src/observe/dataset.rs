@@ -73,7 +73,7 @@ pub async fn observe(context: &Context, cr: &Dataset) -> Result<Observed, ApiErr
         };
     }
     observed.sources = sources;
-    observed.sightings = sightings(&context.first_seen, &jobs, clock::now());
+    observed.sightings = sightings(&context.spells, &jobs, clock::now());
     observed.jobs = jobs;
     Ok(observed)
 }

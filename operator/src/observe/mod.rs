@@ -26,7 +26,7 @@ use serde::de::DeserializeOwned;
 
 use crate::api::{self, ApiError};
 use crate::cache::{find, in_namespace};
-use crate::context::{Context, FirstSeen};
+use crate::context::{Context, Spells};
 
 /// Whether an object belongs to the owner of that UID, or, without an owner, carries our labels.
 pub fn is_ours(metadata: &ObjectMeta, owner: Option<&str>) -> bool {
@@ -109,21 +109,16 @@ where
 }
 
 /// When Jobs and their ends were first seen.
-pub fn sightings(first_seen: &FirstSeen, jobs: &[Job], now: Timestamp) -> Sightings {
+pub fn sightings(spells: &Spells, jobs: &[Job], now: Timestamp) -> Sightings {
     let sighting = |job: &Job| {
         let uid = job.metadata.uid.as_deref()?;
         let state = jobs::state(job);
-        let made = if state == JobState::Suspended {
-            // Its pod is waited for from when its queue lets it in.
-            first_seen.forget(uid, "made");
-            now
-        } else {
-            first_seen.note(uid, "made", now)
-        };
+        // The pod of one that a queue holds back is waited for from when it is let in.
+        let made = spells.note(uid, "made", state != JobState::Suspended, now);
         let has_ended = matches!(state, JobState::Complete | JobState::Failed);
         let seen = Sighting {
-            made,
-            ended: has_ended.then(|| first_seen.note(uid, "ended", now)),
+            made: made.unwrap_or(now),
+            ended: spells.note(uid, "ended", has_ended, now),
         };
         Some((uid.to_owned(), seen))
     };
@@ -164,7 +159,7 @@ mod tests {
     #[test]
     fn a_job_is_seen_when_we_look_and_its_end_when_it_has_one() {
         let at = |second| Timestamp::from_second(second).unwrap();
-        let seen = FirstSeen::default();
+        let seen = Spells::default();
         let mut job: Job = serde_json::from_value(serde_json::json!({
             "metadata": {"uid": "u", "creationTimestamp": "2026-01-01T00:00:00Z"},
         }))
@@ -189,7 +184,7 @@ mod tests {
     #[test]
     fn a_job_that_a_queue_held_back_counts_from_when_it_was_let_in() {
         let at = |second| Timestamp::from_second(second).unwrap();
-        let seen = FirstSeen::default();
+        let seen = Spells::default();
         for (second, suspend, made) in [
             (10, false, 10),
             (20, true, 20),

@@ -10,7 +10,7 @@ use kube::ResourceExt as _;
 
 use crate::cache::in_namespace;
 use crate::clock;
-use crate::context::{Context, FirstSeen};
+use crate::context::{Context, Spells};
 
 /// Pods of one component of an object.
 pub fn of(
@@ -31,28 +31,22 @@ pub fn of(
         })
         .map(|pod| {
             let grace = pod.metadata.deletion_grace_period_seconds;
-            by_our_clock(read(pod), grace, &context.first_seen, now)
+            by_our_clock(read(pod), grace, &context.spells, now)
         })
         .collect()
 }
 
 /// The pod with the times that waits count from by our clock.
-fn by_our_clock(
-    mut pod: Pod,
-    grace_seconds: Option<i64>,
-    first_seen: &FirstSeen,
-    now: Timestamp,
-) -> Pod {
+fn by_our_clock(mut pod: Pod, grace_seconds: Option<i64>, spells: &Spells, now: Timestamp) -> Pod {
     if let Some(stamp) = pod.deleting_since {
         // A second delete with a shorter grace period stamps it anew.
-        let first = first_seen.note(&pod.uid, &format!("deleted {stamp}"), now);
+        let what = format!("deleted {stamp}");
+        let first = spells.note(&pod.uid, &what, true, now).unwrap_or(now);
         let grace = SignedDuration::from_secs(grace_seconds.unwrap_or_default().max(0));
         pod.deleting_since = Some(first.checked_add(grace).unwrap_or(first));
     }
-    if pod.image_problem().is_some() {
-        let first = first_seen.note(&pod.uid, "without image", now);
-        pod.image_missing_since = Some(first);
-    }
+    let lacks_image = pod.image_problem().is_some();
+    pod.image_missing_since = spells.note(&pod.uid, "without image", lacks_image, now);
     pod
 }
 
@@ -204,7 +198,7 @@ mod tests {
     #[test]
     fn stamps_of_another_clock_become_times_of_ours() {
         let at = |second| Timestamp::from_second(second).unwrap();
-        let seen = FirstSeen::default();
+        let seen = Spells::default();
         let look = |stamp: &str, grace: i64, second: i64| {
             let waiting = json!({"waiting": {"reason": "ErrImagePull", "message": "no image"}});
             let pod = json!({

@@ -75,7 +75,7 @@ pub async fn observe(context: &Context, cr: &TrainingRun) -> Result<Observed, Ap
         ),
         ..Observed::default()
     };
-    observed.sightings = sightings(&context.first_seen, &observed.jobs, clock::now());
+    observed.sightings = sightings(&context.spells, &observed.jobs, clock::now());
     if let Some(job) = observed.job.ours().filter(|job| is_active(cr, job)) {
         // While its Job runs, the store has nothing to say about a run.
         observed.report = report(context, cr, job, &observed.pods, touch);

@@ -15,11 +15,9 @@ use super::fleet::Fleet;
 use super::observed::{Observed, windows};
 use super::rollout::{self, Change, Engines, Inputs};
 use super::validate::{Policy, Valid};
-use crate::conditions::cut;
+use crate::conditions::{cut, named};
 use crate::plan::{Decision, Event};
 
-/// Targets that a refusal names.
-const TARGETS_NAMED: usize = 10;
 /// Rejected versions that status keeps, beside the newest one of each adapter.
 const KEPT_REJECTIONS: usize = 100;
 /// Rejected versions that the schema takes: as many as adapters.
@@ -275,17 +273,11 @@ fn refuse_unknown_targets(status: &mut ServingEndpointStatus, now: Timestamp) {
         .map(|adapter| target(&adapter.name))
         .collect();
     let is_unknown = |target: &str| !known.contains(target);
-    let named: Vec<&str> = known
-        .iter()
-        .take(TARGETS_NAMED)
-        .map(String::as_str)
-        .collect();
-    let named = match (named.len(), known.len()) {
-        (0, _) => "spec.adapters is empty".to_owned(),
-        (some, all) if some < all => {
-            format!("there are {}, and {} more", named.join(", "), all - some)
-        }
-        _ => format!("there is {}", named.join(", ")),
+    let targets: Vec<&str> = known.iter().map(String::as_str).collect();
+    let named = if targets.is_empty() {
+        "spec.adapters is empty".to_owned()
+    } else {
+        format!("there is {}", named(&targets))
     };
     let why = |target: &str| format!("target \"{target}\" is not known: {named}");
     answers::refuse(status, is_unknown, why, now);
