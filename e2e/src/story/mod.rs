@@ -2,6 +2,7 @@
 
 mod fixture;
 mod inventory;
+mod neighbour;
 mod postgres;
 mod progress;
 mod promoted;

@@ -1,24 +1,23 @@
 //! A PostgreSQL server of a story's own: a process of this machine, at an address that pods reach.
 
-use std::net::{IpAddr, UdpSocket};
+use std::fs::File;
+use std::net::IpAddr;
 use std::os::unix::fs::{MetadataExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use anyhow::{Context as _, bail, ensure};
 use base64::prelude::{BASE64_STANDARD, Engine as _};
-use k8s_openapi::api::core::v1::Node;
-use kube::api::{Api, DynamicObject, ListParams};
+use kube::api::DynamicObject;
 use serde_json::json;
 use tokio::process::Command;
 
-use super::{Stage, audit_log};
+use super::{Stage, audit_log, neighbour};
+use crate::cluster::{MINUTE, wait};
 use crate::report::not_proved;
 
 /// The user that the server runs as where we are root, which it refuses.
 const NOBODY: u32 = 65534;
-/// The port, which nothing else on the local cluster's link has.
-const PORT: u16 = 54329;
 /// What no status, event or log may show.
 pub const PASSWORD: &str = "correct-horse-9f21";
 /// Name of the Secret.
@@ -30,6 +29,7 @@ pub struct Server {
     programs: PathBuf,
     /// Where pods find it.
     pub address: IpAddr,
+    port: u16,
     root: bool,
 }
 
@@ -46,9 +46,11 @@ impl Server {
             return Ok(None);
         }
         let dir = tempfile::tempdir()?;
+        let address = neighbour::address(stage).await?;
         let server = Self {
             root: std::fs::metadata(dir.path())?.uid() == 0,
-            address: address(stage).await?,
+            port: neighbour::port(address)?,
+            address,
             dir,
             programs,
         };
@@ -59,8 +61,8 @@ impl Server {
             "-D data -U ann -A scram-sha-256 --pwfile=password -E UTF8 --locale=C --no-sync";
         server.run("initdb", initdb).await?;
         let configuration = format!(
-            "port = {PORT}\nlisten_addresses = '{}'\nunix_socket_directories = ''\nfsync = off\n",
-            server.address
+            "port = {}\nlisten_addresses = '{}'\nunix_socket_directories = ''\nfsync = off\n",
+            server.port, server.address
         );
         append(&server.path("data/postgresql.conf"), &configuration)?;
         let anybody = "host all all all scram-sha-256\n";
@@ -69,9 +71,24 @@ impl Server {
         Ok(Some(server))
     }
 
-    /// Starts it, and waits until it answers.
+    /// Starts it, and waits until it answers. It goes with us, also when we are killed.
     pub async fn up(&self) -> anyhow::Result<()> {
-        self.run("pg_ctl", "-D data -l log -w start").await
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.path("log"))?;
+        let postgres = self.programs.join("postgres");
+        let mut command = self.prepare(neighbour::companion(&postgres, "QUIT"));
+        command.args(["-D", "data"]).stderr(log);
+        // `down` finds it by its postmaster.pid.
+        drop(command.spawn().context("start postgres")?);
+        let answer = wait("PostgreSQL to answer", MINUTE, || async {
+            self.sql("SELECT 1").await.map(Some)
+        });
+        answer
+            .await
+            .map(drop)
+            .with_context(|| std::fs::read_to_string(self.path("log")).unwrap_or_default())
     }
 
     /// Ends it as a machine that loses its power does.
@@ -82,7 +99,7 @@ impl Server {
     /// What it answers to somebody else's SQL, as text.
     pub async fn sql(&self, text: &str) -> anyhow::Result<String> {
         let address = self.address.to_string();
-        let port = PORT.to_string();
+        let port = self.port.to_string();
         let output = self
             .command("psql")
             .args(["-h", &address, "-p", &port, "-U", "ann", "-d", "postgres"])
@@ -100,7 +117,8 @@ impl Server {
     pub fn uri(&self, password: &str, host: Option<&str>) -> String {
         let own = self.address.to_string();
         let host = host.unwrap_or(&own);
-        format!("postgresql://ann:{password}@{host}:{PORT}/postgres?sslmode=disable")
+        let port = self.port;
+        format!("postgresql://ann:{password}@{host}:{port}/postgres?sslmode=disable")
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -116,7 +134,11 @@ impl Server {
     }
 
     fn command(&self, program: &str) -> Command {
-        let mut command = Command::new(self.programs.join(program));
+        self.prepare(Command::new(self.programs.join(program)))
+    }
+
+    /// `command` in the server's folder, as the server's user, silent.
+    fn prepare(&self, mut command: Command) -> Command {
         command
             .current_dir(self.dir.path())
             .env("PGPASSWORD", PASSWORD)
@@ -152,7 +174,7 @@ impl Drop for Server {
 
 fn append(path: &Path, text: &str) -> anyhow::Result<()> {
     use std::io::Write as _;
-    let mut file = std::fs::OpenOptions::new().append(true).open(path)?;
+    let mut file = File::options().append(true).open(path)?;
     Ok(file.write_all(text.as_bytes())?)
 }
 
@@ -170,23 +192,6 @@ fn programs() -> Option<PathBuf> {
         .filter(|(_, bin)| bin.join("initdb").exists() && bin.join("psql").exists())
         .max()
         .map(|(_, bin)| bin)
-}
-
-/// This machine's address on the way to the node.
-pub async fn address(stage: &Stage) -> anyhow::Result<IpAddr> {
-    let nodes: Api<Node> = Api::all(stage.world.cluster.client.clone());
-    let nodes = nodes.list(&ListParams::default().limit(1)).await?.items;
-    let node = nodes.into_iter().next().context("no node")?;
-    let addresses = node.status.and_then(|status| status.addresses);
-    let node = addresses
-        .into_iter()
-        .flatten()
-        .find(|address| address.type_ == "InternalIP")
-        .context("a node without an address")?;
-    // Connecting sends nothing: it asks the routes.
-    let socket = UdpSocket::bind("0.0.0.0:0")?;
-    socket.connect((node.address.as_str(), 9))?;
-    Ok(socket.local_addr()?.ip())
 }
 
 /// The Secret with this connection URI.

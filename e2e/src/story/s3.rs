@@ -1,6 +1,6 @@
 //! An S3 server of a story's own: versitygw as a process of this machine, at an address that pods reach.
 
-use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::Stdio;
 
@@ -12,13 +12,10 @@ use serde_json::{Map, Value, json};
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 
-use super::postgres::address;
-use super::{Stage, audit_log};
+use super::{Stage, audit_log, neighbour};
 use crate::cluster::{MINUTE, wait};
 use crate::report::not_proved;
 
-/// The port, which nothing else on the local cluster's link has.
-const PORT: u16 = 54330;
 /// Who asks.
 pub const KEY_ID: &str = "AKIAE2E4711";
 /// What no status, event or log may show.
@@ -32,7 +29,7 @@ const BUCKET: &str = "corpus";
 pub struct Server {
     program: PathBuf,
     dir: tempfile::TempDir,
-    address: IpAddr,
+    address: SocketAddr,
     process: Option<Child>,
 }
 
@@ -48,10 +45,11 @@ impl Server {
             not_proved("anything of S3: pods of this cluster may not reach this machine");
             return Ok(None);
         }
+        let address = neighbour::address(stage).await?;
         let mut server = Self {
             program,
             dir: tempfile::tempdir()?,
-            address: address(stage).await?,
+            address: (address, neighbour::port(address)?).into(),
             process: None,
         };
         std::fs::create_dir(server.dir.path().join(BUCKET))?;
@@ -61,8 +59,8 @@ impl Server {
 
     /// Starts it, and waits until it answers.
     pub async fn up(&mut self) -> anyhow::Result<()> {
-        let listen = format!("{}:{PORT}", self.address);
-        let process = Command::new(&self.program)
+        let listen = self.address.to_string();
+        let process = neighbour::companion(&self.program, "KILL")
             .args(["--access", KEY_ID, "--secret", KEY, "--region", REGION])
             .args(["--port", &listen, "posix"])
             .arg(self.dir.path())
@@ -75,7 +73,7 @@ impl Server {
         self.process = Some(process);
         let address = self.address;
         wait("the S3 server to answer", MINUTE, || async move {
-            Ok(TcpStream::connect((address, PORT)).await.ok().map(drop))
+            Ok(TcpStream::connect(address).await.ok().map(drop))
         })
         .await
     }
@@ -139,7 +137,7 @@ impl Server {
 
     /// Where pods find it.
     pub fn endpoint(&self) -> String {
-        format!("http://{}:{PORT}", self.address)
+        format!("http://{}", self.address)
     }
 
     /// The Secret for this server, with these entries in place of the right ones.
