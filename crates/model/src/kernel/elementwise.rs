@@ -216,6 +216,11 @@ vectorized! {
         }
     }
 
+    /// The largest value; `-inf` for none. NaN is none.
+    pub(crate) fn largest(values: &[f32]) -> f32 {
+        max_of(values)
+    }
+
     /// The largest value and the logarithm of the sum of exponentials.
     pub(crate) fn log_sum_exp(logits: &[f32]) -> f32 {
         let max = max_of(logits);

@@ -5,6 +5,7 @@ mod adjust;
 
 pub use adjust::Adjustments;
 
+use crate::kernel::largest;
 use crate::random::Stream;
 
 /// A nucleus is first looked for among so many of the best candidates, then among eight times as many.
@@ -137,7 +138,7 @@ pub fn sample(
 ///
 /// The rules follow each other: temperature, `min_p`, `top_k`, and `top_p` over what they left.
 fn candidates(logits: &[f32], params: &SamplingParams) -> Vec<(u32, f64)> {
-    let max = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+    let max = f64::from(largest(logits));
     let temperature = f64::from(params.temperature);
     let least = f64::from(params.min_p);
     let mut candidates: Vec<(u32, f64)> = (0_u32..)
@@ -210,13 +211,10 @@ fn draw(candidates: &[(u32, f64)], uniform: f64) -> Option<u32> {
 
 /// The most probable token, the lowest id among equals. 0 for no logits; NaN never wins.
 pub fn argmax(logits: &[f32]) -> u32 {
-    let mut best = (0, f32::NEG_INFINITY);
-    for (id, logit) in (0_u32..).zip(logits) {
-        if *logit > best.1 {
-            best = (id, *logit);
-        }
-    }
-    best.0
+    let best = largest(logits);
+    let mut ids = (0_u32..).zip(logits);
+    let first = ids.find(|(_, logit)| **logit >= best && best > f32::NEG_INFINITY);
+    first.map_or(0, |(id, _)| id)
 }
 
 /// Natural logarithms of the probabilities of these tokens at temperature 1; `-inf` for an id

@@ -192,3 +192,20 @@ fn a_draw_goes_through_the_candidates_in_their_order() {
     assert_eq!(drawn, [Some(5), Some(5), Some(7), Some(7)]);
     assert_eq!(draw(&[], 0.5), None);
 }
+
+#[test]
+fn the_most_probable_token_is_the_first_of_its_equals_and_never_nan() {
+    for count in [1, 15, 16, 17, 100] {
+        let mut logits: Vec<f32> = (0..count).map(|i| -(i as f32)).collect();
+        assert_eq!(argmax(&logits), 0, "{count}");
+        logits[count - 1] = 7.0;
+        logits[count / 2] = 7.0;
+        assert_eq!(argmax(&logits), count as u32 / 2, "{count}");
+        logits[count / 2] = f32::NAN;
+        let left = if count / 2 == count - 1 { 0 } else { count - 1 };
+        assert_eq!(argmax(&logits), left as u32, "{count}");
+    }
+    assert_eq!(argmax(&[-0.0, 0.0]), 0);
+    assert_eq!(argmax(&[f32::NAN, f32::NEG_INFINITY]), 0);
+    assert_eq!(argmax(&[]), 0);
+}
