@@ -92,7 +92,16 @@ fn run(dir: &Path, config: &LlamaConfig) -> Result<()> {
             llama.bytes() / 1_000_000,
             start.elapsed().as_secs_f64()
         );
-        for (sequences, tokens) in [(1, 1), (8, 1), (32, 1), (1, PREFILL)] {
+        for (sequences, tokens) in [
+            (1, 1),
+            (8, 1),
+            (32, 1),
+            (1, 32),
+            (1, 64),
+            (1, 128),
+            (1, PREFILL),
+            (1, 512),
+        ] {
             for (numbers, all, count) in [
                 ("f32", &single, 0),
                 ("f32", &single, 8),

@@ -1,4 +1,4 @@
-//! Causal attention of one query over cached keys and values, in blocks of sixteen tokens.
+//! Causal attention of queries over cached keys and values, in blocks of sixteen tokens.
 //!
 //! A head's block holds its keys transposed, `[head_dim][16]`, and its values, `[16][head_dim]`.
 //! Scores of sixteen keys are then sixteen lanes, each one chain over `head_dim`; no score matrix
@@ -10,15 +10,18 @@
     reason = "bodies must take the features of their caller"
 )]
 
+mod queries;
+
 use std::ops::Range;
 
 use half::f16;
 
 use super::dispatch::with_lanes;
-use super::elementwise::{exp, max_lanes, sum_lanes};
+use super::elementwise::exp;
 use super::halves::HalfFormat;
 use super::lanes::Lanes;
 use super::panels::LANES;
+pub(crate) use queries::{HeadQuery, attend, attend_f16};
 
 /// Tokens of one block.
 pub const BLOCK_TOKENS: usize = LANES;
@@ -151,64 +154,44 @@ fn write_column<T: Stored>(block: &mut [T], slot: usize, vector: &[f32]) {
     }
 }
 
-/// Sixteen dot products with the columns of a `[dim][16]` block, each in four chains over every
-/// fourth element, so that one chain's latency is not waited for.
+/// Sixteen dot products of each vector with the columns of a `[dim][16]` block, each in four chains over every
+/// fourth element, so that one chain's latency is not waited for. Several vectors share what is read of the block.
 #[inline(always)]
-fn dot_columns<L: Lanes, T: Stored>(vector: &[f32], block: &[T]) -> L {
-    let zero = L::splat(0.0);
-    let (mut a, mut b, mut c, mut d) = (zero, zero, zero, zero);
-    let (fours, rest) = vector.as_chunks::<4>();
-    let (blocks, rest_blocks) = block.as_chunks::<LANES>().0.as_chunks::<4>();
-    for (values, lanes) in fours.iter().zip(blocks) {
-        a = a.add_product(L::splat(values[0]), T::lanes(&lanes[0]));
-        b = b.add_product(L::splat(values[1]), T::lanes(&lanes[1]));
-        c = c.add_product(L::splat(values[2]), T::lanes(&lanes[2]));
-        d = d.add_product(L::splat(values[3]), T::lanes(&lanes[3]));
-    }
-    for (value, lanes) in rest.iter().zip(rest_blocks) {
-        a = a.add_product(L::splat(*value), T::lanes(lanes));
-    }
-    a.add(b).add(c.add(d))
-}
-
-/// `out = inverse · Σ weight · value` over the tokens of a head from block `start` on, for `R`
-/// registers of columns from `first`; `out` may be shorter than those.
-#[inline(always)]
-fn mix_values<L: Lanes, T: Stored, const R: usize>(
-    weights: &[f32],
-    (cache, start): (&HeadBlocks<'_, T>, usize),
-    (first, inverse): (usize, f32),
-    out: &mut [f32],
-) {
-    let mut sums = [L::splat(0.0); R];
-    for (index, weights) in (start..).zip(weights.chunks(BLOCK_TOKENS)) {
-        let values = cache.block(index).1.chunks_exact(cache.head_dim);
-        for (weight, value) in weights.iter().zip(values) {
-            let value = value.get(first..).unwrap_or_default();
-            let weight = L::splat(*weight);
-            if let Some(registers) = value.as_chunks::<LANES>().0.first_chunk::<R>() {
-                for (sum, value) in sums.iter_mut().zip(registers) {
-                    *sum = sum.add_product(weight, T::lanes(value));
-                }
-            } else {
-                // The end of a head whose width is no multiple of sixteen; `R` is 1 here.
-                let mut padded = [0.0; LANES];
-                for (to, from) in padded.iter_mut().zip(value) {
-                    *to = from.widened();
-                }
-                for sum in &mut sums {
-                    *sum = sum.add_product(weight, L::load(&padded));
-                }
+fn dot_columns<L: Lanes, T: Stored, const Q: usize>(vectors: [&[f32]; Q], block: &[T]) -> [L; Q] {
+    let mut chains = [[L::splat(0.0); 4]; Q];
+    let (blocks, rest) = block.as_chunks::<LANES>().0.as_chunks::<4>();
+    let fours = vectors.map(|vector| vector.as_chunks::<4>().0);
+    for (number, lanes) in blocks.iter().enumerate() {
+        let lanes: [L; 4] = widened(lanes);
+        for (chains, fours) in chains.iter_mut().zip(fours) {
+            let Some(values) = fours.get(number) else {
+                continue;
+            };
+            for ((chain, value), lanes) in chains.iter_mut().zip(values).zip(&lanes) {
+                *chain = chain.add_product(L::splat(*value), *lanes);
             }
         }
     }
-    for (out, sum) in out.chunks_mut(LANES).zip(sums) {
-        let mut lanes = [0.0; LANES];
-        sum.store(&mut lanes);
-        for (out, sum) in out.iter_mut().zip(lanes) {
-            *out = sum * inverse;
+    let mut sums = [L::splat(0.0); Q];
+    for ((sum, chains), vector) in sums.iter_mut().zip(chains).zip(vectors) {
+        let [mut a, b, c, d] = chains;
+        for (value, lanes) in vector.as_chunks::<4>().1.iter().zip(rest) {
+            a = a.add_product(L::splat(*value), T::lanes(lanes));
         }
+        *sum = a.add(b).add(c.add(d));
     }
+    sums
+}
+
+/// Registers' worth of what a block holds.
+#[inline(always)]
+fn widened<L: Lanes, T: Stored, const R: usize>(values: &[[T; LANES]; R]) -> [L; R] {
+    // A closure given to the standard library would not have the features of our caller.
+    let mut registers = [L::splat(0.0); R];
+    for (register, values) in registers.iter_mut().zip(values) {
+        *register = T::lanes(values);
+    }
+    registers
 }
 
 /// `R` registers' worth of values from `start` on.
@@ -223,15 +206,6 @@ fn registers_mut<const R: usize>(
     start: usize,
 ) -> Option<&mut [[f32; LANES]; R]> {
     values.get_mut(start..)?.as_chunks_mut().0.first_chunk_mut()
-}
-
-#[inline(always)]
-fn loaded<L: Lanes, const R: usize>(values: &[[f32; LANES]; R]) -> [L; R] {
-    let mut registers = [L::splat(0.0); R];
-    for (register, values) in registers.iter_mut().zip(values) {
-        *register = L::load(values);
-    }
-    registers
 }
 
 /// The gradients of some neighbouring tokens, of which `parts` are weight and gradient of the score, for `R`
@@ -252,9 +226,9 @@ fn spread<L: Lanes, const R: usize>(
         return;
     };
     let (query, dout, mut sums) = (
-        loaded::<L, R>(query),
-        loaded::<L, R>(dout),
-        loaded::<L, R>(dquery),
+        widened::<L, f32, R>(query),
+        widened::<L, f32, R>(dout),
+        widened::<L, f32, R>(dquery),
     );
     for (token, (weight, gradient)) in (first..).zip(parts) {
         let at = token * keys.stride + column;
@@ -306,91 +280,6 @@ fn spread_rest(
 }
 
 #[inline(always)]
-fn attend_stored<L: Lanes, T: Stored>(
-    query: &[f32],
-    cache: HeadBlocks<'_, T>,
-    keys: Range<usize>,
-    scale: f32,
-    scores: &mut Vec<f32>,
-    out: &mut [f32],
-) -> f32 {
-    scores.clear();
-    let start = keys.start / BLOCK_TOKENS;
-    let mut max = L::splat(f32::NEG_INFINITY);
-    for index in start..keys.end.div_ceil(BLOCK_TOKENS) {
-        let mut sums = [0.0; LANES];
-        dot_columns::<L, T>(query, cache.block(index).0).store(&mut sums);
-        for (key, sum) in (index * BLOCK_TOKENS..).zip(&mut sums) {
-            *sum = if keys.contains(&key) {
-                *sum * scale
-            } else {
-                f32::NEG_INFINITY
-            };
-        }
-        max = max.max(L::load(&sums));
-        scores.extend_from_slice(&sums);
-    }
-    let mut lanes = [0.0; LANES];
-    max.store(&mut lanes);
-    let max = max_lanes(&lanes);
-    for score in scores.iter_mut() {
-        *score = exp(*score - max);
-    }
-    let mut sum = L::splat(0.0);
-    for block in scores.as_chunks::<LANES>().0 {
-        sum = sum.add(L::load(block));
-    }
-    sum.store(&mut lanes);
-    let sum = sum_lanes(&lanes);
-    let inverse = 1.0 / sum;
-    let weights = scores
-        .get(..keys.end - start * BLOCK_TOKENS)
-        .unwrap_or_default();
-    // Wide parts first: a column's chain is the same in each, more of them hide its latency.
-    let (mut first, mut left) = (0, out);
-    while !left.is_empty() {
-        let width = match left.len() {
-            64.. => 64,
-            32.. => 32,
-            count => LANES.min(count),
-        };
-        let (part, rest) = left.split_at_mut(width);
-        match width {
-            64 => mix_values::<L, T, 4>(weights, (&cache, start), (first, inverse), part),
-            32 => mix_values::<L, T, 2>(weights, (&cache, start), (first, inverse), part),
-            _ => mix_values::<L, T, 1>(weights, (&cache, start), (first, inverse), part),
-        }
-        first += width;
-        left = rest;
-    }
-    max + sum.ln()
-}
-
-#[inline(always)]
-fn attend_lanes<L: Lanes>(
-    query: &[f32],
-    cache: HeadBlocks<'_>,
-    keys: Range<usize>,
-    scale: f32,
-    scores: &mut Vec<f32>,
-    out: &mut [f32],
-) -> f32 {
-    attend_stored::<L, f32>(query, cache, keys, scale, scores, out)
-}
-
-#[inline(always)]
-fn attend_f16_lanes<L: Lanes>(
-    query: &[f32],
-    cache: HeadBlocks<'_, u16>,
-    keys: Range<usize>,
-    scale: f32,
-    scores: &mut Vec<f32>,
-    out: &mut [f32],
-) -> f32 {
-    attend_stored::<L, u16>(query, cache, keys, scale, scores, out)
-}
-
-#[inline(always)]
 fn attend_backward_lanes<L: Lanes>(
     row: QueryGradient<'_>,
     cache: HeadBlocks<'_>,
@@ -407,8 +296,10 @@ fn attend_backward_lanes<L: Lanes>(
     for index in row.keys.start / BLOCK_TOKENS..row.keys.end.div_ceil(BLOCK_TOKENS) {
         let (key_block, value_block) = cache.block(index);
         let (mut weights, mut gradients) = ([0.0; LANES], [0.0; LANES]);
-        dot_columns::<L, f32>(row.query, key_block).store(&mut weights);
-        dot_columns::<L, f32>(row.dout, value_block).store(&mut gradients);
+        let [sums] = dot_columns::<L, f32, 1>([row.query], key_block);
+        sums.store(&mut weights);
+        let [sums] = dot_columns::<L, f32, 1>([row.dout], value_block);
+        sums.store(&mut gradients);
         for (weight, gradient) in weights.iter_mut().zip(&mut gradients) {
             *weight = exp(*weight * row.scale - row.log_sum);
             *gradient = *weight * (*gradient - shared) * row.scale;
@@ -439,25 +330,6 @@ fn attend_backward_lanes<L: Lanes>(
         let into = (&mut *dkeys, &mut *dvalues);
         spread_rest(&row, (first, parts), (column, keys), into, dquery);
     }
-}
-
-with_lanes! {
-    /// Attention of one query of one head over the tokens `keys`, of which there is at least one:
-    /// `out = softmax(scale · q Kᵀ) V`. Returns the logarithm of the sum of exponentials.
-    ///
-    /// `scores` is scratch and grows to the keys' blocks.
-    pub(crate) fn attend(
-        query: &[f32], cache: HeadBlocks<'_>, keys: Range<usize>, scale: f32,
-        scores: &mut Vec<f32>, out: &mut [f32],
-    ) -> f32 = attend_lanes
-}
-
-with_lanes! {
-    /// [`attend`] over keys and values that are held in f16.
-    pub(crate) fn attend_f16(
-        query: &[f32], cache: HeadBlocks<'_, u16>, keys: Range<usize>, scale: f32,
-        scores: &mut Vec<f32>, out: &mut [f32],
-    ) -> f32 = attend_f16_lanes
 }
 
 with_lanes! {

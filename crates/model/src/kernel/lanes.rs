@@ -17,6 +17,9 @@ use super::panels::LANES;
 /// The vector implementations may only be used inside functions that are compiled for, and called
 /// with, their instruction set: [`with_lanes`](super::dispatch::with_lanes) sees to that.
 pub(super) trait Lanes: Copy {
+    /// Queries whose sums fit the registers together.
+    const QUERIES: usize;
+
     /// Sixteen times one value.
     fn splat(value: f32) -> Self;
     /// From an array.
@@ -34,6 +37,8 @@ pub(super) trait Lanes: Copy {
 }
 
 impl Lanes for [f32; LANES] {
+    const QUERIES: usize = 1;
+
     #[inline(always)]
     fn splat(value: f32) -> Self {
         [value; LANES]
@@ -102,6 +107,8 @@ mod x86 {
     // SAFETY of every block below: the trait's users run on the instruction set, and the arrays
     // hold sixteen values.
     impl Lanes for __m512 {
+        const QUERIES: usize = 4;
+
         #[inline(always)]
         fn splat(value: f32) -> Self {
             // SAFETY: as above.
@@ -146,6 +153,8 @@ mod x86 {
     }
 
     impl Lanes for [__m256; 2] {
+        const QUERIES: usize = 1;
+
         #[inline(always)]
         fn splat(value: f32) -> Self {
             // SAFETY: as above.

@@ -14,6 +14,7 @@
 //!
 //! The instruction set does matter: [`Isa::Portable`] has no fused multiply-add and rounds twice.
 
+mod ahead;
 mod attention;
 mod blocked;
 mod dispatch;
@@ -34,10 +35,11 @@ mod x86_avx2;
 #[cfg(target_arch = "x86_64")]
 mod x86_avx512;
 
+pub(crate) use ahead::Ahead;
 pub use attention::BLOCK_TOKENS;
 pub(crate) use attention::{
-    HeadBlocks, HeadRows, QueryGradient, attend, attend_backward, attend_f16, write_token,
-    write_token_f16, write_transposed,
+    HeadBlocks, HeadQuery, HeadRows, QueryGradient, attend, attend_backward, attend_f16,
+    write_token, write_token_f16, write_transposed,
 };
 pub use dispatch::Isa;
 pub(crate) use elementwise::*;

@@ -59,8 +59,8 @@ pub(super) mod numbers {
 /// The largest tile of an instruction set: registers decide.
 struct TileShape {
     rows: usize,
-    /// Panels side by side for a tile of so many rows.
-    panels: fn(usize) -> usize,
+    /// Panels side by side for a tile of so many rows, of so many that are left.
+    panels: fn(usize, usize) -> usize,
     run: unsafe fn(usize, usize, &Tile),
 }
 
@@ -80,7 +80,7 @@ fn tile_shape(isa: Isa) -> TileShape {
         },
         _ => TileShape {
             rows: PORTABLE_ROWS,
-            panels: |_| 1,
+            panels: |_, _| 1,
             run: run_portable,
         },
     }
@@ -336,10 +336,9 @@ pub(super) fn part(
         if from == to {
             continue;
         }
-        let wide = (shape.panels)(height);
         let mut panel = panels.start;
         while panel < panels.end {
-            let width = if panel + wide <= panels.end { wide } else { 1 };
+            let width = (shape.panels)(height, panels.end - panel);
             let columns = (width * LANES).min(outputs - panel * LANES);
             let (weights, half) = w.line(panel, 0);
             let mut row = from;

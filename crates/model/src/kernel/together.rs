@@ -6,9 +6,11 @@
 //! chain of its own: the bits are those of the products one after the other.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rayon::prelude::*;
 
+use super::ahead::Ahead;
 use super::dispatch::Isa;
 use super::halves::HalfPanels;
 use super::integer::{Inputs, IntegerPanels};
@@ -19,6 +21,8 @@ use super::product::{Epilogue, Output, Packed, parallel, part, row_count};
 const TASK_WORK: usize = 1 << 16;
 /// Bytes of weights that are: as long to read.
 const TASK_BYTES: usize = 1 << 14;
+/// Of what a thread has to do, so that the last one to end hardly keeps the others waiting.
+const SHARES: usize = 16;
 /// Rows for each thread from which on a product in floats is divided well by itself.
 const MANY_ROWS: usize = 24;
 
@@ -47,6 +51,15 @@ impl Weight<'_> {
             Self::Single(panels) => panels.bytes(),
             Self::Half(panels) => panels.bytes(),
             Self::Integers(panels) => panels.bytes(),
+        }
+    }
+
+    /// Adds the memory that it is read from, where that is one place.
+    pub fn ask_for(self, ahead: &mut Ahead) {
+        match self {
+            Self::Single(panels) => ahead.push(panels.data()),
+            Self::Half(panels) => ahead.push(panels.lines()),
+            Self::Integers(_) => {}
         }
     }
 }
@@ -85,13 +98,16 @@ enum Factors<'a> {
 struct Task {
     product: usize,
     panels: Range<usize>,
+    /// Multiply-adds of whole numbers, of those of all tasks.
+    work: Range<usize>,
 }
 
-/// Computes all products with the threads of the current rayon pool: the same bits as one after the other.
+/// Computes all products with the threads of the current rayon pool: the same bits as one after the other. They are
+/// begun in this order, and those with weights in blocks ask for what is read `ahead`.
 ///
 /// # Panics
 /// The lengths of an `x` and its `y` do not belong to the same number of rows.
-pub(crate) fn products(products: Vec<Product<'_>>) {
+pub(crate) fn products(products: Vec<Product<'_>>, ahead: &Ahead) {
     let threads = rayon::current_num_threads();
     let mut quantised: Vec<(&[f32], Inputs)> = Vec::new();
     let few_rows = products
@@ -101,6 +117,8 @@ pub(crate) fn products(products: Vec<Product<'_>>) {
         .map(|product| ready(product, &mut quantised))
         .collect();
     let isa = Isa::detect();
+    let tasks = tasks(&ready, threads);
+    let whole = tasks.last().map_or(0, |task| task.work.end);
     let run = |task: &Task| {
         let Some(product) = ready.get(task.product) else {
             return;
@@ -120,18 +138,25 @@ pub(crate) fn products(products: Vec<Product<'_>>) {
             }
             Factors::Integers(number, w) => {
                 if let Some((_, inputs)) = quantised.get(*number) {
-                    inputs.multiply(w, output, panels, product.epilogue);
+                    let share = ahead.share(task.work.clone(), whole);
+                    inputs.multiply(w, output, panels, product.epilogue, share);
                 }
             }
         }
     };
-    let tasks = tasks(&ready, threads);
     let work: usize = ready.iter().map(Ready::work).sum();
     let bytes: usize = ready.iter().map(|product| product.bytes).sum();
     if tasks.len() < 2 || (work < TASK_WORK && bytes < TASK_BYTES) {
         tasks.iter().for_each(run);
     } else {
-        tasks.par_iter().with_max_len(1).for_each(run);
+        let next = AtomicUsize::new(0);
+        let run_all = || {
+            while let Some(task) = tasks.get(next.fetch_add(1, Ordering::Relaxed)) {
+                run(task);
+            }
+        };
+        let threads = (0..threads).into_par_iter().with_max_len(1);
+        threads.for_each(|_| run_all());
     }
 }
 
@@ -180,10 +205,16 @@ fn ready<'a>(product: Product<'a>, quantised: &mut Vec<(&'a [f32], Inputs)>) -> 
     }
 }
 
-/// What the threads divide among themselves. A product that is hardly worth a task is one.
+/// What the threads divide among themselves. A product that is hardly worth a task is one: panels beside each other
+/// share what a tile reads of the inputs.
 fn tasks(products: &[Ready<'_>], threads: usize) -> Vec<Task> {
-    let is_small = |product: &Ready<'_>| product.work() < TASK_WORK && product.bytes < TASK_BYTES;
+    let work: usize = products.iter().map(Ready::work).sum();
+    let bytes: usize = products.iter().map(|product| product.bytes).sum();
+    let task_work = TASK_WORK.max(work / (SHARES * threads));
+    let task_bytes = TASK_BYTES.max(bytes / (SHARES * threads));
+    let is_small = |product: &Ready<'_>| product.work() < task_work && product.bytes < task_bytes;
     let mut tasks = Vec::with_capacity(products.len());
+    let mut whole = 0;
     for (number, product) in products.iter().enumerate() {
         let (rows, panels) = (product.rows, product.outputs.div_ceil(LANES));
         if rows == 0 {
@@ -193,15 +224,23 @@ fn tasks(products: &[Ready<'_>], threads: usize) -> Vec<Task> {
         let step = if threads < 2 || is_small(product) {
             panels
         } else {
-            let worth = (TASK_WORK * panels)
+            let worth = (task_work * panels)
                 .div_ceil(product.work())
-                .min((TASK_BYTES * panels).div_ceil(product.bytes));
+                .min((task_bytes * panels).div_ceil(product.bytes));
             let step = panels.div_ceil(4 * threads).max(worth);
             step.next_multiple_of(2)
         };
-        tasks.extend((0..panels).step_by(step).map(|start| Task {
-            product: number,
-            panels: start..panels.min(start + step),
+        tasks.extend((0..panels).step_by(step).map(|start| {
+            let end = panels.min(start + step);
+            let before = whole;
+            if matches!(product.factors, Factors::Integers(..)) {
+                whole += (end - start) * rows * product.inputs;
+            }
+            Task {
+                product: number,
+                panels: start..end,
+                work: before..whole,
+            }
         }));
     }
     tasks
@@ -298,7 +337,9 @@ mod tests {
                         epilogue,
                     });
                     let together = together.collect();
-                    pool.install(|| products(together));
+                    let mut ahead = Ahead::default();
+                    Weight::Single(&weights.single).ask_for(&mut ahead);
+                    pool.install(|| products(together, &ahead));
                     assert!(
                         y == expected,
                         "{rows} rows, {threads} threads, {epilogue:?}"

@@ -19,11 +19,11 @@ use super::product::{Tile, finish};
 /// Rows of a full tile: 6 × 2 sums, two weights and one input fill 15 of 16 registers.
 pub(super) const ROWS: usize = 6;
 
-/// Panels beside each other.
-pub(super) fn panels(rows: usize) -> usize {
-    match rows {
-        1 => 4,
-        2 | 3 => 2,
+/// Panels beside each other, of so many that are left.
+pub(super) fn panels(rows: usize, left: usize) -> usize {
+    match (rows, left) {
+        (1, 4..) => 4,
+        (1..=3, 2..) => 2,
         _ => 1,
     }
 }
@@ -52,7 +52,7 @@ pub(super) unsafe fn run(rows: usize, panels: usize, tile: &Tile) {
             }
         };
     }
-    choose!(1 x 1, 2 x 1, 3 x 1, 4 x 1, 5 x 1, 6 x 1, 1 x 4, 2 x 2, 3 x 2);
+    choose!(1 x 1, 2 x 1, 3 x 1, 4 x 1, 5 x 1, 6 x 1, 1 x 2, 2 x 2, 3 x 2, 1 x 4);
 }
 
 /// Two times eight weights.

@@ -21,12 +21,14 @@ use super::product::{Epilogue, Tile};
 /// Rows of a full tile: 12 × 2 sums, two weights and one input fill 27 of 32 registers.
 pub(super) const ROWS: usize = 12;
 
-/// Panels beside each other: few rows take more, so that enough chains hide the latency.
-pub(super) fn panels(rows: usize) -> usize {
-    match rows {
-        1 | 2 => 8,
-        3..=6 => 4,
-        _ => 2,
+/// Panels beside each other, of so many that are left: few rows take more, so that enough chains hide the latency.
+pub(super) fn panels(rows: usize, left: usize) -> usize {
+    match (rows, left) {
+        (1 | 2, 8..) => 8,
+        (1..=6, 4..) => 4,
+        (1..=6, 3) => 3,
+        (_, 2..) => 2,
+        _ => 1,
     }
 }
 
@@ -56,7 +58,8 @@ pub(super) unsafe fn run(rows: usize, panels: usize, tile: &Tile) {
     }
     choose!(
         1 x 1, 2 x 1, 3 x 1, 4 x 1, 5 x 1, 6 x 1, 7 x 1, 8 x 1, 9 x 1, 10 x 1, 11 x 1, 12 x 1,
-        1 x 8, 2 x 8, 3 x 4, 4 x 4, 5 x 4, 6 x 4, 7 x 2, 8 x 2, 9 x 2, 10 x 2, 11 x 2, 12 x 2
+        1 x 2, 2 x 2, 3 x 2, 4 x 2, 5 x 2, 6 x 2, 7 x 2, 8 x 2, 9 x 2, 10 x 2, 11 x 2, 12 x 2,
+        1 x 3, 2 x 3, 3 x 3, 4 x 3, 5 x 3, 6 x 3, 1 x 4, 2 x 4, 3 x 4, 4 x 4, 5 x 4, 6 x 4, 1 x 8, 2 x 8
     );
 }
 

@@ -8,11 +8,12 @@ mod ledger;
 #[cfg(test)]
 mod tests;
 
-use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::config::LlamaConfig;
-use crate::kernel::{BLOCK_TOKENS, HeadBlocks, attend, attend_f16, write_token, write_token_f16};
+use crate::kernel::{
+    BLOCK_TOKENS, HeadBlocks, HeadQuery, attend, attend_f16, write_token, write_token_f16,
+};
 use crate::transformer::Accelerator;
 use crate::transformer::gpu::GpuCache;
 pub use ledger::Owner;
@@ -128,16 +129,10 @@ pub(crate) enum CachedHead<'a> {
 
 impl CachedHead<'_> {
     /// See [`attend`].
-    pub fn attend(
-        self,
-        query: &[f32],
-        (keys, scale): (Range<usize>, f32),
-        scores: &mut Vec<f32>,
-        out: &mut [f32],
-    ) -> f32 {
+    pub fn attend(self, queries: &mut [HeadQuery<'_>], scale: f32, scores: &mut Vec<f32>) {
         match self {
-            Self::F32(blocks) => attend(query, blocks, keys, scale, scores, out),
-            Self::F16(blocks) => attend_f16(query, blocks, keys, scale, scores, out),
+            Self::F32(blocks) => attend(queries, blocks, scale, scores),
+            Self::F16(blocks) => attend_f16(queries, blocks, scale, scores),
         }
     }
 }

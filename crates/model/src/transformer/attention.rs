@@ -7,8 +7,8 @@ use rayon::prelude::*;
 
 use super::weights::{Rotary, Weights};
 use crate::kernel::{
-    BLOCK_TOKENS, HeadBlocks, HeadRows, QueryGradient, attend, attend_backward, write_token,
-    write_transposed,
+    BLOCK_TOKENS, HeadBlocks, HeadQuery, HeadRows, QueryGradient, attend, attend_backward,
+    write_token, write_transposed,
 };
 
 /// The rotated queries and keys, and the values, of one layer, and how far back its queries see.
@@ -107,18 +107,37 @@ pub(super) fn seen(position: usize, window: Option<usize>) -> Range<usize> {
     window.map_or(0, |tokens| end.saturating_sub(tokens))..end
 }
 
+/// The queries of a row that read one key head, and where they answer: `out` is what that head has of the row.
+pub(super) fn head_queries<'a>(
+    row: &'a [f32],
+    kv_head: usize,
+    out: &'a mut [f32],
+    dim: usize,
+    keys: Range<usize>,
+) -> impl Iterator<Item = HeadQuery<'a>> {
+    let heads = kv_head * out.len()..(kv_head + 1) * out.len();
+    let queries = row.get(heads).unwrap_or_default().chunks_exact(dim);
+    let both = queries.zip(out.chunks_exact_mut(dim));
+    both.map(move |(query, out)| HeadQuery {
+        query,
+        keys: keys.clone(),
+        out,
+        log_sum: 0.0,
+    })
+}
+
 /// One key head of one sequence: a task of its own. Heads interleave in a row, so that a task has its part of
 /// every token.
-struct Task<'a> {
+pub(super) struct Task<'a> {
     /// The sequence's first row.
-    start: usize,
-    kv_head: usize,
+    pub start: usize,
+    pub kv_head: usize,
     /// Of every token what the task writes.
-    parts: Vec<&'a mut [f32]>,
+    pub parts: Vec<&'a mut [f32]>,
 }
 
 /// Cuts `[rows, kv_heads · width]` into the tasks of every sequence and key head.
-fn tasks<'a>(
+pub(super) fn tasks<'a>(
     segments: &[usize],
     rows: &'a mut [f32],
     kv_heads: usize,
@@ -172,15 +191,16 @@ pub(super) fn attend_segments(
         let value = slice(inputs.value, start, tokens, key_width);
         let mut blocks = Blocks::new(tokens, dim);
         blocks.fill((key, value), (key_width, kv_head * dim), write_token);
-        let mut scores = Vec::new();
-        let rows = query.chunks_exact(query_width).zip(parts).zip(sums.parts);
-        for (token, ((query, out), sums)) in rows.enumerate() {
-            let heads = kv_head * group * dim..(kv_head + 1) * group * dim;
-            let heads = query.get(heads).unwrap_or_default().chunks_exact(dim);
-            for ((query, out), sum) in heads.zip(out.chunks_exact_mut(dim)).zip(sums) {
-                let keys = seen(token, inputs.window);
-                *sum = attend(query, blocks.head(), keys, scale, &mut scores, out);
-            }
+        let mut queries = Vec::with_capacity(tokens * group);
+        let rows = query.chunks_exact(query_width).zip(parts).enumerate();
+        for (token, (query, out)) in rows {
+            let keys = seen(token, inputs.window);
+            queries.extend(head_queries(query, kv_head, out, dim, keys));
+        }
+        attend(&mut queries, blocks.head(), scale, &mut Vec::new());
+        let sums = sums.parts.into_iter().flatten();
+        for (sum, query) in sums.zip(queries) {
+            *sum = query.log_sum;
         }
     });
 }

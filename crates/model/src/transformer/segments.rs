@@ -6,7 +6,7 @@
 //! arXiv:2310.18547, section 4, without its padding of ranks).
 
 use crate::factor::FactorPanels;
-use crate::kernel::{Epilogue, LANES, Product, products};
+use crate::kernel::{Ahead, Epilogue, LANES, Product, products};
 use crate::lora::{LoadedAdapter, Module};
 
 /// Rows that share an adapter.
@@ -62,6 +62,21 @@ impl<'a> Updates<'a> {
         })
     }
 
+    /// The factors that both steps read, for whoever has time to ask memory for them.
+    pub fn factors(&self, modules: &[Module]) -> Ahead {
+        let mut ahead = Ahead::default();
+        for segment in self.segments {
+            let lora = segment.adapter.layers();
+            if let Some(stack) = lora.stack(self.layer, self.group) {
+                stack.weight().ask_for(&mut ahead);
+            }
+            for pair in modules.iter().filter_map(|it| lora.pair(self.layer, *it)) {
+                pair.b.weight().ask_for(&mut ahead);
+            }
+        }
+        ahead
+    }
+
     /// Adds `s B (A x)` to the outputs: `outputs[i]` belongs to `modules[i]`. Rows outside of the segments stay as
     /// they are.
     pub fn expand(&self, modules: &[Module], outputs: &mut [Vec<f32>]) {
@@ -87,7 +102,7 @@ impl<'a> Updates<'a> {
                 }
             }
         }
-        products(all);
+        products(all, &Ahead::default());
     }
 
     /// `A x` of one module: of each segment `[rows, rank]`; empty where the adapter does not have it.
@@ -268,7 +283,7 @@ mod tests {
                 let mut fast = base.clone();
                 pool.install(|| {
                     let mut updates = Updates::new(&segments, layer, modules);
-                    products(updates.shrink(&x).collect());
+                    products(updates.shrink(&x).collect(), &Ahead::default());
                     updates.expand(modules, &mut fast);
                 });
                 assert!(fast == plain, "{modules:?}, {threads} threads");

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::attention::seen;
+use super::attention::{head_queries, seen, tasks};
 use super::awake::awake;
 use super::gpu::{GpuCache, GpuStep, GpuWeights, SequenceRows};
 use super::segments::{Segment, Updates};
@@ -183,8 +183,9 @@ impl Batch<'_> {
                 None => linear.forward(x, y, Epilogue::Store),
             }
         }
+        let factors = updates.factors(&modules);
         together.extend(updates.shrink(x));
-        products(together);
+        products(together, &factors);
         for (module, y) in modules.iter().zip(&mut outputs) {
             weights.linear(*module).add_bias(y);
         }
@@ -214,25 +215,42 @@ impl Batch<'_> {
         let scale = config.score_scale();
         let window = config.window(layer);
         let mut out = vec![0.0; query.len()];
-        // A task has the heads of one row that read the same keys, which so are in the nearest cache.
-        let width = group * dim;
-        let in_row = config.query_width() / width;
-        let tasks = out
-            .par_chunks_mut(width)
-            .zip(query.par_chunks(width))
-            .enumerate();
-        tasks.for_each_init(Vec::new, |scores, (task, (out, query))| {
-            let row = self.rows.get(task / in_row);
-            let Some((row, cache)) = row.and_then(|row| Some((row, caches.get(row.step)?))) else {
-                return;
-            };
-            let keys = seen(row.position, window);
-            let blocks = pool.head(cache, layer, task % in_row);
-            for (out, query) in out.chunks_exact_mut(dim).zip(query.chunks_exact(dim)) {
-                blocks.attend(query, (keys.clone(), scale), scores, out);
-            }
-        });
+        let tasks = tasks(
+            &self.stretches(),
+            &mut out,
+            config.num_key_value_heads,
+            group * dim,
+        );
+        tasks
+            .into_par_iter()
+            .for_each_init(Vec::new, |scores, task| {
+                let rows = self
+                    .rows
+                    .iter()
+                    .zip(query.chunks_exact(config.query_width()));
+                let rows = rows.skip(task.start).zip(task.parts);
+                let mut cache = None;
+                let mut queries = Vec::new();
+                for ((row, query), out) in rows {
+                    cache = caches.get(row.step);
+                    let keys = seen(row.position, window);
+                    queries.extend(head_queries(query, task.kv_head, out, dim, keys));
+                }
+                if let Some(cache) = cache {
+                    let blocks = pool.head(cache, layer, task.kv_head);
+                    blocks.attend(&mut queries, scale, scores);
+                }
+            });
         out
+    }
+
+    /// Rows that stand together and read the same cache, a few at a time: each is a task for every key head.
+    fn stretches(&self) -> Vec<usize> {
+        /// So many read a head's keys while they are near, and are no more than a core should have alone.
+        const MOST: usize = 32;
+        let steps = self.rows.chunk_by(|row, next| row.step == next.step);
+        let stretches = steps.flat_map(|rows| rows.chunks(MOST));
+        stretches.map(<[Row]>::len).collect()
     }
 }
 

@@ -44,7 +44,14 @@ fn equals_softmax_in_double_precision() {
     // All tokens, a window from within a block, one from a block's start, a single token.
     for (start, end) in [(0, tokens), (11, tokens), (16, 31), (36, 37)] {
         let mut out = vec![0.0; dim];
-        let log_sum = attend(&query, cache, start..end, scale, &mut Vec::new(), &mut out);
+        let mut queries = [HeadQuery {
+            query: &query,
+            keys: start..end,
+            out: &mut out,
+            log_sum: 0.0,
+        }];
+        attend(&mut queries, cache, scale, &mut Vec::new());
+        let log_sum = queries[0].log_sum;
         let sum: f64 = scores[start..end].iter().sum();
         assert!((f64::from(log_sum) - sum.ln()).abs() < 1e-5);
         for d in 0..dim {
@@ -96,14 +103,92 @@ fn a_cache_in_f16_has_the_bits_of_its_values_in_f32() {
         };
         for keys in [0..tokens, 11..tokens, 16..31, 36..37] {
             let (mut out, mut of_halves) = (vec![0.0; dim], vec![0.0; dim]);
-            let scores = &mut Vec::new();
-            let sum = attend(&query, blocks, keys.clone(), 0.2, scores, &mut out);
-            let other = attend_f16(&query, halves, keys.clone(), 0.2, scores, &mut of_halves);
+            let of = |out| HeadQuery {
+                query: &query,
+                keys: keys.clone(),
+                out,
+                log_sum: 0.0,
+            };
+            let (mut wide, mut narrow) = ([of(&mut out)], [of(&mut of_halves)]);
+            attend(&mut wide, blocks, 0.2, &mut Vec::new());
+            attend_f16(&mut narrow, halves, 0.2, &mut Vec::new());
+            let (sum, other) = (wide[0].log_sum, narrow[0].log_sum);
             assert_eq!(sum.to_bits(), other.to_bits(), "{dim} {keys:?}");
             let bits = |values: &[f32]| -> Vec<u32> {
                 values.iter().map(|value| value.to_bits()).collect()
             };
             assert_eq!(bits(&out), bits(&of_halves), "{dim} {keys:?}");
+        }
+    }
+}
+
+#[test]
+fn queries_together_have_the_bits_of_each_alone() {
+    for dim in [8, 24, 64, 72, 128] {
+        let (tokens, stream) = (70, Stream::new(7, &[dim as u64]));
+        let vector = |number: usize| -> Vec<f32> {
+            let from = (number * dim) as u64;
+            (0..dim as u64)
+                .map(|i| stream.normal(from + i) as f32)
+                .collect()
+        };
+        let size = HeadBlocks::head_size(dim);
+        let table = [4, 2, 0, 1, 3];
+        // What nobody has written yet is read by none of them, not even beside one that reads on.
+        let mut storage = vec![f32::NAN; 5 * size];
+        for token in 0..tokens {
+            let block = table[token / BLOCK_TOKENS] as usize * size;
+            let block = &mut storage[block..block + size];
+            let (key, value) = (vector(1000 + token), vector(2000 + token));
+            write_token(block, token % BLOCK_TOKENS, &key, &value);
+        }
+        let cache = HeadBlocks {
+            storage: &storage,
+            table: &table,
+            stride: size,
+            offset: 0,
+            head_dim: dim,
+        };
+        // Two heads of each row; of rows one after the other, with a window, and of rows far apart.
+        let rows = (58..tokens).map(|row| (0, row + 1));
+        let windows = (30..50).map(|row| (row - 20, row + 1));
+        let apart = [(0, 1), (0, 70), (0, 17), (40, 41), (0, 64), (0, 65)];
+        let keys: Vec<Range<usize>> = rows
+            .chain(windows)
+            .chain(apart)
+            .flat_map(|(start, end)| [start..end, start..end])
+            .collect();
+        let vectors: Vec<Vec<f32>> = (0..keys.len()).map(vector).collect();
+        let answers = |together: usize| -> Vec<(u32, Vec<u32>)> {
+            let mut outs = vec![vec![0.0; dim]; keys.len()];
+            let mut queries: Vec<HeadQuery<'_>> = vectors
+                .iter()
+                .zip(&mut outs)
+                .zip(&keys)
+                .map(|((query, out), keys)| HeadQuery {
+                    query,
+                    keys: keys.clone(),
+                    out,
+                    log_sum: 0.0,
+                })
+                .collect();
+            for queries in queries.chunks_mut(together) {
+                attend(queries, cache, 0.2, &mut Vec::new());
+            }
+            let bits = |query: HeadQuery<'_>| {
+                let out = query.out.iter().map(|value| value.to_bits());
+                (query.log_sum.to_bits(), out.collect())
+            };
+            queries.into_iter().map(bits).collect()
+        };
+        let alone = answers(1);
+        assert!(
+            alone
+                .iter()
+                .all(|(sum, _)| f32::from_bits(*sum).is_finite())
+        );
+        for together in [2, 3, 4, 7, 100] {
+            assert!(answers(together) == alone, "{dim}, {together} together");
         }
     }
 }
@@ -154,8 +239,9 @@ fn backward_plainly(
             lines.collect::<Vec<_>>().concat()
         };
         let key = &keys[range.clone()];
-        let [score, ..] = dot_columns::<Plain, f32>(row.query, &column(key));
-        let [by_value, ..] = dot_columns::<Plain, f32>(row.dout, &column(&values[range.clone()]));
+        let [[score, ..]] = dot_columns::<Plain, f32, 1>([row.query], &column(key));
+        let [[by_value, ..]] =
+            dot_columns::<Plain, f32, 1>([row.dout], &column(&values[range.clone()]));
         let weight = exp(score * row.scale - row.log_sum);
         let gradient = weight * (by_value - shared) * row.scale;
         add(gradient, key, dquery);

@@ -23,6 +23,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::ahead::{Ahead, Piece, Share};
 use super::panels::LANES;
 use super::product::{Epilogue, Output, finish, row_count};
 use inputs::{Group, quantise};
@@ -102,9 +103,23 @@ struct IntegerTile<'a> {
     /// Outputs of these panels; the last one may be partly filled.
     columns: usize,
     epilogue: Epilogue,
+    /// Of what is read soon: the next panels, and others' memory.
+    soon: [Piece; 3],
 }
 
 impl IntegerTile<'_> {
+    /// Asks memory for what falls to one of so many steps.
+    #[expect(
+        clippy::inline_always,
+        reason = "takes the vector features of its caller"
+    )]
+    #[inline(always)]
+    fn ask(&self, step: usize, steps: usize) {
+        for piece in self.soon {
+            piece.ask(step, steps);
+        }
+    }
+
     /// Writes what became of one row in one panel.
     ///
     /// # Safety
@@ -154,10 +169,17 @@ impl Inputs {
         self.zero == w.kind().zero()
     }
 
-    /// Computes all rows by some panels on this thread. The inputs were made for a weight that
-    /// [fits](Self::fit), and as long as that one's; `y` has a row for each of theirs.
-    pub fn multiply(&self, w: &IntegerPanels, y: Output, panels: Range<usize>, epilogue: Epilogue) {
-        part(self.isa, &self.groups, w, y, panels, epilogue);
+    /// Computes all rows by some panels on this thread, and asks for what others read soon. The inputs were made for
+    /// a weight that [fits](Self::fit), and as long as that one's; `y` has a row for each of theirs.
+    pub fn multiply(
+        &self,
+        w: &IntegerPanels,
+        y: Output,
+        panels: Range<usize>,
+        epilogue: Epilogue,
+        ahead: Share<'_>,
+    ) {
+        part(self, w, y, panels, epilogue, ahead);
     }
 }
 
@@ -180,39 +202,45 @@ fn product_on(isa: IntegerIsa, x: &[f32], w: &IntegerPanels, y: &mut [f32], epil
     let output = Output::of(y, w.outputs());
     let panels = w.panels();
     let threads = rayon::current_num_threads();
+    let nothing = Ahead::default();
+    let multiply = |range| inputs.multiply(w, output, range, epilogue, nothing.share(0..0, 0));
     if threads < 2 || rows * w.outputs() * w.inputs() < PARALLEL_WORK {
-        inputs.multiply(w, output, 0..panels, epilogue);
+        multiply(0..panels);
         return;
     }
     // By panels for any number of rows: each is read from memory once.
     let step = panels.div_ceil(4 * threads).next_multiple_of(2);
     (0..panels.div_ceil(step)).into_par_iter().for_each(|task| {
-        let range = task * step..panels.min((task + 1) * step);
-        inputs.multiply(w, output, range, epilogue);
+        multiply(task * step..panels.min((task + 1) * step));
     });
 }
 
 /// Computes all rows by some panels. Rows inside: panels stay in the nearest cache while they pass by, and they
 /// in the second.
 fn part(
-    isa: IntegerIsa,
-    x: &[Group],
+    Inputs { isa, groups: x, .. }: &Inputs,
     w: &IntegerPanels,
     y: Output,
     panels: Range<usize>,
     epilogue: Epilogue,
+    mut ahead: Share<'_>,
 ) {
-    let groups = w.groups();
+    let (isa, groups) = (*isa, w.groups());
+    let tiles = |x: &[Group]| (x.len() / groups).div_ceil(isa.rows(usize::MAX));
+    let all_tiles = tiles(x) * panels.len().div_ceil(isa.panels());
+    let ask = ahead.len().div_ceil(all_tiles.max(1));
     let rows = (SECOND_CACHE / (groups * size_of::<Group>())).max(12) / 12 * 12;
     let first_rows = (0..).step_by(rows);
     for (first, x) in first_rows.zip(x.chunks(rows * groups)) {
+        let tiles = tiles(x);
         let mut panel = panels.start;
         while panel < panels.end {
             let width = isa.panels().min(panels.end - panel);
-            let Some(parts) = w.parts(panel..panel + width) else {
+            let next = panel + width..panels.end.min(panel + 2 * width);
+            let (Some(parts), Some(next)) = (w.parts(panel..next.start), w.parts(next)) else {
                 return;
             };
-            let mut row = 0;
+            let (mut row, mut tile) = (0, 0);
             while row * groups < x.len() {
                 let height = isa.rows(x.len() / groups - row);
                 let Some(x) = x.get(row * groups..(row + height) * groups) else {
@@ -223,7 +251,7 @@ fn part(
                 // columns end at the weight's outputs, which are the stride of `y`; the instruction
                 // set is there.
                 unsafe {
-                    let tile = IntegerTile {
+                    let whole = IntegerTile {
                         kind: w.kind(),
                         parts,
                         x,
@@ -232,10 +260,16 @@ fn part(
                         stride: y.stride,
                         columns: (w.outputs() - panel * LANES).min(width * LANES),
                         epilogue,
+                        soon: [
+                            Piece::of(next.quants, tile, tiles),
+                            Piece::of(next.scales, tile, tiles),
+                            ahead.take(ask),
+                        ],
                     };
-                    run(isa, (height, width), &tile);
+                    run(isa, (height, width), &whole);
                 }
                 row += height;
+                tile += 1;
             }
             panel += width;
         }

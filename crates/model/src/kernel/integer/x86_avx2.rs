@@ -44,6 +44,7 @@ unsafe fn eight<const R: usize>(tile: &IntegerTile<'_>) {
     for (half, out) in halves.iter_mut().enumerate() {
         let mut sums = [_mm256_setzero_ps(); R];
         for g in 0..groups {
+            tile.ask(half * groups + g, 2 * groups);
             // Here from 0: what stands for 0 is taken off each weight.
             let mut dots = [_mm256_setzero_si256(); R];
             for quad in 0..8 {
@@ -86,6 +87,7 @@ unsafe fn four<const R: usize, const MINIMUM: bool>(tile: &IntegerTile<'_>) {
     for (half, out) in halves.iter_mut().enumerate() {
         let mut sums = [_mm256_setzero_ps(); R];
         for g in 0..groups {
+            tile.ask(half * groups + g, 2 * groups);
             let mut dots = [_mm256_setzero_si256(); R];
             unrolled!(ROW < R, {
                 // SAFETY: each row has so many groups.

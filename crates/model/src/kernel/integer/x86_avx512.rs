@@ -89,6 +89,7 @@ unsafe fn eight<const R: usize, const P: usize>(tile: &IntegerTile<'_>) {
     let rows = unsafe { row_starts::<R>(tile) };
     let mut sums = [[_mm512_setzero_ps(); P]; R];
     for g in 0..groups {
+        tile.ask(g, groups);
         let mut dots = [[_mm512_set1_epi32(0); P]; R];
         unrolled!(ROW < R of 6, {
             // SAFETY: each row has so many groups.
@@ -141,6 +142,7 @@ unsafe fn four<const R: usize, const P: usize, const MINIMUM: bool>(tile: &Integ
     let rows = unsafe { row_starts::<R>(tile) };
     let mut sums = [[_mm512_setzero_ps(); P]; R];
     for g in 0..groups {
+        tile.ask(g, groups);
         let mut dots = [[_mm512_set1_epi32(0); P]; R];
         unrolled!(ROW < R of 6, {
             // SAFETY: each row has so many groups.
