@@ -224,11 +224,10 @@ impl Batch<'_> {
         tasks
             .into_par_iter()
             .for_each_init(Vec::new, |scores, task| {
-                let rows = self
-                    .rows
-                    .iter()
-                    .zip(query.chunks_exact(config.query_width()));
-                let rows = rows.skip(task.start).zip(task.parts);
+                let queries = query.chunks_exact(config.query_width());
+                // Each side by itself: both together would step over every row before.
+                let rows = self.rows.iter().skip(task.start);
+                let rows = rows.zip(queries.skip(task.start)).zip(task.parts);
                 let mut cache = None;
                 let mut queries = Vec::new();
                 for ((row, query), out) in rows {

@@ -1,6 +1,17 @@
 use super::*;
 use crate::random::Stream;
 
+/// A cache of nothing but this head.
+fn one_head<'a, T>(storage: &'a [T], table: &'a [u32], head_dim: usize) -> HeadBlocks<'a, T> {
+    HeadBlocks {
+        storage,
+        table,
+        stride: HeadBlocks::head_size(head_dim),
+        offset: 0,
+        head_dim,
+    }
+}
+
 #[test]
 fn equals_softmax_in_double_precision() {
     let (dim, tokens, scale) = (24, 37, 0.2);
@@ -23,13 +34,7 @@ fn equals_softmax_in_double_precision() {
             &values[range],
         );
     }
-    let cache = HeadBlocks {
-        storage: &storage,
-        table: &table,
-        stride: size,
-        offset: 0,
-        head_dim: dim,
-    };
+    let cache = one_head(&storage, &table, dim);
     let scores: Vec<f64> = keys
         .chunks_exact(dim)
         .map(|key| {
@@ -87,20 +92,8 @@ fn a_cache_in_f16_has_the_bits_of_its_values_in_f32() {
             write_token_f16(&mut narrow[place.clone()], slot, &key, &of_key);
             write_token(&mut wide[place], slot, &rounded(&key), &rounded(&of_key));
         }
-        let blocks = HeadBlocks {
-            storage: &wide,
-            table: &table,
-            stride: size,
-            offset: 0,
-            head_dim: dim,
-        };
-        let halves = HeadBlocks {
-            storage: &narrow,
-            table: &table,
-            stride: size,
-            offset: 0,
-            head_dim: dim,
-        };
+        let blocks = one_head(&wide, &table, dim);
+        let halves = one_head(&narrow, &table, dim);
         for keys in [0..tokens, 11..tokens, 16..31, 36..37] {
             let (mut out, mut of_halves) = (vec![0.0; dim], vec![0.0; dim]);
             let of = |out| HeadQuery {
@@ -142,13 +135,7 @@ fn queries_together_have_the_bits_of_each_alone() {
             let (key, value) = (vector(1000 + token), vector(2000 + token));
             write_token(block, token % BLOCK_TOKENS, &key, &value);
         }
-        let cache = HeadBlocks {
-            storage: &storage,
-            table: &table,
-            stride: size,
-            offset: 0,
-            head_dim: dim,
-        };
+        let cache = one_head(&storage, &table, dim);
         // Two heads of each row; of rows one after the other, with a window, and of rows far apart.
         let rows = (58..tokens).map(|row| (0, row + 1));
         let windows = (30..50).map(|row| (row - 20, row + 1));
