@@ -232,10 +232,8 @@ fn retry(machine: &Machine<'_>, command: &EndpointCommand) -> Outcome {
         ));
     }
     let version = eligible(machine, command)?;
-    let mut change = machine.begin_commanded(version);
-    change.forgiven = Some(command.digest.clone());
     Ok(answered(
-        change,
+        begin(machine, command, version),
         AnswerOutcome::Accepted,
         "the version is tried again",
     ))
@@ -258,21 +256,33 @@ fn roll_back(machine: &Machine<'_>, command: &EndpointCommand) -> Outcome {
             version.version, stable.version
         ));
     }
-    let message = format!(
-        "{} said Rollback to v{}: {}",
-        command.user,
-        version.version,
-        command.reason.as_deref().unwrap_or("no reason given")
-    );
-    // The version that is left is not followed again by itself.
-    let mut change = machine.begin_commanded(version);
-    change.rejected = Some(machine.reject(stable, reason::ROLLED_BACK_BY_USER, &message));
-    change.forgiven = Some(command.digest.clone());
     Ok(answered(
-        change,
+        begin(machine, command, version),
         AnswerOutcome::Accepted,
         "a rollout to the older version begins",
     ))
+}
+
+/// A rollout to the version that a person named. Where it is older than the stable one, that one is left for good: it
+/// is not followed again by itself.
+fn begin(machine: &Machine<'_>, command: &EndpointCommand, version: &VersionedDigest) -> Change {
+    let mut change = machine.begin_commanded(version);
+    change.forgiven = Some(command.digest.clone());
+    let stable = machine.adapter.stable.as_ref();
+    if let Some(left) = stable.filter(|stable| version.version < stable.version) {
+        let message = format!(
+            "{} said {} v{}: {}",
+            command.user,
+            match command.verb {
+                EndpointVerb::Retry => "Retry of",
+                _ => "Rollback to",
+            },
+            version.version,
+            command.reason.as_deref().unwrap_or("no reason given")
+        );
+        change.rejected = Some(machine.reject(left, reason::ROLLED_BACK_BY_USER, &message));
+    }
+    change
 }
 
 fn eligible<'a>(

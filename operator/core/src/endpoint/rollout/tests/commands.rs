@@ -142,6 +142,23 @@ fn a_rollback_that_is_aborted_leaves_nothing_against_the_version_that_stays() {
 }
 
 #[test]
+fn an_older_version_that_is_tried_again_is_left_by_nobody_either() {
+    let mut world = World::new(policy(canary()));
+    world.adapter.stable = Some(version(4));
+    world.want(4);
+    world.say(EndpointVerb::Rollback, 2);
+    world.say(EndpointVerb::Abort, 2);
+    let (outcome, _) = world.say(EndpointVerb::Retry, 2);
+    assert_eq!(outcome, AnswerOutcome::Accepted);
+    let left = &world.rejected[0];
+    assert_eq!(left.digest, version(4).digest);
+    assert!(left.message.contains("said Retry of v2"), "{left:?}");
+    world.say(EndpointVerb::Promote, 2);
+    world.after(100_000);
+    assert_eq!((world.at().0, world.stable()), (settled(), 2));
+}
+
+#[test]
 fn nobody_retries_what_is_stable() {
     let mut world = World::new(policy(canary()));
     world.rolled_back = vec![version(1)];
