@@ -92,7 +92,7 @@ reasons! {
     BUILD_FAILED = "BuildFailed", "Dataset Ready", "The Job that builds a version failed for a reason other than the rows.", "Read the message and the Job's log. The operator tries again by itself, at growing intervals, where the message names the time of the next attempt; otherwise change the annotation graftwork.dev/refresh.";
 
     WAITING_FOR_DATASET = "WaitingForDataset", "TrainingRun Succeeded (Unknown)", "The Dataset, or the version that the run names, is not there or not ready.", "Wait for the Dataset, or create it.";
-    WAITING_FOR_ADAPTER = "WaitingForAdapter", "TrainingRun Succeeded (Unknown)", "The LoRAAdapter that the run publishes to is not there or not ready.", "Create it.";
+    WAITING_FOR_ADAPTER = "WaitingForAdapter", "TrainingRun Succeeded (Unknown)", "The LoRAAdapter that the run publishes to is not there or not ready.", "Create it, or see its own conditions.";
     QUEUED = "Queued", "TrainingRun Succeeded (Unknown)", "The run's pod waits for a node or for a queue to let it in.", "Look at the pod's events, or at the queue.";
     SUSPENDED = "Suspended", "TrainingRun Succeeded (Unknown)", "spec.suspend is set; what was trained is in the newest checkpoint.", "Set spec.suspend to false to go on.";
     STARTING = "Starting", "TrainingRun Succeeded (Unknown)", "The run's pod is starting and reads model and data.", "Wait.";

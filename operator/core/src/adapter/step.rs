@@ -82,6 +82,8 @@ struct BaseDigest<'a> {
     now: Option<&'a Digest>,
     /// As status has it, from when the keeper last said it: enough to go on showing what was shown.
     last: Option<&'a str>,
+    /// Why there is none, as the keeper says now.
+    problem: Option<&'a Problem>,
 }
 
 impl BaseDigest<'_> {
@@ -101,6 +103,7 @@ pub fn view(cr: &LoRAAdapter, valid: &Valid, ledger: &Ledger, observed: &Observe
             .and_then(|described| described.as_ref().ok())
             .map(|base| &base.digest),
         last: last.map(|base| base.digest.as_str()),
+        problem: described.and_then(|described| described.as_ref().err()),
     };
     let stable_on: BTreeMap<u32, Vec<String>> = ledger
         .versions
@@ -259,13 +262,16 @@ fn stage(
             rejected.message.clone(),
         );
     }
-    let Some(base) = base.shown() else {
-        let message = "the base model that it has to fit is being looked at".to_owned();
+    let Some(shown) = base.shown() else {
+        let message = match base.problem {
+            Some(problem) => format!("the base model that it has to fit: {}", problem.message),
+            None => "the base model that it has to fit is being looked at".to_owned(),
+        };
         return said(VersionStage::Candidate, reason::GATE_PENDING, message);
     };
-    if base != created.base.as_str() {
+    if shown != created.base.as_str() {
         let message = format!(
-            "the version was made for base model {}, and spec.baseModel is {base}",
+            "the version was made for base model {}, and spec.baseModel is {shown}",
             created.base
         );
         return said(VersionStage::Rejected, reason::BASE_MODEL_MISMATCH, message);

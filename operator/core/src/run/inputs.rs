@@ -307,15 +307,27 @@ fn usable<'a>(
         let what = "has not read its ledger of versions yet";
         return Err(adapter_waits(field, name, what));
     };
-    let other = status.base_model.as_ref().map(|it| it.digest.as_str());
-    match other.filter(|other| !other.is_empty() && *other != base.as_str()) {
-        None => Ok(status),
+    let known = status.base_model.as_ref().map(|it| it.digest.as_str());
+    match known.filter(|known| !known.is_empty()) {
+        // What it trained would be a version of an adapter that may be for another base model.
+        None => Err(adapter_waits(field, name, &knows_no_base(status))),
+        Some(known) if known == base.as_str() => Ok(status),
         Some(other) => Err(Waiting::new(
             reason::BASE_MODEL_MISMATCH,
             format!(
                 "spec.baseModel.uri: LoRAAdapter \"{name}\" is for base model {other}, this run for {base}"
             ),
         )),
+    }
+}
+
+/// In its own words, where it says why.
+fn knows_no_base(status: &LoRAAdapterStatus) -> String {
+    let ready = conditions::find(&status.conditions, condition::READY);
+    let why = ready.filter(|ready| ready.status == Truth::False.as_str());
+    match why {
+        Some(why) => format!("is not ready: {}: {}", why.reason, why.message),
+        None => "does not know its base model yet".to_owned(),
     }
 }
 

@@ -92,6 +92,10 @@ fn version_available(status: &str) -> serde_json::Value {
     }])
 }
 
+fn the_base() -> serde_json::Value {
+    json!({"digest": Digest::of(b"base").to_string()})
+}
+
 fn version_of(number: u32, digest: &Digest, run: Option<&str>) -> serde_json::Value {
     json!({
         "version": number, "digest": digest.to_string(), "stage": "Candidate",
@@ -115,7 +119,7 @@ fn a_run_is_not_pinned_to_the_base_before_its_adapter_has_read_its_ledger() {
     );
     let production = Digest::of(b"production");
     world.observed.adapter = adapter(json!({
-        "observedGeneration": 1, "conditions": version_available("True"),
+        "observedGeneration": 1, "conditions": version_available("True"), "baseModel": the_base(),
         "versions": [version_of(4, &production, None)],
         "production": {"version": 4, "endpoints": ["one"]},
     }));
@@ -127,7 +131,7 @@ fn a_run_is_not_pinned_to_the_base_before_its_adapter_has_read_its_ledger() {
     let mut first = World::new();
     first.cr.spec.adapter_ref = Some(ObjectReference::new("topics"));
     first.observed.adapter = adapter(json!({
-        "observedGeneration": 1, "conditions": version_available("False"),
+        "observedGeneration": 1, "conditions": version_available("False"), "baseModel": the_base(),
     }));
     first.reconcile();
     let pinned = first.cr.status.unwrap().resolved.unwrap();
@@ -139,7 +143,7 @@ fn a_second_run_with_the_same_result_gets_the_number_of_the_version_that_has_it(
     let mut world = World::new();
     world.cr.spec.adapter_ref = Some(ObjectReference::new("topics"));
     let none_yet = json!({
-        "observedGeneration": 1, "conditions": version_available("False"),
+        "observedGeneration": 1, "conditions": version_available("False"), "baseModel": the_base(),
     });
     world.observed.adapter = adapter(none_yet);
     world.start();
@@ -153,7 +157,7 @@ fn a_second_run_with_the_same_result_gets_the_number_of_the_version_that_has_it(
     assert_eq!(number(&world), None);
     let (same, other) = (Digest::of(b"adapter"), Digest::of(b"other"));
     world.observed.adapter = adapter(json!({
-        "observedGeneration": 1, "conditions": version_available("True"),
+        "observedGeneration": 1, "conditions": version_available("True"), "baseModel": the_base(),
         "versions": [version_of(2, &other, Some("nightly")), version_of(1, &same, Some("first"))],
     }));
     world.reconcile();
@@ -185,6 +189,20 @@ fn what_a_run_starts_from_is_waited_for_pinned_and_part_of_its_key() {
             state("Unknown", &base, json!([])),
             reason::WAITING_FOR_ADAPTER,
             "spec.initialAdapterRef.name: LoRAAdapter \"topics\" has not read its ledger of versions yet",
+        ),
+        (
+            adapter(json!({"observedGeneration": 1, "conditions": version_available("True")})),
+            reason::WAITING_FOR_ADAPTER,
+            "spec.initialAdapterRef.name: LoRAAdapter \"topics\" does not know its base model yet",
+        ),
+        (
+            adapter(json!({"observedGeneration": 1, "conditions": [
+                version_available("True")[0],
+                {"type": "Ready", "status": "False", "reason": "BaseModelUnsupported",
+                 "message": "no gpt2", "lastTransitionTime": at(0).to_string()},
+            ]})),
+            reason::WAITING_FOR_ADAPTER,
+            "spec.initialAdapterRef.name: LoRAAdapter \"topics\" is not ready: BaseModelUnsupported: no gpt2",
         ),
         (
             state("True", &base, json!([version_of(3, &listed, None)])),
