@@ -190,7 +190,8 @@ pub fn import(store: &Store, import: &Import<'_>, base: &LlamaConfig) -> Result<
         };
         staged.copy(name, &import.folder.join(name), limit)?;
     }
-    let verified = verify(staged.dir(), import.expected, base)?;
+    let verified = verify(staged.dir(), import.expected, base)
+        .map_err(|failure| failure.naming(staged.dir(), import.uri))?;
     staged.retarget(&paths::adapter(import.adapter, &verified.digest))?;
     let staged_files = staged.files()?;
     let files: BTreeMap<_, _> = staged_files.digests;

@@ -262,14 +262,16 @@ impl Keeper {
     ) -> Result<Verified, Failure> {
         let folder = self.claims.folder(&request.claim, &request.path);
         let folder = folder.map_err(|message| Failure::problem("ImportFailed", message))?;
+        let uri = format!("pvc://{}/{}", request.claim, request.path);
         let import = Import {
             adapter: &request.adapter,
-            uri: &format!("pvc://{}/{}", request.claim, request.path),
+            uri: &uri,
             folder: &folder,
             expected,
             now: &clock::rfc3339(),
         };
-        let found = adapters::import(&self.store, &import, &base.config)?;
+        let found = adapters::import(&self.store, &import, &base.config)
+            .map_err(|failure| failure.naming(&folder, &uri))?;
         tracing::info!(adapter = request.adapter, digest = %found.digest, "imported");
         Ok(found)
     }

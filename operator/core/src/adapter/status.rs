@@ -287,7 +287,11 @@ fn ready(cr: &LoRAAdapter, ledger: &Ledger, observed: &Observed, now: Timestamp)
         return said;
     }
     if let Asked::Answered(Err(problem)) = &observed.import {
-        let message = format!("spec.import: {}", problem.message);
+        let field = match problem.reason.as_str() {
+            reason::DIGEST_MISMATCH => "spec.import.digest",
+            _ => "spec.import.uri",
+        };
+        let message = format!("{field}: {}", problem.message);
         return Said::new(Truth::False, &problem.reason, message, Moving::Rests);
     }
     let owed = observed

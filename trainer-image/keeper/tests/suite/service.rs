@@ -135,6 +135,8 @@ impl Bench {
 
     async fn refused_import(&mut self, path: &str, digest: &str) -> (String, String) {
         let problem = self.import(path, digest).await.unwrap().problem.unwrap();
+        let mounted = self.dir.path().display().to_string();
+        assert!(!problem.message.contains(&mounted), "{}", problem.message);
         (problem.reason, problem.message)
     }
 
