@@ -95,14 +95,14 @@ fn plain(source: &Source, path: &Path) -> Result<SourceFile, Failure> {
     if metadata.is_dir() {
         // It does not become a file by waiting.
         return Err(Failure::bad_config(format!(
-            "source {}: {} is a folder; name a file, or a pattern such as {}/*.jsonl",
-            source.name, source.uri, source.uri
+            "source {}: spec.sources[{}].uri: {} is a folder; name a file, or a pattern such as {}/*.jsonl",
+            source.name, source.name, source.uri, source.uri
         )));
     }
     if !metadata.is_file() {
         return Err(Failure::source_not_found(format!(
-            "source {}: {} is not a file; name a file, or a pattern such as {}/*.jsonl",
-            source.name, source.uri, source.uri
+            "source {}: spec.sources[{}].uri: {} is not a file; name a file, or a pattern such as {}/*.jsonl",
+            source.name, source.name, source.uri, source.uri
         )));
     }
     Ok(SourceFile {
@@ -199,8 +199,9 @@ fn matching(source: &Source, root: &Path, pattern: &str) -> Result<Vec<SourceFil
     }
     if found.is_empty() {
         return Err(Failure::source_not_found(format!(
-            "source {}: no file matches {}",
-            source.name, source.uri
+            "source {}: spec.sources[{}].uri: no file matches {}; put one there, and it is found by itself, or correct \
+             the URI",
+            source.name, source.name, source.uri
         )));
     }
     Ok(found)
@@ -220,7 +221,10 @@ fn is_absent(error: &io::Error) -> bool {
 fn unreadable(source: &Source, uri: &str, error: &io::Error) -> Failure {
     let name = &source.name;
     if is_absent(error) {
-        Failure::source_not_found(format!("source {name}: there is no file at {uri}"))
+        Failure::source_not_found(format!(
+            "source {name}: spec.sources[{name}].uri: there is no file at {uri}; put it there, and it is found by \
+             itself, or correct the URI"
+        ))
     } else {
         Failure::unavailable(format!("source {name} ({uri}) can't be read: {error}"))
     }
