@@ -157,6 +157,15 @@ async fn values_are_checked(stage: &Stage) -> anyhow::Result<()> {
                 "computeProfiles.default: Additional property resource is not allowed",
             ],
         ),
+        (
+            "leaderElection.renewDeadlineSeconds=20",
+            ["leaderElection: retrySeconds 2 < renewDeadlineSeconds 20 < leaseSeconds 15 must rise";
+                2],
+        ),
+        (
+            "store.secretName=bucket",
+            ["name the bucket in store.url"; 2],
+        ),
     ] {
         let refusal = template(stage, value)
             .await
