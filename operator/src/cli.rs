@@ -26,7 +26,8 @@ const EXAMPLES: &str = "Examples:
   place in the chart's value operatorUsers, or the API server refuses its writes of status.)
   The same, whatever the variable KUBECONFIG says, and from inside a pod too:
     operator run --settings settings.json --kubeconfig ~/.kube/other
-  What would be done about every object, as one line of JSON each:
+  What is wanted of every object, as one line of JSON each (children are named whether or not they are so already: what
+  is there as wanted is not written):
     operator run --settings settings.json --plan-only
   The definitions of the four kinds:
     operator crds | kubectl apply --server-side -f -
@@ -62,7 +63,7 @@ struct RunArgs {
     /// Address of /metrics, /healthz and /readyz
     #[arg(long, env = "GRAFTWORK_LISTEN", default_value = "0.0.0.0:8081")]
     listen: SocketAddr,
-    /// Print what would be done and do nothing
+    /// Print the plan of every object and do nothing; children and calls are listed whole, not only what differs
     #[arg(long)]
     plan_only: bool,
     /// How to log
