@@ -3,6 +3,17 @@
 
 use std::path::{Component, Path, PathBuf};
 
+/// Why a folder can't be used, in words.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FolderError {
+    /// The pod does not have its claim: one with the claim takes its place in a moment.
+    #[error("{0}")]
+    NotMounted(String),
+    /// It is not there, or it or one of its files leads out of the claim.
+    #[error("{0}")]
+    Unusable(String),
+}
+
 /// The mount point of all claims.
 #[derive(Debug, Clone)]
 pub struct Claims(PathBuf);
@@ -16,10 +27,10 @@ impl Claims {
     /// The folder `path` of `claim`. Links within the claim are fine: hub caches are made of them.
     ///
     /// # Errors
-    /// What is wrong, in words: the folder is not there, or it or one of its files leads out of the
-    /// claim.
-    pub fn folder(&self, claim: &str, path: &str) -> Result<PathBuf, String> {
-        let named = |text: &str| format!("pvc://{claim}/{path} {text}");
+    /// What is wrong.
+    pub fn folder(&self, claim: &str, path: &str) -> Result<PathBuf, FolderError> {
+        let said = |text: &str| format!("pvc://{claim}/{path} {text}");
+        let named = |text: &str| FolderError::Unusable(said(text));
         let plain = |text: &str| {
             Path::new(text)
                 .components()
@@ -31,7 +42,7 @@ impl Claims {
         let root = self.0.join(claim);
         let root = root
             .canonicalize()
-            .map_err(|_| named("is on a claim that is not mounted yet"))?;
+            .map_err(|_| FolderError::NotMounted(said("is on a claim that is not mounted yet")))?;
         let folder = root
             .join(path)
             .canonicalize()
@@ -95,8 +106,10 @@ mod tests {
             ("models/a", "b", "not a path within"),
             ("absent", "a", "not mounted"),
         ] {
-            let problem = claims.folder(claim, path).unwrap_err();
-            assert!(problem.contains(word), "{claim} {path}: {problem}");
+            let error = claims.folder(claim, path).unwrap_err();
+            let passes = matches!(error, FolderError::NotMounted(_));
+            assert_eq!(passes, claim == "absent", "{error:?}");
+            assert!(error.to_string().contains(word), "{claim} {path}: {error}");
         }
     }
 }

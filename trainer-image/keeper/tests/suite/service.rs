@@ -393,15 +393,19 @@ async fn a_base_model_is_described_or_its_problem_is() {
         (base.key_value_block_tokens, base.key_value_block_bytes),
         (16, (2 * shape().layers * width * 16 * 4) as u64)
     );
-    for (claim, path) in [
-        ("models", "absent"),
-        ("absent", "base"),
-        ("models", "../models/base"),
-    ] {
-        let problem = bench.describe(claim, path).await.problem.unwrap();
+    for path in ["absent", "../models/base"] {
+        let problem = bench.describe("models", path).await.problem.unwrap();
         assert_eq!(problem.reason, "BaseModelNotFound", "{}", problem.message);
         assert!(problem.message.contains(path), "{}", problem.message);
     }
+    // The pod that has the claim takes this one's place: nothing is said of the model.
+    let request = DescribeBaseRequest {
+        claim: "absent".into(),
+        path: "base".into(),
+    };
+    let away = bench.client.describe_base(request).await.unwrap_err();
+    assert_eq!(away.code(), tonic::Code::Unavailable);
+    assert!(away.message().contains("not mounted yet"), "{away}");
     fs::create_dir(bench.claim().join("empty")).unwrap();
     let problem = bench.describe("models", "empty").await.problem.unwrap();
     assert_eq!(
