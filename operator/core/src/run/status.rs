@@ -253,6 +253,7 @@ fn watch(
             Said::under_way(reason::EVALUATING, "the result is being read"),
             1,
         ),
+        Phase::Ended => (as_before(&status, "the run's pod has ended"), 1),
         Phase::Running { remaining_seconds } => {
             let job = observed.job.ours();
             if let Some(pod) = job.and_then(|job| pod_of(job, &observed.pods)) {
@@ -260,10 +261,7 @@ fn watch(
             }
             let (said, pending) = match &observed.report {
                 Some(report) => take_report(&mut status, report, now),
-                None => (
-                    Said::under_way(reason::STARTING, "the trainer reads model and data"),
-                    None,
-                ),
+                None => (as_before(&status, "the trainer reads model and data"), None),
             };
             let next = pending.unwrap_or(30).min(remaining_seconds + 1);
             (said, next)
@@ -272,6 +270,18 @@ fn watch(
     let mut actions = say(cr, status, &said, now);
     actions.requeue_after = Some(Duration::from_secs(seconds));
     Plan::Act(actions)
+}
+
+/// What was said of the attempt goes on being said: a trainer whose stream is cut, or whose pod is going, has not begun
+/// anew.
+fn as_before(status: &TrainingRunStatus, else_starting: &str) -> Said {
+    let known = conditions::find(&status.conditions, condition::SUCCEEDED);
+    let under_way = [reason::TRAINING, reason::EVALUATING];
+    let said = known.and_then(|known| {
+        let reason = under_way.into_iter().find(|it| *it == known.reason)?;
+        Some(Said::under_way(reason, known.message.as_str()))
+    });
+    said.unwrap_or_else(|| Said::under_way(reason::STARTING, else_starting))
 }
 
 /// Takes a report over into status, not more often than every few seconds. Returns what to say, and
@@ -452,7 +462,11 @@ fn say(
         condition::FINISHED,
         Truth::from(said.finished),
         said.reason,
-        "",
+        if said.finished {
+            "the run is over"
+        } else {
+            "the run is not over"
+        },
     );
     list.set_while(
         condition::RECONCILING,
@@ -463,12 +477,12 @@ fn say(
     list.set_while(condition::STALLED, said.stalled, said.reason, &said.message);
     next.conditions = list.into_list();
     next.observed_generation = cr.metadata.generation;
+    let is_first = conditions::find(&old, condition::SUCCEEDED).is_none();
     let is_warning = said.stalled
         || said.truth == Truth::False
-        || matches!(
-            said.reason,
-            reason::RESTARTING | reason::STORAGE_UNAVAILABLE
-        );
+        || said.reason == reason::RESTARTING
+        // A namespace's first object waits for its keeper.
+        || (said.reason == reason::STORAGE_UNAVAILABLE && !is_first);
     let events = if conditions::has_turned(&old, &next.conditions, condition::SUCCEEDED) {
         let note = conditions::shorten(&said.message);
         vec![if is_warning {

@@ -69,6 +69,8 @@ pub enum Phase {
     },
     /// Its Job is complete; the result is being read.
     Reading,
+    /// Its pod ended otherwise; what that counts as is not known before the Job says so.
+    Ended,
 }
 
 /// The step of a run with a valid spec that is not over.
@@ -386,7 +388,7 @@ fn watch(cr: &TrainingRun, number: u32, job: &Job, observed: &Observed, now: Tim
         }
         JobState::Failed => match end_of(job, observed, now) {
             Some(end) => Step::Close(number, attempt::closing(&end)),
-            None => Step::Watch(Phase::Reading),
+            None => Step::Watch(Phase::Ended),
         },
     }
 }
@@ -449,7 +451,8 @@ fn under_way(
                 })
             }
         }
-        Container::Terminated { .. } => Step::Watch(Phase::Reading),
+        Container::Terminated { exit_code: 0, .. } => Step::Watch(Phase::Reading),
+        Container::Terminated { .. } => Step::Watch(Phase::Ended),
         Container::Waiting { .. } | Container::Unknown => {
             let waits = pod.waiting_problem();
             let said = waits.map_or_else(

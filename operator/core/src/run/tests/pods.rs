@@ -100,6 +100,40 @@ fn what_the_trainer_does_is_the_reason() {
 }
 
 #[test]
+fn a_trainer_that_is_going_or_not_heard_of_for_a_moment_has_not_begun_anew() {
+    let mut world = World::new();
+    world.start();
+    world.observed.report = Some(Report {
+        progress: Progress {
+            stage: "Train".to_owned(),
+            step: 7,
+            total_steps: 100,
+            ..Progress::default()
+        },
+        at: at(world.seconds),
+    });
+    world.reconcile();
+    assert_eq!(world.succeeded().1, reason::TRAINING);
+    // Its stream is cut.
+    world.observed.report = None;
+    world.reconcile();
+    assert_eq!(world.succeeded().1, reason::TRAINING);
+    // Its pod has ended, its Job does not say so yet.
+    for pod in &mut world.observed.pods {
+        pod.container = Container::Terminated {
+            exit_code: 137,
+            reason: "Error".to_owned(),
+            message: String::new(),
+            started: None,
+            finished: None,
+        };
+    }
+    world.reconcile();
+    assert_eq!(world.succeeded().1, reason::TRAINING);
+    assert_eq!(world.succeeded().2, "the trainer takes optimizer steps");
+}
+
+#[test]
 fn a_run_that_nobody_works_on_has_no_estimate_of_its_end() {
     for suspend in [true, false] {
         let mut world = World::new();
