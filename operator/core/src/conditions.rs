@@ -1,7 +1,10 @@
 //! Conditions as status carries them: a transition time moves only when the status does.
 
+use graftwork_api::conditions::condition;
 use graftwork_api::{Condition, Time};
 use jiff::Timestamp;
+
+use crate::plan::Event;
 
 /// Longest message that is written, in bytes.
 const LONGEST_MESSAGE: usize = 1024;
@@ -35,6 +38,17 @@ impl From<bool> for Truth {
     fn from(holds: bool) -> Self {
         if holds { Self::True } else { Self::False }
     }
+}
+
+/// What becomes of an object that is as its top condition says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moving {
+    /// It stays so until something else changes.
+    Rests,
+    /// It is being worked on.
+    Reconciling,
+    /// It stays so until somebody does something.
+    Stalled,
 }
 
 /// The conditions of one object while its next status is made.
@@ -87,6 +101,19 @@ impl Conditions {
         }
     }
 
+    /// `Reconciling` and `Stalled`, of which at most one is there.
+    pub fn set_moving(&mut self, moving: Moving, reason: &str, message: impl AsRef<str>) {
+        let message = message.as_ref();
+        let is = |other| moving == other;
+        self.set_while(
+            condition::RECONCILING,
+            is(Moving::Reconciling),
+            reason,
+            message,
+        );
+        self.set_while(condition::STALLED, is(Moving::Stalled), reason, message);
+    }
+
     /// The list, in the order in which types first came.
     pub fn into_list(self) -> Vec<Condition> {
         self.list
@@ -107,6 +134,19 @@ pub fn is_true(conditions: &[Condition], kind: &str) -> bool {
 pub fn has_turned(old: &[Condition], new: &[Condition], kind: &str) -> bool {
     let key = |list| find(list, kind).map(|known: &Condition| (&known.status, &known.reason));
     key(old) != key(new)
+}
+
+/// The event of a condition that turned, in its words. It is a warning where the condition is False, but not where what
+/// never was True is only being made. None where it did not turn.
+pub fn turned(old: &[Condition], new: &[Condition], kind: &str, moving: Moving) -> Option<Event> {
+    let now = find(new, kind).filter(|_| has_turned(old, new, kind))?;
+    let is_being_made = moving == Moving::Reconciling && !is_true(old, kind);
+    let note = shorten(&now.message);
+    Some(if now.status == Truth::False.as_str() && !is_being_made {
+        Event::warning(&now.reason, note)
+    } else {
+        Event::normal(&now.reason, note)
+    })
 }
 
 /// `1 engine`, `2 engines`.
@@ -146,6 +186,7 @@ pub fn cut(text: &str, most: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::EventKind;
 
     #[test]
     fn one_thing_is_no_more_than_one() {
@@ -171,6 +212,31 @@ mod tests {
         let mut third = Conditions::new(&second, Some(2), at(30));
         third.set("Ready", Truth::True, "Ready", "");
         assert_eq!(third.into_list()[0].last_transition_time, Time(at(30)));
+    }
+
+    #[test]
+    fn what_is_only_being_made_is_no_warning() {
+        let list = |truth, reason| {
+            let mut list = Conditions::new(&[], None, at(0));
+            list.set("Ready", truth, reason, "words");
+            list.into_list()
+        };
+        let warns = |old: &[Condition], moving| {
+            let new = list(Truth::False, "EnginesNotReady");
+            let event = turned(old, &new, "Ready", moving).unwrap();
+            assert_eq!(
+                (event.reason.as_str(), event.note.as_str()),
+                ("EnginesNotReady", "words")
+            );
+            event.kind == EventKind::Warning
+        };
+        let before = [vec![], list(Truth::Unknown, "x"), list(Truth::True, "x")];
+        let warned = before.clone().map(|old| warns(&old, Moving::Reconciling));
+        assert_eq!(warned, [false, false, true], "what was well warns");
+        let warned = before.map(|old| warns(&old, Moving::Rests));
+        assert_eq!(warned, [true; 3]);
+        let same = list(Truth::True, "x");
+        assert_eq!(turned(&same, &same, "Ready", Moving::Rests), None);
     }
 
     #[test]

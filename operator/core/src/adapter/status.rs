@@ -22,7 +22,7 @@ use super::observed::Observed;
 use super::production;
 use super::step::{VersionView, View};
 use super::validate::Invalid;
-use crate::conditions::{self, Conditions, Truth, shorten};
+use crate::conditions::{self, Conditions, Moving, Truth, shorten};
 use crate::jobs::seconds_between;
 use crate::measured;
 use crate::observed::{Asked, ClaimState};
@@ -55,13 +55,6 @@ struct Said {
     reason: String,
     message: String,
     moving: Moving,
-}
-
-#[derive(PartialEq)]
-enum Moving {
-    Rests,
-    Reconciling,
-    Stalled,
 }
 
 impl Said {
@@ -524,33 +517,13 @@ fn say(
             &said.message,
         );
     }
-    conditions.set_while(
-        condition::RECONCILING,
-        said.moving == Moving::Reconciling,
-        &said.reason,
-        &said.message,
-    );
-    conditions.set_while(
-        condition::STALLED,
-        said.moving == Moving::Stalled,
-        &said.reason,
-        &said.message,
-    );
+    conditions.set_moving(said.moving, &said.reason, &said.message);
     next.conditions = conditions.into_list();
     next.observed_generation = cr.metadata.generation;
-    let events = if conditions::has_turned(&old, &next.conditions, condition::READY) {
-        let note = shorten(&said.message);
-        vec![if said.truth == Truth::False {
-            Event::warning(said.reason, note)
-        } else {
-            Event::normal(said.reason, note)
-        }]
-    } else {
-        Vec::new()
-    };
+    let event = conditions::turned(&old, &next.conditions, condition::READY, said.moving);
     Actions {
         status: Some(next),
-        events,
+        events: event.into_iter().collect(),
         ..Actions::default()
     }
 }

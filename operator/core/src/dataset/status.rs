@@ -16,7 +16,7 @@ use jiff::Timestamp;
 use super::Observed;
 use super::step::{Ended, Step};
 use super::validate::Invalid;
-use crate::conditions::{self, Conditions, Truth, cut};
+use crate::conditions::{self, Conditions, Moving, Truth, cut};
 use crate::plan::{Actions, Event, NAME_TAKEN_PAUSE};
 use crate::storage::StorageProblem;
 
@@ -67,12 +67,6 @@ pub fn invalid(cr: &Dataset, invalid: &Invalid, now: Timestamp) -> Actions<Datas
         moving: Moving::Stalled,
     };
     say(cr, cr.status.clone().unwrap_or_default(), &said, now)
-}
-
-enum Moving {
-    Rests,
-    Reconciling,
-    Stalled,
 }
 
 struct Said<'a> {
@@ -425,33 +419,13 @@ fn say(
     let old = old.unwrap_or_default();
     let mut conditions = Conditions::new(&next.conditions, cr.metadata.generation, now);
     conditions.set(condition::READY, said.truth, said.reason, said.message);
-    conditions.set_while(
-        condition::RECONCILING,
-        matches!(said.moving, Moving::Reconciling),
-        said.reason,
-        said.message,
-    );
-    conditions.set_while(
-        condition::STALLED,
-        matches!(said.moving, Moving::Stalled),
-        said.reason,
-        said.message,
-    );
+    conditions.set_moving(said.moving, said.reason, said.message);
     next.conditions = conditions.into_list();
     next.observed_generation = cr.metadata.generation;
-    let events = if conditions::has_turned(&old, &next.conditions, condition::READY) {
-        vec![match said.truth {
-            Truth::False => Event::warning(said.reason, conditions::shorten(said.message)),
-            Truth::True | Truth::Unknown => {
-                Event::normal(said.reason, conditions::shorten(said.message))
-            }
-        }]
-    } else {
-        Vec::new()
-    };
+    let event = conditions::turned(&old, &next.conditions, condition::READY, said.moving);
     Actions {
         status: Some(next),
-        events,
+        events: event.into_iter().collect(),
         ..Actions::default()
     }
 }

@@ -17,11 +17,10 @@ use super::observed::{Observed, children_names};
 use super::validate::Policy;
 use crate::conditions::{self, Conditions, Truth, counted, shorten};
 use crate::observed::Pod;
-use crate::plan::{Actions, Event};
+use crate::plan::Actions;
 use columns::{columns, count};
 use rollouts::say_rollouts;
 use serving::{replacing, serving};
-use trouble::Moving;
 
 pub use rollouts::pause_left;
 pub use trouble::{Trouble, invalid, name_taken, problem};
@@ -181,43 +180,16 @@ fn say(
             conditions.set(kind, Truth::Unknown, &trouble.reason, &trouble.message);
         }
     }
-    let rolling = trouble.truth == Truth::True;
-    let why = if rolling {
-        reason::ROLLING_ENGINES
+    if trouble.truth == Truth::True {
+        conditions.set_moving(trouble.moving, reason::ROLLING_ENGINES, replacing(observed));
     } else {
-        &trouble.reason
-    };
-    let words = if rolling {
-        replacing(observed)
-    } else {
-        trouble.message.clone()
-    };
-    conditions.set_while(
-        condition::RECONCILING,
-        trouble.moving == Moving::Reconciling,
-        why,
-        words,
-    );
-    conditions.set_while(
-        condition::STALLED,
-        trouble.moving == Moving::Stalled,
-        &trouble.reason,
-        &trouble.message,
-    );
+        conditions.set_moving(trouble.moving, &trouble.reason, &trouble.message);
+    }
     next.conditions = conditions.into_list();
-    let events = if conditions::has_turned(&old, &next.conditions, condition::READY) {
-        let note = shorten(&trouble.message);
-        vec![if trouble.truth == Truth::False {
-            Event::warning(&trouble.reason, note)
-        } else {
-            Event::normal(&trouble.reason, note)
-        }]
-    } else {
-        Vec::new()
-    };
+    let event = conditions::turned(&old, &next.conditions, condition::READY, trouble.moving);
     Actions {
         status: Some(next),
-        events,
+        events: event.into_iter().collect(),
         ..Actions::default()
     }
 }

@@ -5,8 +5,8 @@ use graftwork_api::conditions::{condition, reason};
 use graftwork_api::serving_endpoint::ServedAdapter;
 
 use super::both;
-use super::trouble::{Moving, Trouble};
-use crate::conditions::{self, Truth};
+use super::trouble::Trouble;
+use crate::conditions::{self, Moving, Truth};
 use crate::endpoint::fleet::Fleet;
 use crate::endpoint::observed::Observed;
 use crate::observed::Pod;

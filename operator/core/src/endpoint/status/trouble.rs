@@ -3,7 +3,7 @@
 use graftwork_api::ServingEndpoint;
 use graftwork_api::conditions::reason;
 
-use crate::conditions::Truth;
+use crate::conditions::{Moving, Truth};
 use crate::endpoint::ServedBase;
 use crate::endpoint::observed::Observed;
 use crate::endpoint::validate::{self, Invalid, Valid};
@@ -17,13 +17,6 @@ pub struct Trouble {
     pub(super) reason: String,
     pub(super) message: String,
     pub(super) moving: Moving,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Moving {
-    Rests,
-    Reconciling,
-    Stalled,
 }
 
 impl Trouble {
