@@ -13,7 +13,7 @@ use serde_json::json;
 use super::Stage;
 use super::fixture::{MARKERS, PROMPT};
 use crate::cluster::{MINUTE, wait};
-use crate::load::{Summary, control};
+use crate::load::{Outcome, Summary, control};
 use crate::manifests;
 use crate::report::say;
 
@@ -181,26 +181,33 @@ impl Traffic {
         self.has_line(&format!("\"version\":\"{version}\"")).await
     }
 
+    /// Whether a stream ended in an error event so far.
+    pub async fn broke_a_stream(&self) -> anyhow::Result<bool> {
+        let log = self.log(LogParams::default()).await?;
+        let outcome = serde_json::to_string(&Outcome::StreamError)?;
+        Ok(log.contains(&format!("\"outcome\":{outcome}")))
+    }
+
     /// Waits until one of the newest lines holds `words`.
     async fn has_line(&self, words: &str) -> anyhow::Result<()> {
-        let parameters = LogParams {
-            tail_lines: Some(TAIL),
-            ..LogParams::default()
-        };
-        wait(
-            &format!("{words} in the log of {}", self.job),
-            MINUTE,
-            || async {
-                let (cluster, namespace) = (&self.stage.world.cluster, &self.stage.namespace);
-                let pod = cluster.pod_of_job(namespace, &self.job).await?;
-                let log = cluster
-                    .api::<Pod>(namespace)
-                    .logs(&pod, &parameters)
-                    .await?;
-                Ok(log.contains(words).then_some(()))
-            },
-        )
+        let what = format!("{words} in the log of {}", self.job);
+        wait(&what, MINUTE, || async {
+            let newest = LogParams {
+                tail_lines: Some(TAIL),
+                ..LogParams::default()
+            };
+            let log = self.log(newest).await?;
+            Ok(log.contains(words).then_some(()))
+        })
         .await
+    }
+
+    /// What the load printed: a line for each request.
+    async fn log(&self, parameters: LogParams) -> anyhow::Result<String> {
+        let (cluster, namespace) = (&self.stage.world.cluster, &self.stage.namespace);
+        let pod = cluster.pod_of_job(namespace, &self.job).await?;
+        let pods = cluster.api::<Pod>(namespace);
+        Ok(pods.logs(&pod, &parameters).await?)
     }
 
     /// Ends the traffic. Fails where it ended before, where a request failed or a stream broke, and where requests,
