@@ -17,7 +17,7 @@ FUZZ_SECONDS ?= 60
 STORIES ?=
 export CLUSTER IMAGES REGISTRY STORIES
 
-.PHONY: help own-target setup build demo demo-down test unit unit-checked soak fuzz e2e lint fmt deny generate base-model parity parity-fixtures lm-eval lm-eval-python privacy-figures build-memory \
+.PHONY: help own-target setup build release demo demo-down test unit unit-checked soak fuzz e2e lint fmt deny generate base-model parity parity-fixtures lm-eval lm-eval-python privacy-figures build-memory \
 	bench-train bench-train-gpu bench-serve bench-serve-gpu bench-router bench-data qlora-figures check-cuda test-cuda image-trainer-cuda image-inference-cuda
 
 help: ## This list
@@ -26,11 +26,14 @@ help: ## This list
 own-target:
 	@.ci/own-target
 
-setup: ## Installs what this machine lacks (Debian packages); called by the others
+setup: ## Installs what this machine lacks (Debian packages) and builds the tests' S3 server; the others do it by themselves
 	@e2e/run setup
 
-build: own-target ## Builds all binaries
+build: own-target ## Builds all binaries as tests and the demo have them
 	cargo build --workspace --bins
+
+release: own-target ## Builds all binaries optimised, for images of your own (a quarter of an hour once)
+	cargo build --locked --release --workspace --bins
 
 demo: own-target ## Brings the whole loop up, walks through it and leaves it running
 	@e2e/run demo

@@ -8,7 +8,8 @@
 #                              or nowhere (the archives stay in the cache)
 #   --tag TAG                  default `dev`; `auto` takes one that changes with the content, so
 #                              that pods roll when, and only when, something changed
-#   --bin FOLDER               the binaries; default: where cargo puts them
+#   --bin FOLDER               the binaries; default: where `make build` puts them
+#   --release                  those of `make release`, which are optimised: for a cluster that people use
 #   --registry PREFIX          with --to push: images become PREFIX/operator:TAG, ...
 #                              (REGISTRY_TLS_VERIFY=false for one without TLS)
 #   --kind-name NAME           with --to kind: which kind cluster (KIND_CLUSTER_NAME, or `kind`)
@@ -48,6 +49,7 @@ while [ $# -gt 0 ]; do
 	--to) to=$2 && shift 2 ;;
 	--tag) tag=$2 && shift 2 ;;
 	--bin) bin=$2 && shift 2 ;;
+	--release) bin=${bin%/*}/release && shift ;;
 	--registry) registry=$2 && shift 2 ;;
 	--kind-name) kind_name=$2 && shift 2 ;;
 	--text) text=$2 && shift 2 ;;
@@ -294,7 +296,7 @@ keys=() archives=()
 for name in "${names[@]}"; do
 	dockerfile_of "$name" >/dev/null
 	for file in $([ -n "$from_source" ] || binaries_of "$name"); do
-		[ -f "$bin/$file" ] || fail "$bin/$file is not built (cargo build --workspace)"
+		[ -f "$bin/$file" ] || fail "$bin/$file is not built (make build, or with --release: make release)"
 	done
 	if [ "$name" = demo-data ] && [ -z "$from_source" ]; then
 		[ -f "$base_model/config.json" ] || fail "$base_model holds no base model (make base-model)"
