@@ -57,7 +57,7 @@ struct RunArgs {
     /// Namespace of the operator's Lease and signing key
     #[arg(long, env = "POD_NAMESPACE", default_value = "graftwork-system")]
     namespace: String,
-    /// Name of this process in the Lease and in events [default: the pod's name, or a random one]
+    /// Name of this process in the Lease and in events [default: shell]; a random end tells two starts apart
     #[arg(long, env = "POD_NAME")]
     identity: Option<String>,
     /// Address of /metrics, /healthz and /readyz

@@ -70,8 +70,7 @@ impl Watched {
 
     /// Fails unless every report was whole and in status in time; in words, what was seen.
     ///
-    /// A report carries the time at which the operator got it. A checkpoint carries the trainer's own, and both come
-    /// by the same stream.
+    /// Reports and checkpoints carry the trainer's own time, and come by the same stream.
     pub fn ensure_timely(&self) -> anyhow::Result<String> {
         ensure!(
             self.reports.len() >= REPORTS && self.checkpoints.len() > 1,

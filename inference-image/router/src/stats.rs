@@ -16,8 +16,7 @@ use crate::table::Version;
 
 /// How long buckets are kept.
 pub const KEPT: Duration = Duration::from_secs(15 * 60);
-/// Callers told apart in one second for one version; more are not counted, which understates samples and
-/// so never promotes.
+/// Callers told apart in one second for one version; more are not counted.
 pub const CALLERS_PER_SECOND: usize = 10_000;
 
 /// How one request ended.
