@@ -6,6 +6,7 @@ use std::process::Stdio;
 
 use anyhow::{Context as _, bail, ensure};
 use serde_json::{Value, json};
+use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
 
@@ -26,11 +27,14 @@ const LACKING: i32 = 3;
 pub struct Forward {
     port: u16,
     _child: Child,
+    /// What kubectl remembers of the cluster goes with it, and is not left to the user.
+    _cache: TempDir,
 }
 
 impl Forward {
     /// Forwards a free local port to a Service.
     pub async fn open(cluster: &Cluster, namespace: &str, service: &str) -> anyhow::Result<Self> {
+        let cache = tempfile::tempdir()?;
         let mut child = Command::new("kubectl")
             .args([
                 "-n",
@@ -40,6 +44,7 @@ impl Forward {
                 ":80",
             ])
             .env("KUBECONFIG", &cluster.kubeconfig)
+            .env("KUBECACHEDIR", cache.path())
             .stdout(Stdio::piped())
             .kill_on_drop(true)
             .spawn()
@@ -62,6 +67,7 @@ impl Forward {
         Ok(Self {
             port,
             _child: child,
+            _cache: cache,
         })
     }
 

@@ -349,9 +349,12 @@ impl<'a> Walk<'a> {
             "an engine was restarted"
         );
         let summary = step("The traffic ends", self.load_summary(&load)).await?;
+        // Some thousands each, where the machine is not slowed down by others.
         ensure!(
-            summary.of("topics@v1") > 0 && summary.of("topics@v2") > 0,
-            "both versions should have answered: {summary:?}"
+            summary.total >= 2000
+                && summary.of("topics@v1") >= 100
+                && summary.of("topics@v2") >= 100,
+            "the canary had too few requests to prove anything: {summary:?}"
         );
         say("   no request failed, and no engine was restarted");
         Ok(())
