@@ -32,7 +32,7 @@ setup: ## Installs what this machine lacks (Debian packages) and builds the test
 build: own-target ## Builds all binaries as tests and the demo have them
 	cargo build --workspace --bins
 
-release: own-target ## Builds all binaries optimised, for images of your own (a quarter of an hour once)
+release: own-target ## Builds all binaries optimised, for images of your own (many minutes once)
 	cargo build --locked --release --workspace --bins
 
 demo: own-target ## Brings the whole loop up, walks through it and leaves it running

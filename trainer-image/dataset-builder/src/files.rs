@@ -292,7 +292,9 @@ mod tests {
         for pattern in ["*.parquet", "nowhere/*.csv", "nowhere.csv"] {
             let failure = files(&source(dir.path(), pattern)).unwrap_err();
             assert_eq!(failure.reason, "SourceNotFound", "{pattern}");
-            assert!(failure.message.contains(pattern), "{failure}");
+            for part in [pattern, "spec.sources[bulk].uri", "correct the URI"] {
+                assert!(failure.message.contains(part), "{part}: {failure}");
+            }
         }
     }
 

@@ -3,6 +3,8 @@
 
 use std::path::{Component, Path, PathBuf};
 
+use crate::problem::Failure;
+
 /// Why a folder can't be used, in words.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FolderError {
@@ -12,6 +14,16 @@ pub enum FolderError {
     /// It is not there, or it or one of its files leads out of the claim.
     #[error("{0}")]
     Unusable(String),
+}
+
+impl FolderError {
+    /// What passes by itself, or what lasts, as the caller names it.
+    pub fn failure(self, lasting: impl FnOnce(String) -> Failure) -> Failure {
+        match self {
+            Self::NotMounted(message) => Failure::Unavailable(message),
+            Self::Unusable(message) => lasting(message),
+        }
+    }
 }
 
 /// The mount point of all claims.

@@ -21,7 +21,7 @@ use crate::adapters::{self, Import, Verified};
 use crate::base::{self, Base, BaseModels};
 use crate::clock;
 use crate::config::Gatekeeper;
-use crate::folders::{Claims, FolderError};
+use crate::folders::Claims;
 use crate::ledger::{self, RecordError};
 use crate::problem::{Failure, causes, problem};
 use crate::retention;
@@ -88,11 +88,8 @@ impl Keeper {
         self.blocking(move |keeper| {
             let folder = keeper.claims.folder(&claim, &path);
             let base = folder
-                .map_err(|error| match error {
-                    FolderError::NotMounted(message) => Failure::Unavailable(message),
-                    FolderError::Unusable(message) => {
-                        Failure::Base(problem("BaseModelNotFound", message))
-                    }
+                .map_err(|error| {
+                    error.failure(|message| Failure::Base(problem("BaseModelNotFound", message)))
                 })
                 .and_then(|folder| {
                     let uri = format!("pvc://{claim}/{path}");
@@ -266,10 +263,8 @@ impl Keeper {
         base: &Base,
     ) -> Result<Verified, Failure> {
         let folder = self.claims.folder(&request.claim, &request.path);
-        let folder = folder.map_err(|error| match error {
-            FolderError::NotMounted(message) => Failure::Unavailable(message),
-            FolderError::Unusable(message) => Failure::problem("ImportFailed", message),
-        })?;
+        let folder = folder
+            .map_err(|error| error.failure(|message| Failure::problem("ImportFailed", message)))?;
         let uri = format!("pvc://{}/{}", request.claim, request.path);
         let import = Import {
             adapter: &request.adapter,
