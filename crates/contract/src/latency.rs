@@ -24,6 +24,12 @@ pub fn upper_bound(bucket: u32) -> f64 {
 /// The `quantile` (0 to 1) in milliseconds of `(bucket, count)` pairs in any order, as the upper
 /// bound of the bucket that holds it; `None` where there are no samples.
 pub fn quantile(buckets: &[(u32, u64)], quantile: f64) -> Option<f64> {
+    quantile_bucket(buckets, quantile).map(upper_bound)
+}
+
+/// The bucket that holds the `quantile` (0 to 1) of `(bucket, count)` pairs in any order; `None` where there are no
+/// samples.
+pub fn quantile_bucket(buckets: &[(u32, u64)], quantile: f64) -> Option<u32> {
     let total: u64 = buckets.iter().map(|(_, count)| count).sum();
     if total == 0 {
         return None;
@@ -35,7 +41,7 @@ pub fn quantile(buckets: &[(u32, u64)], quantile: f64) -> Option<f64> {
     for (index, count) in sorted {
         seen += count;
         if seen >= rank {
-            return Some(upper_bound(index));
+            return Some(index);
         }
     }
     None
@@ -70,5 +76,6 @@ mod tests {
         let p95 = quantile(&buckets, 0.95).unwrap();
         assert!((95.0..=95.0 * GROWTH).contains(&p95), "{p95}");
         assert_eq!(quantile(&[], 0.5), None);
+        assert_eq!(quantile_bucket(&[(7, 1), (3, 19)], 0.95), Some(3));
     }
 }

@@ -12,9 +12,11 @@
 
 pub mod beginning;
 pub mod cache;
+pub mod callers;
 pub mod choice;
 pub mod client;
 pub mod control;
+pub mod counters;
 pub mod engine;
 pub mod failure;
 pub mod forward;

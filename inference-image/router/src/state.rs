@@ -211,7 +211,7 @@ impl Shared {
 pub struct Account {
     shared: Arc<Shared>,
     version: Arc<Version>,
-    caller: Option<u64>,
+    caller: Option<u32>,
     arrived: Instant,
     first_byte: Option<Instant>,
     ended: bool,

@@ -4,7 +4,7 @@
 //! failures and truncated streams among them. Latencies are those of answers with a status below 400: an
 //! error that comes at once would make a bad version look fast. A client that leaves is not counted.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::hash::BuildHasher as _;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -12,13 +12,12 @@ use std::time::{Duration, Instant};
 use graftwork_contract::latency;
 use graftwork_contract::proto::router::v1 as wire;
 
+use crate::callers::Callers;
+use crate::counters::{Counted, Counters, Histogram};
 use crate::table::Version;
 
 /// How long buckets are kept.
 pub const KEPT: Duration = Duration::from_secs(15 * 60);
-/// Callers told apart in one second for one version; more are not counted.
-pub const CALLERS_PER_SECOND: usize = 10_000;
-
 /// How one request ended.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Sample {
@@ -29,7 +28,7 @@ pub struct Sample {
     /// Arrival to first byte of the body; likewise.
     pub first_byte: Option<Duration>,
     /// The caller as [`Stats::caller`] made it; `None` where nobody was named.
-    pub caller: Option<u64>,
+    pub caller: Option<u32>,
 }
 
 #[derive(Debug, PartialEq, Eq, Hash, Clone)]
@@ -41,12 +40,8 @@ struct Key {
 
 #[derive(Debug, Default)]
 struct Cell {
-    completed: u64,
-    errors: u64,
-    latency: BTreeMap<u32, u64>,
-    first_byte: BTreeMap<u32, u64>,
-    callers: HashSet<u64>,
-    nameless: u64,
+    all: Counters,
+    callers: Callers,
 }
 
 #[derive(Debug, Default)]
@@ -83,8 +78,8 @@ impl Stats {
     }
 
     /// The number under which a caller is counted.
-    pub fn caller(&self, caller: &str) -> u64 {
-        self.hasher.hash_one(caller)
+    pub fn caller(&self, caller: &str) -> u32 {
+        self.hasher.hash_one(caller) as u32
     }
 
     /// Counts one request that ended at `now`.
@@ -140,63 +135,44 @@ impl Stats {
 
 impl Cell {
     fn add(&mut self, sample: Sample) {
-        let milliseconds = |time: Duration| time.as_secs_f64() * 1000.0;
-        self.completed += 1;
-        self.errors += u64::from(sample.error);
-        if let Some(time) = sample.latency {
-            *self
-                .latency
-                .entry(latency::bucket(milliseconds(time)))
-                .or_default() += 1;
-        }
-        if let Some(time) = sample.first_byte {
-            *self
-                .first_byte
-                .entry(latency::bucket(milliseconds(time)))
-                .or_default() += 1;
-        }
-        match sample.caller {
-            Some(caller) if self.callers.len() < CALLERS_PER_SECOND => {
-                self.callers.insert(caller);
-            }
-            Some(_) => {}
-            None => self.nameless += 1,
-        }
+        let bucket =
+            |time: Option<Duration>| time.map(|time| latency::bucket(time.as_secs_f64() * 1000.0));
+        let counted = Counted {
+            error: sample.error,
+            latency: bucket(sample.latency),
+            first_byte: bucket(sample.first_byte),
+        };
+        self.all.add(counted);
+        self.callers.add(sample.caller, counted);
     }
 
     fn merge(&mut self, other: &Self) {
-        self.completed += other.completed;
-        self.errors += other.errors;
-        self.nameless += other.nameless;
-        self.callers.extend(&other.callers);
-        for (sum, part) in [
-            (&mut self.latency, &other.latency),
-            (&mut self.first_byte, &other.first_byte),
-        ] {
-            for (bucket, count) in part {
-                *sum.entry(*bucket).or_default() += count;
-            }
-        }
+        self.all.merge(&other.all);
+        self.callers.merge(&other.callers);
     }
 
-    fn print(self, model: &str, version: u32, digest: &str) -> wire::VersionStats {
-        let buckets = |histogram: BTreeMap<u32, u64>| {
-            histogram
-                .into_iter()
-                .map(|(index, count)| wire::HistogramBucket { index, count })
-                .collect()
-        };
+    fn print(mut self, model: &str, version: u32, digest: &str) -> wire::VersionStats {
+        let by_caller = self.callers.sums(&self.all);
         wire::VersionStats {
             model: model.to_owned(),
             version,
             digest: digest.to_owned(),
-            completed: self.completed,
-            errors: self.errors,
-            latency: buckets(self.latency),
-            first_byte: buckets(self.first_byte),
-            callers: self.callers.len() as u64 + self.nameless,
+            completed: self.all.completed,
+            errors: self.all.errors,
+            latency: print(self.all.latency),
+            first_byte: print(self.all.first_byte),
+            errors_by_caller: Some(by_caller.errors),
+            latency_by_caller: Some(by_caller.latency),
+            first_byte_by_caller: Some(by_caller.first_byte),
         }
     }
+}
+
+fn print(histogram: Histogram) -> Vec<wire::HistogramBucket> {
+    histogram
+        .into_iter()
+        .map(|(index, count)| wire::HistogramBucket { index, count })
+        .collect()
 }
 
 #[cfg(test)]
@@ -219,7 +195,7 @@ mod tests {
         Duration::from_secs(seconds)
     }
 
-    fn ok(milliseconds: u64, caller: Option<u64>) -> Sample {
+    fn ok(milliseconds: u64, caller: Option<u32>) -> Sample {
         Sample {
             error: false,
             latency: Some(Duration::from_millis(milliseconds)),
@@ -241,7 +217,7 @@ mod tests {
         let stats = Stats::new(start);
         for second in 0..600 {
             let now = start + seconds(second) + Duration::from_millis(second % 10 * 100);
-            stats.record(&version(1), ok(second, Some(second % 7)), now);
+            stats.record(&version(1), ok(second, Some((second % 7) as u32)), now);
             if second % 10 == 0 {
                 let failed = Sample {
                     error: true,
@@ -286,10 +262,7 @@ mod tests {
         }
         let window = stats.read(seconds(900), seconds(0), start + seconds(900));
         let stats = &window.versions[0];
-        assert_eq!(
-            (stats.completed, stats.errors, stats.callers),
-            (2000, 1000, 2000)
-        );
+        assert_eq!((stats.completed, stats.errors), (2000, 1000));
         let p95 = latency::quantile(&pairs(&stats.latency), 0.95).unwrap();
         assert!((950.0..=950.0 * latency::GROWTH).contains(&p95), "{p95}");
         let first = latency::quantile(&pairs(&stats.first_byte), 0.5).unwrap();
@@ -310,7 +283,9 @@ mod tests {
             }
         }
         let window = stats.read(seconds(10), seconds(0), start + seconds(10));
-        assert_eq!(window.versions[0].callers, 2 + 10);
+        let sums = window.versions[0].errors_by_caller.as_ref().unwrap();
+        assert_eq!((sums.callers, sums.samples), (2 + 10, 40));
+        assert_eq!(sums.samples_squared, 20 * 20 + 10 * 10 + 10);
     }
 
     #[test]

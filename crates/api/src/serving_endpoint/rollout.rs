@@ -202,7 +202,7 @@ pub struct AnalysisRule {
     /// The metric that is judged.
     pub metric: AnalysisMetric,
     /// Value that the candidate must not pass: a share for `error_rate`, seconds for
-    /// `latency_p95`.
+    /// `latency_p95` and `time_to_first_token_p95`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("pattern" = UNSIGNED_PATTERN))]
     pub maximum: Option<Decimal>,
@@ -219,5 +219,8 @@ open_enum! {
         ErrorRate = "error_rate",
         /// 95th percentile of the time from arrival to last byte, in seconds.
         LatencyP95 = "latency_p95",
+        /// 95th percentile of the time from arrival to the first byte of the answer's body, in seconds: of a
+        /// stream, its first token.
+        TimeToFirstTokenP95 = "time_to_first_token_p95",
     }
 }

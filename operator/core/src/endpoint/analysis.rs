@@ -9,15 +9,21 @@ use graftwork_api::Decimal;
 use graftwork_api::lora_adapter::Verdict;
 use graftwork_api::serving_endpoint::AnalysisResult;
 use graftwork_contract::latency;
-use graftwork_contract::proto::router::v1::{StatsReply, VersionStats};
+use graftwork_contract::proto::router::v1::{
+    ClusterSums, HistogramBucket, StatsReply, VersionStats,
+};
+use statrs::distribution::{Beta, ContinuousCDF};
 
+use super::cluster::Clusters;
 use super::observed::RouterPod;
 use super::validate::{Analysis, Limit, Metric, Rule};
 use crate::conditions::shorten;
 use crate::observed::Asked;
 
-/// One-sided 95 % quantile of the standard normal distribution.
-const Z: f64 = 1.645;
+/// Of one-sided ranges.
+pub(super) const CONFIDENCE: f64 = 0.95;
+/// The standard normal distribution's quantile at it.
+pub(super) const Z: f64 = 1.645;
 /// Share of requests that the latency metric leaves above itself.
 const TAIL: f64 = 0.95;
 /// Rounding of limits and bucket bounds never decides.
@@ -60,19 +66,35 @@ impl Judgement {
 struct Counts {
     completed: u64,
     errors: u64,
-    latency: Vec<(u32, u64)>,
+    errors_by_caller: Clusters,
+    latency: Latencies,
+    first_byte: Latencies,
+}
+
+/// A histogram, and how the highest of it fall upon callers.
+#[derive(Debug, Clone, Default, PartialEq)]
+struct Latencies {
+    buckets: Vec<(u32, u64)>,
+    by_caller: Clusters,
 }
 
 impl Counts {
     fn add(&mut self, stats: &VersionStats) {
         self.completed += stats.completed;
         self.errors += stats.errors;
-        self.latency.extend(
-            stats
-                .latency
-                .iter()
-                .map(|bucket| (bucket.index, bucket.count)),
-        );
+        self.errors_by_caller.add(stats.errors_by_caller.as_ref());
+        self.latency
+            .add(&stats.latency, stats.latency_by_caller.as_ref());
+        self.first_byte
+            .add(&stats.first_byte, stats.first_byte_by_caller.as_ref());
+    }
+}
+
+impl Latencies {
+    fn add(&mut self, buckets: &[HistogramBucket], by_caller: Option<&ClusterSums>) {
+        self.buckets
+            .extend(buckets.iter().map(|bucket| (bucket.index, bucket.count)));
+        self.by_caller.add(by_caller);
     }
 }
 
@@ -200,42 +222,53 @@ struct Estimate {
     value: f64,
     low: f64,
     high: f64,
+    /// As many samples of callers of their own would leave that range.
+    independent: f64,
 }
 
 fn estimate(metric: Metric, counts: &Counts) -> Option<Estimate> {
     match metric {
         Metric::ErrorRate => error_rate(counts),
-        Metric::LatencyP95 => latency_p95(counts),
+        Metric::LatencyP95 => p95(&counts.latency),
+        Metric::TimeToFirstTokenP95 => p95(&counts.first_byte),
     }
 }
 
-/// Share of errors with the score interval of Wilson (1927).
+/// Share of errors with the exact interval of Clopper and Pearson (1934), over as many samples as those of the callers
+/// are worth (Korn and Graubard 1998).
 fn error_rate(counts: &Counts) -> Option<Estimate> {
     if counts.completed == 0 {
         return None;
     }
-    let n = counts.completed as f64;
-    let share = (counts.errors as f64 / n).min(1.0);
-    let scale = 1.0 + Z * Z / n;
-    let centre = (share + Z * Z / (2.0 * n)) / scale;
-    let half = Z / scale * (share * (1.0 - share) / n + Z * Z / (4.0 * n * n)).sqrt();
+    let n = counts.errors_by_caller.independent(counts.completed);
+    let share = (counts.errors as f64 / counts.completed as f64).min(1.0);
+    let (errors, good) = (share * n, (1.0 - share) * n);
     Some(Estimate {
         value: share,
-        low: (centre - half).max(0.0),
-        high: (centre + half).min(1.0),
+        low: beta_quantile(errors, good + 1.0, 1.0 - CONFIDENCE).unwrap_or(0.0),
+        high: beta_quantile(errors + 1.0, good, CONFIDENCE).unwrap_or(1.0),
+        independent: n,
     })
 }
 
+/// None where a parameter is 0: then the interval has no end of its own there.
+fn beta_quantile(a: f64, b: f64, share: f64) -> Option<f64> {
+    Some(Beta::new(a, b).ok()?.inverse_cdf(share))
+}
+
 /// 95th percentile in seconds. The range is that of the order statistics around it: the number of
-/// samples below a quantile is binomial (David and Nagaraja, Order Statistics, 7.1).
-fn latency_p95(counts: &Counts) -> Option<Estimate> {
-    let n: u64 = counts.latency.iter().map(|(_, count)| count).sum();
-    let spread = Z * (TAIL * (1.0 - TAIL) / n as f64).sqrt();
-    let at = |share: f64| Some(latency::quantile(&counts.latency, share)? / 1000.0);
+/// samples below a quantile is binomial (David and Nagaraja, Order Statistics, 7.1), over as many samples as those of
+/// the callers are worth (Woodruff 1952).
+fn p95(latencies: &Latencies) -> Option<Estimate> {
+    let samples: u64 = latencies.buckets.iter().map(|(_, count)| count).sum();
+    let n = latencies.by_caller.independent(samples);
+    let spread = Z * (TAIL * (1.0 - TAIL) / n).sqrt();
+    let at = |share: f64| Some(latency::quantile(&latencies.buckets, share)? / 1000.0);
     Some(Estimate {
         value: at(TAIL)?,
         low: at(TAIL - spread)?,
         high: at(TAIL + spread)?,
+        independent: n,
     })
 }
 
@@ -285,10 +318,11 @@ fn against_maximum(
         candidate.low > limit + TOLERANCE,
     );
     let relation = relation(&verdict);
+    let worth = worth(&verdict, candidate, samples);
     (
         verdict,
         format!(
-            "{} {} {relation} {} over {samples} requests",
+            "{} {} {relation} {} over {samples} requests{worth}",
             metric.name(),
             print(candidate.value),
             print(limit)
@@ -309,10 +343,11 @@ fn against_stable(
         candidate.low > stable.high * factor,
     );
     let relation = relation(&verdict);
+    let worth = worth(&verdict, candidate, samples);
     (
         verdict,
         format!(
-            "{} {} {relation} {} of the stable version + {} % over {samples} requests",
+            "{} {} {relation} {} of the stable version + {} % over {samples} requests{worth}",
             metric.name(),
             print(candidate.value),
             print(stable.value),
@@ -337,6 +372,17 @@ fn relation(verdict: &Verdict) -> &'static str {
         Verdict::Fail => ">",
         _ => "is, within its noise, at",
     }
+}
+
+/// Why so many requests do not decide, where it is that few callers made them.
+fn worth(verdict: &Verdict, of: Estimate, samples: u64) -> String {
+    let independent = of.independent.floor();
+    if *verdict != Verdict::Inconclusive || independent * 2.0 > samples as f64 {
+        return String::new();
+    }
+    format!(
+        " (they come from so few callers that they say as much as {independent} of a caller each)"
+    )
 }
 
 fn print(value: f64) -> String {
@@ -453,6 +499,56 @@ mod tests {
         assert!(message.ends_with("+ 10 % over 200 requests"), "{message}");
     }
 
+    /// 20 callers with 40 requests each; so many errors of each.
+    fn by_callers(errors: [u64; 20]) -> VersionStats {
+        let sum = |of: fn(u64) -> u64| errors.iter().map(|it| of(*it)).sum();
+        VersionStats {
+            errors_by_caller: Some(ClusterSums {
+                callers: 20,
+                samples: 800,
+                hits: sum(|it| it),
+                samples_squared: 20 * 40 * 40,
+                samples_times_hits: sum(|it| it * 40),
+                hits_squared: sum(|it| it * it),
+            }),
+            ..stats("new", 800, sum(|it| it), &[])
+        }
+    }
+
+    #[test]
+    fn errors_of_one_caller_hold_where_as_many_of_all_callers_fail() {
+        let limit = Limit::Maximum(0.01);
+        let judged = |stats| ruled(Metric::ErrorRate, limit, &router(vec![stats]));
+        assert_eq!(judged(by_callers([2; 20])).verdict, Verdict::Fail);
+        let mut one = [0; 20];
+        one[7] = 40;
+        let judgement = judged(by_callers(one));
+        assert_eq!(judgement.verdict, Verdict::Inconclusive);
+        let message = judgement.results[0].message.as_deref().unwrap();
+        assert!(
+            message
+                .starts_with("error_rate 0.05 is, within its noise, at 0.01 over 800 requests (")
+                && message.ends_with(" of a caller each)"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn a_first_token_is_judged_apart_from_the_last() {
+        let version = |digest, last: f64, first: f64| VersionStats {
+            first_byte: stats(digest, 0, 0, &[first; 100]).latency,
+            ..stats(digest, 100, 0, &[last; 100])
+        };
+        let slow_to_begin = router(vec![
+            version("old", 900.0, 20.0),
+            version("new", 900.0, 500.0),
+        ]);
+        let limit = Limit::MaximumIncreasePercent(50.0);
+        let verdict = |metric| ruled(metric, limit, &slow_to_begin).verdict;
+        assert_eq!(verdict(Metric::LatencyP95), Verdict::Pass);
+        assert_eq!(verdict(Metric::TimeToFirstTokenP95), Verdict::Fail);
+    }
+
     #[test]
     fn a_comparison_wants_as_many_of_the_stable_version() {
         let few = router(vec![
@@ -536,7 +632,7 @@ mod tests {
     proptest! {
         #[test]
         fn ranges_hold_their_value(completed in 1_u64..5000, errors in 0_u64..5000) {
-            let counts = Counts { completed, errors: errors.min(completed), latency: vec![] };
+            let counts = Counts { completed, errors: errors.min(completed), ..Counts::default() };
             let estimate = error_rate(&counts).unwrap();
             prop_assert!(estimate.low <= estimate.value + TOLERANCE);
             prop_assert!(estimate.high >= estimate.value - TOLERANCE);

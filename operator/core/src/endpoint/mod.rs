@@ -7,6 +7,7 @@
 mod analysis;
 mod answers;
 mod children;
+mod cluster;
 mod decide;
 mod desired;
 mod fleet;

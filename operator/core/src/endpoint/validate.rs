@@ -113,8 +113,10 @@ pub struct Rule {
 pub enum Metric {
     /// Share of completed requests.
     ErrorRate,
-    /// Seconds.
+    /// Seconds to the last byte.
     LatencyP95,
+    /// Seconds to the first byte.
+    TimeToFirstTokenP95,
 }
 
 impl Metric {
@@ -123,6 +125,7 @@ impl Metric {
         match self {
             Self::ErrorRate => "error_rate",
             Self::LatencyP95 => "latency_p95",
+            Self::TimeToFirstTokenP95 => "time_to_first_token_p95",
         }
     }
 
@@ -130,7 +133,7 @@ impl Metric {
     pub const fn reason(self) -> &'static str {
         match self {
             Self::ErrorRate => reason::ERROR_RATE_ABOVE_LIMIT,
-            Self::LatencyP95 => reason::LATENCY_ABOVE_LIMIT,
+            Self::LatencyP95 | Self::TimeToFirstTokenP95 => reason::LATENCY_ABOVE_LIMIT,
         }
     }
 }
@@ -354,6 +357,7 @@ fn read_rule(field: &str, rule: &AnalysisRule) -> Result<Rule, Invalid> {
     let metric = match &rule.metric {
         AnalysisMetric::ErrorRate => Metric::ErrorRate,
         AnalysisMetric::LatencyP95 => Metric::LatencyP95,
+        AnalysisMetric::TimeToFirstTokenP95 => Metric::TimeToFirstTokenP95,
         AnalysisMetric::Other(other) => {
             return Err(unknown(
                 &format!("{field}.metric"),

@@ -233,7 +233,10 @@ impl Rig {
             to_milliseconds_ago: 0,
         };
         let reply = self.grpc.stats(request).await.unwrap().into_inner();
-        let count = |v: wire::VersionStats| (v.version, v.completed, v.errors, v.callers);
+        let count = |v: wire::VersionStats| {
+            let callers = v.errors_by_caller.map_or(0, |sums| sums.callers);
+            (v.version, v.completed, v.errors, callers)
+        };
         reply.versions.into_iter().map(count).collect()
     }
 
