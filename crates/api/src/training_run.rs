@@ -558,6 +558,10 @@ pub struct Progress {
     /// step / totalSteps in percent.
     #[schemars(range(min = 0, max = 100))]
     pub percent: u32,
+    /// How much of the evaluation is done, in percent, while the stage is Evaluate.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 100))]
+    pub evaluated_percent: Option<u32>,
     /// Passes over the train rows.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub epoch: Option<Decimal>,

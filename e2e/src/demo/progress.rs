@@ -24,7 +24,7 @@ struct Seen {
 #[derive(Default)]
 pub struct Shown {
     reason: String,
-    tenth: Option<u32>,
+    tenths: Option<(u32, Option<u32>)>,
     /// How often status told of a loss and an estimated end in the middle of the training.
     while_training: u32,
     /// When the first step and the last were seen.
@@ -32,7 +32,7 @@ pub struct Shown {
 }
 
 impl Shown {
-    /// A line for each reason and for every tenth of the steps.
+    /// A line for each reason and for every tenth of the steps and of the evaluation.
     pub fn see(&mut self, status: &graftwork_api::TrainingRunStatus) {
         let reason = condition(&status.conditions, "Succeeded")
             .map_or("", |condition| condition.reason.as_str());
@@ -46,16 +46,21 @@ impl Shown {
             };
             self.training = Some((self.training.map_or(now, |(first, _)| first), now));
         }
-        let tenth = Some(progress.percent / 10);
-        if self.reason == reason && self.tenth == tenth {
+        let evaluated = progress.evaluated_percent;
+        let tenths = Some((progress.percent / 10, evaluated.map(|percent| percent / 10)));
+        if self.reason == reason && self.tenths == tenths {
             return;
         }
         reason.clone_into(&mut self.reason);
-        self.tenth = tenth;
+        self.tenths = tenths;
         let in_the_middle = progress.step > 0 && progress.step < progress.total_steps;
         if in_the_middle && progress.loss.is_some() && progress.estimated_completion_time.is_some()
         {
             self.while_training += 1;
+        }
+        if let Some(percent) = evaluated {
+            say(&format!("   {reason}: {percent} % of the evaluation"));
+            return;
         }
         say(&format!(
             "   {reason}: step {}/{} ({} %), loss {}, {} tokens/s, done at {}",

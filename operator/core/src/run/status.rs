@@ -233,6 +233,7 @@ fn decide(
 fn forget_estimate(status: &mut TrainingRunStatus) {
     if let Some(progress) = &mut status.progress {
         progress.estimated_completion_time = None;
+        progress.evaluated_percent = None;
     }
 }
 
@@ -316,11 +317,13 @@ fn take_report(
     if before.is_some() && waited < PROGRESS_SECONDS && status.stage.as_ref() == Some(&stage) {
         return (verdict, Some(PROGRESS_SECONDS - waited));
     }
+    let evaluates = stage == RunStage::Evaluate && said.rows_to_evaluate > 0;
     status.stage = Some(stage);
     status.progress = Some(Progress {
         step: said.step.min(LARGEST),
         total_steps: said.total_steps.min(LARGEST),
         percent: percent(said.step, said.total_steps),
+        evaluated_percent: evaluates.then(|| percent(said.evaluated_rows, said.rows_to_evaluate)),
         epoch: Decimal::rounded(said.epoch, 2),
         loss: said.loss.and_then(|loss| Decimal::rounded(loss, 4)),
         best_validation_loss: said
@@ -385,6 +388,7 @@ fn complete(
         step: result.steps,
         total_steps: result.steps,
         percent: 100,
+        evaluated_percent: None,
         epoch: status.progress.as_ref().and_then(|it| it.epoch.clone()),
         loss: Decimal::rounded(result.final_loss, 4),
         best_validation_loss: status

@@ -43,6 +43,37 @@ fn progress_reaches_status_and_is_not_written_at_every_report() {
 }
 
 #[test]
+fn progress_says_how_much_is_evaluated_while_it_is() {
+    let mut world = World::new();
+    world.start();
+    let mut shown = vec![];
+    for (stage, rows, of) in [
+        ("Train", 0, 0),
+        ("Evaluate", 0, 0),
+        ("Evaluate", 30, 120),
+        ("Evaluate", 120, 120),
+        ("Package", 120, 120),
+    ] {
+        world.seconds += 5;
+        world.observed.report = Some(Report {
+            progress: Progress {
+                stage: stage.to_owned(),
+                step: 100,
+                total_steps: 100,
+                evaluated_rows: rows,
+                rows_to_evaluate: of,
+                ..Progress::default()
+            },
+            at: at(world.seconds),
+        });
+        world.reconcile();
+        let progress = world.cr.status.clone().unwrap().progress.unwrap();
+        shown.push(progress.evaluated_percent);
+    }
+    assert_eq!(shown, [None, None, Some(25), Some(100), None]);
+}
+
+#[test]
 fn progress_goes_on_where_an_operator_was_ahead_of_the_clock() {
     let mut world = World::new();
     world.start();
