@@ -481,7 +481,7 @@ fn is_transport(status: &Status) -> bool {
 fn record(record: store::Record) -> Record {
     Record {
         path: record.path,
-        content: record.content,
+        content: (!record.truncated).then_some(record.content),
     }
 }
 

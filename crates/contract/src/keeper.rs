@@ -4,6 +4,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::store::BucketStore;
 
+/// A record that is longer comes without its content.
+pub const MAXIMUM_RECORD_BYTES: u64 = 256 << 10;
+
 /// `config.json` of a keeper.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

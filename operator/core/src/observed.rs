@@ -238,20 +238,27 @@ pub fn describe_end(exit_code: i32, reason: &str, message: &str) -> String {
 pub struct Record {
     /// Path below the namespace's folder.
     pub path: String,
-    /// The file's bytes.
-    pub content: Vec<u8>,
+    /// The file's bytes; none where it is longer than a keeper sends.
+    pub content: Option<Vec<u8>>,
 }
 
 impl Record {
     /// The record's value.
     ///
     /// # Errors
-    /// Where the content is not JSON of that type; names the path.
+    /// Where the content is not JSON of that type, or did not come; names the path.
     pub fn read<T: serde::de::DeserializeOwned>(&self) -> Result<T, UnreadableRecord> {
-        serde_json::from_slice(&self.content).map_err(|cause| UnreadableRecord {
+        let unreadable = |cause: String| UnreadableRecord {
             path: self.path.clone(),
-            cause: cause.to_string(),
-        })
+            cause,
+        };
+        let content = self.content.as_deref().ok_or_else(|| {
+            unreadable(format!(
+                "it is longer than {} KiB, which is all that a keeper sends of a record",
+                graftwork_contract::keeper::MAXIMUM_RECORD_BYTES >> 10
+            ))
+        })?;
+        serde_json::from_slice(content).map_err(|cause| unreadable(cause.to_string()))
     }
 }
 
@@ -294,16 +301,10 @@ pub struct Base {
     pub digest: graftwork_contract::Digest,
     /// Width of the residual stream.
     pub hidden_size: u32,
-    /// Number of layers.
-    pub layers: u32,
     /// Modules that an adapter may change; empty where the keeper does not say.
     pub target_modules: Vec<String>,
-    /// Tokens.
-    pub vocabulary: u32,
     /// Longest context.
     pub maximum_positions: u32,
-    /// Parameters.
-    pub parameters: u64,
     /// A block of its KV cache; none where the keeper is older than this question.
     pub key_values: Option<KeyValueBlock>,
 }
@@ -315,4 +316,25 @@ pub struct Problem {
     pub reason: String,
     /// File, field, value, limit.
     pub message: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_that_is_too_long_is_not_called_bad_json() {
+        let record = |content: Option<&[u8]>| Record {
+            path: "datasets/d/versions/1.json".to_owned(),
+            content: content.map(<[u8]>::to_vec),
+        };
+        assert_eq!(record(Some(b"7")).read::<u32>().unwrap(), 7);
+        assert_eq!(
+            record(None).read::<u32>().unwrap_err().to_string(),
+            "record datasets/d/versions/1.json can't be read: it is longer than 256 KiB, which is all that a keeper \
+             sends of a record"
+        );
+        let bad = record(Some(b"")).read::<u32>().unwrap_err();
+        assert!(bad.to_string().contains("EOF"), "{bad}");
+    }
 }

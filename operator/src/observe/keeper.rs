@@ -191,11 +191,8 @@ pub async fn base(
             (None, Ok(digest)) => Asked::Answered(Ok(Base {
                 digest,
                 hidden_size: reply.hidden_size,
-                layers: reply.layers,
                 target_modules: reply.target_modules,
-                vocabulary: reply.vocabulary,
                 maximum_positions: reply.maximum_positions,
-                parameters: reply.parameters,
                 key_values: KeyValueBlock::new(
                     reply.key_value_block_bytes,
                     u64::from(reply.key_value_block_tokens),

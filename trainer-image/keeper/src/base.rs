@@ -146,11 +146,7 @@ pub fn reply(result: Result<Base, Problem>) -> DescribeBaseReply {
         Ok(Base { config, digest }) => DescribeBaseReply {
             digest,
             hidden_size: config.hidden_size as u32,
-            layers: config.num_hidden_layers as u32,
-            vocabulary: config.vocab_size as u32,
             maximum_positions: config.max_position_embeddings as u32,
-            parameters: config.parameters() as u64,
-            model_type: config.family.model_type().to_owned(),
             target_modules: Module::ALL.map(|module| module.name().to_owned()).to_vec(),
             key_value_block_bytes: KvPool::block_bytes(&config) as u64,
             key_value_block_tokens: KV_BLOCK_TOKENS as u32,

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use graftwork_artifacts::{Category, Put, Store};
 use graftwork_contract::Digest;
+use graftwork_contract::keeper::MAXIMUM_RECORD_BYTES;
 use graftwork_contract::proto::call::v1::SignedCall;
 use graftwork_contract::proto::store::v1 as proto;
 use graftwork_contract::proto::store::v1::keeper_server::KeeperServer;
@@ -27,8 +28,6 @@ use crate::problem::{Failure, causes, problem};
 use crate::retention;
 use crate::turns::{Call, Turns};
 
-/// Records above this are listed without their content.
-const MAXIMUM_RECORD_BYTES: u64 = 256 << 10;
 /// Records of one listing; a prefix names one object's, which has far fewer.
 const MAXIMUM_RECORDS: usize = 10_000;
 /// Content of one listing (16 MiB), well below what the operator's client takes.

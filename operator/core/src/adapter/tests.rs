@@ -51,11 +51,8 @@ impl World {
         let base = Base {
             digest: digest("base"),
             hidden_size: 64,
-            layers: 2,
             target_modules: vec![],
-            vocabulary: 100,
             maximum_positions: 512,
-            parameters: 1000,
             key_values: None,
         };
         Self {
@@ -124,7 +121,7 @@ impl World {
         };
         let record = Record {
             path: "result.json".to_owned(),
-            content: serde_json::to_vec(&result).unwrap(),
+            content: Some(serde_json::to_vec(&result).unwrap()),
         };
         self.observed
             .results
@@ -138,7 +135,7 @@ impl World {
             .iter()
             .map(|(path, content)| Record {
                 path: path.clone(),
-                content: content.clone(),
+                content: Some(content.clone()),
             })
             .collect();
         for verification in verifications(&self.cr, &records) {

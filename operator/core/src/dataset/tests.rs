@@ -274,7 +274,7 @@ impl World {
         };
         let write = |path: &str, content: Vec<u8>| Record {
             path: path.to_owned(),
-            content,
+            content: Some(content),
         };
         let Asked::Answered(versions) = &mut self.observed.versions else {
             unreachable!("the keeper answers here")

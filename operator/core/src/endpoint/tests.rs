@@ -97,11 +97,8 @@ impl World {
         let base = Base {
             digest: Digest::of(b"base"),
             hidden_size: 64,
-            layers: 2,
             target_modules: vec![],
-            vocabulary: 100,
             maximum_positions: 512,
-            parameters: 1000,
             // 512 tokens take 1.5 MiB.
             key_values: KeyValueBlock::new(49_152, 16),
         };

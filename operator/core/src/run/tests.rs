@@ -141,11 +141,8 @@ impl World {
                 base: Asked::Answered(Ok(Base {
                     digest: Digest::of(b"base"),
                     hidden_size: 192,
-                    layers: 4,
                     target_modules: vec![],
-                    vocabulary: 2048,
                     maximum_positions: 512,
-                    parameters: 2_000_000,
                     key_values: None,
                 })),
                 ..Observed::default()
@@ -253,7 +250,7 @@ impl World {
             if self.store.iter().all(|it| it.path != request.path) {
                 self.store.push(Record {
                     path: request.path.clone(),
-                    content: request.content.clone(),
+                    content: Some(request.content.clone()),
                 });
                 self.writes += 1;
             }
@@ -403,7 +400,7 @@ impl World {
         };
         self.store.push(Record {
             path,
-            content: serde_json::to_vec(&result).unwrap(),
+            content: Some(serde_json::to_vec(&result).unwrap()),
         });
     }
 

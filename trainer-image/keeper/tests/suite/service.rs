@@ -383,10 +383,7 @@ async fn a_base_model_is_described_or_its_problem_is() {
     assert_eq!(base.problem, None);
     let expected = graftwork_model::base::base_digest(&bench.claim().join("base")).unwrap();
     assert_eq!(base.digest, expected);
-    assert_eq!(
-        (base.hidden_size as usize, base.layers as usize),
-        (shape().hidden, shape().layers)
-    );
+    assert_eq!(base.hidden_size as usize, shape().hidden);
     // Keys and values of 16 tokens in 4 bytes each.
     let width = shape().kv_heads * shape().hidden / shape().heads;
     assert_eq!(

@@ -45,9 +45,9 @@ fn a_version_says_in_which_precision_it_was_scored_where_its_run_named_one() {
     let Some(Asked::Answered(record)) = world.observed.results.get_mut("one") else {
         panic!("it was published")
     };
-    let mut result: Value = serde_json::from_slice(&record.content).unwrap();
+    let mut result: Value = record.read().unwrap();
     result["precision"] = json!("Q4_K");
-    record.content = serde_json::to_vec(&result).unwrap();
+    record.content = Some(serde_json::to_vec(&result).unwrap());
     world.settle();
     assert_eq!(world.version(1).precision.as_deref(), Some("Q4_K"));
     world.publish_run("two", 0.39, None);

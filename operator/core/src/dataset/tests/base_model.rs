@@ -157,7 +157,7 @@ fn tokens_and_the_version_before_stand_in_status() {
         test: 900,
         longest_row: 120,
     });
-    records[1].content = serde_json::to_vec(&record).unwrap();
+    records[1].content = Some(serde_json::to_vec(&record).unwrap());
     world.reconcile();
     let versions = world.cr.status.unwrap().versions;
     let tokens = versions[0].tokens.unwrap();

@@ -48,7 +48,7 @@ fn what_a_run_or_an_adapter_refers_to_stays_and_so_do_the_rows_of_now() {
     };
     let mut build: BuildRecord = record.read().unwrap();
     build.version = 2;
-    record.content = serde_json::to_vec(&build).unwrap();
+    record.content = Some(serde_json::to_vec(&build).unwrap());
     assert_eq!(pruned(&mut back), [4, 3, 1]);
 }
 

@@ -54,7 +54,7 @@ fn reported(classification: Option<&str>) -> (Vec<String>, Option<Classification
     label.name = "label/Ann Smith/f1".to_owned();
     result.metrics.push(label);
     result.classification = told.classification;
-    record.content = serde_json::to_vec(&result).unwrap();
+    record.content = Some(serde_json::to_vec(&result).unwrap());
     world.end_pod(0, |_| {});
     world.reconcile();
     let metrics = world.cr.status.unwrap().metrics.into_iter();
@@ -115,7 +115,7 @@ fn a_result_of_a_trainer_that_did_not_count_cut_rows_is_read() {
     let mut result: serde_json::Value = record.read().unwrap();
     let fields = result.as_object_mut().unwrap();
     assert!(fields.remove("trainRows").is_some() && fields.remove("testRows").is_some());
-    record.content = serde_json::to_vec(&result).unwrap();
+    record.content = Some(serde_json::to_vec(&result).unwrap());
     world.end_pod(0, |_| {});
     world.reconcile();
     assert_eq!(world.succeeded().1, reason::COMPLETED);
