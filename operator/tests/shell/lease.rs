@@ -347,6 +347,7 @@ async fn who_is_asked_to_stop_while_it_waits_does_not_hold_what_it_made() {
     let (mut maker, term) = server.elector("maker");
     let stop = CancellationToken::new();
     let ask = async {
+        // In the midst of the wait, which takes a lease.
         tokio::time::sleep(TIMES.lease / 2).await;
         assert_eq!(server.holder(), "maker");
         stop.cancel();
@@ -379,6 +380,7 @@ async fn who_is_asked_to_stop_while_another_one_leads_leaves_the_lease_alone() {
     let (mut follower, _) = server.elector("follower");
     let stop = CancellationToken::new();
     let ask = async {
+        // The leader renews meanwhile, and the follower looks again.
         tokio::time::sleep(TIMES.retry * 2).await;
         stop.cancel();
     };
@@ -427,6 +429,7 @@ async fn a_leader_that_is_asked_to_stop_between_renewals_gives_the_lease_back_at
     lead(&mut elector).await;
     let stop = CancellationToken::new();
     let ask = async {
+        // Until it has renewed at least once.
         tokio::time::sleep(TIMES.retry).await;
         stop.cancel();
     };

@@ -109,6 +109,7 @@ async fn a_failing_reconcile_moves_errors_durations_and_the_depth_of_the_queue()
     let errors = "graftwork_reconcile_errors_total{category=\"deadline\",kind=\"Dataset\"}";
     let ended = "graftwork_reconciles_total{kind=\"Dataset\"}";
     let timed = "graftwork_reconcile_duration_seconds_count{kind=\"Dataset\"}";
+    // Within the deadline of the first looks, which do not end.
     tokio::time::sleep(Duration::from_secs(1)).await;
     let text = read(shown.clone()).await;
     let waiting = f64::from(OBJECTS) - AT_ONCE;

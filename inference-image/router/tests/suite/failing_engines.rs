@@ -371,6 +371,7 @@ async fn a_client_that_does_not_read_holds_the_engine_back() {
         rig
     };
     let response = rig_small.open(rig_small.chat(&question("u"), &[])).await;
+    // Time in which a router that held all of it back would have read it.
     tokio::time::sleep(Duration::from_millis(500)).await;
     assert_eq!(home.open(), 1, "64 MiB do not fit in between");
     let answer = crate::rig::read(response).await;
@@ -416,6 +417,7 @@ async fn engines_that_the_operator_does_not_know_yet_help_out_for_stable_version
 async fn ready_means_that_an_engine_has_answered_and_lasts() {
     let mut rig = Rig::start_with(&config("127.0.0.1:1"), &[]).await;
     let ready = async |rig: &Rig| rig.get(rig.router.metrics, "/readyz").await.status.as_u16();
+    // Time in which a router that takes silence for an answer would be ready.
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!(
         ready(&rig).await,
@@ -480,6 +482,7 @@ async fn a_drain_accepts_for_a_while_finishes_what_runs_and_ends() {
             rig.router
                 .drain(Duration::from_millis(700), Duration::from_secs(60)),
         );
+        // In the midst of the 700 ms in which it still accepts.
         tokio::time::sleep(Duration::from_millis(300)).await;
         let ready = http::Request::get(format!("http://{metrics}/readyz"))
             .body(http_body_util::Full::default())
@@ -492,6 +495,7 @@ async fn a_drain_accepts_for_a_while_finishes_what_runs_and_ends() {
             late.headers["connection"], "close",
             "the next one goes elsewhere"
         );
+        // Past the end of the 700 ms.
         tokio::time::sleep(Duration::from_millis(600)).await;
         assert!(
             ask(question("too late")).await.is_err(),
