@@ -14,7 +14,7 @@ use super::attempt;
 use super::inputs;
 use super::step::{Phase, Step, pod_of};
 use super::{Invalid, Observed, Referenced, Report};
-use crate::conditions::{self, Conditions, Truth};
+use crate::conditions::{self, Conditions, Moving, Truth};
 use crate::jobs::{self, seconds_between};
 use crate::measured;
 use crate::plan::{Actions, Decision, Event, NAME_TAKEN_PAUSE, Plan};
@@ -76,8 +76,7 @@ struct Said {
     reason: &'static str,
     message: String,
     finished: bool,
-    stalled: bool,
-    reconciling: bool,
+    moving: Moving,
 }
 
 impl Said {
@@ -87,8 +86,7 @@ impl Said {
             reason,
             message: message.into(),
             finished: false,
-            stalled: false,
-            reconciling: true,
+            moving: Moving::Reconciling,
         }
     }
 
@@ -98,8 +96,11 @@ impl Said {
             reason,
             message: message.into(),
             finished: true,
-            stalled: truth == Truth::False,
-            reconciling: false,
+            moving: if truth == Truth::False {
+                Moving::Stalled
+            } else {
+                Moving::Rests
+            },
         }
     }
 }
@@ -121,8 +122,11 @@ pub fn report(
         Step::Invalid(bad) => invalid(cr, bad, now),
         Step::Wait(waiting) => {
             let mut said = Said::under_way(waiting.reason, waiting.message.clone());
-            said.stalled = is_stalled(waiting.reason);
-            said.reconciling = false;
+            said.moving = if is_stalled(waiting.reason) {
+                Moving::Stalled
+            } else {
+                Moving::Rests
+            };
             act(status, &said, Some(wait_seconds(waiting.reason)))
         }
         Step::Pin(_) | Step::Open(_) | Step::Close(..) => decide(cr, status, step, now),
@@ -136,7 +140,7 @@ pub fn report(
             let mut status = status;
             forget_estimate(&mut status);
             let mut said = Said::under_way(reason::SUSPENDED, "spec.suspend is set");
-            said.reconciling = false;
+            said.moving = Moving::Rests;
             act(status, &said, None)
         }
         Step::Make(number, _) => {
@@ -472,17 +476,11 @@ fn say(
             "the run is not over"
         },
     );
-    list.set_while(
-        condition::RECONCILING,
-        said.reconciling,
-        said.reason,
-        &said.message,
-    );
-    list.set_while(condition::STALLED, said.stalled, said.reason, &said.message);
+    list.set_moving(said.moving, said.reason, &said.message);
     next.conditions = list.into_list();
     next.observed_generation = cr.metadata.generation;
     let is_first = conditions::find(&old, condition::SUCCEEDED).is_none();
-    let is_warning = said.stalled
+    let is_warning = said.moving == Moving::Stalled
         || said.truth == Truth::False
         || said.reason == reason::RESTARTING
         // A namespace's first object waits for its keeper.

@@ -218,7 +218,10 @@ impl Shelf<'_> {
     }
 
     fn title(&self, uri: &str) -> String {
-        format!("source {} ({uri})", self.source.name)
+        format!(
+            "source {0} (spec.sources[{0}].uri: {uri})",
+            self.source.name
+        )
     }
 }
 

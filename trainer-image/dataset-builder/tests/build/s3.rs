@@ -216,7 +216,12 @@ fn what_is_wrong_with_a_bucket_is_said_by_name_and_without_its_keys() {
         let outcome = (code, summary.reason.as_str());
         assert_eq!(outcome, expected, "{uri} {change:?}: {summary:?}");
         assert!(summary.message.contains(words), "{uri}: {summary:?}");
-        assert!(summary.message.contains("source faq (s3://"), "{summary:?}");
+        assert!(
+            summary
+                .message
+                .contains("source faq (spec.sources[faq].uri: s3://"),
+            "{summary:?}"
+        );
         for hidden in [KEY_ID, KEY, "wrong-hidden"] {
             assert!(!summary.message.contains(hidden), "{summary:?}");
         }

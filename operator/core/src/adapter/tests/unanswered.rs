@@ -155,6 +155,28 @@ fn a_persons_approval_is_answered_when_the_base_model_is_known() {
 }
 
 #[test]
+fn a_version_that_waits_for_a_base_model_says_what_is_wrong_with_that() {
+    let mut world = World::new(&json!({}));
+    world.publish_run("one", 0.5, None);
+    forget(&mut world);
+    world.observed.base = Asked::Answered(Err(Problem {
+        reason: reason::BASE_MODEL_UNSUPPORTED.to_owned(),
+        message: "config.json: model_type \"mamba\" is not supported".to_owned(),
+    }));
+    world.settle();
+    assert_eq!(
+        world.stage(1),
+        (VersionStage::Candidate, reason::GATE_PENDING)
+    );
+    assert_eq!(
+        world.version(1).message.as_deref(),
+        Some(
+            "the base model that it has to fit: config.json: model_type \"mamba\" is not supported"
+        )
+    );
+}
+
+#[test]
 fn what_was_approved_is_eligible_again_only_when_the_base_model_is_known_to_fit() {
     let mut world = World::new(&json!({}));
     world.publish_run("one", 0.5, None);
