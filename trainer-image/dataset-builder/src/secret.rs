@@ -61,8 +61,10 @@ impl<'a> Mounted<'a> {
     /// A Secret that can't be used, for this problem.
     pub fn bad(&self, problem: &str) -> Failure {
         Failure::source_denied(format!(
-            "{}: {problem}; correct the Secret, then change the annotation graftwork.dev/refresh",
-            self.title()
+            "{}: {problem}; correct the Secret that spec.sources[{}] names, then change the annotation \
+             graftwork.dev/refresh",
+            self.title(),
+            self.source.name
         ))
     }
 
