@@ -207,17 +207,18 @@ fn is_undone(view: &VersionView, rejected: &Rejected) -> bool {
 }
 
 /// The first judgement stands as long as the gate is the same: what production is later does not
-/// change what was measured then.
+/// change what was measured then. The one that a version was approved by stands whatever the gate is now.
 fn judgement(valid: &Valid, version: &Version, production: Option<u32>) -> Judgement {
     let approved = version.approved.as_ref();
     let recorded = [
-        version.gate.as_ref(),
         approved.and_then(|it| it.gate.as_ref()),
+        version.gate.as_ref(),
     ];
+    let stands = approved.is_some() && version.rejection().is_none();
     recorded
         .into_iter()
         .flatten()
-        .find(|gate| gate.rules_digest == valid.gate.digest)
+        .find(|gate| stands || gate.rules_digest == valid.gate.digest)
         .map_or_else(
             || gate::judge(&valid.gate, &version.created, production),
             |gate| Judgement {

@@ -133,9 +133,10 @@ impl Context<'_> {
         } else {
             None
         };
-        let wanted = first
-            .filter(may_be_tried)
-            .or_else(|| self.wanted(entry, adapter, &eligible).filter(may_be_tried));
+        let wanted = first.filter(may_be_tried).or_else(|| {
+            let wanted = self.wanted(entry, adapter, &eligible, &rejected);
+            wanted.filter(may_be_tried)
+        });
 
         let judgement = self.judge(adapter);
         let inputs = Inputs {
@@ -161,12 +162,15 @@ impl Context<'_> {
     }
 
     /// The version that an entry asks for. Who follows an adapter does not go back to an older
-    /// version by itself while the newer one may be served: what a person brought back stays.
+    /// version by itself while the newer one may be served: what a person brought back stays. Nor
+    /// does a version that was taken back here give way to an older one: it is what is wanted, for the
+    /// day on which it may be tried again.
     fn wanted(
         &self,
         entry: &AdapterEntry,
         adapter: &ServedAdapter,
         eligible: &[VersionedDigest],
+        rejected: &[RejectedDigest],
     ) -> Option<VersionedDigest> {
         let held = &self.cr.spec.engine.quantization;
         let Desired::Version(version) =
@@ -174,10 +178,18 @@ impl Context<'_> {
         else {
             return None;
         };
-        let kept = adapter.stable.as_ref().filter(|stable| {
-            entry.version.is_none() && stable.version > version.version && eligible.contains(stable)
-        });
-        Some(kept.cloned().unwrap_or(version))
+        let (Some(stable), None) = (&adapter.stable, entry.version) else {
+            return Some(version);
+        };
+        let is_kept = stable.version > version.version && eligible.contains(stable);
+        let followed = if is_kept { stable.clone() } else { version };
+        let adapters = &self.observed.adapters;
+        desired::taken_back(entry, adapters, self.base, held)
+            .into_iter()
+            .filter(|version| rejected.iter().any(|it| it.digest == version.digest))
+            .filter(|version| version.version > followed.version)
+            .max_by_key(|version| version.version)
+            .or(Some(followed))
     }
 
     /// The judgement of a window that is due and about which the routers were asked.

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 
 use graftwork_api::conditions::reason;
-use graftwork_api::lora_adapter::{AdapterVersion, Gate, LastServed, VersionStage};
+use graftwork_api::lora_adapter::{AdapterVersion, Gate, LastServed, Verdict, VersionStage};
 use graftwork_api::serving_endpoint::{AdapterEntry, BaseQuantization, Rollout};
 use graftwork_api::{LoRAAdapter, VersionedDigest};
 use graftwork_contract::Digest;
-use serde_json::json;
+use serde::Serialize;
+use serde_json::{Value, json};
 
 /// What an entry of `spec.adapters` asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -245,12 +246,54 @@ pub fn rolled_back(
         .collect()
 }
 
+/// Of those, the ones that the adapter's gate, as it is now, does not fail, scored in the precision that engines hold
+/// the base model in.
+pub fn taken_back(
+    entry: &AdapterEntry,
+    adapters: &BTreeMap<String, LoRAAdapter>,
+    base: Option<&Digest>,
+    held: &BaseQuantization,
+) -> Vec<VersionedDigest> {
+    let name = &entry.adapter_ref.name;
+    // A status that has not seen the newest gate says nothing of it.
+    let is_seen = adapters.get(name).is_some_and(|adapter| {
+        let seen = adapter
+            .status
+            .as_ref()
+            .and_then(|status| status.observed_generation);
+        seen == adapter.metadata.generation
+    });
+    let fails = |version: &AdapterVersion| {
+        let gate = version.gate.as_ref();
+        gate.is_some_and(|gate| gate.verdict == Verdict::Fail)
+    };
+    servable(entry, adapters, base)
+        .filter(|version| {
+            is_seen
+                && version.stage == VersionStage::Rejected
+                && !fails(version)
+                && scored_otherwise(name, version, held).is_none()
+        })
+        .map(AdapterVersion::versioned_digest)
+        .collect()
+}
+
 /// Hash of what decides whether a rejected version may be tried again by itself: the entry, how it
-/// is rolled out, and the adapter's gate.
+/// is rolled out, and the adapter's gate. What is left at its default does not enter it: a field that
+/// a later operator knows is no change of the spec.
 pub fn settings_hash(entry: &AdapterEntry, rollout: &Rollout, gate: Option<&Gate>) -> String {
-    let decides = json!({"entry": entry, "rollout": rollout, "gate": gate});
+    let decides = json!({"entry": entry, "rollout": said(rollout), "gate": gate.map(said)});
     let text = graftwork_contract::digest::canonical_json(&decides);
     Digest::of(text.as_bytes()).short().to_owned()
+}
+
+/// The fields that are not as they are by default.
+fn said<T: Serialize + Default>(settings: &T) -> Value {
+    let (mut settings, default) = (json!(settings), json!(T::default()));
+    if let Value::Object(fields) = &mut settings {
+        fields.retain(|name, value| default.get(name) != Some(value));
+    }
+    settings
 }
 
 #[cfg(test)]

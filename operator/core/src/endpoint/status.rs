@@ -19,7 +19,7 @@ use crate::conditions::{self, Conditions, Truth, counted, shorten};
 use crate::observed::Pod;
 use crate::plan::Actions;
 use columns::{columns, count};
-use rollouts::say_rollouts;
+use rollouts::{say_pending, say_rollouts};
 use serving::{replacing, serving};
 
 pub use rollouts::pause_left;
@@ -35,13 +35,26 @@ pub fn held(
     now: Timestamp,
 ) -> Actions<ServingEndpointStatus> {
     let mut next = cr.status.clone().unwrap_or_default();
-    if next.adapters.is_empty() {
-        return say(cr, next, trouble, observed, now);
+    let decided = !next.adapters.is_empty();
+    if decided {
+        next.adapter_counts = Some(count(&next.adapters));
+        next.columns = Some(columns(&next.adapters, &next.rejected));
     }
-    next.adapter_counts = Some(count(&next.adapters));
-    next.columns = Some(columns(&next.adapters, &next.rejected));
     let mut actions = say(cr, next, trouble, observed, now);
-    say_rollouts(cr, policy, &mut actions, now);
+    if let Some(status) = &mut actions.status {
+        let mut conditions = Conditions::new(&status.conditions, cr.metadata.generation, now);
+        if decided {
+            say_rollouts(&mut conditions, &status.adapters, policy, now);
+        }
+        // What adapters are said to wait for is of the spec before.
+        conditions.set(
+            condition::ADAPTERS_PENDING,
+            Truth::Unknown,
+            &trouble.reason,
+            "what the spec asks for is not looked at while it can't be acted on",
+        );
+        status.conditions = conditions.into_list();
+    }
     actions
 }
 
@@ -77,7 +90,12 @@ pub fn report(context: Context<'_>, problem: Option<&Trouble>) -> Actions<Servin
         .cloned()
         .unwrap_or_else(|| serving(cr, observed, fleet, &next.adapters));
     let mut actions = say(cr, next, &trouble, observed, now);
-    say_rollouts(cr, &valid.policy, &mut actions, now);
+    if let Some(status) = &mut actions.status {
+        let mut conditions = Conditions::new(&status.conditions, cr.metadata.generation, now);
+        say_rollouts(&mut conditions, &status.adapters, &valid.policy, now);
+        say_pending(&mut conditions, &status.adapters);
+        status.conditions = conditions.into_list();
+    }
     actions
 }
 

@@ -228,6 +228,23 @@ fn another_gate_judges_again() {
 }
 
 #[test]
+fn what_approved_a_version_is_shown_with_it_whatever_the_gate_is_now() {
+    let mut world = World::new(&minimum("0.30"));
+    world.publish_run("one", 0.5, None);
+    world.settle();
+    world.cr.spec.gate = serde_json::from_value(minimum("0.60")).unwrap();
+    world.settle();
+    assert_eq!(
+        world.stage(1),
+        (VersionStage::Approved, reason::GATE_PASSED)
+    );
+    assert_eq!(
+        world.version(1).gate.as_ref().unwrap().verdict,
+        Verdict::Pass
+    );
+}
+
+#[test]
 fn an_approval_under_another_gate_is_recorded_with_what_that_gate_said() {
     let record = |world: &World| -> Value {
         let path = "adapters/topics/versions/1/approved.json";

@@ -4,14 +4,12 @@ use std::time::Duration;
 
 use graftwork_api::conditions::{condition, reason};
 use graftwork_api::serving_endpoint::{AdapterRollout, PausedBy, RolloutState, ServedAdapter};
-use graftwork_api::{ServingEndpoint, ServingEndpointStatus};
 use jiff::Timestamp;
 
 use super::state;
 use crate::conditions::{Conditions, NAMED, Truth, named};
 use crate::endpoint::rollout::{is_active, seconds_since};
 use crate::endpoint::validate::{Policy, Step, Strategy};
-use crate::plan::Actions;
 
 /// What is left of a timed pause or preview; nothing where it is over and something else holds it.
 pub fn pause_left(policy: &Policy, rollout: &AdapterRollout, now: Timestamp) -> Option<Duration> {
@@ -35,19 +33,15 @@ pub fn pause_left(policy: &Policy, rollout: &AdapterRollout, now: Timestamp) -> 
     Some(Duration::from_secs(length.saturating_sub(passed)))
 }
 
-/// Conditions about rollouts and adapters.
+/// Conditions about rollouts.
 pub(super) fn say_rollouts(
-    cr: &ServingEndpoint,
+    conditions: &mut Conditions,
+    adapters: &[ServedAdapter],
     policy: &Policy,
-    actions: &mut Actions<ServingEndpointStatus>,
     now: Timestamp,
 ) {
-    let Some(status) = &mut actions.status else {
-        return;
-    };
-    let mut conditions = Conditions::new(&status.conditions, cr.metadata.generation, now);
     let active = |adapter: &&ServedAdapter| state(adapter).is_some_and(is_active);
-    let active: Vec<_> = status.adapters.iter().filter(active).collect();
+    let active: Vec<_> = adapters.iter().filter(active).collect();
     match active.first() {
         Some(adapter) => {
             let (truth, reason, message) = progress(adapter, policy, now);
@@ -62,7 +56,7 @@ pub(super) fn say_rollouts(
         ),
     }
     let is_back = |it: &&ServedAdapter| state(it) == Some(&RolloutState::RolledBack);
-    let back: Vec<_> = status.adapters.iter().filter(is_back).collect();
+    let back: Vec<_> = adapters.iter().filter(is_back).collect();
     let first = back.first();
     match first.and_then(|adapter| Some((adapter, adapter.rollout.as_ref()?))) {
         Some((adapter, rollout)) => {
@@ -82,11 +76,11 @@ pub(super) fn say_rollouts(
             "no adapter's newest candidate was taken back",
         ),
     }
-    let pending: Vec<_> = status
-        .adapters
-        .iter()
-        .filter(|it| it.reason.is_some())
-        .collect();
+}
+
+/// The condition about adapters that are not served as the spec says.
+pub(super) fn say_pending(conditions: &mut Conditions, adapters: &[ServedAdapter]) {
+    let pending: Vec<_> = adapters.iter().filter(|it| it.reason.is_some()).collect();
     match pending.first() {
         Some(first) => conditions.set(
             condition::ADAPTERS_PENDING,
@@ -101,7 +95,6 @@ pub(super) fn say_rollouts(
             "every adapter is served",
         ),
     }
-    status.conditions = conditions.into_list();
 }
 
 /// What is said of the first of several adapters, after how many and which these are: a message is cut at its end.

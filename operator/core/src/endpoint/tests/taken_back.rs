@@ -20,6 +20,7 @@ fn a_spec_that_turns_bad_takes_the_candidate_back_and_goes_on_serving() {
     world.approve(2).settle();
     assert_eq!(world.state(), RolloutState::Paused);
     let before = children(&world);
+    assert_eq!(world.condition(condition::ADAPTERS_PENDING).0, "False");
     world.deaf_routers = true;
     let (profile, base) = (
         world.cr.spec.engine.compute_profile.clone(),
@@ -36,6 +37,11 @@ fn a_spec_that_turns_bad_takes_the_candidate_back_and_goes_on_serving() {
     assert_eq!(
         world.condition(condition::PROGRESSING),
         ("True", reason::ROLLING_BACK)
+    );
+    assert_eq!(
+        world.condition(condition::ADAPTERS_PENDING),
+        ("Unknown", reason::COMPUTE_PROFILE_NOT_FOUND),
+        "nothing is said of adapters by a spec that can't be acted on"
     );
     let actions = world.act();
     assert!(
@@ -235,4 +241,75 @@ fn one_adapters_many_rejections_do_not_push_out_the_only_one_of_another() {
         kept.iter().all(|it| it.version != 198),
         "the oldest of many"
     );
+}
+
+/// Its version 2 was aborted; as the adapter's own status says a moment later, `approved` is the newest that may be
+/// served.
+fn aborted(approved: u32) -> World {
+    let mut world = World::serving(&json!({}));
+    world.approve(2).settle();
+    assert_eq!(world.say("Abort", 2).0, AnswerOutcome::Done);
+    world.after(100_000);
+    world.approve(approved);
+    restage(&mut world, 2, "Rejected", reason::ROLLED_BACK_ON_ENDPOINT);
+    world.settle();
+    assert_eq!(world.state(), RolloutState::RolledBack);
+    world
+}
+
+#[test]
+fn who_follows_an_adapter_tries_a_rejected_version_again_once_rollout_or_gate_change() {
+    let changes: [fn(&mut World); 2] = [
+        |world| world.cr.spec.rollout.progress_deadline_seconds += 1,
+        |world| {
+            let adapter = world.observed.adapters.get_mut("a").unwrap();
+            adapter.spec.gate.confidence = graftwork_api::Decimal::rounded(0.9, 2).unwrap();
+        },
+    ];
+    for change in changes {
+        let mut world = aborted(1);
+        change(&mut world);
+        world.settle();
+        assert_eq!(world.state(), RolloutState::Paused);
+        let candidate = world.status().adapters[0].candidate.as_ref().unwrap();
+        assert_eq!(candidate.version, 2);
+    }
+}
+
+#[test]
+fn a_rejected_version_that_the_changed_gate_fails_is_not_tried_again() {
+    let mut world = aborted(1);
+    let adapter = world.observed.adapters.get_mut("a").unwrap();
+    adapter.spec.gate.confidence = graftwork_api::Decimal::rounded(0.9, 2).unwrap();
+    adapter.metadata.generation = Some(2);
+    // Its status is of the gate before.
+    world.settle();
+    assert_eq!(world.rollout(), None);
+    let status = world.observed.adapters.get_mut("a").unwrap();
+    let status = status.status.as_mut().unwrap();
+    status.observed_generation = Some(2);
+    let version = status.versions.iter_mut().find(|it| it.version == 2);
+    version.unwrap().gate =
+        serde_json::from_value(json!({"verdict": "Fail", "rules": []})).unwrap();
+    world.settle();
+    assert_eq!((world.rollout(), world.stable()), (None, 1));
+}
+
+#[test]
+fn a_rejected_version_does_not_give_way_to_an_older_one_that_never_served() {
+    let mut world = World::serving(&json!({}));
+    world.approve(2).settle();
+    world.approve(3).after(60);
+    assert_eq!(world.say("Abort", 3).0, AnswerOutcome::Done);
+    world.approve(2);
+    restage(&mut world, 3, "Rejected", reason::ROLLED_BACK_ON_ENDPOINT);
+    world.after(100_000);
+    assert_eq!(
+        (world.state(), world.stable()),
+        (RolloutState::RolledBack, 1)
+    );
+    assert_eq!(world.condition(condition::ROLLED_BACK).0, "True");
+    world.approve(4).settle();
+    let candidate = world.status().adapters[0].candidate.as_ref().unwrap();
+    assert_eq!(candidate.version, 4, "what is newer is tried");
 }
