@@ -2,10 +2,12 @@
 
 use std::path::Path;
 
+use graftwork_api::amount::value;
 use graftwork_contract::address::Guard;
 use graftwork_contract::store::Place;
 use graftwork_contract::uri::Endpoint;
 use graftwork_operator_core::settings::{Settings, StoreSettings};
+use k8s_openapi::api::core::v1::ResourceRequirements;
 
 /// Why settings can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -84,6 +86,30 @@ fn check(settings: &Settings) -> Result<(), String> {
     if settings.compute_profiles.is_empty() {
         return Err("computeProfiles: at least one profile is needed, such as default".to_owned());
     }
+    check_resources("keeper", &settings.keeper.resources)?;
+    check_resources("datasetBuilder", &settings.dataset_builder.resources)?;
+    for (name, profile) in &settings.compute_profiles {
+        check_resources(&format!("computeProfiles.{name}"), &profile.resources)?;
+    }
+    Ok(())
+}
+
+/// The API server refuses such a pod, and whoever applies a run learns of it.
+fn check_resources(of: &str, resources: &ResourceRequirements) -> Result<(), String> {
+    for (name, asked) in resources.requests.iter().flatten() {
+        let limits = resources.limits.as_ref();
+        let Some(limit) = limits.and_then(|limits| limits.get(name)) else {
+            continue;
+        };
+        if let Some((request, most)) = value(&asked.0).zip(value(&limit.0))
+            && request > most
+        {
+            return Err(format!(
+                "{of}.resources.requests.{name}: {} is above {of}.resources.limits.{name}, which is {}",
+                asked.0, limit.0
+            ));
+        }
+    }
     Ok(())
 }
 
@@ -137,6 +163,17 @@ mod tests {
             (
                 "images: {trainer: t, inference: i}\ncomputeProfiles: {}\n",
                 "computeProfiles",
+            ),
+            (
+                &format!(
+                    "{GOOD}keeper: {{resources: {{requests: {{memory: 2Gi}}, limits: {{memory: 1024Mi}}}}}}\n"
+                ),
+                "keeper.resources.requests.memory: 2Gi is above keeper.resources.limits.memory, which is 1024Mi",
+            ),
+            (
+                "images: {trainer: t, inference: i}\ncomputeProfiles: {large: {resources: {requests: {cpu: 8}, limits: \
+                 {cpu: 500m}}}}\n",
+                "computeProfiles.large.resources.requests.cpu: 8 is above",
             ),
             (
                 &format!("{GOOD}leaderElection: {{leaseSeconds: 5}}\n"),

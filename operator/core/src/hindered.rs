@@ -16,6 +16,10 @@ use crate::sightings::Sightings;
 
 /// Time that a Job's controller takes at most to make a pod that is not refused.
 const POD_WITHIN_SECONDS: u64 = 15;
+/// It seldom takes so long: the Job's events may say why.
+const LATE_SECONDS: u64 = 3;
+/// Seconds after which a Job that has no pod yet is looked at again.
+pub const LOOK_FOR_POD_SECONDS: u64 = LATE_SECONDS + 1;
 
 /// What is in the way.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,14 +55,22 @@ pub fn replica_failure(deployment: &Deployment) -> Option<String> {
     Some(format!("pods of Deployment {name} are refused: {failure}"))
 }
 
-/// The name of the Job if it should have had a pod for a while and has none: its controller tells of
-/// what it is refused in events only.
+/// A Job that should have a pod by now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Podless<'a> {
+    /// Its name.
+    pub job: &'a str,
+    /// Seconds since it was made.
+    pub seconds: u64,
+}
+
+/// The Job if it should have a pod and has none: its controller tells of what it is refused in events only.
 pub fn without_pod<'a>(
     job: &'a Job,
     pods: &[Pod],
     seen: &Sightings,
     now: Timestamp,
-) -> Option<&'a str> {
+) -> Option<Podless<'a>> {
     let metadata = &job.metadata;
     let name = metadata.name.as_deref()?;
     let counted = job.status.as_ref().is_some_and(|status| {
@@ -67,25 +79,34 @@ pub fn without_pod<'a>(
             .flatten()
             .any(|pods| pods > 0)
     });
+    let seconds = seconds_between(seen.made(job), Some(now));
     let lacks = jobs::state(job) == JobState::Active
         && metadata.deletion_timestamp.is_none()
         && !counted
-        && seconds_between(seen.made(job), Some(now)) > POD_WITHIN_SECONDS
+        && seconds > LATE_SECONDS
         && !pods
             .iter()
             .any(|pod| pod.labels.get(jobs::JOB_NAME_LABEL).map(String::as_str) == Some(name));
-    lacks.then_some(name)
+    lacks.then_some(Podless { job: name, seconds })
 }
 
-/// A Job without a pod, where nothing else is known.
-pub fn no_pod(job: &str) -> Hindrance {
-    Hindrance {
+/// A Job without a pod, with the words of its newest event about that; none where there is no event and its controller
+/// may only be slow.
+pub fn no_pod(podless: Podless<'_>, event: Option<&str>) -> Option<Hindrance> {
+    let job = podless.job;
+    if let Some(words) = event {
+        return Some(Hindrance {
+            refused: true,
+            message: format!("pods of Job {job} are refused: {words}"),
+        });
+    }
+    (podless.seconds > POD_WITHIN_SECONDS).then(|| Hindrance {
         refused: false,
         message: format!(
             "Job {job} has had no pod for more than {POD_WITHIN_SECONDS} s: a quota, Pod Security or \
              another policy may refuse it; the Job's events say which"
         ),
-    }
+    })
 }
 
 /// A Job without a pod, because of its `PriorityClass`.
@@ -288,7 +309,7 @@ mod tests {
         let mut old = planned(&[], judged, Truth::Unknown, reason::BUILDING);
         let no_events = &mut Vec::new();
         say(by(judged, &[]), &refused(), &mut old, no_events, at(40));
-        for hindrance in [refused(), no_pod("x-1")] {
+        for hindrance in [refused(), slow("x-1")] {
             let mut next = Conditions::new(&old, Some(3), at(50));
             next.set(judged, truth, why, "spec.x: 5");
             next.set_while(condition::RECONCILING, false, why, "");
@@ -354,6 +375,28 @@ mod tests {
         }
     }
 
+    /// A Job whose controller says nothing.
+    fn slow(job: &str) -> Hindrance {
+        no_pod(Podless { job, seconds: 16 }, None).unwrap()
+    }
+
+    #[test]
+    fn why_a_job_gets_no_pod_is_said_in_the_words_of_its_event_at_once_and_without_one_after_a_while()
+     {
+        let podless = |seconds| Podless {
+            job: "x-1",
+            seconds,
+        };
+        let hindrance = no_pod(podless(4), Some("exceeded quota: few")).unwrap();
+        assert!(hindrance.refused);
+        assert_eq!(
+            hindrance.message,
+            "pods of Job x-1 are refused: exceeded quota: few"
+        );
+        assert_eq!(no_pod(podless(15), None), None);
+        assert!(!no_pod(podless(16), None).unwrap().refused);
+    }
+
     #[test]
     fn a_job_without_a_pod_is_noticed_after_a_while() {
         let job = |status: serde_json::Value| -> Job {
@@ -365,8 +408,12 @@ mod tests {
         };
         let nothing = job(json!({}));
         let seen = Sightings::default();
-        assert_eq!(without_pod(&nothing, &[], &seen, at(15)), None);
-        assert_eq!(without_pod(&nothing, &[], &seen, at(16)), Some("run-1"));
+        assert_eq!(without_pod(&nothing, &[], &seen, at(3)), None);
+        let podless = |seconds| Podless {
+            job: "run-1",
+            seconds,
+        };
+        assert_eq!(without_pod(&nothing, &[], &seen, at(4)), Some(podless(4)));
         let pod = |of: &str| Pod {
             labels: [(jobs::JOB_NAME_LABEL.to_owned(), of.to_owned())].into(),
             ..Pod::default()
@@ -374,7 +421,7 @@ mod tests {
         assert_eq!(without_pod(&nothing, &[pod("run-1")], &seen, at(60)), None);
         assert_eq!(
             without_pod(&nothing, &[pod("run-2")], &seen, at(60)),
-            Some("run-1")
+            Some(podless(60))
         );
         for other in [
             json!({"active": 1}),
@@ -393,7 +440,7 @@ mod tests {
     fn a_job_without_a_pod_changes_the_words_and_nothing_else() {
         let mut next = planned(&[], condition::SUCCEEDED, Truth::Unknown, reason::STARTING);
         let mut events = Vec::new();
-        let hindrance = no_pod("run-1");
+        let hindrance = slow("run-1");
         say(
             by(condition::SUCCEEDED, &[]),
             &hindrance,

@@ -4,16 +4,17 @@ use std::fmt::Debug;
 
 use graftwork_api::conditions::condition;
 use graftwork_api::{Condition, Dataset, LoRAAdapter, ServingEndpoint, TrainingRun};
-use graftwork_operator_core::hindered::{self, Hindrance};
+use graftwork_operator_core::hindered::{self, Hindrance, Podless};
 use graftwork_operator_core::plan::Plan;
 use graftwork_operator_core::settings::Settings;
 use graftwork_operator_core::{adapter, dataset, endpoint, run};
 use jiff::Timestamp;
 use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::api::scheduling::v1::PriorityClass;
-use kube::Resource;
-use kube::api::Api;
+use kube::api::{Api, ListParams};
 use kube::core::object::HasStatus;
+use kube::{Resource, ResourceExt as _};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -21,6 +22,9 @@ use crate::api::{self, ApiError};
 use crate::cache::Kind;
 use crate::context::Context;
 use crate::observe;
+
+/// A Job's controller gives up a while after each event.
+const MOST_EVENTS: u32 = 50;
 
 /// A custom resource with its observation and its plan.
 pub trait Reconciled:
@@ -97,14 +101,14 @@ impl Reconciled for Dataset {
 
     async fn hindrance(
         &self,
-        _: &Context,
+        context: &Context,
         observed: &Self::Observed,
         now: Timestamp,
     ) -> Option<Hindrance> {
         let seen = &observed.sightings;
         let mut jobs = observed.jobs.iter();
-        jobs.find_map(|job| hindered::without_pod(job, &observed.pods, seen, now))
-            .map(hindered::no_pod)
+        let podless = jobs.find_map(|job| hindered::without_pod(job, &observed.pods, seen, now))?;
+        no_pod(context, &self.namespace().unwrap_or_default(), podless).await
     }
 }
 
@@ -141,16 +145,16 @@ impl Reconciled for TrainingRun {
         now: Timestamp,
     ) -> Option<Hindrance> {
         let job = observed.job.ours()?;
-        let job = hindered::without_pod(job, &observed.pods, &observed.sightings, now)?;
+        let podless = hindered::without_pod(job, &observed.pods, &observed.sightings, now)?;
         if let Some(class) = &self.spec.compute.priority_class_name {
             let classes: Api<PriorityClass> = Api::all(context.client.clone());
             // Where it can't be asked for, the Job's events have to do.
             let found = api::call(classes.get_metadata_opt(class)).await;
             if matches!(found, Ok(None)) {
-                return Some(hindered::no_priority_class(job, class));
+                return Some(hindered::no_priority_class(podless.job, class));
             }
         }
-        Some(hindered::no_pod(job))
+        no_pod(context, &self.namespace().unwrap_or_default(), podless).await
     }
 }
 
@@ -223,4 +227,26 @@ impl Reconciled for ServingEndpoint {
             message,
         })
     }
+}
+
+/// Why a Job gets no pod, by the newest event of its controller. Where events can't be read, there is none.
+async fn no_pod(context: &Context, namespace: &str, podless: Podless<'_>) -> Option<Hindrance> {
+    let events: Api<Event> = Api::namespaced(context.client.clone(), namespace);
+    let which = format!(
+        "regarding.kind=Job,regarding.name={},reason=FailedCreate",
+        podless.job
+    );
+    let which = ListParams::default().fields(&which).limit(MOST_EVENTS);
+    let found = api::call(events.list(&which)).await;
+    let newest = found.ok().and_then(|found| {
+        let time = |event: &Event| {
+            event
+                .metadata
+                .creation_timestamp
+                .as_ref()
+                .map(|time| time.0)
+        };
+        found.items.into_iter().max_by_key(time)
+    });
+    hindered::no_pod(podless, newest.and_then(|event| event.note).as_deref())
 }

@@ -7,6 +7,7 @@ use graftwork_api::{Condition, Dataset, TrainingRun};
 use graftwork_operator::controllers::{Reconciled, carry_out, reconcile_storage};
 use graftwork_operator::lease::Term;
 use graftwork_operator::observe::keeper;
+use graftwork_operator_core::hindered::Hindrance;
 use graftwork_operator_core::observed::Found;
 use graftwork_operator_core::plan::Actions;
 use graftwork_operator_core::run;
@@ -174,6 +175,56 @@ fn run_with_class(class: &str) -> TrainingRun {
 }
 
 #[tokio::test]
+async fn a_run_whose_pods_are_refused_says_so_in_the_words_of_its_jobs_newest_event() {
+    let event = |second: u32, note: &str| {
+        json!({
+            "metadata": {"name": note, "creationTimestamp": format!("2026-01-01T00:00:{second:02}Z")},
+            "eventTime": null, "regarding": {"kind": "Job", "name": "r-1"}, "reason": "FailedCreate", "note": note,
+        })
+    };
+    let events = json!({
+        "apiVersion": "events.k8s.io/v1", "kind": "EventList", "metadata": {},
+        "items": [event(1, "old"), event(3, "exceeded quota: few"), event(2, "older")],
+    });
+    let api = FakeApi::new(move |method, path, _| {
+        assert_eq!((method, path), (&Method::GET, "events"));
+        Answer::Object(events.clone())
+    });
+    let context = context(&api, Term::forever()).await;
+    let (mut run, observed, at) = (run_with_class(""), without_pod(), after_its_job);
+    run.spec.compute.priority_class_name = None;
+    assert_eq!(run.hindrance(&context, &observed, at(3)).await, None);
+    let hindrance = run.hindrance(&context, &observed, at(4)).await.unwrap();
+    assert_eq!(
+        hindrance,
+        Hindrance {
+            refused: true,
+            message: "pods of Job r-1 are refused: exceeded quota: few".to_owned(),
+        }
+    );
+}
+
+const JOB_CREATED: &str = "2026-01-01T00:00:00Z";
+
+/// A run whose Job has no pod.
+fn without_pod() -> run::Observed {
+    let job: Job = serde_json::from_value(json!({
+        "metadata": {"name": "r-1", "namespace": "team", "uid": "j", "creationTimestamp": JOB_CREATED},
+    }))
+    .unwrap();
+    run::Observed {
+        job: Found::Ours(Box::new(job)),
+        ..run::Observed::default()
+    }
+}
+
+/// So many seconds after that Job was made.
+fn after_its_job(seconds: i64) -> jiff::Timestamp {
+    let created: jiff::Timestamp = JOB_CREATED.parse().unwrap();
+    created + jiff::SignedDuration::from_secs(seconds)
+}
+
+#[tokio::test]
 async fn a_run_whose_priority_class_does_not_exist_says_so() {
     let api = FakeApi::new(|method, path, _| {
         assert_eq!(*method, Method::GET);
@@ -186,21 +237,9 @@ async fn a_run_whose_priority_class_does_not_exist_says_so() {
         }
     });
     let context = context(&api, Term::forever()).await;
-    let created = "2026-01-01T00:00:00Z";
-    let job: Job = serde_json::from_value(json!({
-        "metadata": {"name": "r-1", "namespace": "team", "uid": "j", "creationTimestamp": created},
-    }))
-    .unwrap();
-    let observed = run::Observed {
-        job: Found::Ours(Box::new(job)),
-        ..run::Observed::default()
-    };
-    let at = |second: i64| {
-        let created: jiff::Timestamp = created.parse().unwrap();
-        created + jiff::SignedDuration::from_secs(second)
-    };
+    let (observed, at) = (without_pod(), after_its_job);
     let unknown = run_with_class("hihg");
-    assert_eq!(unknown.hindrance(&context, &observed, at(10)).await, None);
+    assert_eq!(unknown.hindrance(&context, &observed, at(3)).await, None);
     let hindrance = unknown
         .hindrance(&context, &observed, at(20))
         .await

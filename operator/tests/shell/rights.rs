@@ -90,7 +90,7 @@ fn the_operator_may_do_what_it_does_and_nothing_else() {
         ("/persistentvolumeclaims", "get list watch create patch"),
         ("/pods", "list watch patch delete"),
         ("/namespaces", "list watch"),
-        ("events.k8s.io/events", "create"),
+        ("events.k8s.io/events", "create list"),
         ("scheduling.k8s.io/priorityclasses", "get"),
     ]);
     assert_eq!(rights("ClusterRole", "x"), everywhere);

@@ -17,6 +17,7 @@ use super::Observed;
 use super::step::{Ended, Step};
 use super::validate::Invalid;
 use crate::conditions::{self, Conditions, Moving, Truth, cut};
+use crate::hindered::LOOK_FOR_POD_SECONDS;
 use crate::plan::{Actions, Event, NAME_TAKEN_PAUSE};
 use crate::storage::StorageProblem;
 
@@ -136,7 +137,12 @@ pub fn report(
                     trying_again(cr, old, after, &next, now)
                 }
             };
-            actions.requeue_after = Some(Duration::from_secs(30));
+            let seconds = if observed.pods.is_empty() {
+                LOOK_FOR_POD_SECONDS
+            } else {
+                30
+            };
+            actions.requeue_after = Some(Duration::from_secs(seconds));
             actions
         }
         Step::Pause {

@@ -79,7 +79,14 @@ pub fn closing(end: &End) -> Closing {
                 AfterExit::Again => Counts::Evicted,
                 AfterExit::Complete | AfterExit::Retry => Counts::Failed,
             };
-            let message = words.unwrap_or_else(|| format!("exit code {}", code.code()));
+            let message = words.unwrap_or_else(|| match code {
+                // Of a pod that is gone, only the code is left.
+                ExitCode::Checkpointed => format!(
+                    "its pod was taken away; it saved a checkpoint first (exit code {}), and no retry is spent",
+                    code.code()
+                ),
+                _ => format!("exit code {}", code.code()),
+            });
             (counts, said.unwrap_or_else(|| reason_of(*code)), message)
         }
         Cause::Killed(code) => (
@@ -173,6 +180,19 @@ pub fn note_active(status: &mut TrainingRunStatus, pod: &Pod, now: Timestamp) {
             status.active_since = Some(Time(seconds));
         }
     }
+}
+
+/// Notes that what ran is gone without an end that anybody saw: its time counts up to its last report, or where it made
+/// none, up to now.
+pub fn lose_active(status: &mut TrainingRunStatus, now: Timestamp) {
+    if let Some(since) = status.active_since.as_ref().map(|time| time.0) {
+        let reported = status.progress.as_ref();
+        let reported = reported.and_then(|it| it.last_update_time.as_ref().map(|time| time.0));
+        let until = reported.filter(|time| (since..now).contains(time));
+        let seconds = seconds_between(Some(since), Some(until.unwrap_or(now)));
+        status.attempts.get_or_insert_default().active_seconds += seconds;
+    }
+    forget_active(status);
 }
 
 /// Notes that nothing runs.

@@ -15,6 +15,7 @@ use super::inputs;
 use super::step::{Phase, Step, pod_of};
 use super::{Invalid, Observed, Referenced, Report};
 use crate::conditions::{self, Conditions, Moving, Truth};
+use crate::hindered::LOOK_FOR_POD_SECONDS;
 use crate::jobs::{self, seconds_between};
 use crate::measured;
 use crate::plan::{Actions, Decision, Event, NAME_TAKEN_PAUSE, Plan};
@@ -146,18 +147,21 @@ pub fn report(
         Step::Make(number, _) => {
             let mut status = status;
             // Its Job may have run before, and have vanished.
-            attempt::forget_active(&mut status);
+            attempt::lose_active(&mut status, now);
             let said = Said::under_way(reason::STARTING, format!("attempt {number} starts"));
             act(status, &said, Some(5))
         }
-        Step::Stopping => act(
-            status,
-            &Said::under_way(
-                reason::RESTARTING,
-                "the pod of the attempt before is still stopping",
-            ),
-            Some(5),
-        ),
+        Step::Stopping => {
+            let last = status.last_attempt.as_ref();
+            let was_suspended = last.is_some_and(|last| last.reason == reason::SUSPENDED);
+            let reason = if was_suspended {
+                reason::STARTING
+            } else {
+                reason::RESTARTING
+            };
+            let message = "the pod of the attempt before is still stopping";
+            act(status, &Said::under_way(reason, message), Some(5))
+        }
         Step::Pause(seconds) => {
             let message = status.last_attempt.as_ref().map(attempt::describe);
             let said = Said::under_way(reason::RESTARTING, message.unwrap_or_default());
@@ -250,7 +254,10 @@ fn watch(
 ) -> Plan<TrainingRunStatus> {
     let (said, seconds) = match phase {
         Phase::Queued(message) => (Said::under_way(reason::QUEUED, message), 30),
-        Phase::Starting(message) => (Said::under_way(reason::STARTING, message), 10),
+        Phase::Starting(message) => (
+            Said::under_way(reason::STARTING, message),
+            LOOK_FOR_POD_SECONDS,
+        ),
         Phase::ImageUnavailable(message) => {
             (Said::under_way(reason::IMAGE_UNAVAILABLE, message), 10)
         }

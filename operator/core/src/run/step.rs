@@ -16,7 +16,7 @@ use super::validate::Valid;
 use super::{Observed, children, claims, rows};
 use crate::jobs::{self, End, JobState, seconds_between};
 use crate::observed::{Asked, Container, Found, Pod, Record};
-use crate::settings::Settings;
+use crate::settings::{ComputeProfile, Settings};
 use crate::storage::StorageProblem;
 
 /// Seconds that a pod may fail to pull its image before the run fails.
@@ -102,7 +102,11 @@ pub fn step(
         }
         match &observed.job {
             Found::Ours(job) => watch(cr, number, job, observed, now),
-            Found::Absent => intruder(cr, observed).unwrap_or_else(|| make(number, observed)),
+            Found::Absent => match profile(cr, settings) {
+                // The chart's values may have changed since the attempt was opened.
+                Err(waiting) => waiting,
+                Ok(_) => intruder(cr, observed).unwrap_or_else(|| make(number, observed)),
+            },
             Found::Foreign => name_taken("Job", &super::job_name(cr)),
         }
     } else {
@@ -186,25 +190,10 @@ fn begin(
         }
         None => {}
     }
-    let profile = match settings.profile(&cr.spec.compute.profile) {
+    let profile = match profile(cr, settings) {
         Ok(profile) => profile,
-        Err(unknown) => {
-            return waiting(
-                reason::COMPUTE_PROFILE_NOT_FOUND,
-                format!("spec.compute.profile: {unknown}"),
-            );
-        }
+        Err(waiting) => return waiting,
     };
-    if children::is_for_spot(cr) && profile.spot.is_none() {
-        let name = &cr.spec.compute.profile;
-        return waiting(
-            reason::COMPUTE_PROFILE_NOT_FOUND,
-            format!(
-                "spec.compute.spot: compute profile \"{name}\" has no spot nodes in this installation; set \
-                 computeProfiles.{name}.spot in the chart's values, or leave spot out in a new run"
-            ),
-        );
-    }
     let image = settings.trainer_image(profile);
     if let Some(missing) = claims::missing(cr, observed) {
         return Step::Wait(missing);
@@ -240,6 +229,23 @@ fn begin(
         None => Step::Open(attempt::attempts(cr).started + 1),
         Some(seconds) => Step::Pause(seconds),
     }
+}
+
+/// The profile that the run names, as the chart describes it now.
+fn profile<'a>(cr: &TrainingRun, settings: &'a Settings) -> Result<&'a ComputeProfile, Step> {
+    let not_found = |message| Err(waiting(reason::COMPUTE_PROFILE_NOT_FOUND, message));
+    let name = &cr.spec.compute.profile;
+    let profile = match settings.profile(name) {
+        Ok(profile) => profile,
+        Err(unknown) => return not_found(format!("spec.compute.profile: {unknown}")),
+    };
+    if children::is_for_spot(cr) && profile.spot.is_none() {
+        return not_found(format!(
+            "spec.compute.spot: compute profile \"{name}\" has no spot nodes in this installation; set \
+             computeProfiles.{name}.spot in the chart's values, or leave spot out in a new run"
+        ));
+    }
+    Ok(profile)
 }
 
 fn is_keeper_away(step: &Step) -> bool {

@@ -294,6 +294,42 @@ fn an_unfinished_job_that_vanished_is_made_again_and_a_finished_one_is_not() {
 }
 
 #[test]
+fn the_time_of_a_job_that_vanished_counts() {
+    let mut world = World::new();
+    world.start();
+    world.reconcile();
+    world.seconds += 30;
+    world.observed.jobs.clear();
+    world.observed.pods.clear();
+    world.reconcile();
+    world.reconcile();
+    assert_eq!(attempt::attempts(&world.cr).active_seconds, 30);
+    assert_eq!(world.created.len(), 2);
+}
+
+#[test]
+fn an_attempt_whose_profile_went_before_it_has_a_job_says_so_and_goes_on_once_it_is_back() {
+    let mut world = World::new();
+    world.start();
+    world.observed.jobs.clear();
+    world.observed.pods.clear();
+    let profile = world.cr.spec.compute.profile.clone();
+    let settings = world.settings.compute_profiles.clone();
+    world.settings.compute_profiles.remove(&profile);
+    world.reconcile();
+    let (truth, why, message) = world.succeeded();
+    assert_eq!(
+        (truth.as_str(), why.as_str()),
+        ("Unknown", reason::COMPUTE_PROFILE_NOT_FOUND)
+    );
+    assert!(message.starts_with("spec.compute.profile: "), "{message}");
+    assert_eq!(world.created.len(), 1);
+    world.settings.compute_profiles = settings;
+    world.reconcile();
+    assert_eq!(world.created, ["nightly-1", "nightly-1"]);
+}
+
+#[test]
 fn a_pod_on_a_lost_node_is_forced_out_before_the_next_attempt() {
     let mut world = World::new();
     world.start();
