@@ -36,8 +36,13 @@ pub enum Reach {
     Reserved,
 }
 
-/// Addresses at which clouds hand out credentials (AWS, Azure and Google; AWS over IPv6; Alibaba; Oracle).
-const METADATA: [IpAddr; 5] = [
+/// Addresses at which clouds hand out credentials (AWS, Azure and Google; AWS's tasks and pods; these over IPv6; Google
+/// over IPv6; Azure's host; Alibaba; Oracle).
+const METADATA: [IpAddr; 9] = [
+    IpAddr::V4(Ipv4Addr::new(169, 254, 170, 23)),
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x23)),
+    IpAddr::V6(Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254)),
+    IpAddr::V4(Ipv4Addr::new(168, 63, 129, 16)),
     IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254)),
     IpAddr::V4(Ipv4Addr::new(169, 254, 170, 2)),
     IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)),
@@ -366,13 +371,14 @@ impl Guard {
         self.0.iter().any(|allowed| allowed.has_name(name))
     }
 
-    /// A name that is allowed may have any address but those of metadata and loopback, which only a
+    /// A name that is allowed may have any address but those of metadata, link and loopback, which only a
     /// network allows.
     fn check_address(&self, host: &Host, address: IpAddr) -> Result<(), Refused> {
         let reach = reach(address);
         let named = match host {
             Host::Name(name) => {
-                self.allows_name(name) && !matches!(reach, Reach::Metadata | Reach::Loopback)
+                let is_near = matches!(reach, Reach::Metadata | Reach::LinkLocal | Reach::Loopback);
+                self.allows_name(name) && !is_near
             }
             Host::Address(_) => false,
         };
@@ -453,8 +459,9 @@ mod tests {
             ),
             (
                 Metadata,
-                "169.254.169.254 169.254.170.2 100.100.100.200 192.0.0.192",
+                "169.254.169.254 169.254.170.2 169.254.170.23 168.63.129.16 100.100.100.200 192.0.0.192",
             ),
+            (Metadata, "fd00:ec2::23 fd20:ce::254 ::ffff:168.63.129.16"),
             (
                 Metadata,
                 "fd00:ec2::254 ::ffff:169.254.169.254 64:ff9b::a9fe:a9fe 2002:a9fe:a9fe::1",
@@ -566,6 +573,10 @@ mod tests {
             ("https://minio.storage.svc:9000/a", "172.20.0.9", true),
             ("https://minio.storage.svc/a", "127.0.0.1", false),
             ("https://minio.storage.svc/a", "169.254.169.254", false),
+            ("https://minio.storage.svc/a", "169.254.170.23", false),
+            ("https://minio.storage.svc/a", "169.254.1.1", false),
+            ("https://minio.storage.svc/a", "fd00:ec2::23", false),
+            ("https://minio.storage.svc/a", "168.63.129.16", false),
             ("https://other.storage.svc/a", "172.20.0.9", false),
             ("https://data.corp.example/a", "192.168.0.4", true),
             ("https://notcorp.example/a", "192.168.0.4", false),

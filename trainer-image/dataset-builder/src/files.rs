@@ -52,7 +52,7 @@ pub fn open(source: &Source, file: &SourceFile) -> Result<File, Failure> {
         return Ok(opened);
     }
     Err(Failure::source_not_found(format!(
-        "source {}: {} is not a file any more",
+        "source {0}: spec.sources[{0}].uri: {1} is not a file any more; put it there again, and it is found by itself",
         source.name, file.uri
     )))
 }
@@ -126,7 +126,7 @@ fn inside(source: &Source, root: &Path, path: &Path) -> Result<(), Failure> {
 
 fn outside(source: &Source, uri: &str) -> Failure {
     Failure::bad_data(format!(
-        "source {}: {uri} is a link that leaves its volume",
+        "source {0}: spec.sources[{0}].uri: {uri} is a link that leaves its volume; put the file itself there",
         source.name
     ))
 }
@@ -137,7 +137,7 @@ fn matching(source: &Source, root: &Path, pattern: &str) -> Result<Vec<SourceFil
     })?;
     let too_many = |what: &str, limit: usize| {
         Failure::bad_data(format!(
-            "source {}: {} leads to more than {limit} {what}; name a narrower pattern",
+            "source {0}: spec.sources[{0}].uri: {1} leads to more than {limit} {what}; name a narrower pattern",
             source.name, source.uri
         ))
     };

@@ -19,7 +19,7 @@ use graftwork_contract::paths;
 use crate::build::{self, Places, finished_before};
 use crate::dealing::Part;
 use crate::failure::Failure;
-use crate::sources::{Collected, Gathered, MAXIMUM_RULES};
+use crate::sources::{Collected, Gathered, MAXIMUM_RULES, without_position};
 use crate::spill::Scratch;
 use crate::stored::{RowSorter, Rows};
 
@@ -283,7 +283,8 @@ fn together(config: &BuildConfig, parts: Vec<PartManifest>) -> Result<Collected,
             }
         }
         for rule in part.rules {
-            let key = (rule.first.source.clone(), rule.first.rule.clone());
+            let words = without_position(&rule.first.rule).to_owned();
+            let key = (rule.first.source.clone(), words);
             match rules.get_mut(&key) {
                 None => {
                     rules.insert(key, rule);

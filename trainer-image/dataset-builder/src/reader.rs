@@ -100,7 +100,9 @@ impl<'a> Place<'a> {
         } else {
             format!(" after line {line}")
         };
-        Failure::bad_data(format!("source {source}: {uri}{after} {problem}"))
+        Failure::bad_data(format!(
+            "source {source}: spec.sources[{source}].uri: {uri}{after} {problem}"
+        ))
     }
 
     /// An error of the volume, of the network, or of the bytes.
@@ -111,7 +113,9 @@ impl<'a> Place<'a> {
         if let Some(failure) = known {
             failure.clone()
         } else if is_of_volume(error) {
-            Failure::unavailable(format!("source {source} ({uri}) can't be read: {error}"))
+            Failure::unavailable(format!(
+                "source {source}: spec.sources[{source}].uri: {uri} can't be read: {error}"
+            ))
         } else {
             self.bad(line, &format!("is damaged or too large: {error}"))
         }
@@ -228,6 +232,15 @@ fn read_text(
             return Err(place.bad(0, &format!("holds, packed, {kind}; {KINDS}")));
         }
     }
+    let text = if packing == Packing::Plain {
+        head
+    } else {
+        &begin
+    };
+    if let Some(at) = text.iter().position(|byte| *byte == 0) {
+        let problem = format!("is no text in UTF-8 (byte {} is 0); {KINDS}", at + 1);
+        return Err(place.bad(0, &problem));
+    }
     let reader = Cursor::new(begin).chain(reader);
     let mut lines = Lines::new(BufReader::with_capacity(1 << 18, reader));
     let Some((number, first)) = first_line(&mut lines).map_err(bytes(0))? else {
@@ -248,6 +261,12 @@ fn read_text(
     match header {
         Some(header) => read_csv(place, &header, &mut lines, take)?,
         None => {
+            if is_array_over_lines(&first) {
+                let problem = format!(
+                    "is one JSON array: write each of its objects in a line of its own, without commas between them; {KINDS}"
+                );
+                return Err(place.bad(0, &problem));
+            }
             if !first.is_empty() {
                 hand_over(place, number, take, Raw::Line(&first))?;
             }
@@ -255,6 +274,12 @@ fn read_text(
         }
     }
     Ok(seen.finish())
+}
+
+/// Whether a first line only begins an array.
+fn is_array_over_lines(first: &[u8]) -> bool {
+    first.trim_ascii_start().starts_with(b"[")
+        && serde_json::from_slice::<serde::de::IgnoredAny>(first).is_err()
 }
 
 /// A line's number with its bytes; none where it is longer than the limit.

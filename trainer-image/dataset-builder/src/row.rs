@@ -131,6 +131,9 @@ pub fn object(line: &[u8]) -> Result<Map<String, Value>, String> {
     })?;
     match value {
         Value::Object(object) => Ok(object),
+        Value::Array(_) => {
+            Err("is a JSON array: each object stands in a line of its own".to_owned())
+        }
         _ => Err("is not a JSON object".to_owned()),
     }
 }
@@ -555,7 +558,12 @@ mod tests {
             (Text, "{}", "text is missing"),
             (Text, r#"{"text": 1}"#, "text is not a string"),
             (Text, r#"{"text": " \n"}"#, "text is empty"),
-            (Text, "[]", "is not a JSON object"),
+            (
+                Text,
+                "[]",
+                "is a JSON array: each object stands in a line of its own",
+            ),
+            (Text, "7", "is not a JSON object"),
             (
                 Text,
                 r#"{"text": "a"} {"#,

@@ -233,10 +233,10 @@ impl Collected {
 
     /// Counts a bad row.
     pub fn reject(&mut self, row: RejectedRow) {
-        let known = self
-            .rules
-            .iter()
-            .position(|broken| broken.first.rule == row.rule && broken.first.source == row.source);
+        let known = self.rules.iter().position(|broken| {
+            let is_same = without_position(&broken.first.rule) == without_position(&row.rule);
+            is_same && broken.first.source == row.source
+        });
         if self.rejected.len() < NAMED_REJECTED_ROWS {
             self.rejected.push(row.clone());
         }
@@ -247,7 +247,7 @@ impl Collected {
             });
             return;
         }
-        // Rules hold positions, so there may be many: what is above the limit counts under the last.
+        // Rules name values and limits, so there may be many: what is above the limit counts under the last.
         let index = known.unwrap_or(MAXIMUM_RULES - 1);
         if let Some(broken) = self.rules.get_mut(index) {
             broken.rows += 1;
@@ -270,6 +270,14 @@ impl Collected {
             text.push(format!("and {more} more rules"));
         }
         text.join("; ")
+    }
+}
+
+/// A rule without where in its line it is broken: ` (byte 7)`, ` (expected value, column 1)`.
+pub fn without_position(rule: &str) -> &str {
+    match rule.rsplit_once(" (") {
+        Some((words, place)) if place.contains("byte ") || place.contains("column ") => words,
+        _ => rule,
     }
 }
 

@@ -165,6 +165,14 @@ fn files_that_are_nothing_of_what_is_read_end_the_build_with_their_name() {
         ),
         (lying, "is not a Parquet file"),
         (
+            b"\x10\0\0\0\0\0\0\0{\"a\":{}}  \n".to_vec(),
+            "is no text in UTF-8 (byte 2 is 0)",
+        ),
+        (
+            b"[\n{\"prompt\": \"a\", \"completion\": \"b\"}\n]\n".to_vec(),
+            "is one JSON array: write each of its objects in a line of its own",
+        ),
+        (
             b"prompt,completion,prompt\na,b,c\n".to_vec(),
             "two columns named \"prompt\"",
         ),
@@ -178,7 +186,9 @@ fn files_that_are_nothing_of_what_is_read_end_the_build_with_their_name() {
             "{words}"
         );
         assert!(
-            summary.message.contains("source bulk: pvc://text/one.file"),
+            summary
+                .message
+                .contains("source bulk: spec.sources[bulk].uri: pvc://text/one.file"),
             "{summary:?}"
         );
         assert!(

@@ -17,7 +17,11 @@ const CANARY: &str = "canary-4711";
 
 /// Hosts that are written as they should be, and that not everybody reaches: the machine, its link, what hands out a
 /// cloud's credentials, the cluster, private networks, and IPv4 addresses of these within IPv6.
-const INSIDE: [&str; 42] = [
+const INSIDE: [&str; 46] = [
+    "168.63.129.16",
+    "169.254.170.23",
+    "[fd00:ec2::23]",
+    "[fd20:ce::254]",
     "127.0.0.1",
     "127.8.9.10",
     "[::1]",
