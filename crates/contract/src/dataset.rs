@@ -21,7 +21,7 @@ pub use columns::{Column, MAXIMUM_COLUMNS, Shape, SourceColumns, SourceSchema};
 pub use mix::Share;
 pub use part::{BrokenRule, PartManifest};
 pub use privacy::{Analyzer, Privacy, PrivacyMode, SecretKey};
-pub use provenance::{Provenance, QueryProvenance, SourceProvenance};
+pub use provenance::{Look, Provenance, QueryProvenance, SourceProvenance};
 pub use tokens::{BaseModel, TokenCounts, TokenizerProvenance};
 pub use transform::{Transform, TransformProvenance};
 

@@ -30,6 +30,11 @@ pub fn dataset_builds(name: &str) -> String {
     format!("datasets/{name}/builds")
 }
 
+/// `datasets/<name>/looks`: how builds were made that ended with rows that were there, as numbered records.
+pub fn dataset_looks(name: &str) -> String {
+    format!("datasets/{name}/looks")
+}
+
 /// `datasets/<name>/parts`: what the parts of a build leave for its end.
 pub fn dataset_parts(name: &str) -> String {
     format!("datasets/{name}/parts")

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use graftwork_artifacts::rows;
 use graftwork_artifacts::{Error as StoreError, Put, Store};
 use graftwork_contract::dataset::{
-    BuildConfig, BuildRecord, Manifest, PrivacyMode, Provenance, RowCounts, VersionRecord,
+    BuildConfig, BuildRecord, Look, Manifest, PrivacyMode, Provenance, RowCounts, VersionRecord,
 };
 use graftwork_contract::exit::ExitCode;
 use graftwork_contract::{Digest, paths};
@@ -15,6 +15,7 @@ use crate::clock;
 use crate::deal::{Dealt, deal};
 use crate::dealing::Part;
 use crate::failure::Failure;
+use crate::looks::{self, Latest};
 use crate::order::order;
 use crate::parts;
 use crate::pins::{Pins, schemas, spec_digest};
@@ -133,13 +134,24 @@ fn make(config: &BuildConfig, store: &Store, places: Places<'_>) -> Result<Built
     let mut dealt = deal(config, scratch, ordered, collected.rejected_rows())?;
     dealt.counts.beyond_weight = collected.beyond_weight;
     let manifest = publish(config, store, scratch, &dealt, &collected)?;
+    let look = Look {
+        digest: dealt.digest.clone(),
+        code_version: CODE_VERSION.to_owned(),
+        spec_digest: Some(spec_digest(config)?),
+        listing: collected.listing.clone(),
+        schemas: schemas(&collected.columns)?,
+    };
     let built = number(config, store, &dealt, &manifest, collected)?;
+    looks::note(config, store, &manifest, &look)?;
     let version = built.record.version;
     tracing::info!(version, digest = %built.record.digest, created = built.created, "dataset built");
     finish(config, store, built)
 }
 
-/// The latest version, where this spec and this builder made it and what there is to read is as it was then.
+/// The version of this program.
+const CODE_VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// The latest version, where this spec and this builder made it last and what there is to read is as it was then.
 fn unchanged(config: &BuildConfig, store: &Store) -> Result<Option<Built>, Failure> {
     // What else rows follow from does not tell when it changes: keys, analysers, models, the clock.
     let privacy = config.privacy.as_ref();
@@ -149,18 +161,17 @@ fn unchanged(config: &BuildConfig, store: &Store) -> Result<Option<Built>, Failu
     if !is_private || has_parts || config.transform.is_some() || config.base_model.is_some() {
         return Ok(None);
     }
-    let versions = paths::dataset_versions(&config.dataset);
-    let Some((_, record)) = store.latest_numbered::<VersionRecord>(&versions)? else {
+    let Some(Latest {
+        record,
+        manifest,
+        made,
+        ..
+    }) = looks::latest(config, store)?
+    else {
         return Ok(None);
     };
-    let manifest = match rows::manifest(store, &config.dataset, &record.digest) {
-        Ok(manifest) => manifest,
-        Err(StoreError::Missing { .. }) => return Ok(None),
-        Err(error) => return Err(error.into()),
-    };
-    let made = &manifest.provenance;
     let is_same = made.listing.is_some()
-        && made.code_version == env!("CARGO_PKG_VERSION")
+        && made.code_version == CODE_VERSION
         && made.spec_digest == Some(spec_digest(config)?);
     // What can't be looked at says so when it is read.
     if !is_same || look(config).ok().flatten() != made.listing {
@@ -233,7 +244,7 @@ fn publish(
     let provenance = Provenance {
         description: config.description.clone(),
         sources: collected.provenance.clone(),
-        code_version: env!("CARGO_PKG_VERSION").to_owned(),
+        code_version: CODE_VERSION.to_owned(),
         privacy: config.privacy.clone(),
         tokenizer: collected.tokenizer.clone(),
         transform: collected.transform.clone(),

@@ -33,6 +33,18 @@ impl Header {
             })
     }
 
+    /// The first name of a line that is one of `wanted` but for its case, with that one.
+    pub fn alike(line: &[u8], wanted: &[&str]) -> Option<(String, String)> {
+        DELIMITERS
+            .iter()
+            .filter_map(|delimiter| Self::split(line, *delimiter))
+            .flat_map(|header| header.names)
+            .find_map(|name| {
+                let alike = wanted.iter().find(|it| it.eq_ignore_ascii_case(&name))?;
+                Some((name, (*alike).to_owned()))
+            })
+    }
+
     /// Reads a file's first line as a header where nobody says what its columns are called: names, as
     /// many as a delimiter gives; none where it is something else.
     pub fn guess(line: &[u8]) -> Option<Self> {

@@ -46,6 +46,7 @@ mod judging;
 mod labels;
 pub mod languages;
 pub mod lines;
+mod looks;
 mod near;
 pub mod nulls;
 mod order;

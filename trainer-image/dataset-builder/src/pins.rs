@@ -1,19 +1,19 @@
 //! Schemas of sources are inferred once and pinned: a build under the spec of the latest version takes the
-//! types that its manifest has. Columns that hold less than before keep their type, and one that holds something
+//! types that it had when it was made last. Columns that hold less than before keep their type, and one that holds something
 //! else ends the build, because the same SQL would mean something else.
 
 use std::collections::BTreeMap;
 
-use graftwork_artifacts::rows;
-use graftwork_artifacts::{Error as StoreError, Store};
+use graftwork_artifacts::Store;
+use graftwork_contract::Digest;
 use graftwork_contract::dataset::{
-    BuildConfig, MAXIMUM_COLUMNS, Shape, SourceColumns, SourceSchema, VersionRecord,
+    BuildConfig, MAXIMUM_COLUMNS, Shape, SourceColumns, SourceSchema,
 };
-use graftwork_contract::{Digest, paths};
 use graftwork_privacy::{Counts, Masker, mask};
 use serde_json::Value;
 
 use crate::failure::Failure;
+use crate::looks;
 
 /// What decides nothing of the rows, or changes with every build, or with the chart.
 const NOT_OF_THE_SPEC: [&str; 5] = [
@@ -36,26 +36,20 @@ pub struct Pins {
 }
 
 impl Pins {
-    /// Those of the latest version, where its spec was this one; else none.
+    /// Those of the latest version, where the spec that it was made under last is this one; else none.
     ///
     /// # Errors
     /// Those of the store.
     pub fn load(config: &BuildConfig, store: &Store) -> Result<Self, Failure> {
-        let versions = paths::dataset_versions(&config.dataset);
-        let Some((version, latest)) = store.latest_numbered::<VersionRecord>(&versions)? else {
+        let Some(latest) = looks::latest(config, store)? else {
             return Ok(Self::default());
         };
-        let provenance = match rows::manifest(store, &config.dataset, &latest.digest) {
-            Ok(manifest) => manifest.provenance,
-            Err(StoreError::Missing { .. }) => return Ok(Self::default()),
-            Err(error) => return Err(error.into()),
-        };
-        if provenance.spec_digest != Some(spec_digest(config)?) {
+        if latest.made.spec_digest != Some(spec_digest(config)?) {
             return Ok(Self::default());
         }
-        let schemas = provenance.schemas.into_iter();
+        let schemas = latest.made.schemas.into_iter();
         Ok(Self {
-            version,
+            version: latest.version,
             schemas: schemas
                 .map(|schema| (schema.source, schema.columns))
                 .collect(),

@@ -255,8 +255,21 @@ fn read_text(
         }
     };
     let header = match take.columns() {
-        Some(wanted) => Header::read(&first, &wanted),
         None => Header::guess(&first),
+        Some(wanted) => {
+            let header = Header::read(&first, &wanted);
+            if header.is_none()
+                && let Some((name, wanted)) = Header::alike(&first, &wanted)
+            {
+                let problem = format!(
+                    "begins with a CSV header that has {name:?} where {wanted:?} is read: call it so there, or name it as \
+                     it is in spec.sources[{}].columns",
+                    place.source.name
+                );
+                return Err(place.bad(0, &problem));
+            }
+            header
+        }
     };
     match header {
         Some(header) => read_csv(place, &header, &mut lines, take)?,

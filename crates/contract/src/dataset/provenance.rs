@@ -41,6 +41,39 @@ pub struct Provenance {
     pub created_time: String,
 }
 
+/// `looks/<n>.json`: what the next build goes by, of a build that ended with the rows of a version that is there. That
+/// version's manifest is never changed, and says it of the build that made it first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Look {
+    /// The version's digest.
+    pub digest: Digest,
+    /// As [`Provenance::code_version`].
+    pub code_version: String,
+    /// As [`Provenance::spec_digest`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spec_digest: Option<Digest>,
+    /// As [`Provenance::listing`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub listing: Option<Digest>,
+    /// As [`Provenance::schemas`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub schemas: Vec<SourceSchema>,
+}
+
+impl Look {
+    /// Of the build that made the version of that digest first.
+    pub fn first(digest: &Digest, made: &Provenance) -> Self {
+        Self {
+            digest: digest.clone(),
+            code_version: made.code_version.clone(),
+            spec_digest: made.spec_digest.clone(),
+            listing: made.listing.clone(),
+            schemas: made.schemas.clone(),
+        }
+    }
+}
+
 /// One source as it was read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -59,6 +59,9 @@ use windows::CountWindows;
 
 /// What rows of the result are said to come from.
 const RESULT: &str = "transform";
+/// What `DataFusion` makes tables of out of nothing, however many rows are asked for.
+const TABLE_FUNCTIONS: [&str; 2] = ["generate_series", "range"];
+
 /// Bytes of rows that operators hand on at a time, about.
 const BATCH_BYTES: u64 = 4 << 20;
 /// Rows that operators hand on at a time, at most.
@@ -288,6 +291,10 @@ impl Query<'_> {
             .with_physical_optimizer_rules(rules)
             .build();
         let session = SessionContext::new_with_state(state);
+        // Rows come from sources, and end with them.
+        for name in TABLE_FUNCTIONS {
+            session.deregister_udtf(name);
+        }
         for function in functions::all(&self.given, self.now) {
             session.register_udf(function);
         }

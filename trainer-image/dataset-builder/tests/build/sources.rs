@@ -173,6 +173,10 @@ fn files_that_are_nothing_of_what_is_read_end_the_build_with_their_name() {
             "is one JSON array: write each of its objects in a line of its own",
         ),
         (
+            b"Prompt,Completion\na,b\n".to_vec(),
+            "has \"Prompt\" where \"prompt\" is read",
+        ),
+        (
             b"prompt,completion,prompt\na,b,c\n".to_vec(),
             "two columns named \"prompt\"",
         ),
@@ -226,6 +230,7 @@ fn what_is_as_it_was_is_not_read_again_and_what_changed_is() {
     let path = bench.dir.path().join("claim/2.jsonl");
     fs::write(&path, completions(50..80)).unwrap();
     assert_eq!(again(&mut bench, "written anew"), (1, true));
+    assert_eq!(again(&mut bench, "as it was written"), (1, false));
     fs::write(&path, completions(50..81)).unwrap();
     assert_eq!(again(&mut bench, "a row more"), (2, true));
     assert_eq!(again(&mut bench, "no more"), (2, false));
@@ -233,6 +238,7 @@ fn what_is_as_it_was_is_not_read_again_and_what_changed_is() {
     assert_eq!(again(&mut bench, "a file more"), (3, true));
     bench.config.validation.duplicates = Duplicates::Drop;
     assert_eq!(again(&mut bench, "another spec"), (3, true));
+    assert_eq!(again(&mut bench, "that spec"), (3, false));
     bench.privacy(PrivacyMode::Pseudonymise, &["prompt"]);
     bench.key("a key of more than sixteen bytes");
     assert_eq!(again(&mut bench, "with a key"), (3, true));

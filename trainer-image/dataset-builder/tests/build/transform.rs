@@ -327,6 +327,14 @@ fn sql_that_can_not_be_used_is_refused_by_name_and_place() {
             "WITH RECURSIVE n AS (SELECT 1 AS i UNION ALL SELECT i + 1 FROM n) SELECT 'a' AS prompt, 'b' AS completion FROM n",
             vec!["ecursive"],
         ),
+        (
+            "SELECT 'a' AS prompt, CAST(value AS VARCHAR) AS completion FROM generate_series(1, 9000000000000)",
+            vec!["generate_series"],
+        ),
+        (
+            "SELECT claim AS prompt, CAST(value AS VARCHAR) AS completion FROM claims, range(9000000000000)",
+            vec!["range"],
+        ),
     ] {
         let mut bench = claims();
         sql(&mut bench, text);
@@ -481,4 +489,25 @@ fn a_column_that_changes_its_type_overnight_ends_the_build_and_one_that_holds_le
     bench.config.description = Some("Amounts with their currency".to_owned());
     let (code, summary) = bench.build();
     assert_eq!((code, summary.version), (0, Some(3)), "{summary:?}");
+}
+
+#[test]
+fn a_type_is_pinned_under_a_changed_spec_too_whose_rows_are_those_of_the_version_before() {
+    let mut bench = claims();
+    let text = "SELECT claim AS prompt, CAST(amount AS VARCHAR) AS completion FROM claims";
+    built(&mut bench, text);
+    bench.config.description = Some("The same claims in other words".to_owned());
+    bench.fingerprint("described");
+    let (code, summary) = bench.build();
+    assert_eq!((code, summary.version), (0, Some(1)), "{summary:?}");
+
+    let lines = (0..30).fold(String::new(), |lines, n| {
+        lines + &format!("{{\"claim\": \"night {n}\", \"code\": 1, \"amount\": \"{n} EUR\"}}\n")
+    });
+    fs::write(bench.dir.path().join("claims.jsonl"), lines).unwrap();
+    bench.fingerprint("texts");
+    let (code, summary) = bench.build();
+    assert_eq!(code, 65, "{summary:?}");
+    let words = "source claims: column amount was DOUBLE in version 1 and is TEXT";
+    assert!(summary.message.contains(words), "{summary:?}");
 }
