@@ -245,7 +245,8 @@ pub enum Truncation {
     /// It loses the start of its prompt, then the end of its completion; counted in [`RowsUsed::cut`].
     #[default]
     CutStart,
-    /// It loses its end; counted in [`RowsUsed::cut`].
+    /// It loses its end; counted in [`RowsUsed::cut`], or where nothing of its answer is left in
+    /// [`RowsUsed::dropped`].
     CutEnd,
     /// It is left out; counted in [`RowsUsed::dropped`].
     Drop,
@@ -473,6 +474,9 @@ pub struct RunResult {
     /// Rows that were trained on.
     #[serde(default)]
     pub train_rows: RowsUsed,
+    /// Rows that were looked at while training.
+    #[serde(default)]
+    pub validation_rows: RowsUsed,
     /// Rows that were scored.
     #[serde(default)]
     pub test_rows: RowsUsed,

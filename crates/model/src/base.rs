@@ -89,7 +89,7 @@ pub enum BaseError {
     #[error("{WEIGHTS_INDEX_FILE} is not usable: {0}")]
     Index(String),
     /// A tensor that the configuration asks for is in no file.
-    #[error("tensor {0} not found in the model's safetensors files")]
+    #[error("tensor {0} not found in the model's files")]
     MissingTensor(String),
     /// A tensor that changes the maths and that this architecture does not have.
     #[error("tensor {0} is not part of the architecture that config.json describes")]

@@ -114,6 +114,7 @@ impl World {
             }],
             precision: None,
             train_rows: graftwork_contract::run::RowsUsed::default(),
+            validation_rows: graftwork_contract::run::RowsUsed::default(),
             test_rows: graftwork_contract::run::RowsUsed::default(),
             classification: None,
             finished_time: format!("2026-01-01T00:00:{:02}Z", self.observed.results.len()),

@@ -444,10 +444,13 @@ fn complete(
 /// How many rows were longer than the run takes, and were cut or left out; nothing where none was.
 fn cut_rows(cr: &TrainingRun, result: &RunResult) -> String {
     let (train, test) = (result.train_rows, result.test_rows);
+    let looked_at = result.validation_rows;
     let counts: Vec<String> = [
         (train.cut, train.rows, "train", "cut"),
+        (looked_at.cut, looked_at.rows, "validation", "cut"),
         (test.cut, test.rows, "test", "cut"),
         (train.dropped, train.rows, "train", "left out"),
+        (looked_at.dropped, looked_at.rows, "validation", "left out"),
     ]
     .into_iter()
     .filter(|(count, ..)| *count > 0)

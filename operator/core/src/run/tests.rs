@@ -389,6 +389,7 @@ impl World {
             }],
             precision: None,
             train_rows: self.train_rows,
+            validation_rows: RowsUsed::default(),
             test_rows: RowsUsed {
                 rows: 400,
                 cut: 0,

@@ -245,6 +245,7 @@ mod tests {
                 cut: 2,
                 dropped: 0,
             },
+            validation_rows: RowsUsed::default(),
             test_rows: RowsUsed {
                 rows: 10,
                 cut: 1,

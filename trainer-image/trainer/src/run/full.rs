@@ -119,10 +119,13 @@ pub fn attempt(
         final_loss: trained.final_loss,
         metrics,
         train_rows: inputs.train_rows,
+        validation_rows: inputs.validation_rows,
         test_rows: inputs.test_rows,
     };
     let result = output.publish(written, &outcome)?;
-    write_result(store, config, &result)?;
+    patience::tried(&patience::PAUSES, &|| stop.is_set(), || {
+        write_result(store, config, &result)
+    })?;
     remove_checkpoints(store, config);
     Ok(result.digest)
 }

@@ -68,6 +68,8 @@ pub struct Inputs {
     pub benchmarks: Vec<Benchmark>,
     /// How many there are to train on, and how many of them were cut.
     pub train_rows: RowsUsed,
+    /// How many there are to look at while training, and how many of them were cut.
+    pub validation_rows: RowsUsed,
     /// How many there are to score, and how many of them were cut.
     pub test_rows: RowsUsed,
 }
@@ -341,8 +343,10 @@ pub fn read_rows(
     let mut inputs = match config.objective {
         Objective::Sft => {
             let train = examples(train_rows, tokenizer, fit)?;
+            let validation = examples(validation_rows, tokenizer, fit)?;
             Inputs {
-                validation: examples(validation_rows, tokenizer, fit)?.kept,
+                validation_rows: validation.used(),
+                validation: validation.kept,
                 train_rows: train.used(),
                 train: train.kept,
                 ..Inputs::default()
@@ -350,8 +354,10 @@ pub fn read_rows(
         }
         Objective::Dpo { .. } => {
             let train = pairs(train_rows, tokenizer, fit)?;
+            let validation = pairs(validation_rows, tokenizer, fit)?;
             Inputs {
-                validation_pairs: pairs(validation_rows, tokenizer, fit)?.kept,
+                validation_rows: validation.used(),
+                validation_pairs: validation.kept,
                 train_rows: train.used(),
                 train_pairs: train.kept,
                 ..Inputs::default()
@@ -359,11 +365,14 @@ pub fn read_rows(
         }
     };
     (inputs.test, inputs.test_rows) = (test, test_rows);
-    check_some_fit(&inputs, train.len(), validation.len(), length)?;
-    if inputs.train_rows.cut + inputs.train_rows.dropped + inputs.test_rows.cut > 0 {
+    check_some_fit(&inputs, train.len(), validation.len(), fit)?;
+    let of_splits = [inputs.train_rows, inputs.validation_rows, inputs.test_rows];
+    if of_splits.iter().any(|used| used.cut + used.dropped > 0) {
         tracing::warn!(
             train_rows = inputs.train_rows.cut,
             dropped_train_rows = inputs.train_rows.dropped,
+            validation_rows = inputs.validation_rows.cut,
+            dropped_validation_rows = inputs.validation_rows.dropped,
             test_rows = inputs.test_rows.cut,
             maximum_sequence_length = length,
             "rows were longer and were cut or left out"
@@ -388,7 +397,7 @@ fn check_some_fit(
     inputs: &Inputs,
     train: usize,
     validation: usize,
-    length: usize,
+    fit: Fit,
 ) -> Result<(), Failure> {
     let splits = [
         ("train", train, inputs.lengths().len()),
@@ -405,8 +414,9 @@ fn check_some_fit(
         None => Ok(()),
         Some((split, rows, _)) => Err(Failure::bad_data(format!(
             "all {rows} rows of the {split} split are longer than \
-             spec.hyperparameters.maximumSequenceLength {length}, and truncation is Drop; raise the one, or set the other \
-             to CutStart or CutEnd, in a new run"
+             spec.hyperparameters.maximumSequenceLength {}, and truncation {:?} leaves nothing of them to learn; raise \
+             the one, or set the other to CutStart, in a new run",
+            fit.maximum, fit.truncation
         ))),
     }
 }

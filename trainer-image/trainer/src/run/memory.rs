@@ -2,8 +2,11 @@
 
 use graftwork_model::transformer::Accelerator;
 
-/// What the container may hold, in bytes, or `max` (cgroup v2).
-const LIMIT_FILE: &str = "/sys/fs/cgroup/memory.max";
+/// What the container may hold, in bytes: or `max` (cgroup v2), or more than there is (cgroup v1).
+const LIMIT_FILES: [&str; 2] = [
+    "/sys/fs/cgroup/memory.max",
+    "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+];
 /// What this process holds (`proc_pid_status(5)`).
 const STATUS_FILE: &str = "/proc/self/status";
 /// What the machine has left (`proc_meminfo(5)`).
@@ -20,7 +23,7 @@ pub fn activation_bytes(accelerator: Option<&Accelerator>) -> usize {
     }
     let read = |file| std::fs::read_to_string(file).ok();
     half_of_the_rest(
-        read(LIMIT_FILE).as_deref(),
+        LIMIT_FILES.into_iter().find_map(read).as_deref(),
         read(STATUS_FILE).as_deref(),
         read(MACHINE_FILE).as_deref(),
     )
@@ -62,7 +65,7 @@ mod tests {
     fn without_a_limit_or_under_one_that_is_too_large_the_machine_says_what_is_left() {
         let machine = Some("MemTotal:  9000 kB\nMemAvailable:    6000 kB\n");
         let half = 3000 * 1024;
-        for limit in [Some("max\n"), None, Some("99999999999")] {
+        for limit in [Some("max\n"), None, Some("9223372036854771712\n")] {
             assert_eq!(half_of_the_rest(limit, Some(STATUS), machine), half);
         }
         let less = half_of_the_rest(Some("5120000"), Some(STATUS), machine);

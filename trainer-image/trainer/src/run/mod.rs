@@ -224,6 +224,7 @@ fn attempt(
         final_loss: trained.final_loss,
         metrics,
         train_rows: inputs.train_rows,
+        validation_rows: inputs.validation_rows,
         test_rows: inputs.test_rows,
     };
     let result = patience::tried(&patience::PAUSES, &|| stop.is_set(), || {
@@ -249,7 +250,9 @@ fn score_only(
     let metrics = score(&base.compared(&loaded, reference), inputs, session, fence)?;
     fence.check()?;
     let result = package::scored(config, &manifest, &subject, metrics, inputs.test_rows);
-    write_result(store, config, &result)?;
+    patience::tried(&patience::PAUSES, &|| session.stop.is_set(), || {
+        write_result(store, config, &result)
+    })?;
     Ok(result.digest)
 }
 

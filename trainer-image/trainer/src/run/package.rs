@@ -23,6 +23,8 @@ pub struct Outcome {
     pub metrics: Vec<Metric>,
     /// Rows that were trained on.
     pub train_rows: RowsUsed,
+    /// Rows that were looked at while training.
+    pub validation_rows: RowsUsed,
     /// Rows that were scored.
     pub test_rows: RowsUsed,
 }
@@ -118,6 +120,7 @@ pub(super) fn described(
         metrics: outcome.metrics.clone(),
         precision: config.evaluation.precision,
         train_rows: outcome.train_rows,
+        validation_rows: outcome.validation_rows,
         test_rows: outcome.test_rows,
         classification: config.classification,
         finished_time: time,
@@ -147,6 +150,7 @@ pub fn scored(
         metrics,
         precision: config.evaluation.precision,
         train_rows: RowsUsed::default(),
+        validation_rows: RowsUsed::default(),
         test_rows,
         classification: config.classification,
         finished_time: clock::rfc3339(),

@@ -244,6 +244,7 @@ pub(super) fn ended(digest: Digest) -> Ended {
         final_loss: 1.5,
         metrics: Vec::new(),
         train_rows: RowsUsed::default(),
+        validation_rows: RowsUsed::default(),
         test_rows: RowsUsed::default(),
     }
 }

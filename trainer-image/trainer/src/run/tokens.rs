@@ -41,8 +41,8 @@ impl Fit {
         }
     }
 
-    /// Takes `excess` tokens away, and what is more than the maximum then.
-    fn cut(self, example: &mut TokenizedExample, excess: usize, bos: Option<u32>) {
+    /// Takes `excess` tokens away, and what is more than the maximum then. Returns whether anything is left to learn.
+    fn cut(self, example: &mut TokenizedExample, excess: usize, bos: Option<u32>) -> bool {
         match self.truncation {
             Truncation::CutStart => shorten(example, excess, self.maximum, bos),
             Truncation::CutEnd | Truncation::Drop | Truncation::Error => {
@@ -50,6 +50,8 @@ impl Fit {
                 example.loss_mask.truncate(self.maximum);
             }
         }
+        // Nothing stands before the first token that it could follow from.
+        example.loss_mask.iter().skip(1).any(|learned| *learned)
     }
 }
 
@@ -60,7 +62,7 @@ pub struct Fitted<T> {
     pub kept: Vec<T>,
     /// Whether each of them was longer, and was cut.
     pub was_cut: Vec<bool>,
-    /// Rows that were longer, and were left out.
+    /// Rows that were longer, and were left out: as was asked for, or because nothing of what they teach fits.
     pub dropped: u64,
 }
 
@@ -119,8 +121,8 @@ pub fn examples(
             return Ok(None);
         }
         let excess = tokens.saturating_sub(fit.maximum);
-        if excess > 0 {
-            fit.cut(&mut example, excess, tokenizer.bos());
+        if excess > 0 && !fit.cut(&mut example, excess, tokenizer.bos()) {
+            return Ok(None);
         }
         Ok(Some((example, excess > 0)))
     });
@@ -162,8 +164,11 @@ pub fn pairs(
         if !fit.takes(longest(&pair), (file, index))? {
             return Ok(None);
         }
-        let was_cut = cut_pair(&mut pair, fit, tokenizer.bos());
-        Ok(Some((pair, was_cut)))
+        let excess = longest(&pair).saturating_sub(fit.maximum);
+        if excess > 0 && !cut_pair(&mut pair, excess, fit, tokenizer.bos()) {
+            return Ok(None);
+        }
+        Ok(Some((pair, excess > 0)))
     });
     Ok(Fitted::of(pairs.collect::<Result<Vec<_>, Failure>>()?))
 }
@@ -173,15 +178,11 @@ fn longest(pair: &Pair) -> usize {
     pair.chosen.tokens.len().max(pair.rejected.tokens.len())
 }
 
-fn cut_pair(pair: &mut Pair, fit: Fit, bos: Option<u32>) -> bool {
-    let excess = longest(pair).saturating_sub(fit.maximum);
-    if excess == 0 {
-        return false;
-    }
-    for example in [&mut pair.chosen, &mut pair.rejected] {
-        fit.cut(example, excess, bos);
-    }
-    true
+/// Takes `excess` tokens of both. Returns whether anything of both answers is left.
+fn cut_pair(pair: &mut Pair, excess: usize, fit: Fit, bos: Option<u32>) -> bool {
+    let cut = |example: &mut TokenizedExample| fit.cut(example, excess, bos);
+    // Both, whatever the first says.
+    [&mut pair.chosen, &mut pair.rejected].map(cut) == [true; 2]
 }
 
 fn example(row: &Row, tokenizer: &TextTokenizer) -> Result<TokenizedExample, TokenizerError> {
@@ -348,15 +349,20 @@ mod tests {
             maximum,
             truncation: Truncation::CutStart,
         };
-        assert!(!cut_pair(&mut pair, fit(7), Some(0)));
-        assert_eq!(pair, whole);
-        assert!(cut_pair(&mut pair, fit(5), Some(0)));
+        assert!(cut_pair(&mut pair, 2, fit(5), Some(0)));
         assert_eq!(pair.chosen.tokens, [0, 3, 8]);
         assert_eq!(pair.rejected.tokens, [0, 3, 9, 9, 9]);
-        assert!(cut_pair(&mut pair, fit(2), Some(0)));
+        assert!(cut_pair(&mut pair, 3, fit(2), Some(0)));
         assert_eq!(pair.chosen.tokens, [0, 8]);
         assert_eq!(pair.rejected.tokens, [0, 9]);
         assert_eq!(pair.rejected.loss_mask, [false, true]);
+        // Of the shorter answer, and then of none, something is left.
+        let from_the_end = |maximum| Fit {
+            maximum,
+            truncation: Truncation::CutEnd,
+        };
+        assert!(cut_pair(&mut whole.clone(), 2, from_the_end(5), Some(0)));
+        assert!(!cut_pair(&mut whole.clone(), 3, from_the_end(4), Some(0)));
     }
 
     #[test]
@@ -444,6 +450,16 @@ mod tests {
         assert_eq!(
             [start.used(), end.used(), dropped.used()],
             [used(1, 0), used(1, 0), used(0, 1)]
+        );
+        let fit = Fit {
+            maximum: 6,
+            truncation: Truncation::CutEnd,
+        };
+        let ends_in_its_prompt = examples(("train.parquet", &rows), &tokenizer, fit).unwrap();
+        assert_eq!(
+            (ends_in_its_prompt.kept.len(), ends_in_its_prompt.used()),
+            (1, used(1, 1)),
+            "a prompt alone teaches nothing"
         );
         let refused = fitted(Truncation::Error).unwrap_err().message;
         assert!(
