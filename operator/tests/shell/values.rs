@@ -139,3 +139,47 @@ fn the_schema_has_the_fields_that_the_operator_reads() {
 fn a_mistyped_field_is_refused_at_every_depth() {
     assert_eq!(open_objects("", &schema()), Vec::<String>::new());
 }
+
+/// Whether a text has a pattern of the schema.
+fn fits(place: &str, text: &str) -> bool {
+    let schema = schema();
+    let pattern = schema.pointer(place).unwrap()["pattern"].as_str().unwrap();
+    let program = cel::Program::compile("text.matches(pattern)").unwrap();
+    let mut context = cel::Context::default();
+    context.add_variable_from_value("text", text);
+    context.add_variable_from_value("pattern", pattern);
+    program.execute(&context).unwrap() == cel::Value::Bool(true)
+}
+
+#[test]
+fn levels_and_networks_that_are_none_are_refused_by_helm() {
+    for (level, fine) in [
+        ("info", true),
+        ("info,kube=warn", true),
+        ("graftwork_operator=debug", true),
+        ("graftwork_operator::lease=trace,off", true),
+        ("loud", false),
+        ("info,loud", false),
+        ("kube=loud", false),
+        ("", false),
+    ] {
+        assert_eq!(fits("/properties/logLevel", level), fine, "{level}");
+    }
+    for place in ["store", "dataSources"] {
+        let place = format!("/properties/{place}/properties/allow/items");
+        for (entry, fine) in [
+            ("10.0.0.0/8", true),
+            ("10.1.2.3", true),
+            ("fd00::/8", true),
+            ("minio.storage.svc", true),
+            (".corp.example", true),
+            ("10.0.0.0/99", false),
+            ("fd00::/129", false),
+            ("http://minio", false),
+            ("a b", false),
+            ("", false),
+        ] {
+            assert_eq!(fits(&place, entry), fine, "{entry}");
+        }
+    }
+}

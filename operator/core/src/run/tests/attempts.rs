@@ -142,6 +142,11 @@ fn suspend_deletes_the_job_and_resume_makes_the_next_attempt() {
     world.cr.spec.suspend = false;
     world.reconcile();
     assert_eq!(world.active_job(), None, "the old pod is still stopping");
+    assert_eq!(
+        world.succeeded().1,
+        reason::STARTING,
+        "nothing went wrong, so nothing is restarting"
+    );
     world.observed.pods.clear();
     world.start();
     assert_eq!(world.created, ["nightly-1", "nightly-2"]);
