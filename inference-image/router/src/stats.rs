@@ -18,6 +18,7 @@ use crate::table::Version;
 
 /// How long buckets are kept.
 pub const KEPT: Duration = Duration::from_secs(15 * 60);
+
 /// How one request ended.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Sample {

@@ -60,6 +60,8 @@ pub fn replica_failure(deployment: &Deployment) -> Option<String> {
 pub struct Podless<'a> {
     /// Its name.
     pub job: &'a str,
+    /// Its UID: a Job before it may have had that name.
+    pub uid: &'a str,
     /// Seconds since it was made.
     pub seconds: u64,
 }
@@ -87,7 +89,11 @@ pub fn without_pod<'a>(
         && !pods
             .iter()
             .any(|pod| pod.labels.get(jobs::JOB_NAME_LABEL).map(String::as_str) == Some(name));
-    lacks.then_some(Podless { job: name, seconds })
+    lacks.then_some(Podless {
+        job: name,
+        uid: metadata.uid.as_deref().unwrap_or_default(),
+        seconds,
+    })
 }
 
 /// A Job without a pod, with the words of its newest event about that; none where there is no event and its controller
@@ -377,7 +383,12 @@ mod tests {
 
     /// A Job whose controller says nothing.
     fn slow(job: &str) -> Hindrance {
-        no_pod(Podless { job, seconds: 16 }, None).unwrap()
+        let podless = Podless {
+            job,
+            uid: "",
+            seconds: 16,
+        };
+        no_pod(podless, None).unwrap()
     }
 
     #[test]
@@ -385,6 +396,7 @@ mod tests {
      {
         let podless = |seconds| Podless {
             job: "x-1",
+            uid: "",
             seconds,
         };
         let hindrance = no_pod(podless(4), Some("exceeded quota: few")).unwrap();
@@ -411,6 +423,7 @@ mod tests {
         assert_eq!(without_pod(&nothing, &[], &seen, at(3)), None);
         let podless = |seconds| Podless {
             job: "run-1",
+            uid: "",
             seconds,
         };
         assert_eq!(without_pod(&nothing, &[], &seen, at(4)), Some(podless(4)));

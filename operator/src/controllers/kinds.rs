@@ -233,8 +233,8 @@ impl Reconciled for ServingEndpoint {
 async fn no_pod(context: &Context, namespace: &str, podless: Podless<'_>) -> Option<Hindrance> {
     let events: Api<Event> = Api::namespaced(context.client.clone(), namespace);
     let which = format!(
-        "regarding.kind=Job,regarding.name={},reason=FailedCreate",
-        podless.job
+        "regarding.kind=Job,regarding.uid={},reason=FailedCreate",
+        podless.uid
     );
     let which = ListParams::default().fields(&which).limit(MOST_EVENTS);
     let found = api::call(events.list(&which)).await;

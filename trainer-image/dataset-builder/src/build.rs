@@ -133,7 +133,6 @@ fn make(config: &BuildConfig, store: &Store, places: Places<'_>) -> Result<Built
     }
     let mut dealt = deal(config, scratch, ordered, collected.rejected_rows())?;
     dealt.counts.beyond_weight = collected.beyond_weight;
-    let manifest = publish(config, store, scratch, &dealt, &collected)?;
     let look = Look {
         digest: dealt.digest.clone(),
         code_version: CODE_VERSION.to_owned(),
@@ -141,6 +140,7 @@ fn make(config: &BuildConfig, store: &Store, places: Places<'_>) -> Result<Built
         listing: collected.listing.clone(),
         schemas: schemas(&collected.columns)?,
     };
+    let manifest = publish(config, store, scratch, (&dealt, &collected), &look)?;
     let built = number(config, store, &dealt, &manifest, collected)?;
     looks::note(config, store, &manifest, &look)?;
     let version = built.record.version;
@@ -210,8 +210,8 @@ fn publish(
     config: &BuildConfig,
     store: &Store,
     scratch: &Scratch,
-    dealt: &Dealt,
-    collected: &Collected,
+    (dealt, collected): (&Dealt, &Collected),
+    look: &Look,
 ) -> Result<Manifest, Failure> {
     match rows::manifest(store, &config.dataset, &dealt.digest) {
         Ok(manifest) => {
@@ -244,13 +244,13 @@ fn publish(
     let provenance = Provenance {
         description: config.description.clone(),
         sources: collected.provenance.clone(),
-        code_version: CODE_VERSION.to_owned(),
+        code_version: look.code_version.clone(),
         privacy: config.privacy.clone(),
         tokenizer: collected.tokenizer.clone(),
         transform: collected.transform.clone(),
-        spec_digest: Some(spec_digest(config)?),
-        listing: collected.listing.clone(),
-        schemas: schemas(&collected.columns)?,
+        spec_digest: look.spec_digest.clone(),
+        listing: look.listing.clone(),
+        schemas: look.schemas.clone(),
         parent: latest.map(|(number, _)| number),
         created_time: clock::rfc3339(),
     };

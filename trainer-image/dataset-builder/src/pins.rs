@@ -1,6 +1,6 @@
 //! Schemas of sources are inferred once and pinned: a build under the spec of the latest version takes the
-//! types that it had when it was made last. Columns that hold less than before keep their type, and one that holds something
-//! else ends the build, because the same SQL would mean something else.
+//! types that it had when it was made last. Columns that hold less than before keep their type, and one that holds
+//! something else ends the build, because the same SQL would mean something else.
 
 use std::collections::BTreeMap;
 

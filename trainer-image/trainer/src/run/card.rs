@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use graftwork_contract::run::{Precision, TrainerConfig};
+use graftwork_contract::run::{Precision, RowsUsed, TrainerConfig};
 use serde::Serialize;
 
 use super::package::Outcome;
@@ -160,6 +160,14 @@ fn limits(config: &TrainerConfig, outcome: &Outcome, licence: Option<&str>) -> S
         None => "The base model states no licence in its README.md; its terms hold".to_owned(),
     };
     let (train, test) = (outcome.train_rows, outcome.test_rows);
+    let looked_at = match outcome.validation_rows {
+        RowsUsed {
+            cut: 0, dropped: 0, ..
+        } => String::new(),
+        RowsUsed { rows, cut, dropped } => {
+            format!("; of {rows} looked at while training {cut} were cut and {dropped} left out")
+        }
+    };
     let classification = match config.classification {
         Some(classification) => format!(
             "- What it learned from is classified {}: it may go as far as that may.\n",
@@ -180,8 +188,8 @@ fn limits(config: &TrainerConfig, outcome: &Outcome, licence: Option<&str>) -> S
          of {tested} scored{dropped}.\n\
          - {licence}, and so do those of the dataset's sources.\n",
         dropped = match train.dropped {
-            0 => String::new(),
-            rows => format!("; {rows} to train on were left out"),
+            0 => looked_at,
+            rows => format!("; {rows} to train on were left out{looked_at}"),
         },
         tested = test.rows,
         trained = train.rows,
@@ -210,7 +218,6 @@ fn base_licence(base: &Path) -> Option<String> {
 mod tests {
     use graftwork_contract::Digest;
     use graftwork_contract::dataset::Classification;
-    use graftwork_contract::run::RowsUsed;
     use serde_json::json;
 
     use super::*;
@@ -245,7 +252,11 @@ mod tests {
                 cut: 2,
                 dropped: 0,
             },
-            validation_rows: RowsUsed::default(),
+            validation_rows: RowsUsed {
+                rows: 8,
+                cut: 3,
+                dropped: 1,
+            },
             test_rows: RowsUsed {
                 rows: 10,
                 cut: 1,
@@ -291,6 +302,7 @@ mod tests {
             "version 4",
             "## Limits",
             "2 of 90 trained on, 1 of 10 scored",
+            "of 8 looked at while training 3 were cut and 1 left out",
             "states no licence",
         ] {
             assert!(body.contains(line), "{line} is not in\n{body}");
