@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 /// What a byte-level pre-tokenizer cuts by itself: GPT-2's expression.
-const BYTE_LEVEL: &str =
+pub(crate) const BYTE_LEVEL: &str =
     r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 
 /// The parts of a `tokenizer.json` that may have expressions.

@@ -83,6 +83,15 @@ fn byte(text: &str) -> Option<u8> {
 
 /// GPT-2's printable stand-ins of bytes: printable ones for themselves, the others from U+0100 on, in
 /// order (`bytes_to_unicode` of its encoder).
+/// The character that stands for each byte.
+pub(crate) fn stand_in_of_bytes() -> [char; 256] {
+    let mut of_bytes = ['\0'; 256];
+    for (stand_in, byte) in stand_ins() {
+        of_bytes[usize::from(byte)] = stand_in;
+    }
+    of_bytes
+}
+
 fn stand_ins() -> BTreeMap<char, u8> {
     let mut others = '\u{100}'..;
     (0..=u8::MAX)

@@ -1,5 +1,6 @@
 //! Rows of a dataset as tokens, and which of these the model learns.
 
+use super::words::Placed;
 use super::{TextTokenizer, TokenizerError};
 use crate::chat::{ChatError, ChatMessage};
 
@@ -55,6 +56,14 @@ impl TextTokenizer {
     ) -> Result<TokenizedExample, TokenizerError> {
         let template = self.template.as_ref().ok_or(ChatError::None)?;
         let transcript = template.render_with_answers(messages)?;
+        let words = self.words.as_ref();
+        if let Some(placed) = words.and_then(|it| it.encode(&self.tokenizer, &transcript.text)) {
+            let is_answer = |token: &Placed| transcript.is_answer((token.start, token.end));
+            return Ok(TokenizedExample {
+                loss_mask: placed.iter().map(is_answer).collect(),
+                tokens: placed.iter().map(|token| token.id).collect(),
+            });
+        }
         self.cuts
             .check(&transcript.text)
             .map_err(TokenizerError::Tokenize)?;
