@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 use crate::constraint::Grammars;
 use crate::device::{self, Device, DeviceSettings};
 use crate::health::{self, Health, Readiness};
-use crate::http::{self, Beside, Engine, Room};
+use crate::http::{self, Beside, Engine};
 use crate::metrics::Metrics;
 use crate::options::Options;
 use crate::passes::Passes;
@@ -157,7 +157,7 @@ impl Running {
             vocabulary: base.config.vocab_size,
             context_tokens: base.context_tokens,
             base_name: config.base_name.clone(),
-            bodies: Room::default(),
+            bodies: http::room(),
             beside: Beside::of_cores(std::thread::available_parallelism().map_or(1, NonZero::get)),
             permits: Arc::new(Semaphore::new(permits)),
             permit_count: permits,

@@ -1,11 +1,12 @@
 //! HTTP/1.1, and HTTP/2 without TLS (which gRPC needs), as engine and router speak them on one port: connections that
 //! send no head in time are closed, and an end lets each finish its requests; a [`crew`] of threads for them; the [`clock`]
-//! that both read; their [`last_words`]; and what becomes of the metrics of versions that are gone ([`gone_series`]).
+//! that both read; a request's [`body`]; their [`last_words`]; and what becomes of the metrics of versions that are gone ([`gone_series`]).
 //!
-//! It reads no bodies and knows no routes.
+//! It knows no routes.
 
 #![forbid(unsafe_code)]
 
+pub mod body;
 pub mod clock;
 pub mod crew;
 pub mod gone_series;
@@ -23,6 +24,8 @@ use tokio_util::task::TaskTracker;
 
 /// A connection that sends no request for so long is closed, and one that does not end its head.
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
+/// A client that takes nothing of what is sent to it for so long has left, or hangs, and would keep its place for good.
+pub const UNTAKEN_TIMEOUT: Duration = Duration::from_secs(120);
 /// How long to wait where no connection can be accepted (too many open files).
 const PAUSE: Duration = Duration::from_millis(50);
 /// What a client of HTTP/2 sends first (RFC 9113, section 3.4).
@@ -41,6 +44,7 @@ const STREAMS: u32 = 256;
 pub struct Listener {
     stop: CancellationToken,
     idle_timeout: Duration,
+    untaken_timeout: Duration,
     connections: TaskTracker,
 }
 
@@ -50,6 +54,7 @@ impl Listener {
         Self {
             stop,
             idle_timeout: IDLE_TIMEOUT,
+            untaken_timeout: UNTAKEN_TIMEOUT,
             connections: TaskTracker::new(),
         }
     }
@@ -59,6 +64,15 @@ impl Listener {
     pub fn with_idle_timeout(self, idle_timeout: Duration) -> Self {
         Self {
             idle_timeout,
+            ..self
+        }
+    }
+
+    /// With another time than [`UNTAKEN_TIMEOUT`].
+    #[must_use]
+    pub fn with_untaken_timeout(self, untaken_timeout: Duration) -> Self {
+        Self {
+            untaken_timeout,
             ..self
         }
     }
@@ -76,13 +90,15 @@ impl Listener {
     /// Serves these routes in the background, each connection on the next of `runtimes`.
     pub fn serve_on(&self, listener: TcpListener, routes: Router, runtimes: Vec<Handle>) {
         let (stop, connections) = (self.stop.clone(), self.connections.clone());
-        let idle_timeout = self.idle_timeout;
+        let (idle_timeout, untaken_timeout) = (self.idle_timeout, self.untaken_timeout);
         self.connections.spawn(async move {
             let mut next = runtimes.iter().cycle();
             while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
                 let given = accepted.and_then(|(stream, _)| {
                     // Small events must not wait for the acknowledgement of those before.
                     let _ = stream.set_nodelay(true);
+                    let socket = socket2::SockRef::from(&stream);
+                    let _ = socket.set_tcp_user_timeout(Some(untaken_timeout));
                     stream.into_std()
                 });
                 match given {
@@ -195,6 +211,8 @@ async fn http2(stream: TcpStream, routes: Router, stop: CancellationToken) -> hy
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use axum::routing::get;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
@@ -239,6 +257,38 @@ mod tests {
         }
         let whole = b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
         assert!(talk(address, whole).await.ends_with("here"));
+    }
+
+    #[tokio::test]
+    async fn a_client_that_takes_nothing_of_its_answer_loses_its_connection() {
+        let listener = Listener::new(CancellationToken::new())
+            .with_untaken_timeout(Duration::from_millis(500));
+        let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = socket.local_addr().unwrap();
+        let answers = Arc::new(());
+        let answer = Arc::clone(&answers);
+        let endless = move || {
+            let answer = Arc::clone(&answer);
+            let events = futures::stream::repeat_with(move || {
+                let _ = &answer;
+                Ok::<_, std::io::Error>(vec![b'x'; 1 << 16])
+            });
+            std::future::ready(axum::body::Body::from_stream(events))
+        };
+        listener.serve(socket, Router::new().route("/", get(endless)));
+        let without = Arc::strong_count(&answers);
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let head = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n";
+        stream.write_all(head).await.unwrap();
+        stream.read_exact(&mut [0; 1 << 16]).await.unwrap();
+        assert!(Arc::strong_count(&answers) > without);
+        let ended = async {
+            while Arc::strong_count(&answers) > without {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        let ended = tokio::time::timeout(Duration::from_secs(30), ended).await;
+        assert!(ended.is_ok(), "its answer is kept for good");
     }
 
     /// A client that speaks HTTP/2 from its first byte on.

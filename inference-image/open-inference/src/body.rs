@@ -1,17 +1,15 @@
 //! The bytes of one call, read whole within a size, a time and the memory that all calls may take, before anything is
 //! made of them.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::Response;
-use bytes::{Buf as _, Bytes, BytesMut};
-use http_body_util::BodyExt as _;
+use bytes::{Buf as _, Bytes};
+use graftwork_listen::body::{self, Room, Unread};
 use prost::encoding::{WireType, decode_key, decode_varint};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::Status;
 
 /// Bytes of one message, as of a body over HTTP.
@@ -24,74 +22,52 @@ const TIME: Duration = Duration::from_secs(60);
 const WEIGHT: usize = 16;
 /// Memory of all messages that are held at one time.
 const ROOM_BYTES: usize = 256 << 20;
-/// The room is counted in units of so many bytes.
-const UNIT: usize = 1 << 10;
 /// Tensors, parameters and other parts of one message, counted at its top level; without a bound, two bytes each would
 /// take hundreds.
 const MAXIMUM_PARTS: usize = 512;
 
 /// The memory that all calls share.
-pub(crate) fn room() -> Arc<Semaphore> {
-    Arc::new(Semaphore::new(ROOM_BYTES / UNIT))
+pub(crate) fn room() -> Room {
+    Room::of_bytes(ROOM_BYTES).weighing(WEIGHT)
 }
 
 /// Reads a call's message, then lets the service see it.
-pub(crate) async fn read_first(
-    State(room): State<Arc<Semaphore>>,
-    request: Request,
-    next: Next,
-) -> Response {
+pub(crate) async fn read_first(State(room): State<Room>, request: Request, next: Next) -> Response {
     let (head, body) = request.into_parts();
-    match tokio::time::timeout(TIME, collect(body, &room)).await {
-        Ok(Ok((bytes, _held))) => next.run(Request::from_parts(head, Body::from(bytes))).await,
-        Ok(Err(status)) => status.into_http(),
-        Err(_) => Status::deadline_exceeded(format!(
-            "the message did not arrive within {} s",
-            TIME.as_secs()
-        ))
-        .into_http(),
+    match collect(body, &room).await {
+        // They take their share of the room until the service has read them.
+        Ok(bytes) => {
+            let held = bytes.clone();
+            let answer = next.run(Request::from_parts(head, Body::from(bytes)));
+            let answer = answer.await;
+            drop(held);
+            answer
+        }
+        Err(status) => status.into_http(),
     }
 }
 
-/// The bytes, and their share of the room.
-async fn collect(
-    mut body: Body,
-    room: &Arc<Semaphore>,
-) -> Result<(Bytes, Option<OwnedSemaphorePermit>), Status> {
-    let mut bytes = BytesMut::new();
-    let mut held: Option<OwnedSemaphorePermit> = None;
-    while let Some(frame) = body.frame().await {
-        let frame =
-            frame.map_err(|error| Status::cancelled(format!("the message broke off: {error}")))?;
-        let Ok(data) = frame.into_data() else {
-            continue;
-        };
-        if bytes.len() + data.len() > MAXIMUM_BYTES + HEAD_BYTES {
-            return Err(Status::invalid_argument(format!(
-                "the message is larger than the limit of {MAXIMUM_BYTES} bytes"
-            )));
+async fn collect(body: Body, room: &Room) -> Result<Bytes, Status> {
+    let read = body::read(room, body, MAXIMUM_BYTES + HEAD_BYTES, TIME).await;
+    let bytes = read.map_err(|unread| match unread {
+        Unread::Broken { reason } => Status::cancelled(format!("the message broke off: {reason}")),
+        Unread::Late { seconds } => {
+            Status::deadline_exceeded(format!("the message did not arrive within {seconds} s"))
         }
-        let units = u32::try_from((data.len() * WEIGHT).div_ceil(UNIT)).unwrap_or(u32::MAX);
-        let more = Arc::clone(room)
-            .try_acquire_many_owned(units)
-            .map_err(|_| {
-                Status::resource_exhausted(
-                    "the calls that wait here take all their memory; try again",
-                )
-            })?;
-        match held.as_mut() {
-            Some(before) => before.merge(more),
-            None => held = Some(more),
+        Unread::TooLarge { .. } => Status::invalid_argument(format!(
+            "the message is larger than the limit of {MAXIMUM_BYTES} bytes"
+        )),
+        Unread::NoRoom { .. } => {
+            Status::resource_exhausted("the calls that wait here take all their memory; try again")
         }
-        bytes.extend_from_slice(&data);
-    }
+    })?;
     let message = bytes.get(HEAD_BYTES..).unwrap_or_default();
     match parts(message) {
         Some(count) if count > MAXIMUM_PARTS => Err(Status::invalid_argument(format!(
             "the message has {count} tensors, parameters and other parts, the limit is {MAXIMUM_PARTS}"
         ))),
         // What can't be read is said by who reads it.
-        _ => Ok((bytes.freeze(), held)),
+        _ => Ok(bytes),
     }
 }
 
@@ -147,14 +123,13 @@ mod tests {
 
     #[tokio::test]
     async fn a_message_is_held_in_the_room_and_gives_it_back() {
-        let room = Arc::new(Semaphore::new(100));
-        let (bytes, held) = collect(framed(&with_inputs(3)), &room).await.unwrap();
-        assert!(bytes.len() > HEAD_BYTES && room.available_permits() < 100);
-        drop(held);
-        assert_eq!(room.available_permits(), 100);
-        let full = Arc::new(Semaphore::new(0));
-        let status = collect(framed(&with_inputs(3)), &full).await.unwrap_err();
+        let room = Room::of_bytes(1 << 10).weighing(WEIGHT);
+        let held = collect(framed(&with_inputs(3)), &room).await.unwrap();
+        assert!(held.len() > HEAD_BYTES);
+        let status = collect(framed(&with_inputs(3)), &room).await.unwrap_err();
         assert_eq!(status.code(), tonic::Code::ResourceExhausted);
+        drop(held);
+        assert!(collect(framed(&with_inputs(3)), &room).await.is_ok());
     }
 
     #[tokio::test]

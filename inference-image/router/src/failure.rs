@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
+use graftwork_listen::body::Unread;
 use http::{HeaderValue, StatusCode, header};
 use serde_json::json;
 
@@ -108,6 +109,17 @@ fn shown(text: &str) -> Cow<'_, str> {
     }
 }
 
+impl From<Unread> for Failure {
+    fn from(unread: Unread) -> Self {
+        match unread {
+            Unread::Broken { reason } => Self::Body { reason },
+            Unread::Late { seconds } => Self::BodyTimeout { seconds },
+            Unread::TooLarge { bytes } => Self::TooLarge { limit_bytes: bytes },
+            Unread::NoRoom { bytes } => Self::Overloaded { limit_bytes: bytes },
+        }
+    }
+}
+
 impl Failure {
     /// HTTP status.
     pub fn status(&self) -> StatusCode {
@@ -156,10 +168,10 @@ impl Failure {
 
     /// The body.
     pub fn to_json(&self) -> String {
-        let kind = if self.status().is_server_error() {
-            "server_error"
-        } else {
-            "invalid_request_error"
+        let kind = match self.status() {
+            StatusCode::TOO_MANY_REQUESTS => "requests",
+            status if status.is_server_error() => "server_error",
+            _ => "invalid_request_error",
         };
         json!({"error": {
             "message": self.to_string(),

@@ -23,7 +23,6 @@ use graftwork_contract::endpoint::{HEADER_ADAPTER, HEADER_ENGINE, HEADER_REQUEST
 use graftwork_listen::clock;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Request, Response, header};
-use tokio::sync::OwnedSemaphorePermit;
 
 use crate::beginning::{Beginning, Turn};
 use crate::cache::Key;
@@ -59,9 +58,8 @@ pub async fn forward(State(shared): State<Arc<Shared>>, request: Request<Body>) 
 struct Pinned {
     path: PathAndQuery,
     headers: HeaderMap,
+    /// It keeps its share of the memory that all bodies may take.
     body: Bytes,
-    /// The body's share of the memory that all bodies may take.
-    _room: OwnedSemaphorePermit,
     version: Arc<Version>,
     is_candidate: bool,
     /// What answers where the version is unavailable.

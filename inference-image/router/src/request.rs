@@ -1,5 +1,6 @@
 //! What the router reads of a request: three fields of the body and four headers.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use graftwork_contract::endpoint::{
@@ -166,12 +167,23 @@ pub fn wanted_side(headers: &HeaderMap) -> Result<Option<Side>, String> {
 }
 
 /// Who calls: the header, else the body's `user`; empty counts as nobody.
-pub fn caller<'a>(headers: &'a HeaderMap, probe: &'a Probe) -> Option<&'a str> {
+pub fn caller<'a>(headers: &'a HeaderMap, probe: &'a Probe) -> Option<Cow<'a, str>> {
     headers
         .get(HEADER_CALLER)
-        .and_then(|value| value.to_str().ok())
+        .map(|value| text(value.as_bytes()))
         .filter(|caller| !caller.is_empty())
-        .or_else(|| probe.user.as_deref().filter(|user| !user.is_empty()))
+        .or_else(|| {
+            let user = probe.user.as_deref().filter(|user| !user.is_empty());
+            user.map(Cow::Borrowed)
+        })
+}
+
+/// Bytes that are no text stay apart from others: two callers are never one.
+fn text(bytes: &[u8]) -> Cow<'_, str> {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => Cow::Borrowed(text),
+        Err(_) => Cow::Owned(bytes.escape_ascii().to_string()),
+    }
 }
 
 /// The client's `x-request-id` where it is short and plain, else a new one.
@@ -326,8 +338,16 @@ mod tests {
             user: Some("u".into()),
             ..Probe::default()
         };
-        assert_eq!(caller(&headers(&[(HEADER_CALLER, "c")]), &probe), Some("c"));
-        assert_eq!(caller(&headers(&[(HEADER_CALLER, "")]), &probe), Some("u"));
+        let named = |name: &'static [u8]| {
+            let mut headers = HeaderMap::new();
+            headers.insert(HEADER_CALLER, HeaderValue::from_bytes(name).unwrap());
+            caller(&headers, &probe).map(Cow::into_owned)
+        };
+        assert_eq!(named(b"c").as_deref(), Some("c"));
+        assert_eq!(named(b"").as_deref(), Some("u"));
+        assert_eq!(named("zo\u{eb}".as_bytes()).as_deref(), Some("zo\u{eb}"));
+        assert_eq!(named(b"zo\xeb").as_deref(), Some("zo\\xeb"));
+        assert_ne!(named(b"zo\xeb"), named(b"zo\xea"));
         let nobody = Probe {
             user: Some(String::new()),
             ..Probe::default()

@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use graftwork_listen::body::Room;
 use graftwork_listen::clock;
 use http::{HeaderValue, StatusCode};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use crate::cache::AnswerCache;
@@ -55,8 +55,6 @@ impl Default for Limits {
 /// A client that leaves later than this has waited so long for its answer, at least: it counts in the latencies, or a
 /// version that hangs would look well as long as nobody waits for it. Earlier ones changed their minds.
 const CANCELLED_COUNTS_AFTER: Duration = Duration::from_secs(10);
-/// The budget of held bodies is counted in units of so many bytes.
-const BODY_UNIT: usize = 1 << 10;
 
 /// What all requests share.
 #[derive(Debug)]
@@ -83,7 +81,8 @@ pub struct Shared {
     pub limits: Limits,
     /// Cancelled when what still runs has to end, late in a drain.
     pub last_call: CancellationToken,
-    bodies: Arc<Semaphore>,
+    /// Memory of the bodies of all requests.
+    pub bodies: Room,
     /// This process, unlike any other.
     pub boot_id: String,
     /// Unix seconds of the start: `created` of models.
@@ -108,7 +107,7 @@ impl Shared {
             answers: AnswerCache::new(limits.cache_bytes),
             places: Places::default(),
             hedges: HedgeBudget::default(),
-            bodies: Arc::new(Semaphore::new(limits.held_bytes.div_ceil(BODY_UNIT))),
+            bodies: Room::of_bytes(limits.held_bytes),
             limits,
             last_call: CancellationToken::new(),
             boot_id: format!("{:032x}", rand::random::<u128>()),
@@ -116,18 +115,6 @@ impl Shared {
             was_ready: AtomicBool::new(false),
             draining: AtomicBool::new(false),
         })
-    }
-
-    /// Room for a request body of so many bytes, given back on drop; `None` where too many are held already.
-    pub fn hold(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
-        let units = u32::try_from(bytes.div_ceil(BODY_UNIT)).ok()?;
-        self.bodies.clone().try_acquire_many_owned(units).ok()
-    }
-
-    /// Gives back what a body of so many bytes does not need of its room.
-    pub fn shrink(room: &mut OwnedSemaphorePermit, bytes: usize) {
-        let spare = room.num_permits().saturating_sub(bytes.div_ceil(BODY_UNIT));
-        drop(room.split(spare));
     }
 
     /// Every engine, each once.

@@ -23,13 +23,14 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post};
 use graftwork_contract::openapi;
+use graftwork_listen::body::Room;
 use graftwork_listen::clock;
 use graftwork_model::tokenizer::TextTokenizer;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 pub use beside::Beside;
-pub use body::Room;
+pub use body::room;
 
 use crate::constraint::Grammars;
 use crate::device::Device;

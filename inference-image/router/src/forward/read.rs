@@ -1,14 +1,13 @@
 //! Reading a request whole, and what the table gives it.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use axum::body::Body;
 use bytes::Bytes;
-use graftwork_listen::clock;
+use graftwork_listen::{body, clock};
 use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderValue, Request, header};
-use http_body_util::{BodyExt as _, LengthLimitError, Limited};
-use tokio::sync::OwnedSemaphorePermit;
+use http::{HeaderValue, Request};
 
 use super::Pinned;
 use crate::beginning::beginning;
@@ -81,10 +80,7 @@ impl Pinned {
         request_id: &HeaderValue,
     ) -> Result<Self, Failure> {
         let (head, body) = request.into_parts();
-        let mut room = room(shared, &head.headers)?;
         let body = read_body(shared, body).await?;
-        // Without a length the most was reserved.
-        Shared::shrink(&mut room, body.len());
         let probe = Probe::read(&body).map_err(|unreadable| Failure::Json {
             reason: unreadable.reason,
             parameter: unreadable.parameter,
@@ -97,8 +93,8 @@ impl Pinned {
             version,
             is_candidate,
             fallback,
-        } = Chosen::read(shared, &table, &probe.model, side, caller)?;
-        let beginning = match (&*version.digest, caller) {
+        } = Chosen::read(shared, &table, &probe.model, side, caller.as_deref())?;
+        let beginning = match (&*version.digest, &caller) {
             ("", Some(_)) => None,
             _ => beginning(&body),
         };
@@ -109,11 +105,10 @@ impl Pinned {
                 .cloned()
                 .unwrap_or(PathAndQuery::from_static("/")),
             headers: onward_headers(&head.headers, &version.header, request_id),
-            caller: caller.map(str::to_owned),
+            caller: caller.map(Cow::into_owned),
             beginning,
             is_kept: shared.answers.is_on() && is_deterministic(&body),
             body,
-            _room: room,
             version,
             is_candidate,
             fallback,
@@ -121,33 +116,8 @@ impl Pinned {
     }
 }
 
-/// Memory for the body, before a byte of it is read. Without a length it may become as long as is allowed.
-fn room(shared: &Shared, headers: &HeaderMap) -> Result<OwnedSemaphorePermit, Failure> {
-    let limit_bytes = shared.limits.body_bytes;
-    let length = headers
-        .get(header::CONTENT_LENGTH)
-        .and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
-    if length.is_some_and(|length| length > limit_bytes) {
-        return Err(Failure::TooLarge { limit_bytes });
-    }
-    shared
-        .hold(length.unwrap_or(limit_bytes))
-        .ok_or(Failure::Overloaded {
-            limit_bytes: shared.limits.held_bytes,
-        })
-}
-
 async fn read_body(shared: &Shared, body: Body) -> Result<Bytes, Failure> {
-    let limit_bytes = shared.limits.body_bytes;
-    let timeout = shared.limits.body_timeout;
-    match tokio::time::timeout(timeout, Limited::new(body, limit_bytes).collect()).await {
-        Err(_) => Err(Failure::BodyTimeout {
-            seconds: timeout.as_secs(),
-        }),
-        Ok(Ok(body)) => Ok(body.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(Failure::TooLarge { limit_bytes }),
-        Ok(Err(error)) => Err(Failure::Body {
-            reason: error.to_string(),
-        }),
-    }
+    let limits = &shared.limits;
+    let read = body::read(&shared.bodies, body, limits.body_bytes, limits.body_timeout);
+    Ok(read.await?)
 }

@@ -534,7 +534,7 @@ async fn a_stream_that_outlives_the_drain_ends_in_an_error_event() {
 }
 
 #[tokio::test]
-async fn bodies_beyond_the_memory_for_them_are_refused_before_they_are_read() {
+async fn bodies_beyond_the_memory_for_them_are_refused() {
     let engine = FakeEngine::start().await;
     engine.behave(Behaviour::Slow(Duration::from_secs(2)));
     let mut rig = Rig::start(&["--held-bytes", "4096", "--body-limit-bytes", "4096"]).await;
