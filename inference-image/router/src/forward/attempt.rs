@@ -83,10 +83,15 @@ impl Pinned {
             shared.note_failure(engine, &message);
             Setback::Broken { reason, message }
         };
+        // An engine that hangs is no place for others, who would wait as long.
+        let silent = |seconds: u64| {
+            shared.note_failure(engine, &Broken::Silent(seconds).to_string());
+            Setback::Silent
+        };
         let timeout = shared.limits.answer_timeout;
         let response = match tokio::time::timeout(timeout, client::send(self.onward(engine))).await
         {
-            Err(_) => return Err(Setback::Silent),
+            Err(_) => return Err(silent(timeout.as_secs())),
             Ok(Err(error)) => {
                 let reason = if error.is_connect() {
                     CONNECT
@@ -105,7 +110,7 @@ impl Pinned {
             engine.note_revision(&head.headers);
         }
         let broken = |broken: Broken| match broken {
-            Broken::Silent(_) => Setback::Silent,
+            Broken::Silent(seconds) => silent(seconds),
             Broken::Connection(message) => failed("body", message),
         };
         let first = next_data(&mut upstream, timeout).await.map_err(broken)?;
