@@ -3,17 +3,19 @@
 use std::sync::Arc;
 
 use axum::body::Bytes;
-use tokio::sync::Semaphore;
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 
 use crate::openai::ApiError;
 
-/// Bytes of a body that is read at once, within a millisecond.
-const SHORT_BODY: usize = 64 << 10;
+/// Bytes of a body that is read at once, within a millisecond; and of a prompt that waits for no longer ones.
+pub(super) const SHORT: usize = 64 << 10;
 
 /// Threads for such work, so many at one time: whoever sends much of it waits, and takes no core from the passes.
 #[derive(Debug, Clone)]
 pub struct Beside {
     permits: Arc<Semaphore>,
+    /// One more thread, for what is short.
+    short: Arc<Semaphore>,
 }
 
 impl Beside {
@@ -21,6 +23,7 @@ impl Beside {
     pub fn of_cores(cores: usize) -> Self {
         Self {
             permits: Arc::new(Semaphore::new((cores / 2).max(2))),
+            short: Arc::new(Semaphore::new(1)),
         }
     }
 
@@ -33,14 +36,26 @@ impl Beside {
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, ApiError> {
         let permit = Arc::clone(&self.permits).acquire_owned().await;
-        let permit = permit.map_err(|error| ApiError::internal(error.to_string()))?;
-        let task = tokio::task::spawn_blocking(move || {
-            // Also where the client has left: the work goes on to its end.
-            let _permit = permit;
-            work()
-        });
-        task.await
-            .map_err(|error| ApiError::internal(error.to_string()))
+        work_with(permit, work).await
+    }
+
+    /// As [`Self::run`], for work on so many bytes: what is short does not wait for what is long.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub(super) async fn run_on<T: Send + 'static>(
+        &self,
+        bytes: usize,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, ApiError> {
+        if bytes > SHORT {
+            return self.run(work).await;
+        }
+        let permit = tokio::select! {
+            permit = Arc::clone(&self.permits).acquire_owned() => permit,
+            permit = Arc::clone(&self.short).acquire_owned() => permit,
+        };
+        work_with(permit, work).await
     }
 
     /// Reads a body: a short one here, a long one beside.
@@ -52,11 +67,25 @@ impl Beside {
         body: Bytes,
         parse: fn(&[u8]) -> Result<T, ApiError>,
     ) -> Result<T, ApiError> {
-        if body.len() <= SHORT_BODY {
+        if body.len() <= SHORT {
             return parse(&body);
         }
         self.run(move || parse(&body)).await?
     }
+}
+
+async fn work_with<T: Send + 'static>(
+    permit: Result<OwnedSemaphorePermit, AcquireError>,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, ApiError> {
+    let permit = permit.map_err(|error| ApiError::internal(error.to_string()))?;
+    let task = tokio::task::spawn_blocking(move || {
+        // Also where the client has left: the work goes on to its end.
+        let _permit = permit;
+        work()
+    });
+    task.await
+        .map_err(|error| ApiError::internal(error.to_string()))
 }
 
 #[cfg(test)]
@@ -94,13 +123,34 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_is_short_does_not_wait_for_what_is_long() {
+        let beside = Beside::of_cores(2);
+        let (end, ended) = tokio::sync::watch::channel(());
+        let long = || {
+            let mut ended = ended.clone();
+            let work = move || drop(tokio::runtime::Handle::current().block_on(ended.changed()));
+            let beside = beside.clone();
+            tokio::spawn(async move { beside.run_on(SHORT + 1, work).await })
+        };
+        let long = [long(), long()];
+        while beside.permits.available_permits() > 0 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(beside.run_on(SHORT, || 7).await, Ok(7));
+        end.send(()).unwrap();
+        for task in long {
+            task.await.unwrap().unwrap();
+        }
+    }
+
+    #[tokio::test]
     async fn a_short_body_is_read_at_once_and_a_long_one_beside() {
         let reader = |_: &[u8]| Ok::<ThreadId, ApiError>(thread::current().id());
         let beside = Beside::of_cores(2);
         let here = thread::current().id();
-        let short = Bytes::from(vec![b' '; SHORT_BODY]);
+        let short = Bytes::from(vec![b' '; SHORT]);
         assert_eq!(beside.read(short, reader).await, Ok(here));
-        let long = Bytes::from(vec![b' '; SHORT_BODY + 1]);
+        let long = Bytes::from(vec![b' '; SHORT + 1]);
         assert_ne!(beside.read(long, reader).await, Ok(here));
     }
 

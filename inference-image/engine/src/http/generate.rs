@@ -333,12 +333,26 @@ impl Input {
             Self::Chat(..) => 1,
         }
     }
+
+    /// Of the texts that are to be cut into tokens.
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Prompts(prompts, _) => prompts.iter().map(Prompt::bytes).sum(),
+            Self::Chat(messages, tools) => {
+                let calls = messages.iter().flat_map(|message| &message.tool_calls);
+                let arguments: usize = calls.map(|call| call.arguments.len()).sum();
+                let texts: usize = messages.iter().map(|message| message.content.len()).sum();
+                let tools: usize = tools.iter().map(|tool| tool.to_string().len()).sum();
+                texts + arguments + tools
+            }
+        }
+    }
 }
 
 /// Tokens of each prompt, at least one. Runs beside the reactor: a long text takes a while.
 async fn tokenise(engine: &Arc<Engine>, input: Input) -> Result<Vec<Echo>, ApiError> {
     let (engine, beside) = (Arc::clone(engine), &engine.beside);
-    let tokens = beside.run(move || match input {
+    let tokens = beside.run_on(input.bytes(), move || match input {
         Input::Prompts(prompts, is_echo) => prompts
             .into_iter()
             .map(|prompt| read_prompt(&engine, prompt, is_echo))

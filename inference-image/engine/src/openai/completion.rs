@@ -23,6 +23,16 @@ pub enum Prompt {
     Tokens(Vec<u32>),
 }
 
+impl Prompt {
+    /// Of the text; token ids take no work.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Text(text) => text.len(),
+            Self::Tokens(_) => 0,
+        }
+    }
+}
+
 /// A request.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CompletionRequest {

@@ -4,10 +4,14 @@
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 
+use axum::http::StatusCode;
 use serde_json::{Map, Value};
 
 use super::ApiError;
 use super::error::cut;
+
+/// JSON values of a body: read, each takes a hundred bytes and more. Those of a prompt's token ids count too.
+pub const MAXIMUM_VALUES: usize = 1 << 18;
 
 /// Values at which a parameter that this engine does not have changes nothing.
 #[derive(Debug, Clone, Copy)]
@@ -92,8 +96,18 @@ impl Fields {
     /// Reads a body.
     ///
     /// # Errors
-    /// 400 where it is not a JSON object.
+    /// 400 where it is not a JSON object, 413 where it has more than [`MAXIMUM_VALUES`].
     pub fn parse(body: &[u8]) -> Result<Self, ApiError> {
+        if has_more_values(body, MAXIMUM_VALUES) {
+            return Err(ApiError::refused(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "request_too_large",
+                format!(
+                    "the body has more than {MAXIMUM_VALUES} JSON values; send fewer prompts at one time, or texts in \
+                     place of token ids"
+                ),
+            ));
+        }
         match serde_json::from_slice(body) {
             Ok(Value::Object(map)) => Ok(Self {
                 map,
@@ -295,6 +309,24 @@ impl Fields {
     }
 }
 
+/// Whether there are more JSON values than `most`, by what separates them.
+fn has_more_values(body: &[u8], most: usize) -> bool {
+    if body.len() <= most {
+        return false;
+    }
+    let (mut count, mut in_text, mut is_escaped) = (0, false, false);
+    for byte in body {
+        match byte {
+            _ if is_escaped => is_escaped = false,
+            b'\\' => is_escaped = in_text,
+            b'"' => in_text = !in_text,
+            b',' | b':' | b'[' | b'{' if !in_text => count += 1,
+            _ => {}
+        }
+    }
+    count > most
+}
+
 /// A value in a message: types only where the value itself may be somebody's text.
 fn shown(value: &Value) -> String {
     match value {
@@ -351,6 +383,22 @@ mod tests {
             let error = Fields::parse(body.as_bytes()).unwrap_err();
             assert_eq!(error.code, Some("invalid_body"), "{body}");
         }
+    }
+
+    #[test]
+    fn values_are_counted_and_what_stands_in_texts_is_none() {
+        let ids = |count: usize| format!(r#"{{"prompt":[{}1]}}"#, "1,".repeat(count));
+        assert!(Fields::parse(ids(MAXIMUM_VALUES - 3).as_bytes()).is_ok());
+        let error = Fields::parse(ids(MAXIMUM_VALUES).as_bytes()).unwrap_err();
+        assert_eq!(error.status, StatusCode::PAYLOAD_TOO_LARGE);
+        assert!(error.message.contains("262144 JSON values"), "{error}");
+        let objects = format!("[{}0]", r#"{"":0},"#.repeat(MAXIMUM_VALUES / 2));
+        assert!(has_more_values(objects.as_bytes(), MAXIMUM_VALUES));
+        let text = format!(
+            r#"{{"prompt":"{}"}}"#,
+            r#"[{\\\"a\\\":1,,"#.repeat(MAXIMUM_VALUES)
+        );
+        assert!(Fields::parse(text.as_bytes()).is_ok());
     }
 
     #[test]

@@ -363,6 +363,15 @@ fn protocol() -> Vec<Case> {
         "a body above the limit",
         request(COMPLETIONS, "", &large),
     ));
+    // Read, each of their values takes many times what it is sent in.
+    for (name, value) in [("token ids", "1,"), ("objects", r#"{"":0},"#)] {
+        let values = value.repeat((8 << 20) / value.len() - 8);
+        let dense = format!(r#"{{"model":"tiny","prompt":[{values}1]}}"#);
+        cases.push(raw(
+            &format!("a body of nothing but {name}"),
+            request(COMPLETIONS, "", dense.as_bytes()),
+        ));
+    }
     cases
 }
 
