@@ -45,6 +45,17 @@ pub struct Source {
     pub folder: String,
 }
 
+/// When a source is verified in the background, the least first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Turn {
+    /// Who climbs waits for it; defaults are loaded when they are asked for.
+    is_default: bool,
+    /// What the last list has added is what somebody looks at now.
+    was_there: bool,
+    /// In the list.
+    place: usize,
+}
+
 /// Why files can't be served.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
@@ -185,10 +196,10 @@ pub struct Registry<A, W> {
     loading: Option<Source>,
     verifying: Option<Source>,
     uses: u64,
-    /// Sources that were only registered when the list was last walked through.
-    unverified: VecDeque<Source>,
-    /// Whether nothing was registered since, so that not every request walks through the list again.
-    all_gathered: bool,
+    /// When each source of the list is verified.
+    turns: BTreeMap<Source, Turn>,
+    /// Sources that may only be registered.
+    unverified: BTreeSet<(Turn, Source)>,
 }
 
 impl<A: Clone, W> Registry<A, W> {
@@ -207,16 +218,30 @@ impl<A: Clone, W> Registry<A, W> {
             loading: None,
             verifying: None,
             uses: 0,
-            unverified: VecDeque::new(),
-            all_gathered: true,
+            turns: BTreeMap::new(),
+            unverified: BTreeSet::new(),
         }
     }
 
     /// Replaces the desired list. Files that are new, and those refused before, are looked at.
     pub fn replace(&mut self, versions: Vec<Version>) -> Actions<A, W> {
         self.list = List::new(versions);
+        self.turns.clear();
         let (mut read, mut seen) = (Vec::new(), BTreeSet::new());
-        for Version { source, .. } in self.list.iter() {
+        for (
+            place,
+            Version {
+                source, is_default, ..
+            },
+        ) in self.list.iter().enumerate()
+        {
+            let turn = Turn {
+                is_default: *is_default,
+                was_there: self.files.contains_key(source),
+                place,
+            };
+            let first = self.turns.entry(source.clone()).or_insert(turn);
+            *first = turn.min(*first);
             let to_read = match self.files.get(source) {
                 Some(file) => matches!(file.stage, Stage::Unread | Stage::Refused(_)),
                 None => {
@@ -236,8 +261,11 @@ impl<A: Clone, W> Registry<A, W> {
         self.collect();
         let unread = self.files.values();
         self.unread = unread.filter(|file| file.stage == Stage::Unread).count();
-        self.unverified.clear();
-        self.all_gathered = false;
+        let turns = self.turns.iter();
+        self.unverified = turns
+            .filter(|(source, _)| self.is_registered(source))
+            .map(|(source, turn)| (*turn, source.clone()))
+            .collect();
         let mut actions = self.proceed();
         actions.read = read;
         actions
@@ -269,7 +297,6 @@ impl<A: Clone, W> Registry<A, W> {
 
     /// Takes in what a look at the headers found.
     pub fn on_header(&mut self, source: &Source, header: HeaderRead) -> Actions<A, W> {
-        self.all_gathered = false;
         let limit = self.budget.bytes;
         if let Some(file) = self.files.get_mut(source) {
             let same = file.fingerprint == header.fingerprint;
@@ -291,6 +318,11 @@ impl<A: Clone, W> Registry<A, W> {
                 }
                 Stage::Registered | Stage::Verified => {}
             }
+        }
+        if self.is_registered(source)
+            && let Some(turn) = self.turns.get(source)
+        {
+            self.unverified.insert((*turn, source.clone()));
         }
         self.proceed()
     }
@@ -447,11 +479,11 @@ impl<A: Clone, W> Registry<A, W> {
         {
             // What fits is loaded at once, so that it need not be read again.
             if !self.would_stay(&source) {
-                self.unverified.pop_front();
+                self.unverified.pop_first();
                 self.verifying = Some(source.clone());
                 actions.verify = Some(source);
             } else if self.loading.is_none() {
-                self.unverified.pop_front();
+                self.unverified.pop_first();
                 self.loading = Some(source.clone());
                 actions.load = Some(source);
             }
@@ -497,30 +529,16 @@ impl<A: Clone, W> Registry<A, W> {
         self.make_room(bytes).then_some(source)
     }
 
-    /// The source at the front of those that were not verified yet, defaults first.
+    /// The source that is to be verified next.
     fn next_unverified(&mut self) -> Option<Source> {
-        loop {
-            while let Some(source) = self.unverified.front() {
-                let is_begun = self.loading.as_ref() == Some(source);
-                if self.is_registered(source) && !is_begun {
-                    return Some(source.clone());
-                }
-                self.unverified.pop_front();
+        while let Some((_, source)) = self.unverified.first() {
+            let is_begun = self.loading.as_ref() == Some(source);
+            if self.is_registered(source) && !is_begun {
+                return Some(source.clone());
             }
-            if self.all_gathered {
-                return None;
-            }
-            self.all_gathered = true;
-            for default in [true, false] {
-                let versions = self.list.iter();
-                let sources = versions
-                    .filter(|version| version.is_default == default)
-                    .filter(|version| self.is_registered(&version.source))
-                    .map(|version| version.source.clone());
-                let sources: Vec<Source> = sources.collect();
-                self.unverified.extend(sources);
-            }
+            self.unverified.pop_first();
         }
+        None
     }
 
     /// Whether an adapter that nobody waits for would be kept once it is loaded.

@@ -449,7 +449,25 @@ fn an_adapter_that_could_never_be_loaded_is_refused_with_its_size() {
 }
 
 #[test]
-fn of_ten_thousand_versions_each_is_verified_once_defaults_first() {
+fn what_a_list_adds_is_verified_before_what_was_there() {
+    let mut versions: Vec<Version> = (0..100_u32)
+        .map(|n| version(&format!("adapter-{n}"), 1, n))
+        .collect();
+    let mut registry = machine(0, 1000);
+    let mut begun = Begun::default();
+    for source in &registry.replace(versions.clone()).read {
+        begun.take(registry.on_header(source, fine()));
+    }
+    versions.push(version("newer", 1, 200));
+    begun.take(registry.replace(versions));
+    begun.take(registry.on_header(&source(200), fine()));
+    begun.settle(&mut registry);
+    assert_eq!(begun.order.len(), 101);
+    assert_eq!(begun.order[..2], [0, 200], "the first had begun");
+}
+
+#[test]
+fn of_ten_thousand_versions_each_is_verified_once_defaults_last() {
     let versions: Vec<Version> = (0..10_000_u32)
         .map(|n| version(&format!("adapter-{}", n / 2), 2 - n % 2, n))
         .collect();
@@ -464,8 +482,8 @@ fn of_ten_thousand_versions_each_is_verified_once_defaults_first() {
     let order = begun.order;
     assert_eq!(order.len(), 10_000);
     // The first was there alone when it was picked.
-    let defaults = order[1..].iter().take_while(|n| *n % 2 == 1).count();
-    assert_eq!(defaults, 5_000);
+    let others = order[1..].iter().take_while(|n| *n % 2 == 0).count();
+    assert_eq!(others, 4_999);
     let found = registry.find(&Target::Default("adapter-4321".into()));
     assert_eq!(found.unwrap(), versions[8643]);
 }
