@@ -87,7 +87,7 @@ def run_config(name: str, base: Path, dataset: dict, form: str, args: argparse.N
             "weightDecay": 0.0, "maximumGradientNorm": 1.0, "seed": seed,
         },
         "checkpoint": {"everySteps": 10**6, "keep": 1},
-        "evaluation": {"metrics": ["Loss"], "maximumNewTokens": 1, "maximumRows": None},
+        "evaluation": {"metrics": ["Loss"], "maximumNewTokens": 1, "maximumRows": None, "precision": form if form in BARS else "None"},
     }
 
 

@@ -94,7 +94,7 @@ def train(binary: Path, work: Path, store: Path, base: Path, base_digest: str, s
             "maximumSequenceLength": job.longest, "weightDecay": 0.0, "maximumGradientNorm": CLIP, "seed": 1,
         },
         "checkpoint": {"everySteps": 10**6, "keep": 1},
-        "evaluation": {"metrics": [], "maximumNewTokens": 1, "maximumRows": None},
+        "evaluation": {"metrics": [], "maximumNewTokens": 1, "maximumRows": None, "precision": quantization or "None"},
     }
     file = work / f"{run}.json"
     write_json(file, config)

@@ -342,6 +342,8 @@ fn training_run() -> TrainingRun {
         evaluation: Evaluation {
             metrics: vec![EvaluationMetric::Loss, EvaluationMetric::ExactMatch],
             maximum_rows: Some(2000),
+            // As the example of an endpoint has it.
+            precision: Some(BaseQuantization::Q8_0),
             ..Evaluation::default()
         },
         limits: RunLimits {
@@ -401,8 +403,6 @@ fn evaluate_training_run() -> TrainingRun {
         name: "critical".to_owned(),
         uri: "pvc://benchmarks/critical.jsonl".to_owned(),
     }];
-    // As the example of an endpoint has it.
-    spec.evaluation.precision = Some(BaseQuantization::Q8_0);
     TrainingRun::new("topics-6-evaluated", spec)
 }
 

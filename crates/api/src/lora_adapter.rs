@@ -298,7 +298,7 @@ pub struct AdapterVersion {
     #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "atomic"))]
     pub metrics: Vec<Metric>,
     /// What the base model was held in while they were measured (evaluation.precision of the run); none
-    /// where that was what the run trained on.
+    /// where the version was imported.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 63))]
     pub precision: Option<String>,

@@ -379,7 +379,8 @@ pub struct Evaluation {
     )]
     pub benchmarks: Vec<Benchmark>,
     /// What endpoints will hold the base model in, as their `spec.engine.quantization` says it: adapter
-    /// and reference are scored by the passes that serve it so. Left out, by those that train.
+    /// and reference are scored by the passes that serve it so. Left out: what the run trains on, which is
+    /// `None` but for QLoRA.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub precision: Option<BaseQuantization>,
 }

@@ -85,7 +85,7 @@ pub struct Created {
     pub base: Digest,
     /// Test metrics of the run; empty for an import.
     pub metrics: Vec<Metric>,
-    /// What the base model was held in while they were measured; none: what the run trained on.
+    /// What the base model was held in while they were measured; none: nothing was, for an import.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub precision: Option<Precision>,
     /// How far they may go, and the version.

@@ -331,10 +331,8 @@ pub struct Evaluation {
     /// [`RunKey::quantization`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub benchmarks: Vec<Benchmark>,
-    /// What engines will hold the base model in: scores are those of their passes. None, and left out as
-    /// [`RunKey::quantization`]: scores are those of the passes that train, on what these read.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub precision: Option<Precision>,
+    /// What engines will hold the base model in: scores are those of their passes.
+    pub precision: Precision,
 }
 
 /// What a base model is held in where it is served, as `spec.engine.quantization` of an endpoint says it.
@@ -353,6 +351,16 @@ pub enum Precision {
     /// 4.5 bits a weight, in blocks of 256.
     #[serde(rename = "Q4_K")]
     Q4K,
+}
+
+impl From<Quantization> for Precision {
+    fn from(trained_on: Quantization) -> Self {
+        match trained_on {
+            Quantization::Q8_0 => Self::Q8_0,
+            Quantization::Q4_0 => Self::Q4_0,
+            Quantization::Q4K => Self::Q4K,
+        }
+    }
 }
 
 impl Precision {
@@ -469,8 +477,7 @@ pub struct RunResult {
     /// Test metrics, of the adapter and of its reference on the same rows.
     pub metrics: Vec<Metric>,
     /// As [`Evaluation::precision`].
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub precision: Option<Precision>,
+    pub precision: Precision,
     /// Rows that were trained on.
     #[serde(default)]
     pub train_rows: RowsUsed,
@@ -551,7 +558,12 @@ impl Metric {
     /// Whether an object's status may show it. The name of a label is a row's text, which data that is
     /// restricted keeps in the store.
     pub fn is_shown(&self, classification: Option<Classification>) -> bool {
-        classification != Some(Classification::Restricted) || !self.name.starts_with(LABEL_PREFIX)
+        classification != Some(Classification::Restricted) || !self.names_a_label()
+    }
+
+    /// Whether its name holds the text of rows.
+    pub fn names_a_label(&self) -> bool {
+        self.name.starts_with(LABEL_PREFIX)
     }
 
     /// How many independent observations there are.

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::failure::{Failure, causes};
+use crate::panics;
 use crate::pretrain::{PretrainArgs, pretrain};
 use crate::run::{RunArgs, run};
 use crate::signals::StopFlag;
@@ -49,6 +50,7 @@ pub fn main(cli: &Cli) -> ExitCode {
                 .json()
                 .with_env_filter(filter())
                 .init();
+            panics::hide_messages();
             with_runtime(|stop| run(args, stop))
         }
         Command::Pretrain(args) => {

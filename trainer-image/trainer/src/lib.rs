@@ -15,6 +15,7 @@ mod clock;
 pub mod failure;
 pub mod optimizer;
 pub mod order;
+mod panics;
 pub mod pretrain;
 pub mod run;
 pub mod schedule;

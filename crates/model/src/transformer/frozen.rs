@@ -69,6 +69,11 @@ impl Frozen {
         weight + size_of_val(&*self.bias)
     }
 
+    /// Whether it is multiplied in tiles that are read from blocks.
+    pub fn is_in_blocks(&self) -> bool {
+        matches!(&self.stored, Stored::Compact(Compact::Blocks(_)))
+    }
+
     /// `x · Wᵀ` of every row into `y: [rows, outputs]`, without the bias.
     pub fn forward(&self, x: &[f32], y: &mut [f32], epilogue: Epilogue) {
         match &self.stored {

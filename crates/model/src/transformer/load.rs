@@ -86,6 +86,16 @@ impl Llama {
         load(dir, held, Compact::served)
     }
 
+    /// Whether the passes that train give the bits that those of what [`Self::load_served`] makes of the same
+    /// folder give: always, but for blocks on the CPU.
+    pub fn serves_as_it_trains(&self) -> bool {
+        let Place::Host(weights) = &self.place else {
+            return true;
+        };
+        let mut linears = weights.layers.iter().flat_map(|layer| &layer.linears);
+        !weights.output.is_in_blocks() && !linears.any(Frozen::is_in_blocks)
+    }
+
     /// Loads a base model's folder onto an accelerator, to train on it or to serve it.
     ///
     /// Matrices that stay in no blocks are rounded to the accelerator's bf16, whatever they are stored in.

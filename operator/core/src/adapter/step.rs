@@ -512,7 +512,7 @@ fn trained(version: u32, result: RunResult) -> Created {
         }),
         base: result.resolved.base.digest,
         metrics: result.metrics,
-        precision: result.precision,
+        precision: Some(result.precision),
         classification: result.classification,
         reference: Some(reference.unwrap_or_else(|| gate::BASE_REFERENCE.to_owned())),
         created_time: result.finished_time,

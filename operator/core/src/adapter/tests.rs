@@ -112,7 +112,7 @@ impl World {
                 groups: None,
                 excluded: 0,
             }],
-            precision: None,
+            precision: graftwork_contract::run::Precision::AsStored,
             train_rows: graftwork_contract::run::RowsUsed::default(),
             validation_rows: graftwork_contract::run::RowsUsed::default(),
             test_rows: graftwork_contract::run::RowsUsed::default(),

@@ -162,7 +162,7 @@ fn describe(name: &str, version: &AdapterVersion) -> String {
 }
 
 /// Why a version is not rolled out to engines that hold the base model so: its scores are those of another
-/// precision. None where they are of this one, or where its run named none.
+/// precision. None where they are of this one, or where it was imported and has none.
 fn scored_otherwise(
     name: &str,
     version: &AdapterVersion,

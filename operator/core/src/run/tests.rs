@@ -19,7 +19,7 @@ use graftwork_api::{
 };
 use graftwork_contract::dataset::Split;
 use graftwork_contract::exit::ExitCode;
-use graftwork_contract::run::{Metric, Resolved, RowsUsed, RunResult, RunSummary};
+use graftwork_contract::run::{Metric, Precision, Resolved, RowsUsed, RunResult, RunSummary};
 use k8s_openapi::api::batch::v1::{JobCondition, JobStatus};
 
 use super::*;
@@ -387,7 +387,7 @@ impl World {
                 groups: None,
                 excluded: 0,
             }],
-            precision: None,
+            precision: Precision::AsStored,
             train_rows: self.train_rows,
             validation_rows: RowsUsed::default(),
             test_rows: RowsUsed {

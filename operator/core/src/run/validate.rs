@@ -67,12 +67,13 @@ pub fn validate(spec: &TrainingRunSpec) -> Result<Valid, Invalid> {
     let base = PvcUri::parse(&spec.base_model.uri)
         .map_err(|error| Invalid::new("spec.baseModel.uri", error.to_string()))?;
     let (benchmarks, benchmark_claims) = read_benchmarks(spec)?;
+    let quantization = read_quantization(spec)?;
     Ok(Valid {
         base,
         objective: read_objective(spec)?,
         evaluate_only: read_evaluate_only(spec)?,
         output: read_output(spec)?,
-        quantization: read_quantization(spec)?,
+        quantization,
         lora: read_lora(spec)?,
         shape_of_initial: spec.initial_adapter_ref.is_some() && has_usual_shape(spec),
         hyperparameters: read_hyperparameters(spec)?,
@@ -84,7 +85,7 @@ pub fn validate(spec: &TrainingRunSpec) -> Result<Valid, Invalid> {
             keep: at_least_one("spec.checkpoint.keep", spec.checkpoint.keep)?,
             keep_best: read_keep_best(spec)?,
         },
-        evaluation: read_evaluation(spec, benchmarks)?,
+        evaluation: read_evaluation(spec, benchmarks, quantization)?,
         benchmark_claims,
     })
 }
@@ -444,6 +445,7 @@ fn read_benchmarks(
 fn read_evaluation(
     spec: &TrainingRunSpec,
     benchmarks: Vec<run::Benchmark>,
+    quantization: Option<run::Quantization>,
 ) -> Result<run::Evaluation, Invalid> {
     let metrics = spec
         .evaluation
@@ -473,18 +475,22 @@ fn read_evaluation(
         )?,
         maximum_rows: spec.evaluation.maximum_rows.map(u64::from),
         benchmarks,
-        precision: read_precision(spec.evaluation.precision.as_ref())?,
+        precision: read_precision(spec.evaluation.precision.as_ref(), quantization)?,
     })
 }
 
-fn read_precision(given: Option<&BaseQuantization>) -> Result<Option<run::Precision>, Invalid> {
+/// Left out, it is what the run trains on.
+fn read_precision(
+    given: Option<&BaseQuantization>,
+    trained_on: Option<run::Quantization>,
+) -> Result<run::Precision, Invalid> {
     match given {
-        None => Ok(None),
-        Some(BaseQuantization::AsStored) => Ok(Some(run::Precision::AsStored)),
-        Some(BaseQuantization::Bf16) => Ok(Some(run::Precision::Bf16)),
-        Some(BaseQuantization::Q8_0) => Ok(Some(run::Precision::Q8_0)),
-        Some(BaseQuantization::Q4_0) => Ok(Some(run::Precision::Q4_0)),
-        Some(BaseQuantization::Q4K) => Ok(Some(run::Precision::Q4K)),
+        None => Ok(trained_on.map_or(run::Precision::AsStored, run::Precision::from)),
+        Some(BaseQuantization::AsStored) => Ok(run::Precision::AsStored),
+        Some(BaseQuantization::Bf16) => Ok(run::Precision::Bf16),
+        Some(BaseQuantization::Q8_0) => Ok(run::Precision::Q8_0),
+        Some(BaseQuantization::Q4_0) => Ok(run::Precision::Q4_0),
+        Some(BaseQuantization::Q4K) => Ok(run::Precision::Q4K),
         Some(BaseQuantization::Other(other)) => Err(unknown(
             "spec.evaluation.precision",
             other,

@@ -135,17 +135,12 @@ fn scores(config: &TrainerConfig, outcome: &Outcome) -> String {
         })
         .collect();
     let held = match config.evaluation.precision {
-        None => String::new(),
-        Some(Precision::AsStored) => {
-            ", by the passes that serve, with the base model as it is stored".to_owned()
-        }
-        Some(precision) => format!(
-            ", by the passes that serve, with the base model in {}",
-            precision.name()
-        ),
+        Precision::AsStored => "as it is stored".to_owned(),
+        precision => format!("in {}", precision.name()),
     };
     format!(
-        "Test split, compared with {reference} on the same rows{held} (± is one standard error):\n\n\
+        "Test split, compared with {reference} on the same rows, by the passes that serve, with the \
+         base model {held} (± is one standard error):\n\n\
          | metric | this one | reference | difference | rows |\n\
          |---|---|---|---|---|\n{rows}"
     )
@@ -182,14 +177,19 @@ fn limits(config: &TrainerConfig, outcome: &Outcome, licence: Option<&str>) -> S
     };
     format!(
         "## Limits\n\n{classification}{fits}\
-         - It was scored on {tested} rows of the same dataset, of which it has seen none, and on \
-         nothing else: other inputs, safety and bias are untested.\n\
+         - It was scored on {tested} rows of the same dataset{benchmarks}, without those that it or its reference is \
+         known to have learned from: other inputs, safety and bias are untested.\n\
          - Rows longer than {length} tokens were cut: {train_cut} of {trained} trained on, {test_cut} \
          of {tested} scored{dropped}.\n\
          - {licence}, and so do those of the dataset's sources.\n",
         dropped = match train.dropped {
             0 => looked_at,
             rows => format!("; {rows} to train on were left out{looked_at}"),
+        },
+        benchmarks = if config.evaluation.benchmarks.is_empty() {
+            ""
+        } else {
+            " and on the benchmarks above"
         },
         tested = test.rows,
         trained = train.rows,
@@ -325,13 +325,11 @@ mod tests {
     fn the_card_says_by_which_passes_it_was_scored() {
         let dir = tempfile::tempdir().unwrap();
         let mut config = config_of(dir.path(), None);
-        let plain = super::card(&config, &outcome());
-        assert!(plain.contains("on the same rows (±"), "{plain}");
         for (precision, held) in [
             (Precision::Q4K, "in Q4_K"),
             (Precision::AsStored, "as it is stored"),
         ] {
-            config.evaluation.precision = Some(precision);
+            config.evaluation.precision = precision;
             let text = super::card(&config, &outcome());
             let expected = format!("by the passes that serve, with the base model {held} (±");
             assert!(text.contains(&expected), "{text}");

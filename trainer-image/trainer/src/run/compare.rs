@@ -72,7 +72,8 @@ pub fn score(
     for benchmark in &inputs.benchmarks {
         metrics.extend(benchmark.evaluate(new, old)?);
     }
-    for metric in &metrics {
+    // The name of a label is the text of a row.
+    for metric in metrics.iter().filter(|it| !it.names_a_label()) {
         tracing::info!(
             name = metric.name,
             value = metric.value,

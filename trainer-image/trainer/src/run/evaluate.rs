@@ -413,7 +413,7 @@ struct Answer {
 }
 
 fn bug(error: &ModelError) -> Failure {
-    Failure::bug(causes(error))
+    Failure::from(error)
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use graftwork_contract::run::{ModelOutput, RunResult, TrainerConfig};
 use graftwork_model::base::{BaseModel, base_digest};
 use graftwork_model::shards::save_weights;
 use graftwork_model::tokenizer::TextTokenizer;
-use graftwork_model::transformer::{Accelerator, Held, Llama, TrainableLlama};
+use graftwork_model::transformer::{Accelerator, Llama, TrainableLlama};
 
 use super::card::card;
 use super::compare::{Compared, score};
@@ -84,6 +84,7 @@ pub fn attempt(
     let (batches, plan) = planned(config, &inputs)?;
     let trained = session.train(&model, &inputs.train, batches, plan, fence)?;
 
+    reporter.enter(Stage::Evaluate);
     let weights = model.to_base().map_err(|error| bug(&error))?;
     check_finite(&weights)?;
     let written = patience::tried(&patience::PAUSES, &|| stop.is_set(), || {
@@ -92,11 +93,8 @@ pub fn attempt(
     drop(weights);
     let named = format!("baseModel {}", config.resolved.base.uri);
     let load = |dir: &Path| {
-        let loaded = match config.evaluation.precision {
-            None => Llama::load(dir, Held::AsStored),
-            Some(precision) => Llama::load_served(dir, served(precision)),
-        };
-        loaded.map_err(|error| file_failure(&named, error.category(), &error))
+        Llama::load_served(dir, served(config.evaluation.precision))
+            .map_err(|error| file_failure(&named, error.category(), &error))
     };
     let (new, old) = (
         load(written.dir())?,

@@ -9,7 +9,7 @@ use graftwork_contract::adapter::Manifest;
 use graftwork_contract::dataset::Split;
 use graftwork_contract::paths;
 use graftwork_contract::run::{
-    Objective, Precision, Quantization, ResolvedBase, ResolvedReference, RowsUsed, TrainerConfig,
+    Objective, Precision, ResolvedBase, ResolvedReference, RowsUsed, TrainerConfig,
 };
 use graftwork_model::base::{BaseError, base_digest};
 use graftwork_model::category::Category as FileCategory;
@@ -89,8 +89,7 @@ impl Inputs {
 /// [`Failure`] with `BadConfig`: not a model that can be used, or not the one that was resolved. With
 /// `Unavailable`: the volume does not give its files.
 pub fn read_base(resolved: &ResolvedBase) -> Result<Base, Failure> {
-    let held = resolved.quantization.map_or(Held::AsStored, held);
-    read_held(resolved, held, Llama::load)
+    read_held(resolved, held(resolved), Llama::load)
 }
 
 /// Loads the base model as an engine does that holds it in `precision`, for the passes that serve.
@@ -154,13 +153,13 @@ pub fn read_verified<T: Send>(
     Ok((model, tokenizer))
 }
 
-/// How the model's crate calls a quantisation.
-fn held(quantization: Quantization) -> Held {
-    Held::Blocks(match quantization {
-        Quantization::Q8_0 => quant::Quantization::Q8_0,
-        Quantization::Q4_0 => quant::Quantization::Q4_0,
-        Quantization::Q4K => quant::Quantization::Q4K,
-    })
+/// How the model's crate calls what is trained on.
+pub fn held(resolved: &ResolvedBase) -> Held {
+    served(
+        resolved
+            .quantization
+            .map_or(Precision::AsStored, Precision::from),
+    )
 }
 
 /// How the model's crate calls what an engine holds.

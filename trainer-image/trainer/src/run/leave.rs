@@ -15,6 +15,8 @@ use crate::signals::StopFlag;
 
 /// Time between a request to stop and the end of the process, at most.
 const STOP_PATIENCE: Duration = Duration::from_secs(TRAINER_STOP_SECONDS as u64);
+/// The same while test rows are scored: that begins anew in any case.
+const SCORING_PATIENCE: Duration = Duration::from_secs(10);
 /// Time between two looks at a store that does not answer.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -35,19 +37,37 @@ pub fn once_asked(
     );
     Some(runtime.spawn(async move {
         stop.asked().await;
-        let failure = if reporter.latest().stage == Stage::Prepare.name() {
+        let asked = tokio::time::Instant::now();
+        // A stage may end meanwhile, and the next one has less to lose.
+        let patience = loop {
+            let patience = patience_in(&reporter.latest().stage);
+            if asked.elapsed() >= patience {
+                break patience;
+            }
+            tokio::time::sleep(LOOK).await;
+        };
+        let failure = if patience.is_zero() {
             Failure::checkpointed("stopped on request before the first step; nothing is lost")
         } else {
-            tokio::time::sleep(STOP_PATIENCE).await;
             Failure::checkpointed(format!(
                 "stopped on request; what was under way took longer than {} s, and the next attempt \
                  goes on from the checkpoint of step {}",
-                STOP_PATIENCE.as_secs(),
+                patience.as_secs(),
                 reporter.latest().checkpoint_step
             ))
         };
         leave(&file, &reporter, failure);
     }))
+}
+
+fn patience_in(stage: &str) -> Duration {
+    if stage == Stage::Prepare.name() {
+        Duration::ZERO
+    } else if stage == Stage::Evaluate.name() {
+        SCORING_PATIENCE
+    } else {
+        STOP_PATIENCE
+    }
 }
 
 /// Ends the process where the store takes longer than `limit` for one call: a volume that hangs answers with no

@@ -40,11 +40,12 @@ use graftwork_contract::{Digest, paths};
 use graftwork_model::lora::LoadedAdapter;
 use graftwork_model::lora::LoraParams;
 use graftwork_model::peft::{Adapter, AdapterError};
-use graftwork_model::transformer::Accelerator;
+use graftwork_model::transformer::{Accelerator, ModelError};
 
 use crate::checkpoint::CheckpointError;
 use crate::failure::{Failure, causes};
 use crate::order::Batches;
+use crate::panics;
 use crate::schedule::LearningRate;
 use crate::signals::StopFlag;
 use crate::train::{Plan, TrainError};
@@ -55,8 +56,8 @@ use config::{lora_config, read_config, sequence_length, sizes, warmup_steps};
 use evaluate::Evaluator;
 use fence::Fence;
 use inputs::{
-    Base, Inputs, initial_parameters, read_base, read_reference, read_rows, read_served_base,
-    read_subject,
+    Base, Inputs, held, initial_parameters, read_base, read_reference, read_rows, read_served_base,
+    read_subject, served,
 };
 use package::{Outcome, as_trained, publish};
 use preference::PreferenceObjective;
@@ -116,8 +117,7 @@ pub fn run(args: &RunArgs, stop: &StopFlag) -> Result<(), Failure> {
         let threads = args.threads.unwrap_or(config.threads);
         crate::cli::on_pool(threads, || attempt(args, &config, &reporter, stop))
     });
-    let outcome = std::panic::catch_unwind(attempt)
-        .unwrap_or_else(|panic| Err(Failure::bug(format!("panic: {}", panic_message(&*panic)))));
+    let outcome = std::panic::catch_unwind(attempt).unwrap_or_else(|_| Err(panics::failure()));
     for watchdog in watchdogs.into_iter().flatten() {
         watchdog.abort();
     }
@@ -147,17 +147,19 @@ fn attempt(
         return Ok(result.digest);
     }
     let fence_folder = paths::run_fence(&config.run, &config.key);
+    // Who has other inputs than the run fences nobody off.
+    pin_inputs(&store, config)?;
     let mut fence = Fence::take(&store, fence_folder, &args.pod_name, stop)
         .map_err(|error| store_failure(&error))?;
-    pin_inputs(&store, config)?;
     let config = &classified(&store, config)?;
     if let Some(output) = &config.output {
         return full::attempt((&store, config), output, (reporter, stop), &mut fence);
     }
 
-    let mut base = match config.evaluation.precision.filter(|_| config.evaluate_only) {
-        Some(precision) => read_served_base(&config.resolved.base, precision)?,
-        None => read_base(&config.resolved.base)?,
+    let mut base = if config.evaluate_only {
+        read_served_base(&config.resolved.base, config.evaluation.precision)?
+    } else {
+        read_base(&config.resolved.base)?
     };
     let lora = lora_config(&config.lora, base.model.config())?;
     let length = sequence_length(&config.hyperparameters, base.model.config())?;
@@ -206,6 +208,7 @@ fn attempt(
         gpu: session.gpu,
         validation_loss: None,
     };
+    reporter.enter(Stage::Evaluate);
     let base = as_scored(base, config)?;
     let loaded = loaded(&adapter, &base)?;
     let compared = base.compared(&loaded, reference.as_ref());
@@ -256,14 +259,15 @@ fn score_only(
     Ok(result.digest)
 }
 
-/// The base model as engines will hold it, where the run says how that is. The one that was trained on is let go
+/// The base model as engines will hold it. Where that is another than the one that was trained on, this is let go
 /// before: there is memory for one.
 fn as_scored(base: Base, config: &TrainerConfig) -> Result<Base, Failure> {
-    let Some(precision) = config.evaluation.precision else {
+    let (resolved, precision) = (&config.resolved.base, config.evaluation.precision);
+    if held(resolved) == served(precision) && base.model.serves_as_it_trains() {
         return Ok(base);
-    };
+    }
     drop(base);
-    read_served_base(&config.resolved.base, precision)
+    read_served_base(resolved, precision)
 }
 
 /// An adapter, ready for scoring. One that is not finite is never scored, and so never packaged.
@@ -459,13 +463,22 @@ impl From<&TrainError> for Failure {
             TrainError::Diverged { .. }
             | TrainError::Exploded { .. }
             | TrainError::ExplodedGradient { .. } => Self::diverged(causes(error)),
-            TrainError::Model(model) if model.is_out_of_memory() => Self::bad_config(format!(
-                "the GPU's memory is full: take fewer tokens in a micro-batch, a quantised base model, or a \
-                 compute profile with a larger GPU ({})",
-                causes(error)
-            )),
+            TrainError::Model(model) => Self::from(model),
             _ => Self::bug(causes(error)),
         }
+    }
+}
+
+impl From<&ModelError> for Failure {
+    fn from(error: &ModelError) -> Self {
+        if !error.is_out_of_memory() {
+            return Self::bug(causes(error));
+        }
+        Self::bad_config(format!(
+            "the GPU's memory is full: take fewer or shorter examples in a micro-batch, a quantised base model, or a \
+             compute profile with a larger GPU ({})",
+            causes(error)
+        ))
     }
 }
 
@@ -476,12 +489,4 @@ impl From<&CheckpointError> for Failure {
             CheckpointError::State(_) => Self::bug(causes(error)),
         }
     }
-}
-
-fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
-    panic
-        .downcast_ref::<&str>()
-        .map(|text| (*text).to_owned())
-        .or_else(|| panic.downcast_ref::<String>().cloned())
-        .unwrap_or_else(|| "of an unknown kind".to_owned())
 }

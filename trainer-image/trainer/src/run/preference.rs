@@ -6,7 +6,7 @@ use graftwork_model::tokenizer::TokenizedExample;
 use graftwork_model::transformer::{Llama, Loss, ModelError, PreferenceBatch, StepSeed};
 
 use super::evaluate::together;
-use crate::failure::{Failure, causes};
+use crate::failure::Failure;
 use crate::train::{MicroBatch, Objective, pack};
 
 /// A better and a worse answer to one prompt.
@@ -131,7 +131,7 @@ fn score(
 ) -> Result<Vec<graftwork_model::transformer::TokenScore>, Failure> {
     model
         .score(batch.sequences(), adapter)
-        .map_err(|error| Failure::bug(causes(&error)))
+        .map_err(|error| Failure::from(&error))
 }
 
 #[cfg(test)]

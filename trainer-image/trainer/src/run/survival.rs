@@ -230,7 +230,7 @@ pub(super) fn config_on(base: &Path) -> TrainerConfig {
             "seed": 3,
         },
         "checkpoint": {"everySteps": 4, "keep": 2},
-        "evaluation": {"metrics": ["Loss"], "maximumNewTokens": 8, "maximumRows": null},
+        "evaluation": {"metrics": ["Loss"], "maximumNewTokens": 8, "maximumRows": null, "precision": "None"},
         "adapter": "colours",
     }))
     .unwrap()

@@ -108,7 +108,7 @@ impl World {
                 "seed": 3,
             },
             "checkpoint": {"everySteps": 4, "keep": 2},
-            "evaluation": {"metrics": ["Loss", "ExactMatch"], "maximumNewTokens": 8, "maximumRows": null},
+            "evaluation": {"metrics": ["Loss", "ExactMatch"], "maximumNewTokens": 8, "maximumRows": null, "precision": "None"},
             "adapter": "colours",
             "threads": 1,
         })

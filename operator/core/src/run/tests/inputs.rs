@@ -83,32 +83,39 @@ fn benchmark(name: &str, uri: &str) -> Benchmark {
 }
 
 #[test]
-fn a_precision_to_score_in_is_what_endpoints_call_it_and_names_another_run() {
+fn a_precision_to_score_in_is_what_endpoints_call_it_or_what_is_trained_on_and_names_another_run() {
     let mut world = World::new();
     let base = Digest::of(b"base");
     let mut keys = Vec::new();
     let known = [
-        None,
-        Some(Precision::AsStored),
-        Some(Precision::Bf16),
-        Some(Precision::Q8_0),
-        Some(Precision::Q4_0),
-        Some(Precision::Q4K),
+        Precision::AsStored,
+        Precision::Bf16,
+        Precision::Q8_0,
+        Precision::Q4_0,
+        Precision::Q4K,
     ];
-    assert_eq!(known.len(), BaseQuantization::KNOWN.len() + 1);
+    assert_eq!(known.len(), BaseQuantization::KNOWN.len());
     for precision in known {
-        let name = precision.map(Precision::name);
-        world.cr.spec.evaluation.precision = name.map(BaseQuantization::from);
+        world.cr.spec.evaluation.precision = Some(BaseQuantization::from(precision.name()));
         let valid = validate(&world.cr.spec).unwrap();
         assert_eq!(valid.evaluation.precision, precision);
         let json = serde_json::to_value(&valid.evaluation).unwrap();
-        assert_eq!(
-            json.get("precision").and_then(serde_json::Value::as_str),
-            name
-        );
+        assert_eq!(json["precision"], precision.name());
         let key = pins::key(&valid, &world.cr, &base).unwrap();
         assert!(!keys.contains(&key), "{precision:?}");
         keys.push(key);
+    }
+    world.cr.spec.evaluation.precision = None;
+    for (trained_on, precision) in [
+        (None, Precision::AsStored),
+        (Some(Quantization::Q4K), Precision::Q4K),
+    ] {
+        if trained_on.is_some() {
+            world.cr.spec.method.type_ = MethodType::QLoRA;
+        }
+        world.cr.spec.method.quantization = trained_on;
+        let valid = validate(&world.cr.spec).unwrap();
+        assert_eq!(valid.evaluation.precision, precision);
     }
 }
 

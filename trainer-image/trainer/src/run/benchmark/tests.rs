@@ -1,7 +1,7 @@
 //! Benchmarks through a tiny model: scores that were worked out by hand.
 
 use graftwork_contract::exit::ExitCode;
-use graftwork_contract::run::{self, MetricKind};
+use graftwork_contract::run::{self, MetricKind, Precision};
 use graftwork_model::base::BaseModel;
 use graftwork_model::fixture::{TinyShape, random_adapter, write_tiny_base};
 use graftwork_model::lora::{LoraConfig, Module};
@@ -89,7 +89,7 @@ impl World {
                 uri: "pvc://benchmarks/critical.jsonl".to_owned(),
                 path: path.display().to_string(),
             }],
-            precision: None,
+            precision: Precision::AsStored,
         }
     }
 

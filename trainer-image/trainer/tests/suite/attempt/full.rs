@@ -59,7 +59,7 @@ fn a_model_is_scored_as_it_will_be_served() {
     config["evaluation"]["precision"] = json!("Q8_0");
     assert_eq!(world.run(&config), 0, "{:?}", world.summary(&config));
     let result = world.result(&config);
-    assert_eq!(result.precision, Some(Precision::Q8_0));
+    assert_eq!(result.precision, Precision::Q8_0);
     let loss = result.metrics.iter().find(|it| it.name == "loss").unwrap();
 
     // An adapter's run scores the bare model in the same precision beside it.

@@ -41,7 +41,8 @@ fn activations_that_are_computed_again_are_not_held() {
     config["hyperparameters"]["batchSize"] = json!(48);
     config["hyperparameters"]["microBatchSize"] = json!(48);
     config["hyperparameters"]["maximumSteps"] = json!(2);
-    config["evaluation"] = json!({"metrics": [], "maximumNewTokens": 1, "maximumRows": 2});
+    config["evaluation"] =
+        json!({"metrics": [], "maximumNewTokens": 1, "maximumRows": 2, "precision": "None"});
     let (kept, again) = (peak(&world, &config, 1 << 40), peak(&world, &config, 0));
     // What the projections of eight layers make: queries, keys and values of 2 * 256, gate and up of 2 * 1024.
     let projected = 8 * 500 * 4 * (2 * 256 + 2 * 1024);
@@ -90,7 +91,8 @@ fn four_sequences_of_4096_tokens_never_make_a_matrix_of_tokens_by_tokens_or_by_t
     config["hyperparameters"]["batchSize"] = json!(4);
     config["hyperparameters"]["microBatchSize"] = json!(4);
     config["hyperparameters"]["maximumSteps"] = json!(2);
-    config["evaluation"] = json!({"metrics": [], "maximumNewTokens": 1, "maximumRows": 2});
+    config["evaluation"] =
+        json!({"metrics": [], "maximumNewTokens": 1, "maximumRows": 2, "precision": "None"});
     let peak = peak(&world, &config, 1 << 40);
     // The scores of one sequence's four heads; of the four sequences together it would be 4 GB.
     let scores: u64 = 4 * 4 * 4096 * 4096;

@@ -49,6 +49,7 @@ fn a_base_in_gguf_blocks_is_trained_on_with_the_bits_of_the_same_blocks_made_at_
     let world = World::of_shape(&shape, 24, 9);
     let mut made = world.config("made");
     made["resolved"]["base"]["quantization"] = json!("Q8_0");
+    made["evaluation"]["precision"] = json!("Q8_0");
     assert_eq!(world.run(&made), 0, "{:?}", world.summary(&made));
 
     let base = world.dir.path().join("base");
