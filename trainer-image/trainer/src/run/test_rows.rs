@@ -48,7 +48,7 @@ pub fn read_test(
     if metrics.contains(&MetricKind::MeanReward) {
         test.rewards = read_rewards(store, config)?;
     }
-    let mut was_cut = vec![false; rows.len()];
+    let (mut was_cut, mut dropped) = (vec![false; rows.len()], 0);
     if metrics.iter().any(|metric| !metric.needs_answers()) {
         // Whatever is trained on: runs are compared on the same rows.
         let fit = Fit {
@@ -56,12 +56,17 @@ pub fn read_test(
             truncation: Truncation::CutStart,
         };
         let scored = examples((&file, &rows), tokenizer, fit)?;
-        was_cut = scored.was_cut;
-        test.rows = unseen.iter().map(|(index, _)| *index).collect();
-        let scored = scored.kept.into_iter().zip(&was_seen);
-        test.examples = scored
-            .filter_map(|(example, was_seen)| (!was_seen).then_some(example))
-            .collect();
+        let rows = scored.rows.into_iter().zip(scored.was_cut);
+        for ((row, is_cut), example) in rows.zip(scored.kept) {
+            if was_seen.get(row) == Some(&false)
+                && let Some(was_cut) = was_cut.get_mut(row)
+            {
+                *was_cut = is_cut;
+                test.rows.push(row);
+                test.examples.push(example);
+            }
+        }
+        dropped = (unseen.len() - test.rows.len()) as u64;
     }
     let needs_answers = metrics.iter().any(|metric| metric.needs_answers());
     let wanted = if needs_answers { unseen.len() } else { SAMPLES };
@@ -87,7 +92,11 @@ pub fn read_test(
         .zip(&was_seen)
         .filter_map(|(was_cut, was_seen)| (!was_seen).then_some(was_cut))
         .collect();
-    Ok((test, used(&was_cut)))
+    let used = RowsUsed {
+        dropped,
+        ..used(&was_cut)
+    };
+    Ok((test, used))
 }
 
 /// That there is something to score, where something is to be measured.

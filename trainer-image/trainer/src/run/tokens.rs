@@ -50,9 +50,13 @@ impl Fit {
                 example.loss_mask.truncate(self.maximum);
             }
         }
-        // Nothing stands before the first token that it could follow from.
-        example.loss_mask.iter().skip(1).any(|learned| *learned)
+        teaches(example)
     }
+}
+
+/// Whether anything of it is learnt: nothing stands before the first token that this could follow from.
+fn teaches(example: &TokenizedExample) -> bool {
+    example.loss_mask.iter().skip(1).any(|learned| *learned)
 }
 
 /// Rows as tokens.
@@ -60,6 +64,8 @@ impl Fit {
 pub struct Fitted<T> {
     /// In the order of the rows, without those that were left out; never longer than was asked for.
     pub kept: Vec<T>,
+    /// The number of each one's row, from 0.
+    pub rows: Vec<usize>,
     /// Whether each of them was longer, and was cut.
     pub was_cut: Vec<bool>,
     /// Rows that were longer, and were left out: as was asked for, or because nothing of what they teach fits.
@@ -69,13 +75,22 @@ pub struct Fitted<T> {
 impl<T> Fitted<T> {
     /// Of what each row became; none: it was left out.
     fn of(rows: Vec<Option<(T, bool)>>) -> Self {
-        let dropped = rows.iter().filter(|row| row.is_none()).count() as u64;
-        let (kept, was_cut) = rows.into_iter().flatten().unzip();
-        Self {
-            kept,
-            was_cut,
-            dropped,
+        let mut fitted = Self {
+            kept: Vec::with_capacity(rows.len()),
+            rows: Vec::with_capacity(rows.len()),
+            was_cut: Vec::with_capacity(rows.len()),
+            dropped: 0,
+        };
+        for (index, row) in rows.into_iter().enumerate() {
+            let Some((kept, was_cut)) = row else {
+                fitted.dropped += 1;
+                continue;
+            };
+            fitted.kept.push(kept);
+            fitted.rows.push(index);
+            fitted.was_cut.push(was_cut);
         }
+        fitted
     }
 
     /// How many rows there were, and what became of them.
@@ -117,6 +132,18 @@ pub fn examples(
         let mut example =
             example(row, tokenizer).map_err(|error| refused((file, index), &error))?;
         let tokens = example.tokens.len();
+        if !teaches(&example) {
+            let why = match row {
+                Row::Chat { .. } => {
+                    "the base model's chat template marks nothing of it as the assistant's"
+                }
+                _ => "it has fewer than two tokens",
+            };
+            let row = index + 1;
+            return Err(Failure::bad_data(format!(
+                "{file}: row {row} has nothing to learn: {why}"
+            )));
+        }
         if !fit.takes(tokens, (file, index))? {
             return Ok(None);
         }
@@ -375,7 +402,7 @@ mod tests {
                 "bos_token": "<|bos|>",
                 "eos_token": "<|eos|>",
                 "chat_template": format!(
-                    "{{% if messages[0].content == 'secret' %}}{{{{ raise_exception({words}) }}}}{{% endif %}}{{{{ messages[0].content }}}}"
+                    "{{% if messages[0].content == 'secret' %}}{{{{ raise_exception({words}) }}}}{{% endif %}}{{% for m in messages %}}{{{{ m.content }}}}{{% endfor %}}"
                 ),
             });
             let file = dir.path().join("tokenizer_config.json");
@@ -383,10 +410,12 @@ mod tests {
             TextTokenizer::load(dir.path()).unwrap()
         };
         let row = |content: &str| Row::Chat {
-            messages: vec![graftwork_artifacts::rows::Message {
-                role: "user".to_owned(),
-                content: content.to_owned(),
-            }],
+            messages: [("user", content), ("assistant", "yes")]
+                .map(|(role, content)| graftwork_artifacts::rows::Message {
+                    role: role.to_owned(),
+                    content: content.to_owned(),
+                })
+                .to_vec(),
         };
         let rows = [row("fine"), row("secret")];
         let refuse = |words: &str| {
@@ -409,6 +438,22 @@ mod tests {
             own.contains("chat template") && !own.contains("secre"),
             "{own}"
         );
+
+        let Row::Chat { mut messages } = row("fine") else {
+            panic!("it is a conversation");
+        };
+        messages.pop();
+        let rows = [row("fine"), Row::Chat { messages }];
+        let fit = Fit {
+            maximum: 64,
+            truncation: Truncation::CutStart,
+        };
+        let unmarked = examples(("train.parquet", &rows), &template("'no'"), fit);
+        let message = unmarked.unwrap_err().message;
+        assert!(
+            message.starts_with("train.parquet: row 2 has nothing to learn"),
+            "{message}"
+        );
     }
 
     #[test]
@@ -422,7 +467,7 @@ mod tests {
             completion: "yes".to_owned(),
         };
         // Tokens are bytes; each row has a beginning and an end besides.
-        let rows = [row("ab"), row("abcdef")];
+        let rows = [row("abcdef"), row("ab")];
         let fitted = |truncation| {
             let fit = Fit {
                 maximum: 8,
@@ -435,13 +480,15 @@ mod tests {
         assert!(excess > 0);
 
         let start = fitted(Truncation::CutStart).unwrap();
-        assert_eq!(start.was_cut, [false, true]);
-        assert_eq!(start.kept[1].tokens[1..], whole.tokens[1 + excess..]);
+        assert_eq!(start.was_cut, [true, false]);
+        assert_eq!(start.kept[0].tokens[1..], whole.tokens[1 + excess..]);
         let end = fitted(Truncation::CutEnd).unwrap();
-        assert_eq!(end.kept[1].tokens, whole.tokens[..8]);
-        assert_eq!(end.kept[0], start.kept[0]);
+        assert_eq!(end.kept[0].tokens, whole.tokens[..8]);
+        assert_eq!(end.kept[1], start.kept[1]);
         let dropped = fitted(Truncation::Drop).unwrap();
-        assert_eq!(dropped.kept, [start.kept[0].clone()]);
+        assert_eq!(dropped.kept, [start.kept[1].clone()]);
+        assert_eq!(dropped.rows, [1]);
+        assert_eq!(start.rows, [0, 1]);
         let used = |cut, dropped| RowsUsed {
             rows: 2,
             cut,
@@ -463,7 +510,7 @@ mod tests {
         );
         let refused = fitted(Truncation::Error).unwrap_err().message;
         assert!(
-            refused.starts_with("train.parquet: row 2 has "),
+            refused.starts_with("train.parquet: row 1 has "),
             "{refused}"
         );
         assert!(refused.contains("maximumSequenceLength 8"), "{refused}");
