@@ -19,6 +19,7 @@
 
 mod bucket;
 mod clock;
+mod code;
 pub mod content;
 mod error;
 mod fetched;
@@ -34,6 +35,7 @@ mod store;
 mod verify;
 mod volume;
 
+pub use code::code_version;
 pub use error::{Category, Error, Result};
 pub use fetched::Fetched;
 pub use numbered::Appended;

@@ -121,7 +121,7 @@ impl Environment {
         Self {
             threads,
             kernels: graftwork_model::kernel::Isa::detect().name().to_owned(),
-            code_version: env!("CARGO_PKG_VERSION").to_owned(),
+            code_version: graftwork_artifacts::code_version(env!("CARGO_PKG_VERSION")),
         }
     }
 

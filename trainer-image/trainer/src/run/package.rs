@@ -30,7 +30,9 @@ pub struct Outcome {
 }
 
 /// The version of this program.
-pub const CODE_VERSION: &str = env!("CARGO_PKG_VERSION");
+fn code_version() -> String {
+    graftwork_artifacts::code_version(env!("CARGO_PKG_VERSION"))
+}
 
 /// The configuration with the shape that the adapter has, where that is the one of the version that training started
 /// from: for its manifest and its card.
@@ -96,7 +98,7 @@ pub(super) fn described(
         objective: config.objective,
         hyperparameters: config.hyperparameters.clone(),
         classification: config.classification,
-        code_version: CODE_VERSION.to_owned(),
+        code_version: code_version(),
         created_time: time.clone(),
     };
     let manifest = Manifest {
@@ -124,7 +126,7 @@ pub(super) fn described(
         test_rows: outcome.test_rows,
         classification: config.classification,
         finished_time: time,
-        code_version: CODE_VERSION.to_owned(),
+        code_version: code_version(),
     };
     Ok((manifest, result))
 }
@@ -154,7 +156,7 @@ pub fn scored(
         test_rows,
         classification: config.classification,
         finished_time: clock::rfc3339(),
-        code_version: CODE_VERSION.to_owned(),
+        code_version: code_version(),
     }
 }
 
