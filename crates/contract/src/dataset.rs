@@ -513,11 +513,15 @@ pub struct BuildRecord {
     pub digest: Digest,
 }
 
+/// The reason of a [`BuildSummary`] that was written on the way: its message says what the build was at when it was
+/// killed.
+pub const UNDER_WAY: &str = "UnderWay";
+
 /// Termination message of a dataset builder.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct BuildSummary {
-    /// A condition reason, for example `DataError`; `Completed` on success.
+    /// A condition reason, for example `DataError`; `Completed` on success; [`UNDER_WAY`].
     pub reason: String,
     /// What happened, without data.
     pub message: String,

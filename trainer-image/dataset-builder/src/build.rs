@@ -24,6 +24,7 @@ use crate::report::{REPORT_FILE, report};
 use crate::sources::{Collected, Gathered, Tools, collect, judge, look};
 use crate::spill::Scratch;
 use crate::statistics::{self, STATISTICS_FILE, Statistics};
+use crate::termination;
 use crate::tokens::{BaseTokens, Measure, Measured};
 use crate::transform::Given;
 use crate::writing::write_rows;
@@ -119,6 +120,7 @@ fn make(config: &BuildConfig, store: &Store, places: Places<'_>) -> Result<Built
             (gathered.rows, gathered.noted)
         }
     };
+    termination::note("while the rows of all sources were ordered, split and written");
     let ordered = order(config, scratch, rows)?;
     collected.good = ordered.kept_count;
     collected.duplicates = ordered.duplicates();
@@ -135,7 +137,7 @@ fn make(config: &BuildConfig, store: &Store, places: Places<'_>) -> Result<Built
     dealt.counts.beyond_weight = collected.beyond_weight;
     let look = Look {
         digest: dealt.digest.clone(),
-        code_version: CODE_VERSION.to_owned(),
+        code_version: code_version(),
         spec_digest: Some(spec_digest(config)?),
         listing: collected.listing.clone(),
         schemas: schemas(&collected.columns)?,
@@ -148,8 +150,10 @@ fn make(config: &BuildConfig, store: &Store, places: Places<'_>) -> Result<Built
     finish(config, store, built)
 }
 
-/// The version of this program.
-const CODE_VERSION: &str = env!("CARGO_PKG_VERSION");
+/// The version of this program: another one may find other rows bad, or mask more.
+fn code_version() -> String {
+    graftwork_artifacts::code_version(env!("CARGO_PKG_VERSION"))
+}
 
 /// The latest version, where this spec and this builder made it last and what there is to read is as it was then.
 fn unchanged(config: &BuildConfig, store: &Store) -> Result<Option<Built>, Failure> {
@@ -171,7 +175,7 @@ fn unchanged(config: &BuildConfig, store: &Store) -> Result<Option<Built>, Failu
         return Ok(None);
     };
     let is_same = made.listing.is_some()
-        && made.code_version == CODE_VERSION
+        && made.code_version == code_version()
         && made.spec_digest == Some(spec_digest(config)?);
     // What can't be looked at says so when it is read.
     if !is_same || look(config).ok().flatten() != made.listing {

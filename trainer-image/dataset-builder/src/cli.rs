@@ -103,6 +103,7 @@ fn build_version(cli: &Cli) -> ExitCode {
         let place = panic.location().map(ToString::to_string);
         tracing::error!(place, "internal error");
     }));
+    termination::begin(&cli.termination_file);
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         let config = config::load(&cli.config)?;
         let memory = cli.memory_bytes.unwrap_or_else(default_memory_bytes);

@@ -79,34 +79,33 @@ impl Header {
         again.map(|(_, name)| name.as_str())
     }
 
-    /// The next record with the number of its first line; blank lines are skipped. A record that breaks
-    /// a rule comes as that rule.
+    /// The next record with the number of its first line; blank lines are skipped. A record of one line that
+    /// breaks a rule comes as that rule.
     ///
     /// # Errors
     /// Those of the file.
-    pub fn next<R: BufRead>(&self, lines: &mut Lines<R>) -> io::Result<Option<(u64, Parsed)>> {
+    pub fn next<R: BufRead>(&self, lines: &mut Lines<R>) -> io::Result<Option<(u64, Next)>> {
         let mut record = Record::new(self.delimiter);
         let mut first = None;
         loop {
             let Some((number, line)) = lines.next_line()? else {
-                // The file ends within quotes.
-                return Ok(
-                    first.map(|first| (first, Err("has a quote that is not closed".to_owned())))
-                );
+                return Ok(first.map(|first| (first, Next::Lost)));
             };
             let line = match line {
                 Line::Whole(line) if first.is_none() && line.trim_ascii().is_empty() => continue,
                 Line::Whole(line) => line,
                 Line::TooLong => {
                     let rule = format!("is longer than {MAXIMUM_LINE_BYTES} bytes");
-                    return Ok(Some((first.unwrap_or(number), Err(rule))));
+                    return Ok(Some(Next::broken(first, number, rule)));
                 }
             };
-            let first = *first.get_or_insert(number);
             match record.add(line) {
-                Ok(false) => {}
-                Ok(true) => return Ok(Some((first, self.object(record.take())))),
-                Err(rule) => return Ok(Some((first, Err(rule)))),
+                Ok(false) => first = first.or(Some(number)),
+                Ok(true) => {
+                    let record = self.object(record.take());
+                    return Ok(Some((first.unwrap_or(number), Next::Record(record))));
+                }
+                Err(rule) => return Ok(Some(Next::broken(first, number, rule))),
             }
         }
     }
@@ -136,6 +135,25 @@ fn is_name(text: &str) -> bool {
 
 /// A record, or the rule that it breaks.
 pub type Parsed = Result<Map<String, Value>, String>;
+
+/// What stands next in a file.
+#[derive(Debug)]
+pub enum Next {
+    /// A record.
+    Record(Parsed),
+    /// A quote that is not closed, or not where it should be: from its line on nobody can tell a record from the next.
+    Lost,
+}
+
+impl Next {
+    /// A rule is broken in the line of this number, of a record that began in the line `first`, or in this one.
+    fn broken(first: Option<u64>, number: u64, rule: String) -> (u64, Self) {
+        match first {
+            Some(first) => (first, Self::Lost),
+            None => (number, Self::Record(Err(rule))),
+        }
+    }
+}
 
 /// A record on its way, line by line.
 #[derive(Debug)]
@@ -227,7 +245,11 @@ mod tests {
             _ => panic!("no header"),
         };
         let mut rows = Vec::new();
-        while let Some((number, row)) = header.next(&mut lines).unwrap() {
+        while let Some((number, next)) = header.next(&mut lines).unwrap() {
+            let Next::Record(row) = next else {
+                rows.push((number, Err("lost".to_owned())));
+                break;
+            };
             rows.push((number, row.map(|row| Value::Object(row).to_string())));
         }
         rows
@@ -306,7 +328,7 @@ mod tests {
             (5, "has a quote within a field that has none"),
             (6, "is not UTF-8 (byte 1 of field 1)"),
             (7, r#"{"prompt":"ok","n":"1"}"#),
-            (8, "has a quote that is not closed"),
+            (8, "lost"),
         ];
         let expected: Vec<_> = expected
             .map(|(number, rule)| (number, rule.to_owned()))
@@ -322,7 +344,15 @@ mod tests {
             text.extend(&line);
             text.push(b'\n');
         }
-        let rows = rows(&text);
-        assert!(rows[0].1.as_ref().unwrap_err().contains("longer than"));
+        assert_eq!(rows(&text), [(2, Err("lost".to_owned()))]);
+        let mut text = b"prompt\n\"a\n".to_vec();
+        text.extend(vec![b'x'; MAXIMUM_LINE_BYTES + 1]);
+        assert_eq!(rows(&text), [(2, Err("lost".to_owned()))]);
+    }
+
+    #[test]
+    fn a_quote_that_another_record_closes_is_told_from_a_bad_line() {
+        let text = b"prompt,n\n\"open,1\n\"next\",2\nlast,3\n";
+        assert_eq!(rows(text), [(2, Err("lost".to_owned()))]);
     }
 }

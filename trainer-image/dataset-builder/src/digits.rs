@@ -12,11 +12,14 @@ const FRACTION_DIGITS: usize = 17;
 /// Digits and points in a row that a longer number has at least.
 const SHORTEST: usize = 18;
 
+/// Bytes of a key: the columns of a source are kept while it is read, and named where one is missing.
+const LONGEST_KEY: usize = 1024;
+
 /// Reads JSON.
 ///
 /// # Errors
 /// Text that is no JSON, with the place in it; where [`is_data`](serde_json::Error::is_data), it is JSON with a key
-/// twice in an object.
+/// twice in an object, or a very long one.
 pub fn read(json: &str) -> serde_json::Result<Value> {
     let kept = quoted(json).and_then(|quoted| serde_json::from_str(&quoted).ok());
     let Once(value) = kept.map_or_else(|| serde_json::from_str(json), Ok)?;
@@ -81,6 +84,10 @@ impl<'de> Visitor<'de> for OnceVisitor {
     fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Value, A::Error> {
         let mut object = Map::new();
         while let Some((name, Once(value))) = members.next_entry::<String, Once>()? {
+            if name.len() > LONGEST_KEY {
+                let words = format!("has a key longer than {LONGEST_KEY} bytes");
+                return Err(A::Error::custom(words));
+            }
             if object.insert(name, value).is_some() {
                 return Err(A::Error::custom("has a key twice in an object"));
             }
@@ -269,6 +276,10 @@ mod tests {
             let words = "has a key twice in an object at line 1 column ";
             assert!(error.to_string().starts_with(words), "{error}");
         }
+        let keyed = |bytes: usize| read(&format!(r#"{{"a": {{"{}": 1}}}}"#, "k".repeat(bytes)));
+        assert!(keyed(1024).is_ok());
+        let error = keyed(1025).unwrap_err();
+        assert!(error.is_data() && error.to_string().starts_with("has a key longer than 1024"));
         let nested = r#"{"a": [{"a": null}, {"a": [true, -1, 2, 0.5, "é\n"]}], "A": {}}"#;
         let plain: Value = serde_json::from_str(nested).unwrap();
         let read = read(nested).unwrap();

@@ -71,7 +71,7 @@ impl Pins {
             };
             if !pinned.takes(&column.shape) {
                 return Err(Failure::bad_data(format!(
-                    "source {source}: column {} was {pinned} in version {} and is {}; correct the source, or change the Dataset's spec (its description will do) to have it as it is",
+                    "source {source}: column {} was {pinned} in version {} and is {}; correct the source; or, to have it as it is, change the Dataset's spec (its description will do) and its annotation graftwork.dev/refresh",
                     masked(name),
                     self.version,
                     column.shape

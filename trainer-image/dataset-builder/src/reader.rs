@@ -7,7 +7,7 @@ use graftwork_artifacts::content::{HEAD_BYTES, foreign};
 use graftwork_contract::Digest;
 use graftwork_contract::dataset::{RejectedRow, Source};
 
-use crate::csv::Header;
+use crate::csv::{Header, Next};
 use crate::dealing::Dealing;
 use crate::failure::Failure;
 use crate::files::{SourceFile, open};
@@ -357,11 +357,16 @@ fn read_csv(
         return Err(place.bad(0, &format!("has two columns named {name:?}")));
     }
     let mut last = 0;
-    while let Some((number, record)) = header
+    while let Some((number, next)) = header
         .next(lines)
         .map_err(|error| place.failed(last, &error))?
     {
         last = number;
+        let Next::Record(record) = next else {
+            let problem = "has a quote in its next record that is not closed where its field ends: from there on no \
+                           record can be told from the next";
+            return Err(place.bad(number.saturating_sub(1), problem));
+        };
         hand_over(place, number, take, Raw::Record(record))?;
     }
     Ok(())

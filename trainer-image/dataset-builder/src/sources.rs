@@ -28,6 +28,7 @@ use crate::row::Wanted;
 use crate::spill::Scratch;
 use crate::stored::{RowSorter, Rows};
 use crate::streams::hash;
+use crate::termination;
 use crate::tokens::Measured;
 use crate::transform::{self, Given, Means};
 use crate::waiting::{ASKED, JUDGED, Waiting};
@@ -415,6 +416,7 @@ pub fn read_source(
     scratch: &Scratch,
     take: &mut dyn Take,
 ) -> Result<Vec<SourceProvenance>, Failure> {
+    termination::note(&format!("while source {} was read", source.name));
     let seen = read_any(config, source, scratch, take);
     seen.map_err(|failure| failure.while_reading([source.name.as_str()].into_iter()))
 }

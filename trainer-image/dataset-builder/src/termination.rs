@@ -1,9 +1,10 @@
 //! The summary that a build leaves as the container's termination message.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
-use graftwork_contract::dataset::{BuildSummary, PartManifest};
+use graftwork_contract::dataset::{BuildSummary, PartManifest, UNDER_WAY};
 use graftwork_contract::pod::TERMINATION_BYTES;
 
 use crate::build::Built;
@@ -53,6 +54,32 @@ pub fn part_made(part: Part, made: Option<&PartManifest>) -> BuildSummary {
     }
 }
 
+/// Where notes go.
+static FILE: OnceLock<PathBuf> = OnceLock::new();
+
+/// Has [`note`] write to this file, which the end of the build writes over.
+pub fn begin(path: &Path) {
+    let _ = FILE.set(path.to_path_buf());
+}
+
+/// Leaves word of what the build is at, for who finds it killed: it has no last words then.
+pub fn note(doing: &str) {
+    let Some(path) = FILE.get() else {
+        return;
+    };
+    let summary = BuildSummary {
+        reason: UNDER_WAY.to_owned(),
+        message: doing.to_owned(),
+        version: None,
+        digest: None,
+        rows: None,
+        rejected: Vec::new(),
+    };
+    if let Err(error) = write(path, summary) {
+        tracing::warn!(%error, path = %path.display(), "cannot write what the build is at");
+    }
+}
+
 /// Writes `summary`, shortened to what the kubelet keeps: first named rows go, then the message's
 /// end.
 pub fn write(path: &Path, summary: BuildSummary) -> io::Result<()> {
@@ -65,9 +92,16 @@ fn encode(mut summary: BuildSummary) -> serde_json::Result<Vec<u8>> {
         if bytes.len() <= TERMINATION_BYTES {
             return Ok(bytes);
         }
-        if summary.rejected.pop().is_none() && summary.message.pop().is_none() {
+        if summary.rejected.pop().is_some() {
+            continue;
+        }
+        if summary.message.is_empty() {
             return Ok(bytes);
         }
+        let excess = bytes.len() - TERMINATION_BYTES;
+        let kept = summary.message.len().saturating_sub(excess);
+        let kept = summary.message.floor_char_boundary(kept);
+        summary.message.truncate(kept);
     }
 }
 

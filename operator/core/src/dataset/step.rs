@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use graftwork_api::conditions::reason;
 use graftwork_api::{Dataset, labels};
 use graftwork_contract::Digest;
-use graftwork_contract::dataset::{BuildRecord, BuildSummary, Share, VersionRecord};
+use graftwork_contract::dataset::{BuildRecord, BuildSummary, Share, UNDER_WAY, VersionRecord};
 use graftwork_contract::exit::{AfterExit, ExitCode};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::batch::v1::Job;
@@ -299,21 +299,23 @@ fn failure_reason(code: ExitCode, summary: Option<&BuildSummary>) -> String {
 }
 
 fn describe(cause: &Cause, summary: Option<&BuildSummary>) -> String {
-    if let Some(summary) = summary.filter(|it| it.reason != reason::COMPLETED) {
+    let said = summary.filter(|it| ![reason::COMPLETED, UNDER_WAY].contains(&it.reason.as_str()));
+    if let Some(summary) = said {
         return with_rows(summary);
     }
+    let doing = summary.filter(|it| it.reason == UNDER_WAY);
+    let doing = doing.map_or_else(String::new, |it| format!(" {}", it.message));
     match cause {
         Cause::Exit(ExitCode::Done) => {
             "the builder ended well and left no record in the store".to_owned()
         }
         Cause::Exit(code) => format!("the builder ended with exit code {}", code.code()),
-        Cause::Killed(code) => format!("the builder ended with exit code {code}"),
-        Cause::OutOfMemory => {
-            "the builder ran out of memory: raise datasetBuilder.resources in the chart's values, \
-             then change the annotation graftwork.dev/refresh"
-                .to_owned()
-        }
-        Cause::TakenAway(why) => format!("the builder's pod was taken away: {why}"),
+        Cause::Killed(code) => format!("the builder ended with exit code {code}{doing}"),
+        Cause::OutOfMemory => format!(
+            "the builder ran out of memory{doing}: raise datasetBuilder.resources in the chart's values, then change \
+             the annotation graftwork.dev/refresh"
+        ),
+        Cause::TakenAway(why) => format!("the builder's pod was taken away{doing}: {why}"),
     }
 }
 

@@ -109,8 +109,9 @@ pub fn collect(
         collecting.noted.provenance.extend(seen);
         let mut columns = gathering.columns().clone();
         pins.hold(&source.name, &mut columns)?;
-        let table = gathering.finish(&source.name, &columns.shapes(), scratch)?;
+        // What a night's rows lack the query may still ask for.
         pins.remember(&source.name, &mut columns);
+        let table = gathering.finish(&source.name, &columns.shapes(), scratch)?;
         collecting
             .noted
             .columns

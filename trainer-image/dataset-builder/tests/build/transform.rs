@@ -486,6 +486,18 @@ fn a_column_that_changes_its_type_overnight_ends_the_build_and_one_that_holds_le
         assert!(amount.ends_with(".0"), "{prompt}: {amount}");
     }
 
+    // Nor is it gone where no row has it, or there is none.
+    fs::write(&path, "{\"claim\": \"night 0\", \"code\": 1}\n").unwrap();
+    bench.fingerprint("without it");
+    let (code, summary) = bench.build();
+    assert_eq!(code, 65, "{summary:?}");
+    assert!(!summary.message.contains("no column"), "{summary:?}");
+    fs::write(&path, "").unwrap();
+    bench.fingerprint("without rows");
+    let (code, summary) = bench.build();
+    assert_eq!(code, 65, "{summary:?}");
+    assert!(!summary.message.contains("no columns"), "{summary:?}");
+
     let before = bench.version(2).unwrap();
     fs::write(&path, lines(&|n| format!("\"{n} EUR\""))).unwrap();
     bench.fingerprint("texts");

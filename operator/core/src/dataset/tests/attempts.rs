@@ -1,6 +1,6 @@
 //! Builds that end without a version, and what follows.
 
-use graftwork_contract::dataset::BuildConfig;
+use graftwork_contract::dataset::{BuildConfig, UNDER_WAY};
 
 use super::*;
 use crate::sightings::Sighting;
@@ -241,6 +241,41 @@ fn bad_rows_and_too_little_memory_wait_for_another_source_or_spec() {
         world.observed.sources.insert("faq".to_owned(), content);
         assert_eq!(world.reconcile().create.len(), 1);
         assert_eq!(world.ready().1, reason::BUILDING);
+    }
+}
+
+#[test]
+fn a_builder_that_was_killed_is_told_with_what_it_was_at() {
+    let summary = BuildSummary {
+        reason: UNDER_WAY.to_owned(),
+        message: "while source bulk was read".to_owned(),
+        version: None,
+        digest: None,
+        rows: None,
+        rejected: vec![],
+    };
+    for (code, why, words) in [
+        (
+            137,
+            "OOMKilled",
+            "ran out of memory while source bulk was read: raise",
+        ),
+        (
+            137,
+            "Error",
+            "ended with exit code 137 while source bulk was read",
+        ),
+    ] {
+        let mut world = World::from_config_map();
+        world.reconcile();
+        world.end_job(code, Some(&summary));
+        if let Container::Terminated { reason, .. } = &mut world.observed.pods[0].container {
+            *reason = why.to_owned();
+        }
+        world.reconcile();
+        let (_, reason, message) = world.ready();
+        assert_ne!(reason, UNDER_WAY);
+        assert!(message.contains(words), "{message}");
     }
 }
 

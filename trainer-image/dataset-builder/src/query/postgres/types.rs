@@ -166,12 +166,12 @@ fn json(raw: &[u8]) -> Result<Value, String> {
     // The parser's limit is depth: 128 levels.
     digits::read(text(raw)?).map_err(|error| {
         // `json` keeps what was sent; `jsonb` does not.
-        let problem = if error.is_data() {
-            "is JSON that has a key twice in an object"
-        } else {
-            "is JSON that can't be read"
-        };
-        problem.to_owned()
+        if !error.is_data() {
+            return "is JSON that can't be read".to_owned();
+        }
+        let problem = error.to_string();
+        let problem = problem.split(" at line ").next().unwrap_or_default();
+        format!("is JSON that {problem}")
     })
 }
 
