@@ -15,7 +15,7 @@ const NATS: f64 = 0.2;
 #[tokio::test(flavor = "multi_thread")]
 async fn an_engine_on_a_gpu_gives_each_token_the_probability_that_the_cpu_gives_it() {
     let Ok(Some(gpu)) = Accelerator::first() else {
-        eprintln!("skipped: no GPU");
+        graftwork_model::fixture::skipped("no GPU");
         return;
     };
     let mut files = Files::new();

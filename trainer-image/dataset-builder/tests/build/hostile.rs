@@ -285,7 +285,7 @@ fn on_a_small_disk(bench: &Bench, folder: &Path, size: &str) -> Option<(i32, Bui
         .status();
     match status.ok().and_then(|status| status.code()) {
         None | Some(1 | NO_DISK) => {
-            println!("skipped: this machine lets nobody mount a small disk");
+            super::postgres::skipped("small disk that may be mounted");
             None
         }
         Some(code) => Some((code, read_summary(&bench.summary_file()))),

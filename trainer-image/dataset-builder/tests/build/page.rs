@@ -41,11 +41,11 @@ fn a_browser_shows_the_report_asks_for_nothing_and_finds_every_chart_titled() {
         .args([&folder.join("report.html"), &picture])
         .output();
     let Ok(output) = output else {
-        println!("skipped: there is no python3, which opens the report in a browser");
+        super::postgres::skipped("python3");
         return;
     };
     if output.status.code() == Some(LACKING) {
-        println!("skipped: there is no Chromium, which shows the report");
+        super::postgres::skipped("Chromium");
         return;
     }
     let errors = String::from_utf8_lossy(&output.stderr);

@@ -282,7 +282,7 @@ fn runs_by_a_gpus_operations_are_those_of_peft() {
         match Accelerator::first() {
             // In bf16.
             Ok(Some(gpu)) => check_run_on(&gpu, case, 10.0 * LOSSES),
-            Ok(None) => eprintln!("skipped: no GPU"),
+            Ok(None) => graftwork_model::fixture::skipped("no GPU"),
             // Built for GPUs: one that is out of order passes no test.
             Err(error) => panic!("the GPU can't be used: {error}"),
         }

@@ -45,7 +45,7 @@ fn devices() -> Vec<(Accelerator, Bars)> {
     let mut devices = vec![(Accelerator::imitated(), IMITATED)];
     match Accelerator::first() {
         Ok(Some(gpu)) => devices.push((gpu, GPU)),
-        Ok(None) => eprintln!("skipped: no GPU"),
+        Ok(None) => crate::fixture::skipped("no GPU"),
         // Built for GPUs: one that is out of order passes no test.
         Err(error) => panic!("the GPU can't be used: {error}"),
     }

@@ -35,7 +35,7 @@ fn devices() -> Vec<(Accelerator, Bars)> {
             };
             devices.push((gpu, bars));
         }
-        Ok(None) => eprintln!("skipped: no GPU"),
+        Ok(None) => graftwork_model::fixture::skipped("no GPU"),
         // Built for GPUs: one that is out of order passes no test.
         Err(error) => panic!("the GPU can't be used: {error}"),
     }

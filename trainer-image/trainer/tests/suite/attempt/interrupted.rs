@@ -429,7 +429,7 @@ fn a_disk_that_fills_or_turns_read_only_ends_the_attempt_and_costs_no_bits() {
     match status.ok().and_then(|status| status.code()) {
         Some(0) => {}
         None | Some(1 | 200) => {
-            println!("skipped: this machine lets nobody mount a small disk");
+            graftwork_model::fixture::skipped("no small disk that may be mounted");
             return;
         }
         Some(code) => panic!("the disk's script ended with {code}"),
