@@ -12,6 +12,7 @@ use crate::identity::{Form, identity};
 use crate::kernel::HalfWeight;
 use crate::lora::LoadedAdapter;
 use crate::peft::{AdapterError, AdapterHeader};
+use crate::tensor_file::TensorFile;
 
 /// An adapter in the numbers of its file.
 #[derive(Debug)]
@@ -48,34 +49,33 @@ impl StoredAdapter {
     /// As [`Adapter::load`](crate::peft::Adapter::load).
     pub fn read(dir: &Path) -> Result<Self, AdapterError> {
         let (header, file) = AdapterHeader::open(dir)?;
-        let read = |(name, shape): (&String, &Vec<usize>)| {
-            let shape: [usize; 2] = shape
-                .as_slice()
-                .try_into()
-                .map_err(|_| AdapterError::UnexpectedTensor(name.clone()))?;
-            let values = match file.read_halves(name)? {
-                Some(weight) => Values::Half(weight),
-                None => Values::Single(file.read_f32(name)?.unwrap_or_default()),
-            };
-            Ok((name.clone(), StoredTensor { shape, values }))
-        };
-        let tensors: Result<BTreeMap<String, StoredTensor>, AdapterError> =
-            header.shapes.par_iter().map(read).collect();
-        Ok(Self {
-            tensors: tensors?,
-            header,
-        })
+        let tensors = header.shapes.par_iter().map(|named| tensor(&file, named));
+        let tensors = tensors.collect::<Result<_, AdapterError>>()?;
+        Ok(Self { header, tensors })
     }
 
-    /// The content's identity: [`Adapter::digest`](crate::peft::Adapter::digest), without a copy of the values.
-    pub fn digest(&self) -> String {
-        self.identity(Form::Values)
+    /// The same on this thread, which gets `breathe` called between tensors.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn read_slowly(dir: &Path, breathe: &dyn Fn()) -> Result<Self, AdapterError> {
+        let (header, file) = AdapterHeader::open(dir)?;
+        let shapes = header.shapes.iter().inspect(|_| breathe());
+        let tensors = shapes.map(|named| tensor(&file, named));
+        let tensors = tensors.collect::<Result<_, AdapterError>>()?;
+        Ok(Self { header, tensors })
+    }
+
+    /// The content's identity: [`Adapter::digest`](crate::peft::Adapter::digest), without a copy of the values. Calls
+    /// `breathe` between tensors.
+    pub fn digest(&self, breathe: &dyn Fn()) -> String {
+        self.identity(Form::Values, breathe)
     }
 
     /// An identity of the content as it is stored. Two folders with the same one have the same [`Self::digest`];
-    /// it takes half of the time where the numbers are halves.
-    pub fn stored_digest(&self) -> String {
-        self.identity(Form::Stored)
+    /// it takes half of the time where the numbers are halves. Calls `breathe` between tensors.
+    pub fn stored_digest(&self, breathe: &dyn Fn()) -> String {
+        self.identity(Form::Stored, breathe)
     }
 
     /// Whether [`Self::stored_digest`] takes less time.
@@ -84,19 +84,20 @@ impl StoredAdapter {
         tensors.any(|tensor| matches!(tensor.values, Values::Half(_)))
     }
 
-    fn identity(&self, form: Form) -> String {
-        let tensors = self.tensors.iter();
+    fn identity(&self, form: Form, breathe: &dyn Fn()) -> String {
+        let tensors = self.tensors.iter().inspect(|_| breathe());
         let tensors = tensors.map(|(name, tensor)| (name.as_str(), tensor.shape, tensor.values()));
         identity(&self.header.config, tensors, form)
     }
 
-    /// Checks everything that a forward pass relies on, on this thread.
+    /// Checks everything that a forward pass relies on, on this thread. Calls `breathe` between tensors.
     ///
     /// # Errors
     /// As [`Adapter::verify`](crate::peft::Adapter::verify).
-    pub fn verify(&self, config: &LlamaConfig) -> Result<(), AdapterError> {
+    pub fn verify(&self, config: &LlamaConfig, breathe: &dyn Fn()) -> Result<(), AdapterError> {
         self.header.verify_shapes(config)?;
-        match self.tensors.iter().find_map(not_finite) {
+        let mut tensors = self.tensors.iter().inspect(|_| breathe());
+        match tensors.find_map(not_finite) {
             Some(error) => Err(error),
             None => Ok(()),
         }
@@ -127,6 +128,21 @@ impl StoredAdapter {
         };
         Ok(LoadedAdapter::pack(&plan, config, digest, &values))
     }
+}
+
+fn tensor(
+    file: &TensorFile,
+    (name, shape): (&String, &Vec<usize>),
+) -> Result<(String, StoredTensor), AdapterError> {
+    let shape: [usize; 2] = shape
+        .as_slice()
+        .try_into()
+        .map_err(|_| AdapterError::UnexpectedTensor(name.clone()))?;
+    let values = match file.read_halves(name)? {
+        Some(weight) => Values::Half(weight),
+        None => Values::Single(file.read_f32(name)?.unwrap_or_default()),
+    };
+    Ok((name.clone(), StoredTensor { shape, values }))
 }
 
 fn not_finite((name, tensor): (&String, &StoredTensor)) -> Option<AdapterError> {
@@ -174,9 +190,9 @@ mod tests {
         for dtype in [StoredDtype::F32, StoredDtype::Bf16] {
             let (dir, adapter) = saved(dtype, |_| {});
             let stored = StoredAdapter::read(dir.path()).unwrap();
-            assert_eq!(stored.digest(), adapter.digest(), "{dtype:?}");
+            assert_eq!(stored.digest(&|| ()), adapter.digest(), "{dtype:?}");
             assert_eq!(stored.has_halves(), dtype == StoredDtype::Bf16);
-            let digest = stored.digest();
+            let digest = stored.digest(&|| ());
             let loaded = stored.load(&digest, &TinyShape::default().config());
             assert_eq!(**loaded.unwrap().digest(), *digest);
         }
@@ -186,7 +202,9 @@ mod tests {
     fn the_digest_as_stored_tells_values_and_formats_apart() {
         let of = |dtype, change: &dyn Fn(&mut Adapter)| {
             let (dir, _) = saved(dtype, change);
-            StoredAdapter::read(dir.path()).unwrap().stored_digest()
+            StoredAdapter::read(dir.path())
+                .unwrap()
+                .stored_digest(&|| ())
         };
         let nothing = |_: &mut Adapter| {};
         let one = of(StoredDtype::Bf16, &nothing);
@@ -244,7 +262,10 @@ mod tests {
                 });
                 let stored = StoredAdapter::read(dir.path()).unwrap();
                 let expected = adapter.verify(shape).unwrap_err().to_string();
-                assert_eq!(stored.verify(shape).unwrap_err().to_string(), expected);
+                assert_eq!(
+                    stored.verify(shape, &|| ()).unwrap_err().to_string(),
+                    expected
+                );
                 let refused = stored.load("sha256:", shape).unwrap_err();
                 assert_eq!(refused.to_string(), expected);
             }

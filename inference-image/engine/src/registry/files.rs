@@ -17,6 +17,7 @@ use graftwork_model::tensor_file::TensorFileError;
 
 use super::bucket::{self, Depth};
 use super::disk_cache::DiskCache;
+use super::pace::Pace;
 pub use super::state::REASON_INCOMPATIBLE;
 use super::state::{Fingerprint, HeaderRead, Refusal, Source};
 
@@ -156,12 +157,14 @@ impl AdapterFiles {
         self.read_whole(source, |folder| self.load_from(folder, source))
     }
 
-    /// Reads and checks every byte, and keeps nothing of it. What takes long runs on one thread.
+    /// Reads and checks every byte, and keeps nothing of it: on one thread, which rests most of the time. A thousand
+    /// adapters must not take a core from requests for a minute, nor one of them for the time of a pass.
     ///
     /// # Errors
     /// A [`Refusal`] naming the file.
     pub fn verify(&self, source: &Source) -> Result<(), Refusal> {
-        self.read_whole(source, |folder| self.verify_in(folder, source))
+        let pace = Pace::new();
+        self.read_whole(source, |folder| self.verify_in(folder, source, &pace))
     }
 
     /// Reads a folder: a copy on the node's disk, or the store's, of which a copy is kept.
@@ -200,13 +203,13 @@ impl AdapterFiles {
         let is_known = known.is_some();
         let (identity, (loaded, stored_digest)) = rayon::join(
             || match known {
-                Some(known) if known == stored.stored_digest() => Ok(()),
-                _ => check_digest(&stored, source),
+                Some(known) if known == stored.stored_digest(&|| ()) => Ok(()),
+                _ => check_digest(&stored, source, &|| ()),
             },
             || {
                 let loaded = stored.load(source.digest.as_str(), &self.config);
                 let wanted = !is_known && stored.has_halves();
-                (loaded, wanted.then(|| stored.stored_digest()))
+                (loaded, wanted.then(|| stored.stored_digest(&|| ())))
             },
         );
         identity?;
@@ -216,14 +219,18 @@ impl AdapterFiles {
         loaded.map_err(|error| refuse(&error))
     }
 
-    fn verify_in(&self, folder: &Path, source: &Source) -> Result<(), Refusal> {
+    fn verify_in(&self, folder: &Path, source: &Source, pace: &Pace) -> Result<(), Refusal> {
+        let breathe = || pace.breathe();
         self.check_manifest(folder, source)?;
-        let stored = StoredAdapter::read(folder).map_err(|error| refuse(&error))?;
-        check_digest(&stored, source)?;
+        let stored = StoredAdapter::read_slowly(folder, &breathe);
+        let stored = stored.map_err(|error| refuse(&error))?;
+        check_digest(&stored, source, &breathe)?;
         if stored.has_halves() {
-            self.known.note(&source.digest, stored.stored_digest());
+            let digest = stored.stored_digest(&breathe);
+            self.known.note(&source.digest, digest);
         }
-        stored.verify(&self.config).map_err(|error| refuse(&error))
+        let verified = stored.verify(&self.config, &breathe);
+        verified.map_err(|error| refuse(&error))
     }
 
     fn folder(&self, source: &Source, depth: Depth) -> Result<Folder, Refusal> {
@@ -306,8 +313,12 @@ impl AdapterFiles {
     }
 }
 
-fn check_digest(stored: &StoredAdapter, source: &Source) -> Result<(), Refusal> {
-    let digest = stored.digest();
+fn check_digest(
+    stored: &StoredAdapter,
+    source: &Source,
+    breathe: &dyn Fn(),
+) -> Result<(), Refusal> {
+    let digest = stored.digest(breathe);
     if digest == source.digest.as_str() {
         return Ok(());
     }

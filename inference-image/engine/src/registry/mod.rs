@@ -11,6 +11,7 @@ pub mod disk_cache;
 pub mod files;
 mod lease;
 mod list;
+mod pace;
 #[cfg(test)]
 mod properties;
 pub mod state;
@@ -46,9 +47,6 @@ const COMMANDS: usize = 1024;
 /// How often files are looked at again that the storage did not give: a volume that hiccups once must not take an
 /// adapter down until its list changes.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
-/// How long the background rests after a verification, in times that it took: a thousand adapters must not take a
-/// core from requests for a minute.
-const REST: u32 = 3;
 /// How often gauges follow at most: counting a long list takes a while.
 const COUNT_AGAIN: Duration = Duration::from_millis(250);
 /// How often series of versions that are gone are looked for.
@@ -107,8 +105,8 @@ enum Command {
     /// What a look at headers found, with its leave if they had been refused before.
     Headers(Vec<(Source, HeaderRead)>, Option<OwnedSemaphorePermit>),
     Loaded(Source, Result<Adapter, Refusal>),
-    /// What a verification ended with, and how long it took.
-    Verified(Source, Result<(), Refusal>, Duration),
+    /// What a verification ended with.
+    Verified(Source, Result<(), Refusal>),
 }
 
 /// A handle of the registry.
@@ -232,8 +230,6 @@ struct Actor {
     /// Leave to look again at refused files, for one at a time: it comes back with what was found, or
     /// without it where the look broke.
     looks: Arc<Semaphore>,
-    /// Before the next verification in the background.
-    rest: Duration,
     /// For the results of reads and loads; weak, so that the actor ends with its last handle.
     commands: mpsc::WeakSender<Command>,
     released: mpsc::UnboundedSender<graftwork_contract::Digest>,
@@ -251,7 +247,6 @@ impl Actor {
             pushed: false,
             unread_replies: Vec::new(),
             looks: Arc::new(Semaphore::new(1)),
-            rest: Duration::ZERO,
             commands,
             released,
             settings,
@@ -363,12 +358,11 @@ impl Actor {
                 let actions = self.registry.on_loaded(&source, result);
                 self.perform(actions);
             }
-            Command::Verified(source, result, took) => {
+            Command::Verified(source, result) => {
                 match &result {
                     Ok(()) => tracing::info!(folder = source.folder, "adapter verified"),
                     Err(refusal) => log_refusal(&source, refusal),
                 }
-                self.rest = took * REST;
                 let actions = self.registry.on_verified(&source, result);
                 self.perform(actions);
             }
@@ -405,15 +399,9 @@ impl Actor {
         }
         if let Some(source) = actions.verify {
             let (files, commands) = (self.settings.files.clone(), self.commands.clone());
-            let rest = self.rest;
-            tokio::spawn(async move {
-                tokio::time::sleep(rest).await;
-                tokio::task::spawn_blocking(move || {
-                    let begun = clock::now();
-                    let result = files.verify(&source);
-                    let took = clock::now().duration_since(begun);
-                    send_result(&commands, Command::Verified(source, result, took));
-                });
+            tokio::task::spawn_blocking(move || {
+                let result = files.verify(&source);
+                send_result(&commands, Command::Verified(source, result));
             });
         }
     }
