@@ -33,6 +33,26 @@ const VERSION: &str = "\
 const BETWEEN: &str = "\
     no nr number num n nummer numéro número numero is was the to";
 
+/// What stands behind the last mask: what was masked says nothing of its neighbours. Brackets of the text's own do not
+/// part it.
+fn behind_masks(near: &str) -> &str {
+    let is_mask = |inner: &str| {
+        let kind = inner.split('-').next().unwrap_or_default();
+        !kind.is_empty() && kind.chars().all(|it| it.is_ascii_uppercase() || it == '_')
+    };
+    for (close, _) in near.rmatch_indices(']') {
+        let (before, behind) = near.split_at(close);
+        // One that begins before what is looked at may be a mask.
+        if before
+            .rsplit_once('[')
+            .is_none_or(|(_, inner)| is_mask(inner))
+        {
+            return behind.get(1..).unwrap_or_default();
+        }
+    }
+    near
+}
+
 /// The words before a place, the nearest one last, in lower case.
 #[derive(Debug)]
 pub struct Context(Vec<String>);
@@ -45,8 +65,7 @@ impl Context {
         let near = from
             .and_then(|(from, _)| head.get(from..))
             .unwrap_or_default();
-        // What was masked says nothing of its neighbours.
-        let near = near.rsplit(']').next().unwrap_or_default();
+        let near = behind_masks(near);
         let mut words: Vec<String> = near
             .split(|letter: char| !is_word(letter) || letter.is_numeric() || letter == '_')
             .filter(|word| !word.is_empty())
@@ -105,6 +124,9 @@ mod tests {
             ("Téléphone : ", true, false),
             ("ticket_id=", false, true),
             ("identity, id ", false, false),
+            ("phone [at work]: ", true, false),
+            ("phone [EMAIL]: ", false, false),
+            ("phone [PHONE-abcdefghijklmnopabcd] [x] ", false, false),
             ("", false, false),
         ] {
             let context = Context::before(text, text.len());
