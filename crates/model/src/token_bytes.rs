@@ -87,7 +87,9 @@ fn byte(text: &str) -> Option<u8> {
 pub(crate) fn stand_in_of_bytes() -> [char; 256] {
     let mut of_bytes = ['\0'; 256];
     for (stand_in, byte) in stand_ins() {
-        of_bytes[usize::from(byte)] = stand_in;
+        if let Some(of_byte) = of_bytes.get_mut(usize::from(byte)) {
+            *of_byte = stand_in;
+        }
     }
     of_bytes
 }

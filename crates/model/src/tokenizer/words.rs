@@ -97,6 +97,7 @@ struct File {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
+#[expect(clippy::struct_excessive_bools, reason = "as the file has them")]
 struct AddedToken {
     id: u32,
     content: String,
@@ -178,7 +179,7 @@ impl Words {
         for normalized in [false, true] {
             let tokens = file.added_tokens.iter();
             let tokens = tokens.filter(|token| token.normalized == normalized);
-            added.extend(added_tokens(tokens)?);
+            added_tokens(tokens, &mut added)?;
         }
         let words = Self {
             added,
@@ -186,7 +187,7 @@ impl Words {
             cut: cut(&file.pre_tokenizer)?,
             trims: match &file.post_processor {
                 None => None,
-                Some(processor) => trims(processor)?,
+                Some(processor) => trims(processor).ok()?,
             },
             around: around(tokenizer),
             stand_ins: stand_in_of_bytes(),
@@ -351,7 +352,7 @@ impl Words {
         }
         let spelt: String = word
             .bytes()
-            .map(|byte| self.stand_ins[usize::from(byte)])
+            .filter_map(|byte| self.stand_ins.get(usize::from(byte)).copied())
             .collect();
         let is_kept = word.len() <= LONGEST_WORD;
         let into = if is_kept {
@@ -396,19 +397,23 @@ fn is_plain(token: &AddedToken) -> bool {
         && token.content.trim() == token.content
 }
 
-/// What finds these; `Some(None)` where there are none.
-fn added_tokens<'a>(tokens: impl Iterator<Item = &'a AddedToken>) -> Option<Option<Added>> {
+/// Adds what finds these, where there are any.
+fn added_tokens<'a>(
+    tokens: impl Iterator<Item = &'a AddedToken>,
+    added: &mut Vec<Added>,
+) -> Option<()> {
     let (contents, ids): (Vec<&str>, Vec<u32>) = tokens
         .map(|token| (token.content.as_str(), token.id))
         .unzip();
     if ids.is_empty() {
-        return Some(None);
+        return Some(());
     }
     let finder = AhoCorasick::builder()
         .match_kind(MatchKind::LeftmostLongest)
         .build(contents)
         .ok()?;
-    Some(Some(Added { finder, ids }))
+    added.push(Added { finder, ids });
+    Some(())
 }
 
 /// The expression of a pre-tokenizer.
@@ -462,24 +467,27 @@ fn around(tokenizer: &Tokenizer) -> Option<(Vec<u32>, Vec<u32>)> {
         .then(|| (before.to_vec(), behind.to_vec()))
 }
 
-/// Whether offsets are trimmed, and how; `None`: by something else.
-fn trims(processor: &PostProcessor) -> Option<Option<bool>> {
+/// Whether offsets are trimmed, and how.
+///
+/// # Errors
+/// They are twice.
+fn trims(processor: &PostProcessor) -> Result<Option<bool>, ()> {
     match processor {
-        PostProcessor::TemplateProcessing {} => Some(None),
+        PostProcessor::TemplateProcessing {} => Ok(None),
         PostProcessor::ByteLevel {
             add_prefix_space,
             trim_offsets,
-        } => Some(trim_offsets.then_some(*add_prefix_space)),
+        } => Ok(trim_offsets.then_some(*add_prefix_space)),
         PostProcessor::Sequence { processors } => {
             let mut found = None;
             for processor in processors {
                 match (trims(processor)?, found) {
-                    (Some(_), Some(_)) => return None,
+                    (Some(_), Some(_)) => return Err(()),
                     (Some(keeps_first), None) => found = Some(keeps_first),
                     (None, _) => {}
                 }
             }
-            Some(found)
+            Ok(found)
         }
     }
 }
@@ -601,7 +609,7 @@ mod tests {
         assert!(!is_known(&file("llama-2")));
         let other = |pointer: &'static str, other: Value| {
             let file = changed("llama-3", |value| {
-                *value.pointer_mut(pointer).unwrap() = other
+                *value.pointer_mut(pointer).unwrap() = other;
             });
             is_known(&file)
         };
@@ -617,7 +625,7 @@ mod tests {
             ("invert", json!(true)),
         ] {
             let file = changed("llama-3", |it| {
-                it.pointer_mut(split).unwrap()[field] = value
+                it.pointer_mut(split).unwrap()[field] = value;
             });
             assert!(!is_known(&file), "{field}");
         }

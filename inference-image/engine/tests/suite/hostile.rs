@@ -363,21 +363,26 @@ fn protocol() -> Vec<Case> {
         "a body above the limit",
         request(COMPLETIONS, "", &large),
     ));
-    // Read, each of their values takes many times what it is sent in.
-    for (name, value) in [("token ids", "1,"), ("objects", r#"{"":0},"#)] {
+    cases
+}
+
+/// Bodies of megabytes whose values, read, each take many times what they are sent in.
+fn dense() -> Vec<Case> {
+    let kinds = [("token ids", "1,"), ("objects", r#"{"":0},"#)];
+    let cases = kinds.map(|(name, value)| {
         let values = value.repeat((8 << 20) / value.len() - 8);
         let dense = format!(r#"{{"model":"tiny","prompt":[{values}1]}}"#);
-        cases.push(raw(
+        raw(
             &format!("a body of nothing but {name}"),
             request(COMPLETIONS, "", dense.as_bytes()),
-        ));
-    }
-    cases
+        )
+    });
+    cases.into()
 }
 
 /// Every case, each with an answer of its own.
 fn all() -> Vec<Case> {
-    let usual = [bodies(), values(), inputs(), protocol()];
+    let usual = [bodies(), values(), inputs(), protocol(), dense()];
     let named = [schemas::formats(), schemas::tools(), schemas::names()];
     usual.into_iter().chain(named).flatten().collect()
 }

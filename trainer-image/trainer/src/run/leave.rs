@@ -37,14 +37,15 @@ pub fn once_asked(
     );
     Some(runtime.spawn(async move {
         stop.asked().await;
-        let asked = tokio::time::Instant::now();
+        let mut waited = Duration::ZERO;
         // A stage may end meanwhile, and the next one has less to lose.
         let patience = loop {
             let patience = patience_in(&reporter.latest().stage);
-            if asked.elapsed() >= patience {
+            if waited >= patience {
                 break patience;
             }
             tokio::time::sleep(LOOK).await;
+            waited += LOOK;
         };
         let failure = if patience.is_zero() {
             Failure::checkpointed("stopped on request before the first step; nothing is lost")
