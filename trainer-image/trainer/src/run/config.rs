@@ -33,6 +33,18 @@ fn rule(holds: bool, message: impl FnOnce() -> String) -> Rule {
     if holds { Ok(()) } else { Err(message()) }
 }
 
+/// Metrics of answers need some.
+fn answers(config: &TrainerConfig) -> Rule {
+    let mut metrics = config.evaluation.metrics.iter();
+    match metrics.find(|it| it.needs_answers()) {
+        Some(kind) if config.resolved.dataset.format == Format::Text => Err(format!(
+            "spec.evaluation.metrics names {kind:?}, which needs answers, and so a dataset of format Completion, Chat \
+             or Preference; this one is Text: leave it out"
+        )),
+        _ => Ok(()),
+    }
+}
+
 fn check(config: &TrainerConfig) -> Result<(), Failure> {
     let rules = [
         rule(config.lora.rank > 0, || {
@@ -86,19 +98,7 @@ fn check(config: &TrainerConfig) -> Result<(), Failure> {
         rule(config.evaluation.maximum_rows != Some(0), || {
             "spec.evaluation.maximumRows is 0, must be at least 1".to_owned()
         }),
-        rule(
-            config.resolved.dataset.format != Format::Text
-                || !config
-                    .evaluation
-                    .metrics
-                    .iter()
-                    .any(|it| it.needs_answers()),
-            || {
-                "spec.evaluation.metrics names what needs answers, which \
-                 need a dataset of format Completion, Chat or Preference; this one is Text"
-                    .to_owned()
-            },
-        ),
+        answers(config),
     ];
     rules
         .into_iter()
