@@ -2,6 +2,7 @@
 //! is left in the store.
 
 use std::net::TcpListener;
+use std::path::{Component, Path, PathBuf};
 
 use graftwork_contract::remote::Remote;
 
@@ -183,27 +184,57 @@ fn nobody_inside_has_a_byte_sent_whoever_names_the_host() {
     );
 }
 
+/// Where a path leads without a look at the file system; none: no file can have it.
+fn resolved(path: &Path) -> Option<PathBuf> {
+    let mut resolved = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::ParentDir => drop(resolved.pop()),
+            part => resolved.push(part),
+        }
+    }
+    (!path.as_os_str().as_encoded_bytes().contains(&0)).then_some(resolved)
+}
+
+/// Writes a file where none is, and where one may be.
+fn plant(path: &Path, rows: &str) -> bool {
+    let folder = path.parent().map(fs::create_dir_all);
+    folder.is_some_and(|made| made.is_ok()) && !path.is_dir() && fs::write(path, rows).is_ok()
+}
+
 #[test]
 fn no_hostile_path_opens_a_file_beside_its_root() {
     let mut bench = Bench::new(Format::Completion);
-    let root = bench.dir.path().join("claim");
+    // So deep that no path of the list leads out of the test's folder.
+    let outside = bench.dir.path().join("o");
+    let root = outside.join("p/q/r/s/claim");
     fs::create_dir_all(root.join("a/b")).unwrap();
     let rows = completions(0..50).replace("definition", CANARY);
-    for beside in ["rows.jsonl", "etc/passwd", "host/share"] {
-        let path = bench.dir.path().join(beside);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, &rows).unwrap();
-    }
     let source = |path: &str| Source {
         path: format!("{}/{path}", root.display()),
         root: Some(root.to_str().unwrap().into()),
         ..source_at("hostile", &format!("pvc://text/{path}"), &root)
     };
+    let mut planted = 0;
     for path in HOSTILE_PATHS {
         for path in [(*path).to_owned(), format!("{path}/rows.jsonl")] {
+            // What lies there are rows, wherever the file system lets them lie.
+            let target = root.join(path.trim_start_matches('/'));
+            let is_beside = resolved(&target).is_some_and(|it| {
+                it.starts_with(&outside) && !it.starts_with(&root) && plant(&it, &rows)
+            });
+            planted += u32::from(is_beside);
             bench.config.sources = vec![source(&path)];
             refused(&bench, &path);
         }
+    }
+    assert!(planted >= 7, "{planted}");
+    let link = root.join("link");
+    std::os::unix::fs::symlink(&outside, &link).unwrap();
+    assert!(plant(&outside.join("rows.jsonl"), &rows));
+    for path in ["link/rows.jsonl", "a/../link/rows.jsonl"] {
+        bench.config.sources = vec![source(path)];
+        refused(&bench, path);
     }
     // The same rows inside of the root are a source.
     fs::write(root.join("rows.jsonl"), &rows).unwrap();
