@@ -348,7 +348,7 @@ impl HashSplit {
     /// (of one that is masked its SHA-256 in hexadecimal digits), or its canonical JSON where there is none. The first eight bytes (little-endian) of
     /// `SHA-256(seed as eight little-endian bytes, key)`, modulo 100, are compared with the percents in
     /// the order train, validation, test.
-    pub fn split_of(&self, key: &str) -> Split {
+    pub fn split_of(&self, key: impl AsRef<[u8]>) -> Split {
         use sha2::Digest as _;
         if self.train_percent >= 100 {
             // Whatever the hash.
@@ -628,7 +628,7 @@ mod tests {
         let split = split(80, 7);
         let count = |wanted| {
             (0..10_000)
-                .filter(|n| split.split_of(&n.to_string()) == wanted)
+                .filter(|n| split.split_of(n.to_string()) == wanted)
                 .count()
         };
         assert!(
@@ -647,7 +647,7 @@ mod tests {
     fn another_seed_deals_anew_and_the_same_seed_does_not() {
         let dealt = |seed| {
             (0..100)
-                .map(|n| split(50, seed).split_of(&n.to_string()))
+                .map(|n| split(50, seed).split_of(n.to_string()))
                 .collect::<Vec<_>>()
         };
         assert_eq!(dealt(1), dealt(1));

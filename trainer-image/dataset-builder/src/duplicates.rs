@@ -188,7 +188,23 @@ fn words(text: &str, all: &mut String) {
         if index > 0 {
             all.push(' ');
         }
+        lower(word, all);
+    }
+}
+
+/// As [`str::to_lowercase`], without a text of its own for most words.
+fn lower(word: &str, all: &mut String) {
+    if word.is_ascii() {
+        let start = all.len();
+        all.push_str(word);
+        if let Some(added) = all.get_mut(start..) {
+            added.make_ascii_lowercase();
+        }
+    } else if word.contains('\u{3a3}') {
+        // A sigma at a word's end has a form of its own.
         all.push_str(&word.to_lowercase());
+    } else {
+        all.extend(word.chars().flat_map(char::to_lowercase));
     }
 }
 
@@ -311,7 +327,7 @@ mod tests {
                 let first = clusters.first_of(position).unwrap();
                 of_text.insert(row.canonical.to_owned(), first);
             }
-            let cluster_of = |text: &&str| of_text[&text_row(text).canonical];
+            let cluster_of = |text: &&str| of_text[text_row(text).canonical.as_bytes()];
             let clusters: Vec<u64> = texts.iter().map(cluster_of).collect();
             let first = |it: &u64| clusters.iter().position(|other| other == it).unwrap();
             clusters.iter().map(first).collect::<Vec<usize>>()
@@ -411,6 +427,14 @@ mod tests {
             let slow = a.intersection(&b).count() * 100 >= a.union(&b).count() * SIMILAR_PERCENT;
             let (a, b): (Vec<u64>, Vec<u64>) = (a.into_iter().collect(), b.into_iter().collect());
             prop_assert_eq!(similar(&a, &b), slow);
+        }
+
+        #[test]
+        fn words_are_those_of_the_text_in_lower_case(text in "[a-zA-Z\\u{c0}-\\u{17f}\\u{391}-\\u{3c9}\\u{130} \\t]{0,30}|\\PC{0,20}") {
+            let mut all = String::new();
+            words(&text, &mut all);
+            let plainly: Vec<String> = text.split_whitespace().map(str::to_lowercase).collect();
+            prop_assert_eq!(all, plainly.join(" "));
         }
     }
 }

@@ -59,7 +59,7 @@ pub fn write_rows(
 /// A row of the scratch volume, with where it goes.
 struct Waiter {
     hash: Hash,
-    canonical: String,
+    canonical: Vec<u8>,
     class: Option<String>,
     tokens: Option<u32>,
     split: Split,

@@ -63,7 +63,8 @@ fn streamed(config: &BuildConfig, rows: &[GoodRow], memory: u64) -> Outcome {
             let (row, _) = stored.row(Format::Text, None)?;
             statistics[split as usize].add(&row, times);
             for _ in 0..times {
-                rows[split as usize].push(stored.canonical.to_owned());
+                let canonical = String::from_utf8(stored.canonical.to_vec());
+                rows[split as usize].push(canonical.unwrap());
             }
             let class = stored.class.as_deref();
             class.map_or(Ok(()), |class| classes.add(split, class, times))

@@ -117,7 +117,7 @@ fn rows_of_a_group_stay_together_and_another_seed_is_another_version() {
                 panic!("another format");
             };
             let id = text[1..].parse::<u32>().unwrap() % 30;
-            assert_eq!(bench.config.split.split_of(&id.to_string()), split);
+            assert_eq!(bench.config.split.split_of(id.to_string()), split);
         }
     }
     bench.fingerprint("seed");
