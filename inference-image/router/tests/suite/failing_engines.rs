@@ -294,6 +294,19 @@ async fn a_dead_engine_is_ejected_and_probed_until_it_is_back() {
     );
 }
 
+#[tokio::test]
+async fn an_engine_that_is_silent_before_its_first_byte_is_ejected() {
+    let (home, other, rig) = home_first(two().await).await;
+    home.behave(Behaviour::Slow(Duration::from_secs(60)));
+    let answer = rig.ask(question("u")).await;
+    assert_eq!(
+        (answer.status.as_u16(), answer.code().as_str()),
+        (504, "engine_silent")
+    );
+    assert!((rig.metric("graftwork_router_ejections_total").await - 1.0).abs() < 0.1);
+    assert_eq!(other.seen().len(), 0, "no time was left for another one");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_engine_under_load_fails_no_unary_request_and_ends_streams_in_an_error_event() {
     let ([one, other], mut rig) = two().await;
@@ -550,6 +563,35 @@ async fn bodies_beyond_the_memory_for_them_are_refused() {
     assert_eq!(first.await.unwrap().unwrap().status(), 200);
     engine.behave(Behaviour::Answer);
     assert_eq!(rig.ask(large).await.status, 200, "the room came back");
+}
+
+#[tokio::test]
+async fn clients_that_send_no_more_of_their_bodies_take_no_room_from_others() {
+    use tokio::io::AsyncWriteExt as _;
+    const HEAD: &str = "POST /v1/completions HTTP/1.1\r\nhost: x\r\n";
+    let engine = FakeEngine::start().await;
+    let mut rig = Rig::start(&[]).await;
+    rig.push(&table(None, &[&engine])).await;
+    // Whole, they would be twice what a router holds.
+    let mut silent = Vec::new();
+    for length in [
+        "content-length: 8388608\r\n\r\n{",
+        "transfer-encoding: chunked\r\n\r\n1\r\n{",
+    ] {
+        for _ in 0..16 {
+            let mut stream = tokio::net::TcpStream::connect(rig.router.http)
+                .await
+                .unwrap();
+            stream
+                .write_all(format!("{HEAD}{length}").as_bytes())
+                .await
+                .unwrap();
+            silent.push(stream);
+        }
+    }
+    for _ in 0..20 {
+        assert_eq!(rig.ask(question("u")).await.status, 200);
+    }
 }
 
 /// A process that does not outlive its test.

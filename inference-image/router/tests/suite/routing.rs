@@ -664,35 +664,6 @@ async fn a_body_that_stops_half_way_is_a_408_and_no_engine_hears_of_it() {
 }
 
 #[tokio::test]
-async fn clients_that_send_no_more_of_their_bodies_take_no_room_from_others() {
-    use tokio::io::AsyncWriteExt as _;
-    const HEAD: &str = "POST /v1/completions HTTP/1.1\r\nhost: x\r\n";
-    let engine = FakeEngine::start().await;
-    let mut rig = Rig::start(&[]).await;
-    rig.push(&table(None, &[&engine])).await;
-    // Whole, they would be twice what a router holds.
-    let mut silent = Vec::new();
-    for length in [
-        "content-length: 8388608\r\n\r\n{",
-        "transfer-encoding: chunked\r\n\r\n1\r\n{",
-    ] {
-        for _ in 0..16 {
-            let mut stream = tokio::net::TcpStream::connect(rig.router.http)
-                .await
-                .unwrap();
-            stream
-                .write_all(format!("{HEAD}{length}").as_bytes())
-                .await
-                .unwrap();
-            silent.push(stream);
-        }
-    }
-    for _ in 0..20 {
-        assert_eq!(rig.ask(question("u")).await.status, 200);
-    }
-}
-
-#[tokio::test]
 async fn every_request_behind_an_acknowledged_push_follows_it() {
     let engine = FakeEngine::start().await;
     let mut rig = Rig::start(&[]).await;
