@@ -27,6 +27,7 @@ mod folder;
 mod known;
 mod numbered;
 mod objects;
+pub mod panics;
 mod path;
 #[cfg(feature = "rows")]
 pub mod rows;

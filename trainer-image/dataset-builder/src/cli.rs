@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use graftwork_artifacts::panics;
 use graftwork_contract::{exit, pod};
 
 use crate::build::{Places, build};
@@ -98,11 +99,7 @@ fn build_version(cli: &Cli) -> ExitCode {
         .json()
         .with_env_filter(filter)
         .try_init();
-    // The default hook prints the panic's message, which may hold data.
-    std::panic::set_hook(Box::new(|panic| {
-        let place = panic.location().map(ToString::to_string);
-        tracing::error!(place, "internal error");
-    }));
+    panics::hide_messages();
     termination::begin(&cli.termination_file);
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         let config = config::load(&cli.config)?;
@@ -127,11 +124,7 @@ fn build_version(cli: &Cli) -> ExitCode {
         let part = Part { index, count };
         build_part(&config, part, places).map(|made| part_made(part, made.as_ref()))
     }))
-    .unwrap_or_else(|_| {
-        Err(Failure::bug(
-            "the builder panicked; its log names the place",
-        ))
-    });
+    .unwrap_or_else(|_| Err(Failure::bug(panics::last())));
     let (summary, code) = match outcome {
         Ok(summary) => (summary, exit::ExitCode::Done),
         Err(failure) => {

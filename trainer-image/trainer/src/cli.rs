@@ -3,9 +3,9 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use graftwork_artifacts::panics;
 
 use crate::failure::{Failure, causes};
-use crate::panics;
 use crate::pretrain::{PretrainArgs, pretrain};
 use crate::run::{RunArgs, run};
 use crate::signals::StopFlag;

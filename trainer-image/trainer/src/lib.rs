@@ -15,7 +15,6 @@ mod clock;
 pub mod failure;
 pub mod optimizer;
 pub mod order;
-mod panics;
 pub mod pretrain;
 pub mod run;
 pub mod schedule;

@@ -33,7 +33,7 @@ use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use graftwork_artifacts::{Error as StoreError, Put, Store};
+use graftwork_artifacts::{Error as StoreError, Put, Store, panics};
 use graftwork_contract::pod::{CONFIG_FILE, GRPC_PORT, STORE_DIR, TERMINATION_FILE};
 use graftwork_contract::run::{Objective, RunResult, TrainerConfig};
 use graftwork_contract::{Digest, paths};
@@ -45,7 +45,6 @@ use graftwork_model::transformer::{Accelerator, ModelError};
 use crate::checkpoint::CheckpointError;
 use crate::failure::{Failure, causes};
 use crate::order::Batches;
-use crate::panics;
 use crate::schedule::LearningRate;
 use crate::signals::StopFlag;
 use crate::train::{Plan, TrainError};
@@ -117,7 +116,8 @@ pub fn run(args: &RunArgs, stop: &StopFlag) -> Result<(), Failure> {
         let threads = args.threads.unwrap_or(config.threads);
         crate::cli::on_pool(threads, || attempt(args, &config, &reporter, stop))
     });
-    let outcome = std::panic::catch_unwind(attempt).unwrap_or_else(|_| Err(panics::failure()));
+    let outcome =
+        std::panic::catch_unwind(attempt).unwrap_or_else(|_| Err(Failure::bug(panics::last())));
     for watchdog in watchdogs.into_iter().flatten() {
         watchdog.abort();
     }

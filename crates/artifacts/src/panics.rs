@@ -2,8 +2,6 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use crate::failure::Failure;
-
 /// Where the last one was.
 static PLACE: Mutex<Option<String>> = Mutex::new(None);
 
@@ -16,11 +14,11 @@ pub fn hide_messages() {
     }));
 }
 
-/// The end of an attempt that has panicked.
-pub fn failure() -> Failure {
+/// What to tell of the last one.
+pub fn last() -> String {
     let place = PLACE.lock().unwrap_or_else(PoisonError::into_inner).take();
-    Failure::bug(match place {
-        Some(place) => format!("internal error at {place}"),
-        None => "internal error".to_owned(),
-    })
+    place.map_or_else(
+        || "internal error".to_owned(),
+        |place| format!("internal error at {place}"),
+    )
 }
