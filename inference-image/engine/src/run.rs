@@ -296,7 +296,7 @@ async fn load_base(config: &EngineConfig) -> anyhow::Result<Base> {
             digest == expected.as_str(),
             "the base model in {path} has digest {digest}, the configuration says {expected}"
         );
-        let chosen = Accelerator::choose();
+        let chosen = Accelerator::choose()?;
         if chosen.is_unwanted {
             tracing::warn!("{}", chosen.reason);
         } else {

@@ -24,7 +24,7 @@ mod serve;
 mod train;
 mod weights;
 
-pub use gpu::{Accelerator, Choice};
+pub use gpu::{Accelerator, Choice, NoGpu};
 pub use load::Held;
 pub use loss::TokenScore;
 pub use preference::{Answer, PreferenceBatch};

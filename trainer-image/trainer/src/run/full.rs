@@ -146,7 +146,7 @@ fn check_finite(weights: &BaseModel) -> Result<(), Failure> {
 fn read_base(config: &TrainerConfig) -> Result<(TrainableLlama, TextTokenizer), Failure> {
     let resolved = &config.resolved.base;
     let (base, tokenizer) = read_verified(resolved, BaseModel::load)?;
-    if Accelerator::choose().accelerator.is_some() {
+    if Accelerator::choose().is_ok_and(|chosen| chosen.accelerator.is_some()) {
         tracing::warn!("a run that trains every weight computes on the CPU: its GPU is not used");
     }
     let model = TrainableLlama::new(&base).map_err(|error| Failure::bug(causes(&error)))?;

@@ -87,7 +87,7 @@ impl Inputs {
 ///
 /// # Errors
 /// [`Failure`] with `BadConfig`: not a model that can be used, or not the one that was resolved. With
-/// `Unavailable`: the volume does not give its files.
+/// `Unavailable`: the volume does not give its files, or an image for GPUs finds none.
 pub fn read_base(resolved: &ResolvedBase) -> Result<Base, Failure> {
     read_held(resolved, held(resolved), Llama::load)
 }
@@ -107,7 +107,7 @@ fn read_held(
     held: Held,
     on_host: fn(&Path, Held) -> Result<Llama, BaseError>,
 ) -> Result<Base, Failure> {
-    let chosen = Accelerator::choose();
+    let chosen = Accelerator::choose().map_err(|error| Failure::unavailable(error.to_string()))?;
     if chosen.is_unwanted {
         tracing::warn!("{}", chosen.reason);
     } else {

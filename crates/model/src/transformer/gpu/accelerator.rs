@@ -18,6 +18,14 @@ pub struct Choice {
     pub is_unwanted: bool,
 }
 
+/// A binary that was built for GPUs finds none: what it would take hours for on a CPU is not begun.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "this image is built for GPUs, but none can be used ({0}): give the pod a GPU whose driver the image can use, or \
+     name an image for CPUs in the compute profile"
+)]
+pub struct NoGpu(candle_core::Error);
+
 /// A device that computes whole passes.
 #[derive(Debug, Clone)]
 pub struct Accelerator {
@@ -27,8 +35,11 @@ pub struct Accelerator {
 }
 
 impl Accelerator {
-    /// The GPU, where this binary was built for GPUs and one is here, and else the CPU.
-    pub fn choose() -> Choice {
+    /// The GPU, where this binary was built for GPUs, and else the CPU.
+    ///
+    /// # Errors
+    /// It was built for GPUs, and none can be used.
+    pub fn choose() -> std::result::Result<Choice, NoGpu> {
         choice(Self::first(), Path::new(GPU_FILE).exists())
     }
 
@@ -93,30 +104,27 @@ impl Accelerator {
     }
 }
 
-fn choice(first: Result<Option<Accelerator>>, is_gpu_here: bool) -> Choice {
-    let (accelerator, reason, is_unwanted) = match first {
-        Ok(Some(gpu)) => {
+fn choice(
+    first: Result<Option<Accelerator>>,
+    is_gpu_here: bool,
+) -> std::result::Result<Choice, NoGpu> {
+    let (accelerator, reason, is_unwanted) = match first.map_err(NoGpu)? {
+        Some(gpu) => {
             let reason = format!("computes on {}", gpu.name());
             (Some(gpu), reason, false)
         }
-        Ok(None) if is_gpu_here => {
+        None if is_gpu_here => {
             let reason = "a GPU is here, but this image is not built for GPUs: computes on the CPU. Name an image \
                           built for CUDA in the compute profile, or leave its GPUs out";
             (None, reason.to_owned(), true)
         }
-        Ok(None) => (None, "computes on the CPU".to_owned(), false),
-        Err(error) => {
-            let reason = format!(
-                "this image is built for GPUs, but none can be used ({error}): computes on the CPU"
-            );
-            (None, reason, true)
-        }
+        None => (None, "computes on the CPU".to_owned(), false),
     };
-    Choice {
+    Ok(Choice {
         accelerator,
         reason,
         is_unwanted,
-    }
+    })
 }
 
 /// A GPU's name, and the free bytes of its memory.
@@ -142,18 +150,22 @@ mod tests {
 
     #[test]
     fn a_gpu_that_nobody_uses_is_said() {
-        let here = choice(Ok(None), true);
+        let here = choice(Ok(None), true).unwrap();
         assert!(here.is_unwanted && here.accelerator.is_none());
         assert!(here.reason.contains("image"), "{}", here.reason);
         let unusable = choice(Err(candle_core::Error::NotCompiledWithCudaSupport), false);
-        assert!(unusable.is_unwanted && unusable.reason.contains("cuda"));
+        let error = unusable.unwrap_err().to_string();
+        assert!(
+            error.contains("cuda") && error.contains("compute profile"),
+            "{error}"
+        );
     }
 
     #[test]
     fn what_was_asked_for_is_no_cause_for_a_warning() {
-        let cpu = choice(Ok(None), false);
+        let cpu = choice(Ok(None), false).unwrap();
         assert!(!cpu.is_unwanted && cpu.accelerator.is_none());
-        let gpu = choice(Ok(Some(Accelerator::imitated())), true);
+        let gpu = choice(Ok(Some(Accelerator::imitated())), true).unwrap();
         assert!(!gpu.is_unwanted && gpu.accelerator.is_some());
     }
 }

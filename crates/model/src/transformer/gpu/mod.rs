@@ -25,7 +25,7 @@ mod serve;
 mod updates;
 mod weights;
 
-pub use accelerator::{Accelerator, Choice};
+pub use accelerator::{Accelerator, Choice, NoGpu};
 pub(crate) use cache::GpuCache;
 pub(super) use pass::GpuPass;
 pub(super) use serve::{GpuStep, SequenceRows};
