@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use crate::kernel::{
-    Epilogue, HalfPanels, HalfWeight, Panels, Weight, product_halves, product_parallel,
+    Epilogue, HalfPanels, HalfWeight, Packed, Panels, product_halves, product_parallel,
 };
 
 /// A factor's values, row-major.
@@ -124,10 +124,10 @@ impl FactorPanels {
     }
 
     /// For a product beside others.
-    pub fn weight(&self) -> Weight<'_> {
+    pub fn packed(&self) -> Packed<'_> {
         match self {
-            Self::Single(panels) => Weight::Single(panels),
-            Self::Half(panels) => Weight::Half(panels),
+            Self::Single(panels) => Packed::single(panels),
+            Self::Half(panels) => Packed::halves(panels),
         }
     }
 }

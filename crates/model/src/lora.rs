@@ -496,11 +496,6 @@ impl LoadedAdapter {
         self.model == *config
     }
 
-    /// The shape of the model that it was packed for.
-    pub(crate) fn model(&self) -> &LlamaConfig {
-        &self.model
-    }
-
     /// The packed updates.
     pub(crate) fn layers(&self) -> &LoraLayers {
         &self.layers

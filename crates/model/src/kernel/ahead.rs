@@ -3,94 +3,61 @@
 //! Of a weight's panels the first tile of rows waits for memory, which then waits for the others. And with many rows a
 //! product with the base takes longer to compute than to read, while the factors of the rows' adapters, which no cache
 //! holds when they are many, are the other way round. So tiles ask for the lines of the next panels, and for those of
-//! the factors, as they go. Nothing is computed otherwise for it.
-
-use std::ops::Range;
+//! the factors that the same thread multiplies next, as they go. Nothing is computed otherwise for it.
 
 /// Bytes that memory gives at a time.
 const LINE: usize = 64;
-/// Lines that are asked for at most, 4 MiB: more would push each other out before anybody reads them.
-const MOST: usize = (4 << 20) / LINE;
+/// Lines that are asked for at most: half of a second cache, of which more would push each other out before anybody
+/// reads them.
+const MOST: usize = (512 << 10) / LINE;
 
-/// Places in memory, one behind the other, counted in lines.
+/// Places in memory, one behind the other, that are still to be asked for.
 #[derive(Debug, Default)]
-pub(crate) struct Ahead {
-    spans: Vec<Span>,
+pub(super) struct Ahead {
+    spans: Vec<Piece>,
+    /// The first span with lines that are left.
+    at: usize,
     lines: usize,
 }
 
-#[derive(Debug)]
-struct Span {
-    /// A place to ask for, which nobody reads from by this.
-    start: usize,
-    /// Lines of those before it.
-    before: usize,
-}
-
 impl Ahead {
-    /// Adds what these values take.
+    /// Adds what these values take, as far as a cache has room.
     pub fn push<T>(&mut self, values: &[T]) {
-        self.spans.push(Span {
-            start: values.as_ptr().addr(),
-            before: self.lines,
-        });
-        self.lines += size_of_val(values).div_ceil(LINE);
+        let mut span = Piece::of(values, 0, 1);
+        span.lines = span.lines.min(MOST - self.lines);
+        self.lines += span.lines;
+        self.spans.push(span);
     }
 
-    /// The share of what is at `work` of `all`.
-    pub(super) fn share(&self, work: Range<usize>, all: usize) -> Share<'_> {
-        let lines = self.lines.min(MOST) as u128;
-        let at = |work: usize| (lines * work as u128 / all.max(1) as u128) as usize;
-        Share {
-            ahead: self,
-            lines: at(work.start)..at(work.end),
-        }
-    }
-
-    /// Where a line begins, and how many of the same span follow it, with it.
-    fn find(&self, line: usize) -> Option<(usize, usize)> {
-        let number = self.spans.partition_point(|span| span.before <= line);
-        let span = self.spans.get(number.checked_sub(1)?)?;
-        let end = self
-            .spans
-            .get(number)
-            .map_or(self.lines, |next| next.before);
-        let start = span.start + (line - span.before) * LINE;
-        (line < end).then_some((start, end - line))
-    }
-}
-
-/// What one task asks for.
-#[derive(Debug, Clone)]
-pub(super) struct Share<'a> {
-    ahead: &'a Ahead,
-    lines: Range<usize>,
-}
-
-impl Share<'_> {
     /// Lines that are left.
     pub fn len(&self) -> usize {
-        self.lines.len()
+        self.lines
     }
 
     /// Takes at most so many lines, as many as lie beside each other.
     pub fn take(&mut self, lines: usize) -> Piece {
-        let most = lines.min(self.lines.len());
-        if most == 0 {
-            return Piece::default();
+        while let Some(span) = self.spans.get_mut(self.at) {
+            if span.lines == 0 {
+                self.at += 1;
+                continue;
+            }
+            let piece = Piece {
+                start: span.start,
+                lines: lines.min(span.lines),
+            };
+            span.start += piece.lines * LINE;
+            span.lines -= piece.lines;
+            self.lines -= piece.lines;
+            return piece;
         }
-        let Some((start, beside)) = self.ahead.find(self.lines.start) else {
-            return Piece::default();
-        };
-        let lines = most.min(beside);
-        self.lines.start += lines;
-        Piece { start, lines }
+        Piece::default()
     }
 }
 
 /// Lines beside each other.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Piece {
+    /// A place to ask for, which nobody reads from by this.
     start: usize,
     lines: usize,
 }
@@ -106,19 +73,43 @@ impl Piece {
         }
     }
 
-    /// Asks for what falls to one of so many steps.
+    /// How many.
+    pub fn lines(self) -> usize {
+        self.lines
+    }
+
+    /// To be asked for in so many steps.
+    pub fn paced(self, steps: usize) -> Paced {
+        Paced {
+            next: self.start,
+            end: self.start + self.lines * LINE,
+            each: self.lines.div_ceil(steps.max(1)) * LINE,
+        }
+    }
+}
+
+/// What is left of a piece, and how much of it one step of a tile's loop asks for: a division in each step would take
+/// as long as a part of the tile.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Paced {
+    next: usize,
+    end: usize,
+    /// Bytes.
+    each: usize,
+}
+
+impl Paced {
+    /// Asks for what falls to the next step.
     #[expect(
         clippy::inline_always,
         reason = "a few instructions within a tile's loop"
     )]
     #[inline(always)]
-    pub fn ask(self, step: usize, steps: usize) {
-        if self.lines == 0 {
-            return;
-        }
-        let each = self.lines.div_ceil(steps);
-        for line in step * each..self.lines.min((step + 1) * each) {
-            ask(self.start + line * LINE);
+    pub fn ask(&mut self) {
+        let until = self.end.min(self.next + self.each);
+        while self.next < until {
+            ask(self.next);
+            self.next += LINE;
         }
     }
 }
@@ -144,41 +135,62 @@ fn ask(place: usize) {
 mod tests {
     use super::*;
 
-    /// Places of all lines that so many tasks ask for, in order.
-    fn places(ahead: &Ahead, tasks: usize, each: usize) -> Vec<usize> {
-        let shares = (0..tasks).map(|task| ahead.share(task..task + 1, tasks));
+    fn ahead(spans: &[&[u8]]) -> Ahead {
+        let mut ahead = Ahead::default();
+        spans.iter().for_each(|values| ahead.push(values));
+        ahead
+    }
+
+    /// Places of all lines that are asked for, in order, some at a time.
+    fn places(mut ahead: Ahead, each: usize) -> Vec<usize> {
         let mut places = Vec::new();
-        for mut share in shares {
-            while share.len() > 0 {
-                let piece = share.take(each);
-                places.extend((0..piece.lines).map(|line| piece.start + line * LINE));
-            }
-            assert_eq!(share.take(each), Piece::default());
+        while ahead.len() > 0 {
+            let piece = ahead.take(each);
+            places.extend((0..piece.lines).map(|line| piece.start + line * LINE));
         }
+        assert_eq!(ahead.take(each), Piece::default());
         places
     }
 
     #[test]
-    fn every_line_is_asked_for_once_whoever_asks() {
-        let (long, short, none) = (vec![0_u8; 1000], vec![0_u32; 33], Vec::<f32>::new());
-        let mut ahead = Ahead::default();
-        ahead.push(&long);
-        ahead.push(&none);
-        ahead.push(&short);
+    fn every_line_is_asked_for_once_however_many_are_taken() {
+        let (long, short, none) = (vec![0_u8; 1000], vec![0_u8; 130], Vec::<u8>::new());
         let lines = |start: usize, count: usize| (0..count).map(move |line| start + line * LINE);
         let all: Vec<usize> = lines(long.as_ptr().addr(), 16)
             .chain(lines(short.as_ptr().addr(), 3))
             .collect();
-        for (tasks, each) in [(1, 100), (1, 1), (3, 5), (50, 2)] {
-            assert_eq!(
-                places(&ahead, tasks, each),
-                all,
-                "{tasks} tasks, {each} lines"
-            );
+        let ahead = || ahead(&[&long, &none, &short, &none]);
+        for each in [100, 1, 5] {
+            assert_eq!(places(ahead(), each), all, "{each} lines");
         }
-        assert_eq!(places(&Ahead::default(), 3, 5), Vec::<usize>::new());
+        assert_eq!(ahead().take(0).lines(), 0);
+        assert_eq!(places(Ahead::default(), 5), Vec::<usize>::new());
         let tiles = (0..5).map(|tile| Piece::of(&long, tile, 5));
         let of_tiles = tiles.flat_map(|piece| lines(piece.start, piece.lines));
         assert_eq!(of_tiles.collect::<Vec<_>>(), all[..16]);
+    }
+
+    #[test]
+    fn a_piece_is_asked_for_within_its_steps() {
+        let large = vec![0_u8; 10 * LINE];
+        for steps in [1, 3, 10, 40] {
+            let mut paced = Piece::of(&large, 0, 1).paced(steps);
+            let begin = paced.next;
+            paced.ask();
+            assert_eq!((paced.next - begin) / LINE, 10_usize.div_ceil(steps));
+            (1..steps).for_each(|_| paced.ask());
+            assert_eq!(paced.next, paced.end);
+        }
+        let mut nothing = Paced::default();
+        nothing.ask();
+        assert_eq!(nothing.next, 0);
+    }
+
+    #[test]
+    fn no_more_is_asked_for_than_a_cache_holds() {
+        let large = vec![0_u8; (MOST + 5) * LINE];
+        let ahead = ahead(&[&large[..LINE], &large, &large]);
+        assert_eq!(ahead.len(), MOST);
+        assert_eq!(places(ahead, 100).len(), MOST);
     }
 }

@@ -35,7 +35,6 @@ mod x86_avx2;
 #[cfg(target_arch = "x86_64")]
 mod x86_avx512;
 
-pub(crate) use ahead::Ahead;
 pub use attention::BLOCK_TOKENS;
 pub(crate) use attention::{
     HeadBlocks, HeadQuery, HeadRows, QueryGradient, attend, attend_backward, attend_f16,
@@ -48,7 +47,7 @@ pub(crate) use integer::{IntegerPanels, product_integers};
 pub(crate) use outer::accumulate_outer;
 pub use panels::Panels;
 pub(crate) use panels::{LANES, packed_bytes};
-pub(crate) use product::product_tiled;
 pub use product::{Epilogue, product, product_parallel};
-pub(crate) use together::{Product, Weight, products};
+pub(crate) use product::{Packed, product_tiled};
+pub(crate) use together::{Addition, Base, Beside, Weight, together};
 pub(crate) use unpack::{unpack, unpack_transposed};

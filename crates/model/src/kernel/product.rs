@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::ahead::Ahead;
 use super::blocked::{self, BlockShape, each_inputs};
 use super::dispatch::Isa;
 use super::halves::{HalfFormat, HalfLine, HalfPanels};
@@ -30,7 +31,7 @@ pub enum Epilogue {
 /// One tile: a few rows by a few panels. Pointers, because tiles of one output interleave.
 #[derive(Clone, Copy)]
 pub(super) struct Tile {
-    /// First row of the input, `[rows, inputs]`.
+    /// First row of the input.
     pub x: *const f32,
     /// First panel: f32, or lines of halves.
     pub w: *const c_void,
@@ -38,7 +39,9 @@ pub(super) struct Tile {
     pub half: Option<HalfFormat>,
     /// First output of the first row.
     pub y: *mut f32,
-    /// Inner dimension: elements between rows of `x`, and a sixteenth of those between panels.
+    /// Elements between rows of `x`.
+    pub x_stride: usize,
+    /// Inner dimension: a sixteenth of the elements between panels.
     pub inputs: usize,
     /// Elements between rows of `y`.
     pub stride: usize,
@@ -87,20 +90,21 @@ fn tile_shape(isa: Isa) -> TileShape {
 }
 
 /// A packed weight, whatever its numbers are.
-#[derive(Clone, Copy)]
-pub(super) struct Packed<'a> {
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Packed<'a> {
     outputs: usize,
     inputs: usize,
     values: Values<'a>,
 }
 
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy)]
 enum Values<'a> {
     Single(&'a [f32]),
     Half(&'a [HalfLine], HalfFormat),
 }
 
 impl<'a> Packed<'a> {
+    /// Of f32.
     pub fn single(w: &'a Panels) -> Self {
         Self {
             outputs: w.outputs(),
@@ -109,6 +113,7 @@ impl<'a> Packed<'a> {
         }
     }
 
+    /// Of bf16 or f16.
     pub fn halves(w: &'a HalfPanels) -> Self {
         Self {
             outputs: w.outputs(),
@@ -118,7 +123,7 @@ impl<'a> Packed<'a> {
     }
 
     /// Of values that are packed as [`Panels`] are.
-    fn values(values: &'a [f32], outputs: usize, inputs: usize) -> Self {
+    pub(super) fn values(values: &'a [f32], outputs: usize, inputs: usize) -> Self {
         assert_eq!(values.len(), packed_len(outputs, inputs), "packed values");
         Self {
             outputs,
@@ -127,20 +132,42 @@ impl<'a> Packed<'a> {
         }
     }
 
+    /// Rows of the weight.
     pub fn outputs(self) -> usize {
         self.outputs
     }
 
+    /// Columns of the weight.
     pub fn inputs(self) -> usize {
         self.inputs
     }
 
-    pub fn panels(self) -> usize {
+    /// Bytes of it.
+    pub fn bytes(self) -> usize {
+        match self.values {
+            Values::Single(values) => size_of_val(values),
+            Values::Half(lines, _) => size_of_val(lines),
+        }
+    }
+
+    /// Adds the memory that some panels are read from.
+    pub(super) fn ask_for(self, panels: Range<usize>, ahead: &mut Ahead) {
+        let lines = panels.start * self.inputs..panels.end * self.inputs;
+        match self.values {
+            Values::Single(values) => {
+                let values = values.get(lines.start * LANES..lines.end * LANES);
+                ahead.push(values.unwrap_or_default());
+            }
+            Values::Half(values, _) => ahead.push(values.get(lines).unwrap_or_default()),
+        }
+    }
+
+    pub(super) fn panels(self) -> usize {
         self.outputs.div_ceil(LANES)
     }
 
     /// Where a line of a panel begins, which is there, and what its halves are.
-    pub fn line(self, panel: usize, line: usize) -> (*const c_void, Option<HalfFormat>) {
+    pub(super) fn line(self, panel: usize, line: usize) -> (*const c_void, Option<HalfFormat>) {
         let lines = panel * self.inputs + line;
         match self.values {
             Values::Single(values) => (values.as_ptr().wrapping_add(lines * LANES).cast(), None),
@@ -175,7 +202,10 @@ fn on_one_thread(
     let output = Output::of(y, w.outputs);
     match BlockShape::of(isa, rows, w.panels()) {
         Some(shape) => blocked::multiply(shape, x, w, output, (epilogue, 1)),
-        None => part(isa, x, w, output, 0..rows, 0..w.panels(), epilogue),
+        None => {
+            let x = Rows::beside(x, w.inputs);
+            part(isa, x, w, output, 0..rows, 0..w.panels(), epilogue);
+        }
     }
 }
 
@@ -202,6 +232,7 @@ pub(super) fn parallel(x: &[f32], w: Packed<'_>, y: &mut [f32], epilogue: Epilog
         let step = rows.div_ceil(2 * threads).next_multiple_of(12);
         (0..rows.div_ceil(step)).into_par_iter().for_each(|task| {
             let range = task * step..rows.min((task + 1) * step);
+            let x = Rows::beside(x, w.inputs);
             part(isa, x, w, output, range, 0..w.panels(), epilogue);
         });
     } else {
@@ -210,6 +241,7 @@ pub(super) fn parallel(x: &[f32], w: Packed<'_>, y: &mut [f32], epilogue: Epilog
             .into_par_iter()
             .for_each(|task| {
                 let range = task * step..w.panels().min((task + 1) * step);
+                let x = Rows::beside(x, w.inputs);
                 part(isa, x, w, output, 0..rows, range, epilogue);
             });
     }
@@ -254,6 +286,7 @@ pub(crate) fn product_tiled(
         }),
         None => each_tile(&|weight, output| {
             let panels = 0..weight.panels();
+            let x = Rows::beside(x, inputs);
             part(isa, x, weight, output, 0..rows, panels, epilogue);
         }),
     }
@@ -264,6 +297,36 @@ pub(super) fn row_count(x: &[f32], (outputs, inputs): (usize, usize), y: &[f32])
     assert_eq!(rows * inputs, x.len(), "x is not [rows, {inputs}]");
     assert_eq!(rows * outputs, y.len(), "y is not [{rows}, {outputs}]");
     rows
+}
+
+/// Rows of an input.
+#[derive(Clone, Copy)]
+pub(super) struct Rows<'a> {
+    /// The first row's values, and from `stride` on the next one's.
+    pub values: &'a [f32],
+    /// Elements between rows.
+    pub stride: usize,
+}
+
+impl<'a> Rows<'a> {
+    /// Those of `[rows, inputs]`.
+    pub fn beside(values: &'a [f32], inputs: usize) -> Self {
+        Self {
+            values,
+            stride: inputs,
+        }
+    }
+
+    /// Whether so many rows of so many inputs are there.
+    fn has(self, rows: usize, inputs: usize) -> bool {
+        let Some(before) = rows.checked_sub(1) else {
+            return true;
+        };
+        self.stride
+            .checked_mul(before)
+            .and_then(|start| start.checked_add(inputs))
+            .is_some_and(|end| end <= self.values.len())
+    }
 }
 
 /// Where the outputs of the first row go, and the elements between rows; shared by tasks that write
@@ -291,7 +354,7 @@ impl Output {
     }
 
     /// The same rows from a later column on.
-    fn at_column(self, column: usize) -> Self {
+    pub fn at_column(self, column: usize) -> Self {
         Self {
             start: self.start.wrapping_add(column),
             stride: self.stride,
@@ -304,7 +367,7 @@ impl Output {
     reason = "tasks write disjoint rows or columns of one slice"
 )]
 // SAFETY: `part` and `PackedInputs::multiply` are given disjoint (rows, panels) by every task, and the slice outlives
-// them all because `product_parallel`, `product_tiled`, `product_integers` and `products` return after the parallel
+// them all because `product_parallel`, `product_tiled`, `product_integers` and `together` return after the parallel
 // loop.
 unsafe impl Send for Output {}
 #[expect(
@@ -318,7 +381,7 @@ unsafe impl Sync for Output {}
 /// first-level cache while the rows pass by.
 pub(super) fn part(
     isa: Isa,
-    x: &[f32],
+    x: Rows<'_>,
     w: Packed<'_>,
     y: Output,
     rows: Range<usize>,
@@ -327,7 +390,7 @@ pub(super) fn part(
 ) {
     let shape = tile_shape(isa);
     let (inputs, outputs) = (w.inputs, w.outputs);
-    assert!(rows.end * inputs <= x.len() && panels.end <= w.panels());
+    assert!(x.has(rows.end, inputs) && panels.end <= w.panels());
     let full_rows = rows.start + rows.len() / shape.rows * shape.rows;
     for (from, to, height) in [
         (rows.start, full_rows, shape.rows),
@@ -349,10 +412,11 @@ pub(super) fn part(
                 // placed within the stride of `y`; the instruction set is there.
                 unsafe {
                     let tile = Tile {
-                        x: x.as_ptr().add(row * inputs),
+                        x: x.values.as_ptr().add(row * x.stride),
                         w: weights,
                         half,
                         y: y.start.add(row * y.stride + panel * LANES),
+                        x_stride: x.stride,
                         inputs,
                         stride: y.stride,
                         columns,
@@ -379,7 +443,7 @@ unsafe fn run_portable(rows: usize, _panels: usize, tile: &Tile) {
         // SAFETY: the caller's promise for row `r`.
         let (x, y) = unsafe {
             (
-                std::slice::from_raw_parts(tile.x.add(r * tile.inputs), tile.inputs),
+                std::slice::from_raw_parts(tile.x.add(r * tile.x_stride), tile.inputs),
                 std::slice::from_raw_parts_mut(tile.y.add(r * tile.stride), tile.columns),
             )
         };

@@ -87,7 +87,7 @@ unsafe fn load<const HALF: u8>(w: *const c_void, line: usize) -> [__m256; 2] {
 
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn product_tile<const R: usize, const P: usize, const HALF: u8>(tile: &Tile) {
-    let k = tile.inputs;
+    let (k, x_stride) = (tile.inputs, tile.x_stride);
     let mut low = [[_mm256_setzero_ps(); P]; R];
     let mut high = [[_mm256_setzero_ps(); P]; R];
     for i in 0..k {
@@ -98,7 +98,7 @@ unsafe fn product_tile<const R: usize, const P: usize, const HALF: u8>(tile: &Ti
         });
         unrolled!(ROW < R, {
             // SAFETY: each row holds k values.
-            let input = _mm256_set1_ps(unsafe { *tile.x.add(ROW * k + i) });
+            let input = _mm256_set1_ps(unsafe { *tile.x.add(ROW * x_stride + i) });
             unrolled!(PANEL < P, {
                 let [a, b] = weights[PANEL];
                 low[ROW][PANEL] = _mm256_fmadd_ps(input, a, low[ROW][PANEL]);

@@ -96,7 +96,7 @@ unsafe fn load<const HALF: u8>(w: *const c_void, line: usize) -> __m512 {
 
 #[target_feature(enable = "avx512f")]
 unsafe fn product_tile<const R: usize, const P: usize, const HALF: u8>(tile: &Tile) {
-    let k = tile.inputs;
+    let (k, x_stride) = (tile.inputs, tile.x_stride);
     let mut sums = [[_mm512_setzero_ps(); P]; R];
     for i in 0..k {
         let mut weights = [_mm512_setzero_ps(); P];
@@ -106,7 +106,7 @@ unsafe fn product_tile<const R: usize, const P: usize, const HALF: u8>(tile: &Ti
         });
         unrolled!(ROW < R, {
             // SAFETY: each row holds k values.
-            let input = _mm512_set1_ps(unsafe { *tile.x.add(ROW * k + i) });
+            let input = _mm512_set1_ps(unsafe { *tile.x.add(ROW * x_stride + i) });
             unrolled!(PANEL < P, {
                 sums[ROW][PANEL] = _mm512_fmadd_ps(input, weights[PANEL], sums[ROW][PANEL]);
             });

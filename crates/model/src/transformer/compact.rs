@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::kernel::{
-    Epilogue, HalfPanels, IntegerPanels, Panels, Weight, product_halves, product_integers,
+    Epilogue, HalfPanels, IntegerPanels, Packed, Panels, Weight, product_halves, product_integers,
     product_tiled, unpack, unpack_transposed,
 };
 use crate::quant::Blocks;
@@ -85,7 +85,9 @@ impl Compact {
     pub fn packed(&self, rows: usize) -> Option<Weight<'_>> {
         match self {
             Self::Integers(panels) => Some(Weight::Integers(panels)),
-            Self::Halves(panels) if rows < WIDENED_ROWS => Some(Weight::Half(panels)),
+            Self::Halves(panels) if rows < WIDENED_ROWS => {
+                Some(Weight::Floats(Packed::halves(panels)))
+            }
             Self::Blocks(_) | Self::Halves(_) => None,
         }
     }

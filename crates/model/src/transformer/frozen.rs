@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::compact::Compact;
 use super::linear::Linear;
-use crate::kernel::{self, Epilogue, Weight, product_parallel};
+use crate::kernel::{self, Epilogue, Packed, Weight, product_parallel};
 
 /// A weight `[outputs, inputs]` that is not trained, or not in this pass, and its bias.
 #[derive(Debug)]
@@ -93,13 +93,21 @@ impl Frozen {
     /// The weight for a product of `rows` rows beside others; none where it is multiplied in tiles.
     pub fn weight(&self, rows: usize) -> Option<Weight<'_>> {
         match &self.stored {
-            Stored::Packed(linear) => Some(Weight::Single(&linear.forward)),
+            Stored::Packed(linear) => Some(Weight::Floats(Packed::single(&linear.forward))),
             Stored::Compact(weight) => weight.packed(rows),
         }
     }
 
+    /// `[rows, outputs]` to which the product is added: the bias in every row, or what it is written over.
+    pub fn before(&self, rows: usize) -> (Vec<f32>, Epilogue) {
+        if self.bias.is_empty() {
+            return (vec![0.0; rows * self.outputs()], Epilogue::Store);
+        }
+        (self.bias.repeat(rows), Epilogue::Add)
+    }
+
     /// Adds the bias to every row.
-    pub fn add_bias(&self, y: &mut [f32]) {
+    fn add_bias(&self, y: &mut [f32]) {
         if !self.bias.is_empty() {
             y.par_chunks_mut(self.bias.len())
                 .for_each(|row| kernel::add(&self.bias, row));

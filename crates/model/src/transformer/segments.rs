@@ -5,8 +5,7 @@
 //! chain of its own, so that neither the stacking nor the threads change a bit (SGMV of Punica: Chen et al. 2023,
 //! arXiv:2310.18547, section 4, without its padding of ranks).
 
-use crate::factor::FactorPanels;
-use crate::kernel::{Ahead, Epilogue, LANES, Product, products};
+use crate::kernel::{Addition, Beside, LANES};
 use crate::lora::{LoadedAdapter, Module};
 
 /// Rows that share an adapter.
@@ -15,7 +14,7 @@ pub(super) struct Segment<'a> {
     pub adapter: &'a LoadedAdapter,
 }
 
-/// The updates of modules that read the same input: first [`Self::shrink`], then [`Self::expand`].
+/// The updates of modules that read the same input.
 pub(super) struct Updates<'a> {
     segments: &'a [Segment<'a>],
     layer: usize,
@@ -43,118 +42,51 @@ impl<'a> Updates<'a> {
         }
     }
 
-    /// The products `A x` of all adapted modules, which are to be made before [`Self::expand`].
-    pub fn shrink<'p>(
-        &'p mut self,
-        x: &'p [f32],
-    ) -> impl Iterator<Item = Product<'p>> + use<'p, 'a> {
+    /// The products `A x` of all adapted modules, by segment.
+    pub fn shrink<'p>(&'p mut self, x: &'p [f32]) -> Vec<Beside<'p>> {
         let (layer, group) = (self.layer, self.group);
         let segments = self.segments.iter().zip(&mut self.inner);
-        segments.filter_map(move |(segment, inner)| {
+        let products = segments.filter_map(|(segment, inner)| {
             let stack = segment.adapter.layers().stack(layer, group)?;
             let (rows, inputs) = (&segment.rows, stack.inputs());
-            Some(Product {
-                x: x.get(rows.start * inputs..rows.end * inputs)?,
-                w: stack.weight(),
+            Some(Beside {
+                x: x.get(rows.start * inputs..rows.end * inputs)
+                    .unwrap_or_default(),
+                w: stack.packed(),
                 y: inner,
-                epilogue: Epilogue::Store,
             })
-        })
-    }
-
-    /// The factors that both steps read, for whoever has time to ask memory for them.
-    pub fn factors(&self, modules: &[Module]) -> Ahead {
-        let mut ahead = Ahead::default();
-        for segment in self.segments {
-            let lora = segment.adapter.layers();
-            if let Some(stack) = lora.stack(self.layer, self.group) {
-                stack.weight().ask_for(&mut ahead);
-            }
-            for pair in modules.iter().filter_map(|it| lora.pair(self.layer, *it)) {
-                pair.b.weight().ask_for(&mut ahead);
-            }
-        }
-        ahead
-    }
-
-    /// Adds `s B (A x)` to the outputs: `outputs[i]` belongs to `modules[i]`. Rows outside of the segments stay as
-    /// they are.
-    pub fn expand(&self, modules: &[Module], outputs: &mut [Vec<f32>]) {
-        if self.segments.is_empty() {
-            return;
-        }
-        let columns: Vec<Vec<Vec<f32>>> = modules
-            .iter()
-            .map(|module| self.columns_of(*module))
-            .collect();
-        let mut all = Vec::with_capacity(modules.len() * self.segments.len());
-        for ((module, output), columns) in modules.iter().zip(outputs).zip(&columns) {
-            let parts = split_rows(output, self.segments, *module);
-            for ((y, segment), x) in parts.into_iter().zip(self.segments).zip(columns) {
-                let lora = segment.adapter.layers();
-                if let Some(pair) = lora.pair(self.layer, *module) {
-                    all.push(Product {
-                        x,
-                        w: pair.b.weight(),
-                        y,
-                        epilogue: Epilogue::AddScaled(pair.scaling),
-                    });
-                }
-            }
-        }
-        products(all, &Ahead::default());
-    }
-
-    /// `A x` of one module: of each segment `[rows, rank]`; empty where the adapter does not have it.
-    fn columns_of(&self, module: Module) -> Vec<Vec<f32>> {
-        let segments = self.segments.iter().zip(&self.inner);
-        let columns = segments.map(|(segment, inner)| {
-            let lora = segment.adapter.layers();
-            let pair = lora.pair(self.layer, module);
-            let (Some(pair), Some(stack)) = (pair, lora.stack(self.layer, self.group)) else {
-                return Vec::new();
-            };
-            let rank = pair.b.inputs();
-            let start: usize = Module::GROUPS
-                .get(self.group)
-                .into_iter()
-                .flat_map(|group| group.iter())
-                .take_while(|other| **other != module)
-                .filter_map(|other| lora.pair(self.layer, *other))
-                .map(|before| before.b.inputs().next_multiple_of(LANES))
-                .sum();
-            columns(inner, stack, start..start + rank)
         });
-        columns.collect()
+        products.collect()
     }
-}
 
-/// Some columns of the stack's product, `[rows, columns]`.
-fn columns(inner: &[f32], stack: &FactorPanels, columns: std::ops::Range<usize>) -> Vec<f32> {
-    inner
-        .chunks_exact(stack.outputs())
-        .filter_map(|row| row.get(columns.clone()))
-        .flatten()
-        .copied()
-        .collect()
-}
-
-/// Each segment's rows of a module's output.
-fn split_rows<'y>(
-    output: &'y mut [f32],
-    segments: &[Segment<'_>],
-    module: Module,
-) -> Vec<&'y mut [f32]> {
-    let (mut rest, mut at) = (output, 0);
-    let mut parts = Vec::with_capacity(segments.len());
-    for Segment { rows, adapter } in segments {
-        let (width, _) = module.shape(adapter.model());
-        let (_, from) = std::mem::take(&mut rest).split_at_mut((rows.start - at) * width);
-        let (part, after) = from.split_at_mut(rows.len() * width);
-        parts.push(part);
-        (rest, at) = (after, rows.end);
+    /// `s B (A x)`, to be added to the outputs: product `i` belongs to `modules[i]`, and those are all of their group.
+    /// Rows outside of the segments stay as they are.
+    pub fn expand(&self, modules: &[Module]) -> Vec<Addition<'a>> {
+        let mut all = Vec::with_capacity(modules.len() * self.segments.len());
+        let stacked = self.segments.iter().filter_map(|segment| {
+            let lora = segment.adapter.layers();
+            lora.stack(self.layer, self.group)?;
+            Some((&segment.rows, lora))
+        });
+        for (beside, (rows, lora)) in stacked.enumerate() {
+            let mut column = 0;
+            for (product, module) in modules.iter().enumerate() {
+                let Some(pair) = lora.pair(self.layer, *module) else {
+                    continue;
+                };
+                all.push(Addition {
+                    product,
+                    rows: rows.clone(),
+                    beside,
+                    column,
+                    w: pair.b.packed(),
+                    scale: pair.scaling,
+                });
+                column += pair.b.inputs().next_multiple_of(LANES);
+            }
+        }
+        all
     }
-    parts
 }
 
 #[cfg(test)]
@@ -162,7 +94,7 @@ mod tests {
     use super::*;
     use crate::config::LlamaConfig;
     use crate::fixture::{TinyShape, random_adapter};
-    use crate::kernel::{HalfFormat, HalfWeight, Isa, reference};
+    use crate::kernel::{Base, Epilogue, HalfFormat, HalfWeight, Isa, reference, together};
     use crate::lora::LoraConfig;
     use crate::peft::Adapter;
     use crate::random::Stream;
@@ -283,8 +215,15 @@ mod tests {
                 let mut fast = base.clone();
                 pool.install(|| {
                     let mut updates = Updates::new(&segments, layer, modules);
-                    products(updates.shrink(&x).collect(), &Ahead::default());
-                    updates.expand(modules, &mut fast);
+                    let additions = updates.expand(modules);
+                    let bases = modules.iter().zip(&mut fast).map(|(module, y)| Base {
+                        x: &x,
+                        w: None,
+                        y,
+                        outputs: module.shape(&config).0,
+                        epilogue: Epilogue::Store,
+                    });
+                    together(bases.collect(), updates.shrink(&x), &additions);
                 });
                 assert!(fast == plain, "{modules:?}, {threads} threads");
             }

@@ -16,7 +16,7 @@ use super::segments::{Segment, Updates};
 use super::weights::{Llama, Place, Rotary, Weights};
 use super::{ModelError, check_tokens};
 use crate::config::LlamaConfig;
-use crate::kernel::{self, Epilogue, Product, products};
+use crate::kernel::{self, Base, Epilogue, together};
 use crate::kv::{KV_BLOCK_TOKENS, KvError, KvFormat, KvPool, KvSequence};
 use crate::lora::{LoadedAdapter, Module};
 
@@ -168,29 +168,28 @@ impl Batch<'_> {
             return modules.map(|_| Vec::new());
         };
         let rows = self.rows.len();
-        let mut outputs = modules.map(|it| vec![0.0; rows * weights.linear(it).outputs()]);
+        let mut outputs = modules.map(|it| weights.linear(it).before(rows));
         let mut updates = Updates::new(self.segments, layer, &modules);
-        let mut together = Vec::with_capacity(N + self.segments.len());
-        for (module, y) in modules.iter().zip(&mut outputs) {
-            let linear = weights.linear(*module);
-            match linear.weight(rows) {
-                Some(w) => together.push(Product {
+        let bases = modules
+            .iter()
+            .zip(&mut outputs)
+            .map(|(module, (y, epilogue))| {
+                let linear = weights.linear(*module);
+                let w = linear.weight(rows);
+                if w.is_none() {
+                    linear.forward(x, y, *epilogue);
+                }
+                Base {
                     x,
                     w,
                     y,
-                    epilogue: Epilogue::Store,
-                }),
-                None => linear.forward(x, y, Epilogue::Store),
-            }
-        }
-        let factors = updates.factors(&modules);
-        together.extend(updates.shrink(x));
-        products(together, &factors);
-        for (module, y) in modules.iter().zip(&mut outputs) {
-            weights.linear(*module).add_bias(y);
-        }
-        updates.expand(&modules, &mut outputs);
-        outputs
+                    outputs: linear.outputs(),
+                    epilogue: *epilogue,
+                }
+            });
+        let additions = updates.expand(&modules);
+        together(bases.collect(), updates.shrink(x), &additions);
+        outputs.map(|(y, _)| y)
     }
 
     fn rotate(&self, rotary: &Rotary, rows: &mut [f32], width: usize) {

@@ -23,7 +23,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::ahead::{Ahead, Piece, Share};
+use super::ahead::{Ahead, Paced, Piece};
 use super::panels::LANES;
 use super::product::{Epilogue, Output, finish, row_count};
 use inputs::{Group, quantise};
@@ -34,6 +34,8 @@ pub(super) const GROUP: usize = 32;
 /// Below this many multiply-adds a call is not worth waking another thread for: whole numbers are quick, and what
 /// takes the time with few rows is to read the weight.
 const PARALLEL_WORK: usize = 1 << 18;
+/// Places from which a tile asks for what is read soon: two for the next panels, the others for others' memory.
+const SOON: usize = 6;
 /// Bytes of inputs that stay in a core's second cache beside a panel.
 const SECOND_CACHE: usize = 384 << 10;
 
@@ -103,23 +105,11 @@ struct IntegerTile<'a> {
     /// Outputs of these panels; the last one may be partly filled.
     columns: usize,
     epilogue: Epilogue,
-    /// Of what is read soon: the next panels, and others' memory.
-    soon: [Piece; 3],
+    /// What is read soon, and asked for while the tile is computed.
+    soon: [Piece; SOON],
 }
 
 impl IntegerTile<'_> {
-    /// Asks memory for what falls to one of so many steps.
-    #[expect(
-        clippy::inline_always,
-        reason = "takes the vector features of its caller"
-    )]
-    #[inline(always)]
-    fn ask(&self, step: usize, steps: usize) {
-        for piece in self.soon {
-            piece.ask(step, steps);
-        }
-    }
-
     /// Writes what became of one row in one panel.
     ///
     /// # Safety
@@ -177,9 +167,20 @@ impl Inputs {
         y: Output,
         panels: Range<usize>,
         epilogue: Epilogue,
-        ahead: Share<'_>,
+        ahead: &mut Ahead,
     ) {
         part(self, w, y, panels, epilogue, ahead);
+    }
+}
+
+impl IntegerPanels {
+    /// Adds the memory that the first tile of some panels is read from.
+    pub(super) fn ask_for_first(&self, panels: Range<usize>, ahead: &mut Ahead) {
+        let end = panels.end.min(panels.start + 2);
+        if let Some(parts) = self.parts(panels.start..end) {
+            ahead.push(parts.quants);
+            ahead.push(parts.scales);
+        }
     }
 }
 
@@ -202,8 +203,7 @@ fn product_on(isa: IntegerIsa, x: &[f32], w: &IntegerPanels, y: &mut [f32], epil
     let output = Output::of(y, w.outputs());
     let panels = w.panels();
     let threads = rayon::current_num_threads();
-    let nothing = Ahead::default();
-    let multiply = |range| inputs.multiply(w, output, range, epilogue, nothing.share(0..0, 0));
+    let multiply = |range| inputs.multiply(w, output, range, epilogue, &mut Ahead::default());
     if threads < 2 || rows * w.outputs() * w.inputs() < PARALLEL_WORK {
         multiply(0..panels);
         return;
@@ -223,12 +223,11 @@ fn part(
     y: Output,
     panels: Range<usize>,
     epilogue: Epilogue,
-    mut ahead: Share<'_>,
+    ahead: &mut Ahead,
 ) {
     let (isa, groups) = (*isa, w.groups());
     let tiles = |x: &[Group]| (x.len() / groups).div_ceil(isa.rows(usize::MAX));
-    let all_tiles = tiles(x) * panels.len().div_ceil(isa.panels());
-    let ask = ahead.len().div_ceil(all_tiles.max(1));
+    let mut left = tiles(x) * panels.len().div_ceil(isa.panels());
     let rows = (SECOND_CACHE / (groups * size_of::<Group>())).max(12) / 12 * 12;
     let first_rows = (0..).step_by(rows);
     for (first, x) in first_rows.zip(x.chunks(rows * groups)) {
@@ -260,20 +259,45 @@ fn part(
                         stride: y.stride,
                         columns: (w.outputs() - panel * LANES).min(width * LANES),
                         epilogue,
-                        soon: [
-                            Piece::of(next.quants, tile, tiles),
-                            Piece::of(next.scales, tile, tiles),
-                            ahead.take(ask),
-                        ],
+                        soon: soon(next, (tile, tiles), (ahead, left)),
                     };
                     run(isa, (height, width), &whole);
                 }
                 row += height;
                 tile += 1;
+                left = left.saturating_sub(1);
             }
             panel += width;
         }
     }
+}
+
+/// What one of so many tiles asks for of the next panels, and of what others read, for which so many are left.
+fn soon(
+    next: Parts<'_>,
+    (tile, tiles): (usize, usize),
+    (ahead, left): (&mut Ahead, usize),
+) -> [Piece; SOON] {
+    let mut soon = [Piece::default(); SOON];
+    let [quants, scales, others @ ..] = &mut soon;
+    *quants = Piece::of(next.quants, tile, tiles);
+    *scales = Piece::of(next.scales, tile, tiles);
+    let mut lines = ahead.len().div_ceil(left.max(1));
+    for other in others {
+        *other = ahead.take(lines);
+        lines -= other.lines();
+    }
+    soon
+}
+
+/// What the tile asks for, in so many steps.
+#[expect(
+    clippy::inline_always,
+    reason = "takes the vector features of its caller"
+)]
+#[inline(always)]
+fn paced(soon: &[Piece; SOON], steps: usize) -> [Paced; SOON] {
+    soon.map(|piece| piece.paced(steps))
 }
 
 /// Computes one tile.

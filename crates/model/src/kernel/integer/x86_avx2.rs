@@ -9,10 +9,11 @@ use std::arch::x86_64::{
     _mm256_srli_epi32, _mm256_storeu_ps, _mm256_xor_si256,
 };
 
+use super::super::ahead::Paced;
 use super::super::dispatch::unrolled;
 use super::super::panels::LANES;
 use super::panels::Kind;
-use super::{Group, IntegerTile};
+use super::{Group, IntegerTile, paced};
 
 /// Computes one tile.
 ///
@@ -41,10 +42,11 @@ unsafe fn eight<const R: usize>(tile: &IntegerTile<'_>) {
     let (x, groups) = (tile.x.as_ptr(), tile.groups);
     let (zero, ones) = (_mm256_set1_epi8(-128), _mm256_set1_epi16(1));
     let mut halves = [[_mm256_setzero_ps(); R]; 2];
+    let mut soon = paced(&tile.soon, 2 * groups);
     for (half, out) in halves.iter_mut().enumerate() {
         let mut sums = [_mm256_setzero_ps(); R];
         for g in 0..groups {
-            tile.ask(half * groups + g, 2 * groups);
+            soon.iter_mut().for_each(Paced::ask);
             // Here from 0: what stands for 0 is taken off each weight.
             let mut dots = [_mm256_setzero_si256(); R];
             for quad in 0..8 {
@@ -84,10 +86,11 @@ unsafe fn four<const R: usize, const MINIMUM: bool>(tile: &IntegerTile<'_>) {
     let (x, groups) = (tile.x.as_ptr(), tile.groups);
     let (mask, ones) = (_mm256_set1_epi8(15), _mm256_set1_epi16(1));
     let mut halves = [[_mm256_setzero_ps(); R]; 2];
+    let mut soon = paced(&tile.soon, 2 * groups);
     for (half, out) in halves.iter_mut().enumerate() {
         let mut sums = [_mm256_setzero_ps(); R];
         for g in 0..groups {
-            tile.ask(half * groups + g, 2 * groups);
+            soon.iter_mut().for_each(Paced::ask);
             let mut dots = [_mm256_setzero_si256(); R];
             unrolled!(ROW < R, {
                 // SAFETY: each row has so many groups.

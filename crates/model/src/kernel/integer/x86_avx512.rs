@@ -8,10 +8,11 @@ use std::arch::x86_64::{
     _mm512_storeu_ps,
 };
 
+use super::super::ahead::Paced;
 use super::super::dispatch::unrolled;
 use super::super::panels::LANES;
 use super::panels::{Kind, Minor};
-use super::{Group, IntegerTile};
+use super::{Group, IntegerTile, paced};
 
 /// Computes one tile.
 ///
@@ -88,8 +89,9 @@ unsafe fn eight<const R: usize, const P: usize>(tile: &IntegerTile<'_>) {
     // SAFETY: the caller's promise.
     let rows = unsafe { row_starts::<R>(tile) };
     let mut sums = [[_mm512_setzero_ps(); P]; R];
+    let mut soon = paced(&tile.soon, groups);
     for g in 0..groups {
-        tile.ask(g, groups);
+        soon.iter_mut().for_each(Paced::ask);
         let mut dots = [[_mm512_set1_epi32(0); P]; R];
         unrolled!(ROW < R of 6, {
             // SAFETY: each row has so many groups.
@@ -141,8 +143,9 @@ unsafe fn four<const R: usize, const P: usize, const MINIMUM: bool>(tile: &Integ
     // SAFETY: the caller's promise.
     let rows = unsafe { row_starts::<R>(tile) };
     let mut sums = [[_mm512_setzero_ps(); P]; R];
+    let mut soon = paced(&tile.soon, groups);
     for g in 0..groups {
-        tile.ask(g, groups);
+        soon.iter_mut().for_each(Paced::ask);
         let mut dots = [[_mm512_set1_epi32(0); P]; R];
         unrolled!(ROW < R of 6, {
             // SAFETY: each row has so many groups.
