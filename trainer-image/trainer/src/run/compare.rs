@@ -2,9 +2,8 @@
 
 use std::cell::RefCell;
 
-use graftwork_artifacts::Store;
 use graftwork_contract::paths;
-use graftwork_contract::run::{Metric, TrainerConfig};
+use graftwork_contract::run::Metric;
 use graftwork_model::lora::LoadedAdapter;
 use graftwork_model::tokenizer::TextTokenizer;
 use graftwork_model::transformer::Llama;
@@ -13,6 +12,7 @@ use super::benchmark::Benchmark;
 use super::evaluate::{self, Evaluator, Sample};
 use super::fence::Fence;
 use super::inputs::Inputs;
+use super::patience;
 use super::progress::Stage;
 use super::session::Session;
 use crate::failure::Failure;
@@ -68,7 +68,7 @@ pub fn score(
     let (new, old) = ((&new, compared.new.1), (&old, compared.old.1));
     let (mut metrics, samples) =
         evaluate::evaluate(&config.evaluation.metrics, &inputs.test, new, old)?;
-    keep_samples(session.store, config, &samples);
+    keep_samples(session, &samples);
     for benchmark in &inputs.benchmarks {
         metrics.extend(benchmark.evaluate(new, old)?);
     }
@@ -86,7 +86,8 @@ pub fn score(
 }
 
 /// Leaves the first answers in the run's folder. Nobody depends on them, so a failure is only logged.
-fn keep_samples(store: &Store, config: &TrainerConfig, samples: &[Sample]) {
+fn keep_samples(session: &Session<'_>, samples: &[Sample]) {
+    let (store, config, stop) = (session.store, session.config, session.stop);
     if samples.is_empty() {
         return;
     }
@@ -96,7 +97,10 @@ fn keep_samples(store: &Store, config: &TrainerConfig, samples: &[Sample]) {
         .map(|line| format!("{line}\n"))
         .collect();
     let path = paths::run_samples(&config.run, &config.key);
-    if let Err(error) = store.put_new(&path, lines.as_bytes()) {
+    let written = patience::tried(&patience::PAUSES, &|| stop.is_set(), || {
+        store.put_new(&path, lines.as_bytes())
+    });
+    if let Err(error) = written {
         tracing::warn!(path, %error, "the answers are not kept");
     }
 }

@@ -55,7 +55,7 @@ impl<'a> Fence<'a> {
             process: std::process::id(),
             unix_nanoseconds: clock::unix_nanoseconds(),
         };
-        let taken = store.append_numbered(&folder, |_, _| Some(claim.clone()))?;
+        let taken = patience::read(|| store.append_numbered(&folder, |_, _| Some(claim.clone())))?;
         Ok(Self {
             store,
             stop,

@@ -120,7 +120,7 @@ pub fn attempt(
         validation_rows: inputs.validation_rows,
         test_rows: inputs.test_rows,
     };
-    let result = output.publish(written, &outcome)?;
+    let result = patience::watched(|| output.publish(written, &outcome))?;
     patience::tried(&patience::PAUSES, &|| stop.is_set(), || {
         write_result(store, config, &result)
     })?;
@@ -190,14 +190,14 @@ impl<'a> Output<'a> {
     /// [`Failure`] with `BadConfig` where something stands at the folder that this run has not made: a run
     /// replaces nothing. With `Unavailable`: the claim is not there.
     fn open(config: &'a TrainerConfig, wanted: &'a ModelOutput) -> Result<Self, Failure> {
-        let claim =
-            Store::open(&wanted.root).map_err(|error| Failure::unavailable(causes(&error)))?;
+        let claim = patience::read(|| Store::open(&wanted.root))
+            .map_err(|error| Failure::unavailable(causes(&error)))?;
         let output = Self {
             claim,
             wanted,
             config,
         };
-        output.check()?;
+        patience::read(|| output.check())?;
         Ok(output)
     }
 

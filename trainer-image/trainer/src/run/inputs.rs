@@ -23,6 +23,7 @@ use graftwork_model::transformer::{Accelerator, Held, Llama};
 use super::benchmark::Benchmark;
 use super::compare::Compared;
 use super::evaluate::TestRows;
+use super::patience;
 use super::preference::Pair;
 use super::test_rows::read_test;
 use super::tokens::{Fit, examples, pairs};
@@ -289,12 +290,10 @@ fn read_adapter(
     };
     let folder = paths::adapter(&resolved.adapter, &resolved.digest);
     let path = format!("{folder}/{MANIFEST_FILE}");
-    let manifest: Manifest = store
-        .get_json(&path)
+    let manifest: Manifest = patience::read(|| store.get_json(&path))
         .map_err(|error| failure(&error))?
         .ok_or_else(|| Failure::bad_config(format!("{named}: {path} does not exist")))?;
-    let fetched = store
-        .fetch(&folder, &manifest.files)
+    let fetched = patience::read(|| store.fetch(&folder, &manifest.files))
         .map_err(|error| failure(&error))?;
     let adapter = Adapter::load(fetched.path())
         .map_err(|error| file_failure(named, error.category(), &error))?;
@@ -456,7 +455,7 @@ pub fn read_split(
     split: Split,
 ) -> Result<Vec<Row>, Failure> {
     let dataset = &config.resolved.dataset;
-    rows::read(store, &dataset.name, &dataset.digest, split)
+    patience::read(|| rows::read(store, &dataset.name, &dataset.digest, split))
         .map_err(|error| dataset_failure(config, &error))
 }
 

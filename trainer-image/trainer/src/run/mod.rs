@@ -135,9 +135,9 @@ fn attempt(
     reporter: &Reporter,
     stop: &StopFlag,
 ) -> Result<Digest, Failure> {
-    let store = Store::open_at(config.store.as_ref(), &args.store)
+    let store = patience::read(|| Store::open_at(config.store.as_ref(), &args.store))
         .map_err(|error| store_failure(&error))?;
-    if let Some(result) = existing_result(&store, config)? {
+    if let Some(result) = patience::read(|| existing_result(&store, config))? {
         tracing::info!(digest = %result.digest, "this run has its result already");
         reporter.update(|progress| {
             progress.step = result.steps;
@@ -148,10 +148,10 @@ fn attempt(
     }
     let fence_folder = paths::run_fence(&config.run, &config.key);
     // Who has other inputs than the run fences nobody off.
-    pin_inputs(&store, config)?;
+    patience::read(|| pin_inputs(&store, config))?;
     let mut fence = Fence::take(&store, fence_folder, &args.pod_name, stop)
         .map_err(|error| store_failure(&error))?;
-    let config = &classified(&store, config)?;
+    let config = &patience::read(|| classified(&store, config))?;
     if let Some(output) = &config.output {
         return full::attempt((&store, config), output, (reporter, stop), &mut fence);
     }
@@ -446,7 +446,7 @@ fn write_result(store: &Store, config: &TrainerConfig, result: &RunResult) -> Re
 /// that dies before this leaves files that the next one removes.
 fn remove_checkpoints(store: &Store, config: &TrainerConfig) {
     let folder = paths::run_checkpoints(&config.run, &config.key);
-    if let Err(error) = store.remove_folder(&folder) {
+    if let Err(error) = patience::watched(|| store.remove_folder(&folder)) {
         tracing::warn!(folder, %error, "the checkpoints of a finished run stay in the store");
     }
 }

@@ -4,6 +4,7 @@ use std::fmt::Display;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use graftwork_artifacts::{Category, Error as StoreError};
 use graftwork_contract::exit::ExitCode;
 
 use crate::checkpoint::CheckpointError;
@@ -28,11 +29,14 @@ pub fn waiting() -> Option<Duration> {
 }
 
 /// Makes a call that [`waiting`] tells of.
-fn watched<T>(call: impl FnOnce() -> T) -> T {
-    let note = |began| *UNDER_WAY.lock().unwrap_or_else(PoisonError::into_inner) = began;
-    note(Some(clock::monotonic()));
+pub fn watched<T>(call: impl FnOnce() -> T) -> T {
+    let note = |began| {
+        let mut under_way = UNDER_WAY.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut *under_way, began)
+    };
+    let outer = note(Some(clock::monotonic()));
     let outcome = call();
-    note(None);
+    note(outer);
     outcome
 }
 
@@ -48,10 +52,25 @@ impl MayPass for CheckpointError {
     }
 }
 
+impl MayPass for StoreError {
+    fn may_pass(&self) -> bool {
+        self.category() == Category::Transient
+    }
+}
+
 impl MayPass for Failure {
     fn may_pass(&self) -> bool {
         self.code == ExitCode::Unavailable
     }
+}
+
+/// Repeats a call of the beginning of an attempt as [`tried`] does. Nothing is trained yet, and who is asked to stop
+/// then leaves at once.
+///
+/// # Errors
+/// Those of the last try.
+pub fn read<T, E: MayPass>(call: impl FnMut() -> Result<T, E>) -> Result<T, E> {
+    tried(&PAUSES, &|| false, call)
 }
 
 /// Repeats `call` while its failure is the volume's, once after each pause; a stop request ends the

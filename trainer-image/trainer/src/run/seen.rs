@@ -10,6 +10,7 @@ use graftwork_contract::dataset::Split;
 use graftwork_contract::run::{Resolved, ResolvedReference, TrainerConfig};
 use graftwork_contract::{Digest, paths};
 
+use super::patience;
 use crate::failure::{Failure, causes};
 
 /// Versions that one line of versions, each of which started from the one before, is followed through.
@@ -60,7 +61,8 @@ pub fn rows_trained_on(
     }
     let mut was_seen = vec![false; rows.len()];
     for (name, digest) in data_trained_on(store, config)? {
-        let trained = match rows::open(store, &name, &digest, Split::Train) {
+        let open = || rows::open(store, &name, &digest, Split::Train);
+        let mut trained = match patience::read(open) {
             Ok(rows) => rows,
             Err(StoreError::Missing { path }) => {
                 tracing::warn!(path, "rows that were trained on are gone: none is left out");
@@ -68,7 +70,7 @@ pub fn rows_trained_on(
             }
             Err(error) => return Err(failure(&name, &error)),
         };
-        for row in trained {
+        while let Some(row) = patience::watched(|| trained.next()) {
             let row = row.map_err(|error| failure(&name, &error))?;
             for place in places.get(&Learned::of(&row)).into_iter().flatten() {
                 if let Some(was_seen) = was_seen.get_mut(*place) {
@@ -127,8 +129,8 @@ fn follow(
 /// What a version was made from; none where it was made elsewhere, or is gone.
 fn made_from(store: &Store, version: &ResolvedReference) -> Result<Option<Resolved>, Failure> {
     let folder = paths::adapter(&version.adapter, &version.digest);
-    let manifest: Option<Manifest> = store
-        .get_json(&format!("{folder}/{MANIFEST_FILE}"))
+    let path = format!("{folder}/{MANIFEST_FILE}");
+    let manifest: Option<Manifest> = patience::read(|| store.get_json(&path))
         .map_err(|error| Failure::unavailable(causes(&error)))?;
     Ok(match manifest.map(|manifest| manifest.provenance) {
         Some(Provenance::Trained { resolved, .. }) => Some(resolved),

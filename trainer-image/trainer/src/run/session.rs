@@ -77,12 +77,20 @@ pub struct Trained {
 #[serde(rename_all = "camelCase")]
 struct StepRecord {
     step: u64,
+    /// None in a line that adds to one of an attempt before, which was stopped while it validated.
+    #[serde(flatten)]
+    trained: Option<StepFigures>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    validation_loss: Option<f64>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct StepFigures {
     loss: f64,
     gradient_norm: f64,
     learning_rate: f64,
     tokens: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    validation_loss: Option<f64>,
 }
 
 impl Session<'_> {
@@ -151,10 +159,12 @@ impl Session<'_> {
         {
             records.push(StepRecord {
                 step: training.state().step,
-                loss,
-                gradient_norm,
-                learning_rate: rate,
-                tokens: training.state().tokens,
+                trained: Some(StepFigures {
+                    loss,
+                    gradient_norm,
+                    learning_rate: rate,
+                    tokens: training.state().tokens,
+                }),
                 validation_loss: None,
             });
             self.report(training, meter, rate);
@@ -180,7 +190,7 @@ impl Session<'_> {
     fn validate<O: Objective>(
         &self,
         training: &mut Training<'_, O>,
-        records: &mut [StepRecord],
+        records: &mut Vec<StepRecord>,
     ) -> Result<bool, Failure> {
         let Some(validation_loss) = self.validation_loss else {
             return Ok(true);
@@ -198,8 +208,13 @@ impl Session<'_> {
             Err(failure) => return Err(failure),
         };
         training.validated(loss);
-        if let Some(record) = records.last_mut().filter(|record| record.step == step) {
-            record.validation_loss = Some(loss);
+        match records.last_mut().filter(|record| record.step == step) {
+            Some(record) => record.validation_loss = Some(loss),
+            None => records.push(StepRecord {
+                step,
+                trained: None,
+                validation_loss: Some(loss),
+            }),
         }
         let best = training.state().validation.as_ref();
         self.reporter
@@ -331,10 +346,11 @@ impl Session<'_> {
         }
         let folder = paths::run_metrics(&self.config.run, &self.config.key);
         let path = format!("{folder}/{epoch}-{step}.jsonl");
-        if let Err(error) = self
-            .store
-            .put_new(&path, format!("{}\n", lines.join("\n")).as_bytes())
-        {
+        let text = format!("{}\n", lines.join("\n"));
+        let written = patience::tried(&patience::PAUSES, &|| self.stop.is_set(), || {
+            self.store.put_new(&path, text.as_bytes())
+        });
+        if let Err(error) = written {
             tracing::warn!(path, %error, "the steps' figures are not kept");
         }
     }

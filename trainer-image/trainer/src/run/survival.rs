@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use graftwork_artifacts::{Store, Volume};
 use graftwork_contract::adapter::Manifest;
+use graftwork_contract::exit::ExitCode;
 use graftwork_contract::run::{RowsUsed, Schedule, TrainerConfig};
 use graftwork_contract::{Digest, paths};
 use graftwork_model::base::{BaseModel, save_base};
@@ -20,14 +21,18 @@ use graftwork_model::targets::Targets;
 use graftwork_model::tokenizer::TokenizedExample;
 use graftwork_model::transformer::{Held, Llama};
 
+use super::fence::Fence;
 use super::package::{Outcome as Ended, publish};
 use super::preference::{Pair, PreferenceObjective, add_references};
-use super::session::LoraObjective;
+use super::progress::Reporter;
+use super::session::{LoraObjective, Session};
 use super::{existing_result, remove_checkpoints, write_result};
 use crate::checkpoint::{Checkpoints, Environment};
+use crate::failure::Failure;
 use crate::optimizer::AdamWConfig;
 use crate::order::{Batches, Length, Size};
 use crate::schedule::LearningRate;
+use crate::signals::StopFlag;
 use crate::train::{ExampleOf, Objective, Outcome, Plan, State, Training};
 
 const STEPS: u64 = 3;
@@ -50,12 +55,9 @@ fn fresh(model: &Llama) -> LoraParams {
     LoraParams::init(&lora, model.config(), 1).unwrap()
 }
 
-/// A training of three steps of two micro-batches each, from a state.
-fn training<'a, O: Objective>(
-    (objective, examples): (&'a O, &'a [ExampleOf<O>]),
-    state: Option<&State>,
-) -> Training<'a, O> {
-    let lengths = vec![10; examples.len()];
+/// Three steps of two micro-batches each.
+fn plan(examples: usize) -> (Batches, Plan) {
+    let lengths = vec![10; examples];
     let batches = Batches::new(1, lengths, Size::Examples(4), Length::Steps(STEPS));
     let plan = Plan {
         micro_batch: Size::Examples(2),
@@ -69,6 +71,15 @@ fn training<'a, O: Objective>(
         maximum_gradient_norm: 1.0,
         seed: 1,
     };
+    (batches, plan)
+}
+
+/// A training by this plan, from a state.
+fn training<'a, O: Objective>(
+    (objective, examples): (&'a O, &'a [ExampleOf<O>]),
+    state: Option<&State>,
+) -> Training<'a, O> {
+    let (batches, plan) = plan(examples.len());
     let mut training = Training::start(objective, examples, batches, plan).unwrap();
     if let Some(state) = state {
         training.restore(state.clone()).unwrap();
@@ -234,6 +245,60 @@ pub(super) fn config_on(base: &Path) -> TrainerConfig {
         "adapter": "colours",
     }))
     .unwrap()
+}
+
+#[test]
+fn what_an_attempt_was_stopped_in_validating_is_in_the_next_ones_figures() {
+    let model = Llama::new(&BaseModel::random(TinyShape::default().config(), 4));
+    let mut config = config_on(Path::new("nowhere"));
+    config.hyperparameters.validate_every_steps = Some(2);
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let stop = StopFlag::default();
+    let reporter = Reporter::new(String::new());
+    let attempt = |validation_loss: &dyn Fn() -> Result<f64, Failure>| {
+        let params = fresh(&model);
+        let objective = LoraObjective {
+            model: &model,
+            params: &params,
+        };
+        let session = Session {
+            store: &store,
+            config: &config,
+            reporter: &reporter,
+            stop: &stop,
+            gpu: None,
+            validation_loss: Some(validation_loss),
+        };
+        let folder = paths::run_fence(&config.run, &config.key);
+        let mut fence = Fence::take(&store, folder, "pod", &stop).unwrap();
+        let (batches, plan) = plan(examples().len());
+        session.train(&objective, &examples(), batches, plan, &mut fence)
+    };
+    let stopped = attempt(&|| Err(Failure::checkpointed("stopped while validating")));
+    assert_eq!(stopped.unwrap_err().code, ExitCode::Checkpointed);
+    assert_eq!(attempt(&|| Ok(1.5)).unwrap().steps, STEPS);
+
+    let folder = paths::run_metrics(&config.run, &config.key);
+    let mut figures = Vec::new();
+    for entry in store.list(&format!("{folder}/")).unwrap() {
+        let text = String::from_utf8(store.get(&entry.path).unwrap().unwrap()).unwrap();
+        for line in text.lines() {
+            let figure: serde_json::Value = serde_json::from_str(line).unwrap();
+            let has = |name: &str| figure.get(name).is_some_and(serde_json::Value::is_f64);
+            let step = figure["step"].as_u64().unwrap();
+            figures.push((step, has("loss"), has("validationLoss")));
+        }
+    }
+    figures.sort_unstable();
+    // Steps 2 and 3 are validated, the former by the attempt after the one that made it.
+    let expected = [
+        (1, true, false),
+        (2, false, true),
+        (2, true, false),
+        (3, true, true),
+    ];
+    assert_eq!(figures, expected);
 }
 
 /// What a run of this content ended with.

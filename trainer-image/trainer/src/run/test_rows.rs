@@ -10,6 +10,7 @@ use graftwork_model::tokenizer::TextTokenizer;
 use super::evaluate::{SAMPLES, TestRows};
 use super::inputs::{read_split, used};
 use super::labels::labels;
+use super::patience;
 use super::seen::rows_trained_on;
 use super::tokens::{Fit, examples, question};
 use crate::failure::{Failure, causes};
@@ -143,8 +144,8 @@ pub fn room_for_prompts(evaluation: &Evaluation, base: &LlamaConfig) -> Result<u
 /// [`Failure`]: the store's, or `BadData` where the dataset keeps none.
 fn read_rewards(store: &Store, config: &TrainerConfig) -> Result<Vec<f64>, Failure> {
     let dataset = &config.resolved.dataset;
-    let rewards = rows::rewards(store, &dataset.name, &dataset.digest, Split::Test)
-        .map_err(|error| Failure::unavailable(causes(&error)))?;
+    let read = || rows::rewards(store, &dataset.name, &dataset.digest, Split::Test);
+    let rewards = patience::read(read).map_err(|error| Failure::unavailable(causes(&error)))?;
     if rewards.is_empty() {
         return Err(Failure::bad_data(format!(
             "dataset {} version {} keeps no rewards, which MeanReward in spec.evaluation.metrics needs: set \
@@ -158,8 +159,8 @@ fn read_rewards(store: &Store, config: &TrainerConfig) -> Result<Vec<f64>, Failu
 /// The number of each test row's group; empty where there are none.
 fn read_groups(store: &Store, config: &TrainerConfig, rows: usize) -> Result<Vec<usize>, Failure> {
     let dataset = &config.resolved.dataset;
-    let names = rows::groups(store, &dataset.name, &dataset.digest, Split::Test)
-        .map_err(|error| Failure::unavailable(causes(&error)))?;
+    let read = || rows::groups(store, &dataset.name, &dataset.digest, Split::Test);
+    let names = patience::read(read).map_err(|error| Failure::unavailable(causes(&error)))?;
     let mut numbers = std::collections::HashMap::new();
     let numbered = names.into_iter().take(rows).map(|name| {
         let next = numbers.len();

@@ -222,8 +222,9 @@ fn example(row: &Row, tokenizer: &TextTokenizer) -> Result<TokenizedExample, Tok
     }
 }
 
-/// What a test row asks: a Completion's or a Preference's prompt, or a Chat up to its last answer. A Text asks
-/// nothing, and neither does a conversation that the assistant takes no part in.
+/// What a test row asks: a Completion's or a Preference's prompt, a Chat up to its last answer, or how a Text goes on
+/// from its middle, which no metric scores. A text of one word asks nothing, and neither does a conversation that the
+/// assistant takes no part in.
 ///
 /// # Errors
 /// As [`examples`].
@@ -234,9 +235,14 @@ pub fn question(
     maximum: usize,
 ) -> Result<Option<Question>, Failure> {
     let (prompt, answer) = match row {
-        Row::Text { .. } => return Ok(None),
-        Row::Completion { prompt, completion } => (tokenizer.encode_prompt(prompt), completion),
-        Row::Preference { prompt, chosen, .. } => (tokenizer.encode_prompt(prompt), chosen),
+        Row::Text { text } => {
+            let Some((start, rest)) = halves(text) else {
+                return Ok(None);
+            };
+            (tokenizer.encode_prompt(start), rest)
+        }
+        Row::Completion { prompt, completion } => (tokenizer.encode_prompt(prompt), &**completion),
+        Row::Preference { prompt, chosen, .. } => (tokenizer.encode_prompt(prompt), &**chosen),
         Row::Chat { messages } => {
             let Some(last) = messages.iter().rposition(|m| m.role == "assistant") else {
                 return Ok(None);
@@ -244,7 +250,10 @@ pub fn question(
             let (Some(before), Some(answer)) = (messages.get(..last), messages.get(last)) else {
                 return Ok(None);
             };
-            (tokenizer.encode_chat_prompt(&chat(before)), &answer.content)
+            (
+                tokenizer.encode_chat_prompt(&chat(before)),
+                &*answer.content,
+            )
         }
     };
     let mut prompt = TokenizedExample {
@@ -256,10 +265,18 @@ pub fn question(
     Ok(Some(Question {
         prompt: prompt.tokens,
         answer: first_line(answer).to_owned(),
-        completion: answer.clone(),
+        completion: answer.to_owned(),
         row: index,
         was_cut,
     }))
+}
+
+/// A text up to the first gap between words from its middle on, and behind it; none where there is no such gap.
+fn halves(text: &str) -> Option<(&str, &str)> {
+    let text = text.trim();
+    let middle = text.ceil_char_boundary(text.len() / 2);
+    let gap = middle + text.get(middle..)?.find(char::is_whitespace)?;
+    text.split_at_checked(gap)
 }
 
 /// The first line that has anything on it, trimmed.
@@ -454,6 +471,19 @@ mod tests {
             message.starts_with("train.parquet: row 2 has nothing to learn"),
             "{message}"
         );
+    }
+
+    #[test]
+    fn a_text_is_halved_between_two_words() {
+        for (text, expected) in [
+            ("one two three", Some(("one two", " three"))),
+            (" äää ööö\n", Some(("äää", " ööö"))),
+            ("ää öö üü", Some(("ää öö", " üü"))),
+            ("word", None),
+            ("", None),
+        ] {
+            assert_eq!(halves(text), expected, "{text}");
+        }
     }
 
     #[test]

@@ -87,4 +87,9 @@ fn a_run_on_texts_learns_all_of_them_and_can_not_be_asked_for_answers() {
     let loss = metric(&result, "loss");
     assert!(loss.value < 0.5 * loss.baseline, "{loss:?}");
     assert_eq!(loss.samples, 24);
+    let samples = samples(&world, &config);
+    assert_eq!(samples.len(), 24);
+    let text = format!("{} {}", test_prompt(1), ANSWERS[1]);
+    let [prompt, expected] = ["prompt", "expected"].map(|it| samples[1][it].as_str().unwrap());
+    assert!(text.starts_with(prompt) && text.ends_with(expected) && !prompt.is_empty());
 }
