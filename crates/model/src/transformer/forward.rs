@@ -389,30 +389,16 @@ pub(super) fn rms_norm(x: &[f32], weight: &[f32], eps: f32) -> Vec<f32> {
     y
 }
 
-fn rms_norm_into(x: &[f32], weight: &[f32], eps: f32, y: &mut [f32]) {
+/// The norm of every row, into `y`.
+pub(super) fn rms_norm_into(x: &[f32], weight: &[f32], eps: f32, y: &mut [f32]) {
     let size = task_values(weight.len());
     x.par_chunks(size)
         .zip(y.par_chunks_mut(size))
         .for_each(|(x, y)| kernel::rms_norm(x, weight, eps, y));
 }
 
-/// The norm of every row; without weights the rows as they are.
-pub(super) fn optional_norm(rows: Vec<f32>, weight: &[f32], eps: f32) -> Vec<f32> {
-    if weight.is_empty() {
-        rows
-    } else {
-        rms_norm(&rows, weight, eps)
-    }
-}
-
-/// The gated activation of every row.
-pub(super) fn activate(config: &LlamaConfig, gate: &[f32], up: &[f32]) -> Vec<f32> {
-    let mut y = vec![0.0; gate.len()];
-    activate_into(config, (gate, up), &mut y);
-    y
-}
-
-fn activate_into(config: &LlamaConfig, (gate, up): (&[f32], &[f32]), y: &mut [f32]) {
+/// The gated activation of every row, into `y`.
+pub(super) fn activate_into(config: &LlamaConfig, (gate, up): (&[f32], &[f32]), y: &mut [f32]) {
     let size = task_values(config.intermediate_size);
     let inputs = gate.par_chunks(size).zip(up.par_chunks(size));
     inputs

@@ -5,6 +5,7 @@ use rayon::prelude::*;
 
 use super::compact::Compact;
 use super::linear::Linear;
+use super::memory::Memory;
 use crate::kernel::{self, Epilogue, Packed, Weight, product_parallel};
 
 /// A weight `[outputs, inputs]` that is not trained, or not in this pass, and its bias.
@@ -99,11 +100,14 @@ impl Frozen {
     }
 
     /// `[rows, outputs]` to which the product is added: the bias in every row, or what it is written over.
-    pub fn before(&self, rows: usize) -> (Vec<f32>, Epilogue) {
+    pub fn before(&self, rows: usize, memory: &Memory) -> (Vec<f32>, Epilogue) {
+        let mut y = memory.take(rows * self.outputs());
         if self.bias.is_empty() {
-            return (vec![0.0; rows * self.outputs()], Epilogue::Store);
+            return (y, Epilogue::Store);
         }
-        (self.bias.repeat(rows), Epilogue::Add)
+        y.chunks_exact_mut(self.bias.len())
+            .for_each(|row| row.copy_from_slice(&self.bias));
+        (y, Epilogue::Add)
     }
 
     /// Adds the bias to every row.

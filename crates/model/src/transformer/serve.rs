@@ -11,7 +11,9 @@ use rayon::prelude::*;
 
 use super::attention::{head_queries, seen, tasks};
 use super::awake::awake;
+use super::forward::{activate_into, rms_norm, rms_norm_into};
 use super::gpu::{GpuCache, GpuStep, GpuWeights, SequenceRows};
+use super::memory::Memory;
 use super::segments::{Segment, Updates};
 use super::weights::{Llama, Place, Rotary, Weights};
 use super::{ModelError, check_tokens};
@@ -19,8 +21,6 @@ use crate::config::LlamaConfig;
 use crate::kernel::{self, Base, Epilogue, together};
 use crate::kv::{KV_BLOCK_TOKENS, KvError, KvFormat, KvPool, KvSequence};
 use crate::lora::{LoadedAdapter, Module};
-
-use super::forward::{activate, optional_norm, rms_norm};
 
 /// Which of a step's rows the caller wants logits of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -154,9 +154,37 @@ struct Batch<'a> {
     weights: &'a Weights,
     rows: &'a [Row],
     segments: &'a [Segment<'a>],
+    /// What layers have let go of this pass.
+    memory: &'a Memory,
 }
 
 impl Batch<'_> {
+    /// The norm of every row.
+    fn norm(&self, x: &[f32], weight: &[f32]) -> Vec<f32> {
+        let mut y = self.memory.take(x.len());
+        rms_norm_into(x, weight, self.weights.config.rms_norm_eps, &mut y);
+        y
+    }
+
+    /// The norm of every row; without weights the rows as they are.
+    fn optional_norm(&self, rows: Vec<f32>, weight: &[f32]) -> Vec<f32> {
+        if weight.is_empty() {
+            return rows;
+        }
+        let y = self.norm(&rows, weight);
+        self.memory.give(rows);
+        y
+    }
+
+    /// The gated activation of every row.
+    fn activate(&self, gate: Vec<f32>, up: Vec<f32>) -> Vec<f32> {
+        let mut y = self.memory.take(gate.len());
+        activate_into(&self.weights.config, (&gate, &up), &mut y);
+        self.memory.give(gate);
+        self.memory.give(up);
+        y
+    }
+
     /// `y = W x + b + s B A x` for modules that read the same input, each row with its own adapter.
     fn project<const N: usize>(
         &self,
@@ -168,7 +196,7 @@ impl Batch<'_> {
             return modules.map(|_| Vec::new());
         };
         let rows = self.rows.len();
-        let mut outputs = modules.map(|it| weights.linear(it).before(rows));
+        let mut outputs = modules.map(|it| weights.linear(it).before(rows, self.memory));
         let mut updates = Updates::new(self.segments, layer, &modules);
         let bases = modules
             .iter()
@@ -213,7 +241,7 @@ impl Batch<'_> {
         let (dim, group) = (config.head_dim, config.group_size());
         let scale = config.score_scale();
         let window = config.window(layer);
-        let mut out = vec![0.0; query.len()];
+        let mut out = self.memory.take(query.len());
         let tasks = tasks(
             &self.stretches(),
             &mut out,
@@ -312,19 +340,21 @@ fn on_host(
     pool: &mut KvPool,
 ) -> Vec<RowLogits> {
     let config = &weights.config;
+    let memory = Memory::default();
     let batch = Batch {
         weights,
         rows: &rows.rows,
         segments: &rows.segments,
+        memory: &memory,
     };
-    let eps = config.rms_norm_eps;
     let mut stream = weights.embed(rows.tokens.iter().copied());
     for (index, layer) in weights.layers.iter().enumerate() {
-        let normed = rms_norm(&stream, &layer.input_norm, eps);
+        let normed = batch.norm(&stream, &layer.input_norm);
         let modules = [Module::QProj, Module::KProj, Module::VProj];
         let [query, key, value] = batch.project(index, modules, &normed);
-        let mut query = optional_norm(query, &layer.query_norm, eps);
-        let mut key = optional_norm(key, &layer.key_norm, eps);
+        memory.give(normed);
+        let mut query = batch.optional_norm(query, &layer.query_norm);
+        let mut key = batch.optional_norm(key, &layer.key_norm);
         batch.rotate(&layer.rotary, &mut query, config.query_width());
         batch.rotate(&layer.rotary, &mut key, config.key_width());
         let vectors = key
@@ -337,16 +367,24 @@ fn on_host(
         }
         let caches: Vec<&KvSequence> = steps.iter().map(|step| &*step.kv).collect();
         let attended = batch.attend(index, &query, &caches, pool);
+        for vector in [query, key, value] {
+            memory.give(vector);
+        }
         let [attention] = batch.project(index, [Module::OProj], &attended);
-        let mut middle = optional_norm(attention, &layer.attention_output_norm, eps);
+        memory.give(attended);
+        let mut middle = batch.optional_norm(attention, &layer.attention_output_norm);
         kernel::add(&stream, &mut middle);
-        let normed = rms_norm(&middle, &layer.post_norm, eps);
+        let normed = batch.norm(&middle, &layer.post_norm);
         let modules = [Module::GateProj, Module::UpProj];
         let [gate, up] = batch.project(index, modules, &normed);
-        let activated = activate(config, &gate, &up);
+        memory.give(normed);
+        let activated = batch.activate(gate, up);
         let [output] = batch.project(index, [Module::DownProj], &activated);
-        stream = optional_norm(output, &layer.feed_forward_output_norm, eps);
+        memory.give(activated);
+        memory.give(stream);
+        stream = batch.optional_norm(output, &layer.feed_forward_output_norm);
         kernel::add(&middle, &mut stream);
+        memory.give(middle);
     }
     advance(steps);
     let wanted = rows.wanted(steps);
@@ -360,7 +398,7 @@ fn on_host(
         })
         .copied()
         .collect();
-    let normed = rms_norm(&hidden, &weights.final_norm, eps);
+    let normed = rms_norm(&hidden, &weights.final_norm, config.rms_norm_eps);
     let mut values = vec![0.0; wanted.len() * config.vocab_size];
     weights
         .output
