@@ -76,6 +76,11 @@ pub fn run_metrics(name: &str, inputs: &Digest) -> String {
     format!("{}/metrics", run(name, inputs))
 }
 
+/// `runs/<name>/<inputs>/references`: what a preference's reference says of the pairs.
+pub fn run_references(name: &str, inputs: &Digest) -> String {
+    format!("{}/references", run(name, inputs))
+}
+
 /// `runs/<name>/<inputs>/samples.jsonl`: answers for people to read.
 pub fn run_samples(name: &str, inputs: &Digest) -> String {
     format!("{}/samples.jsonl", run(name, inputs))

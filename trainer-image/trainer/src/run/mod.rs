@@ -18,6 +18,7 @@ mod package;
 mod patience;
 mod preference;
 mod progress;
+mod references;
 mod report;
 mod rouge;
 mod seen;
@@ -187,7 +188,7 @@ fn attempt(
     planned(config, &inputs)?;
     let params = initial_parameters(&store, config, &lora, base.model.config())?;
     if let Objective::Dpo { .. } = config.objective {
-        add_references(config, &base, &mut inputs, &params, stop)?;
+        references::add((&store, config), &base, &mut inputs, &params, stop)?;
     }
     let validate: &dyn Fn() -> Result<f64, Failure> =
         &|| validation_loss(config, &base, &inputs, &params, stop);
@@ -326,41 +327,6 @@ fn train(
             session.train(&objective, &inputs.train_pairs, batches, plan, fence)
         }
     }
-}
-
-/// Gives all pairs what the reference makes of them: the version that training starts from, or the
-/// bare base model.
-fn add_references(
-    config: &TrainerConfig,
-    base: &Base,
-    inputs: &mut Inputs,
-    params: &LoraParams,
-    stop: &StopFlag,
-) -> Result<(), Failure> {
-    let reference = match config.resolved.initial {
-        None => None,
-        Some(_) => {
-            let adapter = params
-                .to_adapter(&config.resolved.base.uri)
-                .map_err(|error| Failure::bug(causes(&error)))?;
-            let loaded = LoadedAdapter::new(&adapter, base.model.config())
-                .map_err(|error| Failure::bad_config(causes(&error)))?;
-            Some(loaded)
-        }
-    };
-    let go_on = || {
-        if stop.is_set() {
-            return Err(Failure::checkpointed(
-                "stopped on request before the first step; nothing is lost",
-            ));
-        }
-        Ok(())
-    };
-    for pairs in [&mut inputs.train_pairs, &mut inputs.validation_pairs] {
-        preference::add_references(pairs, &base.model, reference.as_ref(), &go_on)?;
-    }
-    tracing::info!(pairs = inputs.train_pairs.len(), "the reference is known");
-    Ok(())
 }
 
 /// The mean loss of the validation rows, in nats, with the parameters as they are now.

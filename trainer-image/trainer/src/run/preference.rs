@@ -75,7 +75,7 @@ impl Objective for PreferenceObjective<'_> {
 pub type GoOn<'a> = &'a dyn Fn() -> Result<(), Failure>;
 
 /// Gives every pair what the reference makes of it: once, so that the reference's weights need not be
-/// there afterwards. A resumed run comes to the same numbers.
+/// there afterwards.
 ///
 /// # Errors
 /// The forward pass's, or what `go_on` says.

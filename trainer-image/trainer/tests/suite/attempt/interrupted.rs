@@ -352,27 +352,25 @@ fn a_store_that_hangs_ends_the_attempt_in_time_and_nothing_is_lost() {
     let folder = world.run_folder(&config);
     world.kill_once_it_saved(&config);
 
-    // Files that nobody ever writes to: who reads them waits for ever.
-    let states: Vec<PathBuf> = checkpoint_steps(&folder)
-        .iter()
-        .map(|place| place.join("state.safetensors"))
-        .collect();
-    for state in &states {
-        std::fs::rename(state, state.with_extension("aside")).unwrap();
-        let made = Command::new("mkfifo").arg(state).status().unwrap();
-        assert!(made.success());
-    }
-    let mut command = world.command(&config, "hangs");
-    command.args(["--store-seconds", "2"]);
-    assert_eq!(command.status().unwrap().code(), Some(69));
-    let summary = world.summary(&config);
-    assert!(
-        summary.message.contains("has not answered for 2 s"),
-        "{}",
-        summary.message
-    );
-    for state in &states {
-        std::fs::rename(state.with_extension("aside"), state).unwrap();
+    let states = checkpoint_steps(&folder);
+    let states = states.iter().map(|place| place.join("state.safetensors"));
+    let rows = paths::dataset("colours", &world.dataset);
+    let rows = world.store().join(rows).join("train.parquet");
+    for files in [vec![rows], states.collect::<Vec<PathBuf>>()] {
+        // Nobody ever writes to them: who reads them waits for ever.
+        for file in &files {
+            std::fs::rename(file, file.with_extension("aside")).unwrap();
+            let made = Command::new("mkfifo").arg(file).status().unwrap();
+            assert!(made.success());
+        }
+        let mut command = world.command(&config, "hangs");
+        command.args(["--store-seconds", "2"]);
+        assert_eq!(command.status().unwrap().code(), Some(69), "{files:?}");
+        let message = world.summary(&config).message;
+        assert!(message.contains("has not answered for 2 s"), "{message}");
+        for file in &files {
+            std::fs::rename(file.with_extension("aside"), file).unwrap();
+        }
     }
     assert_eq!(world.run(&config), 0, "{:?}", world.summary(&config));
     assert_eq!(world.result(&config).digest, world.result(&whole).digest);
