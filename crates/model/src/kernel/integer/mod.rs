@@ -110,6 +110,22 @@ struct IntegerTile<'a> {
 }
 
 impl IntegerTile<'_> {
+    /// Asks for the lines that `R` rows by `P` panels are written to: rows of an output lie so far apart that they push
+    /// each other out of the nearest cache, and a tile that ends would wait for each.
+    #[cfg(target_arch = "x86_64")]
+    #[expect(
+        clippy::inline_always,
+        reason = "a few instructions before a tile's loop"
+    )]
+    #[inline(always)]
+    fn ask_for_outputs<const R: usize, const P: usize>(&self) {
+        for row in 0..R {
+            for panel in 0..P {
+                super::ahead::ask_near(self.y.wrapping_add(row * self.stride + panel * LANES));
+            }
+        }
+    }
+
     /// Writes what became of one row in one panel.
     ///
     /// # Safety

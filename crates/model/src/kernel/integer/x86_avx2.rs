@@ -43,6 +43,7 @@ unsafe fn eight<const R: usize>(tile: &IntegerTile<'_>) {
     let (zero, ones) = (_mm256_set1_epi8(-128), _mm256_set1_epi16(1));
     let mut halves = [[_mm256_setzero_ps(); R]; 2];
     let mut soon = paced(&tile.soon, 2 * groups);
+    tile.ask_for_outputs::<R, 1>();
     for (half, out) in halves.iter_mut().enumerate() {
         let mut sums = [_mm256_setzero_ps(); R];
         for g in 0..groups {
@@ -87,6 +88,7 @@ unsafe fn four<const R: usize, const MINIMUM: bool>(tile: &IntegerTile<'_>) {
     let (mask, ones) = (_mm256_set1_epi8(15), _mm256_set1_epi16(1));
     let mut halves = [[_mm256_setzero_ps(); R]; 2];
     let mut soon = paced(&tile.soon, 2 * groups);
+    tile.ask_for_outputs::<R, 1>();
     for (half, out) in halves.iter_mut().enumerate() {
         let mut sums = [_mm256_setzero_ps(); R];
         for g in 0..groups {

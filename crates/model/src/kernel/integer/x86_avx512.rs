@@ -90,6 +90,7 @@ unsafe fn eight<const R: usize, const P: usize>(tile: &IntegerTile<'_>) {
     let rows = unsafe { row_starts::<R>(tile) };
     let mut sums = [[_mm512_setzero_ps(); P]; R];
     let mut soon = paced(&tile.soon, groups);
+    tile.ask_for_outputs::<R, P>();
     for g in 0..groups {
         soon.iter_mut().for_each(Paced::ask);
         let mut dots = [[_mm512_set1_epi32(0); P]; R];
@@ -144,6 +145,7 @@ unsafe fn four<const R: usize, const P: usize, const MINIMUM: bool>(tile: &Integ
     let rows = unsafe { row_starts::<R>(tile) };
     let mut sums = [[_mm512_setzero_ps(); P]; R];
     let mut soon = paced(&tile.soon, groups);
+    tile.ask_for_outputs::<R, P>();
     for g in 0..groups {
         soon.iter_mut().for_each(Paced::ask);
         let mut dots = [[_mm512_set1_epi32(0); P]; R];
