@@ -10,6 +10,8 @@ mod tests;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use rayon::prelude::*;
+
 use crate::config::LlamaConfig;
 use crate::kernel::{
     BLOCK_TOKENS, HeadBlocks, HeadQuery, attend, attend_f16, write_token, write_token_f16,
@@ -137,6 +139,17 @@ impl CachedHead<'_> {
     }
 }
 
+/// A token's keys and values of one layer.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct CachedToken<'a> {
+    /// Its place in its sequence.
+    pub position: usize,
+    /// `[kv_heads, head_dim]`
+    pub keys: &'a [f32],
+    /// `[kv_heads, head_dim]`
+    pub values: &'a [f32],
+}
+
 /// How a block of the host's memory is laid out: `[layers][kv_heads][keys: head_dim × 16, values: 16 × head_dim]`.
 #[derive(Debug, Clone, Copy)]
 struct KvShape {
@@ -182,21 +195,46 @@ impl KvShape {
         }
     }
 
-    /// Writes one token's keys and values of one layer, into the part of a block that is that layer's.
-    fn write<T>(
+    /// Writes tokens of one layer with the threads of the current rayon pool.
+    fn write<T: Send>(
         self,
-        heads: Option<&mut [T]>,
-        slot: usize,
-        (keys, values): (&[f32], &[f32]),
-        write: impl Fn(&mut [T], usize, &[f32], &[f32]),
+        mut storage: &mut [T],
+        layer: usize,
+        tokens: &[(usize, CachedToken<'_>)],
+        write: impl Fn(&mut [T], usize, &[f32], &[f32]) + Sync,
     ) {
-        let vectors = keys
-            .chunks_exact(self.head_dim)
-            .zip(values.chunks_exact(self.head_dim));
-        let heads = heads.unwrap_or_default().chunks_exact_mut(self.head_size());
-        for (head, (key, value)) in heads.zip(vectors) {
-            write(head, slot, key, value);
+        /// Blocks of a task: each is a few microseconds.
+        const BLOCKS: usize = 4;
+        // Each block's part that is this layer's, in the order of the blocks, and the tokens that go there.
+        let mut parts = Vec::with_capacity(tokens.len());
+        let mut passed = 0;
+        for tokens in tokens.chunk_by(|one, next| one.0 == next.0) {
+            let Some((block, _)) = tokens.first() else {
+                continue;
+            };
+            let start = block * self.block_size() + self.offset(layer, 0);
+            let Some((_, rest)) = storage.split_at_mut_checked(start - passed) else {
+                return;
+            };
+            let Some((heads, rest)) = rest.split_at_mut_checked(self.heads * self.head_size())
+            else {
+                return;
+            };
+            passed = start + heads.len();
+            storage = rest;
+            parts.push((heads, tokens));
         }
+        let each = parts.into_par_iter().with_min_len(BLOCKS);
+        each.for_each(|(heads, tokens)| {
+            for (_, token) in tokens {
+                let keys = token.keys.chunks_exact(self.head_dim);
+                let vectors = keys.zip(token.values.chunks_exact(self.head_dim));
+                let heads = heads.chunks_exact_mut(self.head_size());
+                for (head, (key, value)) in heads.zip(vectors) {
+                    write(head, token.position % KV_BLOCK_TOKENS, key, value);
+                }
+            }
+        });
     }
 }
 
@@ -281,28 +319,23 @@ impl KvPool {
         }
     }
 
-    /// Writes one token's keys and values of one layer, `[kv_heads, head_dim]` each, to the host's memory.
-    pub(crate) fn write(
+    /// Writes tokens' keys and values of one layer to the host's memory, with the threads of the current rayon pool. A
+    /// token whose sequence has no room for it is left out.
+    pub(crate) fn write<'a>(
         &mut self,
-        sequence: &KvSequence,
         layer: usize,
-        position: usize,
-        vectors: (&[f32], &[f32]),
+        tokens: impl Iterator<Item = (&'a KvSequence, CachedToken<'a>)>,
     ) {
+        let placed = tokens.filter_map(|(sequence, token)| {
+            let block = sequence.blocks.get(token.position / KV_BLOCK_TOKENS)?;
+            Some((*block as usize, token))
+        });
+        let mut tokens: Vec<(usize, CachedToken<'_>)> = placed.collect();
+        tokens.sort_by_key(|(block, _)| *block);
         let shape = self.shape;
-        let Some(block) = sequence.blocks.get(position / KV_BLOCK_TOKENS) else {
-            return;
-        };
-        let start = *block as usize * shape.block_size() + shape.offset(layer, 0);
-        let place = start..start + shape.heads * shape.head_size();
-        let slot = position % KV_BLOCK_TOKENS;
         match &mut self.storage {
-            Storage::Host(storage) => {
-                shape.write(storage.get_mut(place), slot, vectors, write_token);
-            }
-            Storage::Halves(storage) => {
-                shape.write(storage.get_mut(place), slot, vectors, write_token_f16);
-            }
+            Storage::Host(storage) => shape.write(storage, layer, &tokens, write_token),
+            Storage::Halves(storage) => shape.write(storage, layer, &tokens, write_token_f16),
             Storage::Gpu(_) => {}
         }
     }

@@ -19,7 +19,7 @@ use super::weights::{Llama, Place, Rotary, Weights};
 use super::{ModelError, check_tokens};
 use crate::config::LlamaConfig;
 use crate::kernel::{self, Base, Epilogue, together};
-use crate::kv::{KV_BLOCK_TOKENS, KvError, KvFormat, KvPool, KvSequence};
+use crate::kv::{CachedToken, KV_BLOCK_TOKENS, KvError, KvFormat, KvPool, KvSequence};
 use crate::lora::{LoadedAdapter, Module};
 
 /// Which of a step's rows the caller wants logits of.
@@ -357,15 +357,19 @@ fn on_host(
         let mut key = batch.optional_norm(key, &layer.key_norm);
         batch.rotate(&layer.rotary, &mut query, config.query_width());
         batch.rotate(&layer.rotary, &mut key, config.key_width());
+        let caches: Vec<&KvSequence> = steps.iter().map(|step| &*step.kv).collect();
         let vectors = key
             .chunks_exact(config.key_width())
             .zip(value.chunks_exact(config.key_width()));
-        for (row, vectors) in batch.rows.iter().zip(vectors) {
-            if let Some(step) = steps.get(row.step) {
-                pool.write(step.kv, index, row.position, vectors);
-            }
-        }
-        let caches: Vec<&KvSequence> = steps.iter().map(|step| &*step.kv).collect();
+        let tokens = batch.rows.iter().zip(vectors).map(|(row, (keys, values))| {
+            let token = CachedToken {
+                position: row.position,
+                keys,
+                values,
+            };
+            Some((*caches.get(row.step)?, token))
+        });
+        pool.write(index, tokens.flatten());
         let attended = batch.attend(index, &query, &caches, pool);
         for vector in [query, key, value] {
             memory.give(vector);
