@@ -78,6 +78,38 @@ impl FactorPanels {
         )
     }
 
+    /// Moves each of these, with its parts, into one piece of memory for each of f32 and halves, on large pages where
+    /// it fills them: for those that many passes read.
+    pub fn gather(all: Vec<(&mut Self, Vec<&mut Self>)>) {
+        let (mut singles, mut halves) = (Vec::new(), Vec::new());
+        for (whole, parts) in all {
+            match whole {
+                Self::Single(whole) => {
+                    singles.push((whole, parts.into_iter().filter_map(Self::single).collect()));
+                }
+                Self::Half(whole) => {
+                    halves.push((whole, parts.into_iter().filter_map(Self::half).collect()));
+                }
+            }
+        }
+        Panels::gather(singles);
+        HalfPanels::gather(halves);
+    }
+
+    fn single(&mut self) -> Option<&mut Panels> {
+        match self {
+            Self::Single(panels) => Some(panels),
+            Self::Half(_) => None,
+        }
+    }
+
+    fn half(&mut self) -> Option<&mut HalfPanels> {
+        match self {
+            Self::Single(_) => None,
+            Self::Half(panels) => Some(panels),
+        }
+    }
+
     /// Rows of the weight.
     pub fn outputs(&self) -> usize {
         match self {

@@ -388,6 +388,20 @@ impl LayerUpdates {
         });
         Self { pairs, stacks }
     }
+
+    /// All factors in the order in which a pass reads them, each stack with its parts.
+    fn factors(&mut self) -> Vec<(&mut FactorPanels, Vec<&mut FactorPanels>)> {
+        let mut factors = Vec::with_capacity(self.stacks.len() + self.pairs.len());
+        let mut pairs = self.pairs.iter_mut();
+        for (group, stack) in Module::GROUPS.iter().zip(&mut self.stacks) {
+            let pairs = pairs.by_ref().take(group.len()).flatten();
+            let (parts, second): (Vec<_>, Vec<_>) =
+                pairs.map(|pair| (&mut pair.a, &mut pair.b)).unzip();
+            factors.extend(stack.as_mut().map(|stack| (stack, parts)));
+            factors.extend(second.into_iter().map(|b| (b, Vec::new())));
+        }
+        factors
+    }
 }
 
 impl LoraLayers {
@@ -405,18 +419,17 @@ impl LoraLayers {
         }
     }
 
-    /// Packs the factors in the numbers that they have, layers beside each other.
+    /// Packs the factors in the numbers that they have, layers beside each other, into one piece of memory.
     pub fn pack_as_they_are<'a>(
         plan: &LoraPlan,
         config: &LlamaConfig,
         tensor: &(dyn Fn(&str) -> FactorValues<'a> + Sync),
     ) -> Self {
-        Self {
-            layers: (0..config.num_hidden_layers)
-                .into_par_iter()
-                .map(|layer| LayerUpdates::pack(plan, config, layer, &tensor))
-                .collect(),
-        }
+        let layers = (0..config.num_hidden_layers).into_par_iter();
+        let layers = layers.map(|layer| LayerUpdates::pack(plan, config, layer, &tensor));
+        let mut layers: Vec<LayerUpdates> = layers.collect();
+        FactorPanels::gather(layers.iter_mut().flat_map(LayerUpdates::factors).collect());
+        Self { layers }
     }
 
     /// The update of a module, if it has one.

@@ -6,14 +6,15 @@
 )]
 
 use std::ops::Range;
-use std::sync::Arc;
 
+use bytemuck::{Pod, Zeroable};
 use half::bf16;
 use rayon::prelude::*;
 
 use super::dispatch::vectorized;
 use super::panels::LANES;
 use super::product::{Epilogue, Packed, parallel};
+use super::shared::Shared;
 
 /// What the sixteen bits of a value are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -132,7 +133,7 @@ impl HalfWeight {
 }
 
 /// One input of sixteen outputs.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Zeroable, Pod)]
 #[repr(C, align(32))]
 pub(super) struct HalfLine(pub [u16; LANES]);
 
@@ -144,9 +145,7 @@ pub(crate) struct HalfPanels {
     inputs: usize,
     format: HalfFormat,
     /// Of this weight, or of a [`HalfPanels::stack`] with it in.
-    buffer: Arc<Vec<HalfLine>>,
-    /// Where the weight begins in the buffer.
-    start: usize,
+    lines: Shared<HalfLine>,
 }
 
 impl HalfPanels {
@@ -166,8 +165,7 @@ impl HalfPanels {
             outputs,
             inputs,
             format: weight.format,
-            buffer: Arc::new(lines),
-            start: 0,
+            lines: Shared::of(lines),
         }
     }
 
@@ -200,20 +198,19 @@ impl HalfPanels {
             outputs: panels * LANES,
             inputs,
             format,
-            buffer: Arc::new(lines),
-            start: 0,
+            lines: Shared::of(lines),
         };
         let mut start = 0;
         let part = |(_, outputs): &(&HalfWeight, usize)| {
-            let part = Self {
+            let end = start + outputs.div_ceil(LANES) * inputs;
+            let lines = stack.lines.part(start..end);
+            start = end;
+            Self {
                 outputs: *outputs,
                 inputs,
                 format,
-                buffer: Arc::clone(&stack.buffer),
-                start,
-            };
-            start += outputs.div_ceil(LANES) * inputs;
-            part
+                lines,
+            }
         };
         let parts = weights.iter().map(part).collect();
         Some((stack, parts))
@@ -234,13 +231,20 @@ impl HalfPanels {
         size_of_val(self.lines())
     }
 
+    /// Moves each of these, with its parts, into one piece of memory: see [`Shared::gather`].
+    pub fn gather(all: Vec<(&mut Self, Vec<&mut Self>)>) {
+        let lines = |panels: Vec<_>| panels.into_iter().map(|it: &mut Self| &mut it.lines);
+        let all = all.into_iter();
+        let all = all.map(|(whole, parts)| (&mut whole.lines, lines(parts).collect()));
+        Shared::gather(all.collect());
+    }
+
     pub(super) fn format(&self) -> HalfFormat {
         self.format
     }
 
     pub(super) fn lines(&self) -> &[HalfLine] {
-        let end = self.start + self.outputs.div_ceil(LANES) * self.inputs;
-        self.buffer.get(self.start..end).unwrap_or_default()
+        self.lines.values()
     }
 
     /// The values of `rows` × `columns`, row-major; what lies outside is left out.

@@ -28,6 +28,7 @@ mod product;
 #[cfg(test)]
 pub(crate) mod reference;
 mod scratch;
+mod shared;
 mod together;
 mod unpack;
 #[cfg(target_arch = "x86_64")]

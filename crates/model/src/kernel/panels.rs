@@ -1,6 +1,6 @@
 //! Weights packed for the products.
 
-use std::sync::Arc;
+use super::shared::Shared;
 
 /// Columns of one panel: the lanes of an AVX-512 register.
 pub(crate) const LANES: usize = 16;
@@ -12,9 +12,7 @@ pub struct Panels {
     outputs: usize,
     inputs: usize,
     /// Of this weight, or of a [`Panels::stack`] with it in.
-    buffer: Arc<Vec<f32>>,
-    /// Where the weight begins in the buffer.
-    start: usize,
+    values: Shared<f32>,
 }
 
 impl Panels {
@@ -59,14 +57,14 @@ impl Panels {
         let stack = Self::over(data, columns, inputs);
         let mut start = 0;
         let part = |(_, outputs): &(&[f32], usize)| {
-            let part = Self {
+            let end = start + packed_len(*outputs, inputs);
+            let values = stack.values.part(start..end);
+            start = end;
+            Self {
                 outputs: *outputs,
                 inputs,
-                buffer: Arc::clone(&stack.buffer),
-                start,
-            };
-            start += packed_len(*outputs, inputs);
-            part
+                values,
+            }
         };
         let parts = weights.iter().map(part).collect();
         (stack, parts)
@@ -77,8 +75,7 @@ impl Panels {
         Self {
             outputs,
             inputs,
-            buffer: Arc::new(data),
-            start: 0,
+            values: Shared::of(data),
         }
     }
 
@@ -133,8 +130,15 @@ impl Panels {
 
     /// The packed values, `[n/16][k][16]`.
     pub(crate) fn data(&self) -> &[f32] {
-        let end = self.start + packed_len(self.outputs, self.inputs);
-        self.buffer.get(self.start..end).unwrap_or_default()
+        self.values.values()
+    }
+
+    /// Moves each of these, with its parts, into one piece of memory: see [`Shared::gather`].
+    pub(crate) fn gather(all: Vec<(&mut Self, Vec<&mut Self>)>) {
+        let values = |panels: Vec<_>| panels.into_iter().map(|it: &mut Self| &mut it.values);
+        let all = all.into_iter();
+        let all = all.map(|(whole, parts)| (&mut whole.values, values(parts).collect()));
+        Shared::gather(all.collect());
     }
 
     /// Bytes held, whoever shares them.
