@@ -83,7 +83,7 @@ privacy-figures: own-target ## Recall and precision of the detectors of personal
 	@crates/privacy/figures
 
 build-memory: own-target ## Peak memory of dataset builds against their sources' size (SIZES="0.5 1 2 5" GB, NEAR=Keep|Group|Drop)
-	cargo build --release --package dataset-builder
+	cargo build --locked --release --package dataset-builder --package engine --package router --package trainer --bins
 	@python3 trainer-image/dataset-builder/memory.py "$(CARGO_TARGET_DIR)/$$(rustc -vV | sed -n 's/^host: //p')/release/dataset-builder"
 
 base-model: own-target ## Pre-trains the demo's base model (ten minutes to half an hour)
