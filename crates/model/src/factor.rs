@@ -3,8 +3,19 @@
 use std::borrow::Cow;
 
 use crate::kernel::{
-    Epilogue, HalfPanels, HalfWeight, Packed, Panels, product_halves, product_parallel,
+    Epilogue, HalfPanels, HalfWeight, IntegerPanels, Packed, Panels, Weight, product_halves,
+    product_integers, product_parallel,
 };
+
+/// What the first factors of an adapter are held in for serving.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum FirstFactors {
+    /// The numbers that they came in.
+    #[default]
+    AsStored,
+    /// Blocks of 32 in 8 bits, as GGUF's `Q8_0`: beside a base whose products take their inputs in 8 bits.
+    EightBits,
+}
 
 /// A factor's values, row-major.
 #[derive(Debug, Clone, Copy)]
@@ -32,9 +43,11 @@ impl<'a> FactorValues<'a> {
     }
 }
 
-/// A packed factor, or a stack of them, in the numbers that it came in. The products have the same bits in each.
+/// A packed factor, or a stack of them. The products of halves have the bits of the same values in f32.
 #[derive(Debug)]
 pub(crate) enum FactorPanels {
+    /// Blocks in 8 bits, multiplied with inputs in 8 bits.
+    Eight(IntegerPanels),
     /// f32.
     Single(Panels),
     /// bf16 or f16: half of the memory.
@@ -78,12 +91,42 @@ impl FactorPanels {
         )
     }
 
-    /// Moves each of these, with its parts, into one piece of memory for each of f32 and halves, on large pages where
-    /// it fills them: for those that many passes read.
+    /// Packs factors as [`Self::stack`] does, in blocks of 8 bits. None where the inputs fill no blocks.
+    ///
+    /// The blocks' scales are f16, too short for small values: each part has its factor's values times a power of two,
+    /// and comes with what makes up for it.
+    pub fn stack_in_eight_bits(
+        factors: &[(FactorValues<'_>, usize)],
+        inputs: usize,
+    ) -> Option<(Self, Vec<(Self, f32)>)> {
+        let scaled = factors.iter().map(|(values, outputs)| {
+            let values = values.widened();
+            let largest = values
+                .iter()
+                .fold(0.0_f32, |largest, it| largest.max(it.abs()));
+            let scale = near_one(largest);
+            let scaled: Vec<f32> = values.iter().map(|value| value * scale).collect();
+            (scaled, *outputs, scale.recip())
+        });
+        let scaled: Vec<(Vec<f32>, usize, f32)> = scaled.collect();
+        let slices = scaled
+            .iter()
+            .map(|(values, outputs, _)| (values.as_slice(), *outputs));
+        let (stack, parts) = IntegerPanels::stack(&slices.collect::<Vec<_>>(), inputs)?;
+        let parts = parts.into_iter().zip(&scaled);
+        let parts = parts.map(|(part, (.., scale))| (Self::Eight(part), *scale));
+        Some((Self::Eight(stack), parts.collect()))
+    }
+
+    /// Moves each of these, with its parts, into one piece of memory for each kind of numbers, on large pages where it
+    /// fills them: for those that many passes read.
     pub fn gather(all: Vec<(&mut Self, Vec<&mut Self>)>) {
-        let (mut singles, mut halves) = (Vec::new(), Vec::new());
+        let (mut eights, mut singles, mut halves) = (Vec::new(), Vec::new(), Vec::new());
         for (whole, parts) in all {
             match whole {
+                Self::Eight(whole) => {
+                    eights.push((whole, parts.into_iter().filter_map(Self::eight).collect()));
+                }
                 Self::Single(whole) => {
                     singles.push((whole, parts.into_iter().filter_map(Self::single).collect()));
                 }
@@ -92,27 +135,36 @@ impl FactorPanels {
                 }
             }
         }
+        IntegerPanels::gather(eights);
         Panels::gather(singles);
         HalfPanels::gather(halves);
+    }
+
+    fn eight(&mut self) -> Option<&mut IntegerPanels> {
+        match self {
+            Self::Eight(panels) => Some(panels),
+            Self::Single(_) | Self::Half(_) => None,
+        }
     }
 
     fn single(&mut self) -> Option<&mut Panels> {
         match self {
             Self::Single(panels) => Some(panels),
-            Self::Half(_) => None,
+            Self::Eight(_) | Self::Half(_) => None,
         }
     }
 
     fn half(&mut self) -> Option<&mut HalfPanels> {
         match self {
-            Self::Single(_) => None,
             Self::Half(panels) => Some(panels),
+            Self::Eight(_) | Self::Single(_) => None,
         }
     }
 
     /// Rows of the weight.
     pub fn outputs(&self) -> usize {
         match self {
+            Self::Eight(panels) => panels.outputs(),
             Self::Single(panels) => panels.outputs(),
             Self::Half(panels) => panels.outputs(),
         }
@@ -121,6 +173,7 @@ impl FactorPanels {
     /// Columns of the weight.
     pub fn inputs(&self) -> usize {
         match self {
+            Self::Eight(panels) => panels.inputs(),
             Self::Single(panels) => panels.inputs(),
             Self::Half(panels) => panels.inputs(),
         }
@@ -129,6 +182,7 @@ impl FactorPanels {
     /// Bytes held, whoever shares them.
     pub fn bytes(&self) -> usize {
         match self {
+            Self::Eight(panels) => panels.bytes(),
             Self::Single(panels) => panels.bytes(),
             Self::Half(panels) => panels.bytes(),
         }
@@ -137,6 +191,7 @@ impl FactorPanels {
     /// The values, `[outputs, inputs]`.
     pub fn row_major(&self) -> Vec<f32> {
         match self {
+            Self::Eight(panels) => panels.read(0..panels.outputs(), 0..panels.inputs()),
             Self::Single(panels) => panels.row_major(),
             Self::Half(panels) => panels.read(0..panels.outputs(), 0..panels.inputs()),
         }
@@ -150,18 +205,30 @@ impl FactorPanels {
     /// `x · Wᵀ` of every row into `y: [rows, outputs]`.
     pub fn forward(&self, x: &[f32], y: &mut [f32], epilogue: Epilogue) {
         match self {
+            Self::Eight(panels) => product_integers(x, panels, y, epilogue),
             Self::Single(panels) => product_parallel(x, panels, y, epilogue),
             Self::Half(panels) => product_halves(x, panels, y, epilogue),
         }
     }
 
     /// For a product beside others.
-    pub fn packed(&self) -> Packed<'_> {
+    pub fn weight(&self) -> Weight<'_> {
         match self {
-            Self::Single(panels) => Packed::single(panels),
-            Self::Half(panels) => Packed::halves(panels),
+            Self::Eight(panels) => Weight::Integers(panels),
+            Self::Single(panels) => Weight::Floats(Packed::single(panels)),
+            Self::Half(panels) => Weight::Floats(Packed::halves(panels)),
         }
     }
+}
+
+/// The power of two that brings a value to 1 or less than twice that: as far as normal numbers go.
+fn near_one(value: f32) -> f32 {
+    const BIAS: u32 = 127;
+    if value == 0.0 {
+        return 1.0;
+    }
+    let exponent = (value.to_bits() >> 23).clamp(1, 2 * BIAS - 1);
+    f32::from_bits((2 * BIAS - exponent) << 23)
 }
 
 #[cfg(test)]
@@ -206,6 +273,37 @@ mod tests {
                 wide.transposed().row_major()
             );
         }
+    }
+
+    #[test]
+    fn eight_bits_are_as_exact_for_small_factors_as_for_large_ones() {
+        let (outputs, inputs) = (5, 64);
+        for size in [1e-30, 1e-6, 1.0, 1e20] {
+            let values: Vec<f32> = values(1, outputs * inputs)
+                .into_iter()
+                .map(|value| value * size)
+                .collect();
+            let plain = FactorValues::Single(&values);
+            let factors = [(plain, outputs), (plain, outputs)];
+            let (stack, parts) = FactorPanels::stack_in_eight_bits(&factors, inputs).unwrap();
+            assert_eq!((stack.outputs(), parts.len()), (32, 2));
+            for (part, scale) in &parts {
+                assert_eq!((part.outputs(), part.inputs()), (outputs, inputs));
+                let read = part.row_major();
+                for (read, exact) in read.chunks(32).zip(values.chunks(32)) {
+                    let largest = exact.iter().fold(0.0_f32, |most, it| most.max(it.abs()));
+                    for (read, exact) in read.iter().zip(exact) {
+                        // Half a step, and as much again for the scale's own rounding.
+                        assert!((read * scale - exact).abs() <= largest / 127.0, "{size}");
+                    }
+                }
+            }
+        }
+        let nothing = FactorValues::Single(&[0.0; 32]);
+        let (_, parts) = FactorPanels::stack_in_eight_bits(&[(nothing, 1)], 32).unwrap();
+        assert!(parts[0].0.row_major().iter().all(|value| *value == 0.0));
+        let short = FactorValues::Single(&[1.0; 40]);
+        assert!(FactorPanels::stack_in_eight_bits(&[(short, 1)], 40).is_none());
     }
 
     #[test]

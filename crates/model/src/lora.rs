@@ -10,6 +10,7 @@ use candle_core::{Device, Tensor, Var};
 use rayon::prelude::*;
 
 use crate::config::LlamaConfig;
+pub use crate::factor::FirstFactors;
 use crate::factor::{FactorPanels, FactorValues};
 use crate::kernel::HalfWeight;
 use crate::peft::{Adapter, AdapterError, AdapterTensor};
@@ -358,7 +359,7 @@ impl LayerUpdates {
         plan: &LoraPlan,
         config: &LlamaConfig,
         layer: usize,
-        tensor: &dyn Fn(&str) -> FactorValues<'a>,
+        (tensor, first): (&dyn Fn(&str) -> FactorValues<'a>, FirstFactors),
     ) -> Self {
         let mut pairs: [Option<LoraPair>; Module::ALL.len()] = Default::default();
         let stacks = Module::GROUPS.map(|group| {
@@ -366,21 +367,27 @@ impl LayerUpdates {
                 .iter()
                 .filter_map(|module| Some((*module, plan.update(layer, *module)?)))
                 .collect();
-            let (first, _) = adapted.first()?;
-            let (_, inputs) = first.shape(config);
+            let (_, inputs) = adapted.first()?.0.shape(config);
             let factors: Vec<(FactorValues<'_>, usize)> = adapted
                 .iter()
                 .map(|(module, update)| (tensor(&module.lora_name(layer, "lora_A")), update.rank))
                 .collect();
-            let (stack, parts) = FactorPanels::stack(&factors, inputs);
-            for ((module, update), a) in adapted.iter().zip(parts) {
+            let eight = match first {
+                FirstFactors::AsStored => None,
+                FirstFactors::EightBits => FactorPanels::stack_in_eight_bits(&factors, inputs),
+            };
+            let (stack, parts) = eight.unwrap_or_else(|| {
+                let (stack, parts) = FactorPanels::stack(&factors, inputs);
+                (stack, parts.into_iter().map(|part| (part, 1.0)).collect())
+            });
+            for ((module, update), (a, scale)) in adapted.iter().zip(parts) {
                 let (outputs, _) = module.shape(config);
                 let b = tensor(&module.lora_name(layer, "lora_B"));
                 if let Some(pair) = pairs.get_mut(*module as usize) {
                     *pair = Some(LoraPair {
                         a,
                         b: FactorPanels::pack(b, outputs, update.rank),
-                        scaling: update.scaling,
+                        scaling: update.scaling * scale,
                     });
                 }
             }
@@ -414,19 +421,21 @@ impl LoraLayers {
         let values = |name: &str| FactorValues::Single(tensor(name));
         Self {
             layers: (0..config.num_hidden_layers)
-                .map(|layer| LayerUpdates::pack(plan, config, layer, &values))
+                .map(|layer| {
+                    LayerUpdates::pack(plan, config, layer, (&values, FirstFactors::AsStored))
+                })
                 .collect(),
         }
     }
 
-    /// Packs the factors in the numbers that they have, layers beside each other, into one piece of memory.
-    pub fn pack_as_they_are<'a>(
+    /// Packs the factors for serving, layers beside each other, into one piece of memory.
+    pub fn pack_for_serving<'a>(
         plan: &LoraPlan,
         config: &LlamaConfig,
-        tensor: &(dyn Fn(&str) -> FactorValues<'a> + Sync),
+        (tensor, first): (&(dyn Fn(&str) -> FactorValues<'a> + Sync), FirstFactors),
     ) -> Self {
         let layers = (0..config.num_hidden_layers).into_par_iter();
-        let layers = layers.map(|layer| LayerUpdates::pack(plan, config, layer, &tensor));
+        let layers = layers.map(|layer| LayerUpdates::pack(plan, config, layer, (&tensor, first)));
         let mut layers: Vec<LayerUpdates> = layers.collect();
         FactorPanels::gather(layers.iter_mut().flat_map(LayerUpdates::factors).collect());
         Self { layers }
@@ -460,6 +469,18 @@ impl LoadedAdapter {
     /// # Errors
     /// As [`Adapter::verify`].
     pub fn new(adapter: &Adapter, config: &LlamaConfig) -> Result<Self, AdapterError> {
+        Self::with_first_factors(adapter, config, FirstFactors::AsStored)
+    }
+
+    /// The same, with its first factors as a model [wants them](crate::transformer::Llama::first_factors).
+    ///
+    /// # Errors
+    /// As [`Adapter::verify`].
+    pub fn with_first_factors(
+        adapter: &Adapter,
+        config: &LlamaConfig,
+        first: FirstFactors,
+    ) -> Result<Self, AdapterError> {
         adapter.verify(config)?;
         let tensors = adapter.tensors.par_iter();
         let halves: BTreeMap<&str, HalfWeight> = tensors
@@ -472,7 +493,12 @@ impl LoadedAdapter {
             }
         };
         let plan = adapter.config.plan(config)?;
-        Ok(Self::pack(&plan, config, &adapter.digest(), &values))
+        Ok(Self::pack(
+            &plan,
+            config,
+            &adapter.digest(),
+            (&values, first),
+        ))
     }
 
     /// Packs what was verified.
@@ -480,12 +506,12 @@ impl LoadedAdapter {
         plan: &LoraPlan,
         config: &LlamaConfig,
         digest: &str,
-        values: &(dyn Fn(&str) -> FactorValues<'a> + Sync),
+        values: (&(dyn Fn(&str) -> FactorValues<'a> + Sync), FirstFactors),
     ) -> Self {
         Self {
             digest: digest.into(),
             model: config.clone(),
-            layers: LoraLayers::pack_as_they_are(plan, config, values),
+            layers: LoraLayers::pack_for_serving(plan, config, values),
             on_gpu: OnceLock::new(),
         }
     }

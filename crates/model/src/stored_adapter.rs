@@ -7,7 +7,7 @@ use std::path::Path;
 use rayon::prelude::*;
 
 use crate::config::LlamaConfig;
-use crate::factor::FactorValues;
+use crate::factor::{FactorValues, FirstFactors};
 use crate::identity::{Form, identity};
 use crate::kernel::HalfWeight;
 use crate::lora::LoadedAdapter;
@@ -103,12 +103,17 @@ impl StoredAdapter {
         }
     }
 
-    /// Verifies the adapter and packs it with the threads of the current rayon pool. The caller makes sure that
-    /// `digest` is the content's.
+    /// Verifies the adapter and packs it with the threads of the current rayon pool, its first factors as a model
+    /// [wants them](crate::transformer::Llama::first_factors). The caller makes sure that `digest` is the content's.
     ///
     /// # Errors
     /// As [`Self::verify`].
-    pub fn load(&self, digest: &str, config: &LlamaConfig) -> Result<LoadedAdapter, AdapterError> {
+    pub fn load(
+        &self,
+        digest: &str,
+        config: &LlamaConfig,
+        first: FirstFactors,
+    ) -> Result<LoadedAdapter, AdapterError> {
         self.header.verify_shapes(config)?;
         if let Some(error) = self.tensors.par_iter().find_map_first(not_finite) {
             return Err(error);
@@ -126,7 +131,7 @@ impl StoredAdapter {
             (None, Some(tensor)) => tensor.values(),
             (None, None) => FactorValues::Single(&[]),
         };
-        Ok(LoadedAdapter::pack(&plan, config, digest, &values))
+        Ok(LoadedAdapter::pack(&plan, config, digest, (&values, first)))
     }
 }
 
@@ -193,7 +198,11 @@ mod tests {
             assert_eq!(stored.digest(&|| ()), adapter.digest(), "{dtype:?}");
             assert_eq!(stored.has_halves(), dtype == StoredDtype::Bf16);
             let digest = stored.digest(&|| ());
-            let loaded = stored.load(&digest, &TinyShape::default().config());
+            let loaded = stored.load(
+                &digest,
+                &TinyShape::default().config(),
+                FirstFactors::AsStored,
+            );
             assert_eq!(**loaded.unwrap().digest(), *digest);
         }
     }
@@ -223,7 +232,9 @@ mod tests {
         let bytes = |dtype| {
             let (dir, _) = saved(dtype, |_| {});
             let stored = StoredAdapter::read(dir.path()).unwrap();
-            let loaded = stored.load("sha256:", &config).unwrap();
+            let loaded = stored
+                .load("sha256:", &config, FirstFactors::AsStored)
+                .unwrap();
             let said = AdapterHeader::read(dir.path()).unwrap();
             assert_eq!(loaded.bytes(), said.packed_bytes(&config).unwrap());
             loaded.bytes()
@@ -236,12 +247,21 @@ mod tests {
         let config = TinyShape::default().config();
         let (dir, adapter) = saved(StoredDtype::Bf16, |_| {});
         let half = StoredAdapter::read(dir.path()).unwrap();
-        let half = half.load("sha256:", &config).unwrap().bytes();
+        let half = half
+            .load("sha256:", &config, FirstFactors::AsStored)
+            .unwrap()
+            .bytes();
         assert_eq!(LoadedAdapter::new(&adapter, &config).unwrap().bytes(), half);
         adapter.save(dir.path()).unwrap();
         let single = StoredAdapter::read(dir.path()).unwrap();
         assert!(!single.has_halves());
-        assert_eq!(single.load("sha256:", &config).unwrap().bytes(), half);
+        assert_eq!(
+            single
+                .load("sha256:", &config, FirstFactors::AsStored)
+                .unwrap()
+                .bytes(),
+            half
+        );
     }
 
     #[test]
@@ -266,7 +286,9 @@ mod tests {
                     stored.verify(shape, &|| ()).unwrap_err().to_string(),
                     expected
                 );
-                let refused = stored.load("sha256:", shape).unwrap_err();
+                let refused = stored
+                    .load("sha256:", shape, FirstFactors::AsStored)
+                    .unwrap_err();
                 assert_eq!(refused.to_string(), expected);
             }
         }

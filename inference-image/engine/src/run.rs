@@ -145,6 +145,7 @@ impl Running {
                 bytes: adapter_memory(&options, &config),
             },
             files: open_files(&options, &config, &base.config)?
+                .with_first_factors(base.llama.first_factors())
                 .with_cache(open_cache(&options, &config)?),
             metrics: Arc::clone(&metrics),
         });

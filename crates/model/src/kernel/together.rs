@@ -64,13 +64,16 @@ pub(crate) struct Base<'a> {
     pub epilogue: Epilogue,
 }
 
-/// A product with a first factor beside them: `x · Wᵀ` for `x: [rows, inputs]` into `y: [rows, outputs]`.
+/// A product with a first factor beside them: `x · Wᵀ` for some rows of `x: [all rows, inputs]` into
+/// `y: [rows, outputs]`.
 #[derive(Debug)]
 pub(crate) struct Beside<'a> {
-    /// `[rows, inputs]`
+    /// `[all rows, inputs]`
     pub x: &'a [f32],
+    /// Those that it has for.
+    pub rows: Range<usize>,
     /// `[outputs, inputs]`
-    pub w: Packed<'a>,
+    pub w: Weight<'a>,
     /// `[rows, outputs]`
     pub y: &'a mut [f32],
 }
@@ -114,7 +117,8 @@ enum Factors<'a> {
     Floats(Rows<'a>, Packed<'a>),
     /// So many rows that other jobs write.
     After(Output, usize, Packed<'a>),
-    Integers(&'a Inputs, &'a IntegerPanels),
+    /// Some rows of the inputs.
+    Integers(&'a Inputs, Range<usize>, &'a IntegerPanels),
 }
 
 /// All rows by some panels of one product.
@@ -176,7 +180,7 @@ fn divided(
     factors: FactorBytes,
 ) {
     let threads = rayon::current_num_threads();
-    let quantised = quantised(&bases);
+    let quantised = quantised(&bases, &beside);
     let mut jobs = Vec::with_capacity(2 * bases.len() + beside.len() + additions.len());
     let mut products = Vec::with_capacity(bases.len());
     for base in &mut bases {
@@ -208,17 +212,20 @@ fn divided(
     let first = jobs.len();
     let mut inner = Vec::with_capacity(beside.len());
     for it in beside {
-        let (w, count) = (it.w, row_count(it.x, (it.w.outputs(), it.w.inputs()), it.y));
-        let (values, y) = (it.y.len(), Output::of(it.y, w.outputs()));
+        let (outputs, inputs) = it.w.shape();
+        let own = it.x.get(it.rows.start * inputs..it.rows.end * inputs);
+        row_count(own.unwrap_or_default(), (outputs, inputs), it.y);
+        let (values, y) = (it.y.len(), Output::of(it.y, outputs));
         inner.push((y, values));
-        let parts =
-            it.x.chunks(SHRUNK_ROWS * w.inputs())
-                .zip((0..count).step_by(SHRUNK_ROWS));
-        jobs.extend(parts.map(|(x, row)| Job {
-            rows: SHRUNK_ROWS.min(count - row),
-            output: y.at_row(row),
-            factors: Factors::Floats(Rows::beside(x, w.inputs()), w),
-            epilogue: Epilogue::Store,
+        let starts = it.rows.clone().step_by(SHRUNK_ROWS);
+        jobs.extend(starts.map(|start| {
+            let rows = start..it.rows.end.min(start + SHRUNK_ROWS);
+            Job {
+                rows: rows.len(),
+                output: y.at_row(start - it.rows.start),
+                factors: factors_of(it.x, rows, it.w, &quantised),
+                epilogue: Epilogue::Store,
+            }
         }));
     }
     let beside: Vec<(usize, Range<usize>)> = (first..jobs.len())
@@ -255,21 +262,41 @@ struct Product {
 }
 
 /// Each input in 8 bits, once for all weights that want it in the same way.
-fn quantised<'a>(bases: &[Base<'a>]) -> Vec<(&'a [f32], Inputs)> {
-    let mut quantised: Vec<(&[f32], Inputs)> = Vec::new();
-    for base in bases {
-        let Some(w) = base.w else {
-            continue;
-        };
+fn quantised<'a>(bases: &[Base<'a>], beside: &[Beside<'a>]) -> Vec<(&'a [f32], Inputs)> {
+    let with_base = bases.iter().filter_map(|base| {
+        let w = base.w?;
         row_count(base.x, w.shape(), base.y);
         assert_eq!(w.shape().0, base.outputs, "columns of y");
+        Some((base.x, w))
+    });
+    let mut quantised: Vec<(&[f32], Inputs)> = Vec::new();
+    for (x, w) in with_base.chain(beside.iter().map(|it| (it.x, it.w))) {
         if let Weight::Integers(panels) = w
-            && known(&quantised, base.x, panels).is_none()
+            && known(&quantised, x, panels).is_none()
         {
-            quantised.push((base.x, Inputs::of(base.x, panels)));
+            quantised.push((x, Inputs::of(x, panels)));
         }
     }
     quantised
+}
+
+/// Some rows of an input and a weight.
+fn factors_of<'j>(
+    x: &'j [f32],
+    rows: Range<usize>,
+    w: Weight<'j>,
+    quantised: &'j [(&[f32], Inputs)],
+) -> Factors<'j> {
+    match w {
+        Weight::Floats(w) => {
+            let x = x.get(rows.start * w.inputs()..rows.end * w.inputs());
+            Factors::Floats(Rows::beside(x.unwrap_or_default(), w.inputs()), w)
+        }
+        Weight::Integers(panels) => match known(quantised, x, panels) {
+            Some(inputs) => Factors::Integers(inputs, rows, panels),
+            None => unreachable!("`quantised` has brought every such input into 8 bits"),
+        },
+    }
 }
 
 /// Bundles of what is added, with the panels of the base that wait for it. Their jobs come to the others.
@@ -328,6 +355,14 @@ impl Weight<'_> {
             Self::Integers(panels) => (panels.outputs(), panels.inputs()),
         }
     }
+
+    /// Bytes held, whoever shares them.
+    fn bytes(self) -> usize {
+        match self {
+            Self::Floats(packed) => packed.bytes(),
+            Self::Integers(panels) => panels.bytes(),
+        }
+    }
 }
 
 impl Base<'_> {
@@ -338,16 +373,10 @@ impl Base<'_> {
         quantised: &'j [(&[f32], Inputs)],
     ) -> Job<'j> {
         let (_, inputs) = w.shape();
-        let factors = match w {
-            Weight::Floats(w) => Factors::Floats(Rows::beside(self.x, inputs), w),
-            Weight::Integers(panels) => match known(quantised, self.x, panels) {
-                Some(inputs) => Factors::Integers(inputs, panels),
-                None => unreachable!("`quantised` has brought every such input into 8 bits"),
-            },
-        };
+        let rows = self.x.len().checked_div(inputs).unwrap_or(0);
         Job {
-            factors,
-            rows: self.x.len().checked_div(inputs).unwrap_or(0),
+            factors: factors_of(self.x, 0..rows, w, quantised),
+            rows,
             output,
             epilogue: self.epilogue,
         }
@@ -383,7 +412,7 @@ impl Job<'_> {
     fn panels(&self) -> usize {
         let outputs = match &self.factors {
             Factors::Floats(_, w) | Factors::After(_, _, w) => w.outputs(),
-            Factors::Integers(_, w) => w.outputs(),
+            Factors::Integers(_, _, w) => w.outputs(),
         };
         outputs.div_ceil(LANES)
     }
@@ -392,7 +421,7 @@ impl Job<'_> {
     fn work(&self) -> usize {
         let inputs = match &self.factors {
             Factors::Floats(_, w) | Factors::After(_, _, w) => w.inputs(),
-            Factors::Integers(_, w) => w.inputs(),
+            Factors::Integers(_, _, w) => w.inputs(),
         };
         self.rows * inputs * LANES
     }
@@ -401,7 +430,7 @@ impl Job<'_> {
     fn bytes(&self) -> usize {
         let bytes = match &self.factors {
             Factors::Floats(_, w) | Factors::After(_, _, w) => w.bytes(),
-            Factors::Integers(_, w) => w.bytes(),
+            Factors::Integers(_, _, w) => w.bytes(),
         };
         bytes / self.panels().max(1)
     }
@@ -607,13 +636,14 @@ fn ahead<'j>(
     let mut ahead = Ahead::default();
     let next = next.and_then(|bundle| bundle.base.as_ref());
     if let Some((job, task)) = next.and_then(|task| Some((jobs.get(task.job)?, task)))
-        && let Factors::Integers(_, w) = &job.factors
+        && let Factors::Integers(_, _, w) = &job.factors
     {
         w.ask_for_first(task.panels.clone(), &mut ahead);
     }
     for (job, panels) in then {
-        if let Factors::Floats(_, w) | Factors::After(_, _, w) = &job.factors {
-            w.ask_for(panels, &mut ahead);
+        match &job.factors {
+            Factors::Floats(_, w) | Factors::After(_, _, w) => w.ask_for(panels, &mut ahead),
+            Factors::Integers(_, _, w) => w.ask_for(panels, &mut ahead),
         }
     }
     ahead
@@ -641,7 +671,9 @@ fn compute(isa: Isa, job: &Job<'_>, panels: Range<usize>, mut ahead: Ahead) {
             let stride = inner.stride;
             floats(Rows { values, stride }, *w);
         }
-        Factors::Integers(x, w) => x.multiply(w, output, panels.clone(), epilogue, &mut ahead),
+        Factors::Integers(x, rows, w) => {
+            x.multiply(rows.clone(), w, output, panels, epilogue, &mut ahead);
+        }
     }
 }
 

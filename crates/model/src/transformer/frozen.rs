@@ -75,6 +75,11 @@ impl Frozen {
         matches!(&self.stored, Stored::Compact(Compact::Blocks(_)))
     }
 
+    /// Whether it is multiplied with inputs in 8 bits.
+    pub fn takes_eight_bits(&self) -> bool {
+        matches!(&self.stored, Stored::Compact(Compact::Integers(_)))
+    }
+
     /// `x · Wᵀ` of every row into `y: [rows, outputs]`, without the bias.
     pub fn forward(&self, x: &[f32], y: &mut [f32], epilogue: Epilogue) {
         match &self.stored {

@@ -5,7 +5,7 @@
 //! chain of its own, so that neither the stacking nor the threads change a bit (SGMV of Punica: Chen et al. 2023,
 //! arXiv:2310.18547, section 4, without its padding of ranks).
 
-use crate::kernel::{Addition, Beside, LANES};
+use crate::kernel::{Addition, Beside, LANES, Weight};
 use crate::lora::{LoadedAdapter, Module};
 
 /// Rows that share an adapter.
@@ -48,11 +48,10 @@ impl<'a> Updates<'a> {
         let segments = self.segments.iter().zip(&mut self.inner);
         let products = segments.filter_map(|(segment, inner)| {
             let stack = segment.adapter.layers().stack(layer, group)?;
-            let (rows, inputs) = (&segment.rows, stack.inputs());
             Some(Beside {
-                x: x.get(rows.start * inputs..rows.end * inputs)
-                    .unwrap_or_default(),
-                w: stack.packed(),
+                x,
+                rows: segment.rows.clone(),
+                w: stack.weight(),
                 y: inner,
             })
         });
@@ -74,12 +73,15 @@ impl<'a> Updates<'a> {
                 let Some(pair) = lora.pair(self.layer, *module) else {
                     continue;
                 };
+                let Weight::Floats(w) = pair.b.weight() else {
+                    unreachable!("second factors are held as they came");
+                };
                 all.push(Addition {
                     product,
                     rows: rows.clone(),
                     beside,
                     column,
-                    w: pair.b.packed(),
+                    w,
                     scale: pair.scaling,
                 });
                 column += pair.b.inputs().next_multiple_of(LANES);
@@ -95,8 +97,9 @@ mod tests {
     use crate::config::LlamaConfig;
     use crate::fixture::{TinyShape, random_adapter};
     use crate::kernel::{Base, Epilogue, HalfFormat, HalfWeight, Isa, reference, together};
-    use crate::lora::LoraConfig;
+    use crate::lora::{FirstFactors, LoraConfig};
     use crate::peft::Adapter;
+    use crate::quant::{BlockFormat, Blocks};
     use crate::random::Stream;
     use crate::targets::Targets;
 
@@ -147,15 +150,29 @@ mod tests {
     }
 
     /// The update of one row, written plainly.
-    fn add_plainly(adapter: &Adapter, layer: usize, module: Module, x: &[f32], y: &mut [f32]) {
+    fn add_plainly(
+        (adapter, first): (&Adapter, FirstFactors),
+        (layer, module): (usize, Module),
+        x: &[f32],
+        y: &mut [f32],
+    ) {
         let factor = |factor| adapter.tensors.get(&module.lora_name(layer, factor));
         let (Some(a), Some(b)) = (factor("lora_A"), factor("lora_B")) else {
             return;
         };
         let isa = Isa::detect();
-        let inner = reference::product(isa, x, &a.data, x.len());
+        let mut scaling = adapter.config.scaling(a.shape[0], adapter.config.alpha);
+        let inner = if first == FirstFactors::EightBits && x.len().is_multiple_of(32) {
+            let largest = a.data.iter().fold(0.0_f32, |most, it| most.max(it.abs()));
+            let scale = 2.0_f32.powi(-(largest.log2().floor() as i32));
+            scaling /= scale;
+            let scaled: Vec<f32> = a.data.iter().map(|value| value * scale).collect();
+            let blocks = Blocks::quantize(BlockFormat::Q8_0, &scaled, a.shape[0], x.len());
+            reference::integer_product(isa, x, &blocks.unwrap())
+        } else {
+            reference::product(isa, x, &a.data, x.len())
+        };
         let sums = reference::product(isa, &inner, &b.data, inner.len());
-        let scaling = adapter.config.scaling(a.shape[0], adapter.config.alpha);
         for (y, sum) in y.iter_mut().zip(sums) {
             *y += scaling * sum;
         }
@@ -163,6 +180,15 @@ mod tests {
 
     #[test]
     fn rows_of_mixed_ranks_and_modules_get_the_bits_of_the_plain_update() {
+        rows_get_the_bits_of_the_plain_update(FirstFactors::AsStored);
+    }
+
+    #[test]
+    fn first_factors_in_eight_bits_give_the_bits_of_their_plain_update() {
+        rows_get_the_bits_of_the_plain_update(FirstFactors::EightBits);
+    }
+
+    fn rows_get_the_bits_of_the_plain_update(first: FirstFactors) {
         let config = config();
         let adapters = [
             adapter(1, &Module::ALL, 1),
@@ -174,7 +200,7 @@ mod tests {
         ];
         let loaded = adapters
             .each_ref()
-            .map(|adapter| LoadedAdapter::new(adapter, &config).unwrap());
+            .map(|adapter| LoadedAdapter::with_first_factors(adapter, &config, first).unwrap());
         // Rows 0 to 2, 9 and 18 are of the bare base.
         let ranges = [3..4, 4..9, 10..12, 12..15, 15..16, 16..18];
         let segments: Vec<Segment<'_>> = ranges
@@ -202,7 +228,7 @@ mod tests {
                     for row in rows.clone() {
                         let x = &x[row * inputs..(row + 1) * inputs];
                         let y = &mut y[row * width..(row + 1) * width];
-                        add_plainly(adapter, layer, *module, x, y);
+                        add_plainly((adapter, first), (layer, *module), x, y);
                     }
                 }
             }
@@ -248,6 +274,18 @@ mod tests {
             let half = bytes(&narrow(adapter), Some(HalfFormat::Bf16));
             assert_eq!(single, 2 * half);
         }
+    }
+
+    #[test]
+    fn first_factors_in_eight_bits_take_half_of_the_bytes_of_halves_and_an_eighth_more() {
+        let adapter = narrow(adapter(16, &[Module::QProj], 1));
+        let bytes = |first| {
+            let loaded = LoadedAdapter::with_first_factors(&adapter, &config(), first).unwrap();
+            let pairs = (0..2).map(|layer| loaded.layers().pair(layer, Module::QProj).unwrap());
+            pairs.map(|pair| pair.a.bytes()).sum::<usize>()
+        };
+        let halves = bytes(FirstFactors::AsStored);
+        assert_eq!(bytes(FirstFactors::EightBits), halves / 2 + halves / 32);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use crate::base::{BaseModel, save_base};
 use crate::fixture::{TinyShape, random_adapter, write_tiny_gguf};
 use crate::kernel::HalfWeight;
 use crate::kv::KvPool;
-use crate::lora::LoadedAdapter;
+use crate::lora::{FirstFactors, LoadedAdapter};
 use crate::quant::Quantization;
 
 const FORMS: [Held; 5] = [
@@ -59,14 +59,15 @@ fn losses(llama: &Llama) -> f64 {
 fn a_rows_bits_depend_on_neither_company_nor_chunks_nor_threads_in_any_form() {
     for (name, llama) in [served(true), served(false)].concat() {
         let config = llama.config().clone();
-        let load = |rank, seed| {
-            LoadedAdapter::new(&random_adapter(&config, &lora(rank, 0.0), seed), &config).unwrap()
-        };
+        let first = llama.first_factors();
+        let loaded =
+            |adapter: &_| LoadedAdapter::with_first_factors(adapter, &config, first).unwrap();
+        let load = |rank, seed| loaded(&random_adapter(&config, &lora(rank, 0.0), seed));
         let mut narrow = random_adapter(&config, &lora(16, 0.0), 2);
         for tensor in narrow.tensors.values_mut() {
             tensor.data = HalfWeight::rounded(&tensor.data).widened();
         }
-        let (a, b) = (load(4, 1), LoadedAdapter::new(&narrow, &config).unwrap());
+        let (a, b) = (load(4, 1), loaded(&narrow));
         let text = tokens(41, 3);
         let others = [
             (tokens(5, 9), Some(&b)),
@@ -91,6 +92,32 @@ fn a_rows_bits_depend_on_neither_company_nor_chunks_nor_threads_in_any_form() {
             }
             assert_eq!(pool.free_blocks(), 64, "{name}");
         }
+    }
+}
+
+#[test]
+fn first_factors_in_eight_bits_beside_a_base_in_blocks_move_an_update_by_a_hundredth_at_most() {
+    for (name, llama) in served(true) {
+        let config = llama.config();
+        let blocks = name.contains("Q8_0") || name.contains("Q4");
+        let first = llama.first_factors();
+        assert_eq!(first == FirstFactors::EightBits, blocks, "{name}");
+        let adapter = random_adapter(config, &lora(8, 0.0), 4);
+        let logits = |first: Option<FirstFactors>| {
+            let loaded = first
+                .map(|first| LoadedAdapter::with_first_factors(&adapter, config, first).unwrap());
+            let mut pool = KvPool::new(config, 64);
+            let bits = serve(&llama, &mut pool, &tokens(40, 3), loaded.as_ref(), 40, &[]);
+            bits.into_iter().map(f32::from_bits).collect::<Vec<f32>>()
+        };
+        let [bare, exact, own] = [None, Some(FirstFactors::AsStored), Some(first)].map(logits);
+        let apart = |a: &[f32], b: &[f32]| {
+            let squares = a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2));
+            squares.sum::<f64>().sqrt()
+        };
+        let (update, moved) = (apart(&exact, &bare), apart(&own, &exact));
+        assert!(update > 0.0 && (moved > 0.0) == blocks, "{name}");
+        assert!(moved < 0.01 * update, "{name}: {moved} of {update}");
     }
 }
 

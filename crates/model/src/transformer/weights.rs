@@ -12,7 +12,7 @@ use crate::base::{
 };
 use crate::base_files::Role;
 use crate::config::LlamaConfig;
-use crate::lora::Module;
+use crate::lora::{FirstFactors, Module};
 use crate::rope::{Llama3Rope, frequencies};
 
 /// One transformer layer. Norms that its family does not have are empty.
@@ -315,6 +315,19 @@ impl Llama {
         match &self.place {
             Place::Host(weights) => &weights.config,
             Place::Gpu(weights) => weights.config(),
+        }
+    }
+
+    /// What adapters that are served beside it hold their first factors in.
+    pub fn first_factors(&self) -> FirstFactors {
+        let Place::Host(weights) = &self.place else {
+            return FirstFactors::AsStored;
+        };
+        let mut linears = weights.layers.iter().flat_map(|layer| &layer.linears);
+        if linears.any(Frozen::takes_eight_bits) {
+            FirstFactors::EightBits
+        } else {
+            FirstFactors::AsStored
         }
     }
 

@@ -10,7 +10,7 @@ use graftwork_contract::Digest;
 use graftwork_contract::adapter::{CONFIG_FILE, MANIFEST_FILE, Manifest, Provenance, WEIGHTS_FILE};
 use graftwork_contract::causes::causes;
 use graftwork_model::config::LlamaConfig;
-use graftwork_model::lora::LoadedAdapter;
+use graftwork_model::lora::{FirstFactors, LoadedAdapter};
 use graftwork_model::peft::{AdapterError, AdapterHeader};
 use graftwork_model::stored_adapter::StoredAdapter;
 use graftwork_model::tensor_file::TensorFileError;
@@ -97,6 +97,7 @@ pub struct AdapterFiles {
     store: Place,
     base_digest: Digest,
     config: Arc<LlamaConfig>,
+    first_factors: FirstFactors,
     cache: Option<Arc<DiskCache>>,
     known: Arc<Known>,
 }
@@ -108,6 +109,7 @@ impl AdapterFiles {
             store: Place::Folder(store),
             base_digest,
             config,
+            first_factors: FirstFactors::default(),
             cache: None,
             known: Arc::default(),
         }
@@ -119,8 +121,18 @@ impl AdapterFiles {
             store: Place::Bucket(store),
             base_digest,
             config,
+            first_factors: FirstFactors::default(),
             cache: None,
             known: Arc::default(),
+        }
+    }
+
+    /// With first factors as the base model wants them.
+    #[must_use]
+    pub fn with_first_factors(self, first_factors: FirstFactors) -> Self {
+        Self {
+            first_factors,
+            ..self
         }
     }
 
@@ -207,7 +219,8 @@ impl AdapterFiles {
                 _ => check_digest(&stored, source, &|| ()),
             },
             || {
-                let loaded = stored.load(source.digest.as_str(), &self.config);
+                let digest = source.digest.as_str();
+                let loaded = stored.load(digest, &self.config, self.first_factors);
                 let wanted = !is_known && stored.has_halves();
                 (loaded, wanted.then(|| stored.stored_digest(&|| ())))
             },

@@ -15,7 +15,7 @@ use graftwork_model::base::{BaseError, base_digest};
 use graftwork_model::category::Category as FileCategory;
 use graftwork_model::config::LlamaConfig;
 use graftwork_model::lora::{LoadedAdapter, LoraConfig, LoraParams};
-use graftwork_model::peft::Adapter;
+use graftwork_model::peft::{Adapter, AdapterError};
 use graftwork_model::quant;
 use graftwork_model::tokenizer::{TextTokenizer, TokenizedExample};
 use graftwork_model::transformer::{Accelerator, Held, Llama};
@@ -38,6 +38,15 @@ pub struct Base {
 }
 
 impl Base {
+    /// An adapter as engines hold it beside this base.
+    ///
+    /// # Errors
+    /// It does not fit, or has values that are no numbers.
+    pub fn loaded(&self, adapter: &Adapter) -> Result<LoadedAdapter, AdapterError> {
+        let first = self.model.first_factors();
+        LoadedAdapter::with_first_factors(adapter, self.model.config(), first)
+    }
+
     /// An adapter beside another one, or beside the bare model.
     pub fn compared<'a>(
         &'a self,
@@ -201,7 +210,7 @@ pub fn read_reference(
         resolved.adapter, resolved.version
     );
     let (adapter, _) = read_adapter(store, &named, resolved)?;
-    LoadedAdapter::new(&adapter, base.model.config())
+    base.loaded(&adapter)
         .map(Some)
         .map_err(|error| file_failure(&named, error.category(), &error))
 }

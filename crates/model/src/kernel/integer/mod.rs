@@ -175,17 +175,27 @@ impl Inputs {
         self.zero == w.kind().zero()
     }
 
-    /// Computes all rows by some panels on this thread, and asks for what others read soon. The inputs were made for
-    /// a weight that [fits](Self::fit), and as long as that one's; `y` has a row for each of theirs.
+    /// Computes some rows by some panels on this thread, and asks for what others read soon. The inputs were made for
+    /// a weight that [fits](Self::fit), and as long as that one's; `y` has a row for each of these.
     pub fn multiply(
         &self,
+        rows: Range<usize>,
         w: &IntegerPanels,
         y: Output,
         panels: Range<usize>,
         epilogue: Epilogue,
         ahead: &mut Ahead,
     ) {
-        part(self, w, y, panels, epilogue, ahead);
+        let groups = w.groups();
+        let x = self.groups.get(rows.start * groups..rows.end * groups);
+        part(
+            (self.isa, x.unwrap_or_default()),
+            w,
+            y,
+            panels,
+            epilogue,
+            ahead,
+        );
     }
 }
 
@@ -193,7 +203,12 @@ impl IntegerPanels {
     /// Adds the memory that the first tile of some panels is read from.
     pub(super) fn ask_for_first(&self, panels: Range<usize>, ahead: &mut Ahead) {
         let end = panels.end.min(panels.start + 2);
-        if let Some(parts) = self.parts(panels.start..end) {
+        self.ask_for(panels.start..end, ahead);
+    }
+
+    /// Adds the memory that some panels are read from.
+    pub(super) fn ask_for(&self, panels: Range<usize>, ahead: &mut Ahead) {
+        if let Some(parts) = self.parts(panels) {
             ahead.push(parts.quants);
             ahead.push(parts.scales);
         }
@@ -219,7 +234,9 @@ fn product_on(isa: IntegerIsa, x: &[f32], w: &IntegerPanels, y: &mut [f32], epil
     let output = Output::of(y, w.outputs());
     let panels = w.panels();
     let threads = rayon::current_num_threads();
-    let multiply = |range| inputs.multiply(w, output, range, epilogue, &mut Ahead::default());
+    let multiply = |panels| {
+        inputs.multiply(0..rows, w, output, panels, epilogue, &mut Ahead::default());
+    };
     if threads < 2 || rows * w.outputs() * w.inputs() < PARALLEL_WORK {
         multiply(0..panels);
         return;
@@ -234,14 +251,14 @@ fn product_on(isa: IntegerIsa, x: &[f32], w: &IntegerPanels, y: &mut [f32], epil
 /// Computes all rows by some panels. Rows inside: panels stay in the nearest cache while they pass by, and they
 /// in the second.
 fn part(
-    Inputs { isa, groups: x, .. }: &Inputs,
+    (isa, x): (IntegerIsa, &[Group]),
     w: &IntegerPanels,
     y: Output,
     panels: Range<usize>,
     epilogue: Epilogue,
     ahead: &mut Ahead,
 ) {
-    let (isa, groups) = (*isa, w.groups());
+    let groups = w.groups();
     let tiles = |x: &[Group]| (x.len() / groups).div_ceil(isa.rows(usize::MAX));
     let mut left = tiles(x) * panels.len().div_ceil(isa.panels());
     let rows = (SECOND_CACHE / (groups * size_of::<Group>())).max(12) / 12 * 12;

@@ -2,10 +2,12 @@
 
 use std::ops::Range;
 
+use bytemuck::{Pod, Zeroable};
 use half::f16;
 use rayon::prelude::*;
 
 use super::super::panels::LANES;
+use super::super::shared::Shared;
 use super::GROUP;
 use crate::quant::{BlockFormat, Blocks, scale_and_minimum};
 
@@ -83,17 +85,17 @@ impl Kind {
 }
 
 /// Four neighbouring inputs of sixteen outputs: as much as a register and a cache line hold.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Zeroable, Pod)]
 #[repr(C, align(64))]
 pub(super) struct Line(pub [u8; 64]);
 
 /// Sixteen outputs' scales, or minima, as f16.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Zeroable, Pod)]
 #[repr(C, align(32))]
 pub(super) struct Scales(pub [u16; LANES]);
 
 /// Sixteen outputs' scales and minima of one group, in units of their block's.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Zeroable, Pod)]
 #[repr(C, align(32))]
 pub(super) struct Minor {
     pub scales: [u8; LANES],
@@ -115,9 +117,10 @@ pub(crate) struct IntegerPanels {
     outputs: usize,
     inputs: usize,
     kind: Kind,
-    quants: Vec<Line>,
-    scales: Vec<Scales>,
-    minors: Vec<Minor>,
+    /// Of this weight, or of a [`IntegerPanels::stack`] with it in, as the scales.
+    quants: Shared<Line>,
+    scales: Shared<Scales>,
+    minors: Shared<Minor>,
 }
 
 impl IntegerPanels {
@@ -173,10 +176,75 @@ impl IntegerPanels {
             outputs,
             inputs,
             kind,
-            quants,
-            scales,
-            minors,
+            quants: Shared::of(quants),
+            scales: Shared::of(scales),
+            minors: Shared::of(minors),
         })
+    }
+
+    /// Packs row-major weights `[outputs, inputs]` in 8 bits as [`Panels::stack`](super::super::panels::Panels::stack)
+    /// does: the stack, for one product with all of them, and each as a part of its memory. None where the inputs are
+    /// no whole groups, or there are no weights.
+    ///
+    /// # Panics
+    /// A weight has another length, or no values.
+    pub fn stack(weights: &[(&[f32], usize)], inputs: usize) -> Option<(Self, Vec<Self>)> {
+        if !inputs.is_multiple_of(GROUP) {
+            return None;
+        }
+        let panels = weights.iter().map(|(_, outputs)| outputs.div_ceil(LANES));
+        let columns = panels.sum::<usize>() * LANES;
+        let mut values = Vec::with_capacity(columns * inputs);
+        for (weight, outputs) in weights {
+            assert!(
+                weight.len() == outputs * inputs && !weight.is_empty(),
+                "weight is not [{outputs}, {inputs}]"
+            );
+            values.extend_from_slice(weight);
+            values.resize(values.len().next_multiple_of(LANES * inputs), 0.0);
+        }
+        let blocks = Blocks::quantize(BlockFormat::Q8_0, &values, columns, inputs).ok()?;
+        let stack = Self::pack(&blocks)?;
+        let mut first = 0;
+        let parts = weights.iter().map(|(_, outputs)| {
+            let panels = first..first + outputs.div_ceil(LANES);
+            first = panels.end;
+            stack.part(panels, *outputs)
+        });
+        let parts = parts.collect();
+        Some((stack, parts))
+    }
+
+    /// Some panels of it as a weight of so many outputs.
+    fn part(&self, panels: Range<usize>, outputs: usize) -> Self {
+        let groups = self.groups();
+        let of = |count: usize| panels.start * count..panels.end * count;
+        Self {
+            outputs,
+            quants: self.quants.part(of(groups * self.kind.lines())),
+            scales: self.scales.part(of(self.kind.scales(groups))),
+            minors: self.minors.part(of(self.kind.minors(groups))),
+            ..*self
+        }
+    }
+
+    /// Moves each of these, with its parts, into one piece of memory: see [`Shared::gather`].
+    pub fn gather(all: Vec<(&mut Self, Vec<&mut Self>)>) {
+        let (mut quants, mut scales, mut minors) = (Vec::new(), Vec::new(), Vec::new());
+        for (whole, parts) in all {
+            let mut of = (Vec::new(), Vec::new(), Vec::new());
+            for part in parts {
+                of.0.push(&mut part.quants);
+                of.1.push(&mut part.scales);
+                of.2.push(&mut part.minors);
+            }
+            quants.push((&mut whole.quants, of.0));
+            scales.push((&mut whole.scales, of.1));
+            minors.push((&mut whole.minors, of.2));
+        }
+        Shared::gather(quants);
+        Shared::gather(scales);
+        Shared::gather(minors);
     }
 
     /// Rows of the weight.
@@ -189,9 +257,11 @@ impl IntegerPanels {
         self.inputs
     }
 
-    /// Bytes held.
+    /// Bytes held, whoever shares them.
     pub fn bytes(&self) -> usize {
-        size_of_val(&*self.quants) + size_of_val(&*self.scales) + size_of_val(&*self.minors)
+        size_of_val(self.quants.values())
+            + size_of_val(self.scales.values())
+            + size_of_val(self.minors.values())
     }
 
     pub(super) fn kind(&self) -> Kind {
@@ -216,9 +286,9 @@ impl IntegerPanels {
         let groups = self.groups();
         let of = |count: usize| panels.start * count..panels.end * count;
         Some(Parts {
-            quants: self.quants.get(of(groups * self.kind.lines()))?,
-            scales: self.scales.get(of(self.kind.scales(groups)))?,
-            minors: self.minors.get(of(self.kind.minors(groups)))?,
+            quants: self.quants.values().get(of(groups * self.kind.lines()))?,
+            scales: self.scales.values().get(of(self.kind.scales(groups)))?,
+            minors: self.minors.values().get(of(self.kind.minors(groups)))?,
         })
     }
 

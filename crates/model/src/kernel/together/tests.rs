@@ -95,8 +95,9 @@ fn at_once(
         .into_iter()
         .zip(&mut inner)
         .map(|(rows, y)| Beside {
-            x: &x[rows.start * inputs..rows.end * inputs],
-            w: Packed::halves(&weights.beside),
+            x,
+            rows,
+            w: Weight::Floats(Packed::halves(&weights.beside)),
             y,
         });
     let products = 0..floats.len() + weights.integers.len();
@@ -167,7 +168,8 @@ fn what_is_there_already_is_added_to_and_columns_are_those_that_are_named() {
     };
     let beside = Beside {
         x: &x,
-        w: Packed::halves(&weights.beside),
+        rows: 0..x.len() / weights.beside.inputs(),
+        w: Weight::Floats(Packed::halves(&weights.beside)),
         y: &mut inner,
     };
     let addition = Addition {
@@ -197,7 +199,8 @@ fn columns_that_are_not_there_are_not_read() {
     };
     let beside = Beside {
         x: &x,
-        w: Packed::halves(&weights.beside),
+        rows: 0..x.len() / weights.beside.inputs(),
+        w: Weight::Floats(Packed::halves(&weights.beside)),
         y: &mut inner,
     };
     let addition = Addition {
@@ -230,8 +233,22 @@ fn an_input_is_brought_into_8_bits_once_for_weights_of_one_kind() {
             epilogue: Epilogue::Store,
         });
     let bases: Vec<Base<'_>> = bases.collect();
-    let of: Vec<&[f32]> = quantised(&bases).iter().map(|(x, _)| *x).collect();
-    assert_eq!(of, [x.as_slice(), &x, &other], "Q8_0, Q4_K, and the other");
+    let third = values(5, 512);
+    let mut inner = [vec![0.0; 32], vec![0.0; 32]];
+    let beside = [&x, &third]
+        .into_iter()
+        .zip(&mut inner)
+        .map(|(x, y)| Beside {
+            x,
+            rows: 0..1,
+            w: Weight::Integers(&weights.integers[0]),
+            y,
+        });
+    let beside: Vec<Beside<'_>> = beside.collect();
+    let quantised = quantised(&bases, &beside);
+    let of: Vec<&[f32]> = quantised.iter().map(|(x, _)| *x).collect();
+    let expected = [x.as_slice(), &x, &other, &third];
+    assert_eq!(of, expected, "Q8_0, Q4_K, the others");
 }
 
 /// Panels of each task of one product in floats, which are all of it.
@@ -272,7 +289,7 @@ fn each_piece_of_the_base_has_its_share_of_the_factors() {
     let (x, mut y) = (vec![0.0; 256], vec![0.0; 64]);
     let output = Output::of(&mut y, 64);
     let quantised = [(x.as_slice(), Inputs::of(&x, &weights.integers[0]))];
-    let integers = Factors::Integers(&quantised[0].1, &weights.integers[0]);
+    let integers = Factors::Integers(&quantised[0].1, 0..1, &weights.integers[0]);
     let floats = || Factors::Floats(Rows::beside(&x, 256), Packed::single(&weights.single));
     let mut jobs = vec![integers];
     jobs.extend((0..6).map(|_| floats()));
