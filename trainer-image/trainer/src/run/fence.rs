@@ -1,6 +1,7 @@
 //! A number that tells attempts of one run apart: a trainer that sees a higher one than its own has
 //! been replaced and writes nothing more.
 
+use std::cell::RefCell;
 use std::time::{Duration, Instant};
 
 use graftwork_artifacts::{Error as StoreError, Store};
@@ -86,6 +87,19 @@ impl<'a> Fence<'a> {
         Ok(())
     }
 
+    /// What a long piece of work between two steps asks again and again: whether the process is to stop, which ends
+    /// it with `stopped`, and whether a newer attempt has come.
+    pub fn watch(&mut self, stopped: &'static str) -> impl Fn() -> Result<(), Failure> {
+        let fence = RefCell::new(self);
+        move || {
+            let mut fence = fence.borrow_mut();
+            if fence.stop.is_set() {
+                return Err(Failure::checkpointed(stopped));
+            }
+            fence.check_sometimes()
+        }
+    }
+
     /// How long the newest look is believed.
     fn trust(&self) -> Duration {
         (self.cost * LOOKS).min(LONGEST_TRUST)
@@ -149,6 +163,22 @@ mod tests {
         assert_eq!((first.epoch, second.epoch), (1, 2));
         assert_eq!(first.check().unwrap_err().code, ExitCode::Fenced);
         assert_eq!(second.check(), Ok(()));
+    }
+
+    #[test]
+    fn a_long_piece_of_work_ends_where_a_newer_attempt_has_come_or_a_stop_is_asked_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let stop = StopFlag::default();
+        let take = || Fence::take(&store, "runs/r/fence".to_owned(), "pod", &stop).unwrap();
+        let mut first = take();
+        let mut second = take();
+        assert_eq!(second.watch("stopped")(), Ok(()));
+        let fenced = first.watch("stopped")().unwrap_err();
+        assert_eq!(fenced.code, ExitCode::Fenced);
+        stop.set();
+        let stopped = second.watch("stopped")().unwrap_err();
+        assert_eq!(stopped.code, ExitCode::Checkpointed);
     }
 
     #[test]

@@ -20,8 +20,9 @@ use super::evaluate::Evaluator;
 use super::fence::Fence;
 use super::inputs::{Inputs, file_failure, read_rows, read_verified, served};
 use super::package::{Outcome, described};
+use super::preference::GoOn;
 use super::progress::{Reporter, Stage};
-use super::session::Session;
+use super::session::{Session, ValidationLoss};
 use super::{benchmark, patience, planned, remove_checkpoints, write_result};
 use crate::failure::{Failure, causes};
 use crate::signals::StopFlag;
@@ -68,8 +69,7 @@ pub fn attempt(
     let mut inputs = read_rows(store, config, &tokenizer, base, length)?;
     inputs.benchmarks = benchmark::read(&config.evaluation, &tokenizer, base)?;
 
-    let validate: &dyn Fn() -> Result<f64, Failure> =
-        &|| validation_loss(&model, &tokenizer, &inputs, stop);
+    let validate: ValidationLoss<'_> = &|go_on| validation_loss(&model, &tokenizer, &inputs, go_on);
     let session = Session {
         store,
         config,
@@ -163,17 +163,12 @@ fn validation_loss(
     model: &TrainableLlama,
     tokenizer: &TextTokenizer,
     inputs: &Inputs,
-    stop: &StopFlag,
+    go_on: GoOn<'_>,
 ) -> Result<f64, Failure> {
     let model = model
         .to_llama()
         .map_err(|error| Failure::from(&TrainError::Model(error)))?;
-    let on_rows = |_: u64| {
-        if stop.is_set() {
-            return Err(Failure::checkpointed("stopped on request while validating"));
-        }
-        Ok(())
-    };
+    let on_rows = |_: u64| go_on();
     let evaluator = Evaluator {
         model: &model,
         tokenizer,

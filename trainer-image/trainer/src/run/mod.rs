@@ -60,9 +60,9 @@ use inputs::{
     read_subject, served,
 };
 use package::{Outcome, as_trained, publish};
-use preference::PreferenceObjective;
+use preference::{GoOn, PreferenceObjective};
 use progress::{Reporter, Stage};
-use session::{LoraObjective, Session, Trained};
+use session::{LoraObjective, Session, Trained, ValidationLoss};
 
 /// What `trainer run` is told beside its configuration.
 #[derive(Debug, Clone, clap::Args)]
@@ -188,10 +188,12 @@ fn attempt(
     planned(config, &inputs)?;
     let params = initial_parameters(&store, config, &lora, base.model.config())?;
     if let Objective::Dpo { .. } = config.objective {
-        references::add((&store, config), &base, &mut inputs, &params, stop)?;
+        // From here on there is something to lose.
+        reporter.enter(Stage::Train);
+        references::add((&store, config), &base, &mut inputs, &params, &mut fence)?;
     }
-    let validate: &dyn Fn() -> Result<f64, Failure> =
-        &|| validation_loss(config, &base, &inputs, &params, stop);
+    let validate: ValidationLoss<'_> =
+        &|go_on| validation_loss(config, &base, &inputs, &params, go_on);
     session.validation_loss = config
         .hyperparameters
         .validate_every_steps
@@ -273,7 +275,7 @@ fn as_scored(base: Base, config: &TrainerConfig) -> Result<Base, Failure> {
 
 /// An adapter, ready for scoring. One that is not finite is never scored, and so never packaged.
 fn loaded(adapter: &Adapter, base: &Base) -> Result<LoadedAdapter, Failure> {
-    LoadedAdapter::new(adapter, base.model.config()).map_err(|error| match error {
+    base.loaded(adapter).map_err(|error| match error {
         AdapterError::NotFinite { .. } => Failure::diverged(causes(&error)),
         _ => Failure::bug(causes(&error)),
     })
@@ -335,25 +337,20 @@ fn validation_loss(
     base: &Base,
     inputs: &Inputs,
     params: &LoraParams,
-    stop: &StopFlag,
+    go_on: GoOn<'_>,
 ) -> Result<f64, Failure> {
     let bug = |error: &dyn std::error::Error| Failure::bug(causes(error));
     let adapter = params
         .to_adapter(&config.resolved.base.uri)
         .map_err(|error| bug(&error))?;
     // Verifying refuses what is no number: that is how a run diverges, not a defect.
-    let loaded = LoadedAdapter::new(&adapter, base.model.config())
+    let loaded = base
+        .loaded(&adapter)
         .map_err(|error| Failure::diverged(causes(&error)))?;
-    let on_rows = |_: u64| {
-        if stop.is_set() {
-            return Err(Failure::checkpointed("stopped on request while validating"));
-        }
-        Ok(())
-    };
     if let Objective::Dpo { beta } = config.objective {
-        let go_on = || on_rows(0);
-        return preference::mean_loss(&inputs.validation_pairs, &base.model, &loaded, beta, &go_on);
+        return preference::mean_loss(&inputs.validation_pairs, &base.model, &loaded, beta, go_on);
     }
+    let on_rows = |_: u64| go_on();
     let evaluator = Evaluator {
         model: &base.model,
         tokenizer: &base.tokenizer,

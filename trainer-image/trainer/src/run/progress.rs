@@ -64,8 +64,11 @@ impl Reporter {
         });
     }
 
-    /// Goes to another stage.
+    /// Goes to a stage, if it is another one.
     pub fn enter(&self, stage: Stage) {
+        if self.latest().stage == stage.name() {
+            return;
+        }
         tracing::info!(stage = stage.name(), "stage begins");
         self.update(|progress| {
             stage.name().clone_into(&mut progress.stage);

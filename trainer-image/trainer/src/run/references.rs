@@ -10,12 +10,12 @@ use graftwork_contract::{Digest, paths};
 use graftwork_model::lora::{LoadedAdapter, LoraParams};
 use serde::{Deserialize, Serialize};
 
+use super::fence::Fence;
 use super::inputs::{Base, Inputs};
 use super::patience;
 use super::preference::{self, Pair};
 use crate::clock;
 use crate::failure::{Failure, causes};
-use crate::signals::StopFlag;
 
 /// Time between two pieces: what is lost with a node at most.
 const EVERY: Duration = Duration::from_secs(30);
@@ -33,13 +33,13 @@ struct Piece {
 /// Gives all pairs what the reference makes of them: the version that training starts from, or the bare base model.
 ///
 /// # Errors
-/// [`Failure`]: stopped on request, the passes', or the store's.
+/// [`Failure`]: stopped on request, fenced off, the passes', or the store's.
 pub fn add(
     (store, config): (&Store, &TrainerConfig),
     base: &Base,
     inputs: &mut Inputs,
     params: &LoraParams,
-    stop: &StopFlag,
+    fence: &mut Fence<'_>,
 ) -> Result<(), Failure> {
     let reference = match config.resolved.initial {
         None => None,
@@ -52,14 +52,9 @@ pub fn add(
             Some(loaded)
         }
     };
-    let go_on = || {
-        if stop.is_set() {
-            return Err(Failure::checkpointed(
-                "stopped on request before the first step; what the reference says of the pairs so far is kept",
-            ));
-        }
-        Ok(())
-    };
+    let go_on = fence.watch(
+        "stopped on request before the first step; what the reference says of the pairs so far is kept",
+    );
     let splits = [
         (Split::Train, &mut inputs.train_pairs),
         (Split::Validation, &mut inputs.validation_pairs),

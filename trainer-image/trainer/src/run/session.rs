@@ -13,6 +13,7 @@ use serde::Serialize;
 
 use super::fence::Fence;
 use super::patience;
+use super::preference::GoOn;
 use super::progress::{Reporter, Stage};
 use crate::checkpoint::{Checkpoints, Environment};
 use crate::clock;
@@ -58,10 +59,12 @@ pub struct Session<'a> {
     pub stop: &'a StopFlag,
     /// Name of the GPU that computes; none: the CPU does.
     pub gpu: Option<String>,
-    /// The mean loss on rows that are not trained on, of the present values. It ends with
-    /// [`ExitCode::Checkpointed`] where a stop was asked for on the way.
-    pub validation_loss: Option<&'a dyn Fn() -> Result<f64, Failure>>,
+    /// The mean loss on rows that are not trained on, of the present values.
+    pub validation_loss: Option<ValidationLoss<'a>>,
 }
+
+/// Computes a loss, and ends with what it is given to ask on the way.
+pub type ValidationLoss<'a> = &'a dyn Fn(GoOn<'_>) -> Result<f64, Failure>;
 
 /// How training ended.
 #[derive(Debug, Clone, Copy)]
@@ -118,7 +121,7 @@ impl Session<'_> {
         while !self.is_over(&training) {
             fence.check_sometimes()?;
             let is_interrupted = if self.is_validation_due(&training) {
-                !self.validate(&mut training, &mut records)?
+                !self.validate(&mut training, &mut records, fence)?
             } else {
                 self.step(&mut training, &mut meter, &mut records)?
             };
@@ -191,12 +194,13 @@ impl Session<'_> {
         &self,
         training: &mut Training<'_, O>,
         records: &mut Vec<StepRecord>,
+        fence: &mut Fence<'_>,
     ) -> Result<bool, Failure> {
         let Some(validation_loss) = self.validation_loss else {
             return Ok(true);
         };
         let step = training.state().step;
-        let loss = match validation_loss() {
+        let loss = match validation_loss(&fence.watch("stopped on request while validating")) {
             Ok(loss) if loss.is_finite() => loss,
             Ok(loss) => {
                 return Err(Failure::diverged(format!(

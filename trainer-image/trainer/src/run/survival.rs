@@ -25,7 +25,7 @@ use super::fence::Fence;
 use super::package::{Outcome as Ended, publish};
 use super::preference::{Pair, PreferenceObjective, add_references};
 use super::progress::Reporter;
-use super::session::{LoraObjective, Session};
+use super::session::{LoraObjective, Session, ValidationLoss};
 use super::{existing_result, remove_checkpoints, write_result};
 use crate::checkpoint::{Checkpoints, Environment};
 use crate::failure::Failure;
@@ -256,7 +256,7 @@ fn what_an_attempt_was_stopped_in_validating_is_in_the_next_ones_figures() {
     let store = Store::open(dir.path()).unwrap();
     let stop = StopFlag::default();
     let reporter = Reporter::new(String::new());
-    let attempt = |validation_loss: &dyn Fn() -> Result<f64, Failure>| {
+    let attempt = |validation_loss: ValidationLoss<'_>| {
         let params = fresh(&model);
         let objective = LoraObjective {
             model: &model,
@@ -275,9 +275,9 @@ fn what_an_attempt_was_stopped_in_validating_is_in_the_next_ones_figures() {
         let (batches, plan) = plan(examples().len());
         session.train(&objective, &examples(), batches, plan, &mut fence)
     };
-    let stopped = attempt(&|| Err(Failure::checkpointed("stopped while validating")));
+    let stopped = attempt(&|_| Err(Failure::checkpointed("stopped while validating")));
     assert_eq!(stopped.unwrap_err().code, ExitCode::Checkpointed);
-    assert_eq!(attempt(&|| Ok(1.5)).unwrap().steps, STEPS);
+    assert_eq!(attempt(&|_| Ok(1.5)).unwrap().steps, STEPS);
 
     let folder = paths::run_metrics(&config.run, &config.key);
     let mut figures = Vec::new();
