@@ -2,7 +2,7 @@
 
 The demo's task (a noun's definition, its topic) on the demo's base model, which is widened by zeros such that every
 weight of its layers fits the blocks of Q4_K. The same rows, order, start and settings for all; scored by the passes
-that train, on rows that neither base nor adapter has seen. It fails where a bar is missed.
+that serve, on rows that neither base nor adapter has seen. It fails where a bar is missed.
 """
 
 import argparse
