@@ -96,7 +96,7 @@ fn a_rows_bits_depend_on_neither_company_nor_chunks_nor_threads_in_any_form() {
 }
 
 #[test]
-fn first_factors_in_eight_bits_beside_a_base_in_blocks_move_an_update_by_a_hundredth_at_most() {
+fn first_factors_in_eight_bits_beside_a_base_in_blocks_move_an_update_by_a_fortieth_at_most() {
     for (name, llama) in served(true) {
         let config = llama.config();
         let blocks = name.contains("Q8_0") || name.contains("Q4");
@@ -117,7 +117,7 @@ fn first_factors_in_eight_bits_beside_a_base_in_blocks_move_an_update_by_a_hundr
         };
         let (update, moved) = (apart(&exact, &bare), apart(&own, &exact));
         assert!(update > 0.0 && (moved > 0.0) == blocks, "{name}");
-        assert!(moved < 0.01 * update, "{name}: {moved} of {update}");
+        assert!(moved < 0.025 * update, "{name}: {moved} of {update}");
     }
 }
 
