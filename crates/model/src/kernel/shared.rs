@@ -77,10 +77,14 @@ fn mapped(bytes: usize) -> Option<(MmapMut, Range<usize>)> {
         return None;
     }
     let memory = MmapMut::map_anon(bytes.checked_add(LARGE_PAGE)?).ok()?;
-    #[cfg(target_os = "linux")]
-    // A kernel that has none gives small ones.
-    let _ = memory.advise(memmap2::Advice::HugePage);
     let start = memory.as_ptr().align_offset(LARGE_PAGE);
+    // The rest is no large page: who counts these bytes would not know of it. A kernel that has none gives small ones.
+    #[cfg(target_os = "linux")]
+    let _ = memory.advise_range(
+        memmap2::Advice::HugePage,
+        start,
+        bytes / LARGE_PAGE * LARGE_PAGE,
+    );
     Some((memory, start..start.checked_add(bytes)?))
 }
 

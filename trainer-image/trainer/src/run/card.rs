@@ -113,6 +113,12 @@ fn making(config: &TrainerConfig, outcome: &Outcome) -> String {
     )
 }
 
+/// A text within a table: the name of a label is what a row says.
+fn in_a_cell(text: &str) -> String {
+    let text = text.replace('\\', "\\\\").replace('|', "\\|");
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
 fn scores(config: &TrainerConfig, outcome: &Outcome) -> String {
     let reference = match &config.resolved.reference {
         Some(reference) => format!("{} version {}", reference.adapter, reference.version),
@@ -124,7 +130,7 @@ fn scores(config: &TrainerConfig, outcome: &Outcome) -> String {
         .map(|metric| {
             format!(
                 "| {} | {:.4} ± {:.4} | {:.4} | {:+.4} ± {:.4} | {} |\n",
-                metric.name,
+                in_a_cell(&metric.name),
                 metric.value,
                 metric.standard_error,
                 metric.baseline,
@@ -334,6 +340,20 @@ mod tests {
             let expected = format!("by the passes that serve, with the base model {held} (±");
             assert!(text.contains(&expected), "{text}");
         }
+    }
+
+    #[test]
+    fn a_label_stays_within_its_cell() {
+        let dir = tempfile::tempdir().unwrap();
+        let metric = json!({
+            "name": "label/a | b\n\\c/precision", "split": "test", "value": 0.5, "standardError": 0.0,
+            "baseline": 0.5, "difference": 0.0, "differenceStandardError": 0.0, "samples": 4,
+        });
+        let mut outcome = outcome();
+        outcome.metrics = vec![serde_json::from_value(metric).unwrap()];
+        let text = super::card(&config_of(dir.path(), None), &outcome);
+        let row = "\n| label/a \\| b \\\\c/precision | 0.5000 ±";
+        assert!(text.contains(row), "{text}");
     }
 
     #[test]
