@@ -10,6 +10,7 @@ use std::io::{self, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use graftwork_contract::remote as entry;
@@ -26,6 +27,11 @@ pub const NETWORK: &str = "127.0.0.1/32";
 
 /// Time until it answers.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// Ports that it may get: none of those that a connection gets as its own, else one of a program beside us may have
+/// it, and a connection to a port on which nobody listens yet may become one with itself; and no node port.
+const PORTS: std::ops::Range<u16> = 12_000..30_000;
+/// Ports to try, one after the other.
+const TRIES: u32 = 20;
 
 /// A server of one test's own on the loopback, with one bucket. It ends with this value.
 #[derive(Debug)]
@@ -50,6 +56,25 @@ fn program() -> Option<PathBuf> {
         .max()
 }
 
+/// A port that nobody listens on, for a server that can't say which one it got: from another place on for each
+/// process and call.
+///
+/// # Errors
+/// There is none.
+pub fn free_port() -> io::Result<u16> {
+    static CALLS: AtomicU32 = AtomicU32::new(0);
+    let call = CALLS.fetch_add(1, Ordering::Relaxed);
+    let seed = std::process::id().wrapping_mul(7_919);
+    let count = u32::from(PORTS.end - PORTS.start);
+    let mut ports = (0..count).filter_map(|step| {
+        let place = seed.wrapping_add(call).wrapping_add(step) % count;
+        u16::try_from(place).ok().map(|place| PORTS.start + place)
+    });
+    ports
+        .find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok())
+        .ok_or_else(|| io::Error::other(format!("no free port in {PORTS:?}")))
+}
+
 impl Server {
     /// Starts a server that keeps its objects, and the Secret for it, below `dir`. None, and said so, where this
     /// machine has no such program.
@@ -65,30 +90,47 @@ impl Server {
             return Ok(None);
         };
         fs::create_dir_all(dir.join("data").join(bucket))?;
-        // Free a moment ago; a server that can't have it does not start, and the test fails.
-        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-        let process = Command::new(program)
-            .args(["--access", KEY_ID, "--secret", KEY, "--region", REGION])
-            .args(["--port", &format!("127.0.0.1:{port}"), "posix"])
-            .arg(dir.join("data"))
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()?;
-        let server = Self {
-            dir: dir.to_path_buf(),
-            bucket: bucket.to_owned(),
-            port,
-            process,
-        };
-        server.write_secret(KEY)?;
-        let start = Instant::now();
-        while let Err(error) = TcpStream::connect(("127.0.0.1", port)) {
-            if start.elapsed() > PATIENCE {
-                return Err(error);
+        for _ in 0..TRIES {
+            let port = free_port()?;
+            let process = Command::new(&program)
+                .args(["--access", KEY_ID, "--secret", KEY, "--region", REGION])
+                .args(["--port", &format!("127.0.0.1:{port}"), "posix"])
+                .arg(dir.join("data"))
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .spawn()?;
+            let mut server = Self {
+                dir: dir.to_path_buf(),
+                bucket: bucket.to_owned(),
+                port,
+                process,
+            };
+            // Free a moment ago: a server that can't have its port ends.
+            if server.answers()? {
+                server.write_secret(KEY)?;
+                return Ok(Some(server));
             }
-            std::thread::yield_now();
         }
-        Ok(Some(server))
+        let message = format!("{} ended on each of {TRIES} ports", program.display());
+        Err(io::Error::other(message))
+    }
+
+    /// Waits until it answers; false where it ended.
+    fn answers(&mut self) -> io::Result<bool> {
+        let start = Instant::now();
+        loop {
+            let connected = TcpStream::connect(("127.0.0.1", self.port));
+            // Another's server on this port answers too: ours has ended then, or does in a moment.
+            std::thread::sleep(Duration::from_millis(20));
+            if self.process.try_wait()?.is_some() {
+                return Ok(false);
+            }
+            match connected {
+                Ok(_) => return Ok(true),
+                Err(error) if start.elapsed() > PATIENCE => return Err(error),
+                Err(_) => {}
+            }
+        }
     }
 
     /// Where it answers.

@@ -2,7 +2,6 @@
 //! they say that they were skipped.
 
 use std::io::Write as _;
-use std::net::TcpListener;
 use std::os::unix::fs::{MetadataExt as _, chown};
 use std::os::unix::process::CommandExt as _;
 use std::time::Duration;
@@ -10,6 +9,7 @@ use std::time::Duration;
 use dataset_builder::failure::Failure;
 use dataset_builder::query::{self, Database};
 use graftwork_contract::dataset::{DatabaseKind, Query};
+use graftwork_objects::fixture;
 use serde_json::{Value, json};
 
 use super::*;
@@ -58,11 +58,7 @@ impl Server {
         };
         let dir = tempfile::tempdir().unwrap();
         let root = fs::metadata(dir.path()).unwrap().uid() == 0;
-        // Free a moment ago; a server that can't have it does not start, and the test fails.
-        let port = {
-            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-            listener.local_addr().unwrap().port()
-        };
+        let port = fixture::free_port().unwrap();
         let server = Self {
             dir,
             programs,
