@@ -3,8 +3,8 @@
 use std::borrow::Cow;
 
 use crate::kernel::{
-    Epilogue, HalfPanels, HalfWeight, IntegerPanels, Packed, Panels, Weight, product_halves,
-    product_integers, product_parallel,
+    Epilogue, HalfPanels, HalfWeight, IntegerPanels, Packed, Panels, RowOf, Weight,
+    largest_magnitude, product_halves, product_integers, product_parallel,
 };
 
 /// What the first factors of an adapter are held in for serving.
@@ -34,9 +34,32 @@ impl<'a> FactorValues<'a> {
         }
     }
 
+    /// Writes the values from one on, as many as there is room for.
+    fn read(self, first: usize, to: &mut [f32]) {
+        match self {
+            Self::Single(values) => {
+                let values = values.get(first..).unwrap_or_default();
+                for (to, value) in to.iter_mut().zip(values) {
+                    *to = *value;
+                }
+            }
+            Self::Half(weight) => weight.read(first, to),
+        }
+    }
+
+    /// The largest magnitude; 0 of no values.
+    fn largest(self) -> f32 {
+        match self {
+            Self::Single(values) => largest_magnitude(values),
+            Self::Half(weight) => weight.largest(),
+        }
+    }
+
     /// The first value that is infinite or NaN.
     pub fn first_not_finite(self) -> Option<usize> {
         match self {
+            // Most have none, which one quick look at all of them tells.
+            Self::Single(values) if largest_magnitude(values).is_finite() => None,
             Self::Single(values) => values.iter().position(|value| !value.is_finite()),
             Self::Half(weight) => weight.first_not_finite(),
         }
@@ -99,22 +122,20 @@ impl FactorPanels {
         factors: &[(FactorValues<'_>, usize)],
         inputs: usize,
     ) -> Option<(Self, Vec<(Self, f32)>)> {
-        let scaled = factors.iter().map(|(values, outputs)| {
-            let values = values.widened();
-            let largest = values
-                .iter()
-                .fold(0.0_f32, |largest, it| largest.max(it.abs()));
-            let scale = near_one(largest);
-            let scaled: Vec<f32> = values.iter().map(|value| value * scale).collect();
-            (scaled, *outputs, scale.recip())
+        let scales = factors.iter().map(|(values, _)| near_one(values.largest()));
+        let scales: Vec<f32> = scales.collect();
+        let rows = factors.iter().zip(&scales).map(|((values, _), scale)| {
+            move |row: usize, to: &mut [f32]| {
+                values.read(row * inputs, to);
+                to.iter_mut().for_each(|value| *value *= scale);
+            }
         });
-        let scaled: Vec<(Vec<f32>, usize, f32)> = scaled.collect();
-        let slices = scaled
-            .iter()
-            .map(|(values, outputs, _)| (values.as_slice(), *outputs));
-        let (stack, parts) = IntegerPanels::stack(&slices.collect::<Vec<_>>(), inputs)?;
-        let parts = parts.into_iter().zip(&scaled);
-        let parts = parts.map(|(part, (.., scale))| (Self::Eight(part), *scale));
+        let rows: Vec<_> = rows.collect();
+        let weights = rows.iter().zip(factors);
+        let weights = weights.map(|(row_of, (_, outputs))| (row_of as RowOf<'_>, *outputs));
+        let (stack, parts) = IntegerPanels::stack(&weights.collect::<Vec<_>>(), inputs)?;
+        let parts = parts.into_iter().zip(&scales);
+        let parts = parts.map(|(part, scale)| (Self::Eight(part), scale.recip()));
         Some((Self::Eight(stack), parts.collect()))
     }
 

@@ -45,6 +45,15 @@ pub(super) fn max_lanes(lanes: &[f32; LANES]) -> f32 {
     lanes[0]
 }
 
+vectorized! {
+    /// The largest magnitude of some values, where NaN is above infinity; 0 of none.
+    pub(crate) fn largest_magnitude(values: &[f32]) -> f32 {
+        // As whole numbers, which have the same order, and need none of their own.
+        let bits = values.iter().map(|value| value.to_bits() & 0x7fff_ffff);
+        f32::from_bits(bits.fold(0, u32::max))
+    }
+}
+
 /// `f` of every pair, summed in fixed order.
 #[inline(always)]
 fn sum_pairs(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {

@@ -125,10 +125,37 @@ impl HalfWeight {
         bits.map(|bits| self.format.widened(*bits)).collect()
     }
 
+    /// Writes the values from one on, as many as there is room for, as f32.
+    pub fn read(&self, first: usize, to: &mut [f32]) {
+        widen(self.format, self.bits.get(first..).unwrap_or_default(), to);
+    }
+
+    /// The largest magnitude; 0 of no values.
+    pub fn largest(&self) -> f32 {
+        // Without their sign, the bits of either format are in the order of the values.
+        self.format.widened(largest_bits(&self.bits))
+    }
+
     /// The first value that is infinite or NaN.
     pub fn first_not_finite(&self) -> Option<usize> {
+        // Most have none, which one quick look at all of them tells.
+        if self.format.is_finite(largest_bits(&self.bits)) {
+            return None;
+        }
         let mut bits = self.bits.iter();
         bits.position(|bits| !self.format.is_finite(*bits))
+    }
+}
+
+vectorized! {
+    fn widen(format: HalfFormat, bits: &[u16], to: &mut [f32]) {
+        for (to, bits) in to.iter_mut().zip(bits) {
+            *to = format.widened(*bits);
+        }
+    }
+
+    fn largest_bits(bits: &[u16]) -> u16 {
+        bits.iter().fold(0, |largest, bits| largest.max(bits & 0x7fff))
     }
 }
 

@@ -44,7 +44,7 @@ pub(crate) use attention::{
 pub use dispatch::Isa;
 pub(crate) use elementwise::*;
 pub(crate) use halves::{HalfFormat, HalfPanels, HalfWeight, product_halves};
-pub(crate) use integer::{IntegerPanels, product_integers};
+pub(crate) use integer::{IntegerPanels, RowOf, product_integers};
 pub(crate) use outer::accumulate_outer;
 pub use panels::Panels;
 pub(crate) use panels::{LANES, packed_bytes};

@@ -10,6 +10,7 @@
 //! its group's largest, which moves a product by about 0.5 % of its size; training multiplies the exact inputs
 //! ([`product_tiled`](super::product_tiled)).
 
+mod eight;
 mod inputs;
 mod panels;
 #[cfg(target_arch = "x86_64")]
@@ -17,7 +18,7 @@ mod x86_avx2;
 #[cfg(target_arch = "x86_64")]
 mod x86_avx512;
 
-pub(crate) use panels::IntegerPanels;
+pub(crate) use panels::{IntegerPanels, RowOf};
 
 use std::ops::Range;
 

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use super::super::panels::LANES;
 use super::super::shared::Shared;
-use super::GROUP;
+use super::{GROUP, eight};
 use crate::quant::{BlockFormat, Blocks, scale_and_minimum};
 
 /// How a weight's group is stored.
@@ -102,6 +102,9 @@ pub(super) struct Minor {
     pub minima: [u8; LANES],
 }
 
+/// What writes the values of a weight's row.
+pub(crate) type RowOf<'a> = &'a dyn Fn(usize, &mut [f32]);
+
 /// Panels, each of lines `[groups][lines of a group]`, of scales, and of minor scales where its kind has them.
 #[derive(Clone, Copy)]
 pub(super) struct Parts<'a> {
@@ -182,29 +185,42 @@ impl IntegerPanels {
         })
     }
 
-    /// Packs row-major weights `[outputs, inputs]` in 8 bits as [`Panels::stack`](super::super::panels::Panels::stack)
-    /// does: the stack, for one product with all of them, and each as a part of its memory. None where the inputs are
-    /// no whole groups, or there are no weights.
-    ///
-    /// # Panics
-    /// A weight has another length, or no values.
-    pub fn stack(weights: &[(&[f32], usize)], inputs: usize) -> Option<(Self, Vec<Self>)> {
-        if !inputs.is_multiple_of(GROUP) {
+    /// Packs weights in 8 bits as [`Panels::stack`](super::super::panels::Panels::stack) does: the stack, for one
+    /// product with all of them, and each as a part of its memory. Each comes as what writes the values of one of its
+    /// rows, and its outputs. None where the inputs are no whole groups, or there are no weights.
+    pub fn stack(weights: &[(RowOf<'_>, usize)], inputs: usize) -> Option<(Self, Vec<Self>)> {
+        let groups = inputs / GROUP;
+        let panels = weights.iter().map(|(_, outputs)| outputs.div_ceil(LANES));
+        let panels: usize = panels.sum();
+        if panels == 0 || groups == 0 || !inputs.is_multiple_of(GROUP) {
             return None;
         }
-        let panels = weights.iter().map(|(_, outputs)| outputs.div_ceil(LANES));
-        let columns = panels.sum::<usize>() * LANES;
-        let mut values = Vec::with_capacity(columns * inputs);
-        for (weight, outputs) in weights {
-            assert!(
-                weight.len() == outputs * inputs && !weight.is_empty(),
-                "weight is not [{outputs}, {inputs}]"
-            );
-            values.extend_from_slice(weight);
-            values.resize(values.len().next_multiple_of(LANES * inputs), 0.0);
+        let lines = groups * Kind::Eight.lines();
+        let zero = Line([eight::ZERO; 64]);
+        let (mut quants, mut scales) = (vec![zero; panels * lines], Vec::new());
+        scales.resize(panels * groups, Scales([0; LANES]));
+        let mut free = quants.chunks_exact_mut(lines);
+        let mut free = free.by_ref().zip(scales.chunks_exact_mut(groups));
+        let mut row = vec![0.0; inputs];
+        for (row_of, outputs) in weights {
+            for first in (0..*outputs).step_by(LANES) {
+                let Some((quants, scales)) = free.next() else {
+                    break;
+                };
+                for (lane, number) in (first..*outputs).take(LANES).enumerate() {
+                    row_of(number, &mut row);
+                    eight::put_row(row.as_chunks().0, lane, quants, scales);
+                }
+            }
         }
-        let blocks = Blocks::quantize(BlockFormat::Q8_0, &values, columns, inputs).ok()?;
-        let stack = Self::pack(&blocks)?;
+        let stack = Self {
+            outputs: panels * LANES,
+            inputs,
+            kind: Kind::Eight,
+            quants: Shared::of(quants),
+            scales: Shared::of(scales),
+            minors: Shared::of(Vec::new()),
+        };
         let mut first = 0;
         let parts = weights.iter().map(|(_, outputs)| {
             let panels = first..first + outputs.div_ceil(LANES);

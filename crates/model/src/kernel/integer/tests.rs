@@ -43,6 +43,30 @@ fn shapes(format: BlockFormat) -> [(usize, usize); 3] {
 }
 
 #[test]
+fn rows_packed_by_themselves_have_the_values_of_their_blocks() {
+    for (outputs, inputs) in shapes(BlockFormat::Q8_0) {
+        let values = values(1, outputs * inputs);
+        let row_of =
+            |row: usize, to: &mut [f32]| to.copy_from_slice(&values[row * inputs..][..inputs]);
+        let (stack, parts) =
+            IntegerPanels::stack(&[(&row_of, outputs), (&row_of, outputs)], inputs).unwrap();
+        assert_eq!(stack.outputs(), 2 * outputs.next_multiple_of(LANES));
+        let blocks = blocks(BlockFormat::Q8_0, outputs, inputs);
+        let all = blocks.read(0..outputs, 0..inputs);
+        for part in &parts {
+            assert_eq!(
+                part.read(0..outputs, 0..inputs),
+                all,
+                "[{outputs}, {inputs}]"
+            );
+        }
+        // What lies between the parts is nothing.
+        let rest = stack.read(outputs..outputs.next_multiple_of(LANES), 0..inputs);
+        assert!(rest.iter().all(|value| *value == 0.0));
+    }
+}
+
+#[test]
 fn packed_weights_have_the_values_of_their_blocks() {
     for format in FORMATS {
         for (outputs, inputs) in shapes(format) {
