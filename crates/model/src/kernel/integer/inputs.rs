@@ -9,7 +9,7 @@ use super::GROUP;
 const TASK: usize = 256;
 /// 1.5 · 2²³: added to a number of less than 2²² it leaves the nearest whole one, even where two are as
 /// near, in the lowest bits.
-pub(super) const ROUNDER: f32 = 12_582_912.0;
+const ROUNDER: f32 = 12_582_912.0;
 
 /// 32 inputs of one row.
 #[derive(Debug, Clone, Copy, Default)]
