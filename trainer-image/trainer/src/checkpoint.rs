@@ -6,7 +6,8 @@
 //! The micro-batch is that of the batch under way, where training was left in the midst of one.
 //! The store makes a folder appear with all its files at once, so whatever instant the process dies
 //! at, there is either the new checkpoint or the one before it. One that was damaged later is passed
-//! over, and goes with the first save after it.
+//! over, and goes with the first save after it. Where every one is damaged, nobody begins from nothing unasked: that is
+//! an error.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -62,9 +63,23 @@ struct Place {
     epoch: u64,
 }
 
-/// A checkpoint that can't be saved.
+/// A checkpoint that can't be saved or gone on from.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
+    /// There are some, and none can be used.
+    #[error(
+        "none of the {} checkpoints in {root} of the artifact store can be used: {}. Put their files back, or delete \
+         that folder to train from step 0",
+        problems.len(),
+        problems.join("; ")
+    )]
+    Unusable {
+        /// The folder that they are in.
+        root: String,
+        /// Each with what is wrong with it, the newest first.
+        problems: Vec<String>,
+    },
+
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -78,7 +93,7 @@ impl CheckpointError {
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Store(error) => error.category() == Category::Transient,
-            Self::State(_) => false,
+            Self::State(_) | Self::Unusable { .. } => false,
         }
     }
 }
@@ -188,55 +203,54 @@ impl<'a> Checkpoints<'a> {
     }
 
     /// The checkpoint with the most work in it that can be read back whole; torn and foreign ones
-    /// are passed over with a warning.
+    /// are passed over with a warning. None where nothing was saved yet.
     ///
     /// # Errors
-    /// The store does not answer. A checkpoint that it does not give is not a damaged one: who passed it over
-    /// would begin from older work, or from nothing.
+    /// Every checkpoint is torn or foreign. The store does not answer. A checkpoint that it does not give is not a
+    /// damaged one: who passed it over would begin from older work, or from nothing.
     pub fn newest(&self, optimizer: AdamWConfig) -> Result<Option<Restored>, CheckpointError> {
         let mut places = self.list()?;
         loop {
-            if let Some(restored) = self.newest_of(&places, optimizer)? {
-                return Ok(Some(restored));
-            }
+            let problems = match self.newest_of(&places, optimizer)? {
+                Ok(restored) => return Ok(Some(restored)),
+                Err(problems) => problems,
+            };
             // An attempt that does not know yet that it was taken over may have saved and pruned meanwhile.
             let now = self.list()?;
             if now == places {
-                if !now.is_empty() {
-                    tracing::error!(
-                        checkpoints = now.len(),
-                        "no checkpoint can be used: training begins anew"
-                    );
+                if problems.is_empty() {
+                    return Ok(None);
                 }
-                return Ok(None);
+                let root = self.root.clone();
+                return Err(CheckpointError::Unusable { root, problems });
             }
             places = now;
         }
     }
 
+    /// The newest, or what is wrong with each.
     fn newest_of(
         &self,
         places: &BTreeSet<Place>,
         optimizer: AdamWConfig,
-    ) -> Result<Option<Restored>, StoreError> {
+    ) -> Result<Result<Restored, Vec<String>>, StoreError> {
+        let mut problems = Vec::with_capacity(places.len());
         for place in places.iter().rev() {
             let folder = self.folder(*place);
             match self.read(&folder, optimizer) {
                 Ok(restored) => {
                     self.sound.borrow_mut().insert(*place);
-                    return Ok(Some(restored));
+                    return Ok(Ok(restored));
                 }
                 Err(Unread::Absent(error)) => return Err(error),
                 Err(Unread::Damaged(problem)) => {
-                    tracing::warn!(
-                        folder,
-                        problem,
-                        "checkpoint can't be used, trying the one before"
-                    );
+                    tracing::warn!(folder, problem, "checkpoint can't be used");
+                    let name = folder.strip_prefix(&self.root).unwrap_or(&folder);
+                    problems.push(format!("{}: {problem}", name.trim_start_matches('/')));
                 }
             }
         }
-        Ok(None)
+        Ok(Err(problems))
     }
 
     /// Removes all but the newest `keep` of the checkpoints that this process, of fencing epoch `epoch`, wrote or
@@ -548,7 +562,12 @@ mod tests {
         checkpoints(&store, b"one")
             .save(1, &state(10), &Environment::new(1), 0)
             .unwrap();
-        assert_eq!(newest(&checkpoints(&store, b"two")), None);
+        let error = checkpoints(&store, b"two").newest(AdamWConfig::default());
+        assert_eq!(
+            error.unwrap_err().to_string(),
+            "none of the 1 checkpoints in run/checkpoints of the artifact store can be used: 1/10: it belongs to \
+             another configuration. Put their files back, or delete that folder to train from step 0"
+        );
         assert_eq!(newest(&checkpoints(&store, b"one")), Some(10));
     }
 
@@ -631,11 +650,35 @@ mod tests {
         let file = format!("run/checkpoints/1/10/{STATE_FILE}");
         std::fs::write(dir.path().join(file), "torn").unwrap();
         let attempt = checkpoints(&store, b"plan");
-        assert_eq!(newest(&attempt), None);
         attempt
             .save(1, &state(10), &Environment::new(1), 0)
             .unwrap();
         assert_eq!(newest(&checkpoints(&store, b"plan")), Some(10));
+    }
+
+    #[test]
+    fn where_all_are_damaged_nobody_begins_from_nothing() {
+        let dir = with_a_checkpoint();
+        let store = Store::open(dir.path()).unwrap();
+        let attempt = checkpoints(&store, b"plan");
+        attempt
+            .save(2, &state(20), &Environment::new(1), 0)
+            .unwrap();
+        let damaged = dir.path().join("run/checkpoints");
+        std::fs::write(damaged.join("1/10").join(STATE_FILE), "torn").unwrap();
+        std::fs::write(damaged.join("2/20").join(MANIFEST_FILE), "{").unwrap();
+        let error = attempt.newest(AdamWConfig::default()).unwrap_err();
+        assert!(!error.is_transient());
+        let CheckpointError::Unusable { root, problems } = error else {
+            unreachable!("{error}");
+        };
+        assert_eq!((root.as_str(), problems.len()), ("run/checkpoints", 2));
+        assert!(problems[0].starts_with("2/20: "), "{problems:?}");
+        assert!(problems[1].starts_with("1/10: "), "{problems:?}");
+        // Both are there still, for who can mend them.
+        assert_eq!(attempt.list().unwrap().len(), 2);
+        std::fs::remove_dir_all(damaged).unwrap();
+        assert_eq!(newest(&attempt), None);
     }
 
     #[test]

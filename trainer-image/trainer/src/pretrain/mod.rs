@@ -180,7 +180,10 @@ impl PretrainRun<'_> {
         let root = format!("{CHECKPOINTS}/{}", plan.short());
         let checkpoints = Checkpoints::new(store, root, plan.clone(), names);
         let (mut training, optimizer) = start_training(model, examples, recipe)?;
-        if let Some(restored) = checkpoints.newest(optimizer).map_err(|e| unavailable(&e))? {
+        if let Some(restored) = checkpoints
+            .newest(optimizer)
+            .map_err(|e| Failure::from(&e))?
+        {
             tracing::info!(step = restored.record.step, "going on from a checkpoint");
             training
                 .restore(restored.state)
@@ -192,7 +195,7 @@ impl PretrainRun<'_> {
             checkpoints
                 .save(EPOCH, training.state(), &environment, now)
                 .and_then(|()| checkpoints.prune(EPOCH, KEEP))
-                .map_err(|error| unavailable(&error))
+                .map_err(|error| Failure::from(&error))
         };
         let mut meter = Meter::new(training.state().tokens);
         while !training.is_finished() {
@@ -396,8 +399,4 @@ fn failure(error: &TrainError) -> Failure {
         | TrainError::ExplodedGradient { .. } => Failure::diverged(causes(error)),
         _ => Failure::bug(causes(error)),
     }
-}
-
-fn unavailable(error: &crate::checkpoint::CheckpointError) -> Failure {
-    Failure::unavailable(causes(error))
 }

@@ -449,6 +449,7 @@ impl From<&CheckpointError> for Failure {
     fn from(error: &CheckpointError) -> Self {
         match error {
             CheckpointError::Store(_) => Self::unavailable(causes(error)),
+            CheckpointError::Unusable { .. } => Self::bad_data(causes(error)),
             CheckpointError::State(_) => Self::bug(causes(error)),
         }
     }

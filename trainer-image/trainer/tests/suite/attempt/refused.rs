@@ -172,6 +172,29 @@ fn damaged_data_and_an_absent_store_are_told_apart() {
 }
 
 #[test]
+fn a_run_whose_checkpoints_are_all_damaged_ends_and_names_each() {
+    let world = World::new();
+    let config = world.config("torn");
+    let checkpoints = world.run_folder(&config).join("checkpoints");
+    let named = checkpoints
+        .strip_prefix(world.store())
+        .unwrap()
+        .display()
+        .to_string();
+    let folder = checkpoints.join("1/2");
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join("manifest.json"), "{").unwrap();
+    let (code, reason, message) = world.failure(&config);
+    assert_eq!((code, reason.as_str()), (65, "DataError"));
+    assert!(message.contains("1/2: "), "{message}");
+    assert!(message.contains(&named), "{message}");
+    assert!(message.contains("to train from step 0"), "{message}");
+
+    std::fs::remove_dir_all(checkpoints).unwrap();
+    assert_eq!(world.run(&config), 0, "{:?}", world.summary(&config));
+}
+
+#[test]
 fn a_base_model_that_the_volume_does_not_give_is_worth_another_attempt_and_a_bad_one_is_not() {
     let world = World::new();
     let base = world.dir.path().join("base");
