@@ -221,6 +221,27 @@ fn both_spellings_of_llama3_and_the_newer_key_are_one_rope() {
 }
 
 #[test]
+fn both_keys_of_a_rope_have_to_say_the_same() {
+    let scaling = |factor: f64| {
+        json!({
+            "rope_type": "llama3", "factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192
+        })
+    };
+    let both = |factor| json!({"rope_scaling": scaling(8.0), "rope_parameters": scaling(factor)});
+    let config = changed(Family::Llama, both(8.0)).unwrap();
+    assert_eq!(config.rope_scaling.unwrap().factor, 8.0);
+    let text = refused(Family::Llama, both(4.0));
+    assert!(
+        text.starts_with("rope_parameters")
+            && text.ends_with("supported: what `rope_scaling` says"),
+        "{text}"
+    );
+    let unlike = json!({"rope_scaling": scaling(8.0), "rope_parameters": {"rope_type": "default"}});
+    assert!(refused(Family::Llama, unlike).starts_with("rope_parameters"));
+}
+
+#[test]
 fn what_is_not_supported_is_named() {
     assert_eq!(
         with("model_type", json!("gpt2")),

@@ -25,20 +25,27 @@ impl Keys {
         } else {
             None
         };
-        let found = ["rope_scaling", "rope_parameters"]
-            .into_iter()
-            .filter_map(|field| Some((field, self.get(field)?)))
-            .find(|(_, value)| value.as_object().is_none_or(|keys| !keys.is_empty()));
-        let (theta, scaling, local) = match (found, local) {
-            (None, local) => (theta, None, local),
-            (Some(("rope_parameters", value)), Some(local)) => {
-                self.rope_of_kinds(value, (theta, local), positions)?
+        let of = |(field, value)| match (field, local) {
+            ("rope_parameters", Some(local)) => {
+                self.rope_of_kinds(value, (theta, local), positions)
             }
-            (Some(found), local) => {
-                let (theta, scaling) = self.one_rope(found, theta, positions)?;
-                (theta, scaling, local)
+            _ => {
+                let (theta, scaling) = self.one_rope((field, value), theta, positions)?;
+                Ok((theta, scaling, local))
             }
         };
+        let mut found = ["rope_scaling", "rope_parameters"]
+            .into_iter()
+            .filter_map(|field| Some((field, self.get(field)?)))
+            .filter(|(_, value)| value.as_object().is_none_or(|keys| !keys.is_empty()));
+        let rope = found.next().map(of).transpose()?;
+        // Files of both versions of transformers hold both, and then the same.
+        if let Some((field, value)) = found.next()
+            && Some(of((field, value))?) != rope
+        {
+            return Err(unsupported(field, value, "what `rope_scaling` says"));
+        }
+        let (theta, scaling, local) = rope.unwrap_or((theta, None, local));
         Ok(Rope {
             theta: theta as f32,
             scaling,
