@@ -23,8 +23,8 @@ pub enum UriError {
     /// The claim is not a name.
     #[error("claim \"{0}\" is not the name of a PersistentVolumeClaim")]
     Claim(String),
-    /// A part of the path is empty, `.` or `..`, or holds a backslash or a control character.
-    #[error("path \"{0}\" has a part that is empty, \".\", \"..\" or not printable")]
+    /// A part of the path is empty, `.` or `..`, or holds a backslash, an encoded dot or slash, or what nobody sees.
+    #[error("path {0:?} has a part that is empty, \".\", \"..\", percent-encoded or not printable")]
     Path(String),
     /// The URI holds a query, a fragment or a user.
     #[error("a query, a fragment or a user is not supported: write pvc://CLAIM/PATH")]
@@ -56,7 +56,8 @@ impl PvcUri {
                 || part == "."
                 || part == ".."
                 || part.contains('\\')
-                || part.chars().any(char::is_control)
+                || has_encoded_mark(part)
+                || part.chars().any(is_unseen)
         };
         if !path.is_empty() && path.split('/').any(bad_part) {
             return Err(UriError::Path(path.to_owned()));
@@ -84,6 +85,21 @@ impl fmt::Display for PvcUri {
     }
 }
 
+/// Whether who decodes a part would find another path. Nobody here does; people read it so.
+fn has_encoded_mark(part: &str) -> bool {
+    let part = part.to_ascii_lowercase();
+    ["%00", "%25", "%2e", "%2f", "%5c"]
+        .iter()
+        .any(|mark| part.contains(mark))
+}
+
+/// Controls, and the marks that turn text around or have no width: a path with one is not what it looks like.
+fn is_unseen(letter: char) -> bool {
+    letter.is_control()
+        || matches!(letter, '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{2069}' | '\u{feff}')
+}
+
 /// Whether `name` can be the name of an object (a DNS subdomain).
 fn is_object_name(name: &str) -> bool {
     let inner = |letter: char| letter.is_ascii_lowercase() || letter.is_ascii_digit();
@@ -108,6 +124,7 @@ mod tests {
             ("pvc://models/tiny", "models", "tiny"),
             ("pvc://models/a/b.jsonl", "models", "a/b.jsonl"),
             ("pvc://models/a/", "models", "a"),
+            ("pvc://models/50% über.jsonl", "models", "50% über.jsonl"),
             ("pvc://models", "models", ""),
             ("pvc://models/", "models", ""),
         ] {
@@ -129,8 +146,13 @@ mod tests {
             ("pvc://models/a//b", "\"a//b\""),
             ("pvc://models/./b", "\"./b\""),
             ("pvc://models//", "\"/\""),
-            ("pvc://models/a\\b", "\"a\\b\""),
+            ("pvc://models/a\\b", "\"a\\\\b\""),
             ("pvc://models/a\nb", "path"),
+            ("pvc://models/%2e%2E/b", "percent-encoded"),
+            ("pvc://models/a%2Fb", "percent-encoded"),
+            ("pvc://models/%252e/b", "percent-encoded"),
+            ("pvc://models/a\u{202e}b", "\\u{202e}"),
+            ("pvc://models/a\u{200b}", "not printable"),
             ("pvc://models/a?x=1", "query"),
             ("pvc://me:secret@models/a", "user"),
         ] {

@@ -14,6 +14,7 @@ use graftwork_artifacts::{Error as StoreError, MANIFEST_FILE, Store};
 use graftwork_contract::dataset::{
     BrokenRule, BuildConfig, NAMED_REJECTED_ROWS, PartManifest, RejectedRow, SourceProvenance,
 };
+use graftwork_contract::exit::ExitCode;
 use graftwork_contract::paths;
 
 use crate::build::{self, Places, finished_before};
@@ -35,7 +36,15 @@ pub fn build_part(
     part: Part,
     places: Places<'_>,
 ) -> Result<Option<PartManifest>, Failure> {
-    make(config, part, places).map_err(|failure| named(failure, part))
+    let store = Store::open_at(config.store.as_ref(), places.store)?;
+    make(config, part, &store, places).map_err(|failure| {
+        if failure.code != ExitCode::Unavailable {
+            // It ends the whole build: nobody asks for what the others made.
+            remove(&store, &own_parts(config));
+        }
+        let sources = config.sources.iter().map(|source| source.name.as_str());
+        named(failure.while_reading(sources), part)
+    })
 }
 
 /// A failure with the part's number, from 1, before it.
@@ -51,6 +60,7 @@ fn named(failure: Failure, part: Part) -> Failure {
 fn make(
     config: &BuildConfig,
     part: Part,
+    store: &Store,
     places: Places<'_>,
 ) -> Result<Option<PartManifest>, Failure> {
     if part.index >= part.count {
@@ -59,18 +69,17 @@ fn make(
             "there is no such part: the last one's index is {last} (spec.shards)"
         )));
     }
-    let store = Store::open_at(config.store.as_ref(), places.store)?;
-    if finished_before(config, &store)?.is_some() {
+    if finished_before(config, store)?.is_some() {
         return Ok(None);
     }
     if part.index == 0 {
-        remove_others(config, &store)?;
+        remove_others(config, store)?;
     }
     let folder = folder(config, part);
-    if let Some(manifest) = made_before(&store, &folder)? {
+    if let Some(manifest) = made_before(store, &folder)? {
         return Ok(Some(manifest));
     }
-    let gathered = build::gather(config, part, &store, places)?;
+    let gathered = build::gather(config, part, store, places)?;
     let staged = store.stage(&folder)?;
     let file = staged.dir().join(ROWS_FILE);
     write(&gathered.rows, &file)?;
@@ -107,9 +116,8 @@ fn made_before(store: &Store, folder: &str) -> Result<Option<PartManifest>, Fail
 
 /// Parts of builds that nobody asks for any more: they were killed in the midst.
 fn remove_others(config: &BuildConfig, store: &Store) -> Result<(), Failure> {
-    let all = paths::dataset_parts(&config.dataset);
-    let own = format!("{all}/{}", config.fingerprint.hex());
-    let prefix = format!("{all}/");
+    let own = own_parts(config);
+    let prefix = format!("{}/", paths::dataset_parts(&config.dataset));
     let mut others = BTreeSet::new();
     for entry in store.list(&prefix)? {
         let below = entry.path.strip_prefix(&prefix).unwrap_or_default();
@@ -126,12 +134,21 @@ fn remove_others(config: &BuildConfig, store: &Store) -> Result<(), Failure> {
 /// Removes what all parts left, once the build has come to its end. What can't be removed now goes with the
 /// next build.
 pub fn clean_up(config: &BuildConfig, store: &Store) {
-    let folder = paths::dataset_parts(&config.dataset);
+    remove(store, &paths::dataset_parts(&config.dataset));
+}
+
+/// Where the parts of this very build lie.
+fn own_parts(config: &BuildConfig) -> String {
+    let all = paths::dataset_parts(&config.dataset);
+    format!("{all}/{}", config.fingerprint.hex())
+}
+
+fn remove(store: &Store, folder: &str) {
     let removed = store.list(&format!("{folder}/")).and_then(|left| {
         if left.is_empty() {
             return Ok(());
         }
-        store.remove_folder(&folder)
+        store.remove_folder(folder)
     });
     if let Err(error) = removed {
         tracing::warn!(%error, folder, "cannot remove the parts of a build");

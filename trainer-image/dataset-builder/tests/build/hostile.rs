@@ -263,7 +263,11 @@ fn no_rows_are_no_version() {
 
 /// Builds where `folder` is a disk of its own that holds so much; none where the machine lets nobody make
 /// such a disk.
-fn on_a_small_disk(bench: &Bench, folder: &Path, size: &str) -> Option<(i32, BuildSummary)> {
+fn on_a_small_disk(
+    bench: &Bench,
+    folder: &Path,
+    (size, more): (&str, &[&str]),
+) -> Option<(i32, BuildSummary)> {
     const NO_DISK: i32 = 200;
     // The disk begins with what the folder had, and what it has at the end is listed beside it.
     const SCRIPT: &str = r#"
@@ -280,6 +284,7 @@ fn on_a_small_disk(bench: &Bench, folder: &Path, size: &str) -> Option<(i32, Bui
         .args(inner.get_args())
         .args([Path::new("--scratch"), bench.scratch_dir().as_path()])
         .args(["--memory-bytes", "20000"])
+        .args(more)
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .status();
@@ -308,7 +313,7 @@ fn a_disk_that_fills_is_named_tried_again_and_leaves_the_version_before() {
     bench.source("many", &random_rows());
     bench.fingerprint("scratch");
     let scratch = bench.scratch_dir();
-    let Some((code, summary)) = on_a_small_disk(&bench, &scratch, "128k") else {
+    let Some((code, summary)) = on_a_small_disk(&bench, &scratch, ("128k", &[])) else {
         return;
     };
     assert_eq!(
@@ -322,7 +327,7 @@ fn a_disk_that_fills_is_named_tried_again_and_leaves_the_version_before() {
     assert_eq!(bench.stored(), before);
 
     let store = bench.store_dir();
-    let (code, summary) = on_a_small_disk(&bench, &store, "256k").unwrap();
+    let (code, summary) = on_a_small_disk(&bench, &store, ("256k", &[])).unwrap();
     assert_eq!(
         (code, summary.reason.as_str()),
         (69, "StorageUnavailable"),
@@ -340,4 +345,17 @@ fn a_disk_that_fills_is_named_tried_again_and_leaves_the_version_before() {
         .collect();
     let before: BTreeSet<&str> = before.iter().map(String::as_str).collect();
     assert_eq!(left, before);
+
+    // A part of a build says it too.
+    fs::remove_dir_all(store.with_file_name("store.kept")).unwrap();
+    bench.config.shards = Some(2);
+    let (code, summary) = on_a_small_disk(&bench, &store, ("256k", &["--part", "0"])).unwrap();
+    assert_eq!(code, 69, "{summary:?}");
+    for words in [
+        "part 1 of 2: ",
+        "source many: ",
+        "the artifact store's volume is full",
+    ] {
+        assert!(summary.message.contains(words), "{words}: {summary:?}");
+    }
 }

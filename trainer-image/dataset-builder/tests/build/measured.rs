@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::*;
 
 /// A bench whose rows are measured by a tiny base model: its folder.
-fn with_base(bench: &mut Bench) -> PathBuf {
+pub(super) fn with_base(bench: &mut Bench) -> PathBuf {
     let folder = bench.dir.path().join("base");
     write_tiny_base(&folder, &TinyShape::default(), 1).unwrap();
     bench.config.base_model = Some(BaseModel {

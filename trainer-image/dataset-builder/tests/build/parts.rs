@@ -1,6 +1,6 @@
 //! Builds in parts, each a process of its own: what comes out is what one process makes.
 
-use graftwork_contract::dataset::{Balance, Classification, PartManifest, Transform};
+use graftwork_contract::dataset::{Balance, Classification, PartManifest, Share, Transform};
 
 use super::sources::{gzip, parquet};
 use super::*;
@@ -34,6 +34,14 @@ impl Bench {
 
     fn parts_dir(&self) -> PathBuf {
         self.store_dir().join(paths::dataset_parts("topics"))
+    }
+
+    /// The files of all parts of this very build.
+    fn parts_of_the_build(&self) -> Vec<String> {
+        let fingerprint = self.config.fingerprint.hex();
+        let folder = format!("{}/{fingerprint}/", paths::dataset_parts("topics"));
+        let files = self.stored().into_iter();
+        files.filter(|path| path.starts_with(&folder)).collect()
     }
 
     fn part_folder(&self, number: u32, count: u32) -> PathBuf {
@@ -189,7 +197,9 @@ fn a_source_that_changes_between_parts_gives_no_version_and_the_next_attempt_one
 fn a_part_that_fails_is_named_with_its_source() {
     let mut bench = mixed();
     bench.config.shards = Some(2);
+    assert_eq!(bench.part(0).0, 0);
     bench.bytes("broken", b"PAR1 and nothing else");
+    assert!(bench.parts_dir().exists());
     let (code, summary) = bench.part(1);
     assert_eq!((code, summary.reason.as_str()), (65, "DataError"));
     let message = &summary.message;
@@ -197,8 +207,74 @@ fn a_part_that_fails_is_named_with_its_source() {
         message.starts_with("part 2 of 2: source broken: "),
         "{message}"
     );
+    assert_eq!(
+        bench.parts_of_the_build(),
+        Vec::<String>::new(),
+        "nobody asks for the other part"
+    );
     let (code, summary) = bench.part(2);
     assert_eq!((code, summary.reason.as_str()), (64, "InvalidSpec"));
+}
+
+#[test]
+fn parts_are_dealt_and_balanced_measured_and_mixed_as_one_process_does_it() {
+    let rows = |range: std::ops::Range<u32>| {
+        range.fold(String::new(), |text, n| {
+            let hash = Digest::of(&(n / 3).to_be_bytes());
+            let class = if n % 9 == 0 { "rare" } else { "common" };
+            let long = if n % 20 == 0 { "long ".repeat(60) } else { String::new() };
+            // Three in a row are nearly the same.
+            text + &format!(
+                "{{\"text\": \"{hash} {hash} v{n} {long}\", \"class\": \"{class}\", \"day\": {}}}\n",
+                n * 86_400,
+                hash = hash.hex()
+            )
+        })
+    };
+    for method in [SplitMethod::Time, SplitMethod::Random, SplitMethod::Hash] {
+        let mut versions = Vec::new();
+        for count in [1, 2, 3, 7] {
+            let mut bench = Bench::new(Format::Text);
+            bench.volume(
+                "many/*",
+                &[
+                    ("many/a.jsonl", rows(0..80).into_bytes()),
+                    ("many/b.jsonl.gz", gzip(rows(60..160).as_bytes())),
+                    ("many/c.jsonl", rows(150..200).into_bytes()),
+                ],
+            );
+            bench.source("some", &rows(190..330));
+            for source in &mut bench.config.sources {
+                let share = Share { part: 1, whole: 3 };
+                source.share = (source.name == "some").then_some(share);
+            }
+            super::measured::with_base(&mut bench);
+            let config = &mut bench.config;
+            config.validation.maximum_invalid_percent = "20".into();
+            config.validation.maximum_tokens_per_row = Some(250);
+            config.validation.duplicates = Duplicates::Drop;
+            config.validation.near_duplicates = NearDuplicates::Drop;
+            config.split.method = method;
+            config.split.time_column = (method == SplitMethod::Time).then(|| "day".into());
+            config.balance = Some(Balance {
+                column: "class".into(),
+                maximum_upsample: 4,
+            });
+            let (code, summary) = bench.in_parts(count);
+            assert_eq!(code, 0, "{method:?}, {count} parts: {summary:?}");
+            let mut version = content(&bench);
+            // Of the base model's folder, too, which is another one for each of them.
+            version.1.as_object_mut().unwrap().remove("specDigest");
+            versions.push(version);
+        }
+        let record = &versions[0].0;
+        assert!(record.rows.duplicates > 100, "{:?}", record.rows);
+        assert!(record.rows.rejected > 0 && record.rows.beyond_weight > 0);
+        assert!(record.tokens.is_some());
+        for (version, count) in versions.iter().zip([1, 2, 3, 7]) {
+            assert_eq!(*version, versions[0], "{method:?}, {count} parts");
+        }
+    }
 }
 
 #[test]
