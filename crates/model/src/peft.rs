@@ -399,6 +399,14 @@ impl Adapter {
             .iter()
             .map(|(name, tensor)| (name.as_str(), tensor.shape.as_slice()));
         verify_shapes(&self.config, config, &shapes.collect())?;
+        self.verify_finite()
+    }
+
+    /// Checks that every value is a number.
+    ///
+    /// # Errors
+    /// [`AdapterError::NotFinite`] of the first tensor with one that is not.
+    pub fn verify_finite(&self) -> Result<(), AdapterError> {
         for (name, tensor) in &self.tensors {
             if let Some(element) = tensor.data.iter().position(|value| !value.is_finite()) {
                 return Err(AdapterError::NotFinite {

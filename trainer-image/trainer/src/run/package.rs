@@ -50,13 +50,16 @@ pub fn as_trained(config: &TrainerConfig, adapter: &Adapter) -> TrainerConfig {
 /// Publishes the adapter's folder. The same content published before is fine.
 ///
 /// # Errors
-/// The store's.
+/// A value that is no number, before anything is written; the store's.
 pub fn publish(
     store: &Store,
     config: &TrainerConfig,
     adapter: &Adapter,
     outcome: &Outcome,
 ) -> Result<RunResult, Failure> {
+    adapter
+        .verify_finite()
+        .map_err(|error| Failure::diverged(causes(&error)))?;
     let folder = match &config.adapter {
         Some(name) => paths::adapter(name, &outcome.digest),
         None => paths::run_adapter(&config.run, &config.key, &outcome.digest),

@@ -329,6 +329,25 @@ fn end(dir: &Path, config: &TrainerConfig, adapter: &Adapter, death: usize) -> (
 }
 
 #[test]
+fn an_adapter_with_a_value_that_is_no_number_is_not_packaged() {
+    let model = Llama::new(&BaseModel::random(TinyShape::default().config(), 4));
+    let config = config_on(Path::new("nowhere"));
+    for value in [f32::NAN, f32::INFINITY] {
+        let mut adapter = fresh(&model).to_adapter("pvc://models/tiny").unwrap();
+        let (name, tensor) = adapter.tensors.iter_mut().next_back().unwrap();
+        *tensor.data.last_mut().unwrap() = value;
+        let name = name.clone();
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let ended = ended(adapter.digest().parse().unwrap());
+        let failure = publish(&store, &config, &adapter, &ended).unwrap_err();
+        assert_eq!(failure.code, ExitCode::Diverged);
+        assert!(failure.message.contains(&name), "{failure}");
+        assert!(store.list("").unwrap().is_empty());
+    }
+}
+
+#[test]
 fn a_run_survives_the_death_of_its_writer_before_every_call_of_its_end() {
     let model = Llama::new(&BaseModel::random(TinyShape::default().config(), 4));
     let adapter = fresh(&model).to_adapter("pvc://models/tiny").unwrap();

@@ -42,16 +42,21 @@ fn metric<'a>(result: &'a RunResult, name: &str) -> &'a Metric {
     result.metrics.iter().find(|it| it.name == name).unwrap()
 }
 
-#[test]
-fn a_run_on_conversations_learns_what_the_assistant_says_and_is_asked_for_its_last_answer() {
-    let world = World::new();
+/// A run of so many steps on conversations of two answers each.
+pub fn conversations(world: &World, steps: u64) -> Value {
     let train = (0..48)
         .map(|index| conversation(&[(prompt(index), index), (prompt(index + 1), index + 1)]))
         .collect();
     let test = (0..24)
         .map(|index| conversation(&[(test_prompt(index), index)]))
         .collect();
-    let config = on(&world, Format::Chat, [train, vec![], test], 300);
+    on(world, Format::Chat, [train, vec![], test], steps)
+}
+
+#[test]
+fn a_run_on_conversations_learns_what_the_assistant_says_and_is_asked_for_its_last_answer() {
+    let world = World::new();
+    let config = conversations(&world, 300);
     assert_eq!(world.run(&config), 0, "{:?}", world.summary(&config));
     let result = world.result(&config);
     let (loss, exact) = (metric(&result, "loss"), metric(&result, "exact_match"));

@@ -163,14 +163,26 @@ fn the_digest_depends_on_neither_name_nor_threads_nor_memory_nor_time() {
 }
 
 #[test]
-fn no_row_reaches_the_log_or_the_summary() {
+fn no_row_of_any_format_reaches_the_log_or_the_summary_of_a_run_that_ends_well_or_not() {
     let world = World::new();
-    let (code, told) = world.told(&world.config("quiet"));
-    assert_eq!(code, 0, "{told}");
-    assert!(told.contains("rows read"), "{told}");
-    // Of prompts, and one of the answers.
-    for words in ["Item ", ANSWERS[2]] {
-        assert!(!told.contains(words), "{words:?} in {told}");
+    let configs = [
+        world.config("quiet"),
+        super::formats::conversations(&world, 6),
+        super::methods::preferences(&world, "preferred", 8),
+    ];
+    for mut config in configs {
+        let run = config["run"].clone();
+        for (alpha, ends) in [(8.0, 0), (1e39, 66)] {
+            config["lora"]["alpha"] = json!(alpha);
+            config["key"] = json!(Digest::of(format!("{run} {ends}").as_bytes()));
+            let (code, told) = world.told(&config);
+            assert_eq!(code, ends, "{run}: {told}");
+            assert!(told.contains("rows read"), "{told}");
+            // Of prompts, and of the answers.
+            for words in ["Item ", ANSWERS[2], ANSWERS[1]] {
+                assert!(!told.contains(words), "{run}: {words:?} in {told}");
+            }
+        }
     }
 }
 
