@@ -1,7 +1,9 @@
 //! Which versions of a dataset are removed, and what is left behind.
 
 use graftwork_artifacts::Store;
-use graftwork_contract::dataset::{BuildRecord, Leakage, RowCounts, VersionRecord};
+use graftwork_contract::dataset::{BuildRecord, Format, Leakage, RowCounts, VersionRecord};
+use graftwork_contract::ledger::{Created, DatasetVersion, Gate, RecordKind, Verdict};
+use graftwork_contract::run::{Resolved, ResolvedBase, ResolvedDataset};
 use graftwork_contract::{Digest, paths};
 use keeper::retention::prune;
 
@@ -14,6 +16,26 @@ struct Bench {
 
 fn rows(text: &str) -> Digest {
     Digest::of(text.as_bytes())
+}
+
+/// The inputs of a run on a version.
+fn resolved(text: &str) -> Resolved {
+    Resolved {
+        base: ResolvedBase {
+            uri: "pvc://models/tiny".into(),
+            path: "/mnt/base".into(),
+            digest: rows("base"),
+            quantization: None,
+        },
+        dataset: ResolvedDataset {
+            name: NAME.into(),
+            version: 1,
+            digest: rows(text),
+            format: Format::Text,
+        },
+        reference: None,
+        initial: None,
+    }
 }
 
 impl Bench {
@@ -52,9 +74,48 @@ impl Bench {
         Self { _dir: dir, store }
     }
 
-    fn refer(&self, path: &str, text: &str) {
-        let record = format!(r#"{{"dataset": {{"digest": "{}"}}}}"#, rows(text));
-        self.store.put_new(path, record.as_bytes()).unwrap();
+    /// What a run of this name writes before it trains on a version.
+    fn train(&self, run: &str, text: &str) {
+        let key = rows(run);
+        self.store
+            .put_new_json(&paths::run_resolved(run, &key), &resolved(text))
+            .unwrap();
+    }
+
+    /// The records of an adapter's version that was trained on a version: its creation and what a gate found.
+    fn create(&self, version: u32, text: &str) {
+        let dataset = resolved(text).dataset;
+        let created = Created {
+            version,
+            digest: rows("adapter"),
+            rank: 8,
+            size_bytes: 1,
+            training_run: Some("gone".into()),
+            imported_from: None,
+            dataset: Some(DatasetVersion {
+                name: dataset.name,
+                version: dataset.version,
+                digest: dataset.digest,
+            }),
+            base: rows("base"),
+            metrics: Vec::new(),
+            precision: None,
+            classification: None,
+            reference: Some("base".into()),
+            created_time: "2026-01-01T00:00:00Z".into(),
+        };
+        let gate = Gate {
+            rules_digest: rows("rules"),
+            verdict: Verdict::Pass,
+            rules: Vec::new(),
+            time: "2026-01-01T00:00:00Z".into(),
+        };
+        let record = |kind| paths::adapter_record("expenses", version, kind);
+        let path = record(RecordKind::Created);
+        self.store.put_new_json(&path, &created).unwrap();
+        self.store
+            .put_new_json(&record(RecordKind::Gate), &gate)
+            .unwrap();
     }
 
     /// Numbers of the versions that have a record, and whether their rows are there.
@@ -93,15 +154,16 @@ fn versions_go_with_their_rows_and_builds_and_the_newest_never_does() {
 
 #[test]
 fn what_a_record_of_a_run_or_an_adapter_refers_to_stays_whoever_asks() {
-    let bench = Bench::new(&["a", "b", "c", "d", "e", "f", "g"]);
-    bench.refer("runs/nightly/0a/resolved.json", "a");
-    bench.refer("adapters/expenses/versions/1/created.json", "b");
-    bench.refer("adapters/expenses/0b/manifest.json", "c");
-    // What a gate went by, and a run that has scored it.
-    bench.refer("adapters/expenses/versions/1/gate.json", "d");
-    bench.refer("runs/evaluation/0c/result.json", "e");
-    assert_eq!(prune(&bench.store, NAME, &[1, 2, 3, 4, 5, 6]).unwrap(), [6]);
-    let left = [1, 2, 3, 4, 5, 7].map(|version| (version, true));
+    let bench = Bench::new(&["a", "b", "c", "d", "e", "f"]);
+    bench.train("nightly", "a");
+    // A gate judges by what the run behind a version has scored: what the version was created from.
+    bench.create(1, "b");
+    bench.create(2, "d");
+    let manifest = serde_json::json!({"provenance": {"resolved": resolved("e")}});
+    let folder = "adapters/expenses/0b/manifest.json";
+    bench.store.put_new_json(folder, &manifest).unwrap();
+    assert_eq!(prune(&bench.store, NAME, &[1, 2, 3, 4, 5]).unwrap(), [3]);
+    let left = [1, 2, 4, 5, 6].map(|version| (version, true));
     assert_eq!(bench.left(), left);
 }
 
