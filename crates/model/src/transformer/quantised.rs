@@ -112,16 +112,26 @@ fn gradients_on_a_quantised_base_are_those_of_its_loss() {
 fn what_quantisation_costs_is_small_and_more_for_fewer_bits() {
     let dir = tempfile::tempdir().unwrap();
     let base = saved(dir.path(), true);
-    let losses = |llama: &Llama| -> f64 {
+    let losses = |llama: &Llama| -> Vec<f64> {
         let scores = llama.score(&batch(&[60]), None).unwrap();
-        scores.iter().map(|score| f64::from(score.nll)).sum()
+        scores.iter().map(|score| f64::from(score.nll)).collect()
     };
     let exact = losses(&Llama::new(&base));
-    let distance = |quantization| {
+    // Of the sum, and of each token: in a sum what goes up and what goes down may be lost.
+    let distances = |quantization| {
         let llama = Llama::load(dir.path(), Held::Blocks(quantization)).unwrap();
-        (losses(&llama) / exact - 1.0).abs()
+        let pairs = losses(&llama).into_iter().zip(&exact);
+        let apart: Vec<f64> = pairs.map(|(loss, exact)| loss - exact).collect();
+        let of_tokens: f64 = apart.iter().map(|it| it.abs()).sum();
+        let whole: f64 = exact.iter().sum();
+        ((apart.iter().sum::<f64>() / whole).abs(), of_tokens / whole)
     };
-    let (eight, four) = (distance(Quantization::Q8_0), distance(Quantization::Q4K));
+    let (eight, eight_of_tokens) = distances(Quantization::Q8_0);
+    let (four, four_of_tokens) = distances(Quantization::Q4K);
     assert!(eight > 0.0 && eight < 0.02, "{eight}");
     assert!(four > 0.0 && four < 0.05, "{four}");
+    assert!(
+        four_of_tokens > 4.0 * eight_of_tokens,
+        "{four_of_tokens} for a token, beside {eight_of_tokens}"
+    );
 }
