@@ -8,6 +8,8 @@ import math
 import sys
 from pathlib import Path
 
+import gguf
+import numpy
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -18,6 +20,9 @@ TRAINED = 2e-3
 NUMBERS = 2e-3
 # What is drawn from a seed.
 DRAWN = 1e-6
+# What is rounded to few bits, where a last digit decides: llama.cpp's blocks by their norm, and what it makes of them.
+BLOCKS = 1e-3
+ROUNDED = 5e-3
 
 
 def files(folder: Path) -> dict[str, Path]:
@@ -41,7 +46,7 @@ def distance(path: Path, name: str, a: Tensor, b: Tensor) -> float:
     a, b = a.double(), b.double()
     if "logits" in name:
         apart = (a - b).abs().max() / (a.max() - a.min())
-        return float(apart) / LOGITS
+        return float(apart) / (ROUNDED if name.endswith("llama.cpp") else LOGITS)
     bar = TRAINED if path.parent.name == "trained" else GRADIENTS if path.name == "expected.safetensors" else DRAWN
     return float((a - b).norm() / a.norm().clamp(min=1e-30)) / bar
 
@@ -54,6 +59,19 @@ def tensors_differ(a: Path, b: Path) -> list[str]:
     return [f"{name}: {times:.2g} times as far as it may be" for name, times in apart.items() if not times <= 1]
 
 
+def blocks_differ(a: Path, b: Path) -> list[str]:
+    first, second = ({tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors} for path in (a, b))
+    if first.keys() != second.keys():
+        return sorted(first.keys() ^ second.keys())
+    problems = []
+    for name, (one, other) in {name: (first[name], second[name]) for name in first}.items():
+        values, others = (gguf.quants.dequantize(tensor.data, tensor.tensor_type) for tensor in (one, other))
+        same_form = one.tensor_type == other.tensor_type and values.shape == others.shape
+        if not same_form or numpy.linalg.norm(values - others) > BLOCKS * numpy.linalg.norm(values):
+            problems.append(name)
+    return problems
+
+
 def main() -> None:
     if len(sys.argv) != 3:
         raise SystemExit(__doc__)
@@ -63,6 +81,8 @@ def main() -> None:
         a, b = recorded[name], fresh[name]
         if a.suffix == ".safetensors":
             problems += [f"{name}: {tensor}" for tensor in tensors_differ(a, b)]
+        elif a.suffix == ".gguf":
+            problems += [f"{name}: {tensor}" for tensor in blocks_differ(a, b)]
         elif a.suffix == ".json":
             if numbers_differ(json.loads(a.read_text()), json.loads(b.read_text())):
                 problems.append(name)

@@ -5,7 +5,7 @@
 Each case becomes a folder: `base/` (the model), `adapter/` (LoRA with non-zero B, as peft writes it),
 `trained/` (the same after training), `expected.safetensors` (logits with and without the adapter,
 gradients) and `expected.json` (rows, losses). Beside them `preference/` (DPO on the first case's model and
-adapter), `tokens/` (tokenisers, lines, conversations) and `versions.json`.
+adapter), `gguf/` (a base in blocks, beside transformers and llama.cpp), `tokens/` (tokenisers, lines, conversations) and `versions.json`.
 """
 
 import copy
@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import datasets
@@ -24,6 +25,7 @@ import trl
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import save_file
 
+import gguf_base
 import preference
 from models import VOCABULARY, Case, build_model, cases, save_model
 from tokens import llama_3, record_tokens
@@ -179,6 +181,12 @@ def record_preference(case: Case, folder: Path) -> None:
     print(f"preference: loss {kept['fresh']:.6f} fresh, {losses[0]:.4f} -> {losses[-1]:.4f}", flush=True)
 
 
+def record_gguf(folder: Path) -> None:
+    tensors, expected = gguf_base.record(folder)
+    save_tensors(tensors, folder)
+    write_json(folder / "expected.json", expected)
+
+
 def save_tensors(tensors: dict[str, torch.Tensor], folder: Path) -> None:
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "expected.safetensors")
 
@@ -205,9 +213,10 @@ def main() -> None:
         folder.mkdir(parents=True)
         record_case(case, folder)
     record_preference(cases()[0], out / "preference")
+    record_gguf(out / "gguf")
     record_tokens(out / "tokens", write_json)
-    used = (torch, transformers, peft, trl, tokenizers)
-    write_json(out / "versions.json", {module.__name__: module.__version__ for module in used})
+    used = ("torch", "transformers", "peft", "trl", "tokenizers", "gguf", "llama-cpp-python")
+    write_json(out / "versions.json", {name: version(name) for name in used})
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 //! What torch, transformers, peft and TRL were recorded to compute (parity/) is what ours compute.
 
+mod gguf;
 mod gpu;
 mod preference;
 mod tokens;
