@@ -52,10 +52,19 @@ class Engine:
 
         Python takes longer to write and to read a list of a thousand than the engine takes for it.
         """
-        push = self.operator.sign("graftwork.engine.v1.Engine/Sync", encode_list(adapters))
+        seconds, reply = self.push(self.written(adapters))
+        return seconds, read_states(reply)
+
+    def written(self, adapters: list[AdapterFolder]) -> bytes:
+        """A list, for `push`."""
+        return encode_list(adapters)
+
+    def push(self, adapters: bytes) -> tuple[float, bytes]:
+        """As `sync`, of a list that was written before, with its answer unread."""
+        push = self.operator.sign("graftwork.engine.v1.Engine/Sync", adapters)
         begun = time.perf_counter()
         reply = self.call("Sync", push)
-        return time.perf_counter() - begun, read_states(reply)
+        return time.perf_counter() - begun, reply
 
     def states(self) -> dict[str, str]:
         return read_states(self.call("Status", b""))

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import math
+import re
 import time
 import urllib.request
 from collections.abc import Awaitable, Callable
@@ -118,6 +119,13 @@ async def felt(port: int, asked: list[bytes], action: Callable[[], Awaitable[Non
     return {"without": percentile(without, 99), "beside": percentile(beside, 99), "seconds": ended - begun}
 
 
+def refused(metrics_url: str) -> int:
+    """How many adapters an engine has refused."""
+    with urllib.request.urlopen(f"{metrics_url}/metrics", timeout=10) as answer:
+        count = re.search(rb'^graftwork_engine_adapters\{state="Refused"\} (\d+)$', answer.read(), re.MULTILINE)
+    return int(count[1]) if count else 0
+
+
 def gauges(metrics_url: str) -> dict[str, float]:
     """An engine's running and waiting requests and used blocks."""
     with urllib.request.urlopen(f"{metrics_url}/metrics", timeout=10) as answer:
@@ -171,27 +179,31 @@ class Latency:
         async def long_prompt() -> None:
             await Stream(port, request(self.adapters[0].name, self.prompt(self.long), 1)).run()
 
+        # Written before: to write and to read a list of a thousand takes Python tens of milliseconds, which streams
+        # would feel.
+        states = self.engine.states()
+        cold = [adapter.name for adapter in reversed(self.adapters) if states.get(adapter.name) == "verified"]
+        asked = [request(name, self.prompt(16), 1) for name in cold[:10]]
+        push = self.engine.written([*self.adapters, *self.broken])
+
         async def loads() -> None:
-            states = await asyncio.to_thread(self.engine.states)
-            cold = [adapter.name for adapter in reversed(self.adapters) if states.get(adapter.name) == "verified"]
-            await asyncio.gather(*(Stream(port, request(name, self.prompt(16), 1)).run() for name in cold[:10]))
+            await asyncio.gather(*(Stream(port, one).run() for one in asked))
 
         async def refusals() -> None:
-            await asyncio.to_thread(self.engine.sync, [*self.adapters, *self.broken])
-            names = {adapter.name for adapter in self.broken}
+            await asyncio.to_thread(self.engine.push, push)
             limit = time.perf_counter() + 120
-            while True:
-                states = await asyncio.to_thread(self.engine.states)
-                if all(states.get(name) == "refused" for name in names):
-                    return
+            while await asyncio.to_thread(refused, self.engine.metrics_url) < len(self.broken):
                 if time.perf_counter() > limit:
                     raise TimeoutError("broken adapters are not refused")
-                await asyncio.sleep(0.02)
+                await asyncio.sleep(0.05)
 
         found = {}
         for name, action in (("long", long_prompt), ("loads", loads), ("broken", refusals)):
             felt_there = asyncio.run(felt(port, self.streams(STREAMS), action))
             found |= {f"{name}_{key}": value for key, value in felt_there.items()}
+        states = self.engine.states()
+        if any(states.get(adapter.name) != "refused" for adapter in self.broken):
+            raise RuntimeError("the engine refused other adapters than the broken ones")
         self.engine.sync(self.adapters)
         found["vanish_s"] = asyncio.run(
             vanish(port, self.engine.metrics_url, self.streams(self.clients), self.places)
