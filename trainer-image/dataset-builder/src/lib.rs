@@ -65,6 +65,7 @@ pub mod row;
 mod secret;
 pub mod shapes;
 pub mod sources;
+mod spaces;
 pub mod spill;
 mod split;
 pub mod statistics;

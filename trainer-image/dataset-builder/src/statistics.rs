@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use crate::failure::Failure;
 use crate::pins::masked;
+use crate::spaces::words;
 use crate::spill::Scratch;
 use crate::spill::sorter::Sorter;
 use crate::stored::{array, put_text, take_number, take_text};
@@ -173,19 +174,6 @@ fn add_all<K: Ord>(counts: &mut BTreeMap<K, u64>, others: BTreeMap<K, u64>) {
     for (key, count) in others {
         *counts.entry(key).or_default() += count;
     }
-}
-
-/// Words, as white space parts them. ASCII is counted byte by byte.
-fn words(text: &str) -> u64 {
-    if !text.is_ascii() {
-        return text.split_whitespace().count() as u64;
-    }
-    let is_space = |byte: u8| matches!(byte, b' ' | b'\t'..=b'\r');
-    let (words, _) = text.bytes().fold((0, true), |(words, was_space), byte| {
-        let begins = was_space && !is_space(byte);
-        (words + u64::from(begins), is_space(byte))
-    });
-    words
 }
 
 /// Rows by class: names are sorted, and of each split only the most frequent ones are held.

@@ -16,8 +16,8 @@ struct Recorded {
 fn a_file_that_llama_cpp_quantised_is_trained_and_served_on_as_transformers_and_llama_cpp_read_it()
 {
     let Recorded { tokens } = read_json("gguf/expected.json");
-    let mut expected = TensorFile::open(&fixture("gguf/expected.safetensors")).unwrap();
-    let mut expected = |name| expected.read_f32(name).unwrap().unwrap();
+    let expected = TensorFile::open(&fixture("gguf/expected.safetensors")).unwrap();
+    let expected = |name| expected.read_f32(name).unwrap().unwrap();
     let (exact, peer) = (
         expected("logits.transformers"),
         expected("logits.llama.cpp"),
