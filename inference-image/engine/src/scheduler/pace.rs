@@ -1,10 +1,11 @@
 //! How many prompt tokens a pass may carry: beside decode rows so few that streams hardly feel it, and without them so
 //! few that whoever came or left meanwhile is seen to soon.
 //!
-//! From measured times: a pass without prompt tokens takes `alone`, and each prompt token adds `each`. As many
-//! are let in as stretch the pass to [`STRETCH`] times `alone`, and more where prompts wait in numbers: a few streams must
-//! not keep many callers from their first token, nor the batch from being full. Which tokens share a pass changes no bits, so that
-//! the answers do not depend on the clock.
+//! From measured times: a pass without prompt tokens takes `alone`, each prompt token adds `each`, and so does each
+//! stream more than those that `alone` was measured of: where arithmetic is dear, a row is a row. As many are let in as
+//! stretch the pass to [`STRETCH`] times what it would take without, and more where prompts wait in numbers: a few
+//! streams must not keep many callers from their first token, nor the batch from being full. Which tokens share a pass
+//! changes no bits, so that the answers do not depend on the clock.
 
 /// What a pass with prompt tokens may take, in passes without.
 const STRETCH: f64 = 1.8;
@@ -31,8 +32,28 @@ const LEAST_ALONE: usize = 32;
 /// The measurements, in seconds.
 #[derive(Debug, Default)]
 pub(super) struct Pace {
-    alone: Option<f64>,
+    alone: Option<Alone>,
     each: Option<f64>,
+}
+
+/// A pass without prompt tokens.
+#[derive(Debug, Clone, Copy)]
+struct Alone {
+    seconds: f64,
+    /// Decode rows of it.
+    rows: f64,
+}
+
+impl Alone {
+    /// The same of so many rows, where each takes so long. Fewer take their share of the time at least.
+    fn of(self, rows: f64, each: f64) -> Self {
+        let seconds = self.seconds + each * (rows - self.rows);
+        let share = self.seconds * (rows / self.rows).min(1.0);
+        Self {
+            seconds: seconds.max(share),
+            rows,
+        }
+    }
 }
 
 impl Pace {
@@ -41,17 +62,35 @@ impl Pace {
         if !seconds.is_finite() || seconds <= 0.0 {
             return;
         }
+        let (rows, tokens) = (decode_rows as f64, prompt_tokens as f64);
         match (decode_rows, prompt_tokens) {
             (0, 0) => {}
-            (_, 0) => follow(&mut self.alone, seconds, NEWEST),
-            (0, tokens) => follow(&mut self.each, seconds / tokens as f64, RISING),
-            (_, tokens) => {
-                let rest = seconds - self.alone.unwrap_or(0.0);
+            (_, 0) => {
+                // What was measured of other rows says little of these: it counts as far as they would have taken.
+                let mut before = self.alone_of(rows).map(|alone| alone.seconds);
+                follow(&mut before, seconds, NEWEST);
+                self.alone = before.map(|seconds| Alone { seconds, rows });
+            }
+            (0, _) => follow(&mut self.each, seconds / tokens, RISING),
+            _ => {
+                // Fewer streams than were measured stay fewer for a while; those that are more came by this prompt.
+                self.alone = self.alone.map(|alone| match self.each {
+                    Some(each) if rows < alone.rows => alone.of(rows, each),
+                    _ => alone,
+                });
+                let (alone, measured) = self.alone.map_or((0.0, rows), |it| (it.seconds, it.rows));
+                let more = tokens + (rows - measured).max(0.0);
                 // One lucky pass, or `alone` from busier times, must not open the gate for the next prompt.
-                let each = rest.max(seconds / 4.0) / tokens as f64;
+                let each = (seconds - alone).max(seconds / 4.0) / more;
                 follow(&mut self.each, each, RISING);
             }
         }
+    }
+
+    /// What a pass of so many decode rows takes without prompt tokens.
+    fn alone_of(&self, rows: f64) -> Option<Alone> {
+        let alone = self.alone?;
+        Some(self.each.map_or(alone, |each| alone.of(rows, each)))
     }
 
     /// Prompt tokens of a pass that has no decode rows; none: nothing was measured yet.
@@ -63,8 +102,9 @@ impl Pace {
     /// Prompt tokens of a pass that has decode rows, where so many prompts are not computed yet; none: nothing was
     /// measured yet.
     pub(super) fn prompt_tokens(&self, decode_rows: usize, prompts: usize) -> Option<usize> {
-        let (alone, each) = (self.alone?, self.each?);
-        let crowd = STREAMS_A_PROMPT * prompts.saturating_sub(1) as f64 / decode_rows.max(1) as f64;
+        let rows = decode_rows.max(1) as f64;
+        let (alone, each) = (self.alone_of(rows)?.seconds, self.each?);
+        let crowd = STREAMS_A_PROMPT * prompts.saturating_sub(1) as f64 / rows;
         let one = (STRETCH - 1.0) * alone;
         let seconds = one.max((one * crowd).min(CROWDED));
         Some(((seconds / each) as usize).max(LEAST))
@@ -145,10 +185,43 @@ mod tests {
             pace.took(0, 100, 0.1);
             pace.prompt_tokens(decode_rows, prompts).unwrap()
         };
-        // 0.8 times 25.5 ms, at 1 ms a token.
-        assert_eq!((tokens(4, 1), tokens(1, 1), tokens(32, 3)), (20, 20, 20));
-        assert_eq!((tokens(4, 2), tokens(32, 5), tokens(32, 8)), (81, 40, 71));
+        // 0.8 times 25.5 ms, 22.5 ms, and 53.5 ms, at 1 ms a token.
+        assert_eq!((tokens(4, 1), tokens(1, 1), tokens(32, 3)), (20, 18, 42));
+        assert_eq!((tokens(4, 2), tokens(32, 5), tokens(32, 6)), (81, 85, 100));
         assert_eq!(tokens(1, 31), 100, "a tenth of a second is the most");
+    }
+
+    #[test]
+    fn streams_that_were_not_measured_take_what_as_many_tokens_of_a_prompt_do() {
+        // 20 ms, and 1 ms for each row.
+        let seconds = |rows: usize| 0.02 + 0.001 * rows as f64;
+        let mut pace = Pace::default();
+        pace.took(0, 1000, seconds(1000));
+        for _ in 0..50 {
+            pace.took(1, 0, seconds(1));
+        }
+        // Others join, prompt by prompt: no pass is without one.
+        for rows in 1..32 {
+            pace.took(rows, 40, seconds(rows + 40));
+        }
+        let tokens = pace.prompt_tokens(31, 1).unwrap();
+        assert!((38..=41).contains(&tokens), "0.8 times 51 ms: {tokens}");
+        // They end, beside a prompt that is long.
+        for rows in (4..32).rev() {
+            pace.took(rows, 40, seconds(rows + 40));
+        }
+        let tokens = pace.prompt_tokens(4, 1).unwrap();
+        assert!((17..=20).contains(&tokens), "0.8 times 24 ms: {tokens}");
+    }
+
+    #[test]
+    fn a_pass_over_fewer_streams_takes_their_share_of_the_time_at_least() {
+        let mut pace = Pace::default();
+        pace.took(0, 10, 0.1);
+        pace.took(32, 0, 0.032);
+        // By 10 ms a row nothing would be left; 2 of 32 rows take a sixteenth.
+        let seconds = pace.alone_of(2.0).unwrap().seconds;
+        assert!((seconds - 0.002).abs() < 1e-9, "{seconds}");
     }
 
     #[test]

@@ -322,3 +322,47 @@ fn streams_hardly_feel_a_long_prompt_whose_tokens_become_dearer_as_it_goes_on() 
         }
     }
 }
+
+#[test]
+fn bursts_that_follow_each_other_fill_the_batch_as_soon_as_the_first() {
+    const STREAMS: usize = 32;
+    const ANSWER: usize = 64;
+    let machines = [
+        (20_000, 1_500, false),
+        (20_000, 300, false),
+        (20_000, 1_500, true),
+        (5_000, 20, true),
+    ];
+    for (pass, token, overlaps) in machines {
+        let machine = Machine {
+            pass,
+            token,
+            adapter: 0,
+            position: 0,
+            overlaps,
+        };
+        // Of the last burst's streams few are left at its end, and what they take says little of a full batch.
+        let prompts = (0..STREAMS).map(|index| 16 + 112 * index / (STREAMS - 1));
+        let prompts: Vec<usize> = prompts.collect();
+        // All prompts before any answer: nobody could be quicker, and streams would stand still.
+        let tokens: usize = prompts.iter().sum();
+        let quickest = machine.microseconds(256, 0, 0) * tokens.div_ceil(256) as u64
+            + machine.microseconds(STREAMS, 0, 0) * ANSWER as u64;
+        let mut served = Served::new(STREAMS, machine);
+        for burst in 0..4 {
+            let begun = served.now;
+            for prompt in &prompts {
+                served.add(true, 0, (*prompt, ANSWER));
+            }
+            let mut ended = 0;
+            while ended < STREAMS {
+                ended += served.step().len();
+            }
+            let took = served.now - begun;
+            assert!(
+                took * 100 <= quickest * 108,
+                "burst {burst}, {machine:?}: {took} us, all prompts first {quickest} us"
+            );
+        }
+    }
+}
