@@ -48,7 +48,7 @@ impl<R: BufRead> Lines<R> {
                 }
                 break;
             }
-            let newline = chunk.iter().position(|byte| *byte == b'\n');
+            let newline = memchr::memchr(b'\n', chunk);
             let taken = chunk.split_at(newline.map_or(chunk.len(), |at| at + 1)).0;
             length += taken.len();
             // Two bytes above the limit hold the line's end; more is never needed.

@@ -1,7 +1,10 @@
 //! All sources, line by line: good rows, and bad ones counted and named.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::panic;
 use std::path::Path;
+use std::sync::Arc;
+use std::thread::{self, Scope, ScopedJoinHandle};
 use std::time::UNIX_EPOCH;
 
 use graftwork_contract::Digest;
@@ -49,7 +52,7 @@ pub struct Collecting {
     /// The columns of the present source; none: what is read is no source.
     columns: Option<SourceColumns>,
     /// Those whose shape is looked at, as the source names them.
-    shaped: BTreeSet<String>,
+    shaped: Arc<BTreeSet<String>>,
     /// The columns of its files that list them before their rows.
     listed: BTreeSet<String>,
     /// What is noted.
@@ -65,7 +68,7 @@ impl Collecting {
             dealing: Dealing::new(part),
             waiting: Waiting::default(),
             columns: None,
-            shaped: BTreeSet::new(),
+            shaped: Arc::default(),
             listed: BTreeSet::new(),
             noted: Collected::default(),
         }
@@ -75,7 +78,8 @@ impl Collecting {
     fn begin(&mut self, source: &Source, asked: &[&str]) {
         self.share = source.share;
         self.columns = Some(SourceColumns::default());
-        self.shaped = asked.iter().map(|name| (*name).to_owned()).collect();
+        let asked = asked.iter().map(|name| (*name).to_owned());
+        self.shaped = Arc::new(asked.collect());
     }
 
     /// Ends with a source: its columns, as far as anybody asks for them, hold what they held before.
@@ -98,7 +102,13 @@ impl Collecting {
     }
 
     /// Keeps good rows; of bad ones where they were and why.
-    fn keep(&mut self, judged: Judged) -> Result<(), Failure> {
+    fn keep(&mut self, judged: Vec<Judged>) -> Result<(), Failure> {
+        judged
+            .into_iter()
+            .try_for_each(|judged| self.keep_piece(judged))
+    }
+
+    fn keep_piece(&mut self, judged: Judged) -> Result<(), Failure> {
         for record in judged.records() {
             self.rows.push_encoded(record)?;
         }
@@ -117,19 +127,45 @@ impl Collecting {
 /// Takes records as rows of the version: keeps good ones, and of bad ones where they were and why. They wait until
 /// there are enough of them to be judged on all cores, or where there is an analyser, to be asked about.
 #[derive(Debug)]
-pub struct RowTake<'a> {
+pub struct RowTake<'c, 's, 'e> {
     /// What is asked of a row.
-    pub wanted: Wanted<'a>,
+    wanted: Wanted<'e>,
     /// Where it goes.
-    pub collecting: &'a mut Collecting,
+    collecting: &'c mut Collecting,
+    /// Where records are judged while the next ones are read; none: they are judged before that.
+    beside: Option<&'s Scope<'s, 'e>>,
+    /// Those that are being judged there.
+    judging: Option<ScopedJoinHandle<'s, Vec<Judged>>>,
 }
 
-impl RowTake<'_> {
-    /// Takes the records that wait.
+impl<'c, 's, 'e> RowTake<'c, 's, 'e> {
+    /// Takes nothing yet.
+    pub fn new(wanted: Wanted<'e>, collecting: &'c mut Collecting) -> Self {
+        Self {
+            wanted,
+            collecting,
+            beside: None,
+            judging: None,
+        }
+    }
+
+    /// The same, with records that are judged while the next ones are read.
+    fn beside(self, scope: &'s Scope<'s, 'e>) -> Self {
+        // An analyser is asked about what waits, and no more of it waits than it is asked about.
+        let beside = (!self.looks_ahead()).then_some(scope);
+        Self { beside, ..self }
+    }
+
+    fn looks_ahead(&self) -> bool {
+        self.wanted.screen.is_some_and(Screen::looks_ahead)
+    }
+
+    /// Takes the records that wait, all of them.
     ///
     /// # Errors
     /// Those of the scratch volume, and of the analyser.
     pub fn settle(&mut self) -> Result<(), Failure> {
+        self.keep_judged()?;
         let waiting = std::mem::take(&mut self.collecting.waiting);
         if waiting.is_empty() {
             return Ok(());
@@ -137,19 +173,49 @@ impl RowTake<'_> {
         if let Some(screen) = self.wanted.screen.filter(|it| it.looks_ahead()) {
             screen.look_ahead(&waiting.texts(self.wanted))?;
         }
-        let collecting = &mut *self.collecting;
-        let judged = waiting.judge(Judge {
-            wanted: self.wanted,
-            share: collecting.share,
-            shaped: collecting.columns.as_ref().map(|_| &collecting.shaped),
-        });
-        judged
-            .into_iter()
-            .try_for_each(|judged| collecting.keep(judged))
+        self.collecting.keep(self.judge(waiting)())
+    }
+
+    /// Has the records that wait judged while others are read, once those before them are through.
+    fn go_on(&mut self) -> Result<(), Failure> {
+        let Some(scope) = self.beside else {
+            return self.settle();
+        };
+        let before = self.judging.take().map(joined);
+        let waiting = std::mem::take(&mut self.collecting.waiting);
+        self.judging = Some(scope.spawn(self.judge(waiting)));
+        before.map_or(Ok(()), |judged| self.collecting.keep(judged))
+    }
+
+    /// What judges these records.
+    fn judge(&self, waiting: Waiting) -> impl FnOnce() -> Vec<Judged> + Send + use<'e> {
+        let (wanted, share) = (self.wanted, self.collecting.share);
+        let shaped = Arc::clone(&self.collecting.shaped);
+        let shaped = self.collecting.columns.as_ref().map(|_| shaped);
+        move || {
+            waiting.judge(Judge {
+                wanted,
+                share,
+                shaped: shaped.as_deref(),
+            })
+        }
+    }
+
+    /// Keeps what became of those that were being judged.
+    fn keep_judged(&mut self) -> Result<(), Failure> {
+        let judged = self.judging.take().map(joined);
+        judged.map_or(Ok(()), |judged| self.collecting.keep(judged))
     }
 }
 
-impl Take for RowTake<'_> {
+/// What a thread came to; a panic there is one here.
+fn joined<T>(thread: ScopedJoinHandle<'_, T>) -> T {
+    thread
+        .join()
+        .unwrap_or_else(|problem| panic::resume_unwind(problem))
+}
+
+impl Take for RowTake<'_, '_, '_> {
     fn columns(&self) -> Option<Vec<&str>> {
         Some(self.wanted.columns())
     }
@@ -163,9 +229,10 @@ impl Take for RowTake<'_> {
     }
 
     fn take(&mut self, raw: Raw<'_>, at: &dyn Fn(String) -> RejectedRow) -> Result<(), Failure> {
+        let looks_ahead = self.looks_ahead();
         let waiting = &mut self.collecting.waiting;
         // An analyser is asked about texts of objects.
-        let limits = if self.wanted.screen.is_some_and(Screen::looks_ahead) {
+        let limits = if looks_ahead {
             waiting.push(Raw::Record(raw.record()), at(String::new()));
             ASKED
         } else {
@@ -173,7 +240,7 @@ impl Take for RowTake<'_> {
             JUDGED
         };
         if waiting.is_full(limits) {
-            self.settle()
+            self.go_on()
         } else {
             Ok(())
         }
@@ -351,12 +418,12 @@ pub fn collect(
                 ..asked
             };
             collecting.begin(source, &wanted.columns());
-            let mut take = RowTake {
-                wanted,
-                collecting: &mut collecting,
-            };
-            let seen = read_source(config, source, scratch, &mut take)?;
-            take.settle()?;
+            let seen = thread::scope(|scope| {
+                let mut take = RowTake::new(wanted, &mut collecting).beside(scope);
+                let seen = read_source(config, source, scratch, &mut take)?;
+                take.settle().map(|()| seen)
+            })
+            .map_err(|failure| failure.while_reading([source.name.as_str()].into_iter()))?;
             collecting.noted.provenance.extend(seen);
             collecting.end(source, &tools.pins)?;
             let (good, rejected) = collecting.tally();

@@ -21,7 +21,7 @@ pub struct Limits {
     bytes: usize,
 }
 
-/// Rows that are judged at a time. What they become takes a few times as much.
+/// Rows that are judged at a time, while as many are read. What they become takes a few times as much.
 pub const JUDGED: Limits = Limits {
     rows: 4096,
     bytes: 8 << 20,

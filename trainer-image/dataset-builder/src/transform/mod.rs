@@ -216,10 +216,7 @@ impl Query<'_> {
         let physical = state.create_physical_plan(&plan).await.map_err(wrong)?;
         let failed = |error: DataFusionError| problem::running(&error, self.scratch, self.memory());
         let mut batches = execute_stream(physical, session.task_ctx()).map_err(failed)?;
-        let mut take = RowTake {
-            wanted: self.wanted,
-            collecting,
-        };
+        let mut take = RowTake::new(self.wanted, collecting);
         let (mut line, piece) = (0, self.batch_rows());
         while let Some(batch) = batches.next().await {
             let batch = batch.map_err(failed)?;

@@ -71,6 +71,31 @@ fn every_file_is_the_same_with_little_memory_and_with_much() {
 }
 
 #[test]
+fn rows_that_are_judged_while_others_are_read_are_all_kept_and_bad_ones_in_their_order() {
+    // Several times as many as are judged at a time.
+    let lines = (1..=20_000).map(|n| match n % 1500 {
+        0 => format!("{{\"words\": {n}}}\n"),
+        _ => format!("{{\"text\": \"row {n} of many\"}}\n"),
+    });
+    let lines: Vec<String> = lines.collect();
+    let built = |lines: Vec<&str>| {
+        let mut bench = Bench::new(Format::Text);
+        bench.source("rows", &lines.concat());
+        let (code, summary) = bench.build();
+        assert_eq!(code, 0, "{summary:?}");
+        summary
+    };
+    let summary = built(lines.iter().map(String::as_str).collect());
+    let places: Vec<u64> = summary.rejected.iter().map(|row| row.line).collect();
+    assert_eq!(places, (1..=13).map(|n| n * 1500).collect::<Vec<u64>>());
+    let rows = summary.rows.unwrap();
+    assert_eq!(rows.train + rows.validation + rows.test, 20_000 - 13);
+    // In another order others are judged together.
+    let other = built(lines.iter().rev().map(String::as_str).collect());
+    assert_eq!((other.digest, other.rows), (summary.digest, Some(rows)));
+}
+
+#[test]
 fn a_killed_build_leaves_nothing_on_the_scratch_volume() {
     let mut bench = Bench::new(Format::Text);
     bench.memory = Some(LITTLE);
