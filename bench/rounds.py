@@ -1,5 +1,6 @@
 """Rounds: ours and every peer in turn, disturbed ones thrown away and done again."""
 
+import statistics
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -68,6 +69,26 @@ def run_rounds(contenders: dict[str, Callable[[], dict]], wanted: int, watch, *,
         rounds.foreign.append(round(worst, 4))
         say(f"   round {len(rounds.foreign)} of {wanted} done, others took {100 * worst:.1f} %")
     return rounds
+
+
+def take_turns(base: Callable[[], float], others: dict[str, Callable[[], float]], turns: int) -> dict[str, float]:
+    """Our base and, by turns, it with adapters: each kind's median rate, that of the base as "none"; and of each kind
+    the turn with the median ratio, as "<kind>_turn" and "<kind>_base": its rate, and the base's right before and after.
+
+    What adapters cost is less than a shared machine's speed changes from one minute to the next.
+    """
+    bases, pairs = [base()], {name: [] for name in others}
+    for _ in range(turns):
+        for name, rate in others.items():
+            reached = rate()
+            bases.append(base())
+            pairs[name].append((reached, statistics.mean(bases[-2:])))
+    found = {"none": statistics.median(bases)}
+    for name, of_turns in pairs.items():
+        found[name] = statistics.median(reached for reached, _ in of_turns)
+        ordered = sorted(of_turns, key=lambda turn: turn[0] / turn[1])
+        found[f"{name}_turn"], found[f"{name}_base"] = ordered[(len(ordered) - 1) // 2]
+    return found
 
 
 def rounds_of(contenders: dict[str, Callable[[], dict]], args, report: Report) -> Rounds:

@@ -21,13 +21,15 @@ from answers import divergences, is_quantised, judge_answers, mean, ratio_interv
 from children import Child, raise_open_files, run_to_end
 from engine import Engine
 from report import Report, Row, best_of, compare
-from rounds import Rounds, rounds_of
+from rounds import Rounds, rounds_of, take_turns
 
 HERE = Path(__file__).resolve().parent
 STREAMS = 32
 ADAPTERS = 8
 # Adapters of a round whose first request is timed.
 COLD = 5
+# How often a round turns from our base to adapters and back.
+TURNS = 3
 
 
 class Work:
@@ -40,6 +42,7 @@ class Work:
         self.prefill = 128 if quick else 512
         self.registered = 64 if quick else 1000
         self.loaded = 40 if quick else 64
+        self.turns = 1 if quick else TURNS
         self.numbers = random.Random(3)
 
     def prompt(self, length: int) -> list[int]:
@@ -86,10 +89,10 @@ class Ours:
         work = self.work
         registered, verified = self.register()
         cold, warm = self.first_request()
-        return {
-            "none": self.rate(work.streams(0)),
-            "adapters_8": self.rate_in_memory(ADAPTERS),
-            "adapters_32": self.rate_in_memory(32),
+        by_turns = take_turns(lambda: self.rate(work.streams(0)), {
+            f"adapters_{count}": lambda count=count: self.rate_in_memory(count) for count in (ADAPTERS, 32)
+        }, work.turns)
+        return by_turns | {
             "zipf": self.rate(work.zipf()),
             "single": self.rate([(0, work.prompt(64))]),
             "prefill": work.prefill / self.engine.generate([(self.name(1), work.prompt(work.prefill))], 1),
@@ -209,12 +212,17 @@ def rows(values: Rounds, amx: bool, format_name: str) -> list[Row]:
         for case, metric, peer in (("1 stream", "single", q8), ("prefill", "prefill", bf16)):
             row = values.row(f"{case} with an adapter, {format_name}", "tokens/s", ("ours", metric), (peer, metric))
             found.append(replace(row, bar=1.0 if has_bars else None))
-    eight, many, none = ("ours", "adapters_8"), ("ours", "adapters_32"), ("ours", "none")
+    def of_base(count: int, bar: float) -> Row:
+        turn, base = ("ours", f"adapters_{count}_turn"), ("ours", f"adapters_{count}_base")
+        return values.row(f"{count} adapters against our own base, by turns", "tokens/s", turn, base, bar,
+                          called="our base")
+
     loads = (f"peft bf16{capped}", "register_s")
     return found + [
-        values.row("8 adapters against our own base", "tokens/s", eight, none, 0.88, called="our base"),
-        values.row("32 adapters against our own base", "tokens/s", many, none, 0.70, called="our base"),
-        values.row("all registered, by Zipf", "tokens/s", ("ours", "zipf"), eight, 0.80, called="our 8 adapters"),
+        of_base(ADAPTERS, 0.88),
+        of_base(32, 0.70),
+        values.row("all registered, by Zipf", "tokens/s", ("ours", "zipf"), ("ours", "adapters_8"), 0.80,
+                   called="our 8 adapters"),
         values.row("first request to a cold adapter", "s", ("ours", "cold_s"), ("ours", "warm_s"), 1.05, "lower",
                    called="a warm adapter"),
         values.row("registering an adapter", "s", ("ours", "register_s"), loads, 1 / 20, "lower"),

@@ -212,6 +212,21 @@ class Rounds(unittest.TestCase):
         self.assertEqual(ended.exception.code, "error: losses differ")
 
 
+class Turns(unittest.TestCase):
+    def test_a_machine_that_slows_down_does_not_change_what_adapters_cost(self):
+        speed = iter(100.0 - 2 * burst for burst in range(100))
+        found = rounds.take_turns(lambda: next(speed), {"few": lambda: 0.9 * next(speed),
+                                                        "many": lambda: 0.8 * next(speed)}, 3)
+        self.assertAlmostEqual(found["few_turn"] / found["few_base"], 0.9)
+        self.assertAlmostEqual(found["many_turn"] / found["many_base"], 0.8)
+        self.assertEqual(next(speed), 100.0 - 2 * 13)
+
+    def test_a_turn_that_others_slowed_is_not_the_one_that_is_given(self):
+        few = iter([90.0, 10.0, 92.0])
+        found = rounds.take_turns(lambda: 100.0, {"few": lambda: next(few)}, 3)
+        self.assertEqual(found, {"none": 100.0, "few": 90.0, "few_turn": 90.0, "few_base": 100.0})
+
+
 class Ratios(unittest.TestCase):
     def test_are_of_each_round_before_the_median_is_taken(self):
         row = report.compare("c", "m", [10, 40, 30], "p", [10, 20, 10], "higher")
