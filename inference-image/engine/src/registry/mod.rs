@@ -20,6 +20,7 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use graftwork_contract::endpoint::EngineAdapter;
@@ -233,6 +234,8 @@ struct Actor {
     /// For the results of reads and loads; weak, so that the actor ends with its last handle.
     commands: mpsc::WeakSender<Command>,
     released: mpsc::UnboundedSender<graftwork_contract::Digest>,
+    /// For the thread that verifies.
+    unverified: std::sync::mpsc::Sender<Source>,
 }
 
 impl Actor {
@@ -247,6 +250,7 @@ impl Actor {
             pushed: false,
             unread_replies: Vec::new(),
             looks: Arc::new(Semaphore::new(1)),
+            unverified: verifier(settings.files.clone(), commands.clone()),
             commands,
             released,
             settings,
@@ -398,11 +402,8 @@ impl Actor {
             });
         }
         if let Some(source) = actions.verify {
-            let (files, commands) = (self.settings.files.clone(), self.commands.clone());
-            tokio::task::spawn_blocking(move || {
-                let result = files.verify(&source);
-                send_result(&commands, Command::Verified(source, result));
-            });
+            // The thread ends before its sender only by a panic, which the log has.
+            let _ = self.unverified.send(source);
         }
     }
 
@@ -488,6 +489,23 @@ impl From<&Version> for Card {
             folder: version.source.folder.clone(),
         }
     }
+}
+
+/// A thread that verifies what it is told of, one after the other, until its sender goes. It is none of the runtime's:
+/// those do other work afterwards.
+fn verifier(
+    files: AdapterFiles,
+    commands: mpsc::WeakSender<Command>,
+) -> std::sync::mpsc::Sender<Source> {
+    let (sender, sources) = std::sync::mpsc::channel::<Source>();
+    thread::spawn(move || {
+        pace::behind_passes();
+        for source in sources {
+            let result = files.verify(&source);
+            send_result(&commands, Command::Verified(source, result));
+        }
+    });
+    sender
 }
 
 fn log_refusal(source: &Source, refusal: &Refusal) {
