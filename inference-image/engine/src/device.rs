@@ -20,7 +20,9 @@ use crate::metrics::Metrics;
 use crate::openai::answer::FinishReason;
 use crate::passes::Passes;
 use crate::registry::Lease;
-use crate::scheduler::{AfterToken, Chunk, Limits, Pass, Scheduler, Sequence, SequenceId};
+use crate::scheduler::{
+    Admission, AfterToken, Chunk, Limits, Pass, Scheduler, Sequence, SequenceId,
+};
 use crate::vllm::AdaptersInUse;
 
 /// A token and, where asked for, its log-probabilities.
@@ -97,6 +99,8 @@ pub struct DeviceSettings {
     pub pass_tokens: usize,
     /// Tokens of prompt and answer together.
     pub context_tokens: usize,
+    /// Which waiting sequence is next.
+    pub admission: Admission,
     /// Compute threads; 0: as many as the process may use.
     pub threads: usize,
     /// Requests that wait in the channel.
@@ -140,6 +144,7 @@ impl Device {
             sequences: settings.sequences,
             pass_tokens: settings.pass_tokens,
             context_tokens: settings.context_tokens,
+            admission: settings.admission,
         };
         let passes = Passes::default();
         metrics.kv_blocks_total.set(gauge(pool.total_blocks()));

@@ -8,6 +8,8 @@ use graftwork_contract::endpoint::KeyValueFormat;
 use graftwork_contract::key_values::DEFAULT_MIB;
 use graftwork_contract::pod;
 
+use crate::scheduler::Admission;
+
 const EXAMPLES: &str = "\
 Examples:
   In a pod, everything comes from mounts and the environment:
@@ -53,6 +55,11 @@ pub struct Options {
     /// Requests that may wait beside the running ones; more get 429.
     #[arg(long, default_value_t = 256)]
     pub maximum_waiting: u32,
+
+    /// Which waiting request is next: that of the adapter that was served least, so that none waits for another
+    /// one's burst; or the one that came first.
+    #[arg(long, value_enum, default_value_t = Admission::Fair)]
+    pub admission: Admission,
 
     /// Memory of the KV cache at most, in MiB; less is taken where less is of use.
     #[arg(long, default_value_t = DEFAULT_MIB, value_parser = clap::value_parser!(u32).range(1..))]

@@ -395,6 +395,7 @@ fn start_device(
     let settings = DeviceSettings {
         sequences,
         pass_tokens: options.pass_tokens as usize,
+        admission: options.admission,
         context_tokens: base.context_tokens,
         threads: config.threads,
         queue: permit_count(options, config),

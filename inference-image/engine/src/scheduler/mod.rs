@@ -6,7 +6,8 @@
 //! zero, after which the sequence is computed again and goes on as if nothing had happened.
 //!
 //! Order of a pass: every decode row first (longest running sequence first), then prefill chunks of running
-//! sequences, then waiting sequences by the service that their adapters had ([`shares`]). Beside decode rows there
+//! sequences, then waiting sequences by the service that their adapters had ([`shares`]), or by arrival where the
+//! engine is told so. Beside decode rows there
 //! are only so many prompt tokens that streams hardly feel them, and without decode rows no more than a pass of half a
 //! second computes ([`pace`]). Where KV blocks run out, the sequence
 //! that was admitted last gives its blocks back; the first never does, so that every sequence ends
@@ -44,6 +45,18 @@ pub struct Limits {
     pub pass_tokens: usize,
     /// Tokens of prompt and answer together.
     pub context_tokens: usize,
+    /// Who is next.
+    pub admission: Admission,
+}
+
+/// Which waiting sequence is admitted next.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Admission {
+    /// That of the adapter that was served least, with ageing.
+    #[default]
+    Fair,
+    /// The one that came first, whatever it asks for.
+    Arrival,
 }
 
 /// A sequence that can never run.
@@ -267,8 +280,15 @@ impl Scheduler {
                     needed.saturating_sub(running.blocks())
                 })
                 .sum();
-            let overdue = self.overdue();
-            let next = overdue.or_else(|| self.shares.next(self.waiting.iter(), overtaken));
+            let (overdue, next) = match self.limits.admission {
+                // The queue is by arrival.
+                Admission::Arrival => (None, Some(0)),
+                Admission::Fair => {
+                    let overdue = self.overdue();
+                    let served_least = || self.shares.next(self.waiting.iter(), overtaken);
+                    (overdue, overdue.or_else(served_least))
+                }
+            };
             let Some(index) = next else {
                 return;
             };

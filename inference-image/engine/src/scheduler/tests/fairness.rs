@@ -10,14 +10,13 @@ fn of_adapter(id: u64, adapter: u64, prompt: usize, answer: usize) -> Sequence {
     sequence(id, prompt, answer).with_adapter(Some(adapter.to_string().into()))
 }
 
-fn roomy(sequences: usize, pass_tokens: usize) -> Scheduler {
+fn roomy(sequences: usize, pass_tokens: usize) -> Bounds {
     Bounds {
         sequences,
         pass_tokens,
         blocks: 1000,
         ..limits()
     }
-    .machine()
 }
 
 /// A machine with a clock: when each sequence arrived and, first token and end, was heard of.
@@ -30,9 +29,9 @@ struct Watched {
 }
 
 impl Watched {
-    fn new(scheduler: Scheduler) -> Self {
+    fn new(bounds: Bounds) -> Self {
         Self {
-            scheduler,
+            scheduler: bounds.machine(),
             now: 0,
             next_id: 0,
             arrived: BTreeMap::new(),
@@ -40,14 +39,12 @@ impl Watched {
         }
     }
 
-    /// `fair`: whether the machine hears of the adapter; if not, it is first come, first served.
-    fn add(&mut self, fair: bool, adapter: u64, (prompt, answer): (usize, usize)) {
+    fn add(&mut self, adapter: u64, (prompt, answer): (usize, usize)) {
         let id = self.next_id;
         self.next_id += 1;
         self.arrived.insert(id, (self.now, adapter));
-        let told = if fair { adapter } else { 0 };
         self.scheduler
-            .add(of_adapter(id, told, prompt, answer))
+            .add(of_adapter(id, adapter, prompt, answer))
             .unwrap();
     }
 
@@ -76,16 +73,19 @@ impl Watched {
 
 #[test]
 fn a_burst_of_one_adapter_does_not_keep_the_others_waiting() {
-    let run = |fair: bool| {
-        let mut watched = Watched::new(roomy(4, 16));
+    let run = |admission| {
+        let mut watched = Watched::new(Bounds {
+            admission,
+            ..roomy(4, 16)
+        });
         for _ in 0..100 {
-            watched.add(fair, 0, (12, 8));
+            watched.add(0, (12, 8));
         }
         let mut light = 0;
         while !watched.scheduler.is_empty() {
             if watched.now % 10 == 5 && light < 30 {
                 light += 1;
-                watched.add(fair, 1 + light % 8, (6, 4));
+                watched.add(1 + light % 8, (6, 4));
             }
             watched.step();
         }
@@ -93,8 +93,8 @@ fn a_burst_of_one_adapter_does_not_keep_the_others_waiting() {
         let light = longest(watched.waits(|_, adapter| adapter > 0));
         (light, watched.now)
     };
-    let (light, passes) = run(true);
-    let (first_come_light, first_come_passes) = run(false);
+    let (light, passes) = run(Admission::Fair);
+    let (first_come_light, first_come_passes) = run(Admission::Arrival);
     assert!(light < 20, "{light} passes");
     assert!(
         first_come_light > 100,
@@ -110,7 +110,7 @@ fn a_burst_of_one_adapter_does_not_keep_the_others_waiting() {
 fn a_busy_adapter_is_not_kept_back_for_ever_by_ever_new_ones() {
     let mut watched = Watched::new(roomy(2, 8));
     for _ in 0..6 {
-        watched.add(true, 0, (8, 8));
+        watched.add(0, (8, 8));
     }
     let mut newcomer = 0;
     let mut ended = 0;
@@ -118,7 +118,7 @@ fn a_busy_adapter_is_not_kept_back_for_ever_by_ever_new_ones() {
         assert!(watched.now < 500, "only {ended} of 6 ended");
         while watched.scheduler.waiting() < 10 {
             newcomer += 1;
-            watched.add(true, newcomer, (2, 2));
+            watched.add(newcomer, (2, 2));
         }
         ended += watched
             .step()
@@ -131,12 +131,12 @@ fn a_busy_adapter_is_not_kept_back_for_ever_by_ever_new_ones() {
 #[test]
 fn who_comes_back_after_a_pause_has_saved_up_nothing() {
     let mut watched = Watched::new(roomy(1, 8));
-    watched.add(true, 1, (2, 1));
+    watched.add(1, (2, 1));
     watched.step();
     // While 1 is away, 2 and 3 have 40 tokens each.
     for _ in 0..4 {
         for adapter in [2, 3] {
-            watched.add(true, adapter, (8, 2));
+            watched.add(adapter, (8, 2));
         }
     }
     while watched.scheduler.waiting() > 1 {
@@ -144,9 +144,9 @@ fn who_comes_back_after_a_pause_has_saved_up_nothing() {
     }
     let (before, other) = (watched.next_id, 3);
     for _ in 0..4 {
-        watched.add(true, 1, (8, 2));
+        watched.add(1, (8, 2));
     }
-    watched.add(true, other, (8, 2));
+    watched.add(other, (8, 2));
     while !watched.scheduler.is_empty() {
         watched.step();
     }
@@ -161,7 +161,7 @@ fn who_comes_back_after_a_pause_has_saved_up_nothing() {
 
 #[test]
 fn what_is_known_of_adapters_that_left_is_forgotten() {
-    let mut scheduler = roomy(4, 16);
+    let mut scheduler = roomy(4, 16).machine();
     for id in 0..10_000 {
         scheduler.add(of_adapter(id, id, 2, 1)).unwrap();
         step(&mut scheduler);
@@ -172,7 +172,7 @@ fn what_is_known_of_adapters_that_left_is_forgotten() {
 
 #[test]
 fn a_prompt_beside_streams_is_cut_to_what_they_hardly_feel_and_alone_it_is_not() {
-    let mut scheduler = roomy(4, 64);
+    let mut scheduler = roomy(4, 64).machine();
     let wide = |id, prompt| Sequence::new(SequenceId(id), vec![7; prompt], 9);
     scheduler.limits.context_tokens = 400;
     scheduler.add(wide(0, 2)).unwrap();
@@ -197,14 +197,14 @@ fn who_waited_far_longer_than_the_queue_is_long_gets_every_second_place_and_no_m
     const CALLERS: usize = 40;
     let mut watched = Watched::new(roomy(4, 64));
     for _ in 0..CALLERS {
-        watched.add(true, 0, (8, 1));
+        watched.add(0, (8, 1));
     }
     // Ever new adapters come, which were served nothing yet.
     let (mut newcomer, mut order) = (0, vec![]);
     while order.len() < 3 * CALLERS {
         while watched.scheduler.waiting() < CALLERS {
             newcomer += 1;
-            watched.add(true, newcomer, (2, 1));
+            watched.add(newcomer, (2, 1));
         }
         order.extend(watched.step());
     }
@@ -220,7 +220,7 @@ fn who_waited_far_longer_than_the_queue_is_long_gets_every_second_place_and_no_m
 
 #[test]
 fn a_prompt_alone_on_a_slow_machine_is_cut_so_that_whoever_left_is_seen_to_soon() {
-    let mut scheduler = roomy(4, 256);
+    let mut scheduler = roomy(4, 256).machine();
     scheduler.limits.context_tokens = 800;
     let wide = |id, prompt| Sequence::new(SequenceId(id), vec![7; prompt], 1);
     scheduler.add(wide(0, 700)).unwrap();

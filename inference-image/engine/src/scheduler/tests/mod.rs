@@ -14,6 +14,7 @@ struct Bounds {
     blocks: usize,
     block_tokens: usize,
     context_tokens: usize,
+    admission: Admission,
 }
 
 impl Bounds {
@@ -22,6 +23,7 @@ impl Bounds {
             sequences: self.sequences,
             pass_tokens: self.pass_tokens,
             context_tokens: self.context_tokens,
+            admission: self.admission,
         };
         Scheduler::new(limits, KvBlocks::new(self.blocks, self.block_tokens))
     }
@@ -34,6 +36,7 @@ fn limits() -> Bounds {
         blocks: 16,
         block_tokens: 4,
         context_tokens: 32,
+        admission: Admission::Fair,
     }
 }
 

@@ -20,6 +20,17 @@ struct Machine {
 }
 
 impl Machine {
+    /// One on which adapters and positions cost nothing.
+    fn plain((pass, token, overlaps): (u64, u64, bool)) -> Self {
+        Self {
+            pass,
+            token,
+            adapter: 0,
+            position: 0,
+            overlaps,
+        }
+    }
+
     /// Of a pass over so many tokens that attend to `positions` tokens, all together.
     fn microseconds(self, tokens: usize, positions: usize, adapters: usize) -> u64 {
         let arithmetic = self.token * tokens as u64 + self.position * positions as u64 / 1000;
@@ -58,12 +69,17 @@ fn positions(chunks: &[Chunk]) -> usize {
 
 impl Served {
     fn new(sequences: usize, machine: Machine) -> Self {
+        Self::admitting(Admission::Fair, sequences, machine)
+    }
+
+    fn admitting(admission: Admission, sequences: usize, machine: Machine) -> Self {
         let bounds = Bounds {
             sequences,
             pass_tokens: 256,
             blocks: 4096,
             block_tokens: 16,
             context_tokens: 8192,
+            admission,
         };
         Self {
             scheduler: bounds.machine(),
@@ -74,11 +90,9 @@ impl Served {
         }
     }
 
-    /// `fair`: whether the scheduler hears of the adapter; if not, it is first come, first served.
-    fn add(&mut self, fair: bool, adapter: u64, (prompt, answer): (usize, usize)) -> u64 {
+    fn add(&mut self, adapter: u64, (prompt, answer): (usize, usize)) -> u64 {
         let id = self.heard.len() as u64;
-        let told = if fair { adapter } else { 0 };
-        let sequence = sequence(id, prompt, answer).with_adapter(Some(told.to_string().into()));
+        let sequence = sequence(id, prompt, answer).with_adapter(Some(adapter.to_string().into()));
         self.scheduler.add(sequence).unwrap();
         let heard = Heard {
             adapter,
@@ -149,9 +163,10 @@ struct Met {
 }
 
 /// 8 places and 64 adapters, each of which asks again once it was answered; the first one has so many callers.
-fn sixty_four_adapters(fair: bool, callers_of_the_first: usize) -> Met {
+fn sixty_four_adapters(admission: Admission, callers_of_the_first: usize) -> Met {
     const ANSWERS: usize = 3000;
-    let mut served = Served::new(
+    let mut served = Served::admitting(
+        admission,
         8,
         Machine {
             pass: 20_000,
@@ -170,7 +185,7 @@ fn sixty_four_adapters(fair: bool, callers_of_the_first: usize) -> Met {
             16 + (at * 29 + *n * 31) % 49,
         );
         *n += 1;
-        served.add(fair, adapter, size);
+        served.add(adapter, size);
     };
     for adapter in 0..64 {
         let callers = if adapter == 0 {
@@ -205,10 +220,10 @@ fn sixty_four_adapters(fair: bool, callers_of_the_first: usize) -> Met {
 
 #[test]
 fn of_eight_times_more_adapters_than_places_none_waits_long_and_no_throughput_is_lost() {
-    let among_equals = percentile(sixty_four_adapters(true, 1).others, 99);
+    let among_equals = percentile(sixty_four_adapters(Admission::Fair, 1).others, 99);
     for callers in [1, 8, 32, 64, 128] {
-        let met = sixty_four_adapters(true, callers);
-        let first_come = sixty_four_adapters(false, callers).rate;
+        let met = sixty_four_adapters(Admission::Fair, callers);
+        let first_come = sixty_four_adapters(Admission::Arrival, callers).rate;
         let longest = met.waits.iter().copied().max().unwrap();
         let median = percentile(met.waits.clone(), 50);
         let p99 = percentile(met.waits, 99);
@@ -245,18 +260,11 @@ fn streams_beside_a_prompt_of_4000_tokens_wait_at_most_twice_as_long_for_a_token
         (30_000, 3_300, true),
         (15_000, 3_300, true),
     ];
-    for (pass, token, overlaps) in machines {
+    for machine in machines.map(Machine::plain) {
         for streams in [1, 4, 8, 31] {
-            let machine = Machine {
-                pass,
-                token,
-                adapter: 0,
-                position: 0,
-                overlaps,
-            };
             let mut served = Served::new(32, machine);
             for adapter in 0..streams {
-                served.add(true, adapter, (32, 2000));
+                served.add(adapter, (32, 2000));
             }
             // All of them are in their answers.
             for _ in 0..300 {
@@ -268,7 +276,7 @@ fn streams_beside_a_prompt_of_4000_tokens_wait_at_most_twice_as_long_for_a_token
             }
             let without = percentile(served.gaps(streams, quiet), 99);
             let begun = served.now;
-            let prompt = served.add(true, streams, (4000, 1));
+            let prompt = served.add(streams, (4000, 1));
             let mut passes = 0;
             while served.heard[&prompt].tokens.is_empty() {
                 served.step();
@@ -294,24 +302,21 @@ fn streams_hardly_feel_a_long_prompt_whose_tokens_become_dearer_as_it_goes_on() 
         (20_000, 300, true),
         (30_000, 3_300, true),
     ];
-    for (pass, token, overlaps) in machines {
+    for machine in machines.map(Machine::plain) {
         for streams in [1, 4, 8, 31] {
             let machine = Machine {
-                pass,
-                token,
-                adapter: 0,
-                position: token / 2,
-                overlaps,
+                position: machine.token / 2,
+                ..machine
             };
             let mut served = Served::new(32, machine);
             for adapter in 0..streams {
-                served.add(true, adapter, (32, 4000));
+                served.add(adapter, (32, 4000));
             }
             for _ in 0..400 {
                 served.step();
             }
             served.stretched.clear();
-            let prompt = served.add(true, streams, (4000, 1));
+            let prompt = served.add(streams, (4000, 1));
             while served.heard[&prompt].tokens.is_empty() {
                 served.step();
                 assert!(served.stretched.len() < 3000, "the prompt does not get on");
@@ -333,15 +338,7 @@ fn bursts_that_follow_each_other_fill_the_batch_as_soon_as_the_first() {
         (20_000, 1_500, true),
         (5_000, 20, true),
     ];
-    for (pass, token, overlaps) in machines {
-        let machine = Machine {
-            pass,
-            token,
-            adapter: 0,
-            position: 0,
-            overlaps,
-        };
-        // Of the last burst's streams few are left at its end, and what they take says little of a full batch.
+    for machine in machines.map(Machine::plain) {
         let prompts = (0..STREAMS).map(|index| 16 + 112 * index / (STREAMS - 1));
         let prompts: Vec<usize> = prompts.collect();
         // All prompts before any answer: nobody could be quicker, and streams would stand still.
@@ -349,10 +346,11 @@ fn bursts_that_follow_each_other_fill_the_batch_as_soon_as_the_first() {
         let quickest = machine.microseconds(256, 0, 0) * tokens.div_ceil(256) as u64
             + machine.microseconds(STREAMS, 0, 0) * ANSWER as u64;
         let mut served = Served::new(STREAMS, machine);
+        // Of the last burst's streams few are left at its end, and what they take says little of a full batch.
         for burst in 0..4 {
             let begun = served.now;
             for prompt in &prompts {
-                served.add(true, 0, (*prompt, ANSWER));
+                served.add(0, (*prompt, ANSWER));
             }
             let mut ended = 0;
             while ended < STREAMS {

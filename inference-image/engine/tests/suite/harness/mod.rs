@@ -13,6 +13,7 @@ use ed25519_dalek::SigningKey;
 use engine::health::Readiness;
 use engine::options::Options;
 use engine::run::Running;
+use engine::scheduler::Admission;
 use graftwork_contract::Digest;
 use graftwork_contract::adapter::{MANIFEST_FILE, Manifest, Provenance};
 use graftwork_contract::endpoint::{EngineAdapter, EngineConfig, HEADER_ADAPTER, KeyValueFormat};
@@ -150,6 +151,7 @@ impl Files {
             listen_metrics: here,
             pod_uid: POD.into(),
             pass_tokens: 64,
+            admission: Admission::Fair,
             maximum_waiting: 64,
             kv_cache_mib: 64,
             kv_cache_format: KeyValueFormat::F32,
