@@ -125,7 +125,8 @@ impl Collecting {
 }
 
 /// Takes records as rows of the version: keeps good ones, and of bad ones where they were and why. They wait until
-/// there are enough of them to be judged on all cores, or where there is an analyser, to be asked about.
+/// there are enough of them to be judged on all cores, or where there is an analyser, to be asked about. One lot is
+/// judged while the next is read.
 #[derive(Debug)]
 pub struct RowTake<'c, 's, 'e> {
     /// What is asked of a row.
@@ -165,7 +166,8 @@ impl<'c, 's, 'e> RowTake<'c, 's, 'e> {
     /// # Errors
     /// Those of the scratch volume, and of the analyser.
     pub fn settle(&mut self) -> Result<(), Failure> {
-        self.keep_judged()?;
+        let before = self.judged();
+        self.collecting.keep(before)?;
         let waiting = std::mem::take(&mut self.collecting.waiting);
         if waiting.is_empty() {
             return Ok(());
@@ -181,10 +183,10 @@ impl<'c, 's, 'e> RowTake<'c, 's, 'e> {
         let Some(scope) = self.beside else {
             return self.settle();
         };
-        let before = self.judging.take().map(joined);
+        let before = self.judged();
         let waiting = std::mem::take(&mut self.collecting.waiting);
         self.judging = Some(scope.spawn(self.judge(waiting)));
-        before.map_or(Ok(()), |judged| self.collecting.keep(judged))
+        self.collecting.keep(before)
     }
 
     /// What judges these records.
@@ -201,10 +203,9 @@ impl<'c, 's, 'e> RowTake<'c, 's, 'e> {
         }
     }
 
-    /// Keeps what became of those that were being judged.
-    fn keep_judged(&mut self) -> Result<(), Failure> {
-        let judged = self.judging.take().map(joined);
-        judged.map_or(Ok(()), |judged| self.collecting.keep(judged))
+    /// What became of those that were being judged; waits for it.
+    fn judged(&mut self) -> Vec<Judged> {
+        self.judging.take().map(joined).unwrap_or_default()
     }
 }
 
