@@ -18,7 +18,7 @@ class Engine:
 
     def __init__(self, binary: Path, work: Path, base: Path, base_digest: str, store: Path,
                  adapters: list[AdapterFolder], *, threads: int, streams: int, loaded: int,
-                 quantization: str | None) -> None:
+                 quantization: str | None, name: str = "engine", flags: tuple[str, ...] = ()) -> None:
         self.operator = digests.Operator("bench-pod", "bench-owner")
         self.http_port, grpc_port, metrics_port = free_ports(3)
         config = {
@@ -29,14 +29,14 @@ class Engine:
         }
         if quantization:
             config["quantization"] = quantization
-        file = work / "engine.json"
+        file = work / f"{name}.json"
         write_json(file, config)
         self.child = Child(
             [binary, "--config", file, "--store", store, "--pod-uid", "bench-pod",
              "--listen-http", f"127.0.0.1:{self.http_port}", "--listen-grpc", f"127.0.0.1:{grpc_port}",
              "--listen-metrics", f"127.0.0.1:{metrics_port}", "--drain-delay-seconds", "0", "--kv-cache-mib", "4096",
-             "--maximum-waiting", "1024"],
-            work / "engine.log", {"RUST_LOG": "warn"},
+             "--maximum-waiting", "1024", *flags],
+            work / f"{name}.log", {"RUST_LOG": "warn"},
         )
         self.metrics_url = f"http://127.0.0.1:{metrics_port}"
         wait_until_answers(self.child, f"{self.metrics_url}/readyz", 600)

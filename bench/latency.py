@@ -81,13 +81,17 @@ def added(alone: dict, direct: dict) -> dict:
     return {f"added_{at}_us": max(1.0, alone[f"{at}_us"] - direct[f"{at}_us"]) for at in ("p50", "p99")}
 
 
-async def felt(port: int, asked: list[bytes], action: Callable[[], Awaitable[None]]) -> dict[str, float]:
+async def felt(port: int, asked: list[bytes], action: Callable[[], Awaitable[None]],
+               looking: Callable[[], Awaitable[None]] | None = None) -> dict[str, float]:
     """The 99th percentile of the gaps between the tokens of streams, without the action and beside it.
 
-    Without it is before and after: streams grow meanwhile, and each token attends to more of them.
+    Without it is before and after: streams grow meanwhile, and each token attends to more of them. What looks on for
+    the action does so all the time: it takes its share of the machine too.
     """
     streams = [Stream(port, one) for one in asked]
     tasks = [asyncio.create_task(stream.run()) for stream in streams]
+    if looking:
+        tasks.append(asyncio.create_task(looking()))
 
     async def more(tokens: int) -> None:
         goal = [len(stream.seen) + tokens for stream in streams]
@@ -109,8 +113,9 @@ async def felt(port: int, asked: list[bytes], action: Callable[[], Awaitable[Non
         await more(QUIET_TOKENS)
         over = time.perf_counter()
     finally:
-        for stream, task in zip(streams, tasks):
+        for stream in streams:
             stream.vanish()
+        for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
     seen = [stream.seen for stream in streams]
@@ -189,17 +194,23 @@ class Latency:
         async def loads() -> None:
             await asyncio.gather(*(Stream(port, one).run() for one in asked))
 
-        async def refusals() -> None:
-            await asyncio.to_thread(self.engine.push, push)
-            limit = time.perf_counter() + 120
-            while await asyncio.to_thread(refused, self.engine.metrics_url) < len(self.broken):
-                if time.perf_counter() > limit:
-                    raise TimeoutError("broken adapters are not refused")
+        so_far = 0
+
+        async def look() -> None:
+            nonlocal so_far
+            while True:
+                so_far = await asyncio.to_thread(refused, self.engine.metrics_url)
                 await asyncio.sleep(0.05)
 
+        async def refusals() -> None:
+            await asyncio.to_thread(self.engine.push, push)
+            await until(lambda: so_far >= len(self.broken), [], 120, "the broken adapters' refusals")
+
         found = {}
-        for name, action in (("long", long_prompt), ("loads", loads), ("broken", refusals)):
-            felt_there = asyncio.run(felt(port, self.streams(STREAMS), action))
+        for name, action, looking in (
+            ("long", long_prompt, None), ("loads", loads, None), ("broken", refusals, look),
+        ):
+            felt_there = asyncio.run(felt(port, self.streams(STREAMS), action, looking))
             found |= {f"{name}_{key}": value for key, value in felt_there.items()}
         states = self.engine.states()
         if any(states.get(adapter.name) != "refused" for adapter in self.broken):

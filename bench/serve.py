@@ -13,6 +13,7 @@ from pathlib import Path
 
 import broken
 import digests
+import fairness
 import latency
 import machine
 import options
@@ -194,6 +195,18 @@ def latency_rows(values: Rounds, places: int) -> list[Row]:
     ]
 
 
+def fairness_rows(values: Rounds) -> list[Row]:
+    """Eight times more adapters than places, one of them with more callers than the others."""
+    case, of = f"{fairness.ADAPTERS} adapters on {fairness.PLACES} places", "ours, fairness"
+    return [
+        values.row(case, "s to first token, p99", (of, "fair_p99"), (of, "fair_median"), 5.0, "lower",
+                   called="their median"),
+        values.row(case, "s to first token, p99", (of, "fair_p99"), (of, "arrival_p99"), None, "lower",
+                   called="by arrival"),
+        values.row(case, "tokens/s", (of, "fair_rate"), (of, "arrival_rate"), 0.90, called="by arrival"),
+    ]
+
+
 def rows(values: Rounds, amx: bool, format_name: str) -> list[Row]:
     """The table. Where AMX is there, the bars are against the peers without it."""
     capped = " without AMX" if amx else ""
@@ -212,6 +225,7 @@ def rows(values: Rounds, amx: bool, format_name: str) -> list[Row]:
         for case, metric, peer in (("1 stream", "single", q8), ("prefill", "prefill", bf16)):
             row = values.row(f"{case} with an adapter, {format_name}", "tokens/s", ("ours", metric), (peer, metric))
             found.append(replace(row, bar=1.0 if has_bars else None))
+
     def of_base(count: int, bar: float) -> Row:
         turn, base = ("ours", f"adapters_{count}_turn"), ("ours", f"adapters_{count}_base")
         return values.row(f"{count} adapters against our own base, by turns", "tokens/s", turn, base, bar,
@@ -263,6 +277,14 @@ def main() -> int:
     )
     engine.wait_for(adapters, {"verified", "resident"}, 1800)
     print(f"   our engine has verified {len(adapters)} adapters")
+    engines = {
+        admission: Engine(
+            options.binary(args, "engine"), args.work, long_base, digests.base_digest(long_base), store,
+            adapters[:fairness.ADAPTERS], threads=args.threads, streams=fairness.PLACES, loaded=fairness.ADAPTERS,
+            quantization=args.quantization, name=f"engine-{admission}", flags=("--admission", admission),
+        )
+        for admission in ("fair", "arrival")
+    }
     peers, reference = start_peers(args, model, base, adapters, logs, amx, report)
 
     print("== answers")
@@ -290,7 +312,8 @@ def main() -> int:
 
     ours = Ours(engine, adapters, spare, work)
     felt = latency.Latency(engine, adapters, broken.write(store, spare[0]), work.prompt, args.quick, STREAMS)
-    contenders = {"ours": ours.measure, "ours, latency": felt.measure}
+    crowds = fairness.Fairness(engines, adapters, work.prompt, args.quick)
+    contenders = {"ours": ours.measure, "ours, latency": felt.measure, "ours, fairness": crowds.measure}
     for name, peer in peers.items():
         extra = adapters[ADAPTERS].path if name.startswith("peft") else None
         contenders[name] = lambda peer=peer, extra=extra: measure_peer(peer, work, extra)
@@ -300,7 +323,7 @@ def main() -> int:
     values = rounds_of(contenders, args, report)
     report.versions["engine"] = engine.revision()
     report.rows = rows(values, amx, format_name) if not args.no_llama else rows_without_llama(values)
-    report.rows += latency_rows(values, STREAMS)
+    report.rows += latency_rows(values, STREAMS) + fairness_rows(values)
     print("== 10,000 registered")
     many = shapes.small_adapters(store, model, 500 if args.quick else 10_000)
     found, _ = latency.ten_thousand(engine, adapters, many, work.prompt)

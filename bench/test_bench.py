@@ -1,5 +1,6 @@
 """What decides whether a figure counts. Needs Python alone: `python3 -m unittest discover -s bench`."""
 
+import asyncio
 import contextlib
 import io
 import json
@@ -22,6 +23,7 @@ import answers
 import broken
 import children
 import digests
+import fairness
 import gpu
 import latency
 import machine
@@ -325,6 +327,45 @@ class Gaps(unittest.TestCase):
         values = [float(n) for n in range(1, 101)]
         self.assertEqual([latency.percentile(values, p) for p in (50, 99, 100)], [50.0, 99.0, 100.0])
         self.assertEqual(latency.percentile([3.0, 1.0], 99), 3.0)
+
+
+class Crowds(unittest.TestCase):
+    def test_ask_again_once_they_were_answered_and_wait_apart_from_the_first_wave(self):
+        asked = []
+
+        async def answer(reader, writer):
+            with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+                asked.append(await reader.readuntil(b"."))
+                writer.write(b"HTTP/1.1 200 OK\r\n\r\ndata: {}\n\ndata: {}\n\n")
+                await writer.drain()
+            writer.close()
+
+        async def crowd():
+            async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+                port = server.sockets[0].getsockname()[1]
+                found = fairness.Crowd(port, lambda adapter, times: b"%d %d." % (adapter, times), answers=200)
+                return found, await found.run()
+
+        found, rate = asyncio.run(crowd())
+        self.assertEqual(asked.count(b"0 0."), fairness.CALLERS)
+        self.assertEqual({asked.count(b"%d 0." % adapter) for adapter in range(1, fairness.ADAPTERS)}, {1})
+        callers = fairness.CALLERS + fairness.ADAPTERS - 1
+        self.assertGreaterEqual(found.answered, 200)
+        self.assertEqual(len(found.waits), found.answered - callers)
+        self.assertGreater(rate, 0)
+
+    def test_a_refusal_ends_them_with_what_was_answered(self):
+        async def crowd():
+            async def refuse(_, writer):
+                writer.write(b"HTTP/1.1 429 Too Many Requests\r\n\r\n")
+                await writer.drain()
+                writer.close()
+
+            async with await asyncio.start_server(refuse, "127.0.0.1", 0) as server:
+                await fairness.Crowd(server.sockets[0].getsockname()[1], lambda *_: b".", answers=1).run()
+
+        with self.assertRaisesRegex(RuntimeError, "429"):
+            asyncio.run(crowd())
 
 
 @dataclass(frozen=True)
